@@ -1,5 +1,82 @@
-"""Set up and run large language models locally with Hugging Face transformers."""
+"""Set up and run large language models locally with Hugging Face transformers.
+
+    import llmctl
+
+    loaded = llmctl.load("HuggingFaceTB/SmolLM2-135M-Instruct", quantization={"bits": 4})
+    for chunk in llmctl.stream(loaded, "What is the capital of France?"):
+        print(chunk.text, end="", flush=True)
+
+Importing this package imports neither torch nor transformers: names are resolved when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from llmctl.api import generate, load, stream
+    from llmctl.config import Config, Settings
+    from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
+    from llmctl.generation.stream import Chunk, Completion
+    from llmctl.loader import LoadedModel
+    from llmctl.machine import Machine, read_machine
+    from llmctl.modelinfo import ModelInfo, read_model_info
+    from llmctl.plan import Plan, make_plan
+
+_HOMES = {
+    "load": "llmctl.api",
+    "stream": "llmctl.api",
+    "generate": "llmctl.api",
+    "Config": "llmctl.config",
+    "Settings": "llmctl.config",
+    "LlmctlError": "llmctl.errors",
+    "UserError": "llmctl.errors",
+    "ConfigError": "llmctl.errors",
+    "ModelError": "llmctl.errors",
+    "MachineError": "llmctl.errors",
+    "RemoteError": "llmctl.errors",
+    "Chunk": "llmctl.generation.stream",
+    "Completion": "llmctl.generation.stream",
+    "LoadedModel": "llmctl.loader",
+    "Machine": "llmctl.machine",
+    "read_machine": "llmctl.machine",
+    "ModelInfo": "llmctl.modelinfo",
+    "read_model_info": "llmctl.modelinfo",
+    "Plan": "llmctl.plan",
+    "make_plan": "llmctl.plan",
+}
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "Config",
+    "ConfigError",
+    "LlmctlError",
+    "LoadedModel",
+    "Machine",
+    "MachineError",
+    "ModelError",
+    "ModelInfo",
+    "Plan",
+    "RemoteError",
+    "Settings",
+    "UserError",
+    "__version__",
+    "generate",
+    "load",
+    "make_plan",
+    "read_machine",
+    "read_model_info",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any public name)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmctl' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

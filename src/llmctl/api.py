@@ -1,0 +1,57 @@
+"""The library in three verbs: load, stream, generate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl import loader
+from llmctl.config import Config, Settings, settings_from_mapping
+from llmctl.config.layers import read_only_file
+from llmctl.errors import UserError
+from llmctl.generation.stream import generate, stream
+
+__all__ = ["generate", "load", "stream"]
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    config: Config | Settings | Path | str | None = None,
+    offline: bool = False,
+    **sections: Mapping[str, Any] | int | bool,
+) -> loader.LoadedModel:
+    """Load a model, as `llmctl load` does, but reading only what is passed here: no user file, no environment.
+
+    Args:
+        model: A Hub id or a folder. Without it: the configuration's, or the small default.
+        config: A `Config`, `Settings`, or the path of a YAML file.
+        offline: Never touch the network.
+        sections: Values over the configuration: `quantization={"bits": 4}`, `load={"dtype": "bfloat16"}`, `seed=7`.
+
+    Returns:
+        The model in eval mode and its tokenizer; pass it to `stream` and `generate`.
+
+    Raises:
+        ConfigError: every problem of the configuration.
+        LlmctlError: see `llmctl.loader.load`.
+    """
+    settings = _settings(config)
+    values: dict[str, Any] = settings.config.model_dump(exclude_unset=True) if config is not None else {}
+    for name, value in sections.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
+    if model is not None:
+        values["model"] = {**values.get("model", {}), "id": str(model)}
+    return loader.load(settings_from_mapping(values), offline=offline)
+
+
+def _settings(config: Config | Settings | Path | str | None) -> Settings:
+    if config is None:
+        return Settings(Config())
+    if isinstance(config, Settings):
+        return config
+    if isinstance(config, Config):
+        return Settings(config)
+    path = Path(config)
+    if not path.is_file():
+        raise UserError(f"there is no configuration file {path}")
+    return read_only_file(path)

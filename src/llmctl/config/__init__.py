@@ -1,0 +1,25 @@
+"""What the user asked for: the schema (schema) and how its layers are read and joined (layers)."""
+
+from llmctl.config.layers import Settings, read_settings, settings_from_mapping
+from llmctl.config.schema import (
+    ChatSection,
+    Config,
+    GenerationSection,
+    LoadSection,
+    ModelSection,
+    QuantizationSection,
+    TokenizerSection,
+)
+
+__all__ = [
+    "ChatSection",
+    "Config",
+    "GenerationSection",
+    "LoadSection",
+    "ModelSection",
+    "QuantizationSection",
+    "Settings",
+    "TokenizerSection",
+    "read_settings",
+    "settings_from_mapping",
+]

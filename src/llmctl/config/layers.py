@@ -1,0 +1,339 @@
+"""Where values come from, and which one wins.
+
+defaults < remembered model < user file < ./llmctl.yaml < --config FILE < LLMCTL_* environment < flags and --set
+
+Every value carries where it was said (`llmctl.yaml:12`, `LLMCTL_SEED`, `--dtype`), so that a problem can name the line
+and `llmctl config show` the layer. All problems of all layers are reported together.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from llmctl.config.schema import Config, all_keys, field_of, sections
+from llmctl.errors import ConfigError, Problem
+from llmctl.paths import config_file
+from llmctl.state import CurrentModel, current_model
+
+LOCAL_FILE = Path("llmctl.yaml")
+ENVIRONMENT_PREFIX = "LLMCTL_"
+# Variables that are not configuration keys.
+RESERVED_VARIABLES = frozenset({"LLMCTL_HOME"})
+_SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value and where it was said."""
+
+    value: Any
+    where: str
+
+
+Layer = dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated configuration, and for every key that is not a default, where its value comes from."""
+
+    config: Config
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Where the value of a dotted key comes from."""
+        return self.origins.get(key, "default")
+
+    def is_set(self, key: str) -> bool:
+        """Whether anybody said a value for this key."""
+        return key in self.origins
+
+
+def read_settings(
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, Entry] | None = None,
+    assignments: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Settings:
+    """Read every layer and join them.
+
+    Args:
+        config: The file of `--config`; it must exist.
+        flags: Values of command-line flags by dotted key.
+        assignments: The `--set key.path=value` texts.
+        environ: The environment; the process's own by default.
+        folder: Where `llmctl.yaml` is looked for; the current folder by default.
+
+    Raises:
+        ConfigError: naming every problem of every layer.
+    """
+    problems: list[Problem] = []
+    layers: list[Layer] = [_remembered(current_model())]
+    local = (folder or Path()) / LOCAL_FILE
+    layers += [read_file(path, problems) for path in (config_file(), local) if path.is_file()]
+    if config is not None:
+        layers.append(read_file(config, problems))
+    layers.append(_from_environment(os.environ if environ is None else environ, problems))
+    layers.append(dict(flags or {}) | _from_assignments(assignments, problems))
+    return join(layers, problems)
+
+
+def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument") -> Settings:
+    """Settings from nested Python values, over the defaults alone. For the library's callers.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    problems: list[Problem] = []
+    layer: Layer = {}
+    for key, value in _flatten(values):
+        _put(layer, key, Entry(value, where), problems)
+    return join([layer], problems)
+
+
+def read_only_file(path: Path) -> Settings:
+    """Settings from one file over the defaults alone: what `llmctl config validate` checks."""
+    problems: list[Problem] = []
+    return join([read_file(path, problems)], problems)
+
+
+def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
+    """Check each layer on its own, then let the later ones win.
+
+    A layer that names a model also drops the revision that a lower layer gave to another model.
+    """
+    merged: Layer = {}
+    for layer in layers:
+        problems += _check(layer)
+        if "model.id" in layer:
+            merged.pop("model.revision", None)
+        merged |= layer
+    if problems:
+        raise ConfigError(problems)
+    return Settings(Config.model_validate(_nest(merged)), {key: entry.where for key, entry in merged.items()})
+
+
+def read_file(path: Path, problems: list[Problem]) -> Layer:
+    """The values of a YAML file with their lines. What is wrong with it goes into `problems`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(Problem(str(path), "", "there is no such file"))
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(path), "", f"it cannot be read as UTF-8 text: {type(error).__name__}"))
+        return {}
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        layer: Layer = {}
+        for key, value, line in _leaves(loader, root, str(path), problems):
+            if key == "model.id":
+                value = _beside(path, value)
+            _put(layer, key, Entry(value, f"{path}:{line}"), problems)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line_text = f":{mark.line + 1}" if mark else ""
+        problems.append(Problem(f"{path}{line_text}", "", f"not YAML: {getattr(error, 'problem', None) or error}"))
+        return {}
+    finally:
+        loader.dispose()
+    return layer
+
+
+def _leaves(
+    loader: yaml.SafeLoader, root: yaml.Node | None, path: str, problems: list[Problem]
+) -> Iterator[tuple[str, Any, int]]:
+    """Each key of a document as (dotted key, value, line), sections opened and everything else whole."""
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        problems.append(Problem(f"{path}:{root.start_mark.line + 1}", "", "the file must be a mapping of sections"))
+        return
+    names = sections()
+    for name, node in _pairs(root, path, "", problems):
+        if name not in names:
+            yield name, loader.construct_object(node, deep=True), node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for inner, leaf in _pairs(node, path, f"{name}.", problems):
+                line = leaf.start_mark.line + 1
+                yield f"{name}.{inner}", loader.construct_object(leaf, deep=True), line
+        elif loader.construct_object(node, deep=True) is not None:
+            where = f"{path}:{node.start_mark.line + 1}"
+            problems.append(Problem(where, name, "this is a section: its keys go on the next lines, indented"))
+
+
+def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Problem]) -> Iterator[tuple[str, yaml.Node]]:
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in seen:
+            problems.append(Problem(f"{path}:{line}", prefix + name, f"said twice, first on line {seen[name]}"))
+            continue
+        seen[name] = line
+        # A block value starts on the line after its key: report the key's line.
+        value_node.start_mark.line = line - 1
+        yield name, value_node
+
+
+def _beside(path: Path, value: Any) -> Any:  # noqa: ANN401 (checked later)
+    """A relative folder in a file starts at that file."""
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((path.parent / value).resolve())
+    return value
+
+
+def _remembered(current: CurrentModel | None) -> Layer:
+    if current is None:
+        return {}
+    where = f"llmctl {current.how}, {current.when[:10]}"
+    layer = {"model.id": Entry(current.model, where)}
+    if current.revision:
+        layer["model.revision"] = Entry(current.revision, where)
+    return layer
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[Problem]) -> Layer:
+    """`LLMCTL_MODEL`, `LLMCTL_SEED`, and `LLMCTL_LOAD__DTYPE` for keys inside a section."""
+    layer: Layer = {}
+    for name, text in sorted(environ.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_VARIABLES or not text:
+            continue
+        key = _SHORT_VARIABLES.get(name, name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."))
+        _put(layer, key, Entry(_parse(key, text), name), problems)
+    return layer
+
+
+def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> Layer:
+    layer: Layer = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            problems.append(Problem(f"--set {assignment}", "", "write it as key.path=value"))
+            continue
+        _put(layer, key.strip(), Entry(_parse(key.strip(), text), "--set"), problems)
+    return layer
+
+
+def _parse(key: str, text: str) -> Any:  # noqa: ANN401
+    """A value given as text: itself where the key is a text, YAML elsewhere."""
+    if key in all_keys():
+        kinds = set(get_args(field_of(key).annotation)) or {field_of(key).annotation}
+        if str in kinds and kinds <= {str, type(None)}:
+            return None if text.lower() in ("null", "~") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(layer: Layer, key: str, entry: Entry, problems: list[Problem]) -> None:
+    if key in all_keys():
+        layer[key] = entry
+    else:
+        problems.append(Problem(entry.where, key, _unknown(key)))
+
+
+def _unknown(key: str) -> str:
+    """Say that a key does not exist, and which one was probably meant."""
+    section, _, inner = key.partition(".")
+    names = sections()
+    if not inner and not (close := difflib.get_close_matches(key, names, n=1)):
+        same = [known for known in all_keys() if known.rpartition(".")[2] == key]
+        if same:
+            return f"unknown key; did you mean {same[0]}?"
+        return f"unknown section or key; the sections are {', '.join(names)}"
+    if not inner:
+        return f"unknown section; did you mean {close[0]}?"
+    bare = inner.removeprefix("bnb_4bit_").removeprefix("llm_int8_")
+    candidates = list(names[section].model_fields) if section in names else []
+    for text in (inner, bare):
+        if matches := difflib.get_close_matches(text, candidates, n=1, cutoff=0.6):
+            return f"unknown key; did you mean {section}.{matches[0]}?"
+    if matches := difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.7):
+        return f"unknown key; did you mean {matches[0]}?"
+    elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == inner]
+    if elsewhere:
+        return f"unknown key; did you mean {elsewhere[0]}?"
+    return f"unknown key; {section} has {', '.join(candidates)}" if candidates else "unknown section"
+
+
+def _check(layer: Layer) -> list[Problem]:
+    """What pydantic finds wrong in one layer, in our words, once for each key."""
+    try:
+        Config.model_validate(_nest(layer))
+    except ValidationError as error:
+        found: dict[str, Problem] = {}
+        for item in error.errors(include_url=False):
+            key = next(k for k in (".".join(map(str, item["loc"][:2])), str(item["loc"][0])) if k in layer)
+            entry = layer[key]
+            if key in found:
+                continue
+            found[key] = Problem(entry.where, key, _message(key, item, entry.value))
+        return list(found.values())
+    return []
+
+
+def _message(key: str, item: Any, value: Any) -> str:  # noqa: ANN401 (pydantic's ErrorDetails)
+    context = item.get("ctx", {})
+    kind = item["type"]
+    bounds = {
+        "greater_than_equal": f"must be at least {context.get('ge')}",
+        "greater_than": f"must be greater than {context.get('gt')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
+        "less_than": f"must be less than {context.get('lt')}",
+    }
+    shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+    if kind in bounds:
+        return f"{bounds[kind]}, it is {shown}"
+    if kind == "literal_error":
+        expected = [str(option) for option in _options(key)]
+        close = difflib.get_close_matches(str(value), expected, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        return f"must be one of {', '.join(expected)}, it is {shown}{meant}"
+    if kind == "value_error":
+        return f"{context.get('error', item['msg'])}; it is {shown}"
+    plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]
+    return f"must be {plain}, it is {shown}"
+
+
+def _options(key: str) -> list[Any]:
+    """The values of a Literal, wherever it stands inside an annotation."""
+
+    def walk(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+        for part in get_args(annotation):
+            if isinstance(part, str | int):
+                yield part
+            else:
+                yield from walk(part)
+
+    return list(walk(field_of(key).annotation))
+
+
+def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    names = sections()
+    for name, value in values.items():
+        if name in names and isinstance(value, Mapping):
+            for inner, leaf in value.items():
+                yield f"{name}.{inner}", leaf
+        else:
+            yield name, value
+
+
+def _nest(layer: Layer) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, entry in layer.items():
+        section, _, inner = key.partition(".")
+        if inner:
+            nested.setdefault(section, {})[inner] = entry.value
+        else:
+            nested[section] = entry.value
+    return nested

@@ -1,0 +1,274 @@
+"""The schema of a configuration: every key with its default, its unit, its meaning and its bound.
+
+Names are transformers' own where it has one. Unknown keys are errors. Nothing here imports torch or transformers.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
+
+DTYPE_ALIASES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "full": "float32",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+_ATTENTION_ALIASES = {
+    "fa2": "flash_attention_2",
+    "flash": "flash_attention_2",
+    "flash_attn": "flash_attention_2",
+}
+_MEMORY = re.compile(r"^\d+(\.\d+)?\s*(B|[KMGT]i?B)$", re.IGNORECASE)
+_DEVICE = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
+_PLACE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
+
+
+def _dtype(value: Any) -> Any:  # noqa: ANN401 (a value of any type, before it is checked)
+    if isinstance(value, str):
+        value = value.lower().removeprefix("torch.")
+        return DTYPE_ALIASES.get(value, value)
+    return value
+
+
+def _attention(value: Any) -> Any:  # noqa: ANN401
+    return _ATTENTION_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+def _bits(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        text = value.lower().replace("-", "").removesuffix("bit")
+        return {"none": None, "no": None, "4": 4, "8": 8, "int8": 8, "nf4": 4}.get(text, value)
+    return None if value is False else value
+
+
+def _list(value: Any) -> Any:  # noqa: ANN401
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+Dtype = Annotated[DtypeName, BeforeValidator(_dtype)]
+Attention = Annotated[AttentionName, BeforeValidator(_attention)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """Which model."""
+
+    id: str | None = Field(
+        None,
+        min_length=1,
+        description="A Hub id (org/name) or the path of a folder. A relative path in a file starts at that file.",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="A branch, tag or commit on the Hub. Default: the main branch."
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that the model's repository carries. Only for repositories you have read.",
+    )
+    use_safetensors: bool = Field(
+        True, description="Load safetensors only. It cannot be turned off: pickled weights can run code."
+    )
+
+    @field_validator("use_safetensors")
+    @classmethod
+    def _no_pickles(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("pickled weights can run code when they are read; convert them to safetensors instead")
+        return value
+
+
+class LoadSection(_Section):
+    """How it is placed and computed."""
+
+    device_map: str | dict[str, int | str] = Field(
+        "auto",
+        description=(
+            "auto, cpu, cuda, cuda:N, mps, balanced, sequential, or a map from module names to devices. "
+            "auto takes the GPUs that are there and spills to RAM only when it must."
+        ),
+    )
+    max_memory: dict[int | str, int | str] | None = Field(
+        None,
+        description="Most bytes to use per device, for example {0: 20GiB, cpu: 48GiB}. Default: what is free.",
+    )
+    dtype: Dtype = Field(
+        "auto",
+        description=(
+            "auto, float32, float16 or bfloat16 (fp32, fp16, bf16, half also work). auto: what the weights are "
+            "stored in, where this machine computes that well."
+        ),
+    )
+    attn_implementation: Attention = Field(
+        "auto",
+        description=(
+            "auto, flash_attention_2, sdpa, eager or flex_attention. auto takes FlashAttention-2 where it can run "
+            "and SDPA elsewhere; asked for by name, it is that or an error."
+        ),
+    )
+
+    @field_validator("device_map")
+    @classmethod
+    def _known_device(cls, value: str | dict[str, int | str]) -> str | dict[str, int | str]:
+        if isinstance(value, str):
+            if not _DEVICE.match(value):
+                raise ValueError(
+                    "use auto, cpu, cuda, cuda:N, mps, balanced, sequential or a map of modules to devices"
+                )
+            return value
+        wrong = [str(place) for place in value.values() if not _PLACE.match(str(place))]
+        if wrong:
+            raise ValueError(f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, cpu or mps; not disk)")
+        return value
+
+    @field_validator("max_memory")
+    @classmethod
+    def _known_sizes(cls, value: dict[int | str, int | str] | None) -> dict[int | str, int | str] | None:
+        for device, size in (value or {}).items():
+            if not re.match(r"^(\d+|cpu|mps)$", str(device)):
+                raise ValueError(f"{device!r} is not a GPU number, cpu or mps")
+            if isinstance(size, str) and not size.isdigit() and not _MEMORY.match(size):
+                raise ValueError(f"{size!r} is not a size such as 20GiB or 500MB")
+            if isinstance(size, int) and size < 0:
+                raise ValueError(f"{size} is negative")
+        return value
+
+
+class TokenizerSection(_Section):
+    """How text becomes token ids."""
+
+    use_fast: bool | None = Field(
+        None, description="Accepted and without effect: transformers 5 always uses the fast tokenizer."
+    )
+    model_max_length: int | None = Field(
+        None, ge=1, description="Most tokens of a prompt. Default: the model's context length."
+    )
+
+
+class QuantizationSection(_Section):
+    """Weights in 8 or 4 bits, quantised while loading."""
+
+    backend: Literal["auto", "bitsandbytes"] = Field("auto", description="Which library quantises.")
+    bits: Annotated[Literal[4, 8] | None, BeforeValidator(_bits)] = Field(
+        None, description="8, 4, or null for none (8bit and 4bit also work)."
+    )
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit code: nf4 suits trained weights better.")
+    use_double_quant: bool = Field(
+        False, description="Quantise the scales of the 4-bit blocks too: saves about 0.4 bits a weight."
+    )
+    compute_dtype: Dtype = Field(
+        "auto",
+        description="What 4-bit weights are multiplied in. auto: the half-precision dtype of the model.",
+    )
+    llm_int8_threshold: float = Field(
+        6.0,
+        ge=0,
+        le=1000,
+        description="8-bit: activations beyond this stay in half precision (LLM.int8, section 3).",
+    )
+    skip_modules: list[str] | None = Field(
+        None, description="Modules kept as they are. Default: lm_head and what the architecture needs."
+    )
+    enable_fp32_cpu_offload: bool = Field(
+        False, description="Let the part that does not fit on the GPU lie in RAM, in float32, unquantised."
+    )
+
+
+class GenerationSection(_Section):
+    """How tokens are chosen, and when to stop. Keys left empty follow the model's generation_config.json."""
+
+    max_new_tokens: int = Field(512, ge=1, le=1_000_000, description="Most tokens to generate.")
+    do_sample: bool | None = Field(
+        None,
+        description="Sample (true) or take the likeliest token (false). Set by a temperature when left empty.",
+    )
+    temperature: float | None = Field(None, ge=0, le=100, description="Flattens the distribution; 0 means greedy.")
+    top_k: int | None = Field(None, ge=0, description="Sample among this many tokens; 0 means all.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample among the likeliest tokens of this total mass.")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
+    )
+    typical_p: float | None = Field(None, gt=0, le=1, description="Locally typical sampling of this total mass.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=100, description="Above 1 discourages tokens that have appeared."
+    )
+    no_repeat_ngram_size: int | None = Field(None, ge=0, description="No n-gram of this size twice; 0 means off.")
+    num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams; 1 means none.")
+    stop_strings: Annotated[list[str], BeforeValidator(_list)] = Field(
+        [], description="End before any of these texts. They are not part of the answer."
+    )
+    extra_eos_tokens: Annotated[list[int | str], BeforeValidator(_list)] = Field(
+        [], description="More tokens (ids, or special tokens by name) that end the answer."
+    )
+
+    @field_validator("stop_strings")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if any(not text for text in value):
+            raise ValueError("an empty stop string would end every answer at once")
+        return value
+
+
+class ChatSection(_Section):
+    """How a prompt becomes a conversation."""
+
+    raw: bool = Field(False, description="Give the prompt to the model as it is, without the chat template.")
+    system: str | None = Field(None, description="The system prompt.")
+    template: str | None = Field(None, description="A Jinja chat template instead of the model's: a file's path.")
+    template_kwargs: dict[str, Any] = Field(
+        {}, description="Values for the template, for example {enable_thinking: false}."
+    )
+
+
+class Config(_Section):
+    """Everything a user can ask for. Frozen; every value has a default."""
+
+    model: ModelSection = Field(default_factory=ModelSection, description="Which model.")
+    load: LoadSection = Field(default_factory=LoadSection, description="How it is placed and computed.")
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="How text becomes token ids.")
+    quantization: QuantizationSection = Field(
+        default_factory=QuantizationSection, description="Weights in 8 or 4 bits, quantised while loading."
+    )
+    generation: GenerationSection = Field(
+        default_factory=GenerationSection, description="How tokens are chosen, and when to stop."
+    )
+    chat: ChatSection = Field(default_factory=ChatSection, description="How a prompt becomes a conversation.")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="The seed of everything random (transformers.set_seed).")
+    deterministic: bool = Field(
+        False,
+        description="Ask torch for deterministic algorithms: slower, and repeatable on the same machine.",
+    )
+
+
+def sections() -> dict[str, type[_Section]]:
+    """The sections by name, in the order of the schema."""
+    found = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            found[name] = field.annotation
+    return found
+
+
+def all_keys() -> list[str]:
+    """Every key as a dotted path, in the order of the schema."""
+    nested = sections()
+    keys: list[str] = []
+    for name in Config.model_fields:
+        keys += [f"{name}.{inner}" for inner in nested[name].model_fields] if name in nested else [name]
+    return keys
+
+
+def field_of(key: str) -> Any:  # noqa: ANN401 (pydantic's FieldInfo)
+    """The pydantic field behind a dotted key. Raises KeyError for an unknown one."""
+    section, _, inner = key.partition(".")
+    return sections()[section].model_fields[inner] if inner else Config.model_fields[section]

@@ -1,0 +1,71 @@
+"""From token ids to text, piece by piece, held back while it is not certain.
+
+A character can span several tokens, and a stop string several pieces: text is released only once neither can change it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INCOMPLETE = "�"  # what a decoder writes for the first bytes of a character whose rest has not come
+
+
+class TextAssembler:
+    """Assembles one answer. Its state: the ids so far, and the text released so far."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_strings: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(stop_strings)
+        self._ids: list[int] = []
+        self._settled = 0  # ids whose text is final and no longer needs decoding
+        self._context = 0  # ids decoded again before them, for tokenizers whose spaces depend on the neighbour
+        self._held = ""
+        self.shown = ""
+        self.stopped_by: str | None = None
+
+    def add(self, token: int) -> str:
+        """Take one token; return the text that can be shown now."""
+        if self.stopped_by is not None:
+            return ""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._context : self._settled])
+        after = self._decode(self._ids[self._context :])
+        if after.endswith(_INCOMPLETE) or len(after) <= len(before):
+            return ""
+        self._context, self._settled = self._settled, len(self._ids)
+        return self._release(after[len(before) :], final=False)
+
+    def finish(self) -> str:
+        """No more tokens: release what was held back."""
+        if self.stopped_by is not None:
+            return ""
+        before = self._decode(self._ids[self._context : self._settled])
+        after = self._decode(self._ids[self._context :])
+        return self._release(after[len(before) :], final=True)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+    def _release(self, text: str, *, final: bool) -> str:
+        pending = self._held + text
+        first = min(
+            ((at, stop) for stop in self._stops if (at := pending.find(stop)) >= 0), default=None, key=lambda x: x[0]
+        )
+        if first is not None:
+            at, self.stopped_by = first
+            released, self._held = pending[:at], ""
+        else:
+            keep = 0 if final else self._possible_start(pending)
+            released, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]
+        self.shown += released
+        return released
+
+    def _possible_start(self, text: str) -> int:
+        """How many of the last characters could be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,383 @@
+"""The core: a configuration becomes a model in memory.
+
+`load` = locate the files, read what they are, decide (plan), then do exactly what the plan says and check the outcome.
+"""
+
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from llmctl.config import Config, Settings
+from llmctl.errors import MachineError, ModelError, UserError
+from llmctl.locate import Located, locate
+from llmctl.machine import Machine, read_machine
+from llmctl.modelinfo import ModelInfo, read_model_info
+from llmctl.plan import Decision, Plan, make_plan
+from llmctl.plan.make import check_remote_code
+from llmctl.quantization import bnb
+from llmctl.tokenization import end_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmctl.hub.progress import Progress
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found once the model was loaded.
+
+    Attributes:
+        model_class: The Python class of the model.
+        parameters: Its parameters, tied ones once. Packed 4-bit weights count as the weights they stand for.
+        dtype: The dtype of what is not quantised.
+        attn_implementation: The attention really in use.
+        quantization: `bitsandbytes 4-bit nf4, computing in bfloat16`, or `none`.
+        device_map: Where each part lies.
+        device_bytes: Bytes of parameters and buffers by device.
+        load_seconds: From the first import of transformers to a model ready to generate.
+        peak_memory_bytes: The largest resident memory of this process so far.
+    """
+
+    model_class: str
+    parameters: int
+    dtype: str
+    attn_implementation: str
+    quantization: str
+    device_map: Mapping[str, str]
+    device_bytes: Mapping[str, int]
+    load_seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with its tokenizer, the plan it was loaded by, and what was measured.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer: left padding, a pad token set.
+        plan: What was decided.
+        config: What was asked.
+        info: What the files say.
+        located: Where the files are.
+        eos_token_ids: Every token that ends an answer.
+        measured: What was found after loading.
+    """
+
+    model: "PreTrainedModel" = field(repr=False)
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    plan: Plan
+    config: Config
+    info: ModelInfo = field(repr=False)
+    located: Located
+    eos_token_ids: tuple[int, ...]
+    measured: Measured
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of prompt and answer together, or None where the model does not say."""
+        return self.config.tokenizer.model_max_length or self.info.context_length
+
+    def generation_config(self, *, max_new_tokens: int | None = None) -> "GenerationConfig":
+        """The arguments of `model.generate` that the plan decided, as transformers wants them."""
+        from transformers import GenerationConfig
+
+        arguments = generation_arguments(self.plan, self.tokenizer, self.eos_token_ids)
+        if max_new_tokens is not None:
+            arguments["max_new_tokens"] = max_new_tokens
+        return GenerationConfig(**arguments)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before weights are read.
+
+    Attributes:
+        located: Where the files are, and why this model.
+        info: What they say.
+        machine: This computer.
+        plan: What was decided.
+        config: What was asked.
+    """
+
+    located: Located
+    info: ModelInfo = field(repr=False)
+    machine: Machine
+    plan: Plan
+    config: Config
+
+
+def prepare(
+    settings: Settings, *, machine: Machine | None = None, offline: bool = False, progress: "Progress | None" = None
+) -> Prepared:
+    """Locate the model, read its files' headers, and decide. No torch, no weights.
+
+    Raises:
+        LlmctlError: whatever stands in the way, see `locate`, `read_model_info` and `make_plan`.
+    """
+    located = locate(settings, offline=offline, progress=progress)
+    info = read_model_info(located.folder, source=located.source, commit=located.commit)
+    machine = machine or read_machine()
+    return Prepared(located, info, machine, make_plan(settings.config, machine, info), settings.config)
+
+
+def load(
+    config: Config | Settings,
+    *,
+    machine: Machine | None = None,
+    offline: bool = False,
+    progress: "Progress | None" = None,
+) -> LoadedModel:
+    """Load the model that a configuration asks for.
+
+    Args:
+        config: A `Config`, or `Settings` with the origin of each value.
+        machine: This computer; read when left away.
+        offline: Never touch the network.
+        progress: Told about a download.
+
+    Returns:
+        The model in eval mode, with its tokenizer.
+
+    Raises:
+        UserError: the configuration or the model cannot be used as asked.
+        MachineError: this machine lacks something, memory included.
+        RemoteError: the model has to be fetched and cannot be.
+    """
+    settings = config if isinstance(config, Settings) else Settings(config)
+    return load_prepared(prepare(settings, machine=machine, offline=offline, progress=progress))
+
+
+def load_prepared(prepared: Prepared) -> LoadedModel:
+    """Do what the plan says. Errors are those of `load`."""
+    started = time.perf_counter()
+    apply_environment(prepared.plan)
+    with _quiet():
+        prepared = settle(prepared)
+        plan, info = prepared.plan, prepared.info
+        _seed(plan)
+        tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
+        eos = end_tokens(
+            tokenizer, info.generation_config.get("eos_token_id"), prepared.config.generation.extra_eos_tokens
+        )
+        model = _load_model(prepared)
+    seconds = time.perf_counter() - started
+    return LoadedModel(
+        model, tokenizer, plan, prepared.config, info, prepared.located, tuple(eos), _measure(model, seconds)
+    )
+
+
+def apply_environment(plan: Plan) -> None:
+    """Set the variables that the libraries read when they are imported; the user's own values stay."""
+    for name, value in plan.environment.items():
+        os.environ.setdefault(name, value)
+
+
+def settle(prepared: Prepared) -> Prepared:
+    """Ask transformers what only it knows of the architecture: whether it exists, and which attention it supports.
+
+    Raises:
+        UserError: the architecture needs code of its own that is not trusted, or cannot do the attention asked for.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    plan, info = prepared.plan, prepared.info
+    trusted = bool(plan.model_kwargs["trust_remote_code"])
+    known = info.model_type in AutoConfig.for_model.__globals__["CONFIG_MAPPING"]
+    check_remote_code(info, known_type=known, trusted=trusted)
+    if not known or trusted:
+        return prepared
+    config_class = type(AutoConfig.for_model(info.model_type))
+    if config_class not in AutoModelForCausalLM._model_mapping:
+        raise UserError(f"{info.source}: {info.model_type} is not a model that generates text", hint="take another one")
+    model_class = AutoModelForCausalLM._model_mapping[config_class]
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    return replace(prepared, plan=_supported_attention(prepared, model_class))
+
+
+def _supported_attention(prepared: Prepared, model_class: Any) -> Plan:  # noqa: ANN401
+    plan, asked = prepared.plan, prepared.config.load.attn_implementation
+    chosen = plan.model_kwargs["attn_implementation"]
+    supports = {
+        "flash_attention_2": getattr(model_class, "_supports_flash_attn", False),
+        "sdpa": getattr(model_class, "_supports_sdpa", False),
+        "flex_attention": getattr(model_class, "_supports_flex_attn", False),
+        "eager": True,
+    }
+    if supports[chosen]:
+        return plan
+    if asked != "auto":
+        raise UserError(f"{plan.source}: {model_class.__name__} cannot do {chosen}", hint="leave --attn away")
+    instead = "sdpa" if supports["sdpa"] else "eager"
+    decision = Decision("attn_implementation", instead, f"{model_class.__name__} supports no {chosen}")
+    decisions = tuple(decision if d.key == "attn_implementation" else d for d in plan.decisions)
+    return replace(plan, decisions=decisions, model_kwargs={**plan.model_kwargs, "attn_implementation": instead})
+
+
+def _seed(plan: Plan) -> None:
+    from transformers import enable_full_determinism, set_seed
+
+    if plan.deterministic:
+        # warn_only: cumsum, which top-p sampling uses, has no deterministic kernel on CUDA
+        enable_full_determinism(plan.seed, warn_only=True)
+    set_seed(plan.seed)
+
+
+def model_arguments(plan: Plan) -> dict[str, Any]:
+    """The keyword arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
+    arguments = dict(plan.model_kwargs)
+    quantization = arguments.get("quantization_config")
+    if quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(**quantization)
+    return arguments
+
+
+def generation_arguments(plan: Plan, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:  # noqa: ANN401
+    """The arguments of `GenerationConfig`, tokens included."""
+    arguments = dict(plan.generation_kwargs)
+    arguments["eos_token_id"] = list(eos_token_ids)
+    arguments["pad_token_id"] = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        arguments["bos_token_id"] = tokenizer.bos_token_id
+    return arguments
+
+
+def _needs_bitsandbytes(prepared: Prepared) -> bool:
+    stored = prepared.info.quantization_method or ""
+    return "quantization_config" in prepared.plan.model_kwargs or stored.startswith("bitsandbytes")
+
+
+def _load_model(prepared: Prepared) -> Any:  # noqa: ANN401
+    """Call `from_pretrained`, and refuse what it only warns about."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    plan = prepared.plan
+    try:
+        if _needs_bitsandbytes(prepared):
+            bnb.import_bitsandbytes()
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(prepared.located.folder), local_files_only=True, output_loading_info=True, **model_arguments(plan)
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            f"memory ran out while loading {plan.source}: {sum(plan.memory.weights.values()) / 1e9:.1f} GB were planned",
+            hint="try --quant 4bit or 8bit, or a smaller model",
+        ) from error
+    except ImportError as error:
+        raise MachineError(
+            f"loading {plan.source} needs a package that cannot be imported: {_first_line(error)}",
+            hint="install it, or leave away what needs it (--attn, --quant)",
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{plan.source} cannot be loaded: {_first_line(error)}",
+            hint="are its files whole, and does this transformers know it? --debug shows the cause",
+        ) from error
+    _check_keys(plan.source, report)
+    _check_finite(plan.source, model)
+    model.eval()
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _check_keys(source: str, report: Mapping[str, Any]) -> None:
+    """Missing weights are random numbers, unexpected ones mean another model: both only warn in transformers."""
+    for what in ("missing", "mismatched", "unexpected"):
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{what}_keys") or ())
+        if keys:
+            raise ModelError(
+                f"{source} has {len(keys)} {what} weights, for example {', '.join(keys[:3])}",
+                hint="the checkpoint and its config.json do not belong together, or it is incomplete: download it again",
+                details={f"{what}_keys": keys[:100]},
+            )
+
+
+def _check_finite(source: str, model: Any) -> None:  # noqa: ANN401
+    """Refuse weights with NaN or infinity in them: everything generated from them would be noise."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.is_meta or parameter.element_size() < 2:
+            continue
+        if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)).item():
+            if torch.isfinite(parameter.detach()).all().item():
+                continue  # the sum overflowed, the values are fine
+            raise ModelError(
+                f"{source}: the weight {name} contains NaN or infinity",
+                hint="the checkpoint is damaged: download it again",
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' talk off the screen: what matters of it has been turned into decisions and errors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if verbosity >= logging.WARNING:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _measure(model: Any, seconds: float) -> Measured:  # noqa: ANN401
+    placed = getattr(model, "hf_device_map", None) or {"": model.device}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return Measured(
+        model_class=type(model).__name__,
+        parameters=model.num_parameters(),
+        dtype=str(dtype).removeprefix("torch."),
+        attn_implementation=str(model.config._attn_implementation),
+        quantization=_quantization_in_use(model),
+        device_map={name: str(place) for name, place in placed.items()},
+        device_bytes=_device_bytes(model),
+        load_seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _quantization_in_use(model: Any) -> str:  # noqa: ANN401
+    """Read off the layers themselves, not off what was asked."""
+    stored = getattr(model.config, "quantization_config", None)
+    return bnb.describe(model) or str(getattr(stored, "quant_method", "none"))
+
+
+def _device_bytes(model: Any) -> dict[str, int]:  # noqa: ANN401
+    """Bytes of parameters, buffers and quantisation scales by device, each storage once."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for tensor in chain(model.parameters(), model.buffers()):
+        for part in (tensor, *bnb.scale_tensors(tensor)):
+            if part.is_meta or part.data_ptr() in seen:
+                continue
+            seen.add(part.data_ptr())
+            found[str(part.device)] = found.get(str(part.device), 0) + part.numel() * part.element_size()
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far (Linux counts it in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

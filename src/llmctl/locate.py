@@ -1,0 +1,104 @@
+"""Which model, and where its files are: a folder, the Hub's cache, the Hub itself, or the small default."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmctl import demo
+from llmctl.config import Config, Settings
+from llmctl.errors import ModelError, OfflineError, UnreachableError, UserError
+
+if TYPE_CHECKING:
+    from llmctl.hub.progress import Progress
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model whose files are on this machine.
+
+    Attributes:
+        source: What a person calls it: the Hub id, or the folder.
+        folder: Where config.json and the weights are.
+        commit: The commit on the Hub, or None for a plain folder.
+        reason: Why this one: who named it, or why the default was taken.
+        demo: Whether it is the copy that the demo extra carries.
+    """
+
+    source: str
+    folder: Path
+    commit: str | None
+    reason: str
+    demo: bool = False
+
+
+def locate(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> Located:
+    """Find the model that the settings name, downloading it if need be.
+
+    Args:
+        settings: The configuration, with the layer that named the model.
+        offline: Never touch the network, whatever the environment says.
+        progress: Told about a download.
+
+    Raises:
+        UserError: it names neither a folder nor a Hub id.
+        RemoteError: it has to be fetched and cannot be.
+    """
+    model = settings.config.model
+    if model.id is None:
+        return _default(settings.config, offline=offline, progress=progress)
+    reason = f"named by {settings.origin('model.id')}"
+    if is_path(model.id):
+        return _folder(model.id, reason)
+    return _from_hub(settings.config, model.id, model.revision, reason, offline=offline, progress=progress)
+
+
+def is_path(model: str) -> bool:
+    """Whether a model's name means a folder: it exists, or it can only be a path."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
+
+
+def _folder(name: str, reason: str) -> Located:
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}",
+            hint="give the folder that holds config.json, or a Hub id of the form org/name",
+        )
+    return Located(name, folder, None, reason)
+
+
+def _from_hub(
+    config: Config, repo_id: str, revision: str | None, reason: str, *, offline: bool, progress: "Progress | None"
+) -> Located:
+    from llmctl.hub.download import ensure
+
+    if repo_id.count("/") != 1:
+        raise UserError(
+            f"{repo_id!r} is neither a folder here nor a Hub id of the form org/name",
+            hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
+    snapshot = ensure(
+        repo_id,
+        revision=revision,
+        offline=offline,
+        progress=progress,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return Located(repo_id, snapshot.folder, snapshot.commit, reason)
+
+
+def _default(config: Config, *, offline: bool, progress: "Progress | None") -> Located:
+    """The small default: from the cache, from the Hub, or the copy of the demo extra."""
+    reason = "the small default, since no model was named"
+    try:
+        return _from_hub(config, demo.MODEL_ID, None, reason, offline=offline, progress=progress)
+    except (UnreachableError, OfflineError, ModelError) as error:
+        why = "offline" if isinstance(error, OfflineError) else "the Hub cannot be reached"
+        folder, gguf = demo.demo_folder(), demo.carried_gguf()
+        if folder is None and gguf is not None:
+            if progress is not None:
+                progress.note("converting the demo model to safetensors, once")
+            folder = demo.convert_demo(gguf)
+        if folder is None:
+            raise
+        return Located(demo.MODEL_ID, folder, None, f"{reason}; {why}: the demo extra's copy", demo=True)

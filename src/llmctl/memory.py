@@ -1,0 +1,161 @@
+"""The arithmetic of bytes: weights by module, KV cache, overhead. Pure: no torch, no disk, no network."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmctl.checkpoint import Tensor
+from llmctl.modelinfo import ModelInfo
+
+DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# The CUDA context, cuBLAS workspaces and the allocator's slack: about this much on every card that is used.
+GPU_OVERHEAD_BYTES = 900_000_000
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)$", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block)\.\d+)\.")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "wpe",
+    "embed_positions",
+    "word_embeddings",
+    "embed_in",
+    "embed_out",
+    "lm_head",
+)
+# Architectures whose checkpoints name tensors without the prefix that the loaded module has.
+_MODULE_PREFIX = {"gpt2": "transformer."}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How the weights of linear layers are stored after loading.
+
+    Attributes:
+        bits: 8 or 4.
+        double: Whether the scales of 4-bit blocks are quantised themselves.
+        skip_modules: Names of modules that stay as they are.
+    """
+
+    bits: Literal[4, 8]
+    double: bool = False
+    skip_modules: tuple[str, ...] = ()
+
+
+def parse_size(size: int | str) -> int:
+    """`20GiB`, `500MB` or a number, as bytes. Raises ValueError."""
+    if isinstance(size, int):
+        return size
+    if size.isdigit():
+        return int(size)
+    match = _SIZE.match(size)
+    if not match:
+        raise ValueError(f"{size!r} is not a size such as 20GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> int:
+    """Bytes of one tensor once it is loaded in `dtype`, quantised or not.
+
+    bitsandbytes keeps 8-bit weights with one float32 scale a row, and 4-bit ones in blocks of 64 with one float32 scale
+    each; double quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA,
+    arXiv:2305.14314, section 3).
+    """
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+        return tensor.size_bytes  # packed or integer: stays as it is
+    if quantized is None or not is_linear_weight(tensor, quantized.skip_modules):
+        return tensor.numel * DTYPE_SIZE_BYTES[dtype]
+    if quantized.bits == 8:
+        return tensor.numel + 4 * tensor.shape[0]
+    blocks = -(-tensor.numel // 64)
+    scales = blocks + 4 * -(-blocks // 256) if quantized.double else 4 * blocks
+    return -(-tensor.numel // 2) + scales
+
+
+def is_linear_weight(tensor: Tensor, skip_modules: Iterable[str] = ()) -> bool:
+    """Whether bitsandbytes would quantise it: the matrix of a linear layer inside a block, not an embedding or head."""
+    if len(tensor.shape) != 2 or not tensor.name.endswith(".weight") or not _BLOCK.match(tensor.name):
+        return False
+    parts = tensor.name.split(".")
+    if any(part in _EMBEDDINGS or "norm" in part for part in parts):
+        return False
+    return not any(name in parts or tensor.name.startswith(f"{name}.") for name in skip_modules)
+
+
+def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) -> dict[str, int]:
+    """Bytes by the modules that are placed whole: each decoder block, and what stands around the blocks.
+
+    The names are those of the loaded model's modules, in the order in which a forward pass meets them. A tied output
+    head takes nothing of its own.
+    """
+    prefix = _MODULE_PREFIX.get(info.model_type, "")
+    sizes: dict[str, int] = {}
+    for tensor in info.tensors:
+        name = tensor.name if not prefix or tensor.name.startswith((prefix, "lm_head")) else prefix + tensor.name
+        match = _BLOCK.match(name)
+        module = match[1] if match else name.rpartition(".")[0] or name
+        if module == "lm_head" and tied(info):
+            continue
+        sizes[module] = sizes.get(module, 0) + tensor_bytes(tensor, dtype=dtype, quantized=quantized)
+    if tied(info):
+        sizes["lm_head"] = 0
+    return dict(sorted(sizes.items(), key=lambda item: _forward_order(item[0])))
+
+
+def _forward_order(module: str) -> tuple[int, int, str]:
+    if any(part in _EMBEDDINGS[:-1] for part in module.split(".")):
+        return (0, 0, module)
+    number = re.search(r"\.(\d+)$", module)
+    if number:
+        return (1, int(number[1]), module)
+    return (3, 0, module) if module == "lm_head" else (2, 0, module)
+
+
+def tied(info: ModelInfo) -> bool:
+    """Whether the output head shares the weights of the embedding."""
+    named = info.config.get("tie_word_embeddings", info.text_config.get("tie_word_embeddings"))
+    if named is None:
+        return not any(tensor.name == "lm_head.weight" for tensor in info.tensors)
+    return bool(named)
+
+
+def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
+    """Bytes of keys and values for `batch` sequences of `context` tokens.
+
+    Layers of a sliding window keep at most the window. 0 where config.json does not describe the attention.
+    """
+    text = info.text_config
+    heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or text.get("n_head")
+    if not isinstance(heads, int) or not info.head_dim or not info.layer_count:
+        return 0
+    window = text.get("sliding_window")
+    kinds = text.get("layer_types") or ["full_attention"] * info.layer_count
+    tokens = 0
+    for kind in kinds:
+        tokens += min(context, window) if kind == "sliding_attention" and isinstance(window, int) else context
+    return 2 * tokens * heads * info.head_dim * DTYPE_SIZE_BYTES[dtype] * batch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a plan will take.
+
+    Attributes:
+        weights: Bytes of weights by device, `cuda:0`, `cpu` or `mps`.
+        kv_cache_bytes: Keys and values for `context` tokens of one sequence.
+        context: The number of tokens counted for the cache.
+        overhead_bytes: What the runtime takes on each GPU besides.
+    """
+
+    weights: Mapping[str, int]
+    kv_cache_bytes: int
+    context: int
+    overhead_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together."""
+        gpus = sum(1 for device in self.weights if device.startswith("cuda"))
+        return sum(self.weights.values()) + self.kv_cache_bytes + gpus * self.overhead_bytes

@@ -1,0 +1,103 @@
+"""Which attention kernel runs.
+
+FlashAttention-2 computes only in float16 and bfloat16, needs CUDA of compute capability 8.0 or more
+(https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support) and a head of at most 256 values, and has no way to
+mask padding inside a row: batches for it are packed, never padded. It combines with 8- and 4-bit weights.
+"""
+
+from llmctl.config import Config
+from llmctl.errors import LlmctlError, MachineError, UserError
+from llmctl.machine import Machine
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.decision import Decision
+
+FLASH_CAPABILITY = (8, 0)
+FLASH_DTYPES = ("float16", "bfloat16")
+FLASH_HEAD_DIM = 256
+
+
+def decide_attention(
+    config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...], dtype: str
+) -> Decision:
+    """Choose the attention implementation.
+
+    Raises:
+        UserError: FlashAttention-2 was asked for with a dtype, a device map or a model that it cannot serve.
+        MachineError: FlashAttention-2 was asked for and this machine lacks what it needs.
+    """
+    asked = config.load.attn_implementation
+    obstacles = _flash_obstacles(machine, info, devices=devices, dtype=dtype)
+    if asked == "flash_attention_2":
+        if obstacles:
+            raise _impossible(obstacles)
+        return Decision("attn_implementation", asked, "asked for, and every condition holds")
+    if asked != "auto":
+        return Decision("attn_implementation", asked, "asked for")
+    if not obstacles:
+        return Decision(
+            "attn_implementation",
+            "flash_attention_2",
+            f"flash_attn is installed, the GPU is new enough, {dtype}",
+        )
+    return Decision("attn_implementation", "sdpa", f"flash_attention_2 {obstacles[0].message}")
+
+
+def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, ...], dtype: str) -> list[LlmctlError]:
+    """What keeps FlashAttention-2 from running, what the user chose first. Each message continues its name."""
+    found: list[LlmctlError] = []
+    if dtype not in FLASH_DTYPES:
+        found.append(
+            UserError(
+                f"computes only in float16 or bfloat16, not in {dtype}",
+                hint="use --dtype bf16 or --dtype fp16, or --attn sdpa",
+            )
+        )
+    if (info.head_dim or 0) > FLASH_HEAD_DIM:
+        found.append(
+            UserError(
+                f"takes heads of at most {FLASH_HEAD_DIM}, this model has {info.head_dim}",
+                hint="use --attn sdpa",
+            )
+        )
+    cuda = [gpu for gpu in machine.gpus if gpu.kind == "cuda"]
+    if not cuda:
+        found.append(
+            MachineError(f"needs an NVIDIA GPU of compute capability 8.0 or more, {_no_gpu(machine)}", hint=_SDPA)
+        )
+        return found
+    if any(not device.startswith("cuda") for device in devices):
+        elsewhere = ", ".join(device for device in devices if not device.startswith("cuda"))
+        found.append(
+            UserError(f"needs every part of the model on a GPU, and some of it is on {elsewhere}", hint=_SMALLER)
+        )
+    for gpu in cuda:
+        if f"cuda:{gpu.index}" in devices and gpu.capability < FLASH_CAPABILITY:
+            major, minor = gpu.capability
+            found.append(
+                MachineError(f"needs compute capability 8.0 or more, {gpu.name} has {major}.{minor}", hint=_SDPA)
+            )
+    if "flash_attn" not in machine.packages:
+        found.append(
+            MachineError(
+                "needs the package flash-attn, which is not installed",
+                hint="pip install --no-build-isolation flash-attn   (or use --attn sdpa)",
+            )
+        )
+    return found
+
+
+_SDPA = "use --attn sdpa, which runs everywhere"
+_SMALLER = "use --attn sdpa, or make the model fit: --quant 4bit"
+
+
+def _no_gpu(machine: Machine) -> str:
+    if machine.idle_gpus:
+        return f"torch {machine.packages.get('torch', '')} cannot use the {machine.idle_gpus[0].name} that is here"
+    return "this machine has none"
+
+
+def _impossible(obstacles: list[LlmctlError]) -> LlmctlError:
+    """One error with everything that is missing; the user's own contradictions come first and decide its kind."""
+    message = "flash_attention_2 " + "; it also ".join(error.message for error in obstacles)
+    hints = list(dict.fromkeys(error.hint for error in obstacles if error.hint))
+    return type(obstacles[0])(message, hint=hints[0], details={"missing": [error.message for error in obstacles]})

@@ -1,0 +1,64 @@
+"""The nouns of planning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmctl.memory import Memory
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing decided, and why.
+
+    Attributes:
+        key: What was decided, in transformers' words: `attn_implementation`.
+        value: The decision.
+        reason: One line, for a person.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Exactly what will be passed to transformers, what it will take, and why.
+
+    Attributes:
+        source: The Hub id or folder, as a person would say it.
+        folder: The folder that is loaded, or None when the files are not on this machine.
+        commit: The commit on the Hub, or None.
+        tokenizer_kwargs: Keyword arguments of `AutoTokenizer.from_pretrained`.
+        model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
+            `quantization_config` as the arguments of `BitsAndBytesConfig`.
+        generation_kwargs: Arguments of `GenerationConfig`, end-of-sequence tokens excepted: the tokenizer knows those.
+        environment: Environment variables to set before torch is imported.
+        devices: The devices in use: `cuda:0`, `cpu`, `mps`.
+        memory: What it takes.
+        decisions: Every decision with its reason, in the order they were made.
+        seed: For `transformers.set_seed`.
+        deterministic: Whether torch is asked for deterministic algorithms.
+    """
+
+    source: str
+    folder: Path | None
+    commit: str | None
+    tokenizer_kwargs: Mapping[str, Any]
+    model_kwargs: Mapping[str, Any]
+    generation_kwargs: Mapping[str, Any]
+    devices: tuple[str, ...]
+    memory: Memory
+    decisions: tuple[Decision, ...]
+    seed: int
+    deterministic: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, key: str) -> str:
+        """The reason of a decision. Raises KeyError."""
+        return next(d.reason for d in self.decisions if d.key == key)

@@ -1,0 +1,65 @@
+"""Which dtype the model computes in."""
+
+from llmctl.config import Config
+from llmctl.machine import Machine
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.decision import Decision
+
+BF16_CAPABILITY = (8, 0)
+
+
+def decide_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> Decision:
+    """Choose the dtype. A dtype that was asked for is taken as it is."""
+    asked = config.load.dtype
+    if asked != "auto":
+        return Decision("dtype", asked, "asked for")
+    stored = info.stored_dtype
+    half_wanted = config.quantization.bits is not None or config.load.attn_implementation == "flash_attention_2"
+    if any(device.startswith("cuda") for device in devices):
+        return _on_cuda(machine, devices, stored=stored, half_wanted=half_wanted)
+    if "mps" in devices:
+        if stored == "float32" and not half_wanted:
+            return Decision("dtype", "float32", "the weights are stored in it")
+        return Decision("dtype", "float16", "the half precision that every Apple GPU computes")
+    return _on_cpu(machine, info, stored=stored, half_wanted=half_wanted)
+
+
+def _on_cuda(machine: Machine, devices: tuple[str, ...], *, stored: str, half_wanted: bool) -> Decision:
+    used = [gpu for gpu in machine.gpus if f"cuda:{gpu.index}" in devices]
+    old = [gpu for gpu in used if gpu.capability < BF16_CAPABILITY]
+    if stored == "float32" and not half_wanted:
+        return Decision("dtype", "float32", "the weights are stored in it; --dtype bf16 halves the memory")
+    if old:
+        name, (major, minor) = old[0].name, old[0].capability
+        return Decision(
+            "dtype", "float16", f"{name} has compute capability {major}.{minor}, bfloat16 needs 8.0 or more"
+        )
+    if stored == "float32":
+        return Decision("dtype", "bfloat16", "half precision is needed here, and the GPU computes bfloat16")
+    return Decision("dtype", stored, "the weights are stored in it and the GPU computes it")
+
+
+def _on_cpu(machine: Machine, info: ModelInfo, *, stored: str, half_wanted: bool) -> Decision:
+    """On a CPU bfloat16 decodes about twice as fast as float32, since decoding reads every weight once a token.
+
+    Measured on 2 Zen 4 cores, 128 tokens in, a Llama with 0.5 billion parameters (SmolLM2 shows the same): with
+    AVX512-BF16 it prefills 330 tokens/s against 100 in float32 and decodes 15 against 8; held to AVX2 it prefills 42
+    against 109 and decodes 26 against 8. Answers are mostly decoding, so bfloat16 is the choice on both. float16 has no
+    fast path on most CPUs.
+    """
+    needed = info.parameters * 4
+    if stored == "float32" and not half_wanted:
+        if needed <= machine.ram_available_bytes:
+            return Decision("dtype", "float32", "the weights are stored in it and fit in RAM")
+        return Decision("dtype", "bfloat16", "float32, as stored, does not fit in RAM")
+    if machine.cpu_multiplies_bf16:
+        return Decision(
+            "dtype",
+            "bfloat16",
+            "fastest here: this CPU has bfloat16 instructions, and half the bytes to read",
+        )
+    return Decision(
+        "dtype",
+        "bfloat16",
+        "half the bytes to read for each token; long prompts run faster in float32 on this CPU (--dtype fp32)",
+    )

@@ -1,0 +1,116 @@
+"""Config x Machine x ModelInfo -> Plan."""
+
+from typing import Any
+
+from llmctl.config import Config
+from llmctl.errors import UserError
+from llmctl.machine import Machine
+from llmctl.memory import GPU_OVERHEAD_BYTES, Memory, kv_cache_bytes, module_bytes
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.attention import decide_attention
+from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.dtype import decide_dtype
+from llmctl.plan.generation import decide_generation
+from llmctl.plan.placement import Placement, candidate_devices, place
+from llmctl.plan.quantization import QuantizationChoice, decide_quantization
+
+# Room that is kept for a prompt when nothing is known about it, in tokens.
+PROMPT_ALLOWANCE = 2048
+
+
+def make_plan(config: Config, machine: Machine, info: ModelInfo) -> Plan:
+    """Decide how `info` runs on `machine` as `config` asks.
+
+    Raises:
+        UserError: what was asked contradicts itself or the model.
+        MachineError: what was asked is not possible here.
+    """
+    devices = candidate_devices(config, machine)
+    dtype = decide_dtype(config, machine, info, devices=devices)
+    quantization = decide_quantization(config, machine, info, dtype=dtype.value)
+    sizes = module_bytes(info, dtype=dtype.value, quantized=quantization.stored)
+    context = min(config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
+    cache = kv_cache_bytes(info, context=context, dtype=dtype.value)
+    placement = place(config, machine, sizes, reserved_bytes=cache, quantized=quantization.stored is not None)
+    used = tuple(placement.weights) or devices
+    attention = decide_attention(config, machine, info, devices=used, dtype=dtype.value)
+    generation, generation_decisions = decide_generation(config, info)
+    offload = _offload(placement, quantization)
+    trust, trust_decision = _trust(config, info)
+    model_kwargs: dict[str, Any] = {
+        "dtype": dtype.value,
+        "device_map": dict(placement.device_map),
+        "attn_implementation": attention.value,
+        "use_safetensors": True,
+        "trust_remote_code": trust,
+    }
+    if quantization.arguments is not None:
+        model_kwargs["quantization_config"] = quantization.arguments | ({_OFFLOAD: True} if offload else {})
+    tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trust}
+    if config.tokenizer.model_max_length is not None:
+        tokenizer_kwargs["model_max_length"] = config.tokenizer.model_max_length
+    order = [placement.decision, dtype, attention, *quantization.decisions, *offload, trust_decision]
+    return Plan(
+        source=info.source,
+        folder=info.folder,
+        commit=info.commit,
+        tokenizer_kwargs=tokenizer_kwargs,
+        model_kwargs=model_kwargs,
+        generation_kwargs=generation,
+        devices=used,
+        memory=Memory(placement.weights, cache, context, GPU_OVERHEAD_BYTES),
+        decisions=(*order, *_tokenizer(config), *generation_decisions),
+        seed=config.seed,
+        deterministic=config.deterministic,
+        environment=_environment(config, used),
+    )
+
+
+_OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
+
+
+def _offload(placement: Placement, quantization: QuantizationChoice) -> list[Decision]:
+    """A quantised model on GPU and RAM needs a flag of bitsandbytes; what lies in RAM is not quantised."""
+    on_cpu = "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
+    if quantization.arguments is None or not on_cpu:
+        return []
+    return [Decision(_OFFLOAD, True, "part of the quantised model lies in RAM, unquantised")]
+
+
+def _trust(config: Config, info: ModelInfo) -> tuple[bool, Decision]:
+    asked = config.model.trust_remote_code
+    if asked and info.has_remote_code:
+        return True, Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
+    if asked:
+        return False, Decision("trust_remote_code", False, "asked for, but the model brings no code of its own")
+    return False, Decision("trust_remote_code", False, "nothing from the model's repository is executed")
+
+
+def _tokenizer(config: Config) -> list[Decision]:
+    if config.tokenizer.use_fast is None:
+        return []
+    return [Decision("use_fast", config.tokenizer.use_fast, "no effect: transformers 5 always uses the fast tokenizer")]
+
+
+def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
+    """Variables that the libraries read when they are imported."""
+    environment = {"DISABLE_SAFETENSORS_CONVERSION": "1"}
+    if sum(device.startswith("cuda") for device in devices) > 0:
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
+    if config.deterministic:
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+    return environment
+
+
+def check_remote_code(info: ModelInfo, *, known_type: bool, trusted: bool) -> None:
+    """Refuse a model that only its own code can build, unless that code is trusted. Raises UserError."""
+    if not known_type and not trusted:
+        wants = "needs Python code from its repository" if info.has_remote_code else "is not known to this transformers"
+        raise UserError(
+            f"{info.source}: the architecture {info.model_type} {wants}",
+            hint=(
+                "read that code, then set model.trust_remote_code: true"
+                if info.has_remote_code
+                else "a newer transformers may know it: pip install --upgrade transformers"
+            ),
+        )

@@ -1,0 +1,56 @@
+"""bitsandbytes: 8-bit (LLM.int8) and 4-bit (nf4, fp4) weights on GPUs and CPUs."""
+
+import logging
+import sys
+from typing import Any
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without letting it fetch code.
+
+    Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on a CPU
+    with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
+    (backends/mps/ops.py). Nothing from the Hub is executed here, so `kernels` is hidden from it.
+
+    Raises:
+        ImportError: bitsandbytes is not installed or is broken.
+    """
+    # its loggers report every cast of every product; the 8-bit path casts by design
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if "bitsandbytes" in sys.modules:
+        return
+    hidden = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment] # an import of it now raises ImportError
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        if hidden is not None:
+            sys.modules["kernels"] = hidden
+        else:
+            del sys.modules["kernels"]
+    metal = sys.modules.get("bitsandbytes.backends.mps.ops")
+    if metal is not None:
+        metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own mark for "do not try again"
+
+
+def describe(model: Any) -> str | None:  # noqa: ANN401 (a torch module)
+    """What the layers of a loaded model really are: `bitsandbytes 4-bit nf4, computing in bfloat16`, or None."""
+    kinds: dict[str, None] = {}
+    for module in model.modules():
+        name = type(module).__name__
+        if name == "Linear4bit":
+            state = getattr(module.weight, "quant_state", None)
+            compute = str(module.compute_dtype).removeprefix("torch.")
+            double = " double" if getattr(state, "nested", False) else ""
+            kinds[f"bitsandbytes 4-bit {module.weight.quant_type}{double}, computing in {compute}"] = None
+        elif name == "Linear8bitLt":
+            kinds["bitsandbytes 8-bit"] = None
+    return "; ".join(kinds) or None
+
+
+def scale_tensors(parameter: Any) -> list[Any]:  # noqa: ANN401 (a torch parameter)
+    """The tensors that a quantised weight keeps beside itself: scales, and the scales of scales."""
+    state = getattr(parameter, "quant_state", None)
+    nested = getattr(state, "state2", None)
+    parts = (getattr(state, "absmax", None), getattr(nested, "absmax", None), getattr(parameter, "SCB", None))
+    return [part for part in parts if part is not None]

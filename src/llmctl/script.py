@@ -1,0 +1,104 @@
+"""The plain transformers script that does what llmctl does: for reading, for leaving, for reporting a bug upstream."""
+
+import json
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from llmctl.config import Config
+from llmctl.generation.prompt import as_messages, uses_template
+from llmctl.loader import Prepared, generation_arguments
+from llmctl.plan import Plan
+from llmctl.tokenization import end_tokens, load_tokenizer
+
+EXAMPLE_PROMPT = "What is the capital of France?"
+
+
+def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> str:
+    """A script without llmctl that prints the same text as `llmctl generate` for the same prompt.
+
+    Reads the tokenizer, not the weights.
+
+    Raises:
+        ModelError: the tokenizer cannot be read.
+    """
+    plan, config = prepared.plan, prepared.config
+    tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
+    stored = prepared.info.generation_config.get("eos_token_id")
+    eos = tuple(end_tokens(tokenizer, stored, config.generation.extra_eos_tokens))
+    arguments = generation_arguments(plan, tokenizer, eos)
+    templated = uses_template(tokenizer, config.chat, prompt)
+    where = f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))
+    parts = [
+        _head(plan),
+        _load(plan, where, pad_token=tokenizer.pad_token),
+        _prompt(config, prompt, templated=templated),
+        _generate(config, arguments, plan.seed),
+    ]
+    return "\n".join(parts)
+
+
+def _head(plan: Plan) -> str:
+    lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
+    lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
+    names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
+    if "quantization_config" in plan.model_kwargs:
+        names.insert(2, "BitsAndBytesConfig")
+    if plan.deterministic:
+        names.append("enable_full_determinism")
+    lines += ["import torch", f"from transformers import {', '.join(names)}", ""]
+    if plan.deterministic:
+        lines.append(f"enable_full_determinism({plan.seed}, warn_only=True)")
+    return "\n".join(lines)
+
+
+def _load(plan: Plan, where: str, *, pad_token: str) -> str:
+    reasons = {decision.key: decision.reason for decision in plan.decisions}
+    lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
+    lines.append(f"tokenizer.pad_token = {pad_token!r}")
+    lines.append(f"model = AutoModelForCausalLM.from_pretrained(\n    {where},")
+    for name, value in plan.model_kwargs.items():
+        if name == "quantization_config":
+            shown = f"BitsAndBytesConfig({_keywords(value)})"
+        else:
+            shown = f"torch.{value}" if name == "dtype" else repr(value)
+        reason = f"  # {reasons[name]}" if name in reasons else ""
+        lines.append(f"    {name}={shown},{reason}")
+    lines += [")", "model.eval()", ""]
+    return "\n".join(lines)
+
+
+def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
+    if not templated:
+        return f'inputs = tokenizer({prompt!r}, return_tensors="pt").to(model.device)\n'
+    chat = config.chat
+    arguments = ["messages"]
+    if chat.template:
+        text = Path(chat.template).expanduser().read_text(encoding="utf-8")
+        arguments.append(f"chat_template={text!r}")
+    arguments += ["add_generation_prompt=True", "tokenize=True", "return_dict=True", 'return_tensors="pt"']
+    arguments += [f"{name}={value!r}" for name, value in chat.template_kwargs.items()]
+    messages = json.dumps(as_messages(prompt, chat), indent=4, ensure_ascii=False)
+    return f"messages = {messages}\ninputs = tokenizer.apply_chat_template({', '.join(arguments)}).to(model.device)\n"
+
+
+def _generate(config: Config, arguments: dict[str, Any], seed: int) -> str:
+    more = ""
+    if config.generation.stop_strings:
+        more = f", stop_strings={config.generation.stop_strings!r}, tokenizer=tokenizer"
+    lines = [
+        f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})",
+        f"set_seed({seed})",
+        f"output = model.generate(**inputs, generation_config=generation_config{more})",
+        'text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
+    ]
+    for stop in config.generation.stop_strings:
+        lines.append(f"text = text.partition({stop!r})[0]")
+    return "\n".join([*lines, "print(text)", ""])
+
+
+def _keywords(values: Any) -> str:  # noqa: ANN401 (a mapping of plain values)
+    return ", ".join(
+        f"{name}=torch.{value}" if name == "bnb_4bit_compute_dtype" else f"{name}={value!r}"
+        for name, value in values.items()
+    )
