@@ -27,6 +27,7 @@ COMMANDS = {
     "login": ("llmctl.cli.login", "Store a Hugging Face token, after checking it."),
     "logout": ("llmctl.cli.logout", "Forget a stored Hugging Face token."),
     "whoami": ("llmctl.cli.whoami", "Show whose token is in use and where it comes from."),
+    "use-token": ("llmctl.cli.use_token", "Choose which of the stored tokens is in use."),
     "download": ("llmctl.cli.download", "Download what loading a model needs, and nothing else."),
     "use": ("llmctl.cli.use", "Choose the model that commands use when none is named."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),

@@ -16,6 +16,7 @@ from llmctl.errors import LlmctlError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 # C0 and C1 except newline and tab, DEL, and the marks that reorder text on the screen (bidirectional overrides).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -102,6 +103,13 @@ class Output:
     def plain(self) -> bool:
         """Whether colours are off."""
         return self.no_color or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+    def download_bar(self) -> "Progress":
+        """A bar for bytes on standard error that leaves nothing behind; its tasks have a field `state`."""
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"))
+        return Progress(*columns, console=self.console(sys.stderr), transient=True, refresh_per_second=4, expand=True)
 
     def console(self, stream: TextIO) -> "Console":
         """A rich console on `stream` in the way this run speaks."""

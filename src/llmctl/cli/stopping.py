@@ -1,0 +1,37 @@
+"""How a download ends when it is told to: at once, with its state kept, saying how to go on."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llmctl.cli.render import Output
+from llmctl.errors import EXIT_TERMINATED
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def resumable(output: Output) -> Iterator[None]:
+    """Turn SIGTERM into an orderly end, and say after either signal how to go on."""
+
+    def end(_number: int, _frame: Any) -> None:  # noqa: ANN401 (the signature of a signal handler)
+        raise Terminated(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        output.warn(f"stopped; what arrived is kept. To go on: {_same_command()}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _same_command() -> str:
+    import shlex
+
+    return shlex.join(["llmctl", *sys.argv[1:]])

@@ -1,0 +1,351 @@
+"""The seam where huggingface_hub's and httpx2's exceptions become errors of llmctl.
+
+The cause is found by type, by status and by header (`X-Error-Code`), and where these leave it open, by asking the
+Hub: whose token is this, is this model gated, may this token read it. The text of an error is never searched.
+"""
+
+import difflib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from llmctl.errors import (
+    GatedError,
+    LlmctlError,
+    NotFoundError,
+    OfflineError,
+    RateLimitedError,
+    RemoteError,
+    TokenError,
+    UnreachableError,
+    UserError,
+)
+from llmctl.hub import settings
+from llmctl.hub.http import NotJsonError, Patience, asked_pause, get_json, tls_error
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+# OpenSSL's verify codes: the certificate is not valid yet, or not any more. Both are how a wrong clock looks.
+_CLOCK_CODES = (9, 10)
+_ONCE = Patience(attempts=1)
+
+
+def explain(
+    error: Exception,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    token_source: str | None = None,
+) -> LlmctlError:
+    """The error of llmctl that `error` means; `error` itself is raised again where it is none of the Hub's.
+
+    Args:
+        error: What the call raised.
+        repo_id: The model that was asked for, or None for calls about the account.
+        revision: The revision that was asked for.
+        token: The token that was sent, where it is not the one in use.
+        token_source: Where that token came from, in words.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(error, LlmctlError):
+        return error
+    if isinstance(error, NotJsonError):
+        return _captive_portal(error)
+    if isinstance(error, HFValidationError):
+        return bad_id(repo_id or "")
+    if isinstance(error, OfflineModeIsEnabled):
+        return OfflineError("HF_HUB_OFFLINE is set", hint="run it again without HF_HUB_OFFLINE")
+    if isinstance(error, HfHubHTTPError):
+        return _Answer(error, repo_id, revision, token, token_source).explain()
+    if isinstance(error, httpx2.HTTPError):
+        return unreachable(error)
+    raise error
+
+
+def bad_id(repo_id: str) -> UserError:
+    """The error for a model id that the Hub could not have."""
+    return UserError(
+        f"{repo_id!r} is not a model id of the Hub",
+        hint="give it as the Hub shows it: org/name, as in Qwen/Qwen3-4B",
+    )
+
+
+def not_the_hub(what: str) -> UnreachableError:
+    """The error for an answer that is well-formed and cannot be the Hub's."""
+    host = urlsplit(settings.endpoint()).hostname
+    return UnreachableError(f"{host} answered something that is not the Hub's: {what}", hint=_endpoint_hint())
+
+
+def unreachable(error: Exception) -> UnreachableError:
+    """The error for a call that got no answer."""
+    import httpx2
+
+    try:
+        host = error.request.url.host  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        host = urlsplit(settings.endpoint()).hostname or settings.endpoint()
+    tls = tls_error(error)
+    if tls is not None:
+        return _tls(host, tls)
+    proxy = _proxy()
+    through = f" through the proxy {proxy}" if proxy else ""
+    if isinstance(error, httpx2.ProxyError):
+        return UnreachableError(
+            f"the proxy {proxy or 'of the environment'} does not let llmctl reach {host}",
+            hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+        )
+    if isinstance(error, httpx2.TimeoutException):
+        return UnreachableError(
+            f"{host} did not answer within {settings.timeout_seconds():g} s{through}",
+            hint="try again; HF_HUB_DOWNLOAD_TIMEOUT sets the number of seconds",
+        )
+    return UnreachableError(
+        f"cannot reach {host}{through}: {type(error).__name__}",
+        hint=_endpoint_hint() if not proxy else "check the proxy, and HF_ENDPOINT if it is set",
+    )
+
+
+def near_names(repo_id: str) -> list[str]:
+    """Models in the cache whose names are close to `repo_id`."""
+    try:
+        folders = [entry.name for entry in settings.cache_dir().iterdir() if entry.name.startswith("models--")]
+    except OSError:
+        return []
+    names = [folder.removeprefix("models--").replace("--", "/") for folder in folders]
+    by_lower = {name.lower(): name for name in names if name != repo_id}
+    return [by_lower[n] for n in difflib.get_close_matches(repo_id.lower(), by_lower, n=3, cutoff=0.75)]
+
+
+class _Answer:
+    """One refusal of the Hub, and the questions that find out why."""
+
+    def __init__(
+        self,
+        error: "HfHubHTTPError",
+        repo_id: str | None,
+        revision: str | None,
+        token: str | None,
+        token_source: str | None,
+    ) -> None:
+        self.error, self.response = error, error.response
+        self.repo_id, self.revision, self.token = repo_id, revision, token
+        self.source = token_source
+        self.code = error.response.headers.get("X-Error-Code")
+
+    def explain(self) -> RemoteError:
+        from huggingface_hub.errors import (
+            DisabledRepoError,
+            EntryNotFoundError,
+            GatedRepoError,
+            RevisionNotFoundError,
+        )
+
+        status = self.response.status_code
+        if isinstance(self.error, GatedRepoError):
+            return self._gated()
+        if isinstance(self.error, RevisionNotFoundError):
+            return self._revision()
+        if isinstance(self.error, EntryNotFoundError):
+            return NotFoundError(f"{self.repo_id} lacks a file that it lists: {self.response.url.path}")
+        if isinstance(self.error, DisabledRepoError):
+            return RemoteError(f"{self.repo_id} has been disabled", hint=f"its page: {self._page()}")
+        if status == 429:
+            return self._rate_limited()
+        if status >= 500 or status == 408:
+            return UnreachableError(
+                f"{self.response.url.host} is in trouble: it answered {status}",
+                hint="wait a little and run the same command again; nothing that arrived is lost",
+            )
+        if status in (401, 403, 404):
+            return self._refused(status)
+        return RemoteError(f"{self.response.url.host} answered {status} to {self.response.url.path}")
+
+    def _refused(self, status: int) -> RemoteError:
+        """401, 403 or 404 without a code that says more."""
+        account = self._account()
+        if account is None and self._has_token():
+            return self._wrong_token()
+        if self.repo_id is None:
+            return self._wrong_token() if status == 401 else self._scope(account or {})
+        if status == 403:
+            return self._scope(account or {})
+        return self._missing(account)
+
+    # -- what is asked
+
+    def _has_token(self) -> bool:
+        return bool(self.token) or self._token_source() is not None
+
+    def _token_source(self) -> str | None:
+        from llmctl.hub.auth import token_source
+
+        return self.source or token_source()
+
+    def _account(self) -> dict[str, Any] | None:
+        """The account of the token that was sent, as the Hub tells it; None where it knows none."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if not self._has_token() or (self.repo_id is None and self.response.status_code == 401):
+            return None
+        try:
+            answer = get_json("/api/whoami-v2", token=self.token, patience=_ONCE)
+        except HfHubHTTPError as error:
+            if error.response.status_code == 401:
+                return None
+            raise explain(error) from error
+        return answer if isinstance(answer, dict) else {}
+
+    def _gated_how(self) -> Any:  # noqa: ANN401 (False, "auto" or "manual")
+        """How access to the model is granted, from its public description."""
+        with suppress(Exception):
+            return get_json(f"/api/models/{self.repo_id}?expand=gated", token=self.token, patience=_ONCE).get("gated")
+        return None
+
+    # -- what is said
+
+    def _page(self) -> str:
+        return settings.model_page(self.repo_id or "")
+
+    def _wrong_token(self) -> TokenError:
+        source = self._token_source() or "the token that was given"
+        where = source if source.startswith("the ") else f"the token from {source}"
+        return TokenError(
+            f"the Hub does not know {where}: it is mistyped, or was deleted",
+            hint=f"make one at {settings.tokens_page()}, then run: llmctl login"
+            + (f" (and unset {source}: it goes before the stored one)" if source.isupper() else ""),
+            details={"token_source": source},
+        )
+
+    def _gated(self) -> GatedError:
+        account = self._account() if self._has_token() else None
+        if self._has_token() and account is None:
+            return GatedError(self._wrong_token().message, hint=self._wrong_token().hint)
+        if account is None:
+            return GatedError(
+                f"{self.repo_id} is gated, and no token was sent",
+                hint=f"accept its conditions at {self._page()}, then run: llmctl login",
+            )
+        scope = _missing_scope(account, gated=True)
+        if scope:
+            return GatedError(**self._scope_words(account, scope))
+        name = account.get("name")
+        if self._gated_how() == "manual":
+            words = f"its authors have not given access to {name}: not asked, still pending, or refused"
+            hint = f"ask, or see how the request stands, at {self._page()}; then run the same command again"
+        else:
+            words = f"{name} has not accepted its conditions"
+            hint = f"accept them at {self._page()}, then run the same command again"
+        return GatedError(f"{self.repo_id} is gated, and {words}", hint=hint + " (another account: llmctl login)")
+
+    def _scope_words(self, account: dict[str, Any], scope: str) -> dict[str, Any]:
+        token = ((account.get("auth") or {}).get("accessToken") or {}).get("displayName") or "the token"
+        return {
+            "message": f"the token {token} of {account.get('name', 'this account')} may not read {self.repo_id}: "
+            f"it lacks the permission '{scope}'",
+            "hint": f"tick it at {settings.tokens_page()}, or run llmctl login with a token of type Read",
+            "details": {"missing_permission": scope},
+        }
+
+    def _scope(self, account: dict[str, Any]) -> RemoteError:
+        gated = bool(self._gated_how()) if self.repo_id else False
+        scope = _missing_scope(account, gated=gated)
+        if scope:
+            return TokenError(**self._scope_words(account, scope))
+        who = account.get("name")
+        if self.repo_id is None or who is None:
+            return TokenError(
+                "the Hub forbids this without a token" if who is None else f"the Hub forbids this to {who}",
+                hint=f"tokens: {settings.tokens_page()}; then run: llmctl login",
+            )
+        return TokenError(
+            f"the Hub forbids {who} to read {self.repo_id}, though the token is of a kind that could",
+            hint=f"open {self._page()} with that account; an organisation may ask for approval of tokens",
+        )
+
+    def _missing(self, account: dict[str, Any] | None) -> NotFoundError:
+        near = near_names(self.repo_id or "")
+        guess = f"; in the cache there is {', '.join(near)}" if near else ""
+        if account is None:
+            words = "there is no public model of that name: it does not exist, or is private and no token was sent"
+            hint = f"check {self._page()}{guess}; for a private model run: llmctl login"
+        else:
+            words = f"it does not exist, or is private and {account.get('name')} is not one who may see it"
+            hint = f"check {self._page()}{guess}; for another account run: llmctl login"
+        return NotFoundError(f"{self.repo_id}: {words}", hint=hint, details={"near": near})
+
+    def _revision(self) -> NotFoundError:
+        return NotFoundError(
+            f"{self.repo_id} has no branch, tag or commit {self.revision or 'main'}",
+            hint=f"its branches and tags: {self._page()}/tree/main",
+        )
+
+    def _rate_limited(self) -> RateLimitedError:
+        wait = asked_pause(self.response)
+        when = f", and asks to wait {wait:.0f} s" if wait else ""
+        more = "" if self._has_token() else "; with a token the limit is higher: llmctl login"
+        return RateLimitedError(
+            f"{self.response.url.host} limits the rate of requests{when}",
+            hint=f"wait, then run the same command again; nothing that arrived is lost{more}",
+            details={"retry_after_seconds": wait},
+        )
+
+
+def _missing_scope(account: dict[str, Any], *, gated: bool) -> str | None:
+    """The permission that a fine-grained token lacks, in the words of the tokens page; None for other tokens."""
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") != "fineGrained":
+        return None
+    grants = token.get("fineGrained") or {}
+    if gated and not grants.get("canReadGatedRepos"):
+        return "Read access to contents of all public gated repos you can access"
+    return None if gated else "Read access to contents of all repos under your personal namespace"
+
+
+def _captive_portal(error: NotJsonError) -> UnreachableError:
+    kind = "a web page" if error.content_type in ("text/html", "application/xhtml+xml") else "something else than JSON"
+    return UnreachableError(
+        f"{error.host} answered with {kind}: that was not the Hub, but perhaps the login page of this network",
+        hint="open any page in a browser to log in to the network, or check HF_ENDPOINT and the proxy",
+    )
+
+
+def _tls(host: str, error: Any) -> UnreachableError:  # noqa: ANN401 (ssl.SSLError)
+    code = getattr(error, "verify_code", None)
+    if code in _CLOCK_CODES:
+        return UnreachableError(
+            f"the certificate of {host} is not valid at this computer's date",
+            hint="check the clock with: date",
+        )
+    if code is not None:
+        return UnreachableError(
+            f"the certificate of {host} is signed by nobody this computer trusts",
+            hint="where a proxy inspects the traffic, point SSL_CERT_FILE to its certificate",
+        )
+    return UnreachableError(f"no secure connection to {host} could be made", hint=_endpoint_hint())
+
+
+def _proxy() -> str | None:
+    """The proxy that calls to the Hub go through, without the password that its address may hold."""
+    from urllib.request import getproxies, proxy_bypass
+
+    address = urlsplit(settings.endpoint())
+    if address.hostname and proxy_bypass(address.hostname):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
+def _endpoint_hint() -> str:
+    from huggingface_hub import constants
+
+    if settings.endpoint() != constants._HF_DEFAULT_ENDPOINT:
+        return f"HF_ENDPOINT is {settings.endpoint()}: is that right, and is the network up?"
+    return "is the network up? what is in the cache still works: llmctl models list"

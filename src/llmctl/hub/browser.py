@@ -1,0 +1,47 @@
+"""Login through a browser: the device flow (RFC 8628) that huggingface_hub offers."""
+
+import time
+from collections.abc import Callable
+
+from llmctl.errors import TokenError, UnreachableError
+from llmctl.hub import auth
+from llmctl.hub.auth import Account
+from llmctl.hub.http import refuse_if_offline
+
+
+def is_offered() -> bool:
+    """Whether the installed huggingface_hub has the flow (2.2 and later)."""
+    try:
+        from huggingface_hub.utils import _oauth_device
+    except ImportError:
+        return False
+    return hasattr(_oauth_device, "request_device_code")
+
+
+def login(show: Callable[[str, str], None], *, name: str | None = None) -> Account:
+    """Ask for a code, let `show` tell the address and the code, wait until a person confirms, store the token.
+
+    Raises:
+        TokenError: It was refused, or took too long.
+        UnreachableError: The Hub could not be asked.
+    """
+    from huggingface_hub.errors import DeviceCodeError
+    from huggingface_hub.utils._oauth_device import poll_device_token, request_device_code
+
+    refuse_if_offline("login")
+    try:
+        request = request_device_code()
+    except DeviceCodeError as error:
+        raise UnreachableError("the Hub offers no login through a browser now", hint="paste a token instead") from error
+    show(request["verification_uri_complete"], request["user_code"])
+    try:
+        answer = poll_device_token(request)
+    except DeviceCodeError as error:
+        raise TokenError("the login was refused in the browser, or took too long", hint="llmctl login") from error
+    token = answer["access_token"]
+    extra = {}
+    if answer.get("refresh_token"):
+        extra["refresh_token"] = str(answer["refresh_token"])
+    if answer.get("expires_in"):
+        extra["expires_at"] = str(int(time.time()) + int(answer["expires_in"]))
+    return auth.store(token, auth.account_of(token), name=name, extra=extra)

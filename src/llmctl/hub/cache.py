@@ -1,0 +1,177 @@
+"""What lies in the standard cache of huggingface_hub, found without the network and without reading weights.
+
+The layout is huggingface_hub's: `refs/NAME` holds a commit, `snapshots/COMMIT/` the names of the files, `blobs/` their
+contents under their hashes. What `hf download` or transformers put there counts as much as what llmctl did.
+"""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.hub import settings
+from llmctl.hub.record import Record, read_record
+from llmctl.hub.selection import WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model in the cache, complete enough to be loaded.
+
+    Attributes:
+        repo_id: The model.
+        revision: The branch, tag or commit that was asked for, or None for the default branch.
+        commit: The commit, 40 hexadecimal digits.
+        folder: The folder to hand to transformers.
+        files: The paths of the files below that folder, sorted.
+        size_bytes: The size of these files together.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    folder: Path
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the cache holds of a model at a revision, complete or not.
+
+    Attributes:
+        folder: The snapshot's folder, or None where nothing is there.
+        commit: The commit, or None where the revision is not known here.
+        missing: What loading needs and is not there, or is there and cut short; empty for a complete model.
+    """
+
+    folder: Path | None
+    commit: str | None
+    missing: tuple[str, ...]
+
+
+def find_snapshot(repo_id: str, *, revision: str | None = None) -> Snapshot | None:
+    """The complete snapshot of `repo_id` in the cache, or None where it is absent or incomplete. No network."""
+    found = look_up(repo_id, revision=revision)
+    if found.folder is None or found.commit is None or found.missing:
+        return None
+    return make_snapshot(repo_id, revision=revision, commit=found.commit, folder=found.folder)
+
+
+def look_up(repo_id: str, *, revision: str | None = None) -> Found:
+    """What the cache holds of `repo_id`, and what it lacks."""
+    commit = cached_commit(repo_id, revision=revision)
+    if commit is None:
+        return Found(None, None, ())
+    folder = settings.repo_dir(repo_id) / "snapshots" / commit
+    if not folder.is_dir():
+        return Found(None, commit, ())
+    return Found(folder, commit, missing_files(repo_id, commit, folder))
+
+
+def make_snapshot(repo_id: str, *, revision: str | None, commit: str, folder: Path) -> Snapshot:
+    """Describe a snapshot that is known to be complete."""
+    sizes = {name: (folder / name).stat().st_size for name in files_of(folder)}
+    return Snapshot(repo_id, revision, commit, folder, tuple(sorted(sizes)), sum(sizes.values()))
+
+
+def cached_commit(repo_id: str, *, revision: str | None = None) -> str | None:
+    """The commit that `revision` was when it was last fetched, or None."""
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    refs = settings.repo_dir(repo_id) / "refs"
+    file = refs / (revision or "main")
+    if refs not in file.parents or ".." in file.parts:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return text if _COMMIT.fullmatch(text) else None
+
+
+def files_of(folder: Path) -> list[str]:
+    """The paths below a snapshot's folder whose content is really there."""
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def missing_files(repo_id: str, commit: str, folder: Path) -> tuple[str, ...]:
+    """What loading needs and the snapshot lacks.
+
+    Three sources know what is needed, the best first: llmctl's own lock file, the listing that huggingface_hub keeps
+    beside its snapshots (`trees/COMMIT.json`), and what the files that are there say themselves.
+    """
+    record = read_record(repo_id, commit)
+    if record is not None and record.needed:
+        sizes = {file.path: file.size_bytes for file in record.files}
+        return tuple(p for p in record.needed if not _is_whole(folder / p, sizes.get(p)))
+    tree = _tree_sizes(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
+    wanted = needed(tree) if tree else ()
+    if tree and wanted:
+        return tuple(p for p in wanted if not _is_whole(folder / p, tree[p]))
+    return _missing_by_content(folder)
+
+
+def record_of(repo_id: str, *, revision: str | None = None) -> Record | None:
+    """The lock file of a model in the cache, or None."""
+    commit = cached_commit(repo_id, revision=revision)
+    return read_record(repo_id, commit) if commit else None
+
+
+def shards_of(index: Path) -> tuple[str, ...]:
+    """The shard files that a `model.safetensors.index.json` names; empty where it cannot be read."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return tuple(sorted({str(name) for name in names}))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return ()
+
+
+def is_whole_safetensors(path: Path) -> bool:
+    """Whether a safetensors file is as long as its own header says. Reads the header only."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_LONGEST_HEADER, size):
+                return False
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError):
+        return False
+    return bool(size == 8 + length + max(ends, default=0))
+
+
+def _missing_by_content(folder: Path) -> tuple[str, ...]:
+    """What is missing, judged by the files alone: somebody else put them there and left no listing."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if (folder / WEIGHTS).is_file():
+        weights: tuple[str, ...] = (WEIGHTS,)
+    elif (folder / WEIGHTS_INDEX).is_file():
+        weights = shards_of(folder / WEIGHTS_INDEX) or (WEIGHTS_INDEX,)
+    else:
+        weights = (WEIGHTS,)
+    missing += [name for name in weights if not is_whole_safetensors(folder / name)]
+    if not any(is_tokenizer(name) for name in files_of(folder)):
+        missing.append("tokenizer.json")
+    return tuple(missing)
+
+
+def _is_whole(path: Path, size_bytes: int | None) -> bool:
+    try:
+        return path.is_file() and size_bytes in (None, path.stat().st_size)
+    except OSError:
+        return False
+
+
+def _tree_sizes(path: Path) -> dict[str, int]:
+    """Names and sizes from huggingface_hub's kept listing; empty where there is none."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(name): int(entry.get("lfs_size") or entry["size"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,65 @@
+"""The disk that the cache lies on: whether it has room, and what its refusals mean."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from llmctl.errors import MachineError
+from llmctl.hub import settings
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists, so that the right file system is asked."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """The bytes that this user may still write on the file system where `path` is, or will be."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def check_room(needed_bytes: int, path: Path) -> None:
+    """Refuse before the first byte what cannot fit.
+
+    Raises:
+        MachineError: With both figures and the place.
+    """
+    free = free_bytes(path)
+    if needed_bytes > free:
+        raise _no_room(needed_bytes, free, path)
+
+
+def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> MachineError | None:
+    """What a refusal of the disk means, or None where it is of another kind."""
+    if error.errno in _FULL:
+        return _no_room(needed_bytes or 0, free_bytes(path), path)
+    if error.errno in _READ_ONLY:
+        return MachineError(
+            f"cannot write to the cache folder {settings.cache_dir()}: {error.strerror}",
+            hint="point HF_HOME (or HF_HUB_CACHE) to a folder that you may write to; what is cached still loads",
+            details={"path": str(error.filename or path)},
+        )
+    return None
+
+
+def _no_room(needed_bytes: int, free: int, path: Path) -> MachineError:
+    place = existing_parent(path)
+    return MachineError(
+        f"the disk is too full: {_text(needed_bytes)} are needed and {_text(free)} are free at {place}",
+        hint="make room (llmctl models prune), or point HF_HOME to a larger disk; what arrived is kept",
+        details={"needed_bytes": needed_bytes, "free_bytes": free, "path": str(place)},
+    )
+
+
+def _text(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"

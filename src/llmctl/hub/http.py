@@ -1,0 +1,182 @@
+"""Calls to the Hub that end: bounded in time, repeated where that can help, and never waiting in silence.
+
+The client is huggingface_hub's own session, so a program's `set_client_factory` (certificates, proxies) is honoured.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmctl.errors import OfflineError
+from llmctl.hub import settings
+
+if TYPE_CHECKING:
+    import httpx2
+
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a download goes on against a network that fails.
+
+    Attributes:
+        attempts: How many attempts in a row may bring nothing before it is given up. Bytes that arrive reset the count.
+        first_wait_seconds: The first pause between two attempts; it doubles, with jitter.
+        longest_wait_seconds: The longest pause of our own choosing.
+        longest_asked_seconds: The longest pause that a server may ask for (Retry-After).
+    """
+
+    attempts: int = 6
+    first_wait_seconds: float = 0.25
+    longest_wait_seconds: float = 8.0
+    longest_asked_seconds: float = 300.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after `failures` attempts in a row that failed: exponential, with full jitter upwards."""
+        base = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** max(failures - 1, 0))
+        return base * (1 + 0.25 * random.random())  # noqa: S311 (jitter, not a secret)
+
+
+def asked_pause(response: "httpx2.Response") -> float | None:
+    """The seconds that a 429 or 503 answer asks to wait, or None."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    return None
+
+
+def headers(token: str | bool | None = None) -> dict[str, str]:
+    """The headers of a call to the Hub: who is calling, and the token unless `token` is False."""
+    from huggingface_hub.utils import build_hf_headers
+
+    from llmctl._version import __version__
+
+    return build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
+
+
+def timeout() -> "httpx2.Timeout":
+    """The bound for each connect, read and write."""
+    import httpx2
+
+    seconds = settings.timeout_seconds()
+    return httpx2.Timeout(seconds, pool=None)
+
+
+def refuse_if_offline(what: str, *, offline: bool = False) -> None:
+    """Raise before a socket would be opened where the network is forbidden.
+
+    Args:
+        what: What would need the network, as the beginning of a sentence: "whoami".
+        offline: Whether the caller forbids it; HF_HUB_OFFLINE does so in any case.
+
+    Raises:
+        OfflineError: Where either forbids it.
+    """
+    if offline or settings.is_offline():
+        why = "HF_HUB_OFFLINE is set" if settings.is_offline() else "--offline was given"
+        raise OfflineError(
+            f"{what} needs the Hub, and {why}",
+            hint="run it again without HF_HUB_OFFLINE and without --offline",
+        )
+
+
+def get_json(
+    path: str,
+    *,
+    token: str | bool | None = None,
+    patience: Patience | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Any:  # noqa: ANN401 (a JSON document)
+    """The JSON document at `path` below the Hub's address.
+
+    Raises:
+        httpx2.HTTPError: What huggingface_hub raises for the status, or what the transport raised last. The callers
+            turn it into an error of llmctl with `access.explain`, which knows what was asked for.
+        NotJsonError: The answer is not JSON: not the Hub's.
+    """
+    from huggingface_hub.utils import hf_raise_for_status
+
+    response = _get(settings.endpoint() + path, token=token, patience=patience or Patience(), note=note)
+    hf_raise_for_status(response)
+    try:
+        return response.json()
+    except ValueError:
+        raise NotJsonError(response) from None
+
+
+class NotJsonError(Exception):
+    """An answer of status 200 that is no JSON: a captive portal or a proxy answered in the Hub's place."""
+
+    def __init__(self, response: "httpx2.Response") -> None:
+        self.host = response.url.host
+        self.content_type = response.headers.get("Content-Type", "").split(";")[0]
+        super().__init__(f"{self.host} answered with {self.content_type or 'no content type'}")
+
+
+def _get(
+    url: str, *, token: str | bool | None, patience: Patience, note: Callable[[str], None] | None
+) -> "httpx2.Response":
+    """GET, repeated while repeating can help. The last answer is returned whatever its status."""
+    import httpx2
+    from huggingface_hub.utils import get_session
+
+    failures = 0
+    while True:
+        try:
+            response = get_session().get(url, headers=headers(token), timeout=timeout(), follow_redirects=True)
+        except httpx2.TransportError as error:
+            failures += 1
+            if failures >= _attempts(error, patience):
+                raise
+            pause, why = patience.pause(failures), f"{httpx2.URL(url).host} does not answer"
+        else:
+            failures += 1
+            if response.status_code not in RETRIED_STATUSES or failures >= patience.attempts:
+                return response
+            asked = asked_pause(response)
+            if asked is not None and asked > patience.longest_asked_seconds:
+                return response
+            pause, why = asked if asked is not None else patience.pause(failures), reason(response)
+        if note:
+            note(f"{why}, waiting {pause:.0f} s" if pause >= 1 else f"{why}, trying again")
+        time.sleep(pause)
+
+
+def reason(response: "httpx2.Response") -> str:
+    """Why an answer calls for another attempt, in words."""
+    if response.status_code == 429:
+        return "rate limited"
+    return f"{response.url.host} answered {response.status_code}"
+
+
+def _attempts(error: Exception, patience: Patience) -> int:
+    """How many attempts an error is worth: one that will not go away by itself is worth one or two."""
+    import httpx2
+
+    if isinstance(error, (httpx2.ProxyError, httpx2.UnsupportedProtocol)) or tls_error(error) is not None:
+        return 1
+    if isinstance(error, httpx2.ConnectError):
+        return min(2, patience.attempts)
+    if isinstance(error, httpx2.TimeoutException):
+        return min(3, patience.attempts)
+    return patience.attempts
+
+
+def tls_error(error: BaseException) -> Any:  # noqa: ANN401 (ssl.SSLError, imported only here)
+    """The TLS error that `error` was born from, or None."""
+    import ssl
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

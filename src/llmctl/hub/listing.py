@@ -1,0 +1,123 @@
+"""What a repository holds at one commit: names, sizes and hashes, from one request."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import quote
+
+from llmctl.errors import RemoteError
+from llmctl.hub import access, settings
+from llmctl.hub.http import get_json
+
+Algorithm = Literal["sha256", "git_sha1"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository.
+
+    Attributes:
+        path: Its path in the repository, with forward slashes.
+        size_bytes: Its size.
+        algorithm: `sha256` of the content (large files) or git's blob sha1 (the rest).
+        digest: The hash in hexadecimal, which is also the name of its blob in the cache.
+    """
+
+    path: str
+    size_bytes: int
+    algorithm: Algorithm
+    digest: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit.
+
+    Attributes:
+        repo_id: The model.
+        commit: The commit, 40 hexadecimal digits.
+        gated: False, `auto` or `manual`: how access is granted.
+        files: Every file.
+    """
+
+    repo_id: str
+    commit: str
+    gated: bool | str
+    files: tuple[RemoteFile, ...]
+
+    def find(self, path: str) -> RemoteFile | None:
+        """The file at `path`, or None."""
+        return next((file for file in self.files if file.path == path), None)
+
+
+def check_id(repo_id: str) -> str:
+    """`repo_id`, if the Hub could have a model of that name.
+
+    Raises:
+        UserError: It could not.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise access.bad_id(repo_id) from None
+    return repo_id
+
+
+def fetch_listing(repo_id: str, *, revision: str | None = None, note: Callable[[str], None] | None = None) -> Listing:
+    """Ask the Hub what `repo_id` holds at `revision` (the default branch where it is None).
+
+    Raises:
+        RemoteError: The Hub says no, cannot be reached, or lists a file that would lie outside the model's folder.
+    """
+    check_id(repo_id)
+    path = f"/api/models/{repo_id}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+    try:
+        answer = get_json(path, note=note)
+        if isinstance(answer, dict) and answer.get("gated"):
+            get_json(f"/api/models/{repo_id}/auth-check", note=note)
+    except Exception as error:
+        raise access.explain(error, repo_id=repo_id, revision=revision) from error
+    return _listing(repo_id, answer)
+
+
+def _listing(repo_id: str, answer: Any) -> Listing:  # noqa: ANN401 (a JSON document)
+    if not isinstance(answer, dict) or not _COMMIT.fullmatch(str(answer.get("sha"))):
+        raise access.not_the_hub("the description of a model has no commit in it")
+    files = tuple(_file(repo_id, entry) for entry in answer.get("siblings") or ())
+    return Listing(repo_id=repo_id, commit=answer["sha"], gated=answer.get("gated") or False, files=files)
+
+
+def _file(repo_id: str, entry: dict[str, Any]) -> RemoteFile:
+    path, lfs = str(entry.get("rfilename")), entry.get("lfs") or {}
+    if not is_safe_path(path):
+        raise RemoteError(
+            f"the listing of {repo_id} names a file outside the model's own folder: {path!r}",
+            hint=f"do not use this model; its page: {settings.model_page(repo_id)}",
+            details={"path": path},
+        )
+    digest = str(lfs.get("sha256") or entry.get("blobId"))
+    size = lfs.get("size", entry.get("size"))
+    if not isinstance(size, int) or size < 0 or not (_SHA256 if lfs else _COMMIT).fullmatch(digest):
+        raise access.not_the_hub(f"the listing of {repo_id} has no size or no hash for {path!r}")
+    return RemoteFile(path=path, size_bytes=size, algorithm="sha256" if lfs else "git_sha1", digest=digest)
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether `path` names something below the folder it is joined to, on every platform."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and not path.startswith("/")
+        and "\\" not in path
+        and ":" not in parts[0]
+        and not _CONTROL.search(path)
+        and all(part not in ("..", ".", "") for part in path.split("/"))
+    )

@@ -1,0 +1,95 @@
+"""One writer for each model in the cache: who holds the lock, since when, and how long to wait for it.
+
+The lock is an advisory one of the kernel (`flock`), so it goes with its holder, however that ends. It saves work;
+it does not protect the content, which the hashes do. Where there is no `flock` there is no lock.
+"""
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from llmctl.errors import MachineError
+from llmctl.hub import settings
+
+_POLL_SECONDS = 0.2
+_FIRST_WORD_SECONDS = 1.0
+_NEXT_WORD_SECONDS = 60.0
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def lock_path(repo_id: str) -> Path:
+    """The lock file of a model, where huggingface_hub keeps its own locks too."""
+    return settings.cache_dir() / ".locks" / settings.repo_dir(repo_id).name / "llmctl.lock"
+
+
+@contextmanager
+def locked(repo_id: str, *, timeout_seconds: float | None, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a model. A wait is told to `note`, with the process that makes us wait.
+
+    Raises:
+        MachineError: It was not free within `timeout_seconds`.
+    """
+    path = lock_path(repo_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        _acquire(file, repo_id, timeout_seconds, note)
+        file.seek(0)
+        file.truncate()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate()
+
+
+def _acquire(file: IO[str], repo_id: str, timeout_seconds: float | None, note: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    next_word = _FIRST_WORD_SECONDS
+    while not _try(file):
+        waited = time.monotonic() - began
+        if timeout_seconds is not None and waited >= timeout_seconds:
+            raise MachineError(
+                f"{_holder(file)} is downloading {repo_id}, and --lock-timeout of {timeout_seconds:g} s is over",
+                hint="wait for it, or end that process if it hangs; then run the same command again",
+            )
+        if waited >= min(next_word, timeout_seconds if timeout_seconds is not None else next_word):
+            note(f"waiting for {_holder(file)}, which is downloading {repo_id}")
+            next_word = waited + _NEXT_WORD_SECONDS
+        time.sleep(_POLL_SECONDS)
+
+
+def _try(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    return True
+
+
+def _holder(file: IO[str]) -> str:
+    """The process that holds the lock, as it wrote itself down."""
+    try:
+        file.seek(0)
+        known = json.loads(file.read())
+        since = datetime.fromisoformat(known["since"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        here = "" if known["host"] == socket.gethostname() else f" on {known['host']}"
+        return f"process {known['pid']}{here}, since {since}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,179 @@
+"""Which files of a repository loading a model needs: pure, from names alone."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from llmctl.errors import ModelError, UserError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+_SMALL = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tekken.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+    }
+)
+_SMALL_PATTERNS = ("*.model", "*.tiktoken", "*.spm", "additional_chat_templates/*.jinja")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+    "*.model",
+    "*.spm",
+    "tekken.json",
+)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_GGUF = (".gguf", ".ggml")
+_ONNX = (".onnx", ".onnx_data", ".ort")
+_OTHERS = (".h5", ".msgpack", ".tflite", ".mlmodel", ".ot")
+_NEVER_FOLDERS = ("original/", "onnx/", "gguf/", ".git/")
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """What a person asked to take beyond, or to leave out of, what loading needs.
+
+    Attributes:
+        include: Take exactly the files that match one of these (shell patterns). Empty: what loading needs.
+        exclude: Leave out the files that match one of these.
+        trust_remote_code: Take the repository's own Python files as well.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[str, ...]:
+    """The names that loading needs, sorted; empty where there are no weights that llmctl loads.
+
+    Of several copies of the weights it takes those that transformers 5 would: `model.safetensors` before the shards
+    of `model.safetensors.index.json` (`transformers.modeling_utils._get_resolved_checkpoint_files`), and never
+    `consolidated.safetensors`, which is another program's layout of the same numbers.
+    """
+    names = set(names)
+    weights = _weights(names)
+    if not weights:
+        return ()
+    small = {name for name in names if name in _SMALL or any(fnmatchcase(name, p) for p in _SMALL_PATTERNS)}
+    code = {name for name in names if name.endswith(".py")} if trust_remote_code else set()
+    return tuple(sorted(n for n in weights | small | code if not is_forbidden(n)))
+
+
+def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
+    """The names to take for `patterns`, sorted.
+
+    Raises:
+        ModelError: The repository holds no weights that llmctl loads.
+        UserError: The patterns leave nothing, or only files that llmctl never takes.
+    """
+    names = tuple(names)
+    if patterns.include:
+        matching = [n for n in names if _matches(n, patterns.include)]
+        taken = [n for n in matching if not is_forbidden(n) and (patterns.trust_remote_code or not n.endswith(".py"))]
+        if matching and not taken:
+            raise UserError(
+                f"--include matches only files that llmctl does not take: {_some(matching)}",
+                hint="pickles run code when they are read, and the rest is for other programs",
+            )
+    else:
+        taken = list(needed(names, trust_remote_code=patterns.trust_remote_code))
+        if not taken:
+            raise no_weights(repo_id, names)
+    taken = [n for n in taken if not _matches(n, patterns.exclude)]
+    if not taken:
+        raise UserError(f"no file of {repo_id} is left by --include and --exclude", hint="see: llmctl models info")
+    return tuple(sorted(taken))
+
+
+def is_forbidden(name: str) -> bool:
+    """Whether llmctl never takes a file of this name: pickles, and weights for other programs."""
+    lower = name.lower()
+    return lower.endswith(_PICKLES + _GGUF + _ONNX + _OTHERS) or lower.startswith(_NEVER_FOLDERS)
+
+
+def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
+    """The error for a repository without weights that llmctl loads: which it has instead, and what to do."""
+    found = {
+        kind: [n for n in names if n.lower().endswith(suffixes)]
+        for kind, suffixes in (
+            ("pickle", _PICKLES),
+            ("GGUF", _GGUF),
+            ("ONNX", _ONNX),
+            ("safetensors", (".safetensors",)),
+        )
+    }
+    details = {"files": {kind: files for kind, files in found.items() if files}}
+    if found["safetensors"]:
+        return ModelError(
+            f"{repo_id} has no {WEIGHTS} and no {WEIGHTS_INDEX}, only {_some(found['safetensors'])}",
+            hint="an adapter, or a model for another library: look at its page for the model to load",
+            details=details,
+        )
+    if found["pickle"]:
+        return ModelError(
+            f"{repo_id} has its weights only as pickles ({_some(found['pickle'])}), which can run code when read",
+            hint="look for a safetensors copy in its discussions, or convert it in a sandbox: "
+            "https://huggingface.co/spaces/safetensors/convert",
+            details=details,
+        )
+    if found["GGUF"]:
+        return ModelError(
+            f"{repo_id} has its weights only as GGUF ({_some(found['GGUF'])}), which is for llama.cpp",
+            hint="its page names the original model under 'Model tree': download that one",
+            details=details,
+        )
+    if found["ONNX"]:
+        return ModelError(
+            f"{repo_id} has its weights only as ONNX ({_some(found['ONNX'])})",
+            hint="its page names the original model under 'Model tree': download that one",
+            details=details,
+        )
+    return ModelError(
+        f"{repo_id} holds no weights at all", hint="look at its page for the model to load", details=details
+    )
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of this name can hold a tokenizer's vocabulary."""
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER)
+
+
+def _weights(names: set[str]) -> set[str]:
+    if WEIGHTS in names:
+        return {WEIGHTS}
+    if WEIGHTS_INDEX in names:
+        shards = {n for n in names if _SHARD.fullmatch(n)}
+        # An index may name its shards as it likes; then every safetensors file beside it counts but the other layout.
+        other = {n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith("consolidated")}
+        return {WEIGHTS_INDEX} | (shards or other)
+    return set()
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, p + "*" if p.endswith("/") else p) for p in patterns)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

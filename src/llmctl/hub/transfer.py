@@ -1,0 +1,284 @@
+"""Files from the Hub to the disk: in parallel, resumed, checked, and stopped at once when asked.
+
+Every attempt asks the Hub again, because the signed address that it redirects to expires. The token goes to the Hub's
+own origin and never to where it redirects. A file takes its place only when its hash is the one that was listed.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from llmctl.errors import RemoteError, UnreachableError
+from llmctl.hub import settings, xet
+from llmctl.hub.http import NotJsonError, Patience, asked_pause, headers, reason, timeout
+from llmctl.hub.listing import RemoteFile
+from llmctl.hub.partial import Partial
+from llmctl.hub.progress import Progress
+
+if TYPE_CHECKING:
+    import httpx2
+
+CHUNK_BYTES = 1 << 20
+_REDIRECTS = 10
+_GRACE_SECONDS = 0.5  # how long the workers may take to notice that they should stop
+
+
+@dataclass(frozen=True)
+class Job:
+    """One blob to fetch.
+
+    Attributes:
+        file: What to fetch. Other paths may have the same content; they share the blob.
+        url: Its address on the Hub at a fixed commit.
+        blob: Where it will lie.
+    """
+
+    file: RemoteFile
+    url: str
+    blob: Path
+
+
+class _Stopped(Exception):  # noqa: N818 (not an error)
+    """Raised inside a worker when the transfer is being stopped."""
+
+
+class _Refusal(Exception):  # noqa: N818 (not an error yet)
+    """An answer that another attempt may better."""
+
+    def __init__(self, response: "httpx2.Response", why: str) -> None:
+        super().__init__(why)
+        self.response, self.why = response, why
+
+
+class Transfer:
+    """The fetching of a set of blobs. It has state because workers share it: the queue, the stop, the first error."""
+
+    def __init__(self, jobs: Sequence[Job], *, progress: Progress, patience: Patience, workers: int) -> None:
+        self._queue = deque(sorted(jobs, key=lambda job: -job.file.size_bytes))
+        self._progress, self._patience = progress, patience
+        self._workers = max(1, min(workers, len(jobs)))
+        self._stop, self._done = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._running = 0
+        self._error: BaseException | None = None
+        self._with_token, self._without_token = headers(), headers(False)
+        self._origin = _origin(settings.endpoint())
+        self._xet = xet.is_usable()
+
+    def run(self) -> None:
+        """Fetch everything, or raise the first error. Partials stay on the disk in either case."""
+        self._running = self._workers
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            while not self._done.wait(1.0):
+                pass
+        finally:
+            self._stop.set()
+            if self._xet and any(thread.is_alive() for thread in threads):
+                xet.abort()
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if self._error is not None:
+            raise self._error
+
+    # -- workers
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    job = self._queue.popleft()
+                except IndexError:
+                    break
+                self._fetch(job)
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 (handed to the thread that waits)
+            with self._lock:
+                self._error = self._error or error
+            self._done.set()
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self._done.set()
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _fetch(self, job: Job) -> None:
+        """One blob: fetch, check, and once more from the beginning if it was damaged on the way."""
+        partial = Partial(job.blob, job.file, go_on=self._go_on)
+        try:
+            for last in (False, True):
+                self._fill(job, partial)
+                if partial.is_right:
+                    partial.place()
+                    self._progress.finished(job.file.path, job.file.size_bytes)
+                    return
+                self._progress.advance(job.file.path, -partial.start_over())
+                if not last:
+                    self._progress.note(f"{job.file.path} arrived damaged, fetching it again")
+        finally:
+            partial.close()
+        partial.path.unlink(missing_ok=True)
+        raise RemoteError(
+            f"{job.file.path} arrived damaged twice: its {job.file.algorithm} is not the one that the Hub lists",
+            hint="a proxy or a disk that alters files? try another network, or look at the log of the disk",
+            details={"path": job.file.path, "expected": job.file.digest},
+        )
+
+    def _fill(self, job: Job, partial: Partial) -> None:
+        """Attempt after attempt, until every byte is there. Only attempts that bring nothing count as failures."""
+        import httpx2
+
+        failures, best = 0, partial.size_bytes
+        while not partial.is_complete:
+            self._go_on()
+            asked: float | None = None
+            error: Exception | None = None
+            try:
+                self._attempt(job, partial)
+                why = "the answer was too short"
+            except _Refusal as refusal:
+                error, why = refusal, refusal.why
+                asked = asked_pause(refusal.response)
+                if refusal.response.status_code == 416 and failures:
+                    self._progress.advance(job.file.path, -partial.start_over())
+            except httpx2.TransportError as broken:
+                error, why = broken, _broken(broken)
+            if partial.size_bytes > best:
+                failures, best = 0, partial.size_bytes
+                continue
+            failures += 1
+            if failures >= self._patience.attempts or (asked or 0) > self._patience.longest_asked_seconds:
+                raise self._given_up(job, error)
+            self._pause(job, why, asked if asked is not None else self._patience.pause(failures))
+
+    def _pause(self, job: Job, why: str, seconds: float) -> None:
+        wait = f"waiting {seconds:.0f} s" if seconds >= 1 else "trying again"
+        self._progress.note(f"{job.file.path}: {why}, {wait}")
+        if self._stop.wait(seconds):
+            raise _Stopped
+
+    def _given_up(self, job: Job, error: Exception | None) -> Exception:
+        from huggingface_hub.utils import hf_raise_for_status
+
+        if isinstance(error, _Refusal):
+            try:
+                hf_raise_for_status(error.response)
+            except Exception as known:  # noqa: BLE001 (it becomes the reason that is given)
+                return known
+        if isinstance(error, Exception) and not isinstance(error, _Refusal):
+            return error
+        return UnreachableError(
+            f"{job.file.path} stops short: the server sends no more bytes of it",
+            hint="run the same command again; what arrived is kept",
+        )
+
+    # -- one attempt
+
+    def _attempt(self, job: Job, partial: Partial) -> None:
+        """One request, and as many bytes as it brings."""
+        with self._open(job, partial.size_bytes) as response:
+            if isinstance(response, xet.Offer):
+                self._by_xet(job, partial, response)
+                return
+            if response.status_code == 200 and partial.size_bytes:
+                self._progress.advance(job.file.path, -partial.start_over())
+            for piece in response.iter_raw(CHUNK_BYTES):
+                self._go_on()
+                self._progress.advance(job.file.path, partial.write(piece))
+                if partial.is_complete:
+                    break
+
+    @contextmanager
+    def _open(self, job: Job, start: int) -> "Iterator[httpx2.Response | xet.Offer]":
+        """The answer that carries the bytes from `start` on, after the redirects."""
+        from huggingface_hub.utils import get_session
+
+        url = job.url
+        for _ in range(_REDIRECTS):
+            own = _origin(url) == self._origin
+            asked = {**(self._with_token if own else self._without_token), "Accept-Encoding": "identity"}
+            if start:
+                asked["Range"] = f"bytes={start}-"
+            client = get_session()
+            request = client.build_request("GET", url, headers=asked, timeout=timeout())
+            response = client.send(request, stream=True, follow_redirects=False)
+            try:
+                offer = xet.offer(response) if self._xet and start == 0 else None
+                if offer is not None:
+                    yield offer
+                    return
+                if not response.has_redirect_location:
+                    self._check(response, start, own=own)
+                    yield response
+                    return
+                url = urljoin(url, response.headers["Location"])
+            finally:
+                response.close()
+        raise UnreachableError(f"{urlsplit(job.url).hostname} sends {job.file.path} round in circles")
+
+    def _check(self, response: "httpx2.Response", start: int, *, own: bool) -> None:
+        """Raise unless the answer is the file, from the byte that was asked for."""
+        from huggingface_hub.utils import hf_raise_for_status
+
+        status = response.status_code
+        if own and (status in (401, 404) or (status == 403 and "X-Error-Code" in response.headers)):
+            response.read()
+            hf_raise_for_status(response)
+        if status not in (200, 206):
+            response.read()
+            expired = not own and status in (401, 403)
+            raise _Refusal(response, "the signed address has expired" if expired else reason(response))
+        if response.headers.get("Content-Type", "").startswith("text/html") and not response.url.path.endswith("html"):
+            raise NotJsonError(response)
+        begins = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
+        if status == 206 and begins != str(start):
+            raise _Refusal(response, "the answer begins at another byte")
+
+    def _by_xet(self, job: Job, partial: Partial, offer: xet.Offer) -> None:
+        """The whole file through Xet; where that fails, HTTP takes over for the rest of this transfer."""
+        seen = 0
+
+        def arrived(count: int) -> None:
+            nonlocal seen
+            seen += count
+            self._progress.advance(job.file.path, count)
+
+        try:
+            xet.fetch(offer, partial.path, job.file, headers=self._with_token, arrived=arrived)
+        except Exception as error:  # noqa: BLE001 (hf_xet raises whatever its Rust side does; HTTP is the way out)
+            self._go_on()
+            self._xet = False
+            self._progress.note(f"{job.file.path}: Xet failed ({type(error).__name__}), going on by HTTP")
+            partial.start_over()
+        else:
+            partial.read_again()
+        self._progress.advance(job.file.path, partial.size_bytes - seen)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _broken(error: Exception) -> str:
+    import httpx2
+
+    if isinstance(error, httpx2.TimeoutException):
+        return f"no byte for {settings.timeout_seconds():g} s"
+    if isinstance(error, httpx2.ConnectError):
+        return "cannot connect"
+    return "the connection broke"
