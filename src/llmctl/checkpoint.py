@@ -53,7 +53,7 @@ class Tensor:
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 (JSON of any shape)
+def read_json(path: Path) -> Any:
     """A JSON file of a repository, refused when absurdly large or not JSON. Raises ModelError."""
     try:
         if path.stat().st_size > JSON_LIMIT_BYTES:

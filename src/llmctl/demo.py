@@ -15,6 +15,7 @@ from typing import Any
 
 from llmctl.errors import MachineError
 from llmctl.paths import data_dir
+from llmctl.quiet import quiet_libraries
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -61,7 +62,8 @@ def convert_demo(gguf: Path) -> Path:
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".demo-"))
     try:
         folder = beside / "SmolLM2-135M-Instruct"
-        _write_model(gguf, folder)
+        with quiet_libraries():
+            _write_model(gguf, folder)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         with (folder / "model.safetensors").open("rb") as stream:
             weights = hashlib.file_digest(stream, "sha256").hexdigest()

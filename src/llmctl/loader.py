@@ -7,9 +7,7 @@ import os
 import resource
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
 from llmctl.plan.make import check_remote_code
 from llmctl.quantization import bnb
+from llmctl.quiet import quiet_libraries
 from llmctl.tokenization import end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
     """Do what the plan says. Errors are those of `load`."""
     started = time.perf_counter()
     apply_environment(prepared.plan)
-    with _quiet():
+    with quiet_libraries():
         prepared = settle(prepared)
         plan, info = prepared.plan, prepared.info
         _seed(plan)
@@ -203,7 +202,7 @@ def settle(prepared: Prepared) -> Prepared:
     return replace(prepared, plan=_supported_attention(prepared, model_class))
 
 
-def _supported_attention(prepared: Prepared, model_class: Any) -> Plan:  # noqa: ANN401
+def _supported_attention(prepared: Prepared, model_class: Any) -> Plan:
     plan, asked = prepared.plan, prepared.config.load.attn_implementation
     chosen = plan.model_kwargs["attn_implementation"]
     supports = {
@@ -242,7 +241,7 @@ def model_arguments(plan: Plan) -> dict[str, Any]:
     return arguments
 
 
-def generation_arguments(plan: Plan, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:  # noqa: ANN401
+def generation_arguments(plan: Plan, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of `GenerationConfig`, tokens included."""
     arguments = dict(plan.generation_kwargs)
     arguments["eos_token_id"] = list(eos_token_ids)
@@ -257,7 +256,7 @@ def _needs_bitsandbytes(prepared: Prepared) -> bool:
     return "quantization_config" in prepared.plan.model_kwargs or stored.startswith("bitsandbytes")
 
 
-def _load_model(prepared: Prepared) -> Any:  # noqa: ANN401
+def _load_model(prepared: Prepared) -> Any:
     """Call `from_pretrained`, and refuse what it only warns about."""
     import torch
     from safetensors import SafetensorError
@@ -271,8 +270,9 @@ def _load_model(prepared: Prepared) -> Any:  # noqa: ANN401
             str(prepared.located.folder), local_files_only=True, output_loading_info=True, **model_arguments(plan)
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
+        planned = sum(plan.memory.weights.values())
         raise MachineError(
-            f"memory ran out while loading {plan.source}: {sum(plan.memory.weights.values()) / 1e9:.1f} GB were planned",
+            f"memory ran out while loading {plan.source}: {planned / 1e9:.1f} GB were planned",
             hint="try --quant 4bit or 8bit, or a smaller model",
         ) from error
     except ImportError as error:
@@ -302,12 +302,12 @@ def _check_keys(source: str, report: Mapping[str, Any]) -> None:
         if keys:
             raise ModelError(
                 f"{source} has {len(keys)} {what} weights, for example {', '.join(keys[:3])}",
-                hint="the checkpoint and its config.json do not belong together, or it is incomplete: download it again",
+                hint="the weights do not belong to this config.json, or are incomplete: download them again",
                 details={f"{what}_keys": keys[:100]},
             )
 
 
-def _check_finite(source: str, model: Any) -> None:  # noqa: ANN401
+def _check_finite(source: str, model: Any) -> None:
     """Refuse weights with NaN or infinity in them: everything generated from them would be noise."""
     import torch
 
@@ -323,26 +323,7 @@ def _check_finite(source: str, model: Any) -> None:  # noqa: ANN401
             )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' talk off the screen: what matters of it has been turned into decisions and errors."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    if verbosity >= logging.WARNING:
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _measure(model: Any, seconds: float) -> Measured:  # noqa: ANN401
+def _measure(model: Any, seconds: float) -> Measured:
     placed = getattr(model, "hf_device_map", None) or {"": model.device}
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return Measured(
@@ -358,13 +339,13 @@ def _measure(model: Any, seconds: float) -> Measured:  # noqa: ANN401
     )
 
 
-def _quantization_in_use(model: Any) -> str:  # noqa: ANN401
+def _quantization_in_use(model: Any) -> str:
     """Read off the layers themselves, not off what was asked."""
     stored = getattr(model.config, "quantization_config", None)
     return bnb.describe(model) or str(getattr(stored, "quant_method", "none"))
 
 
-def _device_bytes(model: Any) -> dict[str, int]:  # noqa: ANN401
+def _device_bytes(model: Any) -> dict[str, int]:
     """Bytes of parameters, buffers and quantisation scales by device, each storage once."""
     found: dict[str, int] = {}
     seen: set[int] = set()

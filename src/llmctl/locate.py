@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmctl import demo
 from llmctl.config import Config, Settings
-from llmctl.errors import ModelError, OfflineError, UnreachableError, UserError
+from llmctl.errors import UserError
 
 if TYPE_CHECKING:
     from llmctl.hub.progress import Progress
@@ -89,16 +89,38 @@ def _from_hub(
 
 def _default(config: Config, *, offline: bool, progress: "Progress | None") -> Located:
     """The small default: from the cache, from the Hub, or the copy of the demo extra."""
+    from llmctl.hub.cache import find_snapshot
+
     reason = "the small default, since no model was named"
-    try:
+    cached = find_snapshot(demo.MODEL_ID)
+    if cached is not None:
+        return Located(demo.MODEL_ID, cached.folder, cached.commit, reason)
+    missing = _why_no_hub(offline=offline)
+    folder, gguf = demo.demo_folder(), demo.carried_gguf()
+    if missing is None or (folder is None and gguf is None):
         return _from_hub(config, demo.MODEL_ID, None, reason, offline=offline, progress=progress)
-    except (UnreachableError, OfflineError, ModelError) as error:
-        why = "offline" if isinstance(error, OfflineError) else "the Hub cannot be reached"
-        folder, gguf = demo.demo_folder(), demo.carried_gguf()
-        if folder is None and gguf is not None:
-            if progress is not None:
-                progress.note("converting the demo model to safetensors, once")
-            folder = demo.convert_demo(gguf)
-        if folder is None:
-            raise
-        return Located(demo.MODEL_ID, folder, None, f"{reason}; {why}: the demo extra's copy", demo=True)
+    if folder is None and gguf is not None:
+        if progress is not None:
+            progress.note("converting the demo model to safetensors, once")
+        folder = demo.convert_demo(gguf)
+    assert folder is not None  # noqa: S101 (one of the two was there)
+    return Located(demo.MODEL_ID, folder, None, f"{reason}; {missing}: the demo extra's copy", demo=True)
+
+
+def _why_no_hub(*, offline: bool) -> str | None:
+    """Ask the Hub once whether it is there; None when it is. A copy at hand is no reason to wait and try again."""
+    from llmctl.hub import http, settings
+
+    if offline or settings.is_offline():
+        return "offline"
+    import httpx2
+
+    try:
+        http.get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=http.Patience(attempts=1))
+    except (httpx2.TransportError, http.NotJsonError):
+        return "the Hub cannot be reached"
+    except httpx2.HTTPError as error:
+        return (
+            None if getattr(error, "response", None) is None or error.response.status_code < 500 else "the Hub is down"
+        )
+    return None

@@ -97,7 +97,7 @@ def _generate(config: Config, arguments: dict[str, Any], seed: int) -> str:
     return "\n".join([*lines, "print(text)", ""])
 
 
-def _keywords(values: Any) -> str:  # noqa: ANN401 (a mapping of plain values)
+def _keywords(values: Any) -> str:
     return ", ".join(
         f"{name}=torch.{value}" if name == "bnb_4bit_compute_dtype" else f"{name}={value!r}"
         for name, value in values.items()

@@ -39,7 +39,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _token_id(tokenizer: Any, token: str) -> int | None:  # noqa: ANN401
+def _token_id(tokenizer: Any, token: str) -> int | None:
     """The id of a token that exists as one, or None."""
     found = tokenizer.get_added_vocab().get(token)
     if found is None and token in tokenizer.get_vocab():

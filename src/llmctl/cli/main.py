@@ -44,7 +44,7 @@ class LazyGroup(TyperGroup):
         for name, (_, summary) in COMMANDS.items():
             self.add_command(TyperCommand(name, help=summary, rich_markup_mode=None))
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 (Typer's private context class)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None or listed is None:
             return name, listed, rest
@@ -148,7 +148,15 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("transformers", "torch", "accelerate", "bitsandbytes", "huggingface_hub", "safetensors", "typer"):
+    for name in (
+        "transformers",
+        "torch",
+        "accelerate",
+        "bitsandbytes",
+        "huggingface_hub",
+        "safetensors",
+        "typer",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

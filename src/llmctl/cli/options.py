@@ -14,7 +14,7 @@ from llmctl.cli.render import Output
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:  # noqa: A002 (Typer's own word)
+def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
     """A Typer application in this project's manner: `-h`, plain help (rich would double the start-up time)."""
     return typer.Typer(
         help=help,
@@ -31,7 +31,7 @@ class Group(TyperGroup):
     """A group whose help keeps the lines of the docstring."""
 
 
-def _record(ctx: typer.Context, param: Any, value: Any) -> Any:  # noqa: ANN401 (Typer's callback signature)
+def _record(ctx: typer.Context, param: Any, value: Any) -> Any:
     output = ctx.find_root().obj
     if value is not None and isinstance(output, Output):
         setattr(output, param.name, value)
@@ -68,7 +68,10 @@ def _shared_parameters() -> list[Any]:
         no_color: Annotated[
             bool | None,
             typer.Option(
-                "--no-color", help="No colours (NO_COLOR does the same).", callback=_record, expose_value=False
+                "--no-color",
+                help="No colours (NO_COLOR does the same).",
+                callback=_record,
+                expose_value=False,
             ),
         ] = None,
     ) -> None:

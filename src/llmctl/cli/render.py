@@ -7,8 +7,11 @@ on a terminal its control characters are made visible instead of being sent to i
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -68,7 +71,33 @@ class Output:
             table.add_row(*(escape(visible(cell)) for cell in row))
         self.console(sys.stdout).print(table)
 
+    def heading(self, text: str) -> None:
+        """The title of a group of lines on standard output."""
+        if sys.stdout.isatty() and not self.plain:
+            self.console(sys.stdout).print(visible(text), style="bold", markup=False)
+        else:
+            print(visible(text))
+
+    def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values on standard output, aligned; long values continue under themselves."""
+        width = max((len(name) for name, _ in rows), default=0)
+        room = max(shutil.get_terminal_size().columns - width - 4, 30) if sys.stdout.isatty() else 10_000
+        for name, value in rows:
+            first, *rest = textwrap.wrap(visible(value), room, break_on_hyphens=False) or [""]
+            print(f"  {name:<{width}}  {first}")
+            for line in rest:
+                print(f"  {'':<{width}}  {line}")
+
     # -- talk: standard error
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show on a terminal that something is going on."""
+        if self.quiet or not sys.stderr.isatty() or self.debug:
+            yield
+            return
+        with self.console(sys.stderr).status(visible(text)):
+            yield
 
     def note(self, text: str) -> None:
         """Something worth knowing. Silent with --quiet."""
@@ -87,7 +116,11 @@ class Output:
     def error(self, error: LlmctlError) -> None:
         """An error, with what to do next; with --json also as a document on standard output."""
         if self.as_json:
-            body: dict[str, Any] = {"kind": error.kind, "exit_code": error.exit_code, "message": error.message}
+            body: dict[str, Any] = {
+                "kind": error.kind,
+                "exit_code": error.exit_code,
+                "message": error.message,
+            }
             self.document("llmctl.error/1", {"error": {**body, "hint": error.hint, **error.details}})
         self._say(f"error: {error.message}", "red")
         if error.hint:

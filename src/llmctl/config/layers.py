@@ -184,7 +184,7 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
         yield name, value_node
 
 
-def _beside(path: Path, value: Any) -> Any:  # noqa: ANN401 (checked later)
+def _beside(path: Path, value: Any) -> Any:
     """A relative folder in a file starts at that file."""
     if isinstance(value, str) and value.startswith(("./", "../")):
         return str((path.parent / value).resolve())
@@ -223,7 +223,7 @@ def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> La
     return layer
 
 
-def _parse(key: str, text: str) -> Any:  # noqa: ANN401
+def _parse(key: str, text: str) -> Any:
     """A value given as text: itself where the key is a text, YAML elsewhere."""
     if key in all_keys():
         kinds = set(get_args(field_of(key).annotation)) or {field_of(key).annotation}
@@ -282,7 +282,7 @@ def _check(layer: Layer) -> list[Problem]:
     return []
 
 
-def _message(key: str, item: Any, value: Any) -> str:  # noqa: ANN401 (pydantic's ErrorDetails)
+def _message(key: str, item: Any, value: Any) -> str:
     context = item.get("ctx", {})
     kind = item["type"]
     bounds = {
@@ -308,7 +308,7 @@ def _message(key: str, item: Any, value: Any) -> str:  # noqa: ANN401 (pydantic'
 def _options(key: str) -> list[Any]:
     """The values of a Literal, wherever it stands inside an annotation."""
 
-    def walk(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+    def walk(annotation: Any) -> Iterator[Any]:
         for part in get_args(annotation):
             if isinstance(part, str | int):
                 yield part

@@ -31,25 +31,25 @@ _DEVICE = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cu
 _PLACE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
 
 
-def _dtype(value: Any) -> Any:  # noqa: ANN401 (a value of any type, before it is checked)
+def _dtype(value: Any) -> Any:
     if isinstance(value, str):
         value = value.lower().removeprefix("torch.")
         return DTYPE_ALIASES.get(value, value)
     return value
 
 
-def _attention(value: Any) -> Any:  # noqa: ANN401
+def _attention(value: Any) -> Any:
     return _ATTENTION_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
-def _bits(value: Any) -> Any:  # noqa: ANN401
+def _bits(value: Any) -> Any:
     if isinstance(value, str):
         text = value.lower().replace("-", "").removesuffix("bit")
         return {"none": None, "no": None, "4": 4, "8": 8, "int8": 8, "nf4": 4}.get(text, value)
     return None if value is False else value
 
 
-def _list(value: Any) -> Any:  # noqa: ANN401
+def _list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
@@ -268,7 +268,7 @@ def all_keys() -> list[str]:
     return keys
 
 
-def field_of(key: str) -> Any:  # noqa: ANN401 (pydantic's FieldInfo)
+def field_of(key: str) -> Any:
     """The pydantic field behind a dotted key. Raises KeyError for an unknown one."""
     section, _, inner = key.partition(".")
     return sections()[section].model_fields[inner] if inner else Config.model_fields[section]

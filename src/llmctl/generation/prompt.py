@@ -106,6 +106,6 @@ def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", messages: list[
         found = next((token for token in special if token in text), None)
         if found is not None:
             raise UserError(
-                f"the prompt contains the control token {found}, which this transformers cannot keep apart from its own",
+                f"the prompt contains the control token {found}, which this transformers takes for a real one",
                 hint="pip install --upgrade transformers, or take it out of the text",
             )

@@ -204,13 +204,13 @@ class _Job:
         )
 
 
-def _run_generate(loaded: "LoadedModel", ids: list[int], seed: int, budget: int, on_token: Any) -> Any:  # noqa: ANN401
+def _run_generate(loaded: "LoadedModel", ids: list[int], seed: int, budget: int, on_token: Any) -> Any:
     """`model.generate` with a criterion that sees every token as it is chosen."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 
     class EachToken(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ANN401
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
             done = on_token(int(input_ids[0, -1])) if on_token else False
             return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 

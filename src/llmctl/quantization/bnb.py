@@ -8,8 +8,8 @@ from typing import Any
 def import_bitsandbytes() -> None:
     """Import bitsandbytes without letting it fetch code.
 
-    Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on a CPU
-    with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
+    Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on a
+    CPU with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
     (backends/mps/ops.py). Nothing from the Hub is executed here, so `kernels` is hidden from it.
 
     Raises:
@@ -33,7 +33,7 @@ def import_bitsandbytes() -> None:
         metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own mark for "do not try again"
 
 
-def describe(model: Any) -> str | None:  # noqa: ANN401 (a torch module)
+def describe(model: Any) -> str | None:
     """What the layers of a loaded model really are: `bitsandbytes 4-bit nf4, computing in bfloat16`, or None."""
     kinds: dict[str, None] = {}
     for module in model.modules():
@@ -48,7 +48,7 @@ def describe(model: Any) -> str | None:  # noqa: ANN401 (a torch module)
     return "; ".join(kinds) or None
 
 
-def scale_tensors(parameter: Any) -> list[Any]:  # noqa: ANN401 (a torch parameter)
+def scale_tensors(parameter: Any) -> list[Any]:
     """The tensors that a quantised weight keeps beside itself: scales, and the scales of scales."""
     state = getattr(parameter, "quant_state", None)
     nested = getattr(state, "state2", None)

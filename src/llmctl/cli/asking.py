@@ -1,0 +1,86 @@
+"""The options by which commands are told what to load, and how they become settings.
+
+A flag is a short name for a key of the configuration; `FLAGS` is the whole table. Values are handed on as they were
+typed: the schema checks them, together with everything else.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmctl.cli.bar import DownloadBar
+from llmctl.cli.render import Output
+from llmctl.config import Settings, read_settings
+from llmctl.config.layers import Entry
+
+FLAGS = {
+    "model": "model.id",
+    "revision": "model.revision",
+    "trust_remote_code": "model.trust_remote_code",
+    "dtype": "load.dtype",
+    "attn": "load.attn_implementation",
+    "device_map": "load.device_map",
+    "quant": "quantization.bits",
+    "seed": "seed",
+    "deterministic": "deterministic",
+    "max_new_tokens": "generation.max_new_tokens",
+    "temperature": "generation.temperature",
+    "top_p": "generation.top_p",
+    "stop": "generation.stop_strings",
+    "system": "chat.system",
+    "template": "chat.template",
+    "raw": "chat.raw",
+}
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="A Hub id (org/name) or a folder.", show_default=False)
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="A branch, a tag or a commit on the Hub.", show_default=False)
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A YAML file over the usual ones.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key: --set generation.top_k=40 (repeatable).", show_default=False),
+]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, fp32, fp16 or bf16.", show_default=False)]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option("--attn", help="auto, flash_attention_2, sdpa, eager or flex_attention.", show_default=False),
+]
+QuantOption = Annotated[str | None, typer.Option("--quant", help="8bit, 4bit or none.", show_default=False)]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option("--device-map", help="auto, cpu, cuda, cuda:N, mps, balanced or sequential.", show_default=False),
+]
+TrustOption = Annotated[
+    bool | None,
+    typer.Option("--trust-remote-code", help="Run the model's own Python code. Read it first.", show_default=False),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]
+
+
+def settings_from_flags(config: Path | None, assignments: list[str] | None, **flags: Any) -> Settings:
+    """All the layers, the flags on top.
+
+    Args:
+        config: The file of `--config`.
+        assignments: The `--set` texts.
+        flags: Values by the names in `FLAGS`; None means that the flag was not given.
+
+    Raises:
+        ConfigError: every problem of every layer.
+    """
+    given = {
+        FLAGS[name]: Entry(value, f"--{name.replace('_', '-')}") for name, value in flags.items() if value is not None
+    }
+    return read_settings(config=config, flags=given, assignments=assignments or ())
+
+
+def progress_bar(output: Output) -> DownloadBar:
+    """What shows a download on the way to loading."""
+    return DownloadBar(output)

@@ -1,0 +1,134 @@
+"""`llmctl config`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmctl.cli.asking import (
+    AttentionOption,
+    ConfigOption,
+    DeviceMapOption,
+    DtypeOption,
+    ModelOption,
+    QuantOption,
+    RevisionOption,
+    SeedOption,
+    SetOption,
+    settings_from_flags,
+)
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output
+from llmctl.config.document import starter_file
+from llmctl.config.layers import LOCAL_FILE, Settings, read_only_file
+from llmctl.config.schema import Config, all_keys
+from llmctl.errors import UserError
+
+app = new_app(help="Show, check and write configuration files.", group=True)
+
+
+@app.command(cls=Command)
+def show(
+    ctx: typer.Context,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    quant: QuantOption = None,
+    dtype: DtypeOption = None,
+    attn: AttentionOption = None,
+    device_map: DeviceMapOption = None,
+    seed: SeedOption = None,
+    assignments: SetOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="The defaults as well.")] = False,
+) -> None:
+    """Show each value and the layer it comes from.
+
+    Examples:
+
+      llmctl config show
+
+      llmctl config show --config configs/small-cpu.yaml --all
+    """
+    output: Output = ctx.obj
+    settings = settings_from_flags(
+        config,
+        assignments,
+        model=model,
+        revision=revision,
+        quant=quant,
+        dtype=dtype,
+        attn=attn,
+        device_map=device_map,
+        seed=seed,
+    )
+    keys = [key for key in all_keys() if everything or settings.is_set(key)]
+    if output.as_json:
+        values = {key: {"value": _value(settings, key), "from": settings.origin(key)} for key in keys}
+        output.document("llmctl.config/1", {"values": values})
+        return
+    output.table(("key", "value", "from"), [(k, json.dumps(_value(settings, k)), settings.origin(k)) for k in keys])
+    if not everything:
+        output.note(f"{len(all_keys()) - len(keys)} more keys have their defaults: --all shows them")
+
+
+def _value(settings: Settings, key: str) -> object:
+    value: object = settings.config.model_dump(mode="json")
+    for part in key.split("."):
+        assert isinstance(value, dict)  # noqa: S101 (the keys are the schema's)
+        value = value[part]
+    return value
+
+
+@app.command(cls=Command)
+def validate(
+    ctx: typer.Context, file: Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)]
+) -> None:
+    """Check a file and report every problem in it.
+
+    Example:
+
+      llmctl config validate llmctl.yaml
+    """
+    output: Output = ctx.obj
+    settings = read_only_file(file)
+    if output.as_json:
+        output.document("llmctl.validate/1", {"file": str(file), "valid": True, "keys": sorted(settings.origins)})
+    else:
+        output.line(f"{file}: valid, {len(settings.origins)} keys set")
+
+
+@app.command(cls=Command)
+def init(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = LOCAL_FILE,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a file with every key, its default and its meaning, ready to edit.
+
+    Example:
+
+      llmctl config init
+    """
+    from llmctl.paths import write_atomically
+
+    output: Output = ctx.obj
+    if file.exists() and not force:
+        raise UserError(f"{file} is there already", hint="--force replaces it")
+    write_atomically(file.absolute(), starter_file())
+    if output.as_json:
+        output.document("llmctl.init/1", {"file": str(file)})
+    else:
+        output.line(str(file))
+
+
+@app.command(cls=Command)
+def schema(ctx: typer.Context) -> None:
+    """Print the JSON Schema of the configuration, for editors.
+
+    Example:
+
+      llmctl config schema > llmctl.schema.json
+    """
+    output: Output = ctx.obj
+    output.line(json.dumps(Config.model_json_schema(), indent=2))

@@ -1,0 +1,229 @@
+"""`llmctl generate`."""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli.asking import (
+    AttentionOption,
+    ConfigOption,
+    DeviceMapOption,
+    DtypeOption,
+    ModelOption,
+    OfflineOption,
+    QuantOption,
+    RevisionOption,
+    SeedOption,
+    SetOption,
+    TrustOption,
+    progress_bar,
+    settings_from_flags,
+)
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output
+from llmctl.errors import UserError
+
+if TYPE_CHECKING:
+    from llmctl.generation.stream import Completion
+    from llmctl.loader import LoadedModel
+
+app = new_app()
+
+
+@app.command(cls=Command)
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt. - reads standard input.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", "-f", help="A text file with the prompt.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system prompt.", show_default=False)] = None,
+    raw: Annotated[bool | None, typer.Option("--raw", help="Without the chat template.", show_default=False)] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="A Jinja chat template's file.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        str | None, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.", show_default=False)
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option("--temperature", "-t", help="0 is greedy; above 0 samples.", show_default=False)
+    ] = None,
+    top_p: Annotated[str | None, typer.Option("--top-p", help="Nucleus sampling.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End before this text (repeatable).", show_default=False)
+    ] = None,
+    num_return: Annotated[
+        int, typer.Option("--num-return", help="How many answers; the seeds count up.", min=1, max=1000)
+    ] = 1,
+    seed: SeedOption = None,
+    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --json: the ids as well.")] = False,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    quant: QuantOption = None,
+    dtype: DtypeOption = None,
+    attn: AttentionOption = None,
+    device_map: DeviceMapOption = None,
+    assignments: SetOption = None,
+    trust_remote_code: TrustOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Generate text from a prompt.
+
+    The prompt comes from --prompt, --prompt-file or standard input; where several are given they are joined, standard
+    input last. The model's chat template is used when it has one. Words appear as they come.
+
+    Examples:
+
+      llmctl generate --prompt "What is the capital of France?"
+
+      llmctl generate --quant 4bit --prompt "Write a haiku" --temperature 0.8 --seed 7
+
+      cat report.txt | llmctl generate --prompt "Summarise this:" --json
+    """
+    from llmctl.generation.stream import generate_many
+    from llmctl.loader import load_prepared, prepare
+
+    output: Output = ctx.obj
+    settings = settings_from_flags(
+        config,
+        assignments,
+        model=model,
+        revision=revision,
+        quant=quant,
+        dtype=dtype,
+        attn=attn,
+        device_map=device_map,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop=stop or None,
+        system=system,
+        template=template,
+        raw=raw,
+    )
+    text = read_prompt(prompt, prompt_file)
+    prepared = prepare(settings, offline=offline, progress=progress_bar(output))
+    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    with output.waiting(f"loading {prepared.located.source}"):
+        loaded = load_prepared(prepared)
+    for decision in loaded.plan.decisions:
+        output.detail(str(decision))
+    completions = []
+    for number, chunks in enumerate(generate_many(loaded, text, count=num_return)):
+        if number and not output.as_json:
+            output.line("")
+        for chunk in chunks:
+            if chunk.text and not output.as_json:
+                output.piece(chunk.text)
+            if chunk.completion is not None:
+                completions.append(chunk.completion)
+        if not output.as_json:
+            output.piece("\n")
+            _note(output, loaded, completions[-1])
+    if output.as_json:
+        output.document("llmctl.generate/1", document(loaded, text, completions, with_ids=token_ids))
+
+
+def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The prompt from where it was given: the flag, the file, standard input, joined by blank lines.
+
+    Raises:
+        UserError: there is none, or the file cannot be read.
+    """
+    parts = []
+    if prompt is not None and prompt != "-":
+        parts.append(prompt)
+    if prompt_file is not None:
+        try:
+            parts.append(prompt_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UserError(f"--prompt-file {prompt_file}: {reason}") from error
+    if prompt == "-" or not sys.stdin.isatty():
+        try:
+            given = sys.stdin.read() if prompt == "-" or not parts or _has_input() else ""
+        except UnicodeDecodeError as error:
+            raise UserError("standard input is not UTF-8 text") from error
+        parts.append(given)
+    text = "\n\n".join(part.rstrip("\n") for part in parts if part.strip())
+    if not text:
+        raise UserError("there is no prompt", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
+    return text
+
+
+def _has_input() -> bool:
+    """Whether standard input is a file or has something to read at once: an open, silent pipe must not be waited for.
+
+    Only asked when the prompt is already known from elsewhere.
+    """
+    import select
+    import stat
+
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return True
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return False
+    readable, _, _ = select.select([sys.stdin], [], [], 0.2)
+    return bool(readable)
+
+
+def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
+    rate = f", {done.tokens_per_second:.1f} tokens/s" if done.tokens_per_second else ""
+    why = {"length": "max_new_tokens reached", "stop_string": f"stop string {done.stop_string!r}"}.get(
+        done.finish_reason, "end of answer"
+    )
+    seed = f", seed {done.seed}" if loaded.plan.generation_kwargs.get("do_sample") else ""
+    output.note(
+        f"{done.prompt_token_count} tokens in, {len(done.token_ids)} out, first after "
+        f"{done.first_token_seconds:.2f} s{rate}{seed}; {why}"
+    )
+
+
+def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"], *, with_ids: bool) -> dict[str, Any]:
+    """What `--json` says: the answers, the timings, and what is needed to repeat them."""
+    from llmctl.loader import peak_memory_bytes
+    from llmctl.machine import read_machine
+
+    plan = loaded.plan
+    answers = []
+    for done in completions:
+        answer: dict[str, Any] = {
+            "text": done.text,
+            "finish_reason": done.finish_reason,
+            "stop_string": done.stop_string,
+            "seed": done.seed,
+            "prompt_tokens": done.prompt_token_count,
+            "completion_tokens": len(done.token_ids),
+            "first_token_seconds": round(done.first_token_seconds, 4),
+            "seconds": round(done.seconds, 4),
+            "tokens_per_second": round(done.tokens_per_second, 2) if done.tokens_per_second else None,
+        }
+        answers.append(answer | ({"token_ids": list(done.token_ids)} if with_ids else {}))
+    return {
+        "prompt": prompt,
+        "completions": answers,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "repeat": {
+            "model": plan.source,
+            "commit": plan.commit,
+            "folder": str(plan.folder),
+            "seed": plan.seed,
+            "deterministic": plan.deterministic,
+            "model_kwargs": dict(plan.model_kwargs),
+            "tokenizer_kwargs": dict(plan.tokenizer_kwargs),
+            "generation_kwargs": {**plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)},
+            "config": loaded.config.model_dump(mode="json", exclude_unset=True),
+            "versions": dict(read_machine().packages),
+        },
+        "load": asdict(loaded.measured),
+    }

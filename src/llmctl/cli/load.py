@@ -1,0 +1,163 @@
+"""`llmctl load`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli.asking import (
+    AttentionOption,
+    ConfigOption,
+    DeviceMapOption,
+    DtypeOption,
+    ModelOption,
+    OfflineOption,
+    QuantOption,
+    RevisionOption,
+    SeedOption,
+    SetOption,
+    TrustOption,
+    progress_bar,
+    settings_from_flags,
+)
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output, bytes_text
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel, Prepared
+
+app = new_app()
+
+
+@app.command(cls=Command)
+def load(
+    ctx: typer.Context,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    quant: QuantOption = None,
+    dtype: DtypeOption = None,
+    attn: AttentionOption = None,
+    device_map: DeviceMapOption = None,
+    seed: SeedOption = None,
+    assignments: SetOption = None,
+    trust_remote_code: TrustOption = None,
+    offline: OfflineOption = False,
+    show_code: Annotated[
+        bool, typer.Option("--show-code", help="Print the plain transformers script that does the same, and stop.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt in that script.", show_default=False)
+    ] = None,
+) -> None:
+    """Load a model; show what was asked, decided and measured.
+
+    Examples:
+
+      llmctl load --model Qwen/Qwen3-4B --quant 4bit
+
+      llmctl load --config configs/llama3-8b-4bit.yaml --json
+
+      llmctl load --show-code > run.py && python run.py
+    """
+    from llmctl.loader import load_prepared, prepare
+
+    output: Output = ctx.obj
+    settings = settings_from_flags(
+        config,
+        assignments,
+        model=model,
+        revision=revision,
+        quant=quant,
+        dtype=dtype,
+        attn=attn,
+        device_map=device_map,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    prepared = prepare(settings, offline=offline, progress=progress_bar(output))
+    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    if show_code:
+        _show_code(output, prepared, prompt)
+        return
+    with output.waiting(f"loading {prepared.located.source}"):
+        loaded = load_prepared(prepared)
+    if output.as_json:
+        output.document("llmctl.load/1", document(loaded))
+    else:
+        _show(output, loaded)
+
+
+def _show_code(output: Output, prepared: "Prepared", prompt: str | None) -> None:
+    from llmctl.script import EXAMPLE_PROMPT, transformers_script
+
+    code = transformers_script(prepared, prompt=prompt or EXAMPLE_PROMPT)
+    if output.as_json:
+        output.document("llmctl.code/1", {"code": code})
+    else:
+        output.line(code.rstrip("\n"))
+
+
+def document(loaded: "LoadedModel") -> dict[str, Any]:
+    """What `--json` says: asked, decided, measured."""
+    plan = loaded.plan
+    return {
+        "model": {
+            "source": plan.source,
+            "commit": plan.commit,
+            "folder": str(plan.folder),
+            "reason": loaded.located.reason,
+            "architecture": loaded.info.architecture,
+            "parameters": loaded.measured.parameters,
+            "stored_dtype": loaded.info.stored_dtype,
+            "size_bytes": loaded.info.size_bytes,
+            "context_length": loaded.context_length,
+        },
+        "asked": loaded.config.model_dump(mode="json"),
+        "decided": {
+            "model_kwargs": dict(plan.model_kwargs),
+            "tokenizer_kwargs": dict(plan.tokenizer_kwargs),
+            "generation_kwargs": dict(plan.generation_kwargs),
+            "eos_token_ids": list(loaded.eos_token_ids),
+            "decisions": [asdict(decision) for decision in plan.decisions],
+            "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
+        },
+        "measured": asdict(loaded.measured),
+    }
+
+
+def _show(output: Output, loaded: "LoadedModel") -> None:
+    measured, plan, info = loaded.measured, loaded.plan, loaded.info
+    output.heading("asked")
+    asked = loaded.config.model_dump(mode="json", exclude_unset=True)
+    rows = [(f"{section}.{key}", str(value)) for section, part in asked.items() if isinstance(part, dict)
+            for key, value in part.items()]  # fmt: skip
+    rows += [(key, str(value)) for key, value in asked.items() if not isinstance(value, dict)]
+    output.pairs(rows or [("", "nothing: the defaults")])
+    output.heading("decided")
+    output.pairs([(decision.key, f"{decision.value}  ({decision.reason})") for decision in plan.decisions])
+    output.heading("measured")
+    where = ", ".join(f"{device} {bytes_text(size)}" for device, size in measured.device_bytes.items())
+    output.pairs(
+        [
+            ("class", f"{measured.model_class}, {measured.parameters / 1e6:,.0f} million parameters"),
+            ("context", f"{loaded.context_length} tokens"),
+            ("dtype", f"{measured.dtype} (stored in {info.stored_dtype})"),
+            ("attention", measured.attn_implementation),
+            ("quantization", measured.quantization),
+            ("device map", _map_text(measured.device_map)),
+            ("weights", f"{where}; planned {bytes_text(sum(plan.memory.weights.values()))}"),
+            ("loaded in", f"{measured.load_seconds:.1f} s"),
+            ("peak memory", bytes_text(measured.peak_memory_bytes)),
+        ]
+    )
+
+
+def _map_text(device_map: Any) -> str:
+    """A device map in short: how many modules lie where, or the one device of all."""
+    if set(device_map) == {""}:
+        return f"everything on {device_map['']}"
+    counts: dict[str, list[str]] = {}
+    for module, device in device_map.items():
+        counts.setdefault(device, []).append(module)
+    return "; ".join(f"{device}: {modules[0]} … {modules[-1]} ({len(modules)})" for device, modules in counts.items())
