@@ -1,16 +1,21 @@
 """`llmctl download`."""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output, bytes_text
-from llmctl.errors import UserError
+from llmctl.cli.stopping import resumable
+from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
     from llmctl.hub.download import Downloaded, DownloadPlan
+    from llmctl.hub.selection import Patterns
+    from llmctl.hub.verify import Verification
 
 app = new_app()
 
@@ -20,7 +25,9 @@ LARGE_BYTES = 100_000_000_000  # beyond this a person on a terminal is asked fir
 @app.command(cls=Command)
 def download(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model as the Hub shows it: org/name.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Argument(help="The model as the Hub shows it: org/name.", show_default=False)
+    ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="A branch, a tag or a commit.", show_default=False)
     ] = None,
@@ -36,6 +43,17 @@ def download(
         bool, typer.Option("--trust-remote-code", help="Take the repository's Python files as well.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash what is cached, without the network; fetch again what is damaged.")
+    ] = False,
+    locked: Annotated[
+        Path | None,
+        typer.Option("--locked", help="Fetch exactly the files of this lock file.", show_default=False),
+    ] = None,
+    lock_timeout: Annotated[
+        float | None,
+        typer.Option("--lock-timeout", help="Seconds to wait for another process.", min=0, show_default="no end"),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Open no socket: only look at the cache.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a very large download.")] = False,
 ) -> None:
@@ -51,28 +69,103 @@ def download(
       llmctl download Qwen/Qwen3-4B --dry-run
 
       llmctl download Qwen/Qwen3-4B --include 'tokenizer*'
+
+      llmctl download Qwen/Qwen3-4B --verify
     """
-    from llmctl.cli.bar import DownloadBar
-    from llmctl.cli.stopping import resumable
-    from llmctl.hub import download as hub
-    from llmctl.hub.http import refuse_if_offline
     from llmctl.hub.selection import Patterns
 
     output: Output = ctx.obj
-    patterns = Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code)
-    bar = DownloadBar(output)
+    name = _named(model, locked)
+    job = _Job(output, name, revision, Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code))
     with resumable(output):
-        if offline and not dry_run:
-            done = hub.download(model, revision=revision, offline=True)
+        if verify:
+            job.verify(offline=offline, lock_timeout=lock_timeout)
+        elif offline and not dry_run:
+            job.find()
         else:
-            refuse_if_offline("--dry-run", offline=offline)
-            plan = hub.plan_download(model, revision=revision, patterns=patterns, progress=bar)
-            if dry_run:
-                _show_plan(output, plan)
-                return
-            _confirm(plan, yes=yes)
-            done = hub.carry_out(plan, progress=bar, limits=hub.Limits())
-    _finish(output, done)
+            job.fetch(locked, dry_run=dry_run, offline=offline, yes=yes, lock_timeout=lock_timeout)
+
+
+def _named(model: str | None, locked: Path | None) -> str:
+    """The model that is meant: the argument, or the one of the lock file."""
+    from llmctl.hub.record import read_file
+
+    if locked is not None:
+        name = read_file(locked).repo_id
+        if model not in (None, name):
+            raise UserError(f"{locked} is about {name}, not {model}", hint=f"llmctl download --locked {locked}")
+        return name
+    if model is None:
+        raise UserError("no model was named", hint="llmctl download org/name, as in: llmctl download Qwen/Qwen3-4B")
+    return model
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run of the command is about."""
+
+    output: Output
+    model: str
+    revision: str | None
+    patterns: "Patterns"
+
+    def find(self) -> None:
+        """`--offline`: what the cache has."""
+        from llmctl.hub.download import download as fetch
+
+        _finish(self.output, fetch(self.model, revision=self.revision, offline=True))
+
+    def fetch(
+        self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool, lock_timeout: float | None
+    ) -> None:
+        """Plan, show or ask, fetch."""
+        from llmctl.cli.bar import DownloadBar
+        from llmctl.hub.download import Limits, carry_out, plan_download
+        from llmctl.hub.http import refuse_if_offline
+        from llmctl.hub.record import read_file
+        from llmctl.hub.repair import plan_locked
+
+        bar = DownloadBar(self.output)
+        refuse_if_offline("--dry-run" if dry_run else "downloading", offline=offline)
+        if locked is not None:
+            plan = plan_locked(read_file(locked))
+        else:
+            plan = plan_download(self.model, revision=self.revision, patterns=self.patterns, progress=bar)
+        if dry_run:
+            _show_plan(self.output, plan)
+            return
+        _confirm(plan, yes=yes)
+        _finish(self.output, carry_out(plan, progress=bar, limits=Limits(lock_timeout_seconds=lock_timeout)))
+
+    def verify(self, *, offline: bool, lock_timeout: float | None) -> None:
+        """`--verify`: hash; say what is wrong; repair it unless the network is forbidden."""
+        from llmctl.cli.bar import DownloadBar
+        from llmctl.hub import settings
+        from llmctl.hub.download import Limits
+        from llmctl.hub.repair import repair
+        from llmctl.hub.verify import verify
+
+        found = verify(self.model, revision=self.revision)
+        for checked in found.bad:
+            self.output.warn(f"{checked.file.path} is {checked.state}")
+        is_repaired = bool(found.bad) and not offline and not settings.is_offline()
+        if is_repaired:
+            repair(found, progress=DownloadBar(self.output), limits=Limits(lock_timeout_seconds=lock_timeout))
+        _show_verification(self.output, found, is_repaired=is_repaired)
+        if found.bad and not is_repaired:
+            self.output.note(f"to repair it, with a network: llmctl download {self.model} --verify")
+            raise typer.Exit(EXIT_NO)
+
+
+def _show_verification(output: Output, found: "Verification", *, is_repaired: bool) -> None:
+    if output.as_json:
+        files = [{"path": c.file.path, "state": c.state, c.file.algorithm: c.file.digest} for c in found.files]
+        body = {"repo_id": found.repo_id, "commit": found.commit, "hashes_from": found.source, "files": files}
+        output.document("llmctl.verify/1", {**body, "damaged": len(found.bad), "is_repaired": is_repaired})
+        return
+    state = "all as listed" if not found.bad else f"{len(found.bad)} damaged or missing"
+    output.line(f"{found.repo_id}: {len(found.files)} files, {state}" + (", repaired" if is_repaired else ""))
+    output.note(f"commit {found.commit}; the hashes are from the {found.source}")
 
 
 def _finish(output: Output, done: "Downloaded") -> None:

@@ -18,7 +18,7 @@ class Terminated(SystemExit):
 def resumable(output: Output) -> Iterator[None]:
     """Turn SIGTERM into an orderly end, and say after either signal how to go on."""
 
-    def end(_number: int, _frame: Any) -> None:  # noqa: ANN401 (the signature of a signal handler)
+    def end(_number: int, _frame: Any) -> None:
         raise Terminated(EXIT_TERMINATED)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -199,7 +199,7 @@ class _Answer:
             raise explain(error) from error
         return answer if isinstance(answer, dict) else {}
 
-    def _gated_how(self) -> Any:  # noqa: ANN401 (False, "auto" or "manual")
+    def _gated_how(self) -> Any:
         """How access to the model is granted, from its public description."""
         with suppress(Exception):
             return get_json(f"/api/models/{self.repo_id}?expand=gated", token=self.token, patience=_ONCE).get("gated")
@@ -313,7 +313,7 @@ def _captive_portal(error: NotJsonError) -> UnreachableError:
     )
 
 
-def _tls(host: str, error: Any) -> UnreachableError:  # noqa: ANN401 (ssl.SSLError)
+def _tls(host: str, error: Any) -> UnreachableError:
     code = getattr(error, "verify_code", None)
     if code in _CLOCK_CODES:
         return UnreachableError(

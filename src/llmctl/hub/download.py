@@ -12,7 +12,7 @@ from llmctl.hub.http import Patience, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, check_id, fetch_listing
 from llmctl.hub.lock import locked
 from llmctl.hub.partial import partial_path
-from llmctl.hub.place import link, write_ref
+from llmctl.hub.place import link, tidy, write_ref
 from llmctl.hub.progress import Progress, Silent
 from llmctl.hub.record import Record, write_record
 from llmctl.hub.selection import WEIGHTS_INDEX, Patterns, needed, select
@@ -220,13 +220,14 @@ def _plan(listing: Listing, revision: str | None, patterns: Patterns) -> Downloa
         revision=revision,
         commit=listing.commit,
         patterns=patterns,
-        files=tuple(_planned(listing.repo_id, folder, f) for f in listing.files if f.path in taken),
+        files=tuple(planned_file(listing.repo_id, folder, f) for f in listing.files if f.path in taken),
         needed=needed(names, trust_remote_code=patterns.trust_remote_code),
         folder=folder,
     )
 
 
-def _planned(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
+def planned_file(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
+    """A file, with what is already there of it."""
     blob = blob_path(repo_id, file)
     if _size(blob) == file.size_bytes:
         return PlannedFile(file, file.size_bytes, is_here=_size(folder / file.path) == file.size_bytes)
@@ -237,7 +238,7 @@ def _planned(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
 
 def _look_again(plan: DownloadPlan) -> DownloadPlan:
     """The plan with what is on the disk now: another process may have been at work."""
-    files = tuple(_planned(plan.repo_id, plan.folder, planned.file) for planned in plan.files)
+    files = tuple(planned_file(plan.repo_id, plan.folder, planned.file) for planned in plan.files)
     return DownloadPlan(plan.repo_id, plan.revision, plan.commit, plan.patterns, files, plan.needed, plan.folder)
 
 
@@ -256,6 +257,7 @@ def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
         for planned in plan.files:
             if _has_blob(plan, planned):
                 link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
+    tidy(settings.repo_dir(plan.repo_id))
     return sum(p.file.size_bytes - p.bytes_here for p in absent)
 
 

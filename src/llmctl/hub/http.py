@@ -94,7 +94,7 @@ def get_json(
     token: str | bool | None = None,
     patience: Patience | None = None,
     note: Callable[[str], None] | None = None,
-) -> Any:  # noqa: ANN401 (a JSON document)
+) -> Any:
     """The JSON document at `path` below the Hub's address.
 
     Raises:
@@ -170,7 +170,7 @@ def _attempts(error: Exception, patience: Patience) -> int:
     return patience.attempts
 
 
-def tls_error(error: BaseException) -> Any:  # noqa: ANN401 (ssl.SSLError, imported only here)
+def tls_error(error: BaseException) -> Any:
     """The TLS error that `error` was born from, or None."""
     import ssl
 

@@ -88,7 +88,7 @@ def fetch_listing(repo_id: str, *, revision: str | None = None, note: Callable[[
     return _listing(repo_id, answer)
 
 
-def _listing(repo_id: str, answer: Any) -> Listing:  # noqa: ANN401 (a JSON document)
+def _listing(repo_id: str, answer: Any) -> Listing:
     if not isinstance(answer, dict) or not _COMMIT.fullmatch(str(answer.get("sha"))):
         raise access.not_the_hub("the description of a model has no commit in it")
     files = tuple(_file(repo_id, entry) for entry in answer.get("siblings") or ())

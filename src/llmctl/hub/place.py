@@ -1,11 +1,16 @@
 """The names under which a blob is found: the links of a snapshot, and the refs."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from llmctl.hub import settings
+from llmctl.hub.partial import SUFFIX
 from llmctl.paths import write_atomically
+
+# `.NAME.PID.link` of `link` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
+_TEMPORARY = re.compile(r"\..+\.(\d+\.link|[a-z0-9_]{8})")
 
 
 def link(blob: Path, folder: Path, path: str) -> None:
@@ -48,3 +53,15 @@ def write_shared(file: Path, text: str) -> None:
     mask = os.umask(0)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
+
+
+def tidy(repo: Path) -> None:
+    """Remove what killed runs left behind. Only for the holder of the lock, and only after everything arrived:
+    until then a partial is what the next run goes on from.
+    """
+    for orphan in repo.glob(f"blobs/*{SUFFIX}"):
+        orphan.unlink(missing_ok=True)
+    for folder in ("refs", "llmctl", "snapshots"):
+        for orphan in (repo / folder).rglob(".*"):
+            if not orphan.is_dir() and _TEMPORARY.fullmatch(orphan.name):
+                orphan.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def to_json(record: Record) -> dict[str, Any]:
     }
 
 
-def from_json(document: Any) -> Record:  # noqa: ANN401 (a JSON document)
+def from_json(document: Any) -> Record:
     """A record from its JSON document.
 
     Raises:

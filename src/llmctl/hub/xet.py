@@ -57,7 +57,7 @@ def abort() -> None:
     abort_xet_session()  # type: ignore[no-untyped-call]
 
 
-def _listener(arrived: Callable[[int], None]) -> Any:  # noqa: ANN401 (a class in the shape of tqdm)
+def _listener(arrived: Callable[[int], None]) -> Any:
     """What hf_xet takes for a progress bar: it draws nothing and hands the bytes on."""
 
     class Listener:

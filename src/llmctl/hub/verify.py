@@ -1,0 +1,143 @@
+"""Whether what lies in the cache is what the repository listed: read again and hashed, without the network."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmctl.errors import OfflineError
+from llmctl.hub import settings
+from llmctl.hub.cache import cached_commit, files_of
+from llmctl.hub.listing import RemoteFile
+from llmctl.hub.record import read_record
+
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_READ_BYTES = 4 << 20
+
+State = Literal["ok", "damaged", "missing"]
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """One file after its check."""
+
+    file: RemoteFile
+    state: State
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A model after its check.
+
+    Attributes:
+        repo_id: The model.
+        revision: What was asked for.
+        commit: The commit that was checked.
+        folder: Its snapshot.
+        files: Every file that was checked.
+        source: Where the hashes came from: `lock file`, `listing` (huggingface_hub's) or `names of the blobs`.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    folder: Path
+    files: tuple[CheckedFile, ...]
+    source: str
+
+    @property
+    def bad(self) -> tuple[CheckedFile, ...]:
+        """The files that are damaged or missing."""
+        return tuple(checked for checked in self.files if checked.state != "ok")
+
+
+def verify(
+    repo_id: str, *, revision: str | None = None, finished: Callable[[str, State], None] | None = None
+) -> Verification:
+    """Hash every file of a cached model and compare. Opens no socket.
+
+    The hashes come from llmctl's lock file; for a model that another program fetched, from huggingface_hub's kept
+    listing, or from the names of the blobs, which are the hashes.
+
+    Raises:
+        OfflineError: The model is not in the cache at all.
+    """
+    commit = cached_commit(repo_id, revision=revision)
+    folder = settings.repo_dir(repo_id) / "snapshots" / (commit or "-")
+    if commit is None or not folder.is_dir():
+        raise OfflineError(
+            f"{repo_id} is not in the cache {settings.cache_dir()}, so there is nothing to verify",
+            hint=f"llmctl download {repo_id}",
+        )
+    files, source = expected_files(repo_id, commit, folder)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
+        states = pool.map(lambda file: _told(file, check(folder / file.path, file), finished), files)
+        checked = tuple(CheckedFile(file, state) for file, state in zip(files, states, strict=True))
+    return Verification(repo_id, revision, commit, folder, checked, source)
+
+
+def check(path: Path, file: RemoteFile) -> State:
+    """Read one file and compare its hash."""
+    try:
+        size = path.stat().st_size
+        if size != file.size_bytes and file.size_bytes >= 0:
+            return "damaged"
+        if file.algorithm == "sha256":
+            hasher = hashlib.sha256()
+        else:
+            hasher = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with path.open("rb") as stream:
+            while piece := stream.read(_READ_BYTES):
+                hasher.update(piece)
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "damaged"  # a disk that cannot read it back
+    return "ok" if hasher.hexdigest() == file.digest else "damaged"
+
+
+def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[RemoteFile, ...], str]:
+    """What should lie in a snapshot, and where that is known from. Size -1 means unknown."""
+    record = read_record(repo_id, commit)
+    if record is not None:
+        return record.files, "lock file"
+    present = {name: folder / name for name in _links_of(folder)}
+    tree = _tree(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
+    if tree:
+        return tuple(tree[name] for name in sorted(present) if name in tree), "listing"
+    found = []
+    for name in sorted(present):
+        blob = present[name].resolve().name
+        if _BLOB.fullmatch(blob):
+            found.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
+    return tuple(found), "names of the blobs"
+
+
+def _told(file: RemoteFile, state: State, finished: Callable[[str, State], None] | None) -> State:
+    if finished is not None:
+        finished(file.path, state)
+    return state
+
+
+def _links_of(folder: Path) -> list[str]:
+    """The names in a snapshot, those of broken links too."""
+    broken = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() and not p.exists()]
+    return files_of(folder) + broken
+
+
+def _tree(path: Path) -> dict[str, RemoteFile]:
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {
+            str(name): RemoteFile(str(name), int(entry["lfs_size"]), "sha256", str(entry["lfs_sha256"]))
+            if entry.get("lfs_sha256")
+            else RemoteFile(str(name), int(entry["size"]), "git_sha1", str(entry["blob_id"]))
+            for name, entry in files.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
