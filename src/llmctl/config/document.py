@@ -1,10 +1,29 @@
 """The schema as text: a starter file, and the rows of the reference page."""
 
 import textwrap
+from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
-from llmctl.config.schema import all_keys, field_of, sections
+from llmctl.config.schema import Config, all_keys, field_of, sections
+
+
+@dataclass(frozen=True)
+class Row:
+    """A key of the reference page.
+
+    Attributes:
+        key: Its dotted path.
+        default: Its default, as YAML.
+        values: What it takes, in words.
+        meaning: What it does.
+    """
+
+    key: str
+    default: str
+    values: str
+    meaning: str
 
 
 def _default(key: str) -> object:
@@ -23,12 +42,41 @@ def starter_file() -> str:
             lines += ["", f"# {sections()[name].__doc__}" if name else "", f"{name}:" if name else ""]
         indent = "  " if name else ""
         lines += [f"{indent}# {line}" for line in textwrap.wrap(field_of(key).description or "", 96)]
-        value = yaml.safe_dump(_default(key), default_flow_style=True).strip().removesuffix("...").strip()
-        lines.append(f"{indent}# {inner or key}: {value}")
+        lines.append(f"{indent}# {inner or key}: {_default_text(key)}")
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip() + "\n"
 
 
-def reference_rows() -> list[tuple[str, str, str]]:
-    """Every key as (key, default, meaning)."""
-    return [(key, yaml.safe_dump(_default(key), default_flow_style=True).strip().removesuffix("...").strip(),
-             field_of(key).description or "") for key in all_keys()]  # fmt: skip
+def reference_rows() -> list[Row]:
+    """Every key, in the order of the schema."""
+    return [Row(key, _default_text(key), _allowed(key), field_of(key).description or "") for key in all_keys()]
+
+
+def _default_text(key: str) -> str:
+    return yaml.safe_dump(_default(key), default_flow_style=True).strip().removesuffix("...").strip()
+
+
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_SHAPES = {
+    "boolean": "true or false",
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "map",
+}
+
+
+def _allowed(key: str) -> str:
+    """The values that a key takes, in words: `integer, at least 1`."""
+    section, _, inner = key.rpartition(".")
+    model = sections()[section] if section else Config
+    described = model.model_json_schema()["properties"][inner or key]
+    parts = [part for part in described.get("anyOf", [described]) if part.get("type") != "null"]
+    return " or ".join(dict.fromkeys(_shape(part) for part in parts))
+
+
+def _shape(part: dict[str, Any]) -> str:
+    if "enum" in part:
+        return ", ".join(str(option) for option in part["enum"])
+    bounds = [f"{words} {part[name]}" for name, words in _BOUNDS.items() if name in part]
+    return ", ".join([_SHAPES[part["type"]], *bounds])
