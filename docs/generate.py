@@ -1,0 +1,172 @@
+"""Write docs/reference/ from the code: `python docs/generate.py`, or `--check` to fail when a page is out of date."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llmctl.cli.main import COMMANDS, app
+from llmctl.config.document import Row, reference_rows
+from llmctl.config.layers import ENVIRONMENT_PREFIX
+from llmctl.config.schema import sections
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+_MADE = "<!-- Made by docs/generate.py from the code. Change the code, then run: make docs -->"
+
+_LAYERS = """
+A configuration is read in layers; a later one wins, key by key:
+
+1. the defaults below
+2. the model that `llmctl download` or `llmctl use` remembered
+3. the user's file, `config.yaml` in llmctl's configuration folder (`~/.config/llmctl` on Linux)
+4. `llmctl.yaml` in the current folder
+5. the file of `--config FILE`
+6. variables of the environment: `LLMCTL_SECTION__KEY`, with two underscores after the section
+7. flags, and `--set section.key=value` for any key (where both give the same key, `--set` wins)
+
+A layer that names a model drops the revision that a lower layer gave to another one. An unknown key, a wrong type and
+a value out of bounds are errors, in every layer; all of them are reported together, with file and line. Values of
+variables and of `--set` are read as YAML, except where the key is a text.
+
+`LLMCTL_MODEL` is a short name for `LLMCTL_MODEL__ID`. `LLMCTL_HOME` is not a key: it is the folder under which llmctl
+keeps all of its own files, instead of one folder a kind where the platform wants it.
+
+```sh
+llmctl config show --all
+llmctl config validate llmctl.yaml
+llmctl config init
+llmctl config schema > llmctl.schema.json
+```
+""".strip()
+
+
+def pages() -> dict[Path, str]:
+    """The generated pages by path."""
+    return {
+        REFERENCE / "commands.md": commands_page(),
+        REFERENCE / "configuration.md": configuration_page(),
+    }
+
+
+def outdated() -> list[Path]:
+    """The pages that differ from what the code says."""
+    return [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+
+
+def configuration_page() -> str:
+    """Every key with its default, its values, its variable and its meaning."""
+    lines = ["# Configuration", "", _MADE, "", _LAYERS, ""]
+    rows = reference_rows()
+    named = sections()
+    for section in ["", *named]:
+        about = named[section].__doc__ if section else "Keys outside the sections."
+        lines += [f"## {section or 'Top level'}", "", str(about), "", *_key_table(section, rows), ""]
+    return "\n".join(lines)
+
+
+def _key_table(section: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield from _table_head("key", "default", "values", "variable", "meaning")
+    for row in rows:
+        owner, _, inner = row.key.rpartition(".")
+        if owner == section:
+            variable = ENVIRONMENT_PREFIX + row.key.upper().replace(".", "__")
+            yield _table_row(f"`{inner}`", f"`{row.default}`", row.values, f"`{variable}`", row.meaning)
+
+
+def commands_page() -> str:
+    """Every command with its usage, its own options and its examples."""
+    found = dict(real_commands())
+    shared = _shared_options(list(found.values()))
+    root = typer.main.get_command(app)
+    lines = ["# Commands", "", _MADE, "", "## llmctl", "", *_options(root, "llmctl", skip=set())]
+    first = next(iter(found.values()))
+    lines += ["", "Options of every command, beside `--help`:", "", *_options(first, "", only=shared)]
+    for name, command in found.items():
+        lines += ["", f"## {name}", "", *_about(command), "", *_usage(command, name)]
+        own = list(_options(command, name, skip=shared))
+        lines += ["", *own] if own else []
+    return "\n".join([*lines, ""])
+
+
+def real_commands() -> Iterator[tuple[str, Any]]:
+    """Every command, subcommands included, as (`llmctl config show`, Typer's object)."""
+    for name, (module, _) in COMMANDS.items():
+        command: Any = typer.main.get_command(import_module(module).app)
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield f"llmctl {name}", command
+        for inner_name, inner_command in (inner or {}).items():
+            yield f"llmctl {name} {inner_name}", inner_command
+
+
+def _shared_options(commands: list[Any]) -> set[str]:
+    names = [{parameter.opts[0] for parameter in command.params if parameter.opts} for command in commands]
+    return set.intersection(*names)
+
+
+def _about(command: Any) -> Iterator[str]:
+    """The text of the docstring, its examples as one block of code."""
+    examples: list[str] = []
+    paragraphs: list[str] = []
+    for paragraph in (command.help or "").split("\n\n"):
+        if paragraph.startswith("  "):
+            examples.append(paragraph.strip())
+        elif paragraph.strip() not in ("Example:", "Examples:"):
+            paragraphs.append(" ".join(paragraph.split()))
+    yield "\n\n".join(paragraphs)
+    if examples:
+        yield from ("", "```sh", *examples, "```")
+
+
+def _usage(command: Any, name: str) -> Iterator[str]:
+    context = command.make_context(name, [], resilient_parsing=True)
+    yield "```text"
+    yield " ".join([name, *command.collect_usage_pieces(context)])
+    yield "```"
+
+
+def _options(
+    command: Any,
+    name: str,
+    *,
+    skip: set[str] | None = None,
+    only: set[str] | None = None,
+) -> Iterator[str]:
+    context = command.make_context(name, [], resilient_parsing=True)
+    rows = []
+    for parameter in command.get_params(context):
+        if parameter.opts[0] in (skip or ()) or (only is not None and parameter.opts[0] not in only):
+            continue
+        record = parameter.get_help_record(context)
+        if record is not None and (only is not None or not skip or "--help" not in parameter.opts):
+            rows.append(_table_row(f"`{record[0]}`", " ".join(record[1].split())))
+    if rows:
+        yield from (*_table_head("option", "meaning"), *rows)
+
+
+def _table_head(*names: str) -> tuple[str, str]:
+    return _table_row(*names), _table_row(*("---" for _ in names))
+
+
+def _table_row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or with `--check` only compare them: 1 when one differs."""
+    if list(arguments) == ["--check"]:
+        different = outdated()
+        for path in different:
+            print(f"{path.name} is out of date: run docs/generate.py", file=sys.stderr)
+        return 1 if different else 0
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
