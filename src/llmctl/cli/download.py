@@ -72,32 +72,34 @@ def download(
 
       llmctl download Qwen/Qwen3-4B --verify
     """
+    from llmctl.hub import settings
     from llmctl.hub.selection import Patterns
 
     output: Output = ctx.obj
-    name = _named(model, locked)
+    name, revision = _named(model, revision, locked)
     job = _Job(output, name, revision, Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code))
     with resumable(output):
         if verify:
             job.verify(offline=offline, lock_timeout=lock_timeout)
-        elif offline and not dry_run:
+        elif (offline or settings.is_offline()) and not dry_run:
             job.find()
         else:
             job.fetch(locked, dry_run=dry_run, offline=offline, yes=yes, lock_timeout=lock_timeout)
 
 
-def _named(model: str | None, locked: Path | None) -> str:
-    """The model that is meant: the argument, or the one of the lock file."""
+def _named(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
+    """The model and the revision that are meant: the arguments, or those of the lock file."""
     from llmctl.hub.record import read_file
 
     if locked is not None:
-        name = read_file(locked).repo_id
-        if model not in (None, name):
-            raise UserError(f"{locked} is about {name}, not {model}", hint=f"llmctl download --locked {locked}")
-        return name
+        record = read_file(locked)
+        if model not in (None, record.repo_id) or revision not in (None, record.commit):
+            meant = f"{record.repo_id} at commit {record.commit}"
+            raise UserError(f"{locked} is about {meant}, not what was named", hint=f"llmctl download --locked {locked}")
+        return record.repo_id, record.commit
     if model is None:
         raise UserError("no model was named", hint="llmctl download org/name, as in: llmctl download Qwen/Qwen3-4B")
-    return model
+    return model, revision
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from llmctl.hub.progress import Progress
 if TYPE_CHECKING:
     import httpx2
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads run meanwhile
+WRITE_SECONDS = 0.2  # on a slow connection, how often; so little is lost to a kill
 _REDIRECTS = 10
 _GRACE_SECONDS = 0.5  # how long the workers may take to notice that they should stop
 
@@ -196,11 +197,26 @@ class Transfer:
                 return
             if response.status_code == 200 and partial.size_bytes:
                 self._progress.advance(job.file.path, -partial.start_over())
-            for piece in response.iter_raw(CHUNK_BYTES):
+            self._take(job, partial, response.iter_raw())
+
+    def _take(self, job: Job, partial: Partial, pieces: Iterator[bytes]) -> None:
+        """Write a body: in large pieces, but soon, and all of it when the connection breaks."""
+        waiting: list[bytes] = []
+        size, due = 0, time.monotonic() + WRITE_SECONDS
+        try:
+            for piece in pieces:
+                waiting.append(piece)
+                size += len(piece)
+                if size < CHUNK_BYTES and time.monotonic() < due:
+                    continue
                 self._go_on()
-                self._progress.advance(job.file.path, partial.write(piece))
+                self._progress.advance(job.file.path, partial.write(b"".join(waiting)))
+                waiting, size, due = [], 0, time.monotonic() + WRITE_SECONDS
                 if partial.is_complete:
-                    break
+                    return
+        finally:
+            if waiting and not self._stop.is_set():
+                self._progress.advance(job.file.path, partial.write(b"".join(waiting)))
 
     @contextmanager
     def _open(self, job: Job, start: int) -> "Iterator[httpx2.Response | xet.Offer]":
