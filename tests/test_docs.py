@@ -13,6 +13,7 @@ import typer
 
 from llmctl.cli.main import COMMANDS, app
 from llmctl.config.layers import read_only_file
+from llmctl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -180,6 +181,15 @@ def test_yaml_examples_are_valid_configurations(tmp_path: Path) -> None:
                 read_only_file(file)
                 found += 1
     assert found >= 2
+
+
+def test_the_error_in_the_readme_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("llmctl.yaml").write_text("load:\n  dtpye: bf16\ngeneration:\n  temperature: -1\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_only_file(Path("llmctl.yaml"))
+    printed = f"error: {caught.value.message}\n  {caught.value.hint}\n"
+    assert printed in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_examples_use_names_that_exist() -> None:
