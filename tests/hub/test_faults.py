@@ -120,7 +120,7 @@ def test_a_connection_that_closes_every_9_mb_is_resumed(machine: Machine, hub: H
 def test_a_connection_that_brings_nothing_is_given_up(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "drop", after=9_000_000)
     hub.fault(CDN, "refuse", times=-1)
-    done = machine.run("download", big)
+    done = machine.run("download", big, "--retries", "2")
     assert done.code == 4
     assert [p.stat().st_size for p in machine.partials()] == [9_000_000]
     hub.clear()
@@ -173,7 +173,7 @@ def test_a_short_answer_is_completed(machine: Machine, hub: HubStandin, big: str
 @fault("Short body whose length agrees", "exit 4 when it stays short")
 def test_an_answer_that_stays_short_is_an_error(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "short", by=1000, times=-1)
-    done = machine.run("download", big)
+    done = machine.run("download", big, "--retries", "2")
     assert done.code == 4
     assert "model.safetensors stops short" in done.err
 
@@ -384,7 +384,7 @@ def test_an_incomplete_model_is_no_success(machine: Machine, hub: HubStandin) ->
     assert "model.safetensors" in offline.err
     assert "llmctl download acme/tiny" in offline.err
     hub.fault(REVISION, status=503, times=-1)
-    assert machine.run("download", "acme/tiny").code == 4
+    assert machine.run("download", "acme/tiny", "--retries", "1").code == 4
 
 
 @fault("Hostile listing (`../../x`, absolute paths)", "rejected, exit 4")

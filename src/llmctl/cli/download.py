@@ -13,7 +13,7 @@ from llmctl.cli.stopping import resumable
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
-    from llmctl.hub.download import Downloaded, DownloadPlan
+    from llmctl.hub.download import Downloaded, DownloadPlan, Limits
     from llmctl.hub.selection import Patterns
     from llmctl.hub.verify import Verification
 
@@ -54,6 +54,9 @@ def download(
         float | None,
         typer.Option("--lock-timeout", help="Seconds to wait for another process.", min=0, show_default="no end"),
     ] = None,
+    retries: Annotated[
+        int, typer.Option("--retries", help="Attempts in a row that may bring nothing before it gives up.", min=0)
+    ] = 5,
     offline: Annotated[bool, typer.Option("--offline", help="Open no socket: only look at the cache.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a very large download.")] = False,
 ) -> None:
@@ -73,18 +76,22 @@ def download(
       llmctl download Qwen/Qwen3-4B --verify
     """
     from llmctl.hub import settings
+    from llmctl.hub.download import Limits
+    from llmctl.hub.http import Patience
     from llmctl.hub.selection import Patterns
 
     output: Output = ctx.obj
     name, revision = _named(model, revision, locked)
-    job = _Job(output, name, revision, Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code))
+    patterns = Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code)
+    limits = Limits(patience=Patience(attempts=retries + 1), lock_timeout_seconds=lock_timeout)
+    job = _Job(output, name, revision, patterns, limits)
     with resumable(output):
         if verify:
-            job.verify(offline=offline, lock_timeout=lock_timeout)
+            job.verify(offline=offline)
         elif (offline or settings.is_offline()) and not dry_run:
             job.find()
         else:
-            job.fetch(locked, dry_run=dry_run, offline=offline, yes=yes, lock_timeout=lock_timeout)
+            job.fetch(locked, dry_run=dry_run, offline=offline, yes=yes)
 
 
 def _named(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
@@ -110,6 +117,7 @@ class _Job:
     model: str
     revision: str | None
     patterns: "Patterns"
+    limits: "Limits"
 
     def find(self) -> None:
         """`--offline`: what the cache has."""
@@ -117,12 +125,10 @@ class _Job:
 
         _finish(self.output, fetch(self.model, revision=self.revision, offline=True))
 
-    def fetch(
-        self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool, lock_timeout: float | None
-    ) -> None:
+    def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
         """Plan, show or ask, fetch."""
         from llmctl.cli.bar import DownloadBar
-        from llmctl.hub.download import Limits, carry_out, plan_download
+        from llmctl.hub.download import carry_out, plan_download
         from llmctl.hub.http import refuse_if_offline
         from llmctl.hub.record import read_file
         from llmctl.hub.repair import plan_locked
@@ -132,18 +138,19 @@ class _Job:
         if locked is not None:
             plan = plan_locked(read_file(locked))
         else:
-            plan = plan_download(self.model, revision=self.revision, patterns=self.patterns, progress=bar)
+            plan = plan_download(
+                self.model, revision=self.revision, patterns=self.patterns, progress=bar, limits=self.limits
+            )
         if dry_run:
             _show_plan(self.output, plan)
             return
         _confirm(plan, yes=yes)
-        _finish(self.output, carry_out(plan, progress=bar, limits=Limits(lock_timeout_seconds=lock_timeout)))
+        _finish(self.output, carry_out(plan, progress=bar, limits=self.limits))
 
-    def verify(self, *, offline: bool, lock_timeout: float | None) -> None:
+    def verify(self, *, offline: bool) -> None:
         """`--verify`: hash; say what is wrong; repair it unless the network is forbidden."""
         from llmctl.cli.bar import DownloadBar
         from llmctl.hub import settings
-        from llmctl.hub.download import Limits
         from llmctl.hub.repair import repair
         from llmctl.hub.verify import verify
 
@@ -152,7 +159,7 @@ class _Job:
             self.output.warn(f"{checked.file.path} is {checked.state}")
         is_repaired = bool(found.bad) and not offline and not settings.is_offline()
         if is_repaired:
-            repair(found, progress=DownloadBar(self.output), limits=Limits(lock_timeout_seconds=lock_timeout))
+            repair(found, progress=DownloadBar(self.output), limits=self.limits)
         _show_verification(self.output, found, is_repaired=is_repaired)
         if found.bad and not is_repaired:
             self.output.note(f"to repair it, with a network: llmctl download {self.model} --verify")

@@ -29,6 +29,7 @@ COMMANDS = {
     "whoami": ("llmctl.cli.whoami", "Show whose token is in use and where it comes from."),
     "use-token": ("llmctl.cli.use_token", "Choose which of the stored tokens is in use."),
     "download": ("llmctl.cli.download", "Download what loading a model needs, and nothing else."),
+    "models": ("llmctl.cli.models", "List, describe and remove models of the cache."),
     "use": ("llmctl.cli.use", "Choose the model that commands use when none is named."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),

@@ -111,6 +111,7 @@ def plan_download(
     revision: str | None = None,
     patterns: Patterns | None = None,
     progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> DownloadPlan:
     """What `download` would do: the files with sizes, and what is already there. Writes nothing.
 
@@ -120,7 +121,8 @@ def plan_download(
         UserError: The id or the patterns have to change.
     """
     refuse_if_offline(f"what {repo_id} holds now")
-    listing = fetch_listing(repo_id, revision=revision, note=progress.note if progress else None)
+    patience, note = (limits or Limits()).patience, progress.note if progress else None
+    listing = fetch_listing(repo_id, revision=revision, patience=patience, note=note)
     return _plan(listing, revision, patterns or Patterns())
 
 
@@ -160,10 +162,10 @@ def download(
     if offline or settings.is_offline():
         snapshot = _cached_or_raise(repo_id, revision=revision, offline=offline)
         return _downloaded(snapshot, fetched_bytes=0, seconds=time.monotonic() - began, is_loadable=True)
-    progress = progress or Silent()
+    progress, limits = progress or Silent(), limits or Limits()
     patterns = Patterns(tuple(include), tuple(exclude), trust_remote_code)
-    plan = plan_download(repo_id, revision=revision, patterns=patterns, progress=progress)
-    return carry_out(plan, progress=progress, limits=limits or Limits())
+    plan = plan_download(repo_id, revision=revision, patterns=patterns, progress=progress, limits=limits)
+    return carry_out(plan, progress=progress, limits=limits)
 
 
 def ensure(

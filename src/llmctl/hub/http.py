@@ -112,6 +112,22 @@ def get_json(
         raise NotJsonError(response) from None
 
 
+def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = None) -> bytes:
+    """`count` bytes of a file of the Hub from `start` on. The token stays on the Hub's own origin (httpx2 sees to it).
+
+    Raises:
+        httpx2.HTTPError: As `get_json`.
+    """
+    from huggingface_hub.utils import hf_raise_for_status
+
+    more = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"} if count else {}
+    response = _get(url, token=None, patience=patience or Patience(), note=None, more=more)
+    hf_raise_for_status(response)
+    if response.status_code == 200:  # a server that does not know ranges sent everything
+        return response.content[start : start + count]
+    return response.content
+
+
 class NotJsonError(Exception):
     """An answer of status 200 that is no JSON: a captive portal or a proxy answered in the Hub's place."""
 
@@ -122,7 +138,12 @@ class NotJsonError(Exception):
 
 
 def _get(
-    url: str, *, token: str | bool | None, patience: Patience, note: Callable[[str], None] | None
+    url: str,
+    *,
+    token: str | bool | None,
+    patience: Patience,
+    note: Callable[[str], None] | None,
+    more: dict[str, str] | None = None,
 ) -> "httpx2.Response":
     """GET, repeated while repeating can help. The last answer is returned whatever its status."""
     import httpx2
@@ -131,7 +152,8 @@ def _get(
     failures = 0
     while True:
         try:
-            response = get_session().get(url, headers=headers(token), timeout=timeout(), follow_redirects=True)
+            sent = {**headers(token), **(more or {})}
+            response = get_session().get(url, headers=sent, timeout=timeout(), follow_redirects=True)
         except httpx2.TransportError as error:
             failures += 1
             if failures >= _attempts(error, patience):

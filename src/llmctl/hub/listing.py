@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from llmctl.errors import RemoteError
 from llmctl.hub import access, settings
-from llmctl.hub.http import get_json
+from llmctl.hub.http import Patience, get_json
 
 Algorithm = Literal["sha256", "git_sha1"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,8 +71,17 @@ def check_id(repo_id: str) -> str:
     return repo_id
 
 
-def fetch_listing(repo_id: str, *, revision: str | None = None, note: Callable[[str], None] | None = None) -> Listing:
+def fetch_listing(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    patience: Patience | None = None,
+    note: Callable[[str], None] | None = None,
+    check_access: bool = True,
+) -> Listing:
     """Ask the Hub what `repo_id` holds at `revision` (the default branch where it is None).
+
+    With `check_access` a gated model is refused here already where its files may not be read.
 
     Raises:
         RemoteError: The Hub says no, cannot be reached, or lists a file that would lie outside the model's folder.
@@ -80,9 +89,9 @@ def fetch_listing(repo_id: str, *, revision: str | None = None, note: Callable[[
     check_id(repo_id)
     path = f"/api/models/{repo_id}/revision/{quote(revision or 'main', safe='')}?blobs=true"
     try:
-        answer = get_json(path, note=note)
-        if isinstance(answer, dict) and answer.get("gated"):
-            get_json(f"/api/models/{repo_id}/auth-check", note=note)
+        answer = get_json(path, patience=patience, note=note)
+        if check_access and isinstance(answer, dict) and answer.get("gated"):
+            get_json(f"/api/models/{repo_id}/auth-check", patience=patience, note=note)
     except Exception as error:
         raise access.explain(error, repo_id=repo_id, revision=revision) from error
     return _listing(repo_id, answer)

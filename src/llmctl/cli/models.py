@@ -1,0 +1,257 @@
+"""`llmctl models`: what is in the cache, and what a model is."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output, bytes_text
+from llmctl.errors import EXIT_NO, UserError
+
+if TYPE_CHECKING:
+    from llmctl.hub.inventory import CachedModel
+    from llmctl.modelinfo import ModelInfo
+
+SUMMARY = "List, describe and remove models of the cache."
+app = new_app(help=SUMMARY, group=True)
+
+Model = Annotated[str, typer.Argument(help="The model as the Hub shows it: org/name.", show_default=False)]
+Revision = Annotated[str | None, typer.Option("--revision", help="A branch, a tag or a commit.", show_default=False)]
+
+
+@app.command("list", cls=Command)
+def list_models(ctx: typer.Context) -> None:
+    """List the models of the cache.
+
+    Examples:
+
+      llmctl models list
+
+      llmctl models list --json
+    """
+    from llmctl.hub.inventory import cached_models
+
+    output: Output = ctx.obj
+    models = cached_models()
+    if output.as_json:
+        output.document("llmctl.models/1", {"models": [_as_json(model) for model in models]})
+        return
+    columns = ("model", "revision", "size", "dtype", "parameters", "quantised", "complete", "last used")
+    output.table(columns, [_row(model) for model in models])
+    total = sum(model.size_bytes for model in models)
+    plural = "" if len(models) == 1 else "s"
+    output.note(f"{len(models)} model{plural}, {bytes_text(total)}" if models else "none yet: llmctl download org/name")
+
+
+@app.command("info", cls=Command)
+def info(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
+    """Describe a model, here or on the Hub: parameters, licence, architecture, context, template.
+
+    What is in the cache is described from there, without the network; anything else is asked of the Hub, and of the
+    weights only the headers are read.
+
+    Examples:
+
+      llmctl models info Qwen/Qwen3-4B
+    """
+    from llmctl.hub.cache import find_snapshot
+    from llmctl.hub.describe import describe
+    from llmctl.hub.inventory import find_model
+
+    output: Output = ctx.obj
+    if find_snapshot(model, revision=revision) is not None:
+        cached = find_model(model, revision=revision)
+        facts: dict[str, Any] = {"in_cache": True, "commit": cached.commit, "folder": str(cached.folder)}
+        facts |= {"size_bytes": cached.size_bytes, **_facts(cached.info)}
+    else:
+        remote = describe(model, revision=revision)
+        facts = {"in_cache": False, "commit": remote.commit, "page": remote.page, "licence": remote.licence}
+        facts |= {"gated": remote.gated, "size_bytes": remote.download_bytes, **_facts(remote.info)}
+        if remote.why_not:
+            output.warn(remote.why_not)
+    if output.as_json:
+        output.document("llmctl.model/1", {"repo_id": model, **facts})
+        return
+    output.table(
+        ("property", "value"), [("model", model), *((k.replace("_", " "), _text(k, v)) for k, v in facts.items())]
+    )
+
+
+@app.command("path", cls=Command)
+def path(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
+    """Print the folder of a model in the cache; exit code 1 where it is not complete there.
+
+    Examples:
+
+      ls "$(llmctl models path Qwen/Qwen3-4B)"
+    """
+    from llmctl.hub.inventory import find_model
+
+    output: Output = ctx.obj
+    found = find_model(model, revision=revision)
+    if output.as_json:
+        output.document("llmctl.model-path/1", {"folder": str(found.folder), "missing": list(found.missing)})
+    else:
+        output.line(str(found.folder))
+    if found.missing:
+        output.warn(f"it is incomplete: missing {', '.join(found.missing)}")
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command("lock", cls=Command)
+def lock(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
+    """Print the lock file of a model: every file with its size and hash, for download --locked.
+
+    Examples:
+
+      llmctl models lock Qwen/Qwen3-4B > qwen.lock.json
+    """
+    import json
+
+    from llmctl.hub.cache import record_of
+    from llmctl.hub.record import to_json
+
+    output: Output = ctx.obj
+    record = record_of(model, revision=revision)
+    if record is None:
+        raise UserError(f"{model} has no lock file: llmctl did not download it", hint=f"llmctl download {model}")
+    output.line(json.dumps(to_json(record), indent=1))
+
+
+@app.command("rm", cls=Command)
+def remove(
+    ctx: typer.Context,
+    models: Annotated[list[str], typer.Argument(help="The models to remove.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove models from the cache, with all their revisions.
+
+    Examples:
+
+      llmctl models rm Qwen/Qwen3-4B
+    """
+    from llmctl.hub.inventory import remove_model
+
+    output: Output = ctx.obj
+    _ask(f"Remove {', '.join(models)} from the cache?", yes=yes)
+    freed = {model: remove_model(model) for model in models}
+    if output.as_json:
+        output.document("llmctl.models-rm/1", {"removed": freed})
+        return
+    for model, size in freed.items():
+        output.line(f"removed {model}, {bytes_text(size)}")
+
+
+@app.command("prune", cls=Command)
+def prune(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove what no model needs: partial files, orphans, revisions that a branch has left behind.
+
+    Examples:
+
+      llmctl models prune --dry-run
+    """
+    from llmctl.hub.inventory import find_waste, remove_waste
+
+    output: Output = ctx.obj
+    waste = find_waste()
+    total = sum(item.size_bytes for item in waste)
+    rows = [(item.repo_id, item.why, bytes_text(item.size_bytes), item.path.name) for item in waste]
+    if not output.as_json and waste:
+        output.table(("model", "what", "size", "name"), rows)
+    freed = 0
+    if waste and not dry_run:
+        _ask(f"Remove these {len(waste)}, {bytes_text(total)}?", yes=yes)
+        freed = remove_waste(waste)
+    if output.as_json:
+        items = [{"repo_id": w.repo_id, "why": w.why, "size_bytes": w.size_bytes, "path": str(w.path)} for w in waste]
+        output.document("llmctl.models-prune/1", {"items": items, "size_bytes": total, "freed_bytes": freed})
+    elif not waste:
+        output.note("nothing to remove")
+    else:
+        output.note(f"{bytes_text(total)} would be freed" if dry_run else f"{bytes_text(freed)} freed")
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError("nothing was removed: there is no terminal to ask on", hint="--yes removes without asking")
+    if not typer.confirm(question, err=True):
+        raise UserError("nothing was removed")
+
+
+def _row(model: "CachedModel") -> tuple[str, ...]:
+    info = model.info
+    return (
+        model.repo_id,
+        f"{', '.join(model.revisions) or '-'} {model.commit[:8]}",
+        bytes_text(model.size_bytes),
+        info.stored_dtype if info else "?",
+        _count(info.parameters) if info else "?",
+        (info.quantization_method or "no") if info else "?",
+        "yes" if not model.missing else f"no: {model.missing[0]}",
+        _date(model.last_used),
+    )
+
+
+def _as_json(model: "CachedModel") -> dict[str, Any]:
+    return {
+        "repo_id": model.repo_id,
+        "commit": model.commit,
+        "revisions": list(model.revisions),
+        "folder": str(model.folder),
+        "size_bytes": model.size_bytes,
+        "missing": list(model.missing),
+        "last_used": _date(model.last_used),
+        **_facts(model.info),
+    }
+
+
+def _facts(info: "ModelInfo | None") -> dict[str, Any]:
+    """What is known of a model from its configuration and headers."""
+    if info is None:
+        return {}
+    by_dtype: dict[str, int] = {}
+    for tensor in info.tensors:
+        by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.numel
+    return {
+        "architecture": info.architecture,
+        "model_type": info.model_type,
+        "parameters": info.parameters,
+        "parameters_by_dtype": by_dtype,
+        "quantization": info.quantization_method,
+        "context_length": info.context_length,
+        "has_chat_template": info.has_chat_template,
+        "has_remote_code": info.has_remote_code,
+    }
+
+
+def _text(key: str, value: Any) -> str:
+    if key.endswith("_bytes"):
+        return bytes_text(value)
+    if key == "parameters":
+        return _count(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_count(count)}" for name, count in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _count(number: int) -> str:
+    """A number of parameters: `135M`, `8.03B`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _date(seconds: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat() if seconds else "never"

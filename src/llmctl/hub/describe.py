@@ -1,0 +1,135 @@
+"""What a model on the Hub is, without downloading it: its listing, its configuration, the headers of its weights."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.checkpoint import parse_header
+from llmctl.errors import LlmctlError, RemoteError
+from llmctl.hub import access, settings
+from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
+from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
+from llmctl.hub.selection import needed
+from llmctl.modelinfo import ModelInfo, check_bounds
+
+_JSON_LIMIT = 50_000_000
+_HEADER_LIMIT = 100_000_000
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model as the Hub describes it.
+
+    Attributes:
+        repo_id: The model.
+        commit: The commit that was looked at.
+        page: Its page.
+        licence: Its licence as its card names it, or None.
+        gated: False, `auto` or `manual`.
+        download_bytes: The size of what loading needs; 0 where there are no weights that llmctl loads.
+        info: What its configuration and the headers of its weights say; None where these may not be read.
+        why_not: Why `info` is None.
+    """
+
+    repo_id: str
+    commit: str
+    page: str
+    licence: str | None
+    gated: bool | str
+    download_bytes: int
+    info: ModelInfo | None
+    why_not: str | None
+
+
+def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
+    """Ask the Hub about a model. Of the weights only the headers come over the network.
+
+    Raises:
+        RemoteError: The Hub says no, or cannot be reached.
+    """
+    refuse_if_offline(f"what the Hub says about {repo_id}")
+    listing = fetch_listing(repo_id, revision=revision, check_access=False)
+    sizes = {file.path: file.size_bytes for file in listing.files}
+    info, why_not = None, None
+    try:
+        info = _model_info(listing)
+    except LlmctlError as error:
+        why_not = error.message
+    return RemoteModel(
+        repo_id=repo_id,
+        commit=listing.commit,
+        page=settings.model_page(repo_id),
+        licence=_licence(listing),
+        gated=listing.gated,
+        download_bytes=sum(sizes[name] for name in needed(sizes)),
+        info=info,
+        why_not=why_not,
+    )
+
+
+def licence_of_tags(tags: Any) -> str | None:
+    """The licence among a model's tags (`license:apache-2.0`), or None."""
+    found = [t.removeprefix("license:") for t in tags or () if isinstance(t, str) and t.startswith("license:")]
+    return found[0] if found else None
+
+
+def _licence(listing: Listing) -> str | None:
+    try:
+        answer = get_json(f"/api/models/{listing.repo_id}?expand=tags")
+    except Exception as error:
+        raise access.explain(error, repo_id=listing.repo_id) from error
+    return licence_of_tags(answer.get("tags") if isinstance(answer, dict) else None)
+
+
+def _model_info(listing: Listing) -> ModelInfo:
+    config = _json(listing, "config.json")
+    if config is None:
+        raise RemoteError(f"{listing.repo_id} has no config.json")
+    check_bounds(config, name=f"config.json of {listing.repo_id}")
+    tokenizer = _json(listing, "tokenizer_config.json") or {}
+    files = [f for f in listing.files if f.path.endswith(".safetensors")]
+    wanted = set(needed([f.path for f in listing.files]))
+    tensors = [tensor for f in files if f.path in wanted for tensor in _header(listing, f)]
+    return ModelInfo(
+        source=listing.repo_id,
+        config=config,
+        tensors=tuple(tensors),
+        commit=listing.commit,
+        generation_config=_json(listing, "generation_config.json") or {},
+        has_chat_template=listing.find("chat_template.jinja") is not None
+        or listing.find("chat_template.json") is not None
+        or bool(tokenizer.get("chat_template")),
+    )
+
+
+def _header(listing: Listing, file: RemoteFile) -> Any:
+    """The tensors of one safetensors file, from its first bytes."""
+    (length,) = struct.unpack("<Q", _bytes(listing, file, 0, 8).ljust(8, b"\0"))
+    if not 2 <= length <= min(_HEADER_LIMIT, file.size_bytes):
+        raise RemoteError(f"{file.path} of {listing.repo_id} is not a safetensors file")
+    header = _bytes(listing, file, 8, length)
+    return parse_header(header, data_bytes=file.size_bytes - 8 - length, name=file.path)
+
+
+def _json(listing: Listing, path: str) -> Mapping[str, Any] | None:
+    import json
+
+    file = listing.find(path)
+    if file is None or file.size_bytes > _JSON_LIMIT:
+        return None
+    try:
+        document = json.loads(_bytes(listing, file, 0, file.size_bytes))
+    except ValueError:
+        raise RemoteError(f"{path} of {listing.repo_id} is not JSON") from None
+    return document if isinstance(document, dict) else None
+
+
+def _bytes(listing: Listing, file: RemoteFile, start: int, count: int) -> bytes:
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(listing.repo_id, file.path, revision=listing.commit, endpoint=settings.endpoint())
+    try:
+        return get_bytes(url, start=start, count=count)
+    except Exception as error:
+        raise access.explain(error, repo_id=listing.repo_id, revision=listing.commit) from error

@@ -1,0 +1,233 @@
+"""The models in the cache: which, how large, whether complete, when last used; and how they are removed.
+
+Nothing here opens a socket, and of the weights only the headers are read, so a cache of hundreds of models lists at
+once.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.errors import MachineError, ModelError, UserError
+from llmctl.hub import access, settings
+from llmctl.hub.cache import cached_commit, files_of, missing_files
+from llmctl.hub.lock import locked
+from llmctl.modelinfo import ModelInfo, read_model_info
+
+_YOUNG_SECONDS = 3600.0  # another program may still be writing a partial of this age
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """One snapshot of a model in the cache.
+
+    Attributes:
+        repo_id: The model.
+        commit: The commit.
+        revisions: The branches and tags that are this commit, as last fetched.
+        folder: The snapshot's folder.
+        size_bytes: The size of its files.
+        missing: What loading needs and is not there.
+        last_used: When one of its files was last read, in seconds since 1970 (as exact as the file system keeps it).
+        info: What its files say about it, or None where they cannot be read.
+    """
+
+    repo_id: str
+    commit: str
+    revisions: tuple[str, ...]
+    folder: Path
+    size_bytes: int
+    missing: tuple[str, ...]
+    last_used: float
+    info: ModelInfo | None
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something in the cache that no model needs.
+
+    Attributes:
+        path: The file or the folder.
+        size_bytes: What its removal frees.
+        why: `partial`, `orphan` or `old revision`.
+        repo_id: The model it belongs to.
+    """
+
+    path: Path
+    size_bytes: int
+    why: str
+    repo_id: str
+
+
+def cached_models() -> tuple[CachedModel, ...]:
+    """Every snapshot of every model in the cache, by name."""
+    found = []
+    for repo in _repos():
+        refs = _refs(repo)
+        for folder in _snapshots(repo):
+            names = tuple(sorted(name for name, commit in refs.items() if commit == folder.name))
+            found.append(_cached_model(_repo_id(repo), folder, names))
+    return tuple(found)
+
+
+def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
+    """One model of the cache.
+
+    Raises:
+        UserError: It is not there.
+    """
+    commit = cached_commit(repo_id, revision=revision)
+    folder = settings.repo_dir(repo_id) / "snapshots" / (commit or "-")
+    if commit is None or not folder.is_dir():
+        near = access.near_names(repo_id)
+        at = f" at {revision}" if revision else ""
+        raise UserError(
+            f"{repo_id}{at} is not in the cache {settings.cache_dir()}",
+            hint=f"there is {', '.join(near)}" if near else f"llmctl download {repo_id}",
+        )
+    names = tuple(sorted(name for name, c in _refs(settings.repo_dir(repo_id)).items() if c == commit))
+    return _cached_model(repo_id, folder, names)
+
+
+def remove_model(repo_id: str) -> int:
+    """Remove a model with all its revisions; returns the bytes that this frees.
+
+    Raises:
+        UserError: It is not in the cache.
+        MachineError: A process is downloading it.
+    """
+    repo = settings.repo_dir(repo_id)
+    if not repo.is_dir():
+        near = access.near_names(repo_id)
+        raise UserError(f"{repo_id} is not in the cache", hint=f"there is {', '.join(near)}" if near else None)
+    size = sum(_file_size(path) for path in repo.rglob("*") if not path.is_symlink())
+    with locked(repo_id, timeout_seconds=0, note=_unheard):
+        shutil.rmtree(repo)
+    return size
+
+
+def find_waste() -> tuple[Waste, ...]:
+    """What a prune would remove: partials, blobs that no snapshot names, snapshots that no ref names.
+
+    A snapshot is old where a branch or tag of the same model has moved on to another commit. The partials of a model
+    that a process is downloading now are left alone, and so are young ones of other programs.
+    """
+    found: list[Waste] = []
+    for repo in _repos():
+        repo_id = _repo_id(repo)
+        old = set(_old_snapshots(repo))
+        used = {p.resolve() for folder in _snapshots(repo) if folder not in old for p in folder.rglob("*")}
+        freed = {p.resolve() for folder in old for p in folder.rglob("*") if p.is_symlink()} - used
+        for folder in sorted(old):
+            blobs = {p.resolve() for p in folder.rglob("*") if p.is_symlink()} & freed
+            found.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
+        for blob in sorted((repo / "blobs").glob("*")):
+            if ".incomplete" in blob.name:
+                if time.time() - blob.stat().st_mtime > _YOUNG_SECONDS or _is_ours_and_idle(repo_id, blob):
+                    found.append(Waste(blob, _file_size(blob), "partial", repo_id))
+            elif blob.resolve() not in used | freed and not blob.is_symlink():
+                found.append(Waste(blob, _file_size(blob), "orphan", repo_id))
+    return tuple(found)
+
+
+def remove_waste(waste: tuple[Waste, ...]) -> int:
+    """Remove what `find_waste` found; returns the bytes freed. Models that a process is downloading are skipped."""
+    freed = 0
+    for repo_id in sorted({item.repo_id for item in waste}):
+        try:
+            with locked(repo_id, timeout_seconds=0, note=_unheard):
+                freed += sum(_remove(item) for item in waste if item.repo_id == repo_id)
+        except MachineError:
+            continue
+    return freed
+
+
+def _remove(item: Waste) -> int:
+    if item.why != "old revision":
+        item.path.unlink(missing_ok=True)
+        return item.size_bytes
+    repo = item.path.parent.parent
+    blobs = {p.resolve() for p in item.path.rglob("*") if p.is_symlink()}
+    kept = {p.resolve() for folder in _snapshots(repo) if folder != item.path for p in folder.rglob("*")}
+    shutil.rmtree(item.path, ignore_errors=True)
+    (repo / "llmctl" / f"{item.path.name}.json").unlink(missing_ok=True)
+    (repo / "trees" / f"{item.path.name}.json").unlink(missing_ok=True)
+    for blob in blobs - kept:
+        if blob.parent == (repo / "blobs").resolve():
+            blob.unlink(missing_ok=True)
+    return item.size_bytes
+
+
+def _cached_model(repo_id: str, folder: Path, revisions: tuple[str, ...]) -> CachedModel:
+    before = {folder / name: (folder / name).stat() for name in files_of(folder)}
+    try:
+        info: ModelInfo | None = read_model_info(folder, source=repo_id, commit=folder.name)
+    except (ModelError, OSError):
+        info = None
+    missing = missing_files(repo_id, folder.name, folder)
+    for path, stat in before.items():  # to look is not to use
+        with suppress(OSError):
+            if path.stat().st_atime_ns != stat.st_atime_ns:
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    size = sum(stat.st_size for stat in before.values())
+    last_used = max((stat.st_atime for stat in before.values()), default=0.0)
+    return CachedModel(repo_id, folder.name, revisions, folder, size, missing, last_used, info)
+
+
+def _repos() -> Iterator[Path]:
+    cache = settings.cache_dir()
+    if cache.is_dir():
+        yield from sorted(entry for entry in cache.iterdir() if entry.name.startswith("models--") and entry.is_dir())
+
+
+def _repo_id(repo: Path) -> str:
+    return repo.name.removeprefix("models--").replace("--", "/")
+
+
+def _snapshots(repo: Path) -> list[Path]:
+    folder = repo / "snapshots"
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _refs(repo: Path) -> dict[str, str]:
+    refs = repo / "refs"
+    return {
+        path.relative_to(refs).as_posix(): path.read_text(encoding="utf-8", errors="replace").strip()
+        for path in sorted(refs.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def _old_snapshots(repo: Path) -> list[Path]:
+    """Snapshots that no ref names, where some ref names another one. A commit asked for by itself has no ref."""
+    named = set(_refs(repo).values())
+    folders = _snapshots(repo)
+    if not any(folder.name in named for folder in folders):
+        return []
+    return [folder for folder in folders if folder.name not in named]
+
+
+def _is_ours_and_idle(repo_id: str, partial: Path) -> bool:
+    """Whether a partial is llmctl's and no llmctl is at work on that model."""
+    if not partial.name.endswith(".llmctl.incomplete"):
+        return False
+    try:
+        with locked(repo_id, timeout_seconds=0, note=_unheard):
+            return True
+    except (MachineError, OSError):
+        return False
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _unheard(_text: str) -> None:
+    """There is no wait to tell about."""
