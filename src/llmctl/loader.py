@@ -205,8 +205,9 @@ def settle(prepared: Prepared) -> Prepared:
 def _supported_attention(prepared: Prepared, model_class: Any) -> Plan:
     plan, asked = prepared.plan, prepared.config.load.attn_implementation
     chosen = plan.model_kwargs["attn_implementation"]
+    # where flash_attn is installed but cannot be used, transformers would fetch a kernel from the Hub in its place
     supports = {
-        "flash_attention_2": getattr(model_class, "_supports_flash_attn", False),
+        "flash_attention_2": getattr(model_class, "_supports_flash_attn", False) and _flash_attention_works(),
         "sdpa": getattr(model_class, "_supports_sdpa", False),
         "flex_attention": getattr(model_class, "_supports_flex_attn", False),
         "eager": True,
@@ -214,11 +215,17 @@ def _supported_attention(prepared: Prepared, model_class: Any) -> Plan:
     if supports[chosen]:
         return plan
     if asked != "auto":
-        raise UserError(f"{plan.source}: {model_class.__name__} cannot do {chosen}", hint="leave --attn away")
+        raise UserError(f"{plan.source}: {model_class.__name__} cannot do {chosen} here", hint="leave --attn away")
     instead = "sdpa" if supports["sdpa"] else "eager"
-    decision = Decision("attn_implementation", instead, f"{model_class.__name__} supports no {chosen}")
+    decision = Decision("attn_implementation", instead, f"{model_class.__name__} cannot do {chosen} here")
     decisions = tuple(decision if d.key == "attn_implementation" else d for d in plan.decisions)
     return replace(plan, decisions=decisions, model_kwargs={**plan.model_kwargs, "attn_implementation": instead})
+
+
+def _flash_attention_works() -> bool:
+    from transformers.utils import is_flash_attn_2_available
+
+    return bool(is_flash_attn_2_available())
 
 
 def _seed(plan: Plan) -> None:
@@ -256,6 +263,23 @@ def _needs_bitsandbytes(prepared: Prepared) -> bool:
     return "quantization_config" in prepared.plan.model_kwargs or stored.startswith("bitsandbytes")
 
 
+def _own_config(prepared: Prepared) -> Any:
+    """config.json as transformers reads it, with our attention in it.
+
+    `_attn_implementation` in a config.json wins over the argument of the same meaning unless the configuration is read
+    first, and can name a kernel that transformers would fetch from the Hub and run.
+    """
+    from transformers import AutoConfig
+
+    arguments = prepared.plan.model_kwargs
+    config = AutoConfig.from_pretrained(
+        str(prepared.located.folder), local_files_only=True, trust_remote_code=arguments["trust_remote_code"]
+    )
+    config._attn_implementation = arguments["attn_implementation"]
+    config._experts_implementation = None
+    return config
+
+
 def _load_model(prepared: Prepared) -> Any:
     """Call `from_pretrained`, and refuse what it only warns about."""
     import torch
@@ -267,7 +291,11 @@ def _load_model(prepared: Prepared) -> Any:
         if _needs_bitsandbytes(prepared):
             bnb.import_bitsandbytes()
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(prepared.located.folder), local_files_only=True, output_loading_info=True, **model_arguments(plan)
+            str(prepared.located.folder),
+            config=_own_config(prepared),
+            local_files_only=True,
+            output_loading_info=True,
+            **model_arguments(plan),
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         planned = sum(plan.memory.weights.values())

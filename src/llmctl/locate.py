@@ -114,13 +114,12 @@ def _why_no_hub(*, offline: bool) -> str | None:
     if offline or settings.is_offline():
         return "offline"
     import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         http.get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=http.Patience(attempts=1))
     except (httpx2.TransportError, http.NotJsonError):
         return "the Hub cannot be reached"
-    except httpx2.HTTPError as error:
-        return (
-            None if getattr(error, "response", None) is None or error.response.status_code < 500 else "the Hub is down"
-        )
+    except HfHubHTTPError as error:
+        return "the Hub is down" if error.response.status_code >= 500 else None
     return None

@@ -145,6 +145,7 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
     if not isinstance(config, dict):
         raise ModelError(f"{folder / 'config.json'} is not a mapping")
     check_bounds(config, name=str(folder / "config.json"))
+    check_kernels(config, name=str(folder / "config.json"))
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.is_file() else {}
     info = ModelInfo(
@@ -176,6 +177,18 @@ def check_bounds(config: Mapping[str, Any], *, name: str) -> None:
                 wrong.append(f"{prefix}{key} is {str(value)[:40]} (at most {limit})")
     if wrong:
         raise ModelError(f"{name} is absurd: {'; '.join(wrong)}", hint="take the model from a source you trust")
+
+
+def check_kernels(config: Any, *, name: str) -> None:
+    """Refuse a config.json that names an implementation to be fetched from the Hub and run. Raises ModelError."""
+    for key, value in config.items():
+        if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            raise ModelError(
+                f"{name} asks for compiled code from the Hub: {key} is {str(value)[:80]}",
+                hint="nothing from a model's repository is executed; take the model from a source you trust",
+            )
+        if isinstance(value, dict):
+            check_kernels(value, name=name)
 
 
 def check_layers(info: ModelInfo) -> None:

@@ -117,8 +117,14 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
             merged.pop("model.revision", None)
         merged |= layer
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(sorted(problems, key=_by_line))
     return Settings(Config.model_validate(_nest(merged)), {key: entry.where for key, entry in merged.items()})
+
+
+def _by_line(problem: Problem) -> tuple[str, int]:
+    """The order of a report: file by file, line by line."""
+    where, _, line = problem.where.rpartition(":")
+    return (where, int(line)) if line.isdigit() else (problem.where, 0)
 
 
 def read_file(path: Path, problems: list[Problem]) -> Layer:
@@ -225,10 +231,8 @@ def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> La
 
 def _parse(key: str, text: str) -> Any:
     """A value given as text: itself where the key is a text, YAML elsewhere."""
-    if key in all_keys():
-        kinds = set(get_args(field_of(key).annotation)) or {field_of(key).annotation}
-        if str in kinds and kinds <= {str, type(None)}:
-            return None if text.lower() in ("null", "~") else text
+    if key in all_keys() and field_of(key).annotation in (str, str | None):
+        return None if text.lower() in ("null", "~") else text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -247,9 +251,9 @@ def _unknown(key: str) -> str:
     section, _, inner = key.partition(".")
     names = sections()
     if not inner and not (close := difflib.get_close_matches(key, names, n=1)):
-        same = [known for known in all_keys() if known.rpartition(".")[2] == key]
-        if same:
-            return f"unknown key; did you mean {same[0]}?"
+        leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
+        if same := difflib.get_close_matches(key, leaves, n=1, cutoff=0.7):
+            return f"unknown key; did you mean {leaves[same[0]]}?"
         return f"unknown section or key; the sections are {', '.join(names)}"
     if not inner:
         return f"unknown section; did you mean {close[0]}?"

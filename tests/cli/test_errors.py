@@ -1,0 +1,117 @@
+"""Mistakes end in one clear message, the right exit code, and no traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmctl.cli import main as boundary
+from llmctl.cli.render import bytes_text, visible
+
+Run = Callable[..., "object"]
+BAD = """\
+lod:
+  dtype: bf16
+generation:
+  temprature: 0.5
+  max_new_tokens: lots
+  top_p: 3
+"""
+
+
+def test_a_bad_file_is_one_report_with_all_problems_and_lines(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD)
+    done = run("config", "validate", str(file))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert [line.strip().removeprefix(str(file)) for line in done.stderr.splitlines()] == [
+        "error: the configuration has 4 problems:",
+        ":1: lod: unknown section; did you mean load?",
+        ":4: generation.temprature: unknown key; did you mean generation.temperature?",
+        ":5: generation.max_new_tokens: must be a valid integer, it is 'lots'",
+        ":6: generation.top_p: must be at most 1.0, it is 3",
+        "every key with its meaning: llmctl config schema",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "--nope"], 2, "No such option: --nope"),
+        (["genrate"], 2, "Did you mean 'generate'?"),
+        (["generate", "--quant", "5bit", "--prompt", "x"], 2, "--quant: quantization.bits: must be one of 4, 8"),
+        (["generate", "--set", "x", "--prompt", "x"], 2, "write it as key.path=value"),
+        (["generate", "--config", "none.yaml", "--prompt", "x"], 2, "none.yaml: there is no such file"),
+        (["generate", "--model", "./none", "--prompt", "x"], 2, "there is no folder"),
+        (["generate", "--model", "none", "--prompt", "x"], 2, "neither a folder here nor a Hub id"),
+        (["generate", "--prompt-file", "none.txt"], 2, "--prompt-file none.txt: No such file"),
+        (["generate"], 2, "there is no prompt"),
+        (["generate", "--num-return", "0", "--prompt", "x"], 2, "--num-return"),
+        (["use", "nonsense"], 2, "neither a folder nor a Hub id"),
+        (["load", "--model", "acme/absent"], 4, "acme/absent"),
+    ],
+)
+def test_a_mistake_is_one_message_and_an_exit_code(arguments: list[str], code: int, words: str, run: Run) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_with_json_the_error_is_a_document_as_well(run: Run) -> None:
+    done = run("generate", "--json", "--prompt", "x", "--set", "seed=-1", "--set", "lod.x=1")
+    document = json.loads(done.stdout)
+    assert document["schema"] == "llmctl.error/1"
+    assert document["error"]["exit_code"] == done.returncode == 2
+    assert {problem["key"] for problem in document["error"]["problems"]} == {"seed", "lod.x"}
+
+
+def test_a_mistyped_flag_with_json_is_a_document_too(run: Run) -> None:
+    document = json.loads(run("generate", "--json", "--nope").stdout)
+    assert "No such option" in document["error"]["message"]
+
+
+def test_debug_shows_the_traceback_of_an_error(run: Run) -> None:
+    assert "Traceback" in run("load", "--debug", "--model", "./none").stderr
+
+
+def test_a_bug_looks_like_a_bug_and_leaves_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from llmctl.cli import use
+
+    def fail() -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(use, "current_model", fail)
+    assert boundary.main(["use"]) == 70
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: this is a bug in llmctl: ZeroDivisionError: planted; details in ")
+    report = Path(captured.err.strip().rpartition("details in ")[2]).read_text()
+    assert "transformers 5" in report
+    assert "Traceback" in report
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmctl.cli import use
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(use, "current_model", interrupt)
+    assert boundary.main(["use"]) == 130
+
+
+def test_control_characters_are_made_visible() -> None:
+    assert visible("a\x1b]52;c;x\x07b\n\tc\x9b\u202e") == "a\\x1b]52;c;x\\x07b\n\tc\\x9b\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (269_060_552, "269 MB"), (16.06e9, "16.1 GB")]
+)
+def test_sizes_are_written_for_people(count: int, text: str) -> None:
+    assert bytes_text(int(count)) == text

@@ -1,0 +1,59 @@
+"""Start-up is a feature: what is not needed is not imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmctl.cli.main import COMMANDS
+
+HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "huggingface_hub.hf_api", "rich")
+
+
+def heavy_after(*arguments: str, folder: Path) -> list[str]:
+    """Which heavy modules a run of the command line has imported when it ends."""
+    code = (
+        "import atexit, json, sys\n"
+        f"atexit.register(lambda: print('\\n' + json.dumps([m for m in {HEAVY!r} if m in sys.modules])))\n"
+        "from llmctl.cli.main import main\n"
+        f"sys.exit(main({list(arguments)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["--nope"], ["generate", "--nope"], ["genrate"], ["config", "init"]]
+)
+def test_nothing_heavy_is_imported_to_say_something_light(arguments: list[str], tmp_path: Path) -> None:
+    assert heavy_after(*arguments, folder=tmp_path) == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_help_of_a_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
+    assert heavy_after(command, "--help", folder=tmp_path) == []
+
+
+def test_a_bad_configuration_file_is_reported_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "llmctl.yaml").write_text("lod:\n  dtype: bf16\n")
+    assert heavy_after("generate", "--prompt", "hi", folder=tmp_path) == []
+
+
+def test_importing_the_library_imports_nothing_heavy() -> None:
+    code = f"import llmctl, sys; llmctl.Config; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_listed_line_of_a_command_is_the_first_line_of_its_own_help(command: str) -> None:
+    from importlib import import_module
+
+    import typer
+
+    module, summary = COMMANDS[command]
+    own = typer.main.get_command(import_module(module).app)
+    assert (own.help or "").splitlines()[0] == summary

@@ -1,0 +1,90 @@
+"""Fixtures that several rooms share. Nothing here touches the network or the user's own files."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.tiny import ARCHITECTURES, write_model
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has llmctl's and the Hub's folders to itself, and no configuration of the machine reaches it."""
+    for name in [n for n in os.environ if n.startswith(("LLMCTL_", "HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "llmctl-home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """The real command line in a child process, through pipes, in an empty folder: `run("generate", "--json")`."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    def command(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "llmctl", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            timeout=240,
+            check=False,
+        )
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny random model of an architecture, made once: `tiny_models("llama")`. Not to be changed by a test."""
+    root = tmp_path_factory.mktemp("tiny")
+
+    def make(architecture: str) -> Path:
+        folder = root / architecture
+        return folder if folder.exists() else write_model(folder, architecture)
+
+    return make
+
+
+@pytest.fixture
+def tiny_copy(tmp_path: Path) -> Callable[..., Path]:
+    """A tiny model of one's own, to damage: `tiny_copy("llama", tie_word_embeddings=True)`."""
+
+    def make(architecture: str = "llama", **changes: object) -> Path:
+        return write_model(tmp_path / f"copy-{architecture}", architecture, **changes)
+
+    return make
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """The real SmolLM2 of the demo extra, converted once for this checkout."""
+    from llmctl import demo
+
+    home = ROOT / ".demo"
+    before = os.environ.get("LLMCTL_HOME")
+    os.environ["LLMCTL_HOME"] = str(home)
+    try:
+        gguf = demo.carried_gguf()
+        assert gguf is not None, "the demo extra is not installed: make test installs it"
+        return demo.demo_folder() or demo.convert_demo(gguf)
+    finally:
+        if before is not None:
+            os.environ["LLMCTL_HOME"] = before

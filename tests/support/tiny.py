@@ -1,0 +1,98 @@
+"""Tiny random models of real architectures, written as a Hub repository would hold them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TEXT = (
+    "the capital of france is paris . the capital of italy is rome . once upon a time there was a small model that "
+    "wanted to speak . it read every book in the library and then it read them again . two plus two is four . "
+)
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+# architecture -> (configuration class, model class, what differs from _COMMON)
+ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"tie_word_embeddings": True}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None, "tie_word_embeddings": False}),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    ),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+def write_tokenizer(folder: Path, *, template: str | None = CHATML) -> int:
+    """A byte-level BPE tokenizer trained on a few words, with ChatML's control tokens. Returns its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([_TEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(folder))
+    return int(inner.get_vocab_size())
+
+
+def write_model(folder: Path, architecture: str = "llama", *, dtype: str = "bfloat16", **changes: Any) -> Path:
+    """A random model of `architecture` with its tokenizer. `changes` go into its configuration."""
+    import torch
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = write_tokenizer(folder)
+    config_name, model_name, different = ARCHITECTURES[architecture]
+    arguments = {} if architecture == "gpt2" else dict(_COMMON)
+    arguments |= {
+        "vocab_size": size,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        **different,
+        **changes,
+    }
+    config = getattr(transformers, config_name)(**arguments)
+    torch.manual_seed(0)
+    model = getattr(transformers, model_name)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)  # far enough from zero that greedy and sampled texts differ
+    model.to(getattr(torch, dtype)).save_pretrained(str(folder))
+    return folder
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content.update(changes)
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content), encoding="utf-8")
