@@ -1,4 +1,4 @@
-"""Through the whole command line: what cannot run or be trusted is refused with one message, and nothing is executed."""
+"""Through the whole command line: what cannot be run or trusted is refused in one message; nothing is executed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BUG if output.debug else 1
     except Exception as error:  # noqa: BLE001 (the boundary: whatever is left is a bug, reported as one)
         return _usage_error(error, arguments, output) or _bug(error, arguments, output)
+    if result == EXIT_INTERRUPTED:  # Typer turns the exception into this code
+        output.note("interrupted")
     return result if isinstance(result, int) else 0
 
 
