@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def convert_demo(gguf: Path) -> Path:
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".demo-"))
     try:
         folder = beside / "SmolLM2-135M-Instruct"
-        with quiet_libraries():
+        with quiet_libraries(), redirect_stderr(StringIO()):  # the GGUF reader draws a bar of its own
             _write_model(gguf, folder)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         with (folder / "model.safetensors").open("rb") as stream:

@@ -45,10 +45,13 @@ def locate(settings: Settings, *, offline: bool = False, progress: "Progress | N
     """
     model = settings.config.model
     if model.id is None:
-        return _default(settings.config, offline=offline, progress=progress)
+        reason = "the small default, since no model was named"
+        return _small_default(settings.config, reason, offline=offline, progress=progress)
     reason = f"named by {settings.origin('model.id')}"
     if is_path(model.id):
         return _folder(model.id, reason)
+    if model.id == demo.MODEL_ID and model.revision is None:
+        return _small_default(settings.config, reason, offline=offline, progress=progress)
     return _from_hub(settings.config, model.id, model.revision, reason, offline=offline, progress=progress)
 
 
@@ -87,11 +90,10 @@ def _from_hub(
     return Located(repo_id, snapshot.folder, snapshot.commit, reason)
 
 
-def _default(config: Config, *, offline: bool, progress: "Progress | None") -> Located:
+def _small_default(config: Config, reason: str, *, offline: bool, progress: "Progress | None") -> Located:
     """The small default: from the cache, from the Hub, or the copy of the demo extra."""
     from llmctl.hub.cache import find_snapshot
 
-    reason = "the small default, since no model was named"
     cached = find_snapshot(demo.MODEL_ID)
     if cached is not None:
         return Located(demo.MODEL_ID, cached.folder, cached.commit, reason)

@@ -34,7 +34,7 @@ def test_reports_every_problem_at_once_with_lines_and_what_was_meant(tmp_path: P
     assert problems_of(BAD, tmp_path) == [
         (":3", "model.revison", "unknown key; did you mean model.revision?"),
         (":5", "generation.max_new_tokens", "must be a valid integer, it is 'lots'"),
-        (":6", "generation.top_p", "must be at most 1.0, it is 1.5"),
+        (":6", "generation.top_p", "must be at most 1, it is 1.5"),
         (":7", "quantisation", "unknown section; did you mean quantization?"),
     ]
 
@@ -145,8 +145,10 @@ def test_text_keys_take_their_value_as_text_and_others_as_yaml(tmp_path: Path) -
 def test_a_relative_folder_in_a_file_starts_at_that_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "here.yaml"
-    file.write_text("model:\n  id: ../weights\n")
-    assert read_only_file(file).config.model.id == str(tmp_path / "weights")
+    file.write_text("model:\n  id: ../weights\nchat:\n  template: mine.jinja\n")
+    config = read_only_file(file).config
+    assert config.model.id == str(tmp_path / "weights")
+    assert config.chat.template == str(tmp_path / "sub" / "mine.jinja")
 
 
 @pytest.mark.parametrize(

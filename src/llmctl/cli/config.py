@@ -25,6 +25,7 @@ from llmctl.config.layers import LOCAL_FILE, Settings, read_only_file
 from llmctl.config.schema import Config, all_keys
 from llmctl.errors import UserError
 
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 app = new_app(help="Show, check and write configuration files.", group=True)
 
 
@@ -131,4 +132,4 @@ def schema(ctx: typer.Context) -> None:
       llmctl config schema > llmctl.schema.json
     """
     output: Output = ctx.obj
-    output.line(json.dumps(Config.model_json_schema(), indent=2))
+    output.line(json.dumps({"$schema": _DIALECT, **Config.model_json_schema()}, indent=2))

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort
 
 from llmctl._version import __version__
-from llmctl.cli.options import CONTEXT_SETTINGS
+from llmctl.cli.options import CONTEXT_SETTINGS, SHARED_OPTIONS
 from llmctl.cli.render import Output
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER, LlmctlError, UserError
 
@@ -116,7 +116,11 @@ def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> 
         return EXIT_USER
     output.as_json = output.as_json or "--json" in arguments
     command = context.command_path if context is not None else "llmctl"
-    output.error(UserError(error.format_message().rstrip("."), hint=f"see: {command} --help"))
+    hint = f"see: {command} --help"
+    option = getattr(error, "option_name", None)
+    if option in SHARED_OPTIONS and command == "llmctl":
+        hint = f"{option} goes after the command: llmctl load {option}"
+    output.error(UserError(error.format_message().rstrip("."), hint=hint))
     return EXIT_USER
 
 

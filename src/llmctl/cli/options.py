@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from llmctl.cli.render import Output
 
+SHARED_OPTIONS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--no-color")
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 

@@ -142,8 +142,7 @@ def read_file(path: Path, problems: list[Problem]) -> Layer:
         root = loader.get_single_node()
         layer: Layer = {}
         for key, value, line in _leaves(loader, root, str(path), problems):
-            if key == "model.id":
-                value = _beside(path, value)
+            value = _beside(path, key, value)
             _put(layer, key, Entry(value, f"{path}:{line}"), problems)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -190,10 +189,13 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
         yield name, value_node
 
 
-def _beside(path: Path, value: Any) -> Any:
-    """A relative folder in a file starts at that file."""
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return str((path.parent / value).resolve())
+def _beside(path: Path, key: str, value: Any) -> Any:
+    """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
+    if isinstance(value, str) and value:
+        is_folder = key == "model.id" and value.startswith(("./", "../"))
+        is_file = key == "chat.template" and not value.startswith(("/", "~"))
+        if is_folder or is_file:
+            return str((path.parent / value).resolve())
     return value
 
 
@@ -290,14 +292,16 @@ def _message(key: str, item: Any, value: Any) -> str:
     context = item.get("ctx", {})
     kind = item["type"]
     bounds = {
-        "greater_than_equal": f"must be at least {context.get('ge')}",
-        "greater_than": f"must be greater than {context.get('gt')}",
-        "less_than_equal": f"must be at most {context.get('le')}",
-        "less_than": f"must be less than {context.get('lt')}",
+        "greater_than_equal": f"must be at least {_number(context.get('ge'))}",
+        "greater_than": f"must be greater than {_number(context.get('gt'))}",
+        "less_than_equal": f"must be at most {_number(context.get('le'))}",
+        "less_than": f"must be less than {_number(context.get('lt'))}",
     }
     shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
     if kind in bounds:
         return f"{bounds[kind]}, it is {shown}"
+    if key == "quantization.bits":
+        return f"must be 8bit, 4bit or none, it is {shown}"
     if kind == "literal_error":
         expected = [str(option) for option in _options(key)]
         close = difflib.get_close_matches(str(value), expected, n=1)
@@ -307,6 +311,11 @@ def _message(key: str, item: Any, value: Any) -> str:
         return f"{context.get('error', item['msg'])}; it is {shown}"
     plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]
     return f"must be {plain}, it is {shown}"
+
+
+def _number(value: Any) -> str:
+    """A bound without a needless `.0`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _options(key: str) -> list[Any]:

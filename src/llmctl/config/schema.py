@@ -6,7 +6,7 @@ Names are transformers' own where it has one. Unknown keys are errors. Nothing h
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
@@ -53,8 +53,13 @@ def _list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
-Dtype = Annotated[DtypeName, BeforeValidator(_dtype)]
-Attention = Annotated[AttentionName, BeforeValidator(_attention)]
+# What an editor should accept as well: the schema printed by `llmctl config schema` lists the short names too.
+_DTYPE_NAMES = ["auto", "float32", "float16", "bfloat16", *DTYPE_ALIASES]
+_ATTENTION_NAMES = ["auto", "flash_attention_2", "sdpa", "eager", "flex_attention", *_ATTENTION_ALIASES]
+_BITS_NAMES = [None, 4, 8, "4bit", "8bit", "none"]
+Dtype = Annotated[DtypeName, BeforeValidator(_dtype), WithJsonSchema({"enum": _DTYPE_NAMES})]
+Attention = Annotated[AttentionName, BeforeValidator(_attention), WithJsonSchema({"enum": _ATTENTION_NAMES})]
+Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), WithJsonSchema({"enum": _BITS_NAMES})]
 
 
 class _Section(BaseModel):
@@ -159,9 +164,7 @@ class QuantizationSection(_Section):
     """Weights in 8 or 4 bits, quantised while loading."""
 
     backend: Literal["auto", "bitsandbytes"] = Field("auto", description="Which library quantises.")
-    bits: Annotated[Literal[4, 8] | None, BeforeValidator(_bits)] = Field(
-        None, description="8, 4, or null for none (8bit and 4bit also work)."
-    )
+    bits: Bits = Field(None, description="8, 4, or null for none (8bit and 4bit also work).")
     quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit code: nf4 suits trained weights better.")
     use_double_quant: bool = Field(
         False, description="Quantise the scales of the 4-bit blocks too: saves about 0.4 bits a weight."
@@ -180,7 +183,8 @@ class QuantizationSection(_Section):
         None, description="Modules kept as they are. Default: lm_head and what the architecture needs."
     )
     enable_fp32_cpu_offload: bool = Field(
-        False, description="Let the part that does not fit on the GPU lie in RAM, in float32, unquantised."
+        False,
+        description="Let the part that does not fit on the GPU lie in RAM, unquantised. Set by itself when needed.",
     )
 
 
@@ -224,7 +228,9 @@ class ChatSection(_Section):
 
     raw: bool = Field(False, description="Give the prompt to the model as it is, without the chat template.")
     system: str | None = Field(None, description="The system prompt.")
-    template: str | None = Field(None, description="A Jinja chat template instead of the model's: a file's path.")
+    template: str | None = Field(
+        None, description="A Jinja chat template instead of the model's: a path, which in a file starts at that file."
+    )
     template_kwargs: dict[str, Any] = Field(
         {}, description="Values for the template, for example {enable_thinking: false}."
     )

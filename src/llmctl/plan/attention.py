@@ -64,8 +64,7 @@ def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, .
         found.append(
             MachineError(f"needs an NVIDIA GPU of compute capability 8.0 or more, {_no_gpu(machine)}", hint=_SDPA)
         )
-        return found
-    if any(not device.startswith("cuda") for device in devices):
+    elif any(not device.startswith("cuda") for device in devices):
         elsewhere = ", ".join(device for device in devices if not device.startswith("cuda"))
         found.append(
             UserError(f"needs every part of the model on a GPU, and some of it is on {elsewhere}", hint=_SMALLER)

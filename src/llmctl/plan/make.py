@@ -31,7 +31,14 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo) -> Plan:
     sizes = module_bytes(info, dtype=dtype.value, quantized=quantization.stored)
     context = min(config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
     cache = kv_cache_bytes(info, context=context, dtype=dtype.value)
-    placement = place(config, machine, sizes, reserved_bytes=cache, quantized=quantization.stored is not None)
+    placement = place(
+        config,
+        machine,
+        sizes,
+        ram_sizes=module_bytes(info, dtype=dtype.value, quantized=None),
+        reserved_bytes=cache,
+        quantized=quantization.stored is not None,
+    )
     used = tuple(placement.weights) or devices
     attention = decide_attention(config, machine, info, devices=used, dtype=dtype.value)
     generation, generation_decisions = decide_generation(config, info)

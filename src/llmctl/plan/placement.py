@@ -15,6 +15,11 @@ from llmctl.plan.decision import Decision
 
 # bitsandbytes makes copies while it quantises: transformers keeps this share of the memory back as well.
 QUANTIZING_SHARE = 0.9
+# Of the free RAM: the rest is for the process itself.
+RAM_SHARE = 0.95
+
+
+Filled = tuple[dict[str, int | str], dict[str, int]]  # the device of each module, and the bytes on each device
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,13 @@ def _devices_here(machine: Machine) -> str:
 
 
 def place(
-    config: Config, machine: Machine, sizes: Mapping[str, int], *, reserved_bytes: int, quantized: bool
+    config: Config,
+    machine: Machine,
+    sizes: Mapping[str, int],
+    *,
+    ram_sizes: Mapping[str, int] | None = None,
+    reserved_bytes: int,
+    quantized: bool,
 ) -> Placement:
     """Decide where every module goes.
 
@@ -81,6 +92,7 @@ def place(
         config: What was asked.
         machine: What is here.
         sizes: Bytes by module, in forward order.
+        ram_sizes: Bytes by module where it lies in RAM beside a GPU; bitsandbytes does not quantise what lies there.
         reserved_bytes: What the KV cache will take, kept free on the GPUs in equal parts.
         quantized: Whether weights are quantised while loading.
 
@@ -94,17 +106,19 @@ def place(
     budgets = _budgets(config, machine, devices, reserved_bytes=reserved_bytes, quantized=quantized)
     total = sum(sizes.values())
     if devices in (("cpu",), ("mps",)):
-        return _whole(devices[0], total, machine, reserved_bytes=reserved_bytes, asked=wanted == devices[0])
+        return _whole(devices[0], total, budgets["cpu"], machine, cache_bytes=reserved_bytes, asked=wanted)
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
-    pinned = wanted.startswith("cuda")
-    if wanted not in ("balanced", "balanced_low_0") and (pinned or max(gpus.values()) >= total):
-        best = next(iter(gpus)) if pinned or wanted == "sequential" else max(gpus, key=lambda d: gpus[d])
-        best = best if gpus[best] >= total or pinned else max(gpus, key=lambda d: gpus[d])
-        if gpus[best] < total:
-            raise _too_large(total, gpus, machine, where=best)
+    best = max(gpus, key=lambda device: gpus[device])
+    if wanted.startswith("cuda") and gpus[best] < total:
+        raise _too_large(total, gpus, where=best, asked=wanted)
+    first = next(iter(gpus))
+    alone = first if wanted == "sequential" else best
+    if gpus[alone] >= total and (wanted not in ("balanced", "balanced_low_0") or len(gpus) == 1):
         reason = f"all {_gb(total)} of weights fit on it, with {_gb(reserved_bytes)} for the KV cache"
-        return Placement({"": best}, {best: total}, (), Decision("device_map", best, reason))
-    return _spread(sizes, budgets, machine, balanced=wanted != "sequential")
+        return Placement({"": alone}, {alone: total}, (), Decision("device_map", alone, reason))
+    if wanted != "sequential":
+        budgets |= _even_budgets(sizes, gpus)
+    return _spread(sizes, ram_sizes or sizes, budgets, asked=wanted)
 
 
 def _explicit(wanted: Mapping[str, int | str], sizes: Mapping[str, int]) -> Placement:
@@ -139,7 +153,7 @@ def _budgets(
     budgets: dict[str, int] = {}
     for gpu in gpus:
         budgets[f"cuda:{gpu.index}"] = _gpu_budget(gpu, limits, share=reserved_bytes // len(gpus), quantized=quantized)
-    budgets["cpu"] = limits.get("cpu", int(machine.ram_available_bytes * 0.95))
+    budgets["cpu"] = min(limits.get("cpu", limits.get("mps", 2**62)), int(machine.ram_available_bytes * RAM_SHARE))
     return budgets
 
 
@@ -149,15 +163,15 @@ def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: b
     return max(int(room * (QUANTIZING_SHARE if quantized else 1)), 0)
 
 
-def _whole(device: str, total: int, machine: Machine, *, reserved_bytes: int, asked: bool) -> Placement:
-    if total + reserved_bytes > machine.ram_available_bytes:
+def _whole(device: str, total: int, room: int, machine: Machine, *, cache_bytes: int, asked: str) -> Placement:
+    if total + cache_bytes > room:
+        limited = " allowed by max_memory" if room < int(machine.ram_available_bytes * RAM_SHARE) else " free"
         raise MachineError(
-            f"the weights take {_gb(total)} and the KV cache {_gb(reserved_bytes)}; "
-            f"{_gb(machine.ram_available_bytes)} of RAM are free",
+            f"the weights take {_gb(total)} and the KV cache {_gb(cache_bytes)}; {_gb(room)} of RAM are{limited}",
             hint="try --quant 4bit, --dtype bf16, a smaller model, or close other programs",
-            details={"weights_bytes": total, "ram_available_bytes": machine.ram_available_bytes},
+            details={"weights_bytes": total, "kv_cache_bytes": cache_bytes, "ram_bytes": room},
         )
-    if asked:
+    if asked == device:
         reason = "asked for"
     elif machine.idle_gpus:
         reason = f"this torch is built without CUDA, so the {machine.idle_gpus[0].name} cannot be used"
@@ -166,25 +180,55 @@ def _whole(device: str, total: int, machine: Machine, *, reserved_bytes: int, as
     return Placement({"": device}, {device: total}, (), Decision("device_map", device, reason))
 
 
-def _spread(sizes: Mapping[str, int], budgets: Mapping[str, int], machine: Machine, *, balanced: bool) -> Placement:
-    """Fill the devices in forward order, whole modules only; what the GPUs cannot take goes to RAM, or nowhere."""
-    gpus = [device for device in budgets if device != "cpu"]
-    total = sum(sizes.values())
-    room = dict(budgets)
-    largest = max(sizes.values(), default=0)
-    if balanced and total < sum(budgets[gpu] for gpu in gpus):
-        even = total // len(gpus) + largest
-        room |= {gpu: min(budgets[gpu], even) for gpu in gpus[:-1]}
+def _even_budgets(sizes: Mapping[str, int], gpus: Mapping[str, int]) -> dict[str, int]:
+    """The smallest equal limit for every GPU under which whole modules, in forward order, still fit on them all."""
+    low, high = sum(sizes.values()) // len(gpus), max(gpus.values())
+
+    def limited(limit: int) -> dict[str, int]:
+        return {gpu: min(budget, limit) for gpu, budget in gpus.items()}
+
+    if _fill(sizes, limited(high)) is None:
+        return dict(gpus)
+    while high - low > 1_000_000:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fill(sizes, limited(middle)) is not None else (middle, high)
+    return limited(high)
+
+
+def _fill(sizes: Mapping[str, int], budgets: Mapping[str, int], last: Mapping[str, int] | None = None) -> Filled | None:
+    """Modules in forward order onto the devices in turn, each device filled before the next; None if they do not fit.
+
+    Args:
+        sizes: Bytes by module.
+        budgets: Bytes that each device takes.
+        last: Bytes by module on the last device, where they differ there.
+    """
+    queue = list(budgets)
     device_map: dict[str, int | str] = {}
     weights = dict.fromkeys(budgets, 0)
-    queue = [*gpus, "cpu"]
-    for module, size in sizes.items():
-        while weights[queue[0]] + size > room[queue[0]]:
+    for module in sizes:
+        while True:
+            device = queue[0]
+            size = (last or sizes)[module] if len(queue) == 1 else sizes[module]
+            if weights[device] + size <= budgets[device]:
+                break
             if len(queue) == 1:
-                raise _too_large(total, budgets, machine, where="the GPUs and RAM")
+                return None
             queue.pop(0)
-        device_map[module] = queue[0]
-        weights[queue[0]] += size
+        device_map[module] = device
+        weights[device] += size
+    return device_map, weights
+
+
+def _spread(
+    sizes: Mapping[str, int], ram_sizes: Mapping[str, int], budgets: Mapping[str, int], *, asked: str
+) -> Placement:
+    """Fill the GPUs, then RAM; nothing goes to disk."""
+    total = sum(sizes.values())
+    filled = _fill(sizes, budgets, ram_sizes)
+    if filled is None:
+        raise _too_large(total, budgets, where="the GPUs and RAM", asked=asked)
+    device_map, weights = filled
     spilled = tuple(module for module, device in device_map.items() if device == "cpu")
     used = {device: size for device, size in weights.items() if size}
     split = ", ".join(f"{_gb(size)} on {device}" for device, size in used.items())
@@ -192,11 +236,12 @@ def _spread(sizes: Mapping[str, int], budgets: Mapping[str, int], machine: Machi
     return Placement(device_map, used, spilled, Decision("device_map", split, reason))
 
 
-def _too_large(total: int, budgets: Mapping[str, int], machine: Machine, *, where: str) -> MachineError:
+def _too_large(total: int, budgets: Mapping[str, int], *, where: str, asked: str) -> MachineError:
     room = ", ".join(f"{device} has room for {_gb(size)}" for device, size in budgets.items())
+    other = "" if asked == "auto" else "--device-map auto, "
     return MachineError(
         f"the weights take {_gb(total)}, too much for {where}: {room}",
-        hint="try --quant 4bit or 8bit, --device-map auto, or a smaller model",
+        hint=f"try --quant 4bit or 8bit, {other}or a smaller model",
         details={"weights_bytes": total, "room_bytes": dict(budgets)},
     )
 
