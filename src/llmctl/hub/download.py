@@ -251,16 +251,27 @@ def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
     for planned in absent:
         blob_path(plan.repo_id, planned.file).parent.mkdir(parents=True, exist_ok=True)
     progress.start([(p.file.path, p.file.size_bytes, p.bytes_here) for p in absent])
-    jobs = [Job(p.file, _url(plan, p.file), blob_path(plan.repo_id, p.file)) for p in absent]
-    try:
-        if jobs:
-            Transfer(jobs, progress=progress, patience=limits.patience, workers=limits.workers).run()
-    finally:
-        for planned in plan.files:
-            if _has_blob(plan, planned):
-                link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
+    jobs = [_job(plan, planned.file) for planned in absent]
+    if jobs:
+        Transfer(jobs, progress=progress, patience=limits.patience, workers=limits.workers).run()
+    for planned in plan.files:
+        _link(plan, planned.file.digest)
     tidy(settings.repo_dir(plan.repo_id))
     return sum(p.file.size_bytes - p.bytes_here for p in absent)
+
+
+def _job(plan: DownloadPlan, file: RemoteFile) -> Job:
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(plan.repo_id, file.path, revision=plan.commit, endpoint=settings.endpoint())
+    return Job(file, url, blob_path(plan.repo_id, file), lambda: _link(plan, file.digest))
+
+
+def _link(plan: DownloadPlan, digest: str) -> None:
+    """Give a blob that is in its place every name that it has in the snapshot."""
+    for planned in plan.files:
+        if planned.file.digest == digest and _has_blob(plan, planned):
+            link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
 
 
 def _remember(plan: DownloadPlan) -> None:
@@ -341,12 +352,6 @@ def _has_blob(plan: DownloadPlan, planned: PlannedFile) -> bool:
 def _by_blob(files: Sequence[PlannedFile]) -> list[PlannedFile]:
     """One file for each content: names that share it share its blob."""
     return list({planned.file.digest: planned for planned in files}.values())
-
-
-def _url(plan: DownloadPlan, file: RemoteFile) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(plan.repo_id, file.path, revision=plan.commit, endpoint=settings.endpoint())
 
 
 def _size(path: Path) -> int | None:

@@ -16,6 +16,7 @@ from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import access, settings
 from llmctl.hub.cache import cached_commit, files_of, missing_files
 from llmctl.hub.lock import locked
+from llmctl.hub.partial import SUFFIX
 from llmctl.modelinfo import ModelInfo, read_model_info
 
 _YOUNG_SECONDS = 3600.0  # another program may still be writing a partial of this age
@@ -113,12 +114,14 @@ def remove_model(repo_id: str) -> int:
 def find_waste() -> tuple[Waste, ...]:
     """What a prune would remove: partials, blobs that no snapshot names, snapshots that no ref names.
 
-    A snapshot is old where a branch or tag of the same model has moved on to another commit. The partials of a model
-    that a process is downloading now are left alone, and so are young ones of other programs.
+    A snapshot is old where a branch or tag of the same model has moved on to another commit. A model that a process
+    is downloading now is left alone, and so are the young partials of other programs.
     """
     found: list[Waste] = []
     for repo in _repos():
         repo_id = _repo_id(repo)
+        if _is_busy(repo_id):
+            continue
         old = set(_old_snapshots(repo))
         used = {p.resolve() for folder in _snapshots(repo) if folder not in old for p in folder.rglob("*")}
         freed = {p.resolve() for folder in old for p in folder.rglob("*") if p.is_symlink()} - used
@@ -127,7 +130,8 @@ def find_waste() -> tuple[Waste, ...]:
             found.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
         for blob in sorted((repo / "blobs").glob("*")):
             if ".incomplete" in blob.name:
-                if time.time() - blob.stat().st_mtime > _YOUNG_SECONDS or _is_ours_and_idle(repo_id, blob):
+                is_ours = blob.name.endswith(SUFFIX)
+                if is_ours or time.time() - blob.stat().st_mtime > _YOUNG_SECONDS:
                     found.append(Waste(blob, _file_size(blob), "partial", repo_id))
             elif blob.resolve() not in used | freed and not blob.is_symlink():
                 found.append(Waste(blob, _file_size(blob), "orphan", repo_id))
@@ -211,14 +215,14 @@ def _old_snapshots(repo: Path) -> list[Path]:
     return [folder for folder in folders if folder.name not in named]
 
 
-def _is_ours_and_idle(repo_id: str, partial: Path) -> bool:
-    """Whether a partial is llmctl's and no llmctl is at work on that model."""
-    if not partial.name.endswith(".llmctl.incomplete"):
-        return False
+def _is_busy(repo_id: str) -> bool:
+    """Whether a process is downloading the model now."""
     try:
         with locked(repo_id, timeout_seconds=0, note=_unheard):
-            return True
-    except (MachineError, OSError):
+            return False
+    except MachineError:
+        return True
+    except OSError:  # a cache that cannot be written to
         return False
 
 

@@ -7,7 +7,7 @@ own origin and never to where it redirects. A file takes its place only when its
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +38,13 @@ class Job:
         file: What to fetch. Other paths may have the same content; they share the blob.
         url: Its address on the Hub at a fixed commit.
         blob: Where it will lie.
+        placed: Told when it lies there.
     """
 
     file: RemoteFile
     url: str
     blob: Path
+    placed: Callable[[], None]
 
 
 class _Stopped(Exception):  # noqa: N818 (not an error)
@@ -125,6 +127,7 @@ class Transfer:
                 self._fill(job, partial)
                 if partial.is_right:
                     partial.place()
+                    job.placed()
                     self._progress.finished(job.file.path, job.file.size_bytes)
                     return
                 self._progress.advance(job.file.path, -partial.start_over())

@@ -1,0 +1,176 @@
+"""The cache as a whole: listed, described, pruned, removed."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from support.hub_machine import LLMCTL, Machine, make_model
+from support.hub_standin import HubStandin
+
+Settle = Callable[[dict[str, Any]], None]
+
+
+def test_a_list_shows_each_snapshot_with_its_state(machine: Machine, sharded: str) -> None:
+    machine.run("download", "acme/tiny")
+    machine.run("download", sharded, "--include", "config.json")
+    tiny, half = sorted(machine.run("models", "list", "--json").document["models"], key=lambda m: -m["size_bytes"])
+    assert (tiny["repo_id"], tiny["revisions"], tiny["missing"]) == ("acme/tiny", ["main"], [])
+    assert tiny["parameters"] == 200_000
+    assert tiny["parameters_by_dtype"] == {"U8": 200_000}
+    assert half["repo_id"] == sharded
+    assert "model.safetensors.index.json" in half["missing"]
+    shown = machine.run("models", "list").out.splitlines()
+    assert shown[0].split("\t")[0] == "model"
+    assert any(line.startswith("acme/tiny\t") and "\tyes\t" in line for line in shown)
+
+
+def test_to_list_is_not_to_use(machine: Machine) -> None:
+    machine.run("download", "acme/tiny")
+    files = list(machine.repo("acme/tiny").rglob("blobs/*"))
+    long_ago = time.time() - 40 * 24 * 3600
+    for file in files:
+        os.utime(file, (long_ago, file.stat().st_mtime))
+    first = machine.run("models", "list", "--json").document["models"][0]["last_used"]
+    second = machine.run("models", "list", "--json").document["models"][0]["last_used"]
+    assert first == second == time.strftime("%Y-%m-%d", time.gmtime(long_ago))
+
+
+def test_a_cache_of_500_models_lists_quickly(machine: Machine) -> None:
+    first = make_model(machine.home / "model", shard_bytes=1000)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2}
+    (first / "config.json").write_text(json.dumps(config))
+    for i in range(500):
+        repo = machine.repo(f"acme/model-{i:03}")
+        commit = f"{i:040x}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(commit)
+        (repo / "blobs").mkdir()
+        snapshot = repo / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file in first.iterdir():
+            (snapshot / file.name).symlink_to(file)
+    nothing = machine.run("models", "--help")
+    done = machine.run("models", "list", "--json")
+    assert done.code == 0, done.err
+    assert len(done.document["models"]) == 500
+    assert all(model["missing"] == [] for model in done.document["models"])
+    assert done.seconds - nothing.seconds < 5
+
+
+def test_info_about_a_model_that_is_here_asks_nobody(machine: Machine, hub: HubStandin) -> None:
+    machine.run("download", "acme/tiny")
+    hub.clear()
+    facts = machine.run("models", "info", "acme/tiny", "--json").document
+    assert facts["in_cache"] is True
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["has_chat_template"] is True
+    assert not hub.log
+
+
+def test_info_about_a_model_elsewhere_reads_only_headers(
+    machine: Machine, hub: HubStandin, sharded: str, settle: Settle
+) -> None:
+    settle({"repos": {sharded: {"tags": ["license:apache-2.0"]}}})
+    facts = machine.run("models", "info", sharded, "--json", HF_TOKEN="hf_good").document
+    assert facts["in_cache"] is False
+    assert facts["licence"] == "apache-2.0"
+    assert facts["gated"] is False
+    assert facts["parameters"] == 6_000_000
+    assert facts["size_bytes"] > 6_000_000
+    assert sum(e["sent"] for e in hub.asked("/cdn/")) < 10_000
+    assert not list(machine.cache.rglob("blobs/*"))
+
+
+def test_info_about_a_gated_model_says_what_may_be_known(machine: Machine, settle: Settle) -> None:
+    settle({"repos": {"acme/tiny": {"gated": "auto", "tags": ["license:llama3"]}}})
+    done = machine.run("models", "info", "acme/tiny", "--json")
+    assert done.code == 0, done.err
+    assert (done.document["gated"], done.document["licence"]) == ("auto", "llama3")
+    assert "is gated" in done.err
+
+
+def test_path_is_the_folder_alone(machine: Machine, hub: HubStandin) -> None:
+    machine.run("download", "acme/tiny")
+    folder = machine.run("models", "path", "acme/tiny").out.strip()
+    assert Path(folder).name == hub.repos["acme/tiny"].commit
+    missing = machine.run("models", "path", "acme/tiyn")
+    assert missing.code == 2
+    assert "acme/tiny" in missing.err
+
+
+def test_path_says_no_to_what_is_incomplete(machine: Machine) -> None:
+    machine.run("download", "acme/tiny", "--include", "config.json")
+    done = machine.run("models", "path", "acme/tiny")
+    assert done.code == 1
+    assert "model.safetensors" in done.err
+
+
+def test_rm_removes_one_model_and_asks_before(machine: Machine, sharded: str) -> None:
+    machine.run("download", "acme/tiny")
+    machine.run("download", sharded)
+    assert machine.run("models", "rm", "acme/tiny").code == 2, "there is nobody to ask"
+    assert machine.is_whole("acme/tiny")
+    done = machine.run("models", "rm", "acme/tiny", "--yes")
+    assert done.code == 0, done.err
+    assert not machine.repo("acme/tiny").exists()
+    assert machine.is_whole(sharded)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_rm_on_a_terminal_obeys_the_answer(machine: Machine, answer: str) -> None:
+    machine.run("download", "acme/tiny")
+    terminal = pexpect.spawn(LLMCTL, ["models", "rm", "acme/tiny"], env=machine.env, encoding="utf-8", timeout=20)
+    terminal.expect("Remove acme/tiny from the cache")
+    terminal.sendline(answer)
+    terminal.expect(pexpect.EOF)
+    assert machine.repo("acme/tiny").exists() == (answer == "n")
+
+
+def test_prune_takes_partials_orphans_and_old_revisions_and_nothing_else(machine: Machine, hub: HubStandin) -> None:
+    machine.run("download", "acme/tiny")
+    old = hub.repos["acme/tiny"].commit
+    (hub.root / "acme" / "tiny" / "config.json").write_text('{"new": true, "model_type": "llama"}')
+    hub.reload()
+    machine.run("download", "acme/tiny")
+    blobs = machine.repo("acme/tiny") / "blobs"
+    (blobs / ("e" * 64 + ".llmctl.incomplete")).write_bytes(b"x" * 100)
+    young, aged = blobs / ("d" * 64 + ".1234abcd.incomplete"), blobs / ("c" * 64 + ".1234abcd.incomplete")
+    for partial in (young, aged):
+        partial.write_bytes(b"x" * 100)
+    os.utime(aged, (time.time() - 7200, time.time() - 7200))
+    (blobs / ("f" * 64)).write_bytes(b"x" * 1000)
+
+    planned = machine.run("models", "prune", "--dry-run", "--json").document
+    assert sorted(item["why"] for item in planned["items"]) == ["old revision", "orphan", "partial", "partial"]
+    assert (blobs / ("f" * 64)).exists()
+    done = machine.run("models", "prune", "--yes", "--json")
+    assert done.code == 0, done.err
+    assert done.document["freed_bytes"] == planned["size_bytes"]
+    assert young.exists(), "another program may be writing it"
+    young.unlink()
+    assert not (machine.repo("acme/tiny") / "snapshots" / old).exists()
+    assert machine.is_whole("acme/tiny")
+    assert machine.run("download", "acme/tiny", "--verify", "--offline").code == 0
+    assert machine.run("models", "prune", "--json").document["items"] == []
+
+
+def test_prune_leaves_a_download_that_is_running(machine: Machine, hub: HubStandin, big: str) -> None:
+    hub.fault(r"cdn:/cdn/", "throttle", rate=5_000_000, times=1)
+    process = machine.start("download", big)
+    try:
+        machine.wait_for_bytes(2_000_000)
+        pruned = machine.run("models", "prune", "--yes", "--json")
+        refused = machine.run("models", "rm", big, "--yes")
+    finally:
+        process.kill()
+        process.communicate()
+    assert pruned.document["items"] == []
+    assert refused.code == 3
+    assert f"process {process.pid}" in refused.err
+    assert [i["why"] for i in machine.run("models", "prune", "--yes", "--json").document["items"]] == ["partial"]
