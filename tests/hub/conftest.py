@@ -92,14 +92,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the table."""
     if not os.environ.get("LLMCTL_FAULT_TABLE"):
         return
-    rows: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for outcome in ("passed", "failed", "skipped"):
+    rows: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            for kind, (row, words) in [p for p in getattr(report, "user_properties", []) if p[0] in ("fault", "plain")]:
-                rows.setdefault(row, {}).setdefault(kind, []).append((words, outcome))
+            for kind, value in getattr(report, "user_properties", []):
+                if kind in ("fault", "plain"):
+                    row, words = value
+                    rows.setdefault(row, {}).setdefault((kind, words), set()).add(outcome)
     terminalreporter.section("faults")
-    for row, found in rows.items():
+    for row in sorted(rows):
         terminalreporter.write_line(row)
-        for kind, name in (("fault", "llmctl"), ("plain", "hf")):
-            for words, outcome in found.get(kind, []):
-                terminalreporter.write_line(f"  {name:7}{outcome:8}{words}")
+        for (kind, words), outcomes in sorted(rows[row].items()):
+            name = "llmctl" if kind == "fault" else "hf"
+            terminalreporter.write_line(f"  {name:7} {', '.join(sorted(outcomes)):8} {words}")

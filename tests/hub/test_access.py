@@ -1,0 +1,110 @@
+"""Exceptions of the Hub's client become errors that say what to do: by type, by status, by asking."""
+
+import ssl
+from typing import Any
+
+import httpx2
+import pytest
+
+from llmctl.errors import GatedError, LlmctlError, NotFoundError, RateLimitedError, TokenError, UnreachableError
+from llmctl.hub import access, settings
+from llmctl.hub.listing import fetch_listing
+from support.hub_standin import HubStandin
+
+
+@pytest.fixture(autouse=True)
+def _this_hub(hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in is the Hub of this process."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.root / "no-token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(hub.root / "no-tokens"))
+
+
+def _tls(code: int | None) -> httpx2.ConnectError:
+    cause = ssl.SSLCertVerificationError("certificate verify failed")
+    if code is None:
+        plain = ssl.SSLError("wrong version number")
+        error = httpx2.ConnectError("refused", request=httpx2.Request("GET", settings.endpoint()))
+        error.__cause__ = plain
+        return error
+    cause.verify_code = code
+    error = httpx2.ConnectError("refused", request=httpx2.Request("GET", settings.endpoint()))
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, "not valid at this computer's date"),
+        (10, "not valid at this computer's date"),
+        (20, "nobody"),
+        (None, "secure"),
+    ],
+)
+def test_a_tls_error_tells_a_wrong_clock_from_a_strange_signer(code: int | None, words: str) -> None:
+    error = access.explain(_tls(code))
+    assert isinstance(error, UnreachableError)
+    assert words in error.message
+    assert error.hint
+
+
+def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", "")
+    error = access.explain(httpx2.ProxyError("407", request=httpx2.Request("GET", settings.endpoint())))
+    assert "http://proxy.invalid:3128" in error.message
+    assert "secret" not in error.message + str(error.hint)
+
+
+def test_what_is_none_of_the_hubs_is_raised_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        access.explain(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (404, "RepoNotFound", NotFoundError),
+        (404, "RevisionNotFound", NotFoundError),
+        (403, "GatedRepo", GatedError),
+        (401, "GatedRepo", GatedError),
+        (401, "RepoNotFound", NotFoundError),
+        (403, None, TokenError),
+    ],
+)
+def test_the_error_code_decides_whatever_the_message_says(
+    hub: HubStandin, status: int, code: str | None, kind: type[LlmctlError]
+) -> None:
+    hub.fault("/revision/", status=status, code=code)
+    with pytest.raises(kind) as caught:
+        fetch_listing("acme/tiny")
+    assert caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_a_rate_limit_without_a_token_says_that_one_helps(hub: HubStandin) -> None:
+    hub.fault("/revision/", status=429, headers={"RateLimit": '"api";r=0;t=900'}, times=-1)
+    with pytest.raises(RateLimitedError, match="900 s") as caught:
+        fetch_listing("acme/tiny")
+    assert "llmctl login" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"sha": "main", "siblings": []},
+        {"siblings": []},
+        [],
+        {"sha": "0" * 40, "siblings": [{"rfilename": "x", "size": 1, "blobId": "../../x"}]},
+        {"sha": "0" * 40, "siblings": [{"rfilename": "x", "size": -1, "blobId": "0" * 40}]},
+        {"sha": "0" * 40, "siblings": [{"rfilename": "x", "blobId": "0" * 40}]},
+    ],
+)
+def test_a_listing_that_cannot_be_the_hubs_is_refused(answer: Any) -> None:
+    from llmctl.hub import listing
+
+    with pytest.raises(UnreachableError, match="not the Hub's"):
+        listing._listing("acme/tiny", answer)
