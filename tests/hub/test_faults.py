@@ -507,3 +507,15 @@ def test_an_error_is_one_json_document(machine: Machine) -> None:
     done = machine.run("download", "acme/none", "--json")
     assert json.loads(done.out)["schema"] == "llmctl.error/1"
     assert os.linesep in done.err
+
+
+def test_an_xet_token_that_never_comes_is_given_up_too(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+    settle({"repos": {"acme/tiny": {"xet": True}}})
+    hub.fault("/xet-read-token/", "hang", seconds=30, times=-1)
+    more = {"HF_HUB_DISABLE_XET": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    process = machine.start("download", "acme/tiny", **more)
+    time.sleep(3)
+    done = interrupt(process, signal.SIGINT, within=1)
+    assert done.code == 130
+    assert done.seconds < 1
+    assert len(hub.asked("/xet-read-token/")) >= 2, "it was asked again after a time-out"

@@ -77,9 +77,10 @@ def download(
     """
     from llmctl.hub import settings
     from llmctl.hub.download import Limits
-    from llmctl.hub.http import Patience
+    from llmctl.hub.http import Patience, bound_other_calls
     from llmctl.hub.selection import Patterns
 
+    bound_other_calls()
     output: Output = ctx.obj
     name, revision = _named(model, revision, locked)
     patterns = Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code)

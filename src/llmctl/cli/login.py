@@ -39,7 +39,9 @@ def login(
       llmctl login --name work < token.txt
     """
     from llmctl.hub import auth
+    from llmctl.hub.http import bound_other_calls
 
+    bound_other_calls()
     output: Output = ctx.obj
     token = _given_token(output) if sys.stdin.isatty() else _piped_token()
     if token is None:

@@ -70,6 +70,23 @@ def timeout() -> "httpx2.Timeout":
     return httpx2.Timeout(seconds, pool=None)
 
 
+def bound_other_calls() -> None:
+    """Give the calls that huggingface_hub makes by itself (its Xet token, its login) the same bound in time.
+
+    Its own default is to wait for ever. Only for a process that is llmctl's own: it changes the shared client, and
+    is not for a program that has its own `set_client_factory`.
+    """
+    import httpx2
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import hf_request_event_hook
+
+    def client() -> "httpx2.Client":
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [hf_request_event_hook]}
+        return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout())
+
+    set_client_factory(client)
+
+
 def refuse_if_offline(what: str, *, offline: bool = False) -> None:
     """Raise before a socket would be opened where the network is forbidden.
 
