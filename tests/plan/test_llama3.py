@@ -1,0 +1,47 @@
+"""The plan for Llama 3 8B on three machines, as it is printed.
+
+The T4 by hand: 15 GiB less 0.5 in use, 0.9 GB of overhead and 2560 tokens of KV cache (0.34 GB) leave 14.3 GB. The
+embedding takes 1.05 GB and a block 0.436 GB, so 30 blocks go with it (14.1 GB), and 2 blocks and the head (1.9 GB) do not.
+"""
+
+import pytest
+
+from llmctl.config import settings_from_mapping
+from llmctl.machine import Machine
+from llmctl.plan import make_plan
+from support.machines import H100, LLAMA3_8B, RTX_4090, T4
+
+PRINTED = {
+    "T4": """\
+device_map=14.1 GB on cuda:0, 1.9 GB on cpu: spilled: the GPUs have no room for all 16.1 GB
+dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
+attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
+""",
+    "T4, 4-bit": """\
+device_map=cuda:0: all 6.0 GB of weights fit on it, with 0.3 GB for the KV cache
+dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
+attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
+quantization=bitsandbytes 4-bit nf4: asked for
+bnb_4bit_compute_dtype=float16: the model's half-precision dtype; the library's default, float32, is several times slower
+""",
+    "RTX 4090": """\
+device_map=cuda:0: all 16.1 GB of weights fit on it, with 0.3 GB for the KV cache
+dtype=bfloat16: the weights are stored in it and the GPU computes it
+attn_implementation=flash_attention_2: flash_attn is installed, the GPU is new enough, bfloat16
+""",
+    "H100": """\
+device_map=cuda:0: all 16.1 GB of weights fit on it, with 0.3 GB for the KV cache
+dtype=bfloat16: the weights are stored in it and the GPU computes it
+attn_implementation=flash_attention_2: flash_attn is installed, the GPU is new enough, bfloat16
+""",
+}
+CASES = [("T4", T4, None), ("T4, 4-bit", T4, 4), ("RTX 4090", RTX_4090, None), ("H100", H100, None)]
+
+
+@pytest.mark.parametrize(("name", "machine", "bits"), CASES, ids=[case[0] for case in CASES])
+def test_the_plan_reads_as_it_should(name: str, machine: Machine, bits: int | None) -> None:
+    plan = make_plan(settings_from_mapping({"quantization": {"bits": bits}}).config, machine, LLAMA3_8B)
+    printed = [str(decision) for decision in plan.decisions]
+    print(f"\nLlama 3 8B on {name}:", *printed, sep="\n  ")  # noqa: T201 (pytest -s shows it)
+    expected = PRINTED[name].splitlines()
+    assert printed[: len(expected)] == expected
