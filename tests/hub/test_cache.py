@@ -133,6 +133,29 @@ def test_the_lock_file_fetches_the_same_set_elsewhere(machine: Machine, hub: Hub
     assert Machine(tmp_path / "third", hub).run("download", "--locked", str(lock)).code == 4
 
 
+def test_what_was_left_out_on_purpose_is_not_missed_offline(machine: Machine, hub: HubStandin) -> None:
+    done = machine.run("download", "acme/tiny", "--exclude", "generation_config.json", "--json")
+    assert done.document["is_loadable"] is True
+    hub.clear()
+    assert machine.run("download", "acme/tiny", "--offline").code == 0
+    assert not hub.log
+
+
+def test_verify_needs_no_lock_file_of_ours(machine: Machine) -> None:
+    machine.run("download", "acme/tiny", program=HF)
+    good = machine.run("download", "acme/tiny", "--verify", "--offline", "--json")
+    assert (good.code, good.document["hashes_from"], len(good.document["files"])) == (0, "listing", 6)
+    blob = next(machine.repo("acme/tiny").rglob("model.safetensors")).resolve()
+    content = bytearray(blob.read_bytes())
+    content[1000] ^= 1
+    blob.write_bytes(content)
+    assert machine.run("download", "acme/tiny", "--verify", "--offline").code == 1
+    for tree in machine.repo("acme/tiny").glob("trees/*"):
+        tree.unlink()
+    bad = machine.run("download", "acme/tiny", "--verify", "--offline", "--json")
+    assert (bad.code, bad.document["hashes_from"], bad.document["damaged"]) == (1, "names of the blobs", 1)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "llmctl.model-lock/1"}'])
 def test_what_is_no_lock_file_is_refused(machine: Machine, tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)

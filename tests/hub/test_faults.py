@@ -472,6 +472,21 @@ def test_a_missing_scope_is_named(machine: Machine, hub: HubStandin, settle: Set
     assert f"{hub.url}/settings/tokens" in done.err
 
 
+def test_a_second_origin_that_always_refuses_is_not_taken_for_the_hub(machine: Machine, hub: HubStandin) -> None:
+    hub.fault(CDN, status=403, times=-1)
+    done = machine.run("download", "acme/tiny", "--retries", "1", HF_TOKEN="hf_good")
+    assert done.code == 4
+    assert "where the Hub keeps large files, answered 403" in done.err
+    assert "alice" not in done.err
+
+
+def test_a_disabled_model_is_said_to_be(machine: Machine, settle: Settle) -> None:
+    settle({"repos": {"acme/tiny": {"disabled": True}}})
+    done = machine.run("download", "acme/tiny")
+    assert done.code == 4
+    assert "has been disabled" in done.err
+
+
 def test_the_token_never_leaves_the_hubs_own_origin(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "drop", after=9_000_000, times=2)
     done = machine.run("download", big, HF_TOKEN="hf_good")

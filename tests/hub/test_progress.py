@@ -13,7 +13,7 @@ from support.hub_standin import HubStandin
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def _watch(machine: Machine, *arguments: str) -> tuple[str, int]:
+def _watch(machine: Machine, *arguments: str) -> tuple[str, int | None]:
     seen = StringIO()
     env = machine.env | {"TERM": "xterm-256color", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
     terminal = pexpect.spawn(

@@ -45,7 +45,7 @@ def login(
     output: Output = ctx.obj
     token = _given_token(output) if sys.stdin.isatty() else _piped_token()
     if token is None:
-        account = _through_browser(name=name)
+        account = _through_browser(name=name, git_credential=git_credential)
     else:
         account = auth.login(token, name=name, add_to_git_credential=git_credential)
     ruling = auth.ruling_variable()
@@ -93,10 +93,10 @@ def _given_token(output: Output) -> str | None:
     return token or None
 
 
-def _through_browser(*, name: str | None) -> "Account":
+def _through_browser(*, name: str | None, git_credential: bool) -> "Account":
     from llmctl.hub import browser
 
     def show(address: str, code: str) -> None:
         sys.stderr.write(visible(f"Open {address} in a browser and enter the code {code}") + "\n")
 
-    return browser.login(show, name=name)
+    return browser.login(show, name=name, add_to_git_credential=git_credential)

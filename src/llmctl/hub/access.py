@@ -145,6 +145,11 @@ class _Answer:
         )
 
         status = self.response.status_code
+        if status != 429 and status < 500 and not settings.is_hub(str(self.response.url)):
+            return UnreachableError(
+                f"{self.response.url.host}, where the Hub keeps large files, answered {status} each time",
+                hint="is a firewall or a proxy in the way? else run the same command again; what arrived is kept",
+            )
         if isinstance(self.error, GatedRepoError):
             return self._gated()
         if isinstance(self.error, RevisionNotFoundError):

@@ -18,7 +18,7 @@ def is_offered() -> bool:
     return hasattr(_oauth_device, "request_device_code")
 
 
-def login(show: Callable[[str, str], None], *, name: str | None = None) -> Account:
+def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_git_credential: bool = False) -> Account:
     """Ask for a code, let `show` tell the address and the code, wait until a person confirms, store the token.
 
     Raises:
@@ -44,4 +44,5 @@ def login(show: Callable[[str, str], None], *, name: str | None = None) -> Accou
         extra["refresh_token"] = str(answer["refresh_token"])
     if answer.get("expires_in"):
         extra["expires_at"] = str(int(time.time()) + int(answer["expires_in"]))
-    return auth.store(token, auth.account_of(token), name=name, extra=extra)
+    account = auth.account_of(token)
+    return auth.store(token, account, name=name, add_to_git_credential=add_to_git_credential, extra=extra)

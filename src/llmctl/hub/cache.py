@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmctl.hub import settings
 from llmctl.hub.record import Record, read_record
-from llmctl.hub.selection import WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed
+from llmctl.hub.selection import WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
@@ -108,7 +108,7 @@ def missing_files(repo_id: str, commit: str, folder: Path) -> tuple[str, ...]:
     record = read_record(repo_id, commit)
     if record is not None and record.needed:
         sizes = {file.path: file.size_bytes for file in record.files}
-        return tuple(p for p in record.needed if not _is_whole(folder / p, sizes.get(p)))
+        return tuple(p for p in required(record.needed, sizes) if not _is_whole(folder / p, sizes.get(p)))
     tree = _tree_sizes(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
     wanted = needed(tree) if tree else ()
     if tree and wanted:

@@ -15,7 +15,7 @@ from llmctl.hub.partial import partial_path
 from llmctl.hub.place import link, tidy, write_ref
 from llmctl.hub.progress import Progress, Silent
 from llmctl.hub.record import Record, write_record
-from llmctl.hub.selection import WEIGHTS_INDEX, Patterns, needed, select
+from llmctl.hub.selection import WEIGHTS_INDEX, Patterns, needed, required, select
 from llmctl.hub.transfer import Job, Transfer
 
 
@@ -84,8 +84,9 @@ class DownloadPlan:
 
     @property
     def is_loadable(self) -> bool:
-        """Whether what is taken is all that loading needs."""
-        return bool(self.needed) and set(self.needed) <= {planned.file.path for planned in self.files}
+        """Whether what is taken can be loaded."""
+        taken = {planned.file.path for planned in self.files}
+        return bool(self.needed) and set(required(self.needed, taken)) <= taken
 
 
 @dataclass(frozen=True)

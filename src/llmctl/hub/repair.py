@@ -41,6 +41,9 @@ def repair(found: Verification, *, progress: Progress, limits: Limits | None = N
                 hint=f"remove it (llmctl models rm {found.repo_id}) and download it again",
             )
         blob_path(found.repo_id, checked.file).unlink(missing_ok=True)
+        name = found.folder / checked.file.path
+        if not name.is_symlink():  # a cache without links holds the file itself
+            name.unlink(missing_ok=True)
     record = read_record(found.repo_id, found.commit) or _as_record(found)
     return carry_out(plan_locked(record), progress=progress, limits=limits or Limits())
 

@@ -80,6 +80,18 @@ def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[st
     return tuple(sorted(n for n in weights | small | code if not is_forbidden(n)))
 
 
+def required(needed_names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
+    """What must be there for a set that a person chose to count as complete, sorted.
+
+    Everything chosen, and in any case what no model loads without: the configuration, the weights, and some tokenizer
+    where the repository has one. What was left out on purpose beyond that (a template, say) is not missed.
+    """
+    wanted, chosen = set(needed_names), set(taken)
+    always = {n for n in wanted if n in ("config.json", WEIGHTS_INDEX) or n.endswith(".safetensors")}
+    tokenizer = {n for n in wanted if is_tokenizer(n)}
+    return tuple(sorted(always | (wanted & chosen) | (set() if tokenizer & chosen else tokenizer)))
+
+
 def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
     """The names to take for `patterns`, sorted.
 

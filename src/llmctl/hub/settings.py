@@ -5,6 +5,7 @@ Everything is read when it is asked for, so a program that changes `huggingface_
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 DEFAULT_TIMEOUT_SECONDS = 15.0
 
@@ -42,6 +43,16 @@ def timeout_seconds() -> float:
     """
     text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
     return float(text) if text.isdigit() and int(text) > 0 else DEFAULT_TIMEOUT_SECONDS
+
+
+def is_hub(url: str) -> bool:
+    """Whether `url` is on the Hub's own origin (scheme, host and port): the only place that the token may go to."""
+    return _origin(url) == _origin(endpoint())
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def model_page(repo_id: str) -> str:

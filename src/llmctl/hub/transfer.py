@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from llmctl.errors import RemoteError, UnreachableError
 from llmctl.hub import settings, xet
-from llmctl.hub.http import NotJsonError, Patience, asked_pause, headers, reason, timeout
+from llmctl.hub.http import NotJsonError, Patience, asked_pause, headers, reason, timeout, tls_error
 from llmctl.hub.listing import RemoteFile
 from llmctl.hub.partial import Partial
 from llmctl.hub.progress import Progress
@@ -71,7 +71,6 @@ class Transfer:
         self._running = 0
         self._error: BaseException | None = None
         self._with_token, self._without_token = headers(), headers(False)
-        self._origin = _origin(settings.endpoint())
         self._xet = xet.is_usable()
 
     def run(self) -> None:
@@ -160,6 +159,8 @@ class Transfer:
                 if refusal.response.status_code == 416 and failures:
                     self._progress.advance(job.file.path, -partial.start_over())
             except httpx2.TransportError as broken:
+                if isinstance(broken, httpx2.ProxyError) or tls_error(broken) is not None:
+                    raise
                 error, why = broken, _broken(broken)
             if partial.size_bytes > best:
                 failures, best = 0, partial.size_bytes
@@ -228,7 +229,7 @@ class Transfer:
 
         url = job.url
         for _ in range(_REDIRECTS):
-            own = _origin(url) == self._origin
+            own = settings.is_hub(url)
             asked = {**(self._with_token if own else self._without_token), "Accept-Encoding": "identity"}
             if start:
                 asked["Range"] = f"bytes={start}-"
@@ -286,11 +287,6 @@ class Transfer:
         else:
             partial.read_again()
         self._progress.advance(job.file.path, partial.size_bytes - seen)
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _broken(error: Exception) -> str:

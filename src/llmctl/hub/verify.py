@@ -15,6 +15,7 @@ from llmctl.hub import settings
 from llmctl.hub.cache import cached_commit, files_of
 from llmctl.hub.listing import RemoteFile
 from llmctl.hub.record import read_record
+from llmctl.hub.selection import needed
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _READ_BYTES = 4 << 20
@@ -106,13 +107,14 @@ def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[Remot
     record = read_record(repo_id, commit)
     if record is not None:
         return record.files, "lock file"
-    present = {name: folder / name for name in _links_of(folder)}
+    present = set(_links_of(folder))
     tree = _tree(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
     if tree:
-        return tuple(tree[name] for name in sorted(present) if name in tree), "listing"
+        return tuple(tree[name] for name in sorted(present | set(needed(tree))) if name in tree), "listing"
     found = []
     for name in sorted(present):
-        blob = present[name].resolve().name
+        link = folder / name
+        blob = link.readlink().name if link.is_symlink() else ""  # the first step: blobs may be links themselves
         if _BLOB.fullmatch(blob):
             found.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
     return tuple(found), "names of the blobs"
