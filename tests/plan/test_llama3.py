@@ -1,7 +1,7 @@
 """The plan for Llama 3 8B on three machines, as it is printed.
 
 The T4 by hand: 15 GiB less 0.5 in use, 0.9 GB of overhead and 2560 tokens of KV cache (0.34 GB) leave 14.3 GB. The
-embedding takes 1.05 GB and a block 0.436 GB, so 30 blocks go with it (14.1 GB), and 2 blocks and the head (1.9 GB) do not.
+embedding takes 1.05 GB and a block 0.436 GB, so 30 blocks go with it (14.1 GB); 2 blocks and the head (1.9 GB) do not.
 """
 
 import pytest
@@ -22,7 +22,7 @@ device_map=cuda:0: all 6.0 GB of weights fit on it, with 0.3 GB for the KV cache
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
 attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
 quantization=bitsandbytes 4-bit nf4: asked for
-bnb_4bit_compute_dtype=float16: the model's half-precision dtype; the library's default, float32, is several times slower
+bnb_4bit_compute_dtype=float16: the model's half precision; the library's default, float32, is several times slower
 """,
     "RTX 4090": """\
 device_map=cuda:0: all 16.1 GB of weights fit on it, with 0.3 GB for the KV cache

@@ -64,17 +64,16 @@ def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, .
         found.append(
             MachineError(f"needs an NVIDIA GPU of compute capability 8.0 or more, {_no_gpu(machine)}", hint=_SDPA)
         )
-    elif any(not device.startswith("cuda") for device in devices):
-        elsewhere = ", ".join(device for device in devices if not device.startswith("cuda"))
-        found.append(
-            UserError(f"needs every part of the model on a GPU, and some of it is on {elsewhere}", hint=_SMALLER)
-        )
     for gpu in cuda:
         if f"cuda:{gpu.index}" in devices and gpu.capability < FLASH_CAPABILITY:
             major, minor = gpu.capability
             found.append(
                 MachineError(f"needs compute capability 8.0 or more, {gpu.name} has {major}.{minor}", hint=_SDPA)
             )
+    elsewhere = [device for device in devices if not device.startswith("cuda")]
+    if cuda and elsewhere:
+        where = ", ".join(elsewhere)
+        found.append(UserError(f"needs every part of the model on a GPU, and some of it is on {where}", hint=_SMALLER))
     if "flash_attn" not in machine.packages:
         found.append(
             MachineError(

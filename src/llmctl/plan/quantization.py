@@ -75,7 +75,7 @@ def _four_bits(config: Config, machine: Machine, *, dtype: str) -> QuantizationC
     if compute == "auto":
         # BitsAndBytesConfig's own default is float32, which makes every product of a half-precision model slow.
         compute = dtype if dtype in ("float16", "bfloat16") else "bfloat16"
-        reason = "the model's half-precision dtype; the library's default, float32, is several times slower"
+        reason = "the model's half precision; the library's default, float32, is several times slower"
     arguments: dict[str, Any] = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": wanted.quant_type,
