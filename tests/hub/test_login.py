@@ -161,3 +161,20 @@ def test_on_a_terminal_the_browser_is_a_way_in(machine: Machine, hub: HubStandin
     terminal.expect(pexpect.EOF)
     assert Path(machine.home / "hf" / "token").exists()
     assert machine.run("use-token").out == "* browser\n"
+
+
+def test_a_store_that_cannot_be_read_is_written_anew(machine: Machine) -> None:
+    store = machine.home / "hf" / "stored_tokens"
+    store.parent.mkdir(parents=True)
+    store.write_bytes(b"no section\n\xff")
+    assert machine.run("use-token").out == "no token is stored\n"
+    assert machine.run("login", stdin="hf_good").code == 0
+    assert machine.run("use-token").out == "* alice-token\n"
+
+
+def test_a_folder_that_cannot_be_is_an_error_of_the_machine(machine: Machine) -> None:
+    (machine.home / "file").write_text("")
+    for command in (("login",), ("download", "acme/tiny")):
+        done = machine.run(*command, stdin="hf_good", HF_HOME=str(machine.home / "file" / "hf"))
+        assert done.code == 3, done.err
+        assert str(machine.home / "file") in done.err

@@ -54,12 +54,14 @@ def test_a_cache_of_500_models_lists_quickly(machine: Machine) -> None:
         snapshot = repo / "snapshots" / commit
         snapshot.mkdir(parents=True)
         for file in first.iterdir():
-            (snapshot / file.name).symlink_to(file)
+            os.link(file, repo / "blobs" / file.name)
+            (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
     nothing = machine.run("models", "--help")
     done = machine.run("models", "list", "--json")
     assert done.code == 0, done.err
     assert len(done.document["models"]) == 500
     assert all(model["missing"] == [] for model in done.document["models"])
+    assert all(model["parameters"] == 1000 for model in done.document["models"])
     assert done.seconds - nothing.seconds < 5
 
 

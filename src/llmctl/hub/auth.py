@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import TokenError, UserError
+from llmctl.errors import MachineError, TokenError, UserError
 from llmctl.hub import access, settings
-from llmctl.hub.http import get_json, refuse_if_offline
+from llmctl.hub.http import get_json, refuse_if_offline, token_unreadable
 from llmctl.paths import write_atomically
 
 ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -243,11 +243,16 @@ def _read(file: Path) -> str:
         return _clean(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise token_unreadable(error) from error
 
 
 def _read_store() -> dict[str, dict[str, str]]:
     parser = configparser.ConfigParser(interpolation=None)
-    parser.read(_store_file(), encoding="utf-8")
+    try:
+        parser.read(_store_file(), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}  # as huggingface_hub has it: the next login writes it anew
     return {name: dict(parser.items(name)) for name in parser.sections()}
 
 
@@ -264,6 +269,12 @@ def _write_store(stored: dict[str, dict[str, str]]) -> None:
 
 def _write_secret(file: Path, text: str) -> None:
     """Write for the owner only. The temporary file that `write_atomically` renames is made with mode 0600."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(file, text)
-    file.chmod(0o600)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(file, text)
+        file.chmod(0o600)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {file}: {error.strerror}",
+            hint="HF_HOME (or HF_TOKEN_PATH) sets where tokens are kept; HF_TOKEN needs no file",
+        ) from error

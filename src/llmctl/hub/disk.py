@@ -34,17 +34,28 @@ def check_room(needed_bytes: int, path: Path) -> None:
         raise _no_room(needed_bytes, free, path)
 
 
+def is_read_only(error: OSError) -> bool:
+    """Whether the disk refused because this user may not write there."""
+    return error.errno in _READ_ONLY
+
+
 def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> MachineError | None:
-    """What a refusal of the disk means, or None where it is of another kind."""
+    """What a refusal of the disk means, or None where it was not the disk (httpx2's errors are OSErrors too)."""
     if error.errno in _FULL:
         return _no_room(needed_bytes or 0, free_bytes(path), path)
-    if error.errno in _READ_ONLY:
+    if is_read_only(error):
         return MachineError(
             f"cannot write to the cache folder {settings.cache_dir()}: {error.strerror}",
             hint="point HF_HOME (or HF_HUB_CACHE) to a folder that you may write to; what is cached still loads",
             details={"path": str(error.filename or path)},
         )
-    return None
+    if error.errno is None:
+        return None
+    return MachineError(
+        f"the disk refuses {error.filename or path}: {error.strerror}",
+        hint="is HF_HOME (or HF_HUB_CACHE) a folder on a healthy disk? what arrived is kept",
+        details={"path": str(error.filename or path)},
+    )
 
 
 def _no_room(needed_bytes: int, free: int, path: Path) -> MachineError:

@@ -291,7 +291,7 @@ def _remember(plan: DownloadPlan) -> None:
         if plan.is_loadable or cached_commit(plan.repo_id, revision=plan.revision) is None:
             write_ref(plan.repo_id, plan.revision or "main", plan.commit)
     except OSError as error:
-        if disk.explain(error, plan.folder) is None:
+        if not disk.is_read_only(error):
             raise
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import OfflineError
+from llmctl.errors import MachineError, OfflineError
 from llmctl.hub import settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,18 @@ def headers(token: str | bool | None = None) -> dict[str, str]:
 
     from llmctl._version import __version__
 
-    return build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
+    try:
+        return build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
+    except OSError as error:  # it reads the token file
+        raise token_unreadable(error) from error
+
+
+def token_unreadable(error: OSError) -> MachineError:
+    """The error for a token file that is there and cannot be read: made by root, or under a path that cannot be."""
+    return MachineError(
+        f"cannot read the token file {error.filename}: {error.strerror}",
+        hint="mend its owner (chown), or set HF_TOKEN or HF_TOKEN_PATH",
+    )
 
 
 def timeout() -> "httpx2.Timeout":

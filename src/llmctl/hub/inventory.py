@@ -15,7 +15,7 @@ from pathlib import Path
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import access, settings
 from llmctl.hub.cache import cached_commit, files_of, missing_files
-from llmctl.hub.lock import locked
+from llmctl.hub.lock import lock_path, locked
 from llmctl.hub.partial import SUFFIX
 from llmctl.modelinfo import ModelInfo, read_model_info
 
@@ -217,6 +217,8 @@ def _old_snapshots(repo: Path) -> list[Path]:
 
 def _is_busy(repo_id: str) -> bool:
     """Whether a process is downloading the model now."""
+    if not lock_path(repo_id).exists():
+        return False
     try:
         with locked(repo_id, timeout_seconds=0, note=_unheard):
             return False
