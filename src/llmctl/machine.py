@@ -91,12 +91,29 @@ class Machine:
         return bool(self.cpu_features & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+@dataclass(frozen=True)
+class NvidiaDriver:
+    """NVIDIA's driver, as NVML shows it.
+
+    Attributes:
+        version: Its version, or None where it could not be asked.
+        cuda: The newest CUDA version that it serves.
+        error: NVML's number for why it could not be asked; None where it answered, or where there is no NVML at all.
+        cards_on_bus: NVIDIA cards that the PCI bus shows (Linux), whether or not a driver serves them.
+    """
+
+    version: str | None = None
+    cuda: tuple[int, int] | None = None
+    error: int | None = None
+    cards_on_bus: int = 0
+
+
 def read_machine() -> Machine:
     """Look at this computer. Imports neither torch nor transformers."""
     import psutil
 
     memory = psutil.virtual_memory()
-    limit, used = _container_memory()
+    limit, used = container_memory()
     total = min(memory.total, limit or memory.total)
     available = min(memory.available, limit - used) if limit else memory.available
     packages = _packages()
@@ -152,7 +169,7 @@ def _cpu_features() -> frozenset[str]:
     return frozenset(match[1].split() if match else ()) & frozenset(CPU_FEATURES)
 
 
-def _container_memory() -> tuple[int | None, int]:
+def container_memory() -> tuple[int | None, int]:
     """The memory limit of the cgroup (v2) that this process is in, and what is used of it, in bytes."""
     root = Path("/sys/fs/cgroup")
     try:
@@ -171,13 +188,48 @@ class _NvmlMemory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+def read_nvidia_driver() -> NvidiaDriver:
+    """Ask NVIDIA's driver for its version, and the PCI bus for cards. Makes no CUDA context."""
+    cards, nvml = _cards_on_bus(), _nvml()
+    if nvml is None:
+        return NvidiaDriver(cards_on_bus=cards)
+    error = nvml.nvmlInit_v2()
+    if error != 0:
+        return NvidiaDriver(error=error, cards_on_bus=cards)
+    try:
+        text, cuda = ctypes.create_string_buffer(80), ctypes.c_int()
+        nvml.nvmlSystemGetDriverVersion(text, 80)
+        nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+    finally:
+        nvml.nvmlShutdown()
+    # 12040 is 12.4 (NVML_CUDA_DRIVER_VERSION_MAJOR and _MINOR)
+    version = text.value.decode(errors="replace") or None
+    return NvidiaDriver(version, (cuda.value // 1000, cuda.value % 1000 // 10) if cuda.value else None, None, cards)
+
+
+def _cards_on_bus() -> int:
+    """Display controllers (PCI class 03) of NVIDIA (vendor 10de)."""
+    count = 0
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+        except OSError:
+            continue
+        count += vendor == "0x10de" and kind.startswith("0x03")
+    return count
+
+
+def _nvml() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libnvidia-ml.so.1" if os.name != "nt" else "nvml.dll")
+    except OSError:
+        return None
+
+
 def _nvidia_gpus() -> tuple[Gpu, ...]:
     """The NVIDIA cards that the driver shows and CUDA_VISIBLE_DEVICES leaves, through NVML (no CUDA context made)."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1" if os.name != "nt" else "nvml.dll")
-    except OSError:
-        return ()
-    if nvml.nvmlInit_v2() != 0:
+    nvml = _nvml()
+    if nvml is None or nvml.nvmlInit_v2() != 0:
         return ()
     try:
         count = ctypes.c_uint()
