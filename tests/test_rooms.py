@@ -28,6 +28,7 @@ FLOORS = {
     "tokenization": 7,
     "loader": 8,
     "generation": 9,
+    "doctor": 9,
     "script": 10,
     "api": 10,
     "": 11,  # llmctl itself: resolves the public names

@@ -33,6 +33,7 @@ COMMANDS = {
     "use": ("llmctl.cli.use", "Choose the model that commands use when none is named."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
+    "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
     "config": ("llmctl.cli.config", "Show, check and write configuration files."),
 }
 

@@ -1,0 +1,111 @@
+"""What runs inside a child process: one package is imported, or the Hub is asked, and the answer goes to the parent.
+
+Run by its path, so that the folder from which llmctl was started cannot stand in for a package; it imports nothing
+but the standard library before the one thing that is tried. Each line on standard output is a JSON object, written as
+soon as it is known: what was found before a crash or a hang is not lost. What packages print goes to standard error.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Say = Callable[..., None]
+
+
+def main(question: str, asked: dict[str, Any], *, limit_seconds: float) -> None:
+    """Answer one question. Ends the process without the interpreter's farewell, in which broken libraries crash."""
+    if hasattr(signal, "alarm"):  # a parent that was killed stops nobody
+        signal.alarm(int(limit_seconds) + 5)
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**facts: Any) -> None:
+        answer.write(json.dumps(facts) + "\n")
+        answer.flush()
+
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    try:
+        if question == "hub":
+            importlib.import_module("llmctl.doctor.hub_questions").ask(say, **asked)
+        else:
+            say(facts=_PACKAGES.get(question, _plain)(question))
+        say(done=True)
+    except BaseException as error:  # noqa: BLE001 (whatever a package raises, SystemExit included, is the answer)
+        say(failed=_described(error), done=True)
+    answer.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """An exception as data. Only the dynamic loader's text tells that a compiled file belongs to another library."""
+    message = str(error)
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    foreign = isinstance(error, ImportError) and "undefined symbol" in message
+    first = (message.strip().splitlines() or [""])[0][:300]
+    return {"error": f"{type(error).__name__}: {first}", "missing_module": missing, "foreign_symbols": foreign}
+
+
+def _plain(name: str) -> dict[str, Any]:
+    return {"version": str(getattr(importlib.import_module(name), "__version__", "")) or None}
+
+
+def _torch(name: str) -> dict[str, Any]:
+    torch: Any = importlib.import_module(name)
+    facts = {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": getattr(torch.version, "hip", None),
+        "threads": torch.get_num_threads(),
+        "cuda_works": False,
+    }
+    if torch.version.cuda:
+        facts |= {"architectures": torch.cuda.get_arch_list()}
+        try:
+            torch.cuda.init()
+            facts |= {"cuda_works": bool(torch.ones(2, device="cuda").sum().item() == 2)}
+        except Exception as error:  # noqa: BLE001 (torch raises AssertionError, RuntimeError and its own here)
+            facts |= {"cuda_error": (str(error).strip().splitlines() or [type(error).__name__])[0][:300]}
+    return facts
+
+
+def _transformers(name: str) -> dict[str, Any]:
+    """The classes that llmctl loads models with: transformers imports almost nothing until they are asked for."""
+    transformers: Any = importlib.import_module(name)
+    transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018 (asking for them imports them)
+    limits = importlib.import_module("transformers.utils.import_utils")
+    kernels = [getattr(limits, f"KERNELS_{end}_VERSION", None) for end in ("MIN", "MAX")]
+    return {"version": transformers.__version__, "kernels": kernels}
+
+
+def _bitsandbytes(name: str) -> dict[str, Any]:
+    importlib.import_module("llmctl.quantization.bnb").import_bitsandbytes()
+    extension: Any = importlib.import_module("bitsandbytes.cextension")
+    is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
+    return {
+        "version": importlib.import_module(name).__version__,
+        "library": None if is_missing else ("cuda" if extension.lib.compiled_with_cuda else "cpu"),
+        "library_error": str(extension.lib.error_msg)[:300] if is_missing else None,
+    }
+
+
+def _flash_attn(name: str) -> dict[str, Any]:
+    """Its function as transformers takes it; the compiled file behind it is loaded on the way."""
+    module: Any = importlib.import_module(name)
+    return {"version": module.__version__, "has_function": bool(module.flash_attn_func)}
+
+
+_PACKAGES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "torch": _torch,
+    "transformers": _transformers,
+    "bitsandbytes": _bitsandbytes,
+    "flash_attn": _flash_attn,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]), limit_seconds=float(sys.argv[3]))

@@ -1,0 +1,155 @@
+"""Disk, memory, processor and limits. Pure."""
+
+from collections.abc import Iterator
+
+from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
+from llmctl.doctor.need import Need
+from llmctl.doctor.versions import size_text
+from llmctl.errors import LlmctlError
+from llmctl.plan import Plan
+
+LITTLE_DISK_BYTES = 5_000_000_000
+LITTLE_RAM_BYTES = 2_000_000_000
+FEW_FILES = 1024
+# What a process with torch, transformers and bitsandbytes maps before any model is loaded. Measured on Linux, x86-64,
+# CPU build of torch 2.13: 0.76 GB at most; the rest is for the stacks of its threads.
+BASE_ADDRESS_BYTES = 1_000_000_000
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_bf16": "AMX BF16",
+    "amx_int8": "AMX INT8",
+    "asimd": "NEON",
+    "bf16": "BF16",
+}
+# The values that tokenizers takes for no.
+_NO = frozenset({"", "off", "false", "f", "no", "n", "0"})
+
+
+def check_computer(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Iterator[Check]:
+    """What this computer has, and what limits it."""
+    yield _cache(findings, need)
+    yield _memory(findings)
+    yield _container(findings)
+    yield _address_space(findings, need, plan)
+    yield _cpu(findings)
+    yield _threads(findings)
+    yield _open_files(findings)
+    yield _tokenizers_parallelism(findings)
+
+
+def _cache(findings: Findings, need: Need) -> Check:
+    disk, hub = findings.disk, findings.hub
+    if disk is None:
+        return skipped("cache folder", "not looked at")
+    elsewhere = "export HF_HOME=FOLDER   (one that you may write to)"
+    if disk.obstacle == "full":
+        reason = f"the disk of {disk.folder} is full: {size_text(disk.free_bytes)} free"
+        return fault("cache folder", reason, "llmctl models prune", needed=need.download)
+    if disk.obstacle is not None:
+        reason = f"nothing can be written to {disk.folder}: {disk.message}"
+        return fault("cache folder", reason, elsewhere, needed=need.download)
+    wanted = hub.download_bytes if hub is not None else None
+    text = f"{disk.folder} is writable, {size_text(disk.free_bytes)} free"
+    if wanted is not None and wanted > disk.free_bytes:
+        reason = f"{text}, and {hub.wanted if hub else 'the model'} takes {size_text(wanted)}"
+        return fault("cache folder", reason, "llmctl models prune", needed=need.download)
+    if disk.free_bytes < LITTLE_DISK_BYTES:
+        return warning("cache folder", f"{text}: little for a model", "llmctl models prune")
+    return ok("cache folder", text)
+
+
+def _memory(findings: Findings) -> Check:
+    machine, swap = findings.machine, findings.computer.swap_bytes
+    if machine is None:
+        return skipped("memory", "psutil is broken")
+    free, total = machine.ram_available_bytes, machine.ram_total_bytes
+    text = f"{size_text(free)} of {size_text(total)} RAM free, " + (f"{size_text(swap)} swap" if swap else "no swap")
+    if free < LITTLE_RAM_BYTES:
+        return warning("memory", f"{text}: little for a model", "close other programs")
+    return ok("memory", text)
+
+
+def _container(findings: Findings) -> Check:
+    limit = findings.computer.container_limit_bytes
+    if limit is None:
+        return ok("container limit", "none (cgroup v2)")
+    if limit < 2 * LITTLE_RAM_BYTES:
+        reason = f"the container may use {size_text(limit)} of memory: little for a model"
+        return warning("container limit", reason, "start it with more: docker run --memory 16g")
+    return ok("container limit", f"the container may use {size_text(limit)} of memory")
+
+
+def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Check:
+    """RLIMIT_AS counts what is mapped, used or not: the files of the weights, and for CUDA the memory of the GPUs."""
+    limit = findings.computer.address_limit_bytes
+    if limit is None:
+        return ok("address space", "no limit (ulimit -v)")
+    text, fix = f"ulimit -v allows {size_text(limit)}", "ulimit -v unlimited"
+    planned = plan.memory.total_bytes if isinstance(plan, Plan) else 0
+    wanted = BASE_ADDRESS_BYTES + planned
+    if need.cuda and findings.machine is not None:
+        wanted += sum(gpu.total_bytes for gpu in findings.machine.gpus)
+    if wanted > limit:
+        reason = f"{text}, and loading this model maps about {size_text(wanted)}"
+        return fault("address space", reason, fix, needed="the model is loaded in one process")
+    return warning("address space", f"{text} for everything that is mapped, weights included", fix)
+
+
+def _cpu(findings: Findings) -> Check:
+    machine, name = findings.machine, findings.computer.cpu_name or "the processor"
+    if machine is None:
+        return skipped("CPU", "psutil is broken")
+    has = [text for feature, text in _FEATURES.items() if feature in machine.cpu_features]
+    lacks = [
+        text for feature, text in _FEATURES.items() if feature in _wanted(machine.architecture) and text not in has
+    ]
+    text = f"{name}, {machine.physical_cores} cores"
+    if machine.system != "Linux":
+        return ok("CPU", f"{text}, {machine.architecture}")
+    text += f": {', '.join(has) or 'none of the fast instructions'}" + (f" (no {', '.join(lacks)})" if lacks else "")
+    if machine.architecture in ("x86_64", "AMD64") and "avx2" not in machine.cpu_features:
+        return warning("CPU", f"{text}: models run many times slower without AVX2")
+    return ok("CPU", text)
+
+
+def _wanted(architecture: str) -> tuple[str, ...]:
+    if architecture in ("x86_64", "AMD64"):
+        return ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+    return ("asimd", "bf16") if architecture in ("aarch64", "arm64") else ()
+
+
+def _threads(findings: Findings) -> Check:
+    machine, computer = findings.machine, findings.computer
+    torch = findings.trials.get("torch")
+    threads = torch.facts.get("threads") if torch is not None else None
+    if machine is None or threads is None:
+        return skipped("threads", "torch could not be asked")
+    cores = min(machine.physical_cores, computer.usable_cores)
+    variable = computer.variables.get("OMP_NUM_THREADS")
+    text = f"torch computes with {threads} threads on {cores} cores that this process may use"
+    text += f" (OMP_NUM_THREADS={variable})" if variable else ""
+    if threads > cores:
+        return warning("threads", f"{text}: they wait for each other", f"export OMP_NUM_THREADS={cores}")
+    if threads < cores:
+        fix = "unset OMP_NUM_THREADS" if variable else f"export OMP_NUM_THREADS={cores}"
+        return warning("threads", f"{text}: cores stay idle", fix)
+    return ok("threads", text)
+
+
+def _open_files(findings: Findings) -> Check:
+    limit = findings.computer.file_limit
+    if limit is not None and limit < FEW_FILES:
+        return warning("open files", f"a process may open {limit}, few for a model in many files", "ulimit -n 4096")
+    return ok("open files", f"a process may open {limit}" if limit is not None else "no limit")
+
+
+def _tokenizers_parallelism(findings: Findings) -> Check:
+    value = findings.computer.variables.get("TOKENIZERS_PARALLELISM")
+    if value is not None and value.lower() in _NO:
+        reason = f"TOKENIZERS_PARALLELISM={value}: many prompts are tokenised on one core"
+        return warning("tokenizers parallelism", reason, "unset TOKENIZERS_PARALLELISM")
+    return ok("tokenizers parallelism", f"TOKENIZERS_PARALLELISM={value}" if value else "on (nothing is set)")

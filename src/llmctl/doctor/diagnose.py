@@ -1,0 +1,68 @@
+"""Findings become checks. Pure: everything was looked at before."""
+
+from collections.abc import Iterator
+
+from llmctl.doctor.account import check_account
+from llmctl.doctor.computer import check_computer
+from llmctl.doctor.findings import Check, Findings, ok, skipped
+from llmctl.doctor.gpu import check_gpu
+from llmctl.doctor.need import needs, plan_of
+from llmctl.doctor.software import check_software
+from llmctl.doctor.versions import size_text
+from llmctl.errors import LlmctlError
+from llmctl.plan import Plan
+
+
+def diagnose(findings: Findings) -> tuple[Check, ...]:
+    """Every check, in the order in which they are read: what is asked, installed, here, and what comes out of it."""
+    plan = plan_of(findings)
+    need = needs(findings, plan)
+    return (
+        *_configuration(findings),
+        *check_gpu(findings, need),
+        *check_software(findings),
+        *check_account(findings, need),
+        *check_computer(findings, need, plan),
+        *_model(findings, plan),
+    )
+
+
+def is_healthy(checks: tuple[Check, ...]) -> bool:
+    """Whether nothing that the configuration needs is broken."""
+    return all(check.status != "broken" for check in checks)
+
+
+def _configuration(findings: Findings) -> Iterator[Check]:
+    for problem in findings.problems:
+        yield Check("configuration", "broken", str(problem), "every key with its meaning: llmctl config init")
+    if findings.problems:
+        yield skipped("configuration", "the checks below are made for the defaults")
+    else:
+        count = len(findings.asked)
+        yield ok("configuration", f"{count} key{'s' if count != 1 else ''} set" if count else "the defaults")
+
+
+def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Check]:
+    """The model's files, and the plan that is made of everything."""
+    if findings.model_error is not None:
+        yield Check("model", "broken", findings.model_error.message, findings.model_error.hint)
+    elif findings.model is not None:
+        model = findings.model
+        yield ok("model", f"{findings.source}, {model.parameters / 1e6:,.0f} million parameters, {model.architecture}")
+    elif findings.hub is not None and findings.hub.wanted:
+        yield skipped("model", f"{findings.source} is not on this machine")
+    else:
+        yield skipped("model", f"{findings.source}: the demo extra carries it, it is converted when it is first used")
+    if isinstance(plan, LlmctlError):
+        yield Check("plan", "broken", plan.message, plan.hint)
+    elif plan is not None:
+        yield ok("plan", _summary(plan))
+    else:
+        yield skipped("plan", "it is made from the model's files")
+
+
+def _summary(plan: Plan) -> str:
+    dtype, attention = plan.model_kwargs["dtype"], plan.model_kwargs["attn_implementation"]
+    quantized = next((d.value for d in plan.decisions if d.key == "quantization"), "none")
+    stored = f", {quantized}" if quantized != "none" else ""
+    return f"{', '.join(plan.devices)}: {dtype}{stored}, {attention}, {size_text(plan.memory.total_bytes)} of memory"

@@ -1,0 +1,181 @@
+"""Look at everything once: the configuration, this machine, the imports, the Hub, the model."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmctl import demo
+from llmctl.config import Settings
+from llmctl.doctor.children import Answer, Question, ask_all
+from llmctl.doctor.findings import Disk, Findings, HubState, Refusal
+from llmctl.doctor.look import proxy_of, read_computer, read_disk, read_requirements
+from llmctl.doctor.privacy import scrubbed, without_credentials
+from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
+from llmctl.locate import is_path
+from llmctl.machine import read_machine, read_nvidia_driver
+from llmctl.modelinfo import read_model_info
+
+# The slowest first: they run side by side, and the last to end decides how long it takes.
+PACKAGES = (
+    "bitsandbytes",
+    "transformers",
+    "torch",
+    "accelerate",
+    "flash_attn",
+    "tokenizers",
+    "safetensors",
+    "psutil",
+)
+TIME_LIMIT_SECONDS = 30.0
+HUB_LIMIT_SECONDS = 12.0
+HUB_ANSWER_SECONDS = 4  # for one connect or one read, unless HF_HUB_DOWNLOAD_TIMEOUT says less
+
+
+def examine(
+    settings: Settings,
+    *,
+    problems: Sequence[Problem] = (),
+    offline: bool = False,
+    time_limit_seconds: float = TIME_LIMIT_SECONDS,
+) -> Findings:
+    """Look at this machine as the configuration would use it. Loads nothing, downloads nothing.
+
+    Args:
+        settings: What is asked; the defaults where `problems` says why it could not be read.
+        problems: What is wrong with it.
+        offline: Never touch the network.
+        time_limit_seconds: How long one import may take.
+    """
+    config = settings.config
+    model = config.model.id or demo.MODEL_ID
+    questions = [Question(name, time_limit_seconds) for name in PACKAGES if _is_installed(name)]
+    asked = {"model": None if is_path(model) else model, "revision": config.model.revision, "offline": offline}
+    carried = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
+    asked["fetches"] = not carried
+    limit = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
+    hub_question = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), asked, limit)
+    answers = ask_all([hub_question, *questions])
+    hub_answer = answers.pop("hub")
+    trials = {name: answer.trial for name, answer in answers.items()}
+    machine = read_machine() if "psutil" in trials and trials["psutil"].outcome == "imported" else None
+    found = Findings(
+        config=config,
+        computer=read_computer(),
+        machine=machine,
+        driver=read_nvidia_driver(),
+        trials=trials,
+        requirements=read_requirements(),
+        hub=_hub_state(hub_answer, wanted=None if is_path(model) or carried else model),
+        disk=_disk(hub_answer.said),
+        source=model,
+        problems=tuple(problems),
+        asked={key: _value(settings, key) for key in settings.origins},
+        time_limit_seconds=time_limit_seconds,
+    )
+    return _with_model(found, hub_answer.said, carried=carried)
+
+
+def _is_installed(name: str) -> bool:
+    """Whether there is anything to import, or anything that claims to be. Imports nothing."""
+    if importlib.util.find_spec(name) is not None:
+        return True
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
+def _has_demo() -> bool:
+    return demo.demo_folder() is not None or demo.carried_gguf() is not None
+
+
+def _answer_seconds() -> int:
+    text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
+    return min(int(text), HUB_ANSWER_SECONDS) if text.isdigit() and int(text) > 0 else HUB_ANSWER_SECONDS
+
+
+def _value(settings: Settings, key: str) -> Any:
+    part: Any = settings.config.model_dump(mode="json")
+    for name in key.split("."):
+        part = part[name]
+    return part
+
+
+def _hub_state(answer: Answer, *, wanted: str | None) -> HubState:
+    said = answer.said
+    endpoint = said.get("endpoint", "")
+    looked = bool(said.get("looked"))
+    failure = None if looked else answer.trial.error
+    state = HubState(
+        endpoint=without_credentials(endpoint) if endpoint else "",
+        offline=bool(said.get("offline")),
+        proxy=proxy_of(endpoint) if endpoint else None,
+        seconds=said.get("seconds"),
+        unreachable=_refusal(said.get("unreachable")),
+        token_source=said.get("token_source"),
+        role=said.get("role"),
+        reads_gated=said.get("reads_gated"),
+        token_refused=_refusal(said.get("token_refused")),
+        wanted=None if said.get("folder") else wanted,
+        download_bytes=said.get("download_bytes"),
+        access_refused=_refusal(said.get("access_refused")),
+        failure=failure,
+    )
+    if looked and not state.offline and state.seconds is None and state.unreachable is None:
+        words = f"no answer: {answer.trial.error}" if answer.trial.error else "no answer"
+        return replace(state, unreachable=Refusal("unreachable", words))
+    return state
+
+
+def _refusal(said: Mapping[str, Any] | None) -> Refusal | None:
+    return Refusal(said["kind"], scrubbed(said["message"]), scrubbed(said.get("hint") or "") or None) if said else None
+
+
+def _disk(said: Mapping[str, Any]) -> Disk:
+    if "cache" in said:
+        return read_disk(Path(said["cache"]))
+    # huggingface_hub is broken: where its folder would be, by its own rules
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    return read_disk(Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser())
+
+
+def _with_model(found: Findings, said: Mapping[str, Any], *, carried: bool) -> Findings:
+    """Read the model's files, if they are on this machine."""
+    source = found.source
+    folder: Path | None = None
+    if is_path(source):
+        folder = Path(source).expanduser().absolute()
+        if not folder.is_dir():
+            hint = "give the folder that holds config.json, or a Hub id of the form org/name"
+            return replace(found, model_error=UserError(f"there is no folder {folder}", hint=hint))
+    elif source.count("/") != 1:
+        error = UserError(
+            f"{source!r} is neither a folder here nor a Hub id of the form org/name",
+            hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
+        return replace(found, model_error=error, hub=replace(found.hub, wanted=None) if found.hub else None)
+    elif said.get("folder"):
+        folder = Path(said["folder"])
+    elif carried:
+        folder = demo.demo_folder()
+    if folder is None:
+        return replace(found, model_error=_absent(found))
+    try:
+        return replace(found, model=read_model_info(folder, source=source, commit=said.get("commit")))
+    except LlmctlError as error:
+        return replace(found, model_error=error)
+
+
+def _absent(found: Findings) -> LlmctlError | None:
+    """Why a model that is not here cannot come either, or None where it can."""
+    hub = found.hub
+    if hub is None or hub.wanted is None or not hub.offline:
+        return None
+    return OfflineError(
+        f"{hub.wanted} is not in the cache, and the network is forbidden",
+        hint=f"where there is a network: llmctl download {hub.wanted}",
+    )

@@ -1,0 +1,232 @@
+"""torch, the driver and the cards; and what runs only on them. Pure."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
+from llmctl.doctor.need import Need
+from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
+from llmctl.doctor.versions import size_text, without_local
+from llmctl.errors import LlmctlError
+from llmctl.machine import Gpu
+from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
+from llmctl.plan.dtype import BF16_CAPABILITY
+from llmctl.plan.placement import candidate_devices
+
+# The oldest driver for a major version of CUDA, whose later minor versions run on it as well:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
+SELECTOR = "https://pytorch.org/get-started/locally/"
+# Numbers of NVML (nvmlReturn_t) that have one cause.
+_NVML_ERRORS = {
+    4: ("this user may not talk to it", "sudo usermod -aG video $USER"),
+    9: ("its kernel module is not loaded", "sudo modprobe nvidia"),
+    15: ("a card has dropped off the bus", "sudo reboot"),
+    18: ("it was updated, and the running kernel still has the old one", "sudo reboot"),
+}
+
+
+def check_gpu(findings: Findings, need: Need) -> Iterator[Check]:
+    """torch, the cards, and what the configuration wants of them."""
+    yield _torch(findings, need)
+    if findings.machine is None:
+        yield skipped("GPU", "this machine could not be read: psutil is broken")
+    else:
+        yield _cards(findings, need)
+        yield _dtype(findings)
+        yield _attention(findings)
+    yield _flash_attn(findings, need)
+    yield _bitsandbytes(findings, need)
+
+
+def nvidia_cards(findings: Findings) -> tuple[Gpu, ...]:
+    """NVIDIA's cards that the driver shows, whether or not this torch can use them."""
+    machine = findings.machine
+    return tuple(gpu for gpu in (*machine.gpus, *machine.idle_gpus) if gpu.kind == "cuda") if machine else ()
+
+
+def _torch(findings: Findings, need: Need) -> Check:
+    broken = not_importable(findings, "torch", needed=ALWAYS)
+    if broken is not None:
+        return broken
+    facts, cards = findings.trials["torch"].facts, nvidia_cards(findings)
+    cuda, version = facts.get("cuda"), facts.get("version") or findings.version("torch") or "torch"
+    here = cards[0].name if cards else "an NVIDIA card"
+    if cuda is None:
+        if not facts.get("hip") and (cards or findings.driver.cards_on_bus):
+            return _cpu_build(findings, version, here, need)
+        return in_range(findings, "torch", needed=ALWAYS, about="" if facts.get("hip") else ", built for the CPU")
+    if facts.get("cuda_works") or not cards:
+        served = _unserved(facts.get("architectures") or (), cards)
+        if served is None:
+            works = f", built for CUDA {cuda}" + (f", computes on {here}" if facts.get("cuda_works") else "")
+            return in_range(findings, "torch", needed=ALWAYS, about=works)
+        reason = f"{version} has no code for {served.name} (compute capability {_dotted(served.capability)})"
+        return _gpu_fault(findings, "torch", reason, f"choose a build that has at {SELECTOR}", need)
+    return _no_cuda(findings, version, cuda, here, need)
+
+
+def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check:
+    """The commonest fault: a torch for the CPU beside a card."""
+    newest = findings.driver.cuda
+    serves = f" (its driver serves CUDA up to {_dotted(newest)})" if newest else ""
+    reason = f"{version} is built for the CPU only, and {here} is in this machine{serves}"
+    if findings.machine is not None and findings.machine.system == "Linux":
+        # on Linux the package index's own build is the one for CUDA; --force-reinstall, since the version is the same
+        fix = f'pip install --force-reinstall "torch=={without_local(version)}"'
+    else:
+        fix = f"choose the build for CUDA at {SELECTOR}"
+    return _gpu_fault(findings, "torch", reason, fix, need)
+
+
+def _no_cuda(findings: Findings, version: str, cuda: str, here: str, need: Need) -> Check:
+    """torch is built for CUDA, a card is here, and they do not meet."""
+    newest, major = findings.driver.cuda, int(cuda.partition(".")[0])
+    if newest is not None and newest[0] < major:
+        reason = (
+            f"{version} is built for CUDA {cuda}, and NVIDIA's driver {findings.driver.version} serves CUDA up to "
+            f"{_dotted(newest)}"
+        )
+        minimum = MINIMUM_DRIVER.get(major)
+        other = f"choose a torch for CUDA {newest[0]} at {SELECTOR}"
+        fix = f"update NVIDIA's driver to {minimum} or newer; or {other}" if minimum else other
+        return _gpu_fault(findings, "torch", reason, fix, need)
+    error = findings.trials["torch"].facts.get("cuda_error") or "it gives no reason"
+    return _gpu_fault(findings, "torch", f"{version} cannot use {here}: {error}", "nvidia-smi", need)
+
+
+def _gpu_fault(findings: Findings, name: str, reason: str, fix: str, need: Need) -> Check:
+    """A fault of the way to a card: broken where a card is asked for, else a warning that says what happens."""
+    if need.cuda:
+        return fault(name, reason, fix, needed=need.cuda)
+    pinned = findings.config.load.device_map == "cpu"
+    return warning(name, reason + ("; load.device_map is cpu" if pinned else "; models run on the CPU instead"), fix)
+
+
+def _unserved(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
+    """The first card that none of torch's compiled architectures runs on.
+
+    `sm_86` runs on its own major version from its minor version on; `compute_120` is compiled for anything later.
+    """
+    known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in architectures]
+    built = [(match[1], (int(match[2]), int(match[3]))) for match in known if match]
+    for card in cards if built else ():
+        major, minor = card.capability
+        runs = any(
+            (kind == "sm" and at[0] == major and at[1] <= minor) or (kind == "compute" and at <= card.capability)
+            for kind, at in built
+        )
+        if not runs:
+            return card
+    return None
+
+
+def _cards(findings: Findings, need: Need) -> Check:
+    machine = findings.machine
+    assert machine is not None  # noqa: S101 (the caller asked)
+    if machine.idle_gpus:
+        return ok("GPU", "; ".join(_card(gpu) for gpu in machine.idle_gpus) + " (this torch cannot use it: see torch)")
+    unreached = None if machine.gpus else _out_of_reach(findings, need)
+    if unreached is not None:
+        return unreached
+    try:
+        candidate_devices(findings.config, machine)
+    except LlmctlError as error:
+        return fault("GPU", error.message, error.hint, needed=need.cuda or "load.device_map names it")
+    if machine.gpus:
+        return ok("GPU", "; ".join(_card(gpu) for gpu in machine.gpus))
+    if need.cuda:
+        return fault("GPU", "no NVIDIA GPU was found", "--attn sdpa", needed=need.cuda)
+    return ok("GPU", "none was found; models run on the CPU")
+
+
+def _out_of_reach(findings: Findings, need: Need) -> Check | None:
+    """Why the driver shows no card though there is one, or None where nothing speaks for one."""
+    driver, hidden = findings.driver, findings.computer.variables.get("CUDA_VISIBLE_DEVICES")
+    if driver.error is not None:
+        words, fix = _NVML_ERRORS.get(driver.error, (f"its library gives error {driver.error}", "nvidia-smi"))
+        return _gpu_fault(findings, "GPU", f"NVIDIA's driver does not answer: {words}", fix, need)
+    if hidden is not None and driver.version is not None:
+        reason = f"CUDA_VISIBLE_DEVICES is '{hidden}', which leaves none"
+        return _gpu_fault(findings, "GPU", reason, "unset CUDA_VISIBLE_DEVICES", need)
+    if driver.cards_on_bus and driver.version is None:
+        reason = "an NVIDIA card is on the PCI bus, and no driver of NVIDIA can be used here"
+        fix = "install NVIDIA's driver; in a container: docker run --gpus all"
+        return _gpu_fault(findings, "GPU", reason, fix, need)
+    return None
+
+
+def _card(gpu: Gpu) -> str:
+    memory = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
+    return f"{gpu.name}, {memory}" + (f", compute capability {_dotted(gpu.capability)}" if gpu.kind == "cuda" else "")
+
+
+def _dtype(findings: Findings) -> Check:
+    asked, cards = findings.config.load.dtype, nvidia_cards(findings)
+    on_cpu = findings.config.load.device_map == "cpu" or not (findings.machine and findings.machine.gpus)
+    if asked == "bfloat16" and not on_cpu:
+        old = next((card for card in cards if card.capability < BF16_CAPABILITY), None)
+        if old is not None:
+            reason = f"{old.name} (compute capability {_dotted(old.capability)}) only imitates bfloat16, slowly"
+            return warning("dtype", reason, "--dtype fp16")
+    if asked == "float16" and on_cpu:
+        return warning("dtype", "most CPUs have no fast way to compute float16", "--dtype bf16")
+    return ok("dtype", "chosen by llmctl" if asked == "auto" else f"{asked} is asked for")
+
+
+def _attention(findings: Findings) -> Check:
+    """FlashAttention-2 asked for by name: what of its conditions can be seen without the model."""
+    load, cards = findings.config.load, nvidia_cards(findings)
+    if load.attn_implementation != "flash_attention_2":
+        return ok("attention", f"load.attn_implementation is {load.attn_implementation}")
+    asked, sdpa = "load.attn_implementation", "--attn sdpa"
+    if not cards:
+        return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, none was found", sdpa, needed=asked)
+    if load.device_map in ("cpu", "mps"):
+        reason = f"FlashAttention-2 runs on NVIDIA GPUs, load.device_map is {load.device_map}"
+        return fault("attention", reason, sdpa, needed=asked)
+    old = next((card for card in cards if card.capability < FLASH_CAPABILITY), None)
+    if old is not None:
+        reason = f"FlashAttention-2 needs compute capability 8.0 or more, {old.name} has {_dotted(old.capability)}"
+        return fault("attention", reason, sdpa, needed=asked)
+    if load.dtype != "auto" and load.dtype not in FLASH_DTYPES:
+        reason = f"FlashAttention-2 computes only in float16 and bfloat16, {load.dtype} is asked for"
+        return fault("attention", reason, "--dtype bf16", needed=asked)
+    return ok("attention", "flash_attention_2 is asked for, and the GPU is new enough")
+
+
+def _flash_attn(findings: Findings, need: Need) -> Check:
+    if "flash_attn" in findings.trials:
+        return package(findings, "flash_attn", needed=need.flash_attention)
+    if need.flash_attention is None:
+        return skipped("flash-attn", "not installed, and not needed: SDPA is used")
+    install = "pip install --no-build-isolation flash-attn"
+    if any(card.capability >= FLASH_CAPABILITY for card in nvidia_cards(findings)):
+        return fault("flash-attn", "not installed", install, needed=need.flash_attention)
+    reason = f"not installed, and no GPU here could run it (where one can: {install})"
+    return fault("flash-attn", reason, "--attn sdpa", needed=need.flash_attention)
+
+
+def _bitsandbytes(findings: Findings, need: Need) -> Check:
+    needed = need.bitsandbytes
+    broken = not_importable(findings, "bitsandbytes", needed=needed)
+    if broken is not None:
+        return broken
+    facts, torch = findings.trials["bitsandbytes"].facts, findings.trials.get("torch")
+    library, on_cuda = facts.get("library"), bool(torch and torch.facts.get("cuda_works"))
+    cuda = torch.facts.get("cuda") if torch else None
+    again = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
+    if on_cuda and library != "cuda":
+        why = facts.get("library_error") or "only the one for CPUs is there"
+        return fault("bitsandbytes", f"it has no native library for CUDA {cuda} ({why})", again, needed=needed)
+    if library is None:
+        return warning("bitsandbytes", "its native library is missing: on this CPU it computes slowly", again)
+    return in_range(findings, "bitsandbytes", needed=needed, about=f", native library for {_library(library, cuda)}")
+
+
+def _library(library: str, cuda: str | None) -> str:
+    return f"CUDA {cuda}" if library == "cuda" else "CPUs"
+
+
+def _dotted(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}.{pair[1]}"

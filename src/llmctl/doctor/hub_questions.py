@@ -1,0 +1,90 @@
+"""What the Hub is asked, inside a child process: huggingface_hub is imported, and the network is waited for, there.
+
+Everything is said as soon as it is known, so that what hangs costs only what comes after it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from llmctl import demo
+from llmctl.errors import LlmctlError
+from llmctl.hub import access, auth, settings
+from llmctl.hub.cache import find_snapshot
+from llmctl.hub.http import Patience, get_json
+from llmctl.hub.listing import fetch_listing
+from llmctl.hub.selection import needed, no_weights
+
+_ONCE = Patience(attempts=1)
+
+
+def ask(say: Callable[..., None], *, model: str | None, revision: str | None, offline: bool, fetches: bool) -> None:
+    """Say where the cache is, what it holds of `model`, whether the Hub answers, and what the token may read.
+
+    Args:
+        say: Where the answers go.
+        model: A Hub id, or None for a folder.
+        revision: Its branch, tag or commit.
+        offline: Never touch the network.
+        fetches: Whether the model has to come from the Hub where the cache lacks it.
+    """
+    offline = offline or settings.is_offline()
+    say(cache=str(settings.cache_dir()), endpoint=settings.endpoint(), offline=offline)
+    say(token_source=auth.token_source())
+    snapshot = find_snapshot(model, revision=revision) if model and model.count("/") == 1 else None
+    if snapshot is not None:
+        say(folder=str(snapshot.folder), commit=snapshot.commit)
+    say(looked=True)
+    if offline or not _reach(say):
+        return
+    if auth.token_source() is not None:
+        _token(say)
+    if model is not None and snapshot is None and fetches:
+        _access(say, model, revision)
+
+
+def _reach(say: Callable[..., None]) -> bool:
+    """One attempt. Any answer that is the Hub's own will do, a refusal too."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    began = time.monotonic()
+    try:
+        get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=_ONCE)
+    except HfHubHTTPError as error:
+        if error.response.status_code >= 500 or error.response.status_code == 407:
+            say(unreachable=_refusal(access.explain(error)))
+            return False
+    except Exception as error:  # noqa: BLE001 (explain raises what is not the network's or the Hub's again)
+        say(unreachable=_refusal(access.explain(error)))
+        return False
+    say(seconds=time.monotonic() - began)
+    return True
+
+
+def _token(say: Callable[..., None]) -> None:
+    try:
+        account = auth.whoami()
+        say(role=account.role)
+        if account.role == "fineGrained":
+            described = get_json("/api/whoami-v2", patience=_ONCE)
+            grants = ((described.get("auth") or {}).get("accessToken") or {}).get("fineGrained") or {}
+            say(reads_gated=bool(grants.get("canReadGatedRepos")))
+    except LlmctlError as error:
+        say(token_refused=_refusal(error))
+
+
+def _access(say: Callable[..., None], model: str, revision: str | None) -> None:
+    try:
+        listing = fetch_listing(model, revision=revision, patience=_ONCE)
+        names = [file.path for file in listing.files]
+        wanted = set(needed(names))
+        if not wanted:
+            raise no_weights(model, names)
+    except LlmctlError as error:
+        say(access_refused=_refusal(error))
+        return
+    say(download_bytes=sum(file.size_bytes for file in listing.files if file.path in wanted))
+
+
+def _refusal(error: LlmctlError) -> dict[str, Any]:
+    return {"kind": error.kind, "message": error.message, "hint": error.hint}

@@ -1,0 +1,156 @@
+"""Reading this computer: what `Machine` leaves out, the disk of the cache, and the ranges in llmctl's own metadata."""
+
+import errno
+import math
+import os
+import platform
+import re
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from llmctl.doctor.findings import Computer, Disk, Requirements
+from llmctl.doctor.privacy import without_credentials
+from llmctl.hub.disk import existing_parent, free_bytes
+from llmctl.machine import container_memory
+
+DISTRIBUTION = "llmctl-hf"
+# Variables whose values say how things are set up. Those that hold tokens are not among them.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TOKENIZERS_PARALLELISM",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_ENDPOINT",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+    "LD_LIBRARY_PATH",
+    "BNB_CUDA_VERSION",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+)
+_IMPORT_NAMES = {"flash-attn": "flash_attn", "huggingface-hub": "huggingface_hub", "pyyaml": "yaml"}
+_PROBE_BYTES = 1 << 20  # a write that small may fit where a file of weights does not; one of zero bytes always does
+
+
+def read_computer() -> Computer:
+    """Look at what this process may use."""
+    return Computer(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_name=_cpu_name(),
+        usable_cores=_usable_cores(),
+        swap_bytes=_swap_bytes(),
+        container_limit_bytes=container_memory()[0],
+        address_limit_bytes=_limit("RLIMIT_AS"),
+        file_limit=_limit("RLIMIT_NOFILE"),
+        variables=_variables(),
+    )
+
+
+def read_disk(folder: Path) -> Disk:
+    """Try to write where the cache is, or would be made. Leaves nothing behind."""
+    place = existing_parent(folder)
+    if not place.is_dir():
+        return Disk(folder, place, 0, "not_a_folder", f"{place} is a file")
+    free = free_bytes(place)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"\0" * _PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return Disk(folder, place, free, "full" if is_full else "read_only", error.strerror or str(error))
+    return Disk(folder, place, free)
+
+
+def read_requirements() -> Requirements:
+    """The ranges that llmctl's own package declares, and what of them is installed; empty where it has no metadata."""
+    try:
+        own = distribution(DISTRIBUTION)
+    except PackageNotFoundError:
+        return Requirements()
+    pythons = [
+        re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", c) for c in own.metadata.get_all("Classifier", [])
+    ]
+    ranges, installed = {}, {}
+    for line in own.requires or ():
+        requirement, _, marker = line.partition(";")
+        match = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*([<>=!~0-9.,\s]*)", requirement)
+        if match is None or ("extra ==" in marker and "flash" not in marker):
+            continue
+        name = match[1].lower().replace("_", "-")
+        imported = _IMPORT_NAMES.get(name, name)
+        ranges[imported] = match[2].strip()
+        try:
+            installed[imported] = version(name)
+        except PackageNotFoundError:
+            continue
+    tested = tuple(match[1] for match in pythons if match)
+    return Requirements((own.metadata.get_all("Requires-Python") or [""])[0], tested, ranges, installed)
+
+
+def proxy_of(endpoint: str) -> str | None:
+    """The proxy that calls to an address go through, without credentials; or None."""
+    address = urlsplit(endpoint)
+    if address.hostname and proxy_bypass(address.hostname):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    return without_credentials(proxy) if proxy else None
+
+
+def _variables() -> dict[str, str]:
+    found = {}
+    for name in VARIABLES:
+        value = os.environ.get(name) or os.environ.get(name.lower())
+        if value is not None and (value or name == "CUDA_VISIBLE_DEVICES"):
+            is_address = name.endswith("_PROXY") and name != "NO_PROXY"
+            found[name] = without_credentials(value) if is_address or name == "HF_ENDPOINT" else value
+    return found
+
+
+def _limit(name: str) -> int | None:
+    """A soft limit of this process, or None where there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _usable_cores() -> int:
+    """Cores by affinity, or fewer where the container's quota of time (cgroup v2) says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return cores if quota == "max" else min(cores, max(math.ceil(int(quota) / int(period)), 1))
+    except (OSError, ValueError):
+        return cores
+
+
+def _swap_bytes() -> int:
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    match = re.search(r"^SwapTotal:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    match = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return match[1] if match else platform.processor()

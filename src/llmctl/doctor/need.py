@@ -1,0 +1,71 @@
+"""What a configuration needs of a machine, and which of its keys says so."""
+
+from dataclasses import dataclass
+
+from llmctl.doctor.findings import Findings
+from llmctl.errors import LlmctlError
+from llmctl.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Need:
+    """For each thing, what needs it, in words; None where nothing does.
+
+    Attributes:
+        cuda: A GPU of NVIDIA that torch can use.
+        flash_attention: The package flash-attn.
+        bitsandbytes: The package bitsandbytes.
+        download: The Hub, and a place to put files.
+    """
+
+    cuda: str | None = None
+    flash_attention: str | None = None
+    bitsandbytes: str | None = None
+    download: str | None = None
+
+
+def plan_of(findings: Findings) -> Plan | LlmctlError | None:
+    """The plan, why there is none, or None where model or machine are not known."""
+    if findings.machine is None or findings.model is None:
+        return None
+    try:
+        return make_plan(findings.config, findings.machine, findings.model)
+    except LlmctlError as error:
+        return error
+
+
+def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
+    """What the configuration needs; what `auto` becomes on this machine counts as well."""
+    flash = _flash_attention(findings, plan)
+    cuda = _cuda(findings) or ("FlashAttention-2 runs on nothing else" if flash else None)
+    hub = findings.hub
+    wanted = f"{hub.wanted} is not on this machine" if hub is not None and hub.wanted else None
+    return Need(cuda, flash, _bitsandbytes(findings), wanted)
+
+
+def _cuda(findings: Findings) -> str | None:
+    """What takes a GPU of NVIDIA: the device map by name, or `auto`, which takes the cards that the driver shows."""
+    wanted = findings.config.load.device_map
+    places = wanted.values() if isinstance(wanted, dict) else (wanted,)
+    named = next((place for place in places if str(place).isdigit() or str(place).startswith("cuda")), None)
+    if named is not None:
+        return f"load.device_map names {named}"
+    gpus = findings.machine.gpus if findings.machine else ()
+    if wanted in ("auto", "balanced", "balanced_low_0", "sequential") and any(gpu.kind == "cuda" for gpu in gpus):
+        return f"load.device_map is {wanted}, which takes the GPU"
+    return None
+
+
+def _flash_attention(findings: Findings, plan: Plan | LlmctlError | None) -> str | None:
+    if findings.config.load.attn_implementation == "flash_attention_2":
+        return "load.attn_implementation asks for it"
+    if isinstance(plan, Plan) and plan.model_kwargs["attn_implementation"] == "flash_attention_2":
+        return "load.attn_implementation is auto, which takes it here"
+    return None
+
+
+def _bitsandbytes(findings: Findings) -> str | None:
+    bits, stored = findings.config.quantization.bits, findings.model.quantization_method if findings.model else None
+    if bits is not None:
+        return f"quantization.bits is {bits}"
+    return f"the model is stored in {stored}" if stored is not None and stored.startswith("bitsandbytes") else None

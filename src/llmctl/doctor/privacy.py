@@ -1,0 +1,53 @@
+"""What must not be shown: tokens, and the user and password inside an address."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+_TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth)_[A-Za-z0-9_-]{4,}")
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST_TOKEN = 7
+
+
+def without_credentials(address: str) -> str:
+    """An address without the user and the password that it may hold."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:  # no address at all: nothing of it is shown
+        return "(unreadable)"
+    return urlunsplit(parts._replace(netloc=host + port, query="", fragment="")).removeprefix("//")
+
+
+def scrubbed(text: str) -> str:
+    """A text whose addresses have no credentials."""
+    return _CREDENTIALS.sub("", text)
+
+
+def without_secrets(text: str, *, secrets: Sequence[str] = (), home: Path | None = None) -> str:
+    """A text in which the home folder is `~`, addresses have no credentials, and tokens are gone."""
+    for secret in secrets:
+        for form in {secret, quote(secret, safe="")} - {""}:
+            text = text.replace(form, "(secret)")
+    text = _TOKEN.sub("(token)", scrubbed(text))
+    folder = str(home or Path.home())
+    return text if folder in ("/", "") else re.sub(rf"{re.escape(folder)}(?![\w.-])", "~", text)
+
+
+def known_tokens() -> tuple[str, ...]:
+    """The tokens of this machine, read only to keep them out of a report. huggingface_hub may be broken here."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    texts = [os.environ.get(name, "") for name in _VARIABLES]
+    for path in (file, file.with_name("stored_tokens")):
+        try:
+            texts += re.findall(
+                r"^(?:hf_token\s*=\s*|refresh_token\s*=\s*)?(\S+)$", path.read_text(encoding="utf-8"), re.M
+            )
+        except (OSError, ValueError):
+            continue
+    return tuple({text.strip() for text in texts if len(text.strip()) >= _SHORTEST_TOKEN})

@@ -1,0 +1,50 @@
+"""Versions and ranges, as far as this room needs them: release numbers, and ranges made of >=, >, <=, < and ==."""
+
+import re
+
+_RELEASE = re.compile(r"\d+(?:\.\d+)*")
+_CLAUSE = re.compile(r"\s*(>=|<=|==|<|>)\s*(\d+(?:\.\d+)*)\s*")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The release numbers of a version without trailing zeros: `2.13.0+cpu` is (2, 13). Empty where there are none."""
+    match = _RELEASE.match(version)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def is_inside(version: str, wanted: str) -> bool:
+    """Whether a version lies in a range such as `>=5.18,<6`. A clause of another form counts as kept."""
+    own = release(version)
+    for clause in wanted.split(","):
+        match = _CLAUSE.fullmatch(clause)
+        if match is None:
+            continue
+        bound = release(match[2])
+        kept = {
+            ">=": own >= bound,
+            ">": own > bound,
+            "<=": own <= bound,
+            "<": own < bound,
+            "==": own == bound,
+        }
+        if not kept[match[1]]:
+            return False
+    return True
+
+
+def lower_first(wanted: str) -> str:
+    """A range with its lower bound first, as people write it: `<6,>=5.18` becomes `>=5.18,<6`."""
+    return ",".join(sorted((clause.strip() for clause in wanted.split(",")), reverse=True))
+
+
+def without_local(version: str) -> str:
+    """A version without the part after the plus: `2.13.0+cpu` becomes `2.13.0`."""
+    return version.partition("+")[0]
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in gigabytes or megabytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

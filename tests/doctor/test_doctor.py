@@ -1,0 +1,387 @@
+"""The doctor through the real command line, on this machine as it is and as it is spoiled."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TinyModels = Callable[[str], Path]
+SOFTWARE = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "huggingface_hub")
+
+
+def test_this_machine_is_clean_for_a_model_on_the_cpu(doctor: Any, tiny_models: TinyModels) -> None:
+    began = time.monotonic()
+    found = doctor("--model", str(tiny_models("llama")), "--set", "load.device_map=cpu")
+    assert found["exit_code"] == 0, found["all_text"]
+    assert found["healthy"]
+    assert [name for name in SOFTWARE if found["line"][name]["status"] != "ok"] == []
+    assert found["line"]["plan"]["status"] == "ok"
+    assert found["line"]["plan"]["reason"].startswith("cpu: ")
+    assert time.monotonic() - began < 60  # 8 s on two idle cores; a bound for a busy machine
+
+
+def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doctor: Any) -> None:
+    done = doctor.raw()
+    lines = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines[:-1]} <= {"ok", "warning", "broken", "skipped", "fix:"}
+    assert lines[-1].startswith("nothing is broken")
+    for name in ("python", "threads", "open files", "cache folder", "memory", "CPU"):
+        assert [line for line in lines if line[11:].startswith(name)], name
+
+
+def test_cuda_with_flash_attention_is_broken_here_and_each_line_says_what_to_change(doctor: Any) -> None:
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    asked = ("--set", "load.device_map=cuda", "--set", "load.attn_implementation=flash_attention_2")
+    found = doctor(*asked)
+    assert found["exit_code"] == 1
+    line = found["line"]
+    assert line["GPU"]["status"] == line["attention"]["status"] == line["flash-attn"]["status"] == "broken"
+    assert "load.device_map names cuda" in line["GPU"]["reason"]
+    assert line["GPU"]["fix"] == "use --device-map auto or cpu"
+    assert line["attention"]["fix"] == "--attn sdpa"
+    assert "pip install --no-build-isolation flash-attn" in line["flash-attn"]["reason"]
+    assert line["bitsandbytes"]["status"] == "ok"
+
+
+def test_problems_of_the_configuration_are_lines_and_the_rest_is_still_checked(
+    doctor: Any, tmp_path: Path, quick: str
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("load:\n  dtpye: bf16\ngeneration:\n  top_p: 3\n")
+    found = doctor("--config", str(file), PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    problems = [c["reason"] for c in found["checks"] if c["name"] == "configuration" and c["status"] == "broken"]
+    assert problems == [
+        f"{file}:2: load.dtpye: unknown key; did you mean load.dtype?",
+        f"{file}:4: generation.top_p: must be at most 1, it is 3",
+    ]
+    assert found["line"]["torch"]["status"] == "ok"
+
+
+def test_what_the_plan_refuses_is_refused_here_with_its_hint(doctor: Any, tiny_models: TinyModels, quick: str) -> None:
+    asked = ("--set", "load.device_map=cpu", "--set", "load.max_memory={cpu: 10KB}")
+    found = doctor("--model", str(tiny_models("llama")), *asked, PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    assert found["line"]["plan"]["status"] == "broken"
+    assert "allowed by max_memory" in found["line"]["plan"]["reason"]
+    assert found["line"]["plan"]["fix"]
+
+
+def test_a_folder_that_is_no_model_is_one_line(doctor: Any, tmp_path: Path, quick: str) -> None:
+    found = doctor("--model", str(tmp_path), PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    assert "config.json" in found["line"]["model"]["reason"]
+
+
+# -- packages that are broken
+
+SEGFAULT = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+
+
+@pytest.mark.parametrize(("bits", "status", "code"), [("4", "broken", 1), ("none", "warning", 0)])
+def test_a_package_that_segfaults_is_one_line(bits: str, status: str, code: int, doctor: Any, plant: Any) -> None:
+    planted = plant("bitsandbytes", SEGFAULT)
+    found = doctor("--set", f"quantization.bits={bits}", PYTHONPATH=str(planted))
+    line = found["line"]["bitsandbytes"]
+    assert (line["status"], found["exit_code"]) == (status, code), found["all_text"]
+    assert "kills Python (SIGSEGV)" in line["reason"]
+    assert line["fix"].startswith("pip install --force-reinstall")
+    assert found["line"]["torch"]["status"] == "ok"
+    assert found["line"]["memory"]["status"] == "ok"
+
+
+def test_a_package_that_hangs_is_stopped_with_what_it_started(doctor: Any, plant: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "grandchild"
+    code = (
+        "import subprocess, time\n"
+        f"child = subprocess.Popen(['sleep', '600'])\nopen({str(mark)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    planted = plant("accelerate", code)
+    began = time.monotonic()
+    found = doctor("--time-limit", "15", PYTHONPATH=str(planted))
+    assert time.monotonic() - began < 60
+    assert found["exit_code"] == 1
+    assert "does not end (no end after 15 s" in found["line"]["accelerate"]["reason"]
+    assert found["line"]["torch"]["status"] == "ok", found["all_text"]
+    state = Path(f"/proc/{mark.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_package_that_raises_or_exits_is_one_line(doctor: Any, plant: Any) -> None:
+    plant("bitsandbytes", "raise OSError('libcudart.so.99: cannot open')\n")
+    plant("tokenizers", "raise SystemExit(0)\n")
+    planted = plant("accelerate", "import a_module_that_is_not_there\n")
+    found = doctor("--set", "quantization.bits=8", PYTHONPATH=str(planted))
+    line = found["line"]
+    assert found["exit_code"] == 1
+    assert "OSError: libcudart.so.99: cannot open" in line["bitsandbytes"]["reason"]
+    assert line["accelerate"]["fix"] == "pip install a_module_that_is_not_there"
+    assert line["tokenizers"]["status"] == "broken"
+    assert "quantization.bits is 8" in line["bitsandbytes"]["reason"]
+
+
+def test_what_imports_torch_is_not_blamed_for_a_broken_torch(doctor: Any, plant: Any) -> None:
+    found = doctor(PYTHONPATH=str(plant("torch", SEGFAULT)))
+    assert found["exit_code"] == 1
+    assert found["line"]["torch"]["status"] == "broken"
+    assert found["line"]["accelerate"]["status"] == "skipped"
+    assert [c["name"] for c in found["checks"] if c["status"] == "broken"] == ["torch"]
+
+
+def test_a_broken_huggingface_hub_and_a_broken_psutil_leave_the_other_checks(doctor: Any, plant: Any) -> None:
+    plant("psutil", "raise ImportError('planted')\n")
+    found = doctor(PYTHONPATH=str(plant("huggingface_hub", SEGFAULT)))
+    line = found["line"]
+    assert found["exit_code"] == 1
+    assert "SIGSEGV" in line["huggingface_hub"]["reason"]
+    assert "psutil cannot be imported" in line["other packages"]["reason"]
+    assert line["Hub"]["status"] == line["memory"]["status"] == "skipped"
+    assert line["safetensors"]["status"] == line["cache folder"]["status"] == "ok"
+
+
+UNDEFINED = "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E')\n"
+
+
+def test_a_flash_attn_built_for_another_torch_is_named_with_the_command(doctor: Any, plant: Any) -> None:
+    planted = plant("flash_attn", UNDEFINED, version="2.8.3")
+    found = doctor("--set", "load.attn_implementation=flash_attention_2", PYTHONPATH=str(planted))
+    line = found["line"]["flash-attn"]
+    assert (line["status"], found["exit_code"]) == ("broken", 1)
+    assert "built against another torch" in line["reason"]
+    assert line["fix"].startswith("pip install --no-build-isolation --force-reinstall")
+    assert line["fix"].endswith("flash-attn")
+    assert doctor(PYTHONPATH=str(planted))["line"]["flash-attn"]["status"] == "warning"
+
+
+def test_what_was_planted_in_the_current_folder_is_not_what_is_imported(doctor: Any) -> None:
+    (doctor.folder / "accelerate.py").write_text("raise RuntimeError('a script of the user')\n")
+    assert doctor()["line"]["accelerate"]["status"] == "ok"
+
+
+# -- disk and limits
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named(doctor: Any, small_disk: Path, quick: str) -> None:
+    (small_disk / "filler").write_bytes(b"0" * 900_000)
+    line = doctor(HF_HOME=str(small_disk / "hf"), PYTHONPATH=quick)["line"]["cache folder"]
+    assert line["status"] == "warning"
+    assert f"the disk of {small_disk / 'hf' / 'hub'} is full" in line["reason"]
+    assert line["fix"] == "llmctl models prune"
+
+
+def test_a_cache_that_cannot_be_written_is_named(doctor: Any, small_disk: Path, quick: str) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    line = doctor(HF_HUB_CACHE=str(small_disk), PYTHONPATH=quick)["line"]["cache folder"]
+    assert line["status"] == "warning"
+    assert "nothing can be written" in line["reason"]
+    assert "HF_HOME" in line["fix"]
+
+
+def test_a_cache_below_a_file_is_named(doctor: Any, tmp_path: Path, quick: str) -> None:
+    (tmp_path / "file").write_text("")
+    line = doctor(HF_HUB_CACHE=str(tmp_path / "file" / "hub"), PYTHONPATH=quick)["line"]["cache folder"]
+    assert f"{tmp_path / 'file'} is a file" in line["reason"]
+
+
+def test_looking_leaves_nothing_in_the_cache(doctor: Any, tmp_path: Path, quick: str) -> None:
+    doctor(PYTHONPATH=quick)
+    assert not (tmp_path / "hf-home").exists()
+
+
+def test_a_limit_of_address_space_is_named(doctor: Any) -> None:
+    found = doctor(prefix=("prlimit", "--as=2000000000"))
+    line = found["line"]["address space"]
+    assert line["status"] == "warning"
+    assert "ulimit -v allows 2.0 GB" in line["reason"]
+    assert line["fix"] == "ulimit -v unlimited"
+
+
+def test_too_many_threads_and_few_files_are_named(doctor: Any, quick: str) -> None:
+    found = doctor(
+        prefix=("prlimit", "--nofile=256"), OMP_NUM_THREADS="640", TOKENIZERS_PARALLELISM="false", PYTHONPATH=quick
+    )
+    line = found["line"]
+    assert found["exit_code"] == 0
+    assert "640 threads" in line["threads"]["reason"]
+    assert line["threads"]["fix"].startswith("export OMP_NUM_THREADS=")
+    assert "256" in line["open files"]["reason"]
+    assert line["tokenizers parallelism"]["fix"] == "unset TOKENIZERS_PARALLELISM"
+
+
+# -- the Hub
+
+Hub = Any
+
+
+def test_a_hub_that_answers_a_token_that_it_knows_and_a_model_that_may_be_read(
+    doctor: Any, hub: Hub, quick: str
+) -> None:
+    found = doctor(
+        "--model", "acme/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_TOKEN="hf_good", PYTHONPATH=quick
+    )
+    line = found["line"]
+    assert found["exit_code"] == 0, found["all_text"]
+    assert line["Hub"]["reason"].startswith(f"{hub.url} answered in ")
+    assert line["token"]["reason"].startswith("from HF_TOKEN, read")
+    assert line["model access"]["reason"].startswith("acme/tiny may be read: ")
+    assert "hf_good" not in found["all_text"]
+    assert not hub.asked(r"/resolve/"), "nothing is downloaded"
+
+
+def test_a_wrong_token_is_named_and_not_shown(doctor: Any, hub: Hub, quick: str) -> None:
+    asked = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_wrong_and_secret"}
+    found = doctor("--model", "acme/tiny", **asked, PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    assert found["line"]["token"]["status"] == "broken"
+    assert "the Hub does not know the token from HF_TOKEN" in found["line"]["token"]["reason"]
+    assert "llmctl login" in found["line"]["token"]["fix"]
+    assert "hf_wrong_and_secret" not in found["all_text"]
+
+
+def test_a_model_that_the_token_may_not_read_is_named(doctor: Any, hub: Hub, quick: str) -> None:
+    found = doctor(
+        "--model", "acme/gated", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_TOKEN="hf_good", PYTHONPATH=quick
+    )
+    assert found["exit_code"] == 1
+    assert found["line"]["token"]["status"] == "ok"
+    assert "acme/gated is gated" in found["line"]["model access"]["reason"]
+    assert "/acme/gated" in found["line"]["model access"]["fix"]
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_dead_proxy_is_named_without_its_password(scheme: str, doctor: Any, quick: str) -> None:
+    proxy = f"http://anna:secret@127.0.0.1:{closed_port()}"
+    began = time.monotonic()
+    found = doctor(
+        "--model",
+        "acme/tiny",
+        HF_HUB_OFFLINE="0",
+        HF_ENDPOINT=f"{scheme}://hub.invalid",
+        HTTP_PROXY=proxy,
+        HTTPS_PROXY=proxy,
+        http_proxy=proxy,
+        https_proxy=proxy,
+        PYTHONPATH=quick,
+    )
+    assert time.monotonic() - began < 60
+    assert found["exit_code"] == 1
+    line = found["line"]["Hub"]
+    assert line["status"] == "broken"
+    assert proxy.replace("anna:secret@", "") in line["reason"]
+    assert "proxy" in line["fix"]
+    assert "secret" not in found["all_text"]
+    assert "anna" not in found["all_text"]
+
+
+def test_a_hub_that_is_silent_does_not_hold_the_doctor_up(doctor: Any, hub: Hub, quick: str) -> None:
+    hub.fault(action="hang", seconds=60, times=-1)
+    began = time.monotonic()
+    found = doctor("--model", "acme/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, PYTHONPATH=quick)
+    assert time.monotonic() - began < 45
+    assert "did not answer within 4 s" in found["line"]["Hub"]["reason"]
+
+
+def test_offline_the_network_is_not_touched_and_a_missing_model_is_named(doctor: Any, hub: Hub, quick: str) -> None:
+    found = doctor("--model", "acme/tiny", "--offline", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    assert found["line"]["Hub"]["status"] == "skipped"
+    assert found["line"]["model"]["fix"] == "where there is a network: llmctl download acme/tiny"
+    assert hub.log == []
+
+
+# -- the report
+
+
+def test_the_report_holds_what_helps_and_no_secret(doctor: Any, plant: Any, tmp_path: Path, hub: Hub) -> None:
+    home = tmp_path / "home-of-anna"
+    (home / "cache").mkdir(parents=True)
+    (home / "cache" / "token").write_text("hf_stored_and_secret")
+    (home / "llmctl.yaml").write_text("chat:\n  system: my private instructions\nseed: 7\n")
+    planted = plant(
+        "bitsandbytes", "import sys; sys.stderr.write('from hf_stored_and_secret\\n'); raise OSError('x')\n"
+    )
+    file = tmp_path / "report.md"
+    done = doctor.raw(
+        "--report",
+        str(file),
+        "--config",
+        str(home / "llmctl.yaml"),
+        HOME=str(home),
+        HF_HOME=str(home / "cache"),
+        HF_HUB_OFFLINE="0",
+        HF_ENDPOINT=hub.url.replace("//", "//anna:password@"),
+        HTTPS_PROXY="http://anna:password@proxy.invalid:3128",
+        PYTHONPATH=str(planted),
+    )
+    text = file.read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
+    for part in (
+        "bitsandbytes: failed, OSError: x",
+        "transformers 5",
+        "seed: 7",
+        "chat.system: (set)",
+        "ok       python",
+    ):
+        assert part in text, part
+    assert "HTTPS_PROXY=http://proxy.invalid:3128" in text
+    assert "~/cache" in text
+    for secret in ("hf_stored", "password", "private instructions", "home-of-anna"):
+        assert secret not in text, secret
+    assert "password" not in done.stdout + done.stderr
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".report")] == []
+
+
+def test_a_report_has_a_name_of_its_own_and_a_file_needs_the_flag(doctor: Any, tmp_path: Path, quick: str) -> None:
+    assert doctor.raw("--report", "--json", PYTHONPATH=quick).returncode == 0
+    assert (doctor.folder / "llmctl-report.md").read_text().startswith("# llmctl doctor, ")
+    refused = doctor.raw("report.md", PYTHONPATH=quick)
+    assert refused.returncode == 2
+    assert "llmctl doctor --report report.md" in refused.stderr
+    (tmp_path / "file").write_text("")
+    assert doctor.raw("--report", str(tmp_path / "file" / "x.md"), PYTHONPATH=quick).returncode == 3
+
+
+def test_quiet_leaves_only_what_is_wrong(doctor: Any, quick: str) -> None:
+    done = doctor.raw("--quiet", TOKENIZERS_PARALLELISM="false", PYTHONPATH=quick)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["warning", "fix:", "nothing"]
+
+
+def test_the_command_itself_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    import sys
+
+    code = (
+        "import json, sys\nfrom llmctl.cli.main import main\ncode = main(['doctor', '--json', '--offline'])\n"
+        "heavy = [m for m in ('torch', 'transformers', 'accelerate', 'bitsandbytes') if m in sys.modules]\n"
+        "print(json.dumps(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), check=True
+    )
+    assert json.loads(done.stderr.splitlines()[-1]) == []
