@@ -106,6 +106,22 @@ def test_an_interrupted_update_leaves_the_old_commit_loadable(machine: Machine, 
     assert find_snapshot("acme/tiny") == before
 
 
+def test_what_a_kill_between_two_steps_left_is_cleared_and_completed(machine: Machine, hub: HubStandin) -> None:
+    machine.run("download", "acme/tiny")
+    repo = machine.repo("acme/tiny")
+    (repo / "refs" / "main").unlink()
+    next(repo.glob("llmctl/*.json")).unlink()
+    (repo / "refs" / ".main.abcd1234").write_text("x")
+    (repo / "blobs" / ("a" * 64 + ".llmctl.incomplete")).write_text("x")
+    hub.clear()
+    assert machine.run("download", "acme/tiny").code == 0
+    assert not list(repo.rglob(".main.*"))
+    assert not machine.partials()
+    assert machine.run("download", "acme/tiny", "--offline").code == 0
+    assert machine.run("models", "lock", "acme/tiny").code == 0
+    assert not hub.asked("/resolve/")
+
+
 def test_hf_finds_nothing_wrong(machine: Machine, sharded: str) -> None:
     machine.run("download", sharded)
     verified = machine.run("cache", "verify", sharded, program=HF)

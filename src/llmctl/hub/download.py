@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmctl.errors import LlmctlError, ModelError, OfflineError
+from llmctl.errors import LlmctlError, MachineError, ModelError, OfflineError
 from llmctl.hub import access, disk, settings
 from llmctl.hub.cache import Snapshot, cached_commit, find_snapshot, look_up, make_snapshot, shards_of
 from llmctl.hub.http import Patience, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, check_id, fetch_listing
 from llmctl.hub.lock import locked
 from llmctl.hub.partial import partial_path
-from llmctl.hub.place import link, tidy, write_ref
+from llmctl.hub.place import leftovers, link, write_ref
 from llmctl.hub.progress import Progress, Silent
-from llmctl.hub.record import Record, write_record
+from llmctl.hub.record import Record, read_record, write_record
 from llmctl.hub.selection import WEIGHTS_INDEX, Patterns, needed, required, select
 from llmctl.hub.transfer import Job, Transfer
 
@@ -81,6 +81,12 @@ class DownloadPlan:
     def fetch_bytes(self) -> int:
         """The bytes that are not on the disk yet."""
         return sum(p.file.size_bytes - p.bytes_here for p in _by_blob(self.files))
+
+    @property
+    def record(self) -> Record:
+        """The lock file that this plan leads to."""
+        files = tuple(planned.file for planned in self.files)
+        return Record(self.repo_id, self.revision, self.commit, self.patterns, files, self.needed)
 
     @property
     def is_loadable(self) -> bool:
@@ -193,13 +199,15 @@ def ensure(
 def carry_out(plan: DownloadPlan, *, progress: Progress, limits: Limits) -> Downloaded:
     """Do what a plan says."""
     began = time.monotonic()
-    fetched = 0
     try:
-        if not all(planned.is_here for planned in plan.files):
+        if all(planned.is_here for planned in plan.files):
+            fetched = 0
+            _settle(plan)
+        else:
             disk.check_room(plan.fetch_bytes, plan.folder)
             with locked(plan.repo_id, timeout_seconds=limits.lock_timeout_seconds, note=progress.note):
                 fetched = _fetch_all(plan, progress, limits)
-        _remember(plan)
+                _remember(plan)
     except LlmctlError:
         raise
     except Exception as error:
@@ -248,7 +256,7 @@ def _look_again(plan: DownloadPlan) -> DownloadPlan:
 def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
     """Fetch and link what is missing, under the lock. Returns the bytes fetched."""
     plan = _look_again(plan)
-    absent = [p for p in _by_blob(plan.files) if p.bytes_here < p.file.size_bytes or not _has_blob(plan, p)]
+    absent = [p for p in _by_blob(plan.files) if not p.is_here and not _has_blob(plan, p)]
     for planned in absent:
         blob_path(plan.repo_id, planned.file).parent.mkdir(parents=True, exist_ok=True)
     progress.start([(p.file.path, p.file.size_bytes, p.bytes_here) for p in absent])
@@ -257,7 +265,6 @@ def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
         Transfer(jobs, progress=progress, patience=limits.patience, workers=limits.workers).run()
     for planned in plan.files:
         _link(plan, planned.file.digest)
-    tidy(settings.repo_dir(plan.repo_id))
     return sum(p.file.size_bytes - p.bytes_here for p in absent)
 
 
@@ -275,24 +282,33 @@ def _link(plan: DownloadPlan, digest: str) -> None:
             link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
 
 
-def _remember(plan: DownloadPlan) -> None:
-    """Write down what was taken. A cache that cannot be written to and lacks nothing needs no new record."""
-    _check_shards(plan)
-    record = Record(
-        repo_id=plan.repo_id,
-        revision=plan.revision,
-        commit=plan.commit,
-        patterns=plan.patterns,
-        files=tuple(planned.file for planned in plan.files),
-        needed=plan.needed,
-    )
+def _settle(plan: DownloadPlan) -> None:
+    """Where every file is here: write down what is not, and clear what a killed run left. Not worth waiting for.
+
+    A cache that may not be written to, or that another process is at work in, serves as it is.
+    """
+    record, repo = read_record(plan.repo_id, plan.commit), settings.repo_dir(plan.repo_id)
+    is_written = record is not None and set(plan.record.files) <= set(record.files) and record.needed == plan.needed
+    if is_written and cached_commit(plan.repo_id, revision=plan.revision) == plan.commit and not leftovers(repo):
+        return
     try:
-        write_record(record)
-        if plan.is_loadable or cached_commit(plan.repo_id, revision=plan.revision) is None:
-            write_ref(plan.repo_id, plan.revision or "main", plan.commit)
+        with locked(plan.repo_id, timeout_seconds=0, note=lambda _: None):
+            _remember(plan)
+    except MachineError:
+        return
     except OSError as error:
         if not disk.is_read_only(error):
             raise
+
+
+def _remember(plan: DownloadPlan) -> None:
+    """Write down what was taken, and clear what killed runs left; for the holder of the lock."""
+    _check_shards(plan)
+    write_record(plan.record)
+    if plan.is_loadable or cached_commit(plan.repo_id, revision=plan.revision) is None:
+        write_ref(plan.repo_id, plan.revision or "main", plan.commit)
+    for orphan in leftovers(settings.repo_dir(plan.repo_id)):
+        orphan.unlink(missing_ok=True)
 
 
 def _check_shards(plan: DownloadPlan) -> None:

@@ -55,13 +55,12 @@ def write_shared(file: Path, text: str) -> None:
     file.chmod(0o666 & ~mask)
 
 
-def tidy(repo: Path) -> None:
-    """Remove what killed runs left behind. Only for the holder of the lock, and only after everything arrived:
-    until then a partial is what the next run goes on from.
+def leftovers(repo: Path) -> list[Path]:
+    """What killed runs left behind. To be removed only under the lock and only when everything has arrived: until
+    then a partial is what the next run goes on from.
     """
-    for orphan in repo.glob(f"blobs/*{SUFFIX}"):
-        orphan.unlink(missing_ok=True)
+    found = list(repo.glob(f"blobs/*{SUFFIX}"))
     for folder in ("refs", "llmctl", "snapshots"):
-        for orphan in (repo / folder).rglob(".*"):
-            if not orphan.is_dir() and _TEMPORARY.fullmatch(orphan.name):
-                orphan.unlink(missing_ok=True)
+        hidden = (repo / folder).rglob(".*")
+        found += [p for p in hidden if not p.is_dir() and _TEMPORARY.fullmatch(p.name)]
+    return found
