@@ -122,6 +122,43 @@ def test_transformers_loads_it_offline(machine: Machine, hub: HubStandin, tiny_m
     assert "LlamaForCausalLM" in done.out, done.err
 
 
+@pytest.fixture
+def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in and the machine's cache are those of this process too, and the stand-in offers Xet."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(machine.cache))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(machine.home / "no-token"))
+    monkeypatch.setattr("llmctl.hub.xet.is_usable", lambda: True)
+    (hub.root / "hub.json").write_text('{"repos": {"acme/tiny": {"xet": true}}}')
+    hub.reload()
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("how", ["right", "wrong", "fails"])
+def test_what_xet_brings_is_hashed_and_http_is_the_way_out(
+    machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The Xet server itself cannot be imitated here: what brings the bytes is replaced, all around it is real."""
+    from llmctl.hub import download
+
+    def fetch(_offer: Any, path: Path, file: Any, *, headers: Any, arrived: Callable[[int], None]) -> None:
+        content = bytearray(hub.repos["acme/tiny"].files[file.path]["full"].read_bytes())
+        if how == "wrong":
+            content[5] ^= 1
+        path.write_bytes(content)
+        arrived(len(content))
+        if how == "fails":
+            raise RuntimeError("the Rust side gave up")
+
+    monkeypatch.setattr("llmctl.hub.xet.fetch", fetch)
+    assert download.download("acme/tiny").is_loadable
+    assert machine.is_whole("acme/tiny")
+    assert len(hub.asked("/cdn/")) == (0 if how == "right" else 1)
+
+
 def test_help_imports_nothing_heavy(machine: Machine) -> None:
     import sys
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support.hub_machine import LLMCTL, Machine, interrupt
+from support.hub_machine import LLMCTL, Machine, interrupt, one_second
 from support.hub_standin import HubStandin
 
 fault = pytest.mark.fault
@@ -249,7 +249,7 @@ def test_a_signal_ends_it_within_a_second(
     machine.wait_for_bytes(3_000_000)
     done = interrupt(process, number, within=1)
     assert done.code == code
-    assert done.seconds < 1
+    assert done.seconds < one_second()
     assert f"To go on: llmctl download {big}" in done.err
     assert sum(p.stat().st_size for p in machine.partials()) >= 3_000_000
 
@@ -262,7 +262,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(machine: Machine, hub: HubStan
     time.sleep(0.3)
     done = interrupt(process, signal.SIGINT, within=1)
     assert done.code == 130
-    assert done.seconds < 1
+    assert done.seconds < one_second()
 
 
 @fault("SIGTERM", "as Ctrl-C, exit 143")
@@ -272,7 +272,7 @@ def test_sigterm_while_the_hub_is_silent(machine: Machine, hub: HubStandin) -> N
     time.sleep(1.5)
     done = interrupt(process, signal.SIGTERM, within=1)
     assert done.code == 143
-    assert done.seconds < 1
+    assert done.seconds < one_second()
 
 
 @fault("Disk full", "refused before the first byte, with both figures and the place")
@@ -535,4 +535,4 @@ def test_an_xet_token_that_never_comes_is_given_up_too(machine: Machine, hub: Hu
     done = interrupt(process, signal.SIGINT, within=1)
     assert len(hub.asked("/xet-read-token/")) >= 2, "it was asked again after a time-out"
     assert done.code == 130
-    assert done.seconds < 1
+    assert done.seconds < one_second()

@@ -168,3 +168,8 @@ def interrupt(process: "subprocess.Popen[str]", number: signal.Signals, *, withi
     process.send_signal(number)
     out, err = process.communicate(timeout=within + 20)
     return Result(process.returncode, out, err, time.monotonic() - began)
+
+
+def one_second() -> float:
+    """A second, or as much longer as this computer is overloaded now."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -129,6 +129,7 @@ class _Job:
     def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
         """Plan, show or ask, fetch."""
         from llmctl.cli.bar import DownloadBar
+        from llmctl.hub.disk import check_room
         from llmctl.hub.download import carry_out, plan_download
         from llmctl.hub.http import refuse_if_offline
         from llmctl.hub.record import read_file
@@ -145,6 +146,7 @@ class _Job:
         if dry_run:
             _show_plan(self.output, plan)
             return
+        check_room(plan.fetch_bytes, plan.folder)  # no question about what cannot be
         _confirm(plan, yes=yes)
         _finish(self.output, carry_out(plan, progress=bar, limits=self.limits))
 

@@ -16,7 +16,7 @@ from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import access, settings
 from llmctl.hub.cache import cached_commit, files_of, missing_files
 from llmctl.hub.lock import lock_path, locked
-from llmctl.hub.partial import SUFFIX
+from llmctl.hub.partial import OURS
 from llmctl.modelinfo import ModelInfo, read_model_info
 
 _YOUNG_SECONDS = 3600.0  # another program may still be writing a partial of this age
@@ -130,7 +130,7 @@ def find_waste() -> tuple[Waste, ...]:
             found.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
         for blob in sorted((repo / "blobs").glob("*")):
             if ".incomplete" in blob.name:
-                is_ours = blob.name.endswith(SUFFIX)
+                is_ours = OURS in blob.name
                 if is_ours or time.time() - blob.stat().st_mtime > _YOUNG_SECONDS:
                     found.append(Waste(blob, _file_size(blob), "partial", repo_id))
             elif blob.resolve() not in used | freed and not blob.is_symlink():

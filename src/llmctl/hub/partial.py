@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llmctl.hub.listing import RemoteFile
 
-SUFFIX = ".llmctl.incomplete"  # huggingface_hub counts `blobs/*.incomplete` as unfinished downloads and can prune them
+OURS = ".llmctl."
+SUFFIX = f"{OURS}incomplete"  # huggingface_hub counts `blobs/*.incomplete` as unfinished downloads and can prune them
 _READ_BYTES = 4 << 20
 
 
@@ -43,6 +44,13 @@ class Partial:
             self._go_on()
             self._hash.update(piece)
             self.size_bytes += len(piece)
+
+    def adopt(self, path: Path) -> None:
+        """Take a file that was brought whole by other means in place of what is here, and hash it."""
+        path.replace(self.path)
+        os.close(self._descriptor)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self.read_again()
 
     def write(self, piece: bytes) -> int:
         """Append a piece, cut to what the file may still take; returns how much was taken."""

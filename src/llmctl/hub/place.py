@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from llmctl.hub import settings
-from llmctl.hub.partial import SUFFIX
+from llmctl.hub.partial import OURS
 from llmctl.paths import write_atomically
 
 # `.NAME.PID.link` of `link` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
@@ -59,7 +59,7 @@ def leftovers(repo: Path) -> list[Path]:
     """What killed runs left behind. To be removed only under the lock and only when everything has arrived: until
     then a partial is what the next run goes on from.
     """
-    found = list(repo.glob(f"blobs/*{SUFFIX}"))
+    found = list(repo.glob(f"blobs/*{OURS}*incomplete"))
     for folder in ("refs", "llmctl", "snapshots"):
         hidden = (repo / folder).rglob(".*")
         found += [p for p in hidden if not p.is_dir() and _TEMPORARY.fullmatch(p.name)]

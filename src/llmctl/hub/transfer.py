@@ -18,7 +18,7 @@ from llmctl.errors import RemoteError, UnreachableError
 from llmctl.hub import settings, xet
 from llmctl.hub.http import NotJsonError, Patience, asked_pause, headers, reason, timeout, tls_error
 from llmctl.hub.listing import RemoteFile
-from llmctl.hub.partial import Partial
+from llmctl.hub.partial import OURS, Partial
 from llmctl.hub.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads run meanwhile
 WRITE_SECONDS = 0.2  # on a slow connection, how often; so little is lost to a kill
 _REDIRECTS = 10
-_GRACE_SECONDS = 0.5  # how long the workers may take to notice that they should stop
+_GRACE_SECONDS = 0.2  # how long the workers may take to notice that they should stop
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class Transfer:
                     self._progress.finished(job.file.path, job.file.size_bytes)
                     return
                 self._progress.advance(job.file.path, -partial.start_over())
+                self._xet = False
                 if not last:
                     self._progress.note(f"{job.file.path} arrived damaged, fetching it again")
         finally:
@@ -271,6 +272,7 @@ class Transfer:
     def _by_xet(self, job: Job, partial: Partial, offer: xet.Offer) -> None:
         """The whole file through Xet; where that fails, HTTP takes over for the rest of this transfer."""
         seen = 0
+        beside = partial.path.with_name(f"{job.blob.name}{OURS}xet.incomplete")  # it need not grow from the front
 
         def arrived(count: int) -> None:
             nonlocal seen
@@ -278,14 +280,14 @@ class Transfer:
             self._progress.advance(job.file.path, count)
 
         try:
-            xet.fetch(offer, partial.path, job.file, headers=self._with_token, arrived=arrived)
+            xet.fetch(offer, beside, job.file, headers=self._with_token, arrived=arrived)
+            partial.adopt(beside)
         except Exception as error:  # noqa: BLE001 (hf_xet raises whatever its Rust side does; HTTP is the way out)
             self._go_on()
             self._xet = False
             self._progress.note(f"{job.file.path}: Xet failed ({type(error).__name__}), going on by HTTP")
+            beside.unlink(missing_ok=True)
             partial.start_over()
-        else:
-            partial.read_again()
         self._progress.advance(job.file.path, partial.size_bytes - seen)
 
 
