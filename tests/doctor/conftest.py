@@ -78,14 +78,15 @@ class Doctor:
     def raw(
         self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        """The process as it ended."""
+        """The process as it ended. Imports may take long where several tests share two cores."""
+        patient = () if "--time-limit" in arguments else ("--time-limit", "200")
         return subprocess.run(
-            [*prefix, sys.executable, "-m", "llmctl", "doctor", *arguments],
+            [*prefix, sys.executable, "-m", "llmctl", "doctor", *patient, *arguments],
             capture_output=True,
             text=True,
             cwd=self.folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            timeout=120,
+            timeout=280,
             check=False,
         )
 

@@ -269,6 +269,12 @@ def test_an_address_space_smaller_than_the_model_is_broken() -> None:
     assert (line.status, line.fix) == ("broken", "ulimit -v unlimited")
 
 
+def test_an_import_that_fails_for_want_of_address_space_is_not_mended_by_installing_it_again() -> None:
+    computer = Computer("3.11.9", "Linux", address_limit_bytes=600_000_000)
+    failed = {"torch": Trial("failed", error="MemoryError: ")}
+    assert lines(findings(LAPTOP, trials=failed, computer=computer))["torch"].fix == "ulimit -v unlimited"
+
+
 def test_a_small_container_and_an_old_processor_are_warnings() -> None:
     computer = Computer("3.11.9", "Linux", container_limit_bytes=2_000_000_000)
     found = lines(findings(replace(LAPTOP, cpu_features=frozenset()), computer=computer))

@@ -35,10 +35,10 @@ def _hub(hub: HubState, need: Need) -> Check:
 
 
 def _token(hub: HubState, need: Need) -> Check:
-    if hub.token_source is None:
-        return skipped("token", "none; public models need none (llmctl login stores one)")
     if hub.token_refused is not None:
         return fault("token", hub.token_refused.message, hub.token_refused.hint, needed=need.download)
+    if hub.token_source is None:
+        return skipped("token", "none; public models need none (llmctl login stores one)")
     if hub.role is None:
         return skipped("token", f"from {hub.token_source}; the Hub could not be asked about it")
     kinds = {"": "of a browser login", "fineGrained": "fine-grained"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
+from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
 from llmctl.doctor.versions import size_text
 from llmctl.errors import LlmctlError
@@ -11,9 +11,6 @@ from llmctl.plan import Plan
 LITTLE_DISK_BYTES = 5_000_000_000
 LITTLE_RAM_BYTES = 2_000_000_000
 FEW_FILES = 1024
-# What a process with torch, transformers and bitsandbytes maps before any model is loaded. Measured on Linux, x86-64,
-# CPU build of torch 2.13: 0.76 GB at most; the rest is for the stacks of its threads.
-BASE_ADDRESS_BYTES = 1_000_000_000
 _FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",

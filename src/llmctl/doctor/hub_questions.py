@@ -10,7 +10,7 @@ from typing import Any
 from llmctl import demo
 from llmctl.errors import LlmctlError
 from llmctl.hub import access, auth, settings
-from llmctl.hub.cache import find_snapshot
+from llmctl.hub.cache import Snapshot, find_snapshot
 from llmctl.hub.http import Patience, get_json
 from llmctl.hub.listing import fetch_listing
 from llmctl.hub.selection import needed, no_weights
@@ -30,17 +30,34 @@ def ask(say: Callable[..., None], *, model: str | None, revision: str | None, of
     """
     offline = offline or settings.is_offline()
     say(cache=str(settings.cache_dir()), endpoint=settings.endpoint(), offline=offline)
-    say(token_source=auth.token_source())
-    snapshot = find_snapshot(model, revision=revision) if model and model.count("/") == 1 else None
+    source = _source(say)
+    snapshot = _snapshot(model, revision) if model and model.count("/") == 1 else None
     if snapshot is not None:
         say(folder=str(snapshot.folder), commit=snapshot.commit)
     say(looked=True)
     if offline or not _reach(say):
         return
-    if auth.token_source() is not None:
+    if source is not None:
         _token(say)
     if model is not None and snapshot is None and fetches:
         _access(say, model, revision)
+
+
+def _source(say: Callable[..., None]) -> str | None:
+    try:
+        source = auth.token_source()
+    except LlmctlError as error:
+        say(token_refused=_refusal(error))
+        return None
+    say(token_source=source)
+    return source
+
+
+def _snapshot(model: str, revision: str | None) -> Snapshot | None:
+    try:
+        return find_snapshot(model, revision=revision)
+    except OSError:
+        return None  # the check of the cache's folder says what is wrong with it
 
 
 def _reach(say: Callable[..., None]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llmctl.doctor.findings import Check, Findings, Trial, fault, ok, skipped, warning
+from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, Trial, fault, ok, skipped, warning
 from llmctl.doctor.versions import is_inside, lower_first, release, without_local
 
 # What the tests ran with. A newer one may work; a range in the package's metadata says what is refused.
@@ -46,7 +46,7 @@ def not_importable(findings: Findings, name: str, *, needed: str | None) -> Chec
         return None
     torch = findings.trials.get("torch")
     if name in _IMPORT_TORCH and torch is not None and torch.outcome != "imported":
-        return skipped(label, f"it imports torch, which does not work here ({trial.error})")
+        return skipped(label, "it imports torch, which does not work here")
     return fault(label, _what_happened(trial), _mending(findings, name, trial), needed=needed)
 
 
@@ -63,6 +63,9 @@ def _what_happened(trial: Trial) -> str:
 def _mending(findings: Findings, name: str, trial: Trial) -> str:
     """The command that mends an import."""
     label, version = _NAMES.get(name, name), findings.version(name)
+    limit = findings.computer.address_limit_bytes
+    if limit is not None and limit < BASE_ADDRESS_BYTES and trial.outcome in ("failed", "crashed"):
+        return "ulimit -v unlimited"
     if name == "flash_attn" and trial.foreign_symbols:
         # --no-deps, so that torch stays; --no-cache-dir, since pip keeps the wheel that it built for the other torch
         return "pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir flash-attn"
