@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,8 +113,39 @@ def test_a_package_that_hangs_is_stopped_with_what_it_started(
     assert found["exit_code"] == 1
     assert "does not end (no end after 8 s" in found["line"]["accelerate"]["reason"]
     assert found["line"]["torch"]["status"] == "ok", found["all_text"]
-    state = Path(f"/proc/{mark.read_text()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert has_ended(int(mark.read_text()))
+
+
+def test_an_interrupt_ends_everything_at_once(doctor: Any, plant: Any, quick: str, tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    plant("accelerate", "import time\ntime.sleep(600)\n")
+    code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    planted = plant("safetensors", code)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmctl", "doctor", "--offline"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=doctor.folder,
+        env={**os.environ, "PYTHONPATH": f"{planted}{os.pathsep}{quick}"},
+    )
+    until = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert has_ended(int(mark.read_text()))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits only to be collected."""
+    state = Path(f"/proc/{pid}/stat")
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def test_a_package_that_raises_or_exits_is_one_line(doctor: Any, plant: Any, quick: str) -> None:
@@ -260,6 +293,13 @@ def test_a_wrong_token_is_named_and_not_shown(doctor: Any, hub: Hub, quick: str)
     assert "hf_wrong_and_secret" not in found["all_text"]
 
 
+def test_a_token_file_that_cannot_be_read_is_a_matter_of_the_token(doctor: Any, tmp_path: Path, quick: str) -> None:
+    line = doctor("--offline", HF_TOKEN_PATH=str(tmp_path), PYTHONPATH=quick)["line"]
+    assert line["huggingface_hub"]["status"] == "ok"
+    assert line["token"]["status"] == "warning"
+    assert str(tmp_path) in line["token"]["reason"]
+
+
 def test_a_model_that_the_token_may_not_read_is_named(doctor: Any, hub: Hub, quick: str) -> None:
     found = doctor(
         "--model", "acme/gated", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_TOKEN="hf_good", PYTHONPATH=quick
@@ -378,8 +418,6 @@ def test_quiet_leaves_only_what_is_wrong(doctor: Any, quick: str) -> None:
 
 
 def test_the_command_itself_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
-    import sys
-
     code = (
         "import json, sys\nfrom llmctl.cli.main import main\ncode = main(['doctor', '--json', '--offline'])\n"
         "heavy = [m for m in ('torch', 'transformers', 'accelerate', 'bitsandbytes') if m in sys.modules]\n"

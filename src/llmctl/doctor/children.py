@@ -45,39 +45,59 @@ class Answer:
     trial: Trial
 
 
+class _Group:
+    """The processes that run now. It changes: an interrupt has to end every one of them, and let no other begin."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """Start a process in a session of its own, so that it can be ended with what it starts."""
+        with self._lock:
+            if self._ended:
+                raise InterruptedError("no process is started any more")
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
+                start_new_session=True,
+            )
+            self._running.add(process)
+        return process
+
+    def forget(self, process: "subprocess.Popen[bytes]") -> None:
+        """A process has ended."""
+        with self._lock:
+            self._running.discard(process)
+
+    def end(self) -> None:
+        """End what runs, and let nothing else begin."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                _kill(process)
+
+
 def ask_all(questions: Sequence[Question], *, at_once: int | None = None) -> dict[str, Answer]:
     """Ask every question in a process of its own, in this order, and return the answers by name."""
-    running: set[subprocess.Popen[bytes]] = set()
-    lock = threading.Lock()
-
-    def one(question: Question) -> Answer:
-        return _ask(question, running, lock)
-
-    pool = ThreadPoolExecutor(max_workers=at_once or max(4, min(os.cpu_count() or 4, 8)))
-    try:
-        return dict(zip((q.name for q in questions), pool.map(one, questions), strict=True))
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        with lock:
-            for process in running:
-                _kill(process)
-        raise
-    finally:
-        pool.shutdown(wait=True)
+    group = _Group()
+    with ThreadPoolExecutor(max_workers=at_once or max(4, min(os.cpu_count() or 4, 8))) as pool:
+        try:
+            return dict(zip((q.name for q in questions), pool.map(lambda q: _ask(q, group), questions), strict=True))
+        except BaseException:
+            group.end()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _ask(question: Question, running: "set[subprocess.Popen[bytes]]", lock: threading.Lock) -> Answer:
+def _ask(question: Question, group: _Group) -> Answer:
     began, limit = time.monotonic(), question.limit_seconds
-    with lock:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), question.name, json.dumps(dict(question.asked)), str(limit)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1", **question.environment},
-            start_new_session=True,
-        )
-        running.add(process)
+    asked = json.dumps(dict(question.asked))
+    process = group.start([sys.executable, "-P", str(CHILD), question.name, asked, str(limit)], question.environment)
     hung = False
     try:
         out, talk = process.communicate(timeout=limit)
@@ -85,11 +105,9 @@ def _ask(question: Question, running: "set[subprocess.Popen[bytes]]", lock: thre
         hung = True
         _kill(process)
         out, talk = process.communicate()
-    with lock:
-        running.discard(process)
-    said = _said(out)
+    group.forget(process)
+    said, text = _said(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
     seconds = time.monotonic() - began
-    text = talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
     return Answer(said, _trial(said, process.returncode, hung=hung, talk=text, seconds=seconds, question=question))
 
 

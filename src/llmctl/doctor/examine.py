@@ -52,13 +52,10 @@ def examine(
     """
     config = settings.config
     model = config.model.id or demo.MODEL_ID
-    questions = [Question(name, time_limit_seconds) for name in PACKAGES if _is_installed(name)]
-    asked = {"model": None if is_path(model) else model, "revision": config.model.revision, "offline": offline}
     carried = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
-    asked["fetches"] = not carried
-    limit = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
-    hub_question = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), asked, limit)
-    answers = ask_all([hub_question, *questions])
+    hub = {"model": None if is_path(model) else model, "revision": config.model.revision}
+    hub |= {"offline": offline, "fetches": not carried}
+    answers = ask_all(_questions(hub, time_limit_seconds))
     hub_answer = answers.pop("hub")
     trials = {name: answer.trial for name, answer in answers.items()}
     machine = read_machine() if "psutil" in trials and trials["psutil"].outcome == "imported" else None
@@ -77,6 +74,13 @@ def examine(
         time_limit_seconds=time_limit_seconds,
     )
     return _with_model(found, hub_answer.said, carried=carried)
+
+
+def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Question]:
+    """The Hub first, since waiting for it costs nothing; then every package that is there."""
+    bound = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
+    first = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), hub, bound)
+    return [first, *(Question(name, time_limit_seconds) for name in PACKAGES if _is_installed(name))]
 
 
 def _is_installed(name: str) -> bool:
