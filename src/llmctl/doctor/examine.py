@@ -53,7 +53,7 @@ def examine(
     config = settings.config
     model = config.model.id or demo.MODEL_ID
     carried = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
-    hub = {"model": None if is_path(model) else model, "revision": config.model.revision}
+    hub: dict[str, Any] = {"model": None if is_path(model) else model, "revision": config.model.revision}
     hub |= {"offline": offline, "fetches": not carried}
     answers = ask_all(_questions(hub, time_limit_seconds))
     hub_answer = answers.pop("hub")

@@ -179,7 +179,7 @@ def _attention(findings: Findings) -> Check:
     load, cards = findings.config.load, nvidia_cards(findings)
     if load.attn_implementation != "flash_attention_2":
         return ok("attention", f"load.attn_implementation is {load.attn_implementation}")
-    asked, sdpa = "load.attn_implementation", "--attn sdpa"
+    asked, sdpa = "load.attn_implementation asks for it", "--attn sdpa"
     if not cards:
         return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, none was found", sdpa, needed=asked)
     if load.device_map in ("cpu", "mps"):
