@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PROMPT ?= What is the capital of France?
 
-.PHONY: run test lint docs check-types clean faults
+.PHONY: run test lint docs plan-accuracy clean faults
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -24,6 +24,10 @@ lint: $(VENV)/.tests-installed
 # Every fault of a download, against llmctl and against hf download, as a table; and 200 random schedules of them.
 faults: $(VENV)/.tests-installed
 	LLMCTL_FAULT_TABLE=1 LLMCTL_SCHEDULES=200 $(BIN)/python -m pytest -n auto tests/hub
+
+# What was planned against what is there, as a table
+plan-accuracy: $(VENV)/.tests-installed
+	$(BIN)/python -m pytest -n0 -q -s -m "" tests/plan/test_accuracy.py
 
 docs: $(VENV)/.tests-installed
 	$(BIN)/python docs/generate.py

@@ -10,6 +10,8 @@ import pytest
 
 from support.tiny import ARCHITECTURES, write_model
 
+# Two test processes with two threads each on two cores run many times slower than with one: spinning threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -70,7 +70,7 @@ def test_sliding_layers_keep_at_most_their_window() -> None:
         sliding_window=128,
         layer_types=["sliding_attention", "full_attention"],
     )
-    assert kv_cache_bytes(info, context=1000, dtype="bfloat16") == 2 * (128 + 1000) * 2 * 16 * 2
+    assert kv_cache_bytes(info, context=1000, dtype="bfloat16") == 2 * (127 + 1000) * 2 * 16 * 2
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GiB", 20 * 2**30), ("1.5GB", 1_500_000_000), ("7", 7), (8, 8)])

@@ -268,3 +268,33 @@ def _visible(cards: list[Gpu]) -> list[Gpu]:
             break
         chosen.append(cards[int(text)])
     return chosen
+
+
+def measure_ram_bandwidth(*, threads: int | None = None) -> float:
+    """Bytes per second that copying moves through RAM, reads and writes counted, on all physical cores. Takes 0.1 s.
+
+    The best of a few rounds: what the memory can do, not what it happened to do beside other work.
+    """
+    import threading
+    import time
+
+    size, rounds = 64_000_000, 3
+    count = threads or min(read_physical_cores(), 8)
+    pairs = [(ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)) for _ in range(count)]
+    best = 0.0
+    for _ in range(rounds + 1):  # the first round brings the pages in
+        workers = [threading.Thread(target=ctypes.memmove, args=(to, source, size)) for to, source in pairs]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, 2 * size * count / (time.perf_counter() - began))
+    return best
+
+
+def read_physical_cores() -> int:
+    """Physical cores, at least one."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1

@@ -11,6 +11,8 @@ from llmctl.modelinfo import ModelInfo
 DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The CUDA context, cuBLAS workspaces and the allocator's slack: about this much on every card that is used.
 GPU_OVERHEAD_BYTES = 900_000_000
+# A Python process with torch and transformers imported and a tokenizer loaded, measured on Linux.
+RUNTIME_BYTES = 400_000_000
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)$", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -75,13 +77,25 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> 
 
 
 def is_linear_weight(tensor: Tensor, skip_modules: Iterable[str] = ()) -> bool:
-    """Whether bitsandbytes would quantise it: the matrix of a linear layer inside a block, not an embedding or head."""
+    """Whether bitsandbytes would quantise it: the matrix of a linear layer inside a block.
+
+    Embeddings and the head stay, and so do the experts of a mixture and the router that chooses among them:
+    transformers 5 keeps all experts of a layer in one three-dimensional parameter, which bitsandbytes passes over. A
+    shared expert is an ordinary linear layer.
+    """
     if len(tensor.shape) != 2 or not tensor.name.endswith(".weight") or not _BLOCK.match(tensor.name):
         return False
     parts = tensor.name.split(".")
-    if any(part in _EMBEDDINGS or "norm" in part for part in parts):
+    if any(part in _EMBEDDINGS or "norm" in part for part in parts) or is_expert(tensor):
+        return False
+    if len(parts) > 2 and parts[-2] in ("gate", "router"):
         return False
     return not any(name in parts or tensor.name.startswith(f"{name}.") for name in skip_modules)
+
+
+def is_expert(tensor: Tensor) -> bool:
+    """Whether it belongs to one of the experts of a mixture."""
+    return "experts" in tensor.name.split(".")
 
 
 def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) -> dict[str, int]:
@@ -124,9 +138,14 @@ def tied(info: ModelInfo) -> bool:
 def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
     """Bytes of keys and values for `batch` sequences of `context` tokens.
 
-    Layers of a sliding window keep at most the window. 0 where config.json does not describe the attention.
+    Layers of a sliding window keep at most the window less the token at hand. Multi-head latent attention keeps the
+    latent and the rotary part of the key, once for all heads (DeepSeek-V2, arXiv:2405.04434, section 2.1), as
+    transformers does. 0 where config.json does not describe the attention.
     """
     text = info.text_config
+    latent, rotary = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
+    if isinstance(latent, int) and isinstance(rotary, int):
+        return context * info.layer_count * (latent + rotary) * DTYPE_SIZE_BYTES[dtype] * batch
     heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or text.get("n_head")
     if not isinstance(heads, int) or not info.head_dim or not info.layer_count:
         return 0
@@ -134,8 +153,40 @@ def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str)
     kinds = text.get("layer_types") or ["full_attention"] * info.layer_count
     tokens = 0
     for kind in kinds:
-        tokens += min(context, window) if kind == "sliding_attention" and isinstance(window, int) else context
+        tokens += min(context, window - 1) if kind == "sliding_attention" and isinstance(window, int) else context
     return 2 * tokens * heads * info.head_dim * DTYPE_SIZE_BYTES[dtype] * batch
+
+
+def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
+    """Bytes of intermediate results while a prompt of `context` tokens is read in one pass, at the widest point.
+
+    Counted as eight vectors of the hidden size and four of the feed-forward's for every token, and three copies of the
+    logits of the last token in float32. Found by measuring Llamas on a CPU; a mixture's tokens visit several experts.
+    """
+    text = info.text_config
+    hidden = text.get("hidden_size") or text.get("n_embd") or 0
+    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
+    chosen = text.get("num_experts_per_tok")
+    if isinstance(chosen, int) and isinstance(text.get("moe_intermediate_size"), int):
+        inner = max(inner, chosen * text["moe_intermediate_size"])
+    if not isinstance(hidden, int) or not isinstance(inner, int):
+        return 0
+    logits = 3 * 4 * int(text.get("vocab_size") or 0) * batch
+    return batch * context * (8 * hidden + 4 * inner) * DTYPE_SIZE_BYTES[dtype] + logits
+
+
+def mapped_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) -> int:
+    """Bytes of the weight files that lie in memory beside the loaded weights until loading ends.
+
+    transformers maps the files and takes tensors of the right dtype as they lie there; whatever is converted is read
+    through the map first. The system can drop these pages, so they count for the peak and not for what must fit.
+    """
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    return sum(
+        tensor.size_bytes
+        for tensor in info.tensors
+        if tensor.dtype != names[dtype] or (quantized is not None and is_linear_weight(tensor, quantized.skip_modules))
+    )
 
 
 @dataclass(frozen=True)
@@ -144,18 +195,38 @@ class Memory:
 
     Attributes:
         weights: Bytes of weights by device, `cuda:0`, `cpu` or `mps`.
-        kv_cache_bytes: Keys and values for `context` tokens of one sequence.
-        context: The number of tokens counted for the cache.
-        overhead_bytes: What the runtime takes on each GPU besides.
+        kv_cache_bytes: Keys and values for `batch` sequences of `context` tokens.
+        activation_bytes: Intermediate results while a prompt of `context` tokens is read.
+        context: The number of tokens counted.
+        batch: The number of sequences counted.
+        mapped_bytes: What of the files lies in RAM beside the weights while they are loaded.
     """
 
     weights: Mapping[str, int]
     kv_cache_bytes: int
+    activation_bytes: int
     context: int
-    overhead_bytes: int
+    batch: int = 1
+    mapped_bytes: int = 0
+
+    @property
+    def working_bytes(self) -> int:
+        """What is needed besides weights and runtime."""
+        return self.kv_cache_bytes + self.activation_bytes
+
+    @property
+    def overhead_bytes(self) -> int:
+        """The runtime itself: on every GPU in use, and in RAM."""
+        gpus = sum(1 for device in self.weights if device.startswith("cuda"))
+        return gpus * GPU_OVERHEAD_BYTES + RUNTIME_BYTES
 
     @property
     def total_bytes(self) -> int:
-        """Everything together."""
-        gpus = sum(1 for device in self.weights if device.startswith("cuda"))
-        return sum(self.weights.values()) + self.kv_cache_bytes + gpus * self.overhead_bytes
+        """Everything together, once it is loaded."""
+        return sum(self.weights.values()) + self.working_bytes + self.overhead_bytes
+
+    @property
+    def peak_ram_bytes(self) -> int:
+        """The largest resident memory of the process, loading included, where all of it lies in RAM."""
+        weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
+        return RUNTIME_BYTES + weights + max(self.mapped_bytes, self.working_bytes)

@@ -1,7 +1,8 @@
 """The plan for Llama 3 8B on three machines, as it is printed.
 
-The T4 by hand: 15 GiB less 0.5 in use, 0.9 GB of overhead and 2560 tokens of KV cache (0.34 GB) leave 14.3 GB. The
-embedding takes 1.05 GB and a block 0.436 GB, so 30 blocks go with it (14.1 GB); 2 blocks and the head (1.9 GB) do not.
+The T4 by hand: of 15 GiB 0.5 are in use, 0.9 GB are overhead, and 2560 tokens take 0.34 GB of KV cache and
+2560 * (8 * 4096 + 4 * 14336) * 2 = 0.46 GB of activations; 13.9 GB are left. The embedding takes 1.05 GB and a block
+0.436 GB, so 29 blocks go with it (13.7 GB); 3 blocks and the head (2.4 GB) do not.
 """
 
 import pytest
@@ -13,24 +14,24 @@ from support.machines import H100, LLAMA3_8B, RTX_4090, T4
 
 PRINTED = {
     "T4": """\
-device_map=14.1 GB on cuda:0, 1.9 GB on cpu: spilled: the GPUs have no room for all 16.1 GB
+device_map=13.7 GB on cuda:0, 2.4 GB on cpu: spilled: the GPUs have no room for all 16.1 GB
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
 attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
 """,
     "T4, 4-bit": """\
-device_map=cuda:0: all 6.0 GB of weights fit on it, with 0.3 GB for the KV cache
+device_map=cuda:0: all 6.0 GB of weights fit on it, and 0.8 GB for KV cache and activations
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
 attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
 quantization=bitsandbytes 4-bit nf4: asked for
 bnb_4bit_compute_dtype=float16: the model's half precision; the library's default, float32, is several times slower
 """,
     "RTX 4090": """\
-device_map=cuda:0: all 16.1 GB of weights fit on it, with 0.3 GB for the KV cache
+device_map=cuda:0: all 16.1 GB of weights fit on it, and 0.8 GB for KV cache and activations
 dtype=bfloat16: the weights are stored in it and the GPU computes it
 attn_implementation=flash_attention_2: flash_attn is installed, the GPU is new enough, bfloat16
 """,
     "H100": """\
-device_map=cuda:0: all 16.1 GB of weights fit on it, with 0.3 GB for the KV cache
+device_map=cuda:0: all 16.1 GB of weights fit on it, and 0.8 GB for KV cache and activations
 dtype=bfloat16: the weights are stored in it and the GPU computes it
 attn_implementation=flash_attention_2: flash_attn is installed, the GPU is new enough, bfloat16
 """,

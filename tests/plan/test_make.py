@@ -85,7 +85,7 @@ def test_without_flash_attn_installed_the_reason_says_so() -> None:
 
 
 def test_two_cards_share_what_one_cannot_hold() -> None:
-    plan = plan_for(TWO_4090, LLAMA3_70B, quantization={"bits": 4})
+    plan = plan_for(TWO_4090, LLAMA3_70B, quantization={"bits": 4, "use_double_quant": True})
     places = list(plan.model_kwargs["device_map"].values())
     assert places == sorted(places), "blocks go to the devices in forward order"
     assert set(places) == {"cuda:0", "cuda:1"}

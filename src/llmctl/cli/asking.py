@@ -21,6 +21,7 @@ FLAGS = {
     "dtype": "load.dtype",
     "attn": "load.attn_implementation",
     "device_map": "load.device_map",
+    "overcommit": "load.overcommit",
     "quant": "quantization.bits",
     "seed": "seed",
     "deterministic": "deterministic",
@@ -59,6 +60,10 @@ DeviceMapOption = Annotated[
 TrustOption = Annotated[
     bool | None,
     typer.Option("--trust-remote-code", help="Run the model's own Python code. Read it first.", show_default=False),
+]
+OvercommitOption = Annotated[
+    bool | None,
+    typer.Option("--overcommit", help="Load even when the RAM does not seem to suffice.", show_default=False),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]

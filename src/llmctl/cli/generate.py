@@ -15,6 +15,7 @@ from llmctl.cli.asking import (
     DtypeOption,
     ModelOption,
     OfflineOption,
+    OvercommitOption,
     QuantOption,
     RevisionOption,
     SeedOption,
@@ -72,6 +73,7 @@ def generate(
     device_map: DeviceMapOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
+    overcommit: OvercommitOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Generate text from a prompt.
@@ -100,6 +102,7 @@ def generate(
         dtype=dtype,
         attn=attn,
         device_map=device_map,
+        overcommit=overcommit,
         seed=seed,
         trust_remote_code=trust_remote_code,
         max_new_tokens=max_new_tokens,

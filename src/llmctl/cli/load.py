@@ -12,6 +12,7 @@ from llmctl.cli.asking import (
     DtypeOption,
     ModelOption,
     OfflineOption,
+    OvercommitOption,
     QuantOption,
     RevisionOption,
     SeedOption,
@@ -42,6 +43,7 @@ def load(
     seed: SeedOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
+    overcommit: OvercommitOption = None,
     offline: OfflineOption = False,
     show_code: Annotated[
         bool, typer.Option("--show-code", help="Print the plain transformers script that does the same, and stop.")
@@ -72,6 +74,7 @@ def load(
         dtype=dtype,
         attn=attn,
         device_map=device_map,
+        overcommit=overcommit,
         seed=seed,
         trust_remote_code=trust_remote_code,
     )

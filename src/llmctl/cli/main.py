@@ -31,6 +31,7 @@ COMMANDS = {
     "download": ("llmctl.cli.download", "Download what loading a model needs, and nothing else."),
     "models": ("llmctl.cli.models", "List, describe and remove models of the cache."),
     "use": ("llmctl.cli.use", "Choose the model that commands use when none is named."),
+    "plan": ("llmctl.cli.plan", "Show how a model would run here, before anything is downloaded."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),

@@ -122,6 +122,10 @@ class LoadSection(_Section):
         ),
     )
 
+    overcommit: bool = Field(
+        False, description="Load even when the RAM does not seem to suffice: the system may then kill the process."
+    )
+
     @field_validator("device_map")
     @classmethod
     def _known_device(cls, value: str | dict[str, int | str]) -> str | dict[str, int | str]:

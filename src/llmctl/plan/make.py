@@ -5,21 +5,28 @@ from typing import Any
 from llmctl.config import Config
 from llmctl.errors import UserError
 from llmctl.machine import Machine
-from llmctl.memory import GPU_OVERHEAD_BYTES, Memory, kv_cache_bytes, module_bytes
+from llmctl.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.placement import Placement, candidate_devices, place
-from llmctl.plan.quantization import QuantizationChoice, decide_quantization
+from llmctl.plan.quantization import QuantizationChoice, decide_quantization, tell_unquantised
 
 # Room that is kept for a prompt when nothing is known about it, in tokens.
 PROMPT_ALLOWANCE = 2048
 
 
-def make_plan(config: Config, machine: Machine, info: ModelInfo) -> Plan:
+def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int | None = None, batch: int = 1) -> Plan:
     """Decide how `info` runs on `machine` as `config` asks.
+
+    Args:
+        config: What was asked.
+        machine: What is here.
+        info: What the model is.
+        context: Tokens to keep room for; by default a prompt of `PROMPT_ALLOWANCE` and the answer.
+        batch: Sequences at a time.
 
     Raises:
         UserError: what was asked contradicts itself or the model.
@@ -27,16 +34,17 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo) -> Plan:
     """
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
-    quantization = decide_quantization(config, machine, info, dtype=dtype.value)
+    quantization = tell_unquantised(decide_quantization(config, machine, info, dtype=dtype.value), info)
     sizes = module_bytes(info, dtype=dtype.value, quantized=quantization.stored)
-    context = min(config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
-    cache = kv_cache_bytes(info, context=context, dtype=dtype.value)
+    context = min(context or config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
+    cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype.value)
+    activations = activation_bytes(info, context=context, batch=batch, dtype=dtype.value)
     placement = place(
         config,
         machine,
         sizes,
         ram_sizes=module_bytes(info, dtype=dtype.value, quantized=None),
-        reserved_bytes=cache,
+        reserved_bytes=cache + activations,
         quantized=quantization.stored is not None,
     )
     used = tuple(placement.weights) or devices
@@ -65,7 +73,14 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo) -> Plan:
         model_kwargs=model_kwargs,
         generation_kwargs=generation,
         devices=used,
-        memory=Memory(placement.weights, cache, context, GPU_OVERHEAD_BYTES),
+        memory=Memory(
+            weights=placement.weights,
+            kv_cache_bytes=cache,
+            activation_bytes=activations,
+            context=context,
+            batch=batch,
+            mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantized=quantization.stored),
+        ),
         decisions=(*order, *_tokenizer(config), *generation_decisions),
         seed=config.seed,
         deterministic=config.deterministic,

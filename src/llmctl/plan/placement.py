@@ -105,16 +105,19 @@ def place(
         return _explicit(wanted, sizes)
     budgets = _budgets(config, machine, devices, reserved_bytes=reserved_bytes, quantized=quantized)
     total = sum(sizes.values())
+    ram = _Ram(budgets["cpu"], machine.ram_available_bytes, reserved_bytes, config.load.overcommit)
     if devices in (("cpu",), ("mps",)):
-        return _whole(devices[0], total, budgets["cpu"], machine, cache_bytes=reserved_bytes, asked=wanted)
+        return _whole(devices[0], total, ram, _why_whole(devices[0], wanted, machine))
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
     best = max(gpus, key=lambda device: gpus[device])
+    if not gpus[best] and not wanted.startswith("cuda"):
+        return _whole("cpu", total, ram, "the GPUs have no room beside KV cache and activations")
     if wanted.startswith("cuda") and gpus[best] < total:
         raise _too_large(total, gpus, where=best, asked=wanted)
     first = next(iter(gpus))
     alone = first if wanted == "sequential" else best
     if gpus[alone] >= total and (wanted not in ("balanced", "balanced_low_0") or len(gpus) == 1):
-        reason = f"all {_gb(total)} of weights fit on it, with {_gb(reserved_bytes)} for the KV cache"
+        reason = f"all {_gb(total)} of weights fit on it, and {_gb(reserved_bytes)} for KV cache and activations"
         return Placement({"": alone}, {alone: total}, (), Decision("device_map", alone, reason))
     if wanted != "sequential":
         budgets |= _even_budgets(sizes, gpus)
@@ -163,21 +166,35 @@ def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: b
     return max(int(room * (QUANTIZING_SHARE if quantized else 1)), 0)
 
 
-def _whole(device: str, total: int, room: int, machine: Machine, *, cache_bytes: int, asked: str) -> Placement:
-    if total + cache_bytes > room:
-        limited = " allowed by max_memory" if room < int(machine.ram_available_bytes * RAM_SHARE) else " free"
+@dataclass(frozen=True)
+class _Ram:
+    """The RAM: what may be used of it, what is free, what cache and activations take, and whether to try regardless."""
+
+    room_bytes: int
+    free_bytes: int
+    working_bytes: int
+    overcommit: bool
+
+
+def _whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
+    """Everything on one device whose memory is the RAM."""
+    if total + ram.working_bytes > ram.room_bytes and not ram.overcommit:
+        limited = "allowed by max_memory" if ram.room_bytes < int(ram.free_bytes * RAM_SHARE) else "free"
         raise MachineError(
-            f"the weights take {_gb(total)} and the KV cache {_gb(cache_bytes)}; {_gb(room)} of RAM are{limited}",
-            hint="try --quant 4bit, --dtype bf16, a smaller model, or close other programs",
-            details={"weights_bytes": total, "kv_cache_bytes": cache_bytes, "ram_bytes": room},
+            f"the weights take {_gb(total)}, cache and activations {_gb(ram.working_bytes)}; "
+            f"{_gb(ram.room_bytes)} of RAM are {limited}",
+            hint="try --quant 4bit, --dtype bf16 or a smaller model; --overcommit tries it all the same",
+            details={"weights_bytes": total, "working_bytes": ram.working_bytes, "ram_bytes": ram.room_bytes},
         )
-    if asked == device:
-        reason = "asked for"
-    elif machine.idle_gpus:
-        reason = f"this torch is built without CUDA, so the {machine.idle_gpus[0].name} cannot be used"
-    else:
-        reason = "no GPU was found" if device == "cpu" else "the Apple GPU is here"
     return Placement({"": device}, {device: total}, (), Decision("device_map", device, reason))
+
+
+def _why_whole(device: str, wanted: str, machine: Machine) -> str:
+    if wanted == device:
+        return "asked for"
+    if machine.idle_gpus:
+        return f"this torch is built without CUDA, so the {machine.idle_gpus[0].name} cannot be used"
+    return "no GPU was found" if device == "cpu" else "the Apple GPU is here"
 
 
 def _even_budgets(sizes: Mapping[str, int], gpus: Mapping[str, int]) -> dict[str, int]:

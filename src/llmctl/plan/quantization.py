@@ -1,12 +1,12 @@
 """Whether and how weights are quantised while loading."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine import Machine
-from llmctl.memory import Quantized
+from llmctl.memory import Quantized, is_expert
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.decision import Decision
 
@@ -46,6 +46,17 @@ def decide_quantization(config: Config, machine: Machine, info: ModelInfo, *, dt
     if wanted.bits == 8:
         return _eight_bits(config, machine)
     return _four_bits(config, machine, dtype=dtype)
+
+
+def tell_unquantised(choice: QuantizationChoice, info: ModelInfo) -> QuantizationChoice:
+    """Add to the reason that a mixture's experts, most of its weights, are passed over by bitsandbytes."""
+    experts = sum(tensor.numel for tensor in info.tensors if is_expert(tensor))
+    if choice.stored is None or not experts:
+        return choice
+    first, *rest = choice.decisions
+    share = f"{100 * experts / info.parameters:.0f} %"
+    reason = f"{first.reason}; the experts, {share} of the weights, stay as they are: bitsandbytes passes over them"
+    return replace(choice, decisions=(replace(first, reason=reason), *rest))
 
 
 def _keep(config: Config, info: ModelInfo) -> QuantizationChoice:

@@ -1,0 +1,265 @@
+"""`llmctl plan`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli.asking import (
+    AttentionOption,
+    ConfigOption,
+    DeviceMapOption,
+    OfflineOption,
+    RevisionOption,
+    SetOption,
+    settings_from_flags,
+)
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output, bytes_text
+from llmctl.errors import UserError
+
+if TYPE_CHECKING:
+    from llmctl.config import Settings
+    from llmctl.look import Look
+    from llmctl.machine import Machine
+    from llmctl.plan.survey import Way
+
+app = new_app()
+_BAR_WIDTH = 40
+DEFAULT_CONTEXT = 4096
+
+
+@app.command(cls=Command)
+def plan(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="A Hub id (it need not be downloaded) or a folder.", show_default=False)
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", help="Tokens of prompt and answer together.", min=1)
+    ] = DEFAULT_CONTEXT,
+    batch: Annotated[int, typer.Option("--batch", help="Sequences at a time.", min=1)] = 1,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--machine",
+            help="Another machine: h100, 2xh100, a100-40, rtx4090, t4, m3-max-36, a YAML file (repeatable).",
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write the recommended YAML there.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --write: replace a file that is there.")] = False,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    attn: AttentionOption = None,
+    device_map: DeviceMapOption = None,
+    assignments: SetOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Show how a model would run here, before anything is downloaded.
+
+    Reads config.json and the headers of the weights: a few hundred kilobytes where the model is on the Hub. Every way
+    to run it is counted: weights, KV cache at the context asked for, activations, runtime.
+
+    Examples:
+
+      llmctl plan meta-llama/Meta-Llama-3-8B-Instruct
+
+      llmctl plan Qwen/Qwen3-32B --context 32768 --machine rtx4090 --machine 2xh100
+
+      llmctl plan Qwen/Qwen3-4B --write llmctl.yaml
+    """
+    from llmctl.look import look
+
+    output: Output = ctx.obj
+    settings = settings_from_flags(
+        config, assignments, model=model, revision=revision, attn=attn, device_map=device_map
+    )
+    if write is not None and write.exists() and not force:
+        raise UserError(f"{write} is there already", hint="--force replaces it")
+    seen = look(settings, offline=offline)
+    limit = seen.info.context_length
+    if limit is not None and context > limit:
+        output.note(f"the context of {seen.info.source} ends at {limit} tokens")
+        context = limit
+    surveyed = [_survey(name, settings, seen, context=context, batch=batch) for name in machine or [""]]
+    if output.as_json:
+        output.document("llmctl.plan/1", _document(seen, surveyed, context=context, batch=batch))
+    else:
+        _show_model(output, seen)
+        for name, _, ways, best in surveyed:
+            _show_ways(output, name, ways, best, context=context, batch=batch)
+    if write is not None:
+        _write(output, write, settings, seen, surveyed[0][3])
+
+
+Surveyed = tuple[str, "Machine", tuple["Way", ...], "Way | None"]
+
+
+def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batch: int) -> Surveyed:
+    from llmctl.machine import measure_ram_bandwidth, read_machine
+    from llmctl.plan.survey import recommended, survey
+    from llmctl.presets import imagined
+
+    machine = imagined(name) if name else read_machine()
+    bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
+    ways = survey(settings.config, machine, seen.info, context=context, batch=batch, ram_bandwidth=bandwidth)
+    return name or "this machine", machine, ways, recommended(ways)
+
+
+def _show_model(output: Output, seen: "Look") -> None:
+    from llmctl.checkpoint import dtype_bytes
+
+    info = seen.info
+    stored = ", ".join(f"{name} {bytes_text(size)}" for name, size in dtype_bytes(info.tensors).items())
+    rows = [
+        ("model", f"{info.source} ({seen.reason})"),
+        ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
+        ("parameters", f"{info.parameters / 1e6:,.0f} million"),
+        ("weights", stored),
+    ]
+    if seen.download_bytes:
+        from llmctl.hub.disk import free_bytes
+        from llmctl.hub.settings import cache_dir
+
+        rows.append(("download", f"{bytes_text(seen.download_bytes)}; {bytes_text(free_bytes(cache_dir()))} are free"))
+    else:
+        rows.append(("download", "nothing: it is here"))
+    output.heading(info.source)
+    output.pairs(rows)
+
+
+def _show_ways(
+    output: Output, name: str, ways: "tuple[Way, ...]", best: "Way | None", *, context: int, batch: int
+) -> None:
+    sequences = f", {batch} sequences" if batch > 1 else ""
+    output.heading(f"{name}, context {context}{sequences}")
+    rows = [_row(way, best) for way in ways]
+    output.table(("", "way", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict"), rows)
+    if any(way.speed for way in ways):
+        output.line("cache+: KV cache and activations; * an estimate of decoding, one sequence")
+    if best is None or best.plan is None:
+        output.line(f"nothing fits: {ways[-1].reason}")
+        return
+    output.heading(f"recommended: {best.name}")
+    output.pairs([(d.key, f"{d.value}  ({d.reason})") for d in best.plan.decisions])
+    for line in _bars(best):
+        output.line(line)
+
+
+def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
+    mark = "->" if way is best else ""
+    verdict = verdict_text(way)
+    if way.plan is None:
+        return (mark, way.name, "", "", "", "", "", "", verdict)
+    memory = way.plan.memory
+    speed = f"{way.speed.decode[0]:.3g}-{way.speed.decode[1]:.3g}" if way.speed else "?"
+    return (
+        mark,
+        way.name,
+        bytes_text(sum(memory.weights.values())),
+        bytes_text(way.unquantised_bytes) if way.unquantised_bytes else "",
+        bytes_text(memory.working_bytes),
+        bytes_text(memory.total_bytes),
+        bytes_text(way.free_bytes),
+        speed,
+        verdict,
+    )
+
+
+def verdict_text(way: "Way") -> str:
+    """The verdict in words."""
+    if way.verdict == "fits":
+        return "fits"
+    if way.verdict == "spills":
+        whole = f"; whole up to {way.largest_context} tokens" if way.largest_context else ""
+        return f"fits with {way.spilled_blocks} blocks in RAM{whole}"
+    if way.verdict == "too large":
+        return f"does not fit; would with {way.largest_context} tokens" if way.largest_context else "does not fit"
+    return f"not possible: {way.reason}"
+
+
+def _bars(way: "Way") -> list[str]:
+    """The device map as a bar per device: how much of the weights, and which modules."""
+    assert way.plan is not None  # noqa: S101 (only called where there is one)
+    total = sum(way.plan.memory.weights.values()) or 1
+    modules: dict[str, list[str]] = {}
+    for module, device in way.plan.model_kwargs["device_map"].items():
+        modules.setdefault(str(device), []).append(module)
+    lines = []
+    for device, size in way.plan.memory.weights.items():
+        filled = max(round(size / total * _BAR_WIDTH), 1)
+        names = modules.get(device, [""])
+        what = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {bytes_text(size):>8}  {what}")
+    return lines
+
+
+def _document(seen: "Look", surveyed: list[Surveyed], *, context: int, batch: int) -> dict[str, Any]:
+    from llmctl.checkpoint import dtype_bytes
+
+    info = seen.info
+    return {
+        "model": {
+            "source": info.source,
+            "commit": info.commit,
+            "architecture": info.architecture,
+            "parameters": info.parameters,
+            "bytes_by_dtype": dict(dtype_bytes(info.tensors)),
+            "context_length": info.context_length,
+            "download_bytes": seen.download_bytes,
+        },
+        "context": context,
+        "batch": batch,
+        "machines": [
+            {
+                "machine": name,
+                "gpus": [gpu.name for gpu in machine.gpus],
+                "recommended": best.name if best else None,
+                "ways": [_way_document(way) for way in ways],
+            }
+            for name, machine, ways, best in surveyed
+        ],
+    }
+
+
+def _way_document(way: "Way") -> dict[str, Any]:
+    body: dict[str, Any] = asdict(replace(way, plan=None))
+    del body["plan"]
+    if way.plan is not None:
+        memory = way.plan.memory
+        body["model_kwargs"] = dict(way.plan.model_kwargs)
+        body["decisions"] = [asdict(decision) for decision in way.plan.decisions]
+        body["memory"] = {
+            **asdict(memory),
+            "overhead_bytes": memory.overhead_bytes,
+            "total_bytes": memory.total_bytes,
+            "peak_ram_bytes": memory.peak_ram_bytes,
+        }
+    return body
+
+
+def _write(output: Output, file: Path, settings: "Settings", seen: "Look", best: "Way | None") -> None:
+    """Write the configuration of the recommended way."""
+    import yaml
+
+    from llmctl.paths import write_atomically
+
+    if best is None or best.plan is None:
+        raise UserError("nothing fits, so there is no configuration to write", hint="a smaller model, or less context")
+    values: dict[str, Any] = settings.config.model_dump(mode="json", exclude_unset=True)
+    values["model"] = {**values.get("model", {}), "id": seen.info.source}
+    for section, part in best.changes.items():
+        values[section] = {**values.get(section, {}), **_plain(part)}
+    values = {key: value for key, value in values.items() if value != {}}
+    head = "\n".join(f"# {decision}" for decision in best.plan.decisions)
+    text = f"# Written by llmctl plan for {seen.info.source}\n{head}\n{yaml.safe_dump(values, sort_keys=False)}"
+    write_atomically(file.absolute(), text)
+    output.note(f"written: {file}; next: llmctl generate --config {file} --prompt 'Hello'")
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if value is not None}

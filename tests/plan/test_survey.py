@@ -1,0 +1,250 @@
+"""What runs where, checked against figures worked out by hand from the published configurations.
+
+Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, head and norms stay at 16. KV cache: two
+(keys and values) times layers, KV heads, head size, tokens and 2 bytes.
+"""
+
+import pytest
+
+from llmctl.checkpoint import Tensor
+from llmctl.config import Config, settings_from_mapping
+from llmctl.errors import UserError
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.survey import Way, recommended, survey
+from llmctl.presets import card_of, imagined
+from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
+
+CONFIG: Config = settings_from_mapping({}).config
+
+
+def mixtral_8x7b() -> ModelInfo:
+    """https://huggingface.co/mistralai/Mixtral-8x7B-Instruct-v0.1/blob/main/config.json"""
+    dense = decoder_info(
+        source="mistralai/Mixtral-8x7B-Instruct-v0.1",
+        layers=32,
+        hidden=4096,
+        intermediate=14336,
+        heads=32,
+        kv_heads=8,
+        vocabulary=32000,
+        context=32768,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    )
+    tensors = [tensor for tensor in dense.tensors if ".mlp." not in tensor.name]
+    for n in range(32):
+        moe = f"model.layers.{n}.block_sparse_moe"
+        tensors.append(Tensor(f"{moe}.gate.weight", "BF16", (8, 4096)))
+        for e in range(8):
+            tensors += [Tensor(f"{moe}.experts.{e}.w{k}.weight", "BF16", (14336, 4096)) for k in (1, 2, 3)]
+    return ModelInfo(source=dense.source, config={**dense.config, "model_type": "mixtral"}, tensors=tuple(tensors))
+
+
+def gemma3_27b() -> ModelInfo:
+    """https://huggingface.co/google/gemma-3-27b-it/blob/main/config.json, the language model alone."""
+    kinds = ["full_attention" if (n + 1) % 6 == 0 else "sliding_attention" for n in range(62)]
+    plain = decoder_info(
+        source="google/gemma-3-27b-it",
+        layers=62,
+        hidden=5376,
+        intermediate=21504,
+        heads=32,
+        kv_heads=16,
+        vocabulary=262208,
+        context=131072,
+        tied=True,
+        head_dim=128,
+        sliding_window=1024,
+        layer_types=kinds,
+    )
+    # decoder_info makes heads of hidden / heads = 168; here they are 128 wide
+    shapes = {"q_proj": (4096, 5376), "k_proj": (2048, 5376), "v_proj": (2048, 5376), "o_proj": (5376, 4096)}
+    tensors = []
+    for tensor in plain.tensors:
+        name = tensor.name.split(".")[-2]
+        tensors.append(Tensor(tensor.name, "BF16", shapes[name]) if name in shapes else tensor)
+    return ModelInfo(source=plain.source, config=plain.config, tensors=tuple(tensors))
+
+
+MIXTRAL, GEMMA = mixtral_8x7b(), gemma3_27b()
+
+
+def ways(info: ModelInfo, machine: str, context: int = 4096, batch: int = 1) -> dict[str, Way]:
+    found = survey(CONFIG, imagined(machine), info, context=context, batch=batch)
+    return {way.name: way for way in found}
+
+
+def weights_gb(way: Way) -> float:
+    assert way.plan is not None
+    return sum(way.plan.memory.weights.values()) / 1e9
+
+
+def test_the_parameters_are_those_that_are_published() -> None:
+    assert MIXTRAL.parameters == 46_702_792_704
+    assert GEMMA.parameters == pytest.approx(27.0e9, rel=0.01)
+
+
+# one letter a way, from float32 to 4-bit double: F fits, S spills to RAM, X is too large
+@pytest.mark.parametrize(
+    ("info", "machine", "verdicts", "best"),
+    [
+        # 8.03 B weights: 32.1, 16.1, 9.1, 6.0 and 5.7 GB. A T4 has 15.6 GB free, less 0.9 overhead, 0.5 cache and 0.7
+        # activations; quantising takes a tenth of the rest: 12.1 GB
+        (LLAMA3_8B, "t4", "SSFFF", "8-bit"),
+        (LLAMA3_8B, "rtx4090", "SFFFF", "bfloat16"),
+        (LLAMA3_8B, "a100-80", "FFFFF", "bfloat16"),
+        (LLAMA3_8B, "2xh100", "FFFFF", "bfloat16"),
+        # what of a quantised model spills lies unquantised in RAM: 45 of the 80 blocks beside a 4090, 77 GB of 44
+        # 70.6 B weights: 282, 141, 72.7, 42.7 and 39.5 GB. An A100 has 85.4 GB free, less 0.9, 1.3 and 1.5: 81.6, and
+        # nine tenths of it, 73.5, for quantised weights; twice its memory of RAM, 147 GB of it to be had
+        (LLAMA3_70B, "t4", "XXXXX", None),
+        (LLAMA3_70B, "rtx4090", "XXXXX", None),
+        (LLAMA3_70B, "a100-80", "XSFFF", "8-bit"),
+        (LLAMA3_70B, "2xh100", "SFFFF", "bfloat16"),
+        # 46.7 B weights, 45.1 B of them in the experts, which bitsandbytes passes over: never under 91 GB
+        (MIXTRAL, "t4", "XXXXX", None),
+        (MIXTRAL, "rtx4090", "XXXXX", None),
+        (MIXTRAL, "a100-80", "SSSSS", "bfloat16"),
+        (MIXTRAL, "2xh100", "SFFFF", "bfloat16"),
+        # 27.0 B weights, 1.4 B of them in the tied embedding: 108, 54, 28.4, 17.2 and 16.0 GB. A 4090 has 25.2 GB, less
+        # 0.9, 0.8 and 1.1: 22.5, for quantised weights 20.2; and 44 GB of RAM
+        (GEMMA, "t4", "XXXSS", "4-bit nf4 double"),
+        (GEMMA, "rtx4090", "XSSFF", "4-bit nf4"),
+        (GEMMA, "a100-80", "SFFFF", "bfloat16"),
+        (GEMMA, "2xh100", "FFFFF", "bfloat16"),
+    ],
+    ids=lambda value: getattr(value, "source", None),
+)
+def test_verdicts(info: ModelInfo, machine: str, verdicts: str, best: str | None) -> None:
+    found = ways(info, machine)
+    letters = {"fits": "F", "spills": "S", "too large": "X"}
+    assert "".join(letters[way.verdict] for way in found.values()) == verdicts
+    chosen = recommended(tuple(found.values()))
+    assert (chosen.name if chosen else None) == best
+
+
+def test_the_bytes_of_llama_3_8b() -> None:
+    found = ways(LLAMA3_8B, "a100-80", context=8192)
+    assert weights_gb(found["float32"]) == pytest.approx(32.12, abs=0.01)
+    assert weights_gb(found["bfloat16"]) == pytest.approx(16.06, abs=0.01)
+    # 6.98 B in linear layers at 8 bits, 1.05 B at 16
+    assert weights_gb(found["8-bit"]) == pytest.approx(6.98 + 2.10, abs=0.02)
+    assert weights_gb(found["4-bit nf4"]) == pytest.approx(6.98 * 4.5 / 8 + 2.10, abs=0.02)
+    assert weights_gb(found["4-bit nf4 double"]) == pytest.approx(6.98 * 4.127 / 8 + 2.10, abs=0.02)
+    assert found["4-bit nf4"].unquantised_bytes == pytest.approx(2.10e9, rel=0.01)
+    half = found["bfloat16"].plan
+    assert half is not None
+    assert half.memory.kv_cache_bytes == 2**30
+    assert (
+        half.memory.total_bytes == half.memory.weights["cuda:0"] + half.memory.working_bytes + 900_000_000 + 400_000_000
+    )
+
+
+def test_the_cache_of_gemma_keeps_a_window_in_five_layers_of_six() -> None:
+    plan = ways(GEMMA, "a100-80", context=32768)["bfloat16"].plan
+    assert plan is not None
+    # 52 layers of 1023 tokens and 10 of 32768; 2 * 16 heads * 128 * 2 bytes a token
+    assert plan.memory.kv_cache_bytes == (52 * 1023 + 10 * 32768) * 2 * 16 * 128 * 2
+
+
+def test_experts_are_said_to_stay_as_they_are() -> None:
+    way = ways(MIXTRAL, "2xh100")["4-bit nf4"]
+    assert weights_gb(way) > 90
+    assert way.plan is not None
+    assert "the experts, 97 % of the weights, stay as they are" in way.plan.reason("quantization")
+
+
+def test_where_it_does_not_fit_the_largest_context_that_would_is_said() -> None:
+    long = decoder_info(
+        source="a/b", layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=32, vocabulary=128256,
+        context=1_000_000,
+    )  # fmt: skip
+    way = ways(long, "h100", context=500_000)["bfloat16"]
+    assert way.verdict == "too large"
+    assert way.largest_context is not None
+    assert way.largest_context < 500_000
+    assert ways(long, "h100", context=way.largest_context)["bfloat16"].verdict != "too large"
+    assert ways(long, "h100", context=way.largest_context + 64)["bfloat16"].verdict == "too large"
+
+
+def test_where_it_spills_the_largest_context_that_fits_whole_is_said() -> None:
+    way = ways(LLAMA3_8B, "rtx4090", context=8192, batch=8)["bfloat16"]
+    assert way.verdict == "spills"
+    assert way.largest_context is not None
+    assert ways(LLAMA3_8B, "rtx4090", context=way.largest_context, batch=8)["bfloat16"].verdict == "fits"
+    assert ways(LLAMA3_8B, "rtx4090", context=way.largest_context + 64, batch=8)["bfloat16"].verdict == "spills"
+
+
+def test_a_batch_multiplies_the_cache() -> None:
+    one, four = (ways(LLAMA3_8B, "a100-80", batch=n)["bfloat16"].plan for n in (1, 4))
+    assert one is not None
+    assert four is not None
+    assert four.memory.kv_cache_bytes == 4 * one.memory.kv_cache_bytes
+
+
+def test_a_t4_is_offered_float16_with_its_reason() -> None:
+    found = ways(LLAMA3_8B, "t4")
+    assert "float16" in found
+    assert found["8-bit"].plan is not None
+    assert found["8-bit"].plan.reason("dtype") == "Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more"
+
+
+def test_a_quantised_checkpoint_has_one_way() -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    info = ModelInfo("a/b", {**LLAMA3_8B.config, "quantization_config": stored}, LLAMA3_8B.tensors)
+    assert list(ways(info, "h100")) == ["as stored (bitsandbytes 4-bit)"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "low", "high"),
+    [("rtx4090", 15, 63), ("h100", 25, 209), ("m3-max-36", 6, 19)],
+)
+def test_decoding_is_bounded_by_the_bandwidth(machine: str, low: float, high: float) -> None:
+    """Llama 3 8B in half precision: 16 GB a token at 1008, 3350 and 300 GB/s are at most 63, 209 and 19."""
+    name = "float16" if machine.startswith("m3") else "bfloat16"
+    speed = ways(LLAMA3_8B, machine)[name].speed
+    assert speed is not None
+    assert low <= speed.decode[0] <= speed.decode[1] <= high
+    assert speed.decode[0] < speed.decode[1]
+    assert speed.prefill[0] > speed.decode[1]
+
+
+def test_a_mixture_decodes_as_fast_as_its_active_experts() -> None:
+    dense = ways(LLAMA3_70B, "2xh100")["bfloat16"].speed
+    mixture = ways(MIXTRAL, "2xh100")["bfloat16"].speed
+    assert dense is not None
+    assert mixture is not None
+    assert mixture.decode[1] > 2 * dense.decode[1], "12.9 B active weights against 70.6 B"
+
+
+def test_a_machine_can_be_described_in_a_file(tmp_path: object) -> None:
+    from pathlib import Path
+
+    file = Path(str(tmp_path)) / "mine.yaml"
+    file.write_text("gpus: [rtx3090, rtx3090]\nram: 64GiB\n")
+    machine = imagined(str(file))
+    assert [gpu.name for gpu in machine.gpus] == ["NVIDIA GeForce RTX 3090"] * 2
+    assert machine.ram_total_bytes == 64 * 2**30
+    file.write_text("gpu: rtx3090\n")
+    with pytest.raises(UserError, match="unknown keys gpu"):
+        imagined(str(file))
+
+
+@pytest.mark.parametrize("name", ["h1000", "0", "", "nothing.yaml"])
+def test_an_unknown_machine_is_refused_with_those_that_are_known(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        imagined(name)
+    assert "rtx4090" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["t4", "rtx4090", "h100", "a100-40", "a100-80", "h200", "l4", "rtx3060"])
+def test_a_card_is_known_by_the_name_that_its_driver_gives(name: str) -> None:
+    gpu = imagined(name).gpus[0]
+    card = card_of(gpu)
+    assert card is not None
+    assert card.name == gpu.name
+
+
+def test_an_apple_gpu_is_surveyed_in_its_ram() -> None:
+    found = survey(CONFIG, MAC, LLAMA3_8B, context=4096)
+    assert {way.name: way.verdict for way in found}["float16"] == "fits"
