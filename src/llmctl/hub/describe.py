@@ -11,7 +11,7 @@ from llmctl.hub import access, settings
 from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
 from llmctl.hub.selection import needed
-from llmctl.modelinfo import ModelInfo, check_bounds
+from llmctl.modelinfo import ModelInfo, check_bounds, check_kernels
 
 _JSON_LIMIT = 50_000_000
 _HEADER_LIMIT = 100_000_000
@@ -87,6 +87,7 @@ def _model_info(listing: Listing) -> ModelInfo:
     if config is None:
         raise RemoteError(f"{listing.repo_id} has no config.json")
     check_bounds(config, name=f"config.json of {listing.repo_id}")
+    check_kernels(config, name=f"config.json of {listing.repo_id}")
     tokenizer = _json(listing, "tokenizer_config.json") or {}
     files = [f for f in listing.files if f.path.endswith(".safetensors")]
     wanted = set(needed([f.path for f in listing.files]))

@@ -1,0 +1,142 @@
+"""`llmctl plan`: before anything is downloaded, from headers alone."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import hub_standin
+from support.hub_standin import HubStandin
+from support.machines import LLAMA3_8B
+
+Run = Callable[..., Any]
+Tiny = Callable[[str], Path]
+
+
+def write_llama3_8b(folder: Path) -> None:
+    """The real sizes of Llama 3 8B: 16 GB in four sparse shards with true headers, and no weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(LLAMA3_8B.config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "x"}))
+    (folder / "tokenizer.json").write_text("{}")
+    names, weight_map = [f"model-{n:05}-of-00004.safetensors" for n in range(1, 5)], {}
+    for number, name in enumerate(names):
+        header, offset = {}, 0
+        for tensor in LLAMA3_8B.tensors[number::4]:
+            header[tensor.name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, offset + tensor.size_bytes],
+            }
+            offset += tensor.size_bytes
+            weight_map[tensor.name] = name
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def digest_of_name(path: Path, hasher: Any) -> str:
+    """In place of reading 16 GB of zeros."""
+    hasher.update(str(path).encode())
+    return str(hasher.hexdigest())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
+    """A stand-in with acme/llama3-8b. Nobody downloads it, so its hashes are those of its names."""
+    monkeypatch.setattr(hub_standin, "digest_of", digest_of_name)
+    write_llama3_8b(tmp_path / "models" / "acme" / "llama3-8b")
+    with HubStandin(tmp_path / "models") as standin:
+        yield standin
+
+
+def test_a_model_of_16_gb_is_planned_from_less_than_2_mb(hub: HubStandin, run: Run) -> None:
+    done = run("plan", "acme/llama3-8b", "--json", "--machine", "rtx4090", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["model"]["parameters"] == LLAMA3_8B.parameters
+    assert document["model"]["download_bytes"] > 16_000_000_000
+    [machine] = document["machines"]
+    assert machine["recommended"] == "bfloat16"
+    sent = sum(entry["sent"] for entry in hub.log)
+    assert 0 < sent < 2_000_000
+    assert len(hub.log) < 30
+
+
+def test_planning_imports_neither_torch_nor_transformers(hub: HubStandin, tmp_path: Path) -> None:
+    code = (
+        "import sys; from llmctl.cli.main import main; code = main(['plan', 'acme/llama3-8b', '--machine', 't4']);"
+        "print(code, [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_verdicts_are_said_in_words(hub: HubStandin, run: Run) -> None:
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    text = run("plan", "acme/llama3-8b", "--machine", "t4", "--machine", "2xh100", **more).stdout
+    rows = {tuple(line.split("\t")[1:2]): line.split("\t") for line in text.splitlines() if "\t" in line}
+    assert "fits with" in rows["float16",][-1]
+    assert "blocks in RAM" in rows["float16",][-1]
+    assert rows["bfloat16",][-1] == "fits"
+    assert "recommended: 8-bit" in text
+    assert "recommended: bfloat16" in text
+    assert "Tesla T4 has compute capability 7.5" in text
+    assert "█" in text
+
+
+def test_the_recommended_configuration_is_written_and_valid(hub: HubStandin, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    arguments = ["plan", "acme/llama3-8b", "--machine", "t4", "--write", str(file)]
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    assert run(*arguments, **more).returncode == 0
+    assert run("config", "validate", str(file)).returncode == 0
+    from llmctl.config.layers import read_only_file
+
+    config = read_only_file(file).config
+    assert (config.model.id, config.quantization.bits, config.load.dtype) == ("acme/llama3-8b", 8, "float16")
+    again = run(*arguments, **more)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+def test_a_local_model_is_planned_for_this_machine(run: Run, tiny_models: Tiny) -> None:
+    done = run("plan", str(tiny_models("llama")), "--context", "999")
+    assert done.returncode == 0
+    assert "the context of" in done.stderr
+    assert "ends at 256 tokens" in done.stderr
+    assert "this machine, context 256" in done.stdout
+    assert "nothing: it is here" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", "acme/absent", "--offline"], 4, "its headers cannot be read offline"),
+        (["plan", "./none"], 2, "there is no folder"),
+        (["plan", "--machine", "h1000"], 2, "there is no machine 'h1000'"),
+        (["plan", "--context", "0"], 2, "--context"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(arguments: list[str], code: int, words: str, run: Run, smollm: Path) -> None:
+    done = run(*arguments, LLMCTL_HOME=str(smollm.parents[2]))
+    assert done.returncode == code
+    assert words in done.stderr
+
+
+def test_a_model_that_asks_for_a_kernel_is_refused_from_afar(hub: HubStandin, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "models" / "acme" / "llama3-8b" / "config.json"
+    file.write_text(json.dumps({**LLAMA3_8B.config, "_attn_implementation": "evil/kernel"}))
+    hub.reload()
+    done = run("plan", "acme/llama3-8b", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode != 0
+    assert "asks for compiled code from the Hub" in done.stderr
