@@ -217,3 +217,43 @@ def test_determinism_is_asked_of_torch(tiny_models: Tiny) -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+LIMITED = """
+import resource, sys
+import torch, transformers.models.llama.modeling_llama
+used = int(open('/proc/self/statm').read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
+from llmctl.cli.main import main
+sys.exit(main(["load", "--model", sys.argv[1], "--dtype", "fp32", "--overcommit"]))
+"""
+
+
+def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_much_back(tiny_copy: Copy) -> None:
+    """A model of 190 million weights (0.8 GB in float32) under a limit of 0.6 GB more than the imports take."""
+    import os
+    import subprocess
+    import sys
+
+    folder = tiny_copy(hidden_size=2048, intermediate_size=8192, num_attention_heads=16, head_dim=128)
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 3, done.stderr
+    assert "memory ran out while loading" in done.stderr
+    assert "--quant 4bit gives back 0." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_load_that_cannot_fit_is_refused_before_it_begins_and_can_be_forced(tiny_models: Tiny) -> None:
+    from dataclasses import replace
+
+    from support.machines import LAPTOP
+
+    small = replace(LAPTOP, ram_available_bytes=100_000)
+    asked = {"model": {"id": str(tiny_models("llama"))}}
+    with pytest.raises(MachineError, match="of RAM are free"):
+        load(settings_from_mapping(asked), machine=small)
+    forced = settings_from_mapping({**asked, "load": {"overcommit": True}})
+    assert load(forced, machine=small).measured.parameters > 0

@@ -20,6 +20,7 @@ from llmctl.machine import Machine, read_machine
 from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
 from llmctl.plan.make import check_remote_code
+from llmctl.plan.relief import explain_out_of_memory
 from llmctl.quantization import bnb
 from llmctl.quiet import quiet_libraries
 from llmctl.tokenization import end_tokens, load_tokenizer
@@ -68,6 +69,7 @@ class LoadedModel:
         config: What was asked.
         info: What the files say.
         located: Where the files are.
+        machine: What this computer was when it was planned.
         eos_token_ids: Every token that ends an answer.
         measured: What was found after loading.
     """
@@ -78,6 +80,7 @@ class LoadedModel:
     config: Config
     info: ModelInfo = field(repr=False)
     located: Located
+    machine: Machine = field(repr=False)
     eos_token_ids: tuple[int, ...]
     measured: Measured
 
@@ -171,7 +174,15 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         model = _load_model(prepared)
     seconds = time.perf_counter() - started
     return LoadedModel(
-        model, tokenizer, plan, prepared.config, info, prepared.located, tuple(eos), _measure(model, seconds)
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        config=prepared.config,
+        info=info,
+        located=prepared.located,
+        machine=prepared.machine,
+        eos_token_ids=tuple(eos),
+        measured=_measure(model, seconds),
     )
 
 
@@ -283,7 +294,6 @@ def _own_config(prepared: Prepared) -> Any:
 
 def _load_model(prepared: Prepared) -> Any:
     """Call `from_pretrained`, and refuse what it only warns about."""
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -298,18 +308,14 @@ def _load_model(prepared: Prepared) -> Any:
             output_loading_info=True,
             **model_arguments(plan),
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        planned = sum(plan.memory.weights.values())
-        raise MachineError(
-            f"memory ran out while loading {plan.source}: {planned / 1e9:.1f} GB were planned",
-            hint="try --quant 4bit or 8bit, or a smaller model",
-        ) from error
     except ImportError as error:
         raise MachineError(
             f"loading {plan.source} needs a package that cannot be imported: {_first_line(error)}",
             hint="install it, or leave away what needs it (--attn, --quant)",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(plan, prepared.info, prepared.machine, prepared.config, doing="loading") from error
         raise ModelError(
             f"{plan.source} cannot be loaded: {_first_line(error)}",
             hint="are its files whole, and does this transformers know it? --debug shows the cause",
@@ -318,6 +324,25 @@ def _load_model(prepared: Prepared) -> Any:
     _check_finite(plan.source, model)
     model.eval()
     return model
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out.
+
+    GPUs raise a class of their own. The CPU's allocator raises a bare RuntimeError and can only be known by its name in
+    the text (c10/core/impl/alloc_cpu.cpp): the one place where a message is searched.
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(plan: Plan, info: ModelInfo, machine: Machine, config: Config, *, doing: str) -> MachineError:
+    """The error that says what was planned, what was free, and what gives how much back."""
+    message, hint, details = explain_out_of_memory(plan, info, machine, config, doing=doing)
+    return MachineError(message, hint=hint, details=details)
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
-from llmctl.errors import MachineError, UserError
+from llmctl.errors import UserError
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.text import TextAssembler
 
@@ -167,7 +167,7 @@ class _Job:
             tail = self.text.finish()
             self.ready.put(Chunk(tail, self._completion()))
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
-            self.ready.put(_translate(error))
+            self.ready.put(_translate(error, self.loaded))
 
     def _on_token(self, token: int) -> bool:
         """Take the newest token; True when generation is over."""
@@ -230,7 +230,7 @@ def _beams(loaded: "LoadedModel", ids: list[int], *, seed: int, budget: int) -> 
     try:
         output = _run_generate(loaded, ids, seed, budget, None)
     except Exception as error:
-        raise _translate(error) from error
+        raise _translate(error, loaded) from error
     seconds = time.perf_counter() - started
     token_ids = [int(token) for token in output[0, len(ids) :]]
     ended = next((n for n, token in enumerate(token_ids) if token in loaded.eos_token_ids), None)
@@ -244,16 +244,13 @@ def _beams(loaded: "LoadedModel", ids: list[int], *, seed: int, budget: int) -> 
     return Chunk(text.shown, completion)
 
 
-def _translate(error: BaseException) -> BaseException:
-    """What can go wrong while generating, for people: out of memory. The rest is as it was."""
-    import torch
+def _translate(error: BaseException, loaded: "LoadedModel") -> BaseException:
+    """What can go wrong while generating, for people: memory that runs out. The rest is as it was."""
+    from llmctl.loader import is_out_of_memory, out_of_memory
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return MachineError(
-            "memory ran out while generating",
-            hint="try a shorter prompt, a smaller --max-new-tokens, or --quant 4bit",
-        )
-    return error
+    if not is_out_of_memory(error):
+        return error
+    return out_of_memory(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")
 
 
 def generate_many(
