@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.bounded import FailedError, TooMuchError, run_bounded
 from llmctl.errors import ModelError, UserError
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def end_of_turn_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
         return None
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # noqa: BLE001 (a template may refuse any conversation; it then has no say here)
+        text = run_bounded(lambda: tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TooMuchError, FailedError):  # a template may refuse any conversation; it then has no say here
         return None
     _, _, rest = str(text).partition(_MARK)
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,6 +1,7 @@
 """A prompt becomes ids: through the template or as it is, with no doubled tokens and no forged ones."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,25 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"the tokenizer of acme/tiny cannot be read"):
         load_tokenizer(tmp_path, {}, source="acme/tiny")
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x",
+    "counts": "{{ 10**100000000 }}",
+    "pads": "{{ '%0999999999d' % 1 }}",
+    "grows": "{% set ns = namespace(s='x' * 1000) %}{% for a in range(30) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of a forked child on Linux")
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_a_template_that_never_ends_or_eats_the_memory_is_stopped(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmctl.bounded as bounded
+
+    monkeypatch.setattr(bounded.run_bounded, "__kwdefaults__", {"seconds": 2, "extra_bytes": 300_000_000})
+    tokenizer = tokenizer_in(tmp_path, template=HOSTILE[name])
+    with pytest.raises(ModelError, match="the chat template takes more than"):
+        encode_prompt(tokenizer, "hi", ChatSection())
+    assert end_of_turn_token(tokenizer) is None, "and looking for the end of a turn is stopped as well"

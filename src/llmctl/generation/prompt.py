@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.bounded import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded
 from llmctl.config import ChatSection
-from llmctl.errors import UserError
+from llmctl.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,28 +75,30 @@ def _apply(
     template: str | None,
     values: Mapping[str, Any],
 ) -> list[int]:
-    import jinja2
-
     arguments: dict[str, Any] = dict(values)
     if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
         arguments["sanitize_control_tokens"] = True
     else:
         _refuse_control_tokens(tokenizer, messages)
-    try:
+
+    def render() -> list[int]:
         encoded = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **arguments,
+            messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True, **arguments
         )
-    except jinja2.TemplateError as error:
+        return list(encoded["input_ids"])
+
+    try:
+        return [int(token) for token in run_bounded(render)]
+    except TooMuchError as error:
+        raise ModelError(
+            f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
+            hint="it was stopped; --raw leaves the template away, --template FILE takes another",
+        ) from error
+    except FailedError as error:
         raise UserError(
-            f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
+            f"the chat template refuses this conversation: {(str(error).splitlines() or [error.kind])[0]}",
             hint="some models take no system prompt; --raw leaves the template away",
         ) from error
-    return list(encoded["input_ids"])
 
 
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> None:
