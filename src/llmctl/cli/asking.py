@@ -5,7 +5,7 @@ typed: the schema checks them, together with everything else.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from llmctl.cli.bar import DownloadBar
 from llmctl.cli.render import Output
 from llmctl.config import Settings, read_settings
 from llmctl.config.layers import Entry
+
+if TYPE_CHECKING:
+    from llmctl.loader import Prepared
 
 FLAGS = {
     "model": "model.id",
@@ -86,6 +89,22 @@ def settings_from_flags(config: Path | None, assignments: list[str] | None, **fl
     return read_settings(config=config, flags=given, assignments=assignments or ())
 
 
-def progress_bar(output: Output) -> DownloadBar:
-    """What shows a download on the way to loading."""
-    return DownloadBar(output)
+def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prepared":
+    """Everything up to the weights, with a download shown and interruptible on the way; says which model it took.
+
+    Raises:
+        LlmctlError: as `loader.prepare`.
+    """
+    from llmctl.cli.stopping import resumable
+    from llmctl.loader import prepare
+    from llmctl.locate import is_path
+
+    bar = DownloadBar(output)
+    if settings.config.model.id is not None and not is_path(settings.config.model.id):
+        from llmctl.hub.http import bound_other_calls
+
+        bound_other_calls()
+    with resumable(output, arriving=lambda: bar.has_started):
+        prepared = prepare(settings, offline=offline, progress=bar)
+    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    return prepared

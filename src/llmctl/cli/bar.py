@@ -27,6 +27,11 @@ class DownloadBar:
         self._recent: deque[tuple[float, int]] = deque()
         self._last_byte = 0.0
 
+    @property
+    def has_started(self) -> bool:
+        """Whether a download has begun."""
+        return self._total > 0
+
     def start(self, files: Sequence[tuple[str, int, int]]) -> None:
         """Show how much there is to do; on a terminal, begin the bar."""
         self._total = sum(size for _, size, _ in files)

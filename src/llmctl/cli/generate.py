@@ -21,7 +21,7 @@ from llmctl.cli.asking import (
     SeedOption,
     SetOption,
     TrustOption,
-    progress_bar,
+    prepare_model,
     settings_from_flags,
 )
 from llmctl.cli.options import Command, new_app
@@ -90,7 +90,7 @@ def generate(
       cat report.txt | llmctl generate --prompt "Summarise this:" --json
     """
     from llmctl.generation.stream import generate_many
-    from llmctl.loader import load_prepared, prepare
+    from llmctl.loader import load_prepared
 
     output: Output = ctx.obj
     settings = settings_from_flags(
@@ -114,8 +114,7 @@ def generate(
         raw=raw,
     )
     text = read_prompt(prompt, prompt_file)
-    prepared = prepare(settings, offline=offline, progress=progress_bar(output))
-    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
     for decision in loaded.plan.decisions:

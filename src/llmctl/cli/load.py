@@ -18,7 +18,7 @@ from llmctl.cli.asking import (
     SeedOption,
     SetOption,
     TrustOption,
-    progress_bar,
+    prepare_model,
     settings_from_flags,
 )
 from llmctl.cli.options import Command, new_app
@@ -62,7 +62,7 @@ def load(
 
       llmctl load --show-code > run.py && python run.py
     """
-    from llmctl.loader import load_prepared, prepare
+    from llmctl.loader import load_prepared
 
     output: Output = ctx.obj
     settings = settings_from_flags(
@@ -78,8 +78,7 @@ def load(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
-    prepared = prepare(settings, offline=offline, progress=progress_bar(output))
-    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    prepared = prepare_model(output, settings, offline=offline)
     if show_code:
         _show_code(output, prepared, prompt)
         return

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,8 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def resumable(output: Output) -> Iterator[None]:
-    """Turn SIGTERM into an orderly end, and say after either signal how to go on."""
+def resumable(output: Output, *, arriving: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turn SIGTERM into an orderly end, and say after either signal how to go on, if anything was arriving."""
 
     def end(_number: int, _frame: Any) -> None:
         raise Terminated(EXIT_TERMINATED)
@@ -25,7 +25,8 @@ def resumable(output: Output) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated):
-        output.warn(f"stopped; what arrived is kept. To go on: {_same_command()}")
+        if arriving():
+            output.warn(f"stopped; what arrived is kept. To go on: {_same_command()}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
