@@ -29,7 +29,12 @@ def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
 
 
 class Group(TyperGroup):
-    """A group whose help keeps the lines of the docstring."""
+    """A group whose help shows the whole first line of each command, wrapped instead of cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, (command.help or "").partition("\n")[0]) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def _record(ctx: typer.Context, param: Any, value: Any) -> Any:
