@@ -104,7 +104,7 @@ def _python(findings: Findings) -> Check:
     version, wanted = findings.computer.python, findings.requirements
     if wanted.python and not is_inside(version, wanted.python):
         reason = f"{version} is outside the range that llmctl is made for, {wanted.python}"
-        return fault("python", reason, "python3.12 -m venv .venv", needed=ALWAYS)
+        return fault("python", reason, "python3.11 -m venv .venv", needed=ALWAYS)
     tested = wanted.tested_pythons
     if tested and ".".join(version.split(".")[:2]) not in tested:
         return warning("python", f"{version} is not one that llmctl is tested with ({', '.join(tested)})")
