@@ -7,7 +7,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.text import TextAssembler
 
 if TYPE_CHECKING:
+    from llmctl.generation.reuse import KeptCache
     from llmctl.loader import LoadedModel
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
@@ -92,12 +93,32 @@ def stream(
         MachineError: memory ran out.
     """
     ids = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat)
+    yield from stream_ids(loaded, ids, seed=seed, max_new_tokens=max_new_tokens)
+
+
+def stream_ids(
+    loaded: "LoadedModel",
+    ids: list[int],
+    *,
+    seed: int | None = None,
+    max_new_tokens: int | None = None,
+    reuse: "KeptCache | None" = None,
+) -> Generator[Chunk, None, None]:
+    """`stream` for a prompt that is encoded already.
+
+    Args:
+        loaded: What `load` returned.
+        ids: The prompt.
+        seed: Instead of the configuration's.
+        max_new_tokens: Instead of the configuration's.
+        reuse: Keys and values of earlier turns. They are used, and those of this turn are kept in it. Beams use none.
+    """
     budget = _budget(loaded, len(ids), max_new_tokens or loaded.config.generation.max_new_tokens)
     seed = loaded.plan.seed if seed is None else seed
     if loaded.config.generation.num_beams > 1:
         yield _beams(loaded, ids, seed=seed, budget=budget)
         return
-    job = _Job(loaded, ids, seed=seed, budget=budget)
+    job = _Job(loaded, ids, seed=seed, budget=budget, reuse=reuse)
     worker = threading.Thread(target=job.run, name="llmctl-generate", daemon=True)
     worker.start()
     try:
@@ -140,8 +161,10 @@ def _budget(loaded: "LoadedModel", prompt_tokens: int, wanted: int) -> int:
 class _Job:
     """One call of `model.generate` in its own thread. Its state: what has been generated so far."""
 
-    def __init__(self, loaded: "LoadedModel", ids: list[int], *, seed: int, budget: int) -> None:
-        self.loaded, self.ids, self.seed, self.budget = loaded, ids, seed, budget
+    def __init__(
+        self, loaded: "LoadedModel", ids: list[int], *, seed: int, budget: int, reuse: "KeptCache | None" = None
+    ) -> None:
+        self.loaded, self.ids, self.seed, self.budget, self.reuse = loaded, ids, seed, budget, reuse
         self.cancelled = threading.Event()
         self.ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
         self.text = TextAssembler(loaded.tokenizer, loaded.config.generation.stop_strings)
@@ -163,7 +186,10 @@ class _Job:
     def run(self) -> None:
         """The thread's body."""
         try:
-            _run_generate(self.loaded, self.ids, self.seed, self.budget, self._on_token)
+            more = self.reuse.arguments_for(self.loaded.model, self.ids) if self.reuse else {}
+            _run_generate(self.loaded, self.ids, self.seed, self.budget, self._on_token, **more)
+            if self.reuse:
+                self.reuse.keep([*self.ids, *self.token_ids])
             tail = self.text.finish()
             self.ready.put(Chunk(tail, self._completion()))
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
@@ -204,7 +230,7 @@ class _Job:
         )
 
 
-def _run_generate(loaded: "LoadedModel", ids: list[int], seed: int, budget: int, on_token: Any) -> Any:
+def _run_generate(loaded: "LoadedModel", ids: list[int], seed: int, budget: int, on_token: Any, **more: Any) -> Any:
     """`model.generate` with a criterion that sees every token as it is chosen."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
@@ -221,6 +247,7 @@ def _run_generate(loaded: "LoadedModel", ids: list[int], seed: int, budget: int,
         attention_mask=torch.ones_like(inputs),
         generation_config=loaded.generation_config(max_new_tokens=budget),
         stopping_criteria=StoppingCriteriaList([EachToken()]),
+        **more,
     )
 
 

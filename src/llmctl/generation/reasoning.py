@@ -1,0 +1,79 @@
+"""Reasoning that a model writes before its answer, told apart from the answer as the text arrives."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+# the tags that reasoning models put around it; only the beginning of an answer can open one
+TAGS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+}
+
+
+class Piece(NamedTuple):
+    """A piece of text and what it is."""
+
+    kind: Literal["answer", "reasoning"]
+    text: str
+
+
+class ReasoningSplitter:
+    """Splits one answer. Its state: the text held back, and the tag that is open.
+
+    Args:
+        prompt_tail: The end of the prompt as text: some templates open the tag themselves.
+    """
+
+    def __init__(self, prompt_tail: str = "") -> None:
+        self._closing = next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
+        self._at_start = self._closing is None
+        self._held = ""
+        self._strip = False
+
+    def add(self, text: str) -> Iterator[Piece]:
+        """Take new text; yield what is certain."""
+        self._held += text
+        if self._at_start:
+            self._open()
+        if self._at_start:
+            return
+        if self._closing is not None:
+            before, tag, after = self._held.partition(self._closing)
+            keep = 0 if tag else _overlap(before, self._closing)
+            if before[: len(before) - keep]:
+                yield Piece("reasoning", before[: len(before) - keep])
+            self._held = after if tag else before[len(before) - keep :]
+            if not tag:
+                return
+            self._closing, self._strip = None, True
+        yield from self._answer()
+
+    def finish(self) -> Iterator[Piece]:
+        """No more text: yield what was held back."""
+        rest, self._held = self._held, ""
+        if rest:
+            yield Piece("reasoning" if self._closing else "answer", rest)
+
+    def _open(self) -> None:
+        """Decide whether the answer begins with an opening tag, as soon as that is known."""
+        begun = self._held.lstrip()
+        found = next((start for start in TAGS if begun.startswith(start)), None)
+        if found is not None:
+            self._closing, self._held = TAGS[found], begun[len(found) :]
+        self._at_start = found is None and any(start.startswith(begun) for start in TAGS)
+
+    def _answer(self) -> Iterator[Piece]:
+        text = self._held.lstrip() if self._strip else self._held
+        self._held = ""
+        if text:
+            self._strip = False
+            yield Piece("answer", text)
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many of the last characters could be the beginning of `tag`."""
+    return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -1,0 +1,146 @@
+"""Conversations as files: JSON Lines to go on with, Markdown to read."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmctl.errors import UserError
+from llmctl.paths import write_atomically
+
+SCHEMA = "llmctl.chat/1"
+_ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said.
+        reasoning: What the model wrote before its answer; it is shown, and not sent back.
+        stopped: Whether the answer was stopped before its end.
+    """
+
+    role: Literal["user", "assistant"]
+    content: str
+    reasoning: str = ""
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation as it is saved.
+
+    Attributes:
+        model: The model that answered last: a Hub id or a folder.
+        commit: Its commit on the Hub, where it has one.
+        system: The system prompt, or None.
+        messages: The messages, oldest first.
+    """
+
+    model: str
+    commit: str | None
+    system: str | None
+    messages: tuple[Message, ...]
+
+
+def save(transcript: Transcript, file: Path) -> None:
+    """Write a conversation: a header line, then one message a line.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header = {
+        "schema": SCHEMA,
+        "model": transcript.model,
+        "commit": transcript.commit,
+        "system": transcript.system,
+    }
+    lines = [header, *(_record(message) for message in transcript.messages)]
+    _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read(file: Path) -> Transcript:
+    """Read a saved conversation.
+
+    Raises:
+        UserError: it cannot be read, or a line of it is not what `save` writes.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{file}: {reason}", hint="/save FILE writes a conversation that can be resumed") from error
+    header, *messages = [_object(file, number, line) for number, line in enumerate(lines, 1)] or [{}]
+    if header.get("schema") != SCHEMA:
+        raise UserError(f"{file}: this is not a saved conversation ({SCHEMA})", hint="/save FILE writes one")
+    return Transcript(
+        model=_text(file, 1, header, "model"),
+        commit=header["commit"] if isinstance(header.get("commit"), str) else None,
+        system=header["system"] if isinstance(header.get("system"), str) else None,
+        messages=tuple(_message(file, number, value) for number, value in enumerate(messages, 2)),
+    )
+
+
+def export_markdown(transcript: Transcript, file: Path) -> None:
+    """Write a conversation as Markdown, to read; reasoning is left out.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    _write(file, "\n\n".join(_markdown(transcript.messages, transcript)) + "\n")
+
+
+def _markdown(messages: Sequence[Message], transcript: Transcript) -> Iterator[str]:
+    yield f"# Conversation with {transcript.model}"
+    if transcript.system:
+        yield f"## System\n\n{transcript.system}"
+    for message in messages:
+        mark = " (stopped)" if message.stopped else ""
+        yield f"## {message.role.capitalize()}{mark}\n\n{message.content.strip()}"
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _record(message: Message) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        record["reasoning"] = message.reasoning
+    return record | ({"stopped": True} if message.stopped else {})
+
+
+def _object(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{file}:{number}: this is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}:{number}: this is not a JSON object")
+    return value
+
+
+def _text(file: Path, number: int, value: dict[str, Any], key: str) -> str:
+    if not isinstance(value.get(key), str):
+        raise UserError(f"{file}:{number}: {key} is not a text")
+    return str(value[key])
+
+
+def _message(file: Path, number: int, value: dict[str, Any]) -> Message:
+    role = value.get("role")
+    if role not in _ROLES:
+        raise UserError(f"{file}:{number}: role is neither user nor assistant")
+    reasoning = value.get("reasoning")
+    return Message(
+        role="user" if role == "user" else "assistant",
+        content=_text(file, number, value, "content"),
+        reasoning=reasoning if isinstance(reasoning, str) else "",
+        stopped=value.get("stopped") is True,
+    )
