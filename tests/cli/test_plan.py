@@ -140,3 +140,11 @@ def test_a_model_that_asks_for_a_kernel_is_refused_from_afar(hub: HubStandin, ru
     done = run("plan", "acme/llama3-8b", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     assert done.returncode != 0
     assert "asks for compiled code from the Hub" in done.stderr
+
+
+def test_a_server_that_ignores_ranges_is_not_read_to_the_end(hub: HubStandin, run: Run) -> None:
+    hub.fault(path=r"/cdn/", action="ignore_range", times=-1)
+    done = run("plan", "acme/llama3-8b", "--json", "--machine", "h100", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["parameters"] == LLAMA3_8B.parameters
+    assert sum(entry["sent"] for entry in hub.log) < 200_000_000

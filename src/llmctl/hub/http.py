@@ -149,11 +149,12 @@ def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = N
     from huggingface_hub.utils import hf_raise_for_status
 
     more = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"} if count else {}
-    response = _get(url, token=None, patience=patience or Patience(), note=None, more=more)
+    response = _get(url, token=None, patience=patience or Patience(), note=None, more=more, limit=start + count)
     hf_raise_for_status(response)
-    if response.status_code == 200:  # a server that does not know ranges sent everything
-        return response.content[start : start + count]
-    return response.content
+    body: bytes = response.extensions["body"]
+    if response.status_code == 200:  # a server that does not know ranges began with the first byte
+        return body[start : start + count]
+    return body[:count]
 
 
 class NotJsonError(Exception):
@@ -172,8 +173,12 @@ def _get(
     patience: Patience,
     note: Callable[[str], None] | None,
     more: dict[str, str] | None = None,
+    limit: int | None = None,
 ) -> "httpx2.Response":
-    """GET, repeated while repeating can help. The last answer is returned whatever its status."""
+    """GET, repeated while repeating can help. The last answer is returned whatever its status.
+
+    With `limit` at most that many bytes of a good answer are read; they are in its `extensions["body"]`.
+    """
     import httpx2
     from huggingface_hub.utils import get_session
 
@@ -181,7 +186,7 @@ def _get(
     while True:
         try:
             sent = {**headers(token), **(more or {})}
-            response = get_session().get(url, headers=sent, timeout=timeout(), follow_redirects=True)
+            response = _once(get_session(), url, sent, limit)
         except httpx2.TransportError as error:
             failures += 1
             if failures >= _attempts(error, patience):
@@ -198,6 +203,22 @@ def _get(
         if note:
             note(f"{why}, waiting {pause:.0f} s" if pause >= 1 else f"{why}, trying again")
         time.sleep(pause)
+
+
+def _once(session: "httpx2.Client", url: str, sent: dict[str, str], limit: int | None) -> "httpx2.Response":
+    """One GET; with `limit`, no more of the body than that."""
+    if limit is None:
+        return session.get(url, headers=sent, timeout=timeout(), follow_redirects=True)
+    with session.stream("GET", url, headers=sent, timeout=timeout(), follow_redirects=True) as response:
+        if response.is_error:
+            response.read()
+        body = bytearray()
+        for part in response.iter_bytes() if response.is_success else ():
+            body += part
+            if len(body) >= limit:
+                break
+        response.extensions["body"] = bytes(body[:limit])
+        return response
 
 
 def reason(response: "httpx2.Response") -> str:
