@@ -32,7 +32,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages"
     if not uses_template(tokenizer, chat, prompt):
         return _encode_raw(tokenizer, str(prompt), chat)
     messages = as_messages(prompt, chat)
-    template = _template_text(chat)
+    template = template_text(chat)
     if template is None and not tokenizer.chat_template:
         raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
     return _apply(tokenizer, messages, template, chat.template_kwargs)
@@ -59,7 +59,8 @@ def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSec
     return ids
 
 
-def _template_text(chat: ChatSection) -> str | None:
+def template_text(chat: ChatSection) -> str | None:
+    """The text of the user's own chat template, or None where the model's is used. Raises UserError."""
     if chat.template is None:
         return None
     file = Path(chat.template).expanduser()

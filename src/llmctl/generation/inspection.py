@@ -1,0 +1,139 @@
+"""The prompt as the model sees it: text, ids, and what is wrong with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmctl.bounded import FailedError, TooMuchError, run_bounded
+from llmctl.config import ChatSection
+from llmctl.generation.prompt import Messages, as_messages, encode_prompt, template_text, uses_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A prompt, looked at.
+
+    Attributes:
+        text: What the model is given, control tokens included.
+        token_ids: Its ids.
+        tokens: The text of each id.
+        bos_count: How often the beginning-of-sequence token stands in it.
+        templated: Whether a chat template made it.
+        stop_tokens: The text of every token that ends an answer.
+        warnings: What is wrong or surprising, in words.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    bos_count: int
+    templated: bool
+    stop_tokens: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def inspect_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "str | Messages",
+    chat: ChatSection,
+    *,
+    eos_token_ids: Sequence[int],
+    context_length: int | None,
+    max_new_tokens: int,
+) -> Inspection:
+    """Encode a prompt as generating would, and look at the result.
+
+    Args:
+        tokenizer: The model's.
+        prompt: A text, or messages.
+        chat: How it becomes a conversation.
+        eos_token_ids: The tokens that end an answer.
+        context_length: The most tokens that the model attends to, or None.
+        max_new_tokens: How long the answer may get.
+
+    Raises:
+        UserError: as `encode_prompt`.
+    """
+    ids = encode_prompt(tokenizer, prompt, chat)
+    templated = uses_template(tokenizer, chat, prompt)
+    bos = tokenizer.bos_token_id
+    warnings = [
+        *_template_warnings(tokenizer, prompt, chat, templated=templated),
+        *_bos_warnings(tokenizer, ids),
+        *_control_warnings(tokenizer, prompt, templated=templated),
+        *_length_warnings(len(ids), context_length, max_new_tokens),
+    ]
+    return Inspection(
+        text=str(tokenizer.decode(ids)),
+        token_ids=tuple(ids),
+        tokens=tuple(str(tokenizer.decode([token])) for token in ids),
+        bos_count=ids.count(bos) if bos is not None else 0,
+        templated=templated,
+        stop_tokens=tuple(str(tokenizer.decode([token])) for token in eos_token_ids),
+        warnings=tuple(warnings),
+    )
+
+
+def _template_warnings(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection, *, templated: bool
+) -> list[str]:
+    if not templated:
+        if chat.raw:
+            return []
+        return ["this model has no chat template: the prompt is given as it is, and it will be continued, not answered"]
+    messages, template = as_messages(prompt, chat), template_text(chat)
+
+    def renders() -> list[str]:
+        return [
+            str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=opening,
+                    **chat.template_kwargs,
+                )
+            )
+            for opening in (False, True)
+        ]
+
+    try:
+        closed, opened = run_bounded(renders)
+    except (TooMuchError, FailedError):
+        return []  # encoding it has worked; only this look at it did not
+    if closed == opened:
+        return ["the template opens no turn for the assistant: the model may go on with the user's"]
+    return []
+
+
+def _bos_warnings(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    bos = tokenizer.bos_token_id
+    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+        return [f"it begins with {tokenizer.bos_token} twice, which makes answers worse"]
+    return []
+
+
+def _control_warnings(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", *, templated: bool) -> list[str]:
+    texts = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    found = sorted({token for token in special for text in texts if token in text})
+    if not found:
+        return []
+    names = ", ".join(found)
+    if templated:
+        return [f"the text contains {names}: kept as ordinary text, not as control tokens"]
+    return [f"the text contains {names}: in a raw prompt these are real control tokens"]
+
+
+def _length_warnings(count: int, context_length: int | None, max_new_tokens: int) -> list[str]:
+    if context_length is None:
+        return []
+    if count >= context_length:
+        return [f"it has {count} tokens, the context holds {context_length}: it will be refused"]
+    left = context_length - count
+    if left < max_new_tokens:
+        return [f"{left} tokens are left for the answer, fewer than max_new_tokens ({max_new_tokens})"]
+    return []
