@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": ("llmctl.cli.plan", "Show how a model would run here, before anything is downloaded."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
+    "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
     "config": ("llmctl.cli.config", "Show, check and write configuration files."),
 }

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # C0 and C1 except newline and tab, DEL, and the marks that reorder text on the screen (bidirectional overrides).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+_STYLES = {"bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim"}
+
 
 def visible(text: str) -> str:
     """`text` with its control characters spelled out (`\\x1b`), so that it cannot drive a terminal."""
@@ -54,6 +56,16 @@ class Output:
         """A piece of streamed text, shown at once."""
         sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+    def styled(self, text: str, style: str) -> None:
+        """A piece of streamed text in a style: `bold`, `heading`, `code`, `dim`, or an empty string for none."""
+        if not style or self.plain or not sys.stdout.isatty():
+            self.piece(text)
+            return
+        console = self.console(sys.stdout)
+        console.print(
+            visible(text), style=_STYLES[style], end="", markup=False, highlight=False, emoji=False, soft_wrap=True
+        )
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
         """A table on standard output: drawn on a terminal, tab-separated in a pipe."""

@@ -1,5 +1,6 @@
 """A conversation with a loaded model: its messages, and the keys and values of what the model has read already."""
 
+import gc
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
 from llmctl.generation.reuse import KeptCache
 from llmctl.generation.stream import Completion, stream_ids
-from llmctl.generation.transcript import Message
+from llmctl.generation.transcript import Message, Transcript
 from llmctl.plan.generation import decide_generation
 
 if TYPE_CHECKING:
-    from llmctl.loader import LoadedModel
+    from llmctl.loader import LoadedModel, Prepared
 
 
 Pieces = Generator[Piece, None, None]
@@ -225,7 +226,7 @@ class ChatSession:
 
     # -- the model
 
-    def set_generation(self, **values: Any) -> None:
+    def set_generation(self, *, seed: int | str | None = None, **values: Any) -> None:
         """Change how answers are generated, from the next one on: `set_generation(temperature="0.8")`.
 
         Raises:
@@ -234,16 +235,45 @@ class ChatSession:
         config = self.loaded.config
         document = config.model_dump(mode="json", exclude_unset=True)
         document["generation"] = {**document.get("generation", {}), **values}
+        document |= {} if seed is None else {"seed": seed}
         new: Config = settings_from_mapping(document).config
         arguments, _ = decide_generation(new, self.loaded.info)
         self.loaded = replace(
             self.loaded, config=new, plan=replace(self.loaded.plan, generation_kwargs=arguments, seed=new.seed)
         )
 
+    def release(self) -> "Prepared":
+        """Let the model go, so that its memory is free for another. `use` must follow; until then there is none.
+
+        Returns:
+            What loads the same model again.
+        """
+        from llmctl.loader import Prepared
+
+        old = self.loaded
+        prepared = Prepared(old.located, old.info, old.machine, old.plan, old.config)
+        self._kept = KeptCache()
+        del self.loaded, old
+        _free_memory()
+        return prepared
+
     def use(self, loaded: "LoadedModel") -> None:
-        """Go on with another model. What was kept of the conversation belongs to the old one and is dropped."""
+        """Go on with another model. The messages stay."""
         self.loaded = loaded
         self._kept = KeptCache()
+
+    def transcript(self) -> Transcript:
+        """The conversation as it is saved."""
+        plan = self.loaded.plan
+        return Transcript(plan.source, plan.commit, self.system, tuple(self.messages))
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()  # modules hold each other in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:

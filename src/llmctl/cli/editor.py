@@ -1,0 +1,113 @@
+"""The line that a conversation is typed in: history, several lines, Tab."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+_BLOCK = '"""'
+
+
+class Editor:
+    """Reads messages from the terminal. Its state: the history, in a file that only its owner can read.
+
+    Args:
+        history: The file.
+        words: What Tab completes: for a command the words that may follow it, as in {"/set": ["temperature"]}.
+    """
+
+    def __init__(self, history: Path, words: dict[str, Sequence[str]]) -> None:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(history, os.O_CREAT | os.O_WRONLY, 0o600))
+        history.chmod(0o600)
+        self._session: PromptSession[str] = PromptSession(
+            history=FileHistory(str(history)),
+            completer=_Words(words),
+            complete_while_typing=False,
+            key_bindings=_keys(),
+            multiline=True,
+            prompt_continuation="  ",
+        )
+
+    def message(self, default: str = "") -> str:
+        """One message, of one line or several.
+
+        Raises:
+            EOFError: Ctrl-D on an empty line.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        with _no_interrupt_between_keys():
+            return without_quotes(self._session.prompt("> ", default=default))
+
+    def confirm(self, question: str) -> bool:
+        """Ask; an empty answer means yes. Raises what `message` raises."""
+        session: PromptSession[str] = PromptSession()
+        with _no_interrupt_between_keys():
+            return session.prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+@contextmanager
+def _no_interrupt_between_keys() -> Iterator[None]:
+    """While a line is edited Ctrl-C is a key. Just before and after it is a signal, which would tear an event loop."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def needs_more(text: str) -> bool:
+    """Whether Enter begins a new line instead of sending: after a backslash, and in a block of triple quotes."""
+    block = text.strip()
+    open_block = block.startswith(_BLOCK) and (len(block) < 2 * len(_BLOCK) or not block.endswith(_BLOCK))
+    return open_block or text.endswith("\\")
+
+
+def without_quotes(text: str) -> str:
+    """The text inside a block of triple quotes, or the text itself."""
+    block = text.strip()
+    if block.startswith(_BLOCK) and block.endswith(_BLOCK) and len(block) >= 2 * len(_BLOCK):
+        return block[len(_BLOCK) : -len(_BLOCK)].strip("\n")
+    return text
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if not needs_more(buffer.document.text_before_cursor):
+            buffer.validate_and_handle()
+            return
+        if buffer.document.char_before_cursor == "\\":
+            buffer.delete_before_cursor()
+        buffer.newline(copy_margin=False)
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return keys
+
+
+class _Words(Completer):
+    """Completes a command at the beginning of a line, then the first word after it."""
+
+    def __init__(self, words: dict[str, Sequence[str]]) -> None:
+        self._words = words
+
+    def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
+        command, space, rest = document.text_before_cursor.partition(" ")
+        found = self._words.get(command, ()) if space else tuple(self._words)
+        begun = rest if space else command
+        if begun.startswith("/") or space:
+            yield from (Completion(word, start_position=-len(begun)) for word in found if word.startswith(begun))

@@ -1,0 +1,258 @@
+"""`llmctl chat` with the real SmolLM2, on a terminal and through pipes."""
+
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from llmctl.cli import chat_commands
+from llmctl.cli.editor import needs_more, without_quotes
+from llmctl.cli.markdown import MarkdownStream
+
+Run = Callable[..., Any]
+_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Chat:
+    """A conversation in a pseudo-terminal."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "llmctl", "chat", *arguments],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            cwd=str(folder),
+            dimensions=(24, 100),
+            timeout=120,
+            encoding="utf-8",
+        )
+        self.child.expect("Ctrl-D leaves")
+        self.prompt()
+
+    def prompt(self) -> str:
+        """Wait until a message can be typed; what was shown until then."""
+        self.child.expect(r"\x1b\[\?2004h")  # bracketed paste is switched on: the editor is ready
+        return self.shown
+
+    @property
+    def shown(self) -> str:
+        return _SEQUENCE.sub("", self.child.before).replace("\r", "")
+
+    def say(self, text: str) -> str:
+        """Type a line; what is shown until the next prompt."""
+        self.child.send(text + "\r")
+        return self.prompt()
+
+    def ask(self, text: str) -> tuple[int, int]:
+        """Say something; the tokens of the prompt, and how many of them were computed."""
+        self.child.send(text + "\r")
+        self.child.expect(r"(\d+) tokens in, (\d+) of them new, (\d+) out")
+        figures = int(self.child.match[1]), int(self.child.match[2])
+        self.prompt()
+        return figures
+
+    def leave(self) -> int:
+        self.child.send("/exit\r")
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return int(self.child.exitstatus)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Chat]]:
+    """`llmctl chat …` in a pseudo-terminal of 100 columns."""
+    chats = []
+
+    def start(*arguments: str) -> Chat:
+        chats.append(Chat(tmp_path, *arguments))
+        return chats[-1]
+
+    yield start
+    for chat in chats:
+        chat.child.close(force=True)
+
+
+def messages(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][1:]
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_three_turns_undo_retry_save_leave_and_resume(
+    terminal: Callable[..., Chat], smollm: Path, tmp_path: Path
+) -> None:
+    chat = terminal("--model", str(smollm), "-n", "40")
+    first, computed = chat.ask("What is the capital of France?")
+    assert computed == first
+    second, computed = chat.ask("And of Italy?")
+    # new: the answer's end of turn and its newline, the message in its frame, the opening of the answer
+    assert computed < 20
+    assert computed < second - first
+    third, _ = chat.ask("Say hello.")
+    assert third > second
+    assert "taken back: Say hello." in chat.say("/undo")
+    assert "the answer is the same again" in chat.say("/retry")
+    assert "saved 4 messages in talk.jsonl" in chat.say("/save talk.jsonl")
+    assert chat.leave() == 0
+
+    saved = messages(tmp_path / "talk.jsonl")
+    assert [message["role"] for message in saved] == ["user", "assistant"] * 2
+    assert "Paris" in saved[1]["content"]
+
+    again = terminal("--resume", "talk.jsonl", "-n", "40")
+    tokens, _ = again.ask("Say hello.")
+    assert tokens == third, "the resumed conversation is the saved one"
+    again.say("/save")
+    assert again.leave() == 0
+    assert messages(tmp_path / "talk.jsonl")[:4] == saved
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
+    terminal: Callable[..., Chat], smollm: Path, tmp_path: Path
+) -> None:
+    chat = terminal("--model", str(smollm), "-n", "3000")
+    chat.child.send("Tell me a long story about a dragon and a mouse.\r")
+    chat.child.expect(r"\x1b\[\?2004l")  # the message is taken; what follows is the answer
+    chat.child.expect(r"[a-z]{3,},? [a-z]{3,},? [a-z]{3,}\W.*[a-z]{3,}[, ]")
+    chat.child.sendintr()
+    chat.child.expect("stopped; what there is of the answer is kept")
+    chat.prompt()
+    chat.say("/set max_new_tokens 8")
+    chat.ask("Thank you.")
+    chat.say("/save talk.jsonl")
+    chat.child.sendintr()
+    chat.child.expect(pexpect.EOF)
+    chat.child.close()
+    assert chat.child.exitstatus == 0, "at the prompt Ctrl-C leaves"
+    saved = messages(tmp_path / "talk.jsonl")
+    assert len(saved) == 4
+    assert saved[1]["stopped"] is True
+    assert saved[1]["content"]
+    assert "stopped" not in saved[3]
+
+
+def test_what_is_typed_on_a_terminal(terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]) -> None:
+    chat = terminal("--model", str(tiny_models("llama")), "-n", "4", "--no-stats")
+    assert "tokens in" not in chat.say("the capital")
+    assert "did you mean /save?" in chat.say("/sve")
+    chat.child.send("/tok\t")
+    chat.child.expect("/tokens")
+    chat.child.send("\r")
+    assert "of 256" in chat.prompt()
+    assert "max_new_tokens  4" in chat.say("/show")
+    assert "the configuration has 1 problem" in chat.say("/set temperature minus")
+    chat.say("/set stats on")
+    chat.child.send("two\x1b\rlines\\\rand three\r")
+    chat.child.expect("tokens in")
+    chat.prompt()
+    chat.say("/save talk.jsonl")
+    assert messages(Path(chat.child.cwd) / "talk.jsonl")[2]["content"] == "two\nlines\nand three"
+    assert "the conversation is empty" in chat.say("/clear")
+    assert "nothing has been said yet" in chat.say("/undo")
+    history = Path(os.environ["LLMCTL_HOME"]) / "state" / "chat_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    chat.child.sendeof()
+    chat.child.expect(pexpect.EOF)
+
+
+def test_another_model_goes_on_with_the_conversation(
+    terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]
+) -> None:
+    chat = terminal("--model", str(tiny_models("llama")), "-n", "4")
+    chat.ask("the capital")
+    assert "error: " in chat.say("/model ./nowhere")
+    chat.ask("of italy")
+    assert str(tiny_models("qwen3")) in chat.say(f"/model {tiny_models('qwen3')}")
+    tokens, computed = chat.ask("of france")
+    assert tokens == computed, "nothing of the other model is used"
+
+
+def test_a_nearly_full_context_is_said_and_the_oldest_turns_are_dropped_on_a_yes(
+    terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]
+) -> None:
+    chat = terminal("--model", str(tiny_models("llama")), "-n", "40")
+    chat.say("the capital of france " * 20)
+    chat.child.send("the capital of italy " * 20 + "\r")
+    chat.child.expect("the context is nearly full")
+    chat.child.expect(r"drop the oldest turns\? \[Y/n\]")
+    chat.child.send("\r")
+    chat.child.expect("dropped the oldest 2 messages")
+    chat.child.expect("tokens in")
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_in_a_pipe_every_line_is_a_message(run: Run, smollm: Path) -> None:
+    lines = "What is the capital of France?\n\nAnd of Italy?\n"
+    done = run("chat", "--model", str(smollm), "-n", "20", stdin=lines)
+    assert done.returncode == 0
+    assert "Paris" in done.stdout
+    assert done.stdout.count("\n") >= 2
+    assert "\x1b" not in done.stdout + done.stderr
+    assert len(re.findall(r"\d+ tokens in, \d+ of them new", done.stderr)) == 2
+    quiet = run("chat", "--model", str(smollm), "-n", "20", "--json", "--quiet", stdin=lines)
+    answers = [json.loads(line) for line in quiet.stdout.splitlines()]
+    assert "".join(answer["text"] + "\n" for answer in answers) == done.stdout
+    assert answers[1]["prefilled_tokens"] < answers[1]["prompt_tokens"] / 2
+    assert quiet.stderr == ""
+
+
+def test_a_conversation_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text("{}\n")
+    done = run("chat", "--resume", str(file))
+    assert done.returncode == 2
+    assert "not a saved conversation" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [("hello", False), ("hello\\", True), ('"""', True), ('"""a\nb', True), ('"""a\nb"""', False), ('say """', False)],
+)
+def test_enter_begins_a_new_line_where_more_is_to_come(text: str, more: bool) -> None:
+    assert needs_more(text) is more
+
+
+def test_a_block_is_sent_without_its_quotes() -> None:
+    assert without_quotes('"""\na\n b\n"""') == "a\n b"
+    assert without_quotes('say """this"""') == 'say """this"""'
+
+
+def test_tab_completes_every_command_and_every_setting() -> None:
+    words = chat_commands.completions()
+    assert " ".join(words) == (
+        "/help /system /set /show /retry /undo /edit /save /load /export /tokens /clear /model /exit"
+    )
+    assert {"stats", "temperature", "seed"} <= set(words["/set"])
+
+
+MARKED = (
+    "# Head **x**\n\nSome **bold** and `co*de` and 2 ** 3, *args\n* one\n- two `x\n> quote\n"
+    "```python\ndef f(**kw):\n    # no heading\n```\nend **never\nlast*"
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_markdown_looks_the_same_however_it_arrives(size: int) -> None:
+    def render(size: int) -> list[tuple[str, str]]:
+        stream = MarkdownStream()
+        spans = [span for at in range(0, len(MARKED), size) for span in stream.add(MARKED[at : at + size])]
+        spans += stream.finish()
+        return [(character, span.style) for span in spans for character in span.text]
+
+    found = render(size)
+    assert found == render(len(MARKED))
+    shown = "".join(character for character, _ in found)
+    assert shown.startswith("Head x\n\nSome bold and co*de and 2 ** 3, *args\n• one\n• two `x\n▏ quote\n```python\n")
+    assert shown.endswith("    # no heading\n```\nend **never\nlast*"), "code and marks that are never closed stay"
+    assert "".join(c for c, style in found if style == "bold") == "xbold"
+    assert "".join(c for c, style in found if style == "code") == "co*dedef f(**kw):    # no heading"
