@@ -156,6 +156,9 @@ def test_what_is_typed_on_a_terminal(terminal: Callable[..., Chat], tiny_models:
     chat.prompt()
     chat.say("/save talk.jsonl")
     assert messages(Path(chat.child.cwd) / "talk.jsonl")[2]["content"] == "two\nlines\nand three"
+    chat.child.send("never sent")
+    chat.child.expect("sent")
+    chat.child.send("\x03")
     assert "the conversation is empty" in chat.say("/clear")
     assert "nothing has been said yet" in chat.say("/undo")
     history = Path(os.environ["LLMCTL_HOME"]) / "state" / "chat_history"
@@ -187,6 +190,46 @@ def test_a_nearly_full_context_is_said_and_the_oldest_turns_are_dropped_on_a_yes
     chat.child.send("\r")
     chat.child.expect("dropped the oldest 2 messages")
     chat.child.expect("tokens in")
+
+
+def every_answer(folder: Path, text: str) -> str:
+    """Change a tiny model so that whatever it generates decodes to `text`."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["decoder"] = {"type": "Sequence", "decoders": [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
+        {"type": "Replace", "pattern": {"Regex": ".+"}, "content": text},
+    ]}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return str(folder)
+
+
+def test_control_characters_from_a_model_do_not_reach_the_terminal(
+    terminal: Callable[..., Chat], tiny_copy: Callable[..., Path]
+) -> None:
+    chat = terminal("--model", every_answer(tiny_copy(), "# \x1b]52;c;evil\x07 `\x1b[2J` **\x9b1m**"), "-n", "4")
+    chat.child.send("x\r")
+    chat.child.expect("tokens in")
+    assert "\x1b]52" not in chat.child.before
+    assert "\x1b[2J" not in chat.child.before
+    assert "\x9b" not in chat.child.before
+    assert "\\x1b]52;c;evil\\x07" in chat.child.before
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_reasoning_is_dimmed_or_hidden_and_saved_apart(
+    hidden: bool, terminal: Callable[..., Chat], tiny_copy: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = every_answer(tiny_copy(), "<think>hm</think>Yes")
+    chat = terminal("--model", folder, "-n", "4", *(["--hide-reasoning"] if hidden else []))
+    chat.child.send("x\r")
+    chat.child.expect("tokens in")
+    assert ("\x1b[2mhm\x1b[0m" in chat.child.before) is not hidden
+    assert "Yes" in chat.child.before
+    assert "think" not in chat.child.before
+    chat.prompt()
+    chat.say("/save talk.jsonl")
+    answer = messages(tmp_path / "talk.jsonl")[1]
+    assert (answer["content"], answer["reasoning"]) == ("Yes", "hm")
 
 
 @pytest.mark.smollm

@@ -55,7 +55,7 @@ def _help(conversation: Conversation, _: str) -> None:
         [(f"{name} {entry.arguments}".strip(), entry.summary) for name, entry in COMMANDS.items()]
     )
     conversation.output.line('Enter sends. A new line: Alt-Enter, or a backslash at the end, or a block between """.')
-    conversation.output.line("Ctrl-C stops an answer; at the prompt it leaves, as Ctrl-D does.")
+    conversation.output.line("Ctrl-C stops an answer; at an empty prompt it leaves, as Ctrl-D does.")
 
 
 def _system(conversation: Conversation, text: str) -> None:

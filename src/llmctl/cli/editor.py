@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application.current import get_app
 from prompt_toolkit.completion import Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -42,7 +44,7 @@ class Editor:
 
         Raises:
             EOFError: Ctrl-D on an empty line.
-            KeyboardInterrupt: Ctrl-C.
+            KeyboardInterrupt: Ctrl-C on an empty line; what is typed it clears.
         """
         with _no_interrupt_between_keys():
             return without_quotes(self._session.prompt("> ", default=default))
@@ -91,6 +93,10 @@ def _keys() -> KeyBindings:
         if buffer.document.char_before_cursor == "\\":
             buffer.delete_before_cursor()
         buffer.newline(copy_margin=False)
+
+    @keys.add("c-c", filter=Condition(lambda: bool(get_app().current_buffer.text)))
+    def _clear(event: KeyPressEvent) -> None:
+        event.current_buffer.reset()
 
     @keys.add("escape", "enter")
     def _new_line(event: KeyPressEvent) -> None:
