@@ -167,10 +167,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         prepared = settle(prepared)
         plan, info = prepared.plan, prepared.info
         _seed(plan)
-        tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
-        eos = end_tokens(
-            tokenizer, info.generation_config.get("eos_token_id"), prepared.config.generation.extra_eos_tokens
-        )
+        tokenizer, eos = ready_tokenizer(prepared)
         model = _load_model(prepared)
     seconds = time.perf_counter() - started
     return LoadedModel(
@@ -181,9 +178,22 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         info=info,
         located=prepared.located,
         machine=prepared.machine,
-        eos_token_ids=tuple(eos),
+        eos_token_ids=eos,
         measured=_measure(model, seconds),
     )
+
+
+def ready_tokenizer(prepared: Prepared) -> tuple["PreTrainedTokenizerBase", tuple[int, ...]]:
+    """The tokenizer that the plan asks for, and every token that ends an answer. No weights are read.
+
+    Raises:
+        ModelError: its files cannot be read.
+        UserError: an extra end token does not exist.
+    """
+    plan = prepared.plan
+    tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
+    stored = prepared.info.generation_config.get("eos_token_id")
+    return tokenizer, tuple(end_tokens(tokenizer, stored, prepared.config.generation.extra_eos_tokens))
 
 
 def apply_environment(plan: Plan) -> None:

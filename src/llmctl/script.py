@@ -7,9 +7,8 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.generation.prompt import as_messages, uses_template
-from llmctl.loader import Prepared, generation_arguments
+from llmctl.loader import Prepared, generation_arguments, ready_tokenizer
 from llmctl.plan import Plan
-from llmctl.tokenization import end_tokens, load_tokenizer
 
 EXAMPLE_PROMPT = "What is the capital of France?"
 
@@ -23,9 +22,7 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
         ModelError: the tokenizer cannot be read.
     """
     plan, config = prepared.plan, prepared.config
-    tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
-    stored = prepared.info.generation_config.get("eos_token_id")
-    eos = tuple(end_tokens(tokenizer, stored, config.generation.extra_eos_tokens))
+    tokenizer, eos = ready_tokenizer(prepared)
     arguments = generation_arguments(plan, tokenizer, eos)
     templated = uses_template(tokenizer, config.chat, prompt)
     where = f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))

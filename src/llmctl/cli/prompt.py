@@ -57,9 +57,8 @@ def prompt(
     """
     from llmctl.cli.generate import read_prompt
     from llmctl.generation.inspection import inspect_prompt
-    from llmctl.loader import apply_environment
+    from llmctl.loader import apply_environment, ready_tokenizer
     from llmctl.quiet import quiet_libraries
-    from llmctl.tokenization import end_tokens, load_tokenizer
 
     output: Output = ctx.obj
     settings = settings_from_flags(
@@ -70,14 +69,13 @@ def prompt(
     apply_environment(prepared.plan)
     asked = settings.config
     with quiet_libraries():
-        tokenizer = load_tokenizer(prepared.located.folder, prepared.plan.tokenizer_kwargs, source=prepared.plan.source)
-        stored = prepared.info.generation_config.get("eos_token_id")
+        tokenizer, eos_token_ids = ready_tokenizer(prepared)
         context = asked.tokenizer.model_max_length or prepared.info.context_length
         seen = inspect_prompt(
             tokenizer,
             words,
             asked.chat,
-            eos_token_ids=end_tokens(tokenizer, stored, asked.generation.extra_eos_tokens),
+            eos_token_ids=eos_token_ids,
             context_length=context,
             max_new_tokens=asked.generation.max_new_tokens,
         )
