@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmctl.api import generate, load, stream
     from llmctl.config import Config, Settings
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
-    from llmctl.generation.stream import Chunk, Completion
+    from llmctl.generation.completion import Chunk, Completion
     from llmctl.loader import LoadedModel
     from llmctl.machine import Machine, read_machine
     from llmctl.modelinfo import ModelInfo, read_model_info
@@ -36,8 +36,8 @@ _HOMES = {
     "ModelError": "llmctl.errors",
     "MachineError": "llmctl.errors",
     "RemoteError": "llmctl.errors",
-    "Chunk": "llmctl.generation.stream",
-    "Completion": "llmctl.generation.stream",
+    "Chunk": "llmctl.generation.completion",
+    "Completion": "llmctl.generation.completion",
     "LoadedModel": "llmctl.loader",
     "Machine": "llmctl.machine",
     "read_machine": "llmctl.machine",

@@ -26,7 +26,7 @@ from llmctl.quiet import quiet_libraries
 from llmctl.tokenization import end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmctl.hub.progress import Progress
 
@@ -88,15 +88,6 @@ class LoadedModel:
     def context_length(self) -> int | None:
         """The most tokens of prompt and answer together, or None where the model does not say."""
         return self.config.tokenizer.model_max_length or self.info.context_length
-
-    def generation_config(self, *, max_new_tokens: int | None = None) -> "GenerationConfig":
-        """The arguments of `model.generate` that the plan decided, as transformers wants them."""
-        from transformers import GenerationConfig
-
-        arguments = generation_arguments(self.plan, self.tokenizer, self.eos_token_ids)
-        if max_new_tokens is not None:
-            arguments["max_new_tokens"] = max_new_tokens
-        return GenerationConfig(**arguments)
 
 
 @dataclass(frozen=True)

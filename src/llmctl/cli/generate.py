@@ -29,7 +29,7 @@ from llmctl.cli.render import Output
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
-    from llmctl.generation.stream import Completion
+    from llmctl.generation.completion import Completion
     from llmctl.loader import LoadedModel
 
 app = new_app()

@@ -3,17 +3,18 @@
 import gc
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import UserError
+from llmctl.generation.adjust import with_generation
+from llmctl.generation.completion import Completion
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
+from llmctl.generation.request import make_request
 from llmctl.generation.reuse import KeptCache
-from llmctl.generation.stream import Completion, stream_ids
+from llmctl.generation.stream import stream_request
 from llmctl.generation.transcript import Message, Transcript
-from llmctl.plan.generation import decide_generation
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel, Prepared
@@ -152,8 +153,9 @@ class ChatSession:
         splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(ids[-8:])))
         pieces: list[Piece] = []
         completion = None
+        request = make_request(self.loaded, ids, seed=seed)
         try:
-            with closing(stream_ids(self.loaded, ids, seed=seed, reuse=self._kept)) as chunks:
+            with closing(stream_request(self.loaded, request, reuse=self._kept)) as chunks:
                 for chunk in chunks:
                     for piece in splitter.add(chunk.text):
                         pieces.append(piece)
@@ -232,15 +234,7 @@ class ChatSession:
         Raises:
             UserError: an unknown key, or a value that the schema refuses.
         """
-        config = self.loaded.config
-        document = config.model_dump(mode="json", exclude_unset=True)
-        document["generation"] = {**document.get("generation", {}), **values}
-        document |= {} if seed is None else {"seed": seed}
-        new: Config = settings_from_mapping(document).config
-        arguments, _ = decide_generation(new, self.loaded.info)
-        self.loaded = replace(
-            self.loaded, config=new, plan=replace(self.loaded.plan, generation_kwargs=arguments, seed=new.seed)
-        )
+        self.loaded = with_generation(self.loaded, values, seed=seed)
 
     def release(self) -> "Prepared":
         """Let the model go, so that its memory is free for another. `use` must follow; until then there is none.

@@ -1,0 +1,32 @@
+"""Other generation settings for a model that is loaded: of one row of a batch, of the rest of a conversation."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from llmctl.config import Config, settings_from_mapping
+from llmctl.plan.generation import decide_generation
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel
+
+
+def with_generation(
+    loaded: "LoadedModel", values: Mapping[str, Any], *, seed: int | str | None = None
+) -> "LoadedModel":
+    """The same model, answering by other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
+
+    Args:
+        loaded: What `load` returned; it stays as it is.
+        values: Keys of the section `generation`, over those that were asked for.
+        seed: Instead of the configuration's.
+
+    Raises:
+        UserError: an unknown key, or a value that the schema refuses.
+    """
+    document = loaded.config.model_dump(mode="json", exclude_unset=True)
+    document["generation"] = {**document.get("generation", {}), **values}
+    document |= {} if seed is None else {"seed": seed}
+    new: Config = settings_from_mapping(document).config
+    arguments, _ = decide_generation(new, loaded.info)
+    return replace(loaded, config=new, plan=replace(loaded.plan, generation_kwargs=arguments, seed=new.seed))

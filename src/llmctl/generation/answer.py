@@ -1,0 +1,64 @@
+"""One answer as it grows, token by token, whoever computes the tokens."""
+
+import time
+from typing import TYPE_CHECKING
+
+from llmctl.generation.completion import Completion, FinishReason
+from llmctl.generation.request import Request
+from llmctl.generation.text import TextAssembler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Answer:
+    """An answer to one request. Its state: the tokens so far, their text, and why it ended once it has."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", request: Request) -> None:
+        self.request = request
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._text = TextAssembler(tokenizer, request.stop_strings)
+        self._ends = request.eos_token_ids
+        self._started = time.perf_counter()
+        self._first = self._last = self._started
+
+    def take(self, token: int) -> str:
+        """Take the next token; returns the text that can be shown now. `finish_reason` says whether it was the last."""
+        self._last = time.perf_counter()
+        if not self.token_ids:
+            self._first = self._last
+        self.token_ids.append(token)
+        if token in self._ends:
+            self.finish_reason = "stop"
+            return ""
+        piece = self._text.add(token)
+        if self._text.stopped_by is not None:
+            self.finish_reason = "stop_string"
+        elif len(self.token_ids) >= self.request.budget:
+            self.finish_reason = "length"
+        return piece
+
+    def cancel(self) -> None:
+        """Nobody waits for the rest."""
+        self.finish_reason = self.finish_reason or "cancelled"
+
+    def finish(self) -> str:
+        """No more tokens: the text that was held back."""
+        tail = self._text.finish()
+        if self._text.stopped_by is not None and self.finish_reason != "stop":
+            self.finish_reason = "stop_string"
+        return tail
+
+    def completion(self) -> Completion:
+        """The whole answer."""
+        return Completion(
+            text=self._text.shown,
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason or "length",
+            stop_string=self._text.stopped_by,
+            prompt_token_count=len(self.request.ids),
+            seed=self.request.seed,
+            first_token_seconds=self._first - self._started,
+            seconds=self._last - self._started,
+        )

@@ -1,0 +1,70 @@
+"""One prompt and everything that decides its answer: what every way of generating takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmctl.errors import UserError
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be generated.
+
+    Attributes:
+        ids: The prompt.
+        arguments: Those of transformers' GenerationConfig, end tokens included.
+        seed: What the random generators are seeded with.
+        budget: Most tokens to generate: `max_new_tokens`, or what the context has left.
+        stop_strings: The answer ends before any of these.
+    """
+
+    ids: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    seed: int
+    budget: int
+    stop_strings: tuple[str, ...]
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends the answer."""
+        return frozenset(self.arguments["eos_token_id"])
+
+
+def make_request(
+    loaded: "LoadedModel", ids: Sequence[int], *, seed: int | None = None, max_new_tokens: int | None = None
+) -> Request:
+    """The request that `loaded`'s configuration means for a prompt.
+
+    Raises:
+        UserError: the prompt is longer than the model's context.
+    """
+    from llmctl.loader import generation_arguments
+
+    generation = loaded.config.generation
+    budget = _budget(loaded, len(ids), max_new_tokens or generation.max_new_tokens)
+    arguments = generation_arguments(loaded.plan, loaded.tokenizer, loaded.eos_token_ids)
+    return Request(
+        ids=tuple(ids),
+        arguments={**arguments, "max_new_tokens": budget},
+        seed=loaded.plan.seed if seed is None else seed,
+        budget=budget,
+        stop_strings=tuple(generation.stop_strings),
+    )
+
+
+def _budget(loaded: "LoadedModel", prompt_tokens: int, wanted: int) -> int:
+    """How many tokens may be generated before the context is full."""
+    context = loaded.context_length
+    if context is None:
+        return wanted
+    if prompt_tokens >= context:
+        raise UserError(
+            f"the prompt has {prompt_tokens} tokens, the context of {loaded.plan.source} holds {context}",
+            hint="shorten the prompt, or take a model with a longer context",
+            details={"prompt_tokens": prompt_tokens, "context_length": context},
+        )
+    return min(wanted, context - prompt_tokens)
