@@ -112,10 +112,9 @@ def read_machine() -> Machine:
     """Look at this computer. Imports neither torch nor transformers."""
     import psutil
 
-    memory = psutil.virtual_memory()
-    limit, used = container_memory()
-    total = min(memory.total, limit or memory.total)
-    available = min(memory.available, limit - used) if limit else memory.available
+    limit, _ = container_memory()
+    total = min(psutil.virtual_memory().total, limit or 2**62)
+    available = read_free_ram_bytes()
     packages = _packages()
     cuda = _torch_cuda_version()
     system, architecture = platform.system(), platform.machine()
@@ -127,7 +126,7 @@ def read_machine() -> Machine:
         system=system,
         architecture=architecture,
         ram_total_bytes=total,
-        ram_available_bytes=max(available, 0),
+        ram_available_bytes=available,
         physical_cores=psutil.cpu_count(logical=False) or 1,
         cpu_features=_cpu_features(),
         gpus=gpus,
@@ -135,6 +134,15 @@ def read_machine() -> Machine:
         torch_cuda=cuda,
         idle_gpus=() if cuda else cards,
     )
+
+
+def read_free_ram_bytes() -> int:
+    """RAM that a process can take now: what the system has free, or the container's rest where that is less."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = container_memory()
+    return max(0, min(available, limit - used) if limit else available)
 
 
 def _packages() -> dict[str, str]:

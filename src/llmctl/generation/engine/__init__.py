@@ -1,0 +1,17 @@
+"""The engine that answers many requests at once."""
+
+from typing import TYPE_CHECKING
+
+from llmctl.generation.engine.engine import Engine, Event, Size
+from llmctl.generation.engine.fit import why_not
+from llmctl.generation.engine.size import engine_size
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel
+
+__all__ = ["Engine", "Event", "Size", "engine_for"]
+
+
+def engine_for(loaded: "LoadedModel") -> Engine | None:
+    """An engine for a model, or None for an architecture whose attention cannot be packed."""
+    return None if why_not(loaded) else Engine(loaded, engine_size(loaded))

@@ -1,0 +1,178 @@
+"""Many sequences in one pass answer as each would alone."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import llmctl
+from llmctl.errors import MachineError
+from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, Size, engine_for
+from llmctl.generation.engine.fit import why_not
+from llmctl.generation.engine.pages import Pages
+from llmctl.generation.request import Request, make_request
+from llmctl.generation.stream import stream_request
+from llmctl.loader import LoadedModel
+
+ROOMY, CROWDED = Size(64, 512, 4096), Size(8, 40, 400)
+
+
+def alone(loaded: LoadedModel, request: Request) -> Completion:
+    return next(c.completion for c in stream_request(loaded, request) if c.completion is not None)
+
+
+def requests_for(loaded: LoadedModel, count: int, *, longest: int = 90) -> list[Request]:
+    chance = random.Random(1)
+    prompts = [[chance.randrange(5, 300) for _ in range(chance.randrange(1, longest))] for _ in range(count)]
+    return [make_request(loaded, ids, seed=100 + number) for number, ids in enumerate(prompts)]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_models: Callable[[str], Path]) -> LoadedModel:
+    return llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
+
+
+@pytest.mark.parametrize("size", [ROOMY, CROWDED], ids=["roomy", "crowded"])
+def test_packed_answers_equal_those_alone(tiny_models: Callable[[str], Path], architecture: str, size: Size) -> None:
+    loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
+    if why_not(loaded):
+        assert architecture == "deepseek_v3"
+        assert engine_for(loaded) is None
+        return
+    requests = requests_for(loaded, 10)
+    engine = Engine(loaded, size)
+    found = dict(engine.run(enumerate(requests)))
+    for number, request in enumerate(requests):
+        expected = alone(loaded, request)
+        assert isinstance(found[number], Completion)
+        assert found[number].token_ids == expected.token_ids
+        assert found[number].text == expected.text
+        assert found[number].finish_reason == expected.finish_reason
+    assert engine.pages.free == engine.pages.count
+
+
+def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[str], Path]) -> None:
+    settings = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
+    requests = requests_for(loaded, 12)
+    together = dict(Engine(loaded, ROOMY).run(enumerate(requests)))
+    backwards = dict(Engine(loaded, CROWDED).run(reversed(list(enumerate(requests)))))
+    for number, request in enumerate(requests):
+        assert together[number].token_ids == alone(loaded, request).token_ids == backwards[number].token_ids
+    assert len({answer.token_ids for answer in together.values()}) == len(requests)
+
+
+def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> None:
+    plain = make_request(llama, [7, 8, 9])
+    text = alone(llama, plain).text
+    stopping = Request(plain.ids, plain.arguments, plain.seed, plain.budget, (text[5:9],))
+    short = make_request(llama, [7, 8, 9], max_new_tokens=3)
+    found = dict(Engine(llama, ROOMY).run([("stop", stopping), ("short", short)]))
+    assert found["stop"].finish_reason == "stop_string"
+    assert found["stop"].text == text.partition(text[5:9])[0]
+    assert found["short"].finish_reason == "length"
+    assert len(found["short"].token_ids) == 3
+
+
+def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
+    beginning = list(range(10, 74))
+    engine = Engine(llama, ROOMY)
+    first = make_request(llama, [*beginning, 5])
+    second = make_request(llama, [*beginning, 6, 7])
+    dict(engine.run([(1, first)]))
+    assert engine.prefilled_tokens == 65
+    answer = dict(engine.run([(2, second)]))[2]
+    assert engine.prefilled_tokens == 65 + 2
+    assert answer.token_ids == alone(llama, second).token_ids
+
+
+def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
+    engine = Engine(llama, Size(8, 64, 64))
+    long, short = make_request(llama, list(range(5, 85))), make_request(llama, [5, 6])
+    found = dict(engine.run([("long", long), ("short", short)]))
+    assert isinstance(found["long"], MachineError)
+    assert "104 tokens" in str(found["long"])
+    assert found["short"].token_ids == alone(llama, short).token_ids
+
+
+def test_cancelled_answers_give_their_pages_back(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    for number, request in enumerate(requests_for(llama, 3)):
+        engine.add(number, request)
+    engine.step()
+    engine.cancel(1)
+    ended = set()
+    while engine.is_busy:
+        ended |= {event.key for event in engine.step() if event.end is not None}
+    assert ended == {0, 2}
+    assert engine.pages.free == engine.pages.count
+
+
+def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    answers = engine.run(enumerate(requests_for(llama, 5)))
+    next(answers)
+    answers.close()
+    assert not engine.is_busy
+    assert engine.pages.free == engine.pages.count
+
+
+def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> None:
+    pulled = []
+
+    def source() -> object:
+        for number, request in enumerate(requests_for(llama, 20)):
+            pulled.append(number)
+            yield number, request
+
+    answers = Engine(llama, Size(4, 512, 4096)).run(source())
+    next(answers)
+    assert len(pulled) <= 6
+    answers.close()
+
+
+def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel) -> None:
+    request = requests_for(llama, 1)[0]
+    before = alone(llama, request)
+    dict(Engine(llama, ROOMY).run([(0, request)]))
+    assert alone(llama, request).token_ids == before.token_ids
+    assert llama.model.config._attn_implementation == llama.measured.attn_implementation
+
+
+def test_arguments_the_engine_does_not_know_go_another_way(llama: LoadedModel) -> None:
+    request = make_request(llama, [5, 6])
+    assert Engine.can(request)
+    beams = Request(request.ids, {**request.arguments, "num_beams": 3}, 1, 5, ())
+    assert not Engine.can(beams)
+
+
+class TestPages:
+    def test_a_full_page_is_found_by_everything_up_to_its_end(self) -> None:
+        pages = Pages(4, page_tokens=2)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4], start=0)
+        assert pages.share([1, 2, 3, 4, 5]) == held
+        assert pages.share([1, 2, 3, 4]) == held[:1]  # the last token has to be computed
+        assert pages.share([9, 2, 3, 4, 5]) == []
+
+    def test_an_idle_page_keeps_its_contents_until_the_room_is_needed(self) -> None:
+        pages = Pages(2, page_tokens=2)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4], start=0)
+        pages.release(held)
+        assert pages.free == 2
+        assert pages.share([1, 2, 3, 4, 5]) == held
+        pages.release(held)
+        assert pages.take() == held[1]  # the end of a text goes before its beginning
+        assert pages.share([1, 2, 3, 4, 5]) == held[:1]
+
+    def test_a_held_page_is_never_given_away(self) -> None:
+        pages = Pages(2, page_tokens=2)
+        mine = pages.take()
+        other = pages.take()
+        assert {mine, other} == {0, 1}
+        assert pages.take() is None
+        pages.release([other])
+        assert pages.take() == other
