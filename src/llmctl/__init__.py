@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from llmctl._version import __version__
 
 if TYPE_CHECKING:
-    from llmctl.api import generate, load, stream
+    from llmctl.api import generate, load, rank, score, stream
     from llmctl.config import Config, Settings
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
     from llmctl.generation.completion import Chunk, Completion
+    from llmctl.generation.scores import Alternative, TokenLogprob
+    from llmctl.generation.scoring import RankedChoice, Score
     from llmctl.loader import LoadedModel
     from llmctl.machine import Machine, read_machine
     from llmctl.modelinfo import ModelInfo, read_model_info
@@ -28,6 +30,8 @@ _HOMES = {
     "load": "llmctl.api",
     "stream": "llmctl.api",
     "generate": "llmctl.api",
+    "score": "llmctl.api",
+    "rank": "llmctl.api",
     "Config": "llmctl.config",
     "Settings": "llmctl.config",
     "LlmctlError": "llmctl.errors",
@@ -38,6 +42,10 @@ _HOMES = {
     "RemoteError": "llmctl.errors",
     "Chunk": "llmctl.generation.completion",
     "Completion": "llmctl.generation.completion",
+    "Alternative": "llmctl.generation.scores",
+    "TokenLogprob": "llmctl.generation.scores",
+    "RankedChoice": "llmctl.generation.scoring",
+    "Score": "llmctl.generation.scoring",
     "LoadedModel": "llmctl.loader",
     "Machine": "llmctl.machine",
     "read_machine": "llmctl.machine",
@@ -48,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alternative",
     "Chunk",
     "Completion",
     "Config",
@@ -59,15 +68,20 @@ __all__ = [
     "ModelError",
     "ModelInfo",
     "Plan",
+    "RankedChoice",
     "RemoteError",
+    "Score",
     "Settings",
+    "TokenLogprob",
     "UserError",
     "__version__",
     "generate",
     "load",
     "make_plan",
+    "rank",
     "read_machine",
     "read_model_info",
+    "score",
     "stream",
 ]
 

@@ -1,4 +1,4 @@
-"""The library in three verbs: load, stream, generate."""
+"""The library in a few verbs: load, stream, generate, score, rank."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,10 @@ from llmctl import loader
 from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.errors import UserError
+from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
 
-__all__ = ["generate", "load", "stream"]
+__all__ = ["generate", "load", "rank", "score", "stream"]
 
 
 def load(

@@ -32,6 +32,7 @@ FLAGS = {
     "temperature": "generation.temperature",
     "top_p": "generation.top_p",
     "stop": "generation.stop_strings",
+    "logprobs": "generation.logprobs",
     "system": "chat.system",
     "template": "chat.template",
     "raw": "chat.raw",
@@ -69,6 +70,14 @@ OvercommitOption = Annotated[
     typer.Option("--overcommit", help="Load even when the RAM does not seem to suffice.", show_default=False),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+LogprobsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--logprobs",
+        help="Log-probability of each token by the raw logits, with this many of the likeliest (0: none).",
+        show_default=False,
+    ),
+]
 SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.cli.generate import tell_logprobs
 from llmctl.cli.markdown import MarkdownStream
 from llmctl.cli.render import Output
 from llmctl.errors import LlmctlError
@@ -77,6 +78,8 @@ class Conversation:
             self.output.note("stopped; " + ("what there is of the answer is kept" if kept else "nothing came yet"))
         elif self.looks.stats and self.session.last is not None:
             self.output.note(statistics(self.session.last))
+        if not stopped and self.session.last is not None and self.session.last.completion is not None:
+            tell_logprobs(self.output, self.session.loaded, self.session.last.completion)
 
     def make_room(self, text: str) -> None:
         """Where the context is nearly full, say so and offer to drop the oldest turns."""
@@ -167,6 +170,8 @@ def statistics(turn: "Turn") -> str:
 
 def turn_document(session: "ChatSession") -> str:
     """One answer as a line of JSON."""
+    from llmctl.generation.scores import described
+
     turn, message = session.last, session.messages[-1]
     done = turn.completion if turn else None
     document: dict[str, Any] = {"schema": "llmctl.chat_turn/1", "text": message.content}
@@ -182,4 +187,6 @@ def turn_document(session: "ChatSession") -> str:
             "first_token_seconds": round(done.first_token_seconds, 4),
             "seconds": round(done.seconds, 4),
         }
+        if done.logprobs is not None:
+            document["logprobs"] = [described(scored, session.loaded.tokenizer) for scored in done.logprobs]
     return json.dumps(document, ensure_ascii=False)

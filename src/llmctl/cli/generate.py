@@ -13,6 +13,7 @@ from llmctl.cli.asking import (
     ConfigOption,
     DeviceMapOption,
     DtypeOption,
+    LogprobsOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -63,6 +64,7 @@ def generate(
         int, typer.Option("--num-return", help="How many answers; the seeds count up.", min=1, max=1000)
     ] = 1,
     seed: SeedOption = None,
+    logprobs: LogprobsOption = None,
     token_ids: Annotated[bool, typer.Option("--token-ids", help="With --json: the ids as well.")] = False,
     model: ModelOption = None,
     revision: RevisionOption = None,
@@ -109,6 +111,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         stop=stop or None,
+        logprobs=logprobs,
         system=system,
         template=template,
         raw=raw,
@@ -131,6 +134,7 @@ def generate(
         if not output.as_json:
             output.piece("\n")
             _note(output, loaded, completions[-1])
+            tell_logprobs(output, loaded, completions[-1])
     if output.as_json:
         output.document("llmctl.generate/1", document(loaded, text, completions, with_ids=token_ids))
 
@@ -191,8 +195,17 @@ def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
     )
 
 
+def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
+    """The tokens of an answer with their log-probabilities, one a line, where they were asked for."""
+    from llmctl.generation.scores import shown
+
+    for scored in done.logprobs or ():
+        output.note(shown(scored, loaded.tokenizer))
+
+
 def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"], *, with_ids: bool) -> dict[str, Any]:
     """What `--json` says: the answers, the timings, and what is needed to repeat them."""
+    from llmctl.generation.scores import described
     from llmctl.loader import peak_memory_bytes
     from llmctl.machine import read_machine
 
@@ -210,6 +223,8 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
             "seconds": round(done.seconds, 4),
             "tokens_per_second": round(done.tokens_per_second, 2) if done.tokens_per_second else None,
         }
+        if done.logprobs is not None:
+            answer["logprobs"] = [described(scored, loaded.tokenizer) for scored in done.logprobs]
         answers.append(answer | ({"token_ids": list(done.token_ids)} if with_ids else {}))
     return {
         "prompt": prompt,

@@ -218,6 +218,15 @@ class GenerationSection(_Section):
     extra_eos_tokens: Annotated[list[int | str], BeforeValidator(_list)] = Field(
         [], description="More tokens (ids, or special tokens by name) that end the answer."
     )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description=(
+            "Note each token's log-probability in the model's own distribution (raw logits, before penalties and "
+            "temperature), with this many of the likeliest beside it; 0 means only the chosen one."
+        ),
+    )
 
     @field_validator("stop_strings")
     @classmethod

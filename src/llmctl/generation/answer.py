@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.generation.completion import Completion, FinishReason
 from llmctl.generation.request import Request
+from llmctl.generation.scores import TokenLogprob
 from llmctl.generation.text import TextAssembler
 
 if TYPE_CHECKING:
@@ -17,18 +18,26 @@ class Answer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", request: Request) -> None:
         self.request = request
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self._text = TextAssembler(tokenizer, request.stop_strings)
         self._ends = request.eos_token_ids
         self._started = time.perf_counter()
         self._first = self._last = self._started
 
-    def take(self, token: int) -> str:
-        """Take the next token; returns the text that can be shown now. `finish_reason` says whether it was the last."""
+    def take(self, token: int, logprob: TokenLogprob | None = None) -> str:
+        """Take the next token; returns the text that can be shown now. `finish_reason` says whether it was the last.
+
+        Args:
+            token: The token.
+            logprob: What the model thought of it, where the request asks for that.
+        """
         self._last = time.perf_counter()
         if not self.token_ids:
             self._first = self._last
         self.token_ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
         if token in self._ends:
             self.finish_reason = "stop"
             return ""
@@ -61,4 +70,5 @@ class Answer:
             seed=self.request.seed,
             first_token_seconds=self._first - self._started,
             seconds=self._last - self._started,
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llmctl.generation.scores import TokenLogprob
+
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 
@@ -20,6 +22,7 @@ class Completion:
         seed: What the random generators were seeded with.
         first_token_seconds: From the call to the first token: the prefill.
         seconds: From the call to the last token.
+        logprobs: What the model thought of each of `token_ids`, or None where that was not asked for.
     """
 
     text: str
@@ -30,6 +33,7 @@ class Completion:
     seed: int
     first_token_seconds: float
     seconds: float
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -20,6 +20,7 @@ class Request:
         seed: What the random generators are seeded with.
         budget: Most tokens to generate: `max_new_tokens`, or what the context has left.
         stop_strings: The answer ends before any of these.
+        logprobs: How many of the likeliest tokens to note at each place; 0 only the chosen one, None nothing at all.
     """
 
     ids: tuple[int, ...]
@@ -27,6 +28,7 @@ class Request:
     seed: int
     budget: int
     stop_strings: tuple[str, ...]
+    logprobs: int | None = None
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -53,6 +55,7 @@ def make_request(
         seed=loaded.plan.seed if seed is None else seed,
         budget=budget,
         stop_strings=tuple(generation.stop_strings),
+        logprobs=generation.logprobs,
     )
 
 

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
@@ -16,6 +17,8 @@ from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Chunk, Completion, FinishReason
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, make_request
+from llmctl.generation.scores import RawLogits, TokenLogprob, token_logprob
+from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.text import TextAssembler
 
 if TYPE_CHECKING:
@@ -98,6 +101,7 @@ class _Job:
         self.cancelled = threading.Event()
         self.ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
         self.answer = Answer(loaded.tokenizer, request)
+        self._raw = RawLogits(loaded.model) if request.logprobs is not None else None
 
     def chunks(self) -> Iterator[Chunk]:
         """What the thread produces, until it ends; its exceptions are raised here."""
@@ -114,7 +118,8 @@ class _Job:
         try:
             ids = list(self.request.ids)
             more = self.reuse.arguments_for(self.loaded.model, ids) if self.reuse else {}
-            _run_generate(self.loaded, self.request, self._on_token, **more)
+            with self._raw or nullcontext():
+                _run_generate(self.loaded, self.request, self._on_token, **more)
             if self.reuse:
                 self.reuse.keep([*ids, *self.answer.token_ids])
             tail = self.answer.finish()
@@ -125,12 +130,15 @@ class _Job:
     def _on_token(self, token: int) -> bool:
         """Take the newest token; True when generation is over."""
         if self.answer.finish_reason is None:
-            piece = self.answer.take(token)
+            piece = self.answer.take(token, self._logprob(token))
             if piece:
                 self.ready.put(Chunk(piece))
             if self.cancelled.is_set():
                 self.answer.cancel()
         return self.answer.finish_reason is not None
+
+    def _logprob(self, token: int) -> TokenLogprob | None:
+        return token_logprob(self._raw.take(), token, self.request.logprobs or 0) if self._raw else None
 
 
 def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[int], bool] | None, **more: Any) -> Any:
@@ -171,9 +179,24 @@ def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
     text.finish()
     finish: FinishReason = "stop_string" if text.stopped_by else "length" if ended is None else "stop"
     completion = Completion(
-        text.shown, tuple(token_ids), finish, text.stopped_by, len(request.ids), request.seed, seconds, seconds
+        text.shown,
+        tuple(token_ids),
+        finish,
+        text.stopped_by,
+        len(request.ids),
+        request.seed,
+        seconds,
+        seconds,
+        _beam_logprobs(loaded, request, token_ids),
     )
     return Chunk(text.shown, completion)
+
+
+def _beam_logprobs(loaded: "LoadedModel", request: Request, token_ids: list[int]) -> tuple[TokenLogprob, ...] | None:
+    """Which step a token of a beam came from is not known while it runs, so the answer is read once more."""
+    if request.logprobs is None:
+        return None
+    return sequence_logprobs(loaded, [*request.ids, *token_ids], start=len(request.ids), top=request.logprobs)
 
 
 def _translate(error: BaseException, loaded: "LoadedModel") -> BaseException:

@@ -1,0 +1,159 @@
+"""Log-probabilities: what the model itself thought of a token.
+
+They are of the model's own distribution: the softmax of its raw logits in float32, before any penalty, constraint,
+temperature or cut of the candidates.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_REPLACEMENT = "�"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that the model could have taken.
+
+    Attributes:
+        id: The token.
+        logprob: Its natural log-probability.
+    """
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token that was taken, and how likely the model thought it.
+
+    Attributes:
+        id: The token.
+        logprob: Its natural log-probability.
+        top: The likeliest tokens at its place, the likeliest first; as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[Alternative, ...] = ()
+
+
+def token_logprob(logits: "torch.Tensor", token: int, n: int) -> TokenLogprob:
+    """What the model thought of one token.
+
+    Args:
+        logits: Raw logits of shape [V], in any dtype and on any device.
+        token: The token that was taken.
+        n: How many of the likeliest to add; 0 means none.
+    """
+    return token_logprobs(logits[None], [token], n)[0]
+
+
+def token_logprobs(logits: "torch.Tensor", tokens: list[int], n: int) -> list[TokenLogprob]:
+    """`token_logprob` for T places at once: logits of shape [T, V], and T tokens. Takes T x V float32 of memory."""
+    import torch
+
+    logprobs = torch.log_softmax(logits.detach().float(), dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
+    if not n:
+        return [TokenLogprob(token, value) for token, value in zip(tokens, chosen, strict=True)]
+    values, ids = logprobs.topk(min(n, logprobs.shape[-1]), dim=-1)
+    return [
+        TokenLogprob(token, value, tuple(map(Alternative, row_ids, row)))
+        for token, value, row_ids, row in zip(tokens, chosen, ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+class RawLogits:
+    """The raw logits of the model's newest step, while `generate` runs. Its state: those logits.
+
+    A logits processor would come after transformers' own (the repetition penalty among them), so a forward hook it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._newest: torch.Tensor | None = None
+
+    def __enter__(self) -> Self:
+        self._handle = self._model.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, _model: Any, _arguments: Any, output: Any) -> None:
+        self._newest = output.logits[0, -1].detach().clone()  # of a prefill only the last row is wanted
+
+    def take(self) -> "torch.Tensor":
+        """The logits that the newest token was chosen by, of shape [V]."""
+        newest, self._newest = self._newest, None
+        assert newest is not None, "each token has a forward pass of its own"  # noqa: S101
+        return newest
+
+
+def described(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """A token for `--json`: its text, its id, its log-probability (null for minus infinity), and the likeliest."""
+    return {
+        **token_text(tokenizer, scored.id),
+        "id": scored.id,
+        "logprob": _number(scored.logprob),
+        "top": [{**token_text(tokenizer, a.id), "id": a.id, "logprob": _number(a.logprob)} for a in scored.top],
+    }
+
+
+def shown(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A token as a line for people: `-0.0123  98.8%  " Paris"`, then the likeliest with their shares."""
+    from math import exp
+
+    def share(logprob: float) -> str:
+        return f"{100 * exp(logprob):.3g}%"
+
+    def name(token: int) -> str:
+        return repr(token_text(tokenizer, token)["token"])
+
+    top = ", ".join(f"{name(a.id)} {share(a.logprob)}" for a in scored.top)
+    line = f"{scored.logprob:9.4f} {share(scored.logprob):>7}  {name(scored.id)}"
+    return f"{line}   of {top}" if top else line
+
+
+def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> dict[str, Any]:
+    """The text of one token as `token`; and where it is only a part of a character, its bytes as `bytes`."""
+    text = str(tokenizer.decode([token], skip_special_tokens=False))
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if _REPLACEMENT not in text:
+        # SentencePiece decoders drop the space that a text begins with
+        return {"token": f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text}
+    found = _bytes_of(piece)
+    return {"token": text} if found is None else {"token": text, "bytes": list(found)}
+
+
+def _bytes_of(piece: str) -> bytes | None:
+    """The bytes that a piece of the vocabulary stands for: `<0xE2>`, or byte-level BPE's letters."""
+    if match := _BYTE.fullmatch(piece):
+        return bytes([int(match[1], 16)])
+    letters = _byte_letters()
+    return bytes(letters[c] for c in piece) if all(c in letters for c in piece) else None
+
+
+@cache
+def _byte_letters() -> Mapping[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, other bytes for the letters from U+0100 on.
+
+    Source: bytes_to_unicode of GPT-2's encoder.py.
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _number(logprob: float) -> float | None:
+    return logprob if isfinite(logprob) else None
