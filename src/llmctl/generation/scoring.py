@@ -56,6 +56,12 @@ class Score:
         """Per byte of the text in UTF-8: comparable between texts that are cut into tokens differently."""
         return self.total / len(self.text.encode())
 
+    def by(self, measure: By) -> float:
+        """What choices are ranked by."""
+        if measure == "byte":
+            return self.per_byte
+        return self.total if measure == "sum" or self.mean is None else self.mean
+
     @property
     def perplexity(self) -> float | None:
         """exp(-mean); None where no token was scored."""
@@ -130,11 +136,10 @@ def rank(
         raise UserError("choices are to be ranked: at least two, all different", hint="--choices yes,no")
     kept, windows = KeptCache(), _Windows.of(loaded, None, None)
     scores = [_score(loaded, choice, prompt, chat, top, windows, kept) for choice in choices]
-    key = {"sum": lambda s: s.total, "mean": lambda s: s.mean, "byte": lambda s: s.per_byte}[by]
     best = max(s.total for s in scores)
     mass = sum(exp(s.total - best) for s in scores)
     ranked = [RankedChoice(s, exp(s.total - best - log(mass))) for s in scores]
-    return tuple(sorted(ranked, key=lambda choice: key(choice.score), reverse=True))
+    return tuple(sorted(ranked, key=lambda choice: choice.score.by(by), reverse=True))
 
 
 def sequence_logprobs(
