@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": ("llmctl.cli.plan", "Show how a model would run here, before anything is downloaded."),
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
+    "score": ("llmctl.cli.score", "Show how likely a model thinks a text, or which of several answers."),
     "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
     "prompt": ("llmctl.cli.prompt", "Show a prompt as the model sees it, and what is wrong with it."),

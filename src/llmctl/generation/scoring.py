@@ -1,7 +1,7 @@
 """How likely a model thinks a text: log-probabilities token by token, perplexity, and choices against each other."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +63,11 @@ class Score:
         return self.total if measure == "sum" or self.mean is None else self.mean
 
     @property
+    def bits_per_byte(self) -> float:
+        """What a compressor by this model would need."""
+        return -self.per_byte / log(2)
+
+    @property
     def perplexity(self) -> float | None:
         """exp(-mean); None where no token was scored."""
         return None if self.mean is None else exp(min(-self.mean, 700.0))
@@ -107,7 +112,27 @@ def score(
     Raises:
         UserError: the text or the prompt is empty, or window and stride do not fit.
     """
-    return _score(loaded, text, prompt, chat, top, _Windows.of(loaded, window, stride), KeptCache())
+    return next(score_each(loaded, [(prompt, text)], chat=chat, top=top, window=window, stride=stride))
+
+
+def score_each(
+    loaded: "LoadedModel",
+    pairs: "Iterable[tuple[str | Messages | None, str]]",
+    *,
+    chat: ChatSection | None = None,
+    top: int = 0,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Iterator[Score]:
+    """`score` for pairs of a prompt (or None) and a text. Where the same prompt follows itself it is computed once."""
+    windows = _Windows.of(loaded, window, stride)
+    before: str | Messages | None = None
+    kept = KeptCache()
+    for prompt, text in pairs:
+        if prompt is None or prompt != before:
+            kept = KeptCache()
+        before = prompt
+        yield _score(loaded, text, prompt, chat, top, windows, kept)
 
 
 def rank(
@@ -134,8 +159,7 @@ def rank(
     """
     if len(set(choices)) < max(len(choices), 2):
         raise UserError("choices are to be ranked: at least two, all different", hint="--choices yes,no")
-    kept, windows = KeptCache(), _Windows.of(loaded, None, None)
-    scores = [_score(loaded, choice, prompt, chat, top, windows, kept) for choice in choices]
+    scores = list(score_each(loaded, [(prompt, choice) for choice in choices], chat=chat, top=top))
     best = max(s.total for s in scores)
     mass = sum(exp(s.total - best) for s in scores)
     ranked = [RankedChoice(s, exp(s.total - best - log(mass))) for s in scores]
