@@ -32,6 +32,7 @@ FLOORS = {
     "loader": 8,
     "generation": 9,
     "doctor": 9,
+    "export": 9,
     "script": 10,
     "api": 10,
     "": 11,  # llmctl itself: resolves the public names

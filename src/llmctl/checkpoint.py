@@ -99,12 +99,17 @@ def _contained(folder: Path, name: str) -> Path:
             f"the weight index of {folder} names {name!r}, which is not safetensors: pickled weights can run code",
             hint=_DISTRUST,
         )
+    if not lies_inside(folder, path):
+        raise ModelError(f"{path} is a link that leads outside its folder", hint=_DISTRUST)
+    return path
+
+
+def lies_inside(folder: Path, path: Path) -> bool:
+    """Whether a file of a model's folder, links followed, really lies there, or in the Hub cache's own store."""
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":  # the Hub cache: files are links into ../../blobs
         allowed.append((folder.parent.parent / "blobs").resolve())
-    if not any(path.resolve().is_relative_to(place) for place in allowed):
-        raise ModelError(f"{path} is a link that leads outside its folder", hint=_DISTRUST)
-    return path
+    return any(path.resolve().is_relative_to(place) for place in allowed)
 
 
 _DISTRUST = "nothing was read from it; take the model from a source you trust"
@@ -126,18 +131,22 @@ def _no_safetensors(folder: Path) -> ModelError:
     return ModelError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", hint="is it the folder of a model?")
 
 
+def read_header(file: Path) -> bytes:
+    """The JSON text at the head of a safetensors file. Raises ModelError for a damaged or cut file."""
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT_BYTES, file.stat().st_size - 8):
+            raise ModelError(f"{file} is not a safetensors file, or is cut off", hint=_AGAIN)
+        return stream.read(length)
+
+
 def read_tensors(files: tuple[Path, ...]) -> tuple[Tensor, ...]:
     """The tensors of the files, from their headers. Raises ModelError for a damaged or cut file."""
     found: dict[str, Tensor] = {}
     for file in files:
-        with file.open("rb") as stream:
-            prefix = stream.read(8)
-            size = file.stat().st_size
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(HEADER_LIMIT_BYTES, size - 8):
-                raise ModelError(f"{file} is not a safetensors file, or is cut off", hint=_AGAIN)
-            header = stream.read(length)
-        for tensor in parse_header(header, data_bytes=size - 8 - length, name=str(file)):
+        header = read_header(file)
+        for tensor in parse_header(header, data_bytes=file.stat().st_size - 8 - len(header), name=str(file)):
             if tensor.name in found:
                 raise ModelError(f"{file} has the tensor {tensor.name} that another file has too")
             found[tensor.name] = tensor

@@ -21,7 +21,7 @@ from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
 from llmctl.plan.make import check_remote_code
 from llmctl.plan.relief import explain_out_of_memory
-from llmctl.quantization import bnb
+from llmctl.quantization import bnb, copies
 from llmctl.quiet import quiet_libraries
 from llmctl.tokenization import end_tokens, load_tokenizer
 
@@ -120,7 +120,8 @@ def prepare(
     located = locate(settings, offline=offline, progress=progress)
     info = read_model_info(located.folder, source=located.source, commit=located.commit)
     machine = machine or read_machine()
-    return Prepared(located, info, machine, make_plan(settings.config, machine, info), settings.config)
+    plan = copies.consider(make_plan(settings.config, machine, info), settings.config, info, machine)
+    return Prepared(located, info, machine, plan, settings.config)
 
 
 def load(
@@ -156,17 +157,16 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
     apply_environment(prepared.plan)
     with quiet_libraries():
         prepared = settle(prepared)
-        plan, info = prepared.plan, prepared.info
-        _seed(plan)
+        _seed(prepared.plan)
         tokenizer, eos = ready_tokenizer(prepared)
-        model = _load_model(prepared)
+        prepared, model = _load_weights(prepared)
     seconds = time.perf_counter() - started
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        plan=plan,
+        plan=prepared.plan,
         config=prepared.config,
-        info=info,
+        info=prepared.info,
         located=prepared.located,
         machine=prepared.machine,
         eos_token_ids=eos,
@@ -276,7 +276,7 @@ def _needs_bitsandbytes(prepared: Prepared) -> bool:
     return "quantization_config" in prepared.plan.model_kwargs or stored.startswith("bitsandbytes")
 
 
-def _own_config(prepared: Prepared) -> Any:
+def _own_config(prepared: Prepared, quantization_config: Any = None) -> Any:
     """config.json as transformers reads it, with our attention in it.
 
     `_attn_implementation` in a config.json wins over the argument of the same meaning unless the configuration is read
@@ -290,11 +290,35 @@ def _own_config(prepared: Prepared) -> Any:
     )
     config._attn_implementation = arguments["attn_implementation"]
     config._experts_implementation = None
+    if quantization_config is not None:
+        config.quantization_config = quantization_config.to_dict()
     return config
 
 
-def _load_model(prepared: Prepared) -> Any:
-    """Call `from_pretrained`, and refuse what it only warns about."""
+def _load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
+    """The model from its quantised copy where the plan has one, else from its own files; a copy is kept if planned."""
+    plan = prepared.plan
+    if plan.copy_folder is not None:
+        try:
+            model = _load_model(prepared, plan.copy_folder)
+            copies.mark_used(plan.copy_folder)
+            return prepared, model
+        except ModelError as error:  # whatever is wrong with a copy, the original is there
+            copies.forget(plan.copy_folder)
+            plan = copies.without_copy(plan, f"the one that was kept is damaged: {error.message}")
+            prepared = replace(prepared, plan=plan)
+    model = _load_model(prepared)
+    if plan.keep_copy:
+        plan = copies.keep(model, plan, prepared.config, prepared.info, prepared.machine)
+        prepared = replace(prepared, plan=plan)
+    return prepared, model
+
+
+def _load_model(prepared: Prepared, copy_folder: Path | None = None) -> Any:
+    """Call `from_pretrained`, and refuse what it only warns about.
+
+    Of a quantised copy only the weights are read: the configuration is the model's own, with ours in it.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -302,12 +326,14 @@ def _load_model(prepared: Prepared) -> Any:
     try:
         if _needs_bitsandbytes(prepared):
             bnb.import_bitsandbytes()
+        arguments = model_arguments(plan)
+        quantization = arguments.pop("quantization_config") if copy_folder is not None else None
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(prepared.located.folder),
-            config=_own_config(prepared),
+            str(copy_folder or prepared.located.folder),
+            config=_own_config(prepared, quantization),
             local_files_only=True,
             output_loading_info=True,
-            **model_arguments(plan),
+            **arguments,
         )
     except ImportError as error:
         raise MachineError(

@@ -27,6 +27,7 @@ _EMBEDDINGS = (
     "embed_out",
     "lm_head",
 )
+_SCALES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB")  # of bitsandbytes, in float32
 # Architectures whose checkpoints name tensors without the prefix that the loaded module has.
 _MODULE_PREFIX = {"gpt2": "transformer."}
 
@@ -65,8 +66,8 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> 
     each; double quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA,
     arXiv:2305.14314, section 3).
     """
-    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
-        return tensor.size_bytes  # packed or integer: stays as it is
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16") or tensor.name.endswith(_SCALES):
+        return tensor.size_bytes  # packed or integer, or the scales of such: stays as it is
     if quantized is None or not is_linear_weight(tensor, quantized.skip_modules):
         return tensor.numel * DTYPE_SIZE_BYTES[dtype]
     if quantized.bits == 8:

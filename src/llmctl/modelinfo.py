@@ -92,7 +92,13 @@ class ModelInfo:
 
     @property
     def stored_dtype(self) -> str:
-        """What most of the weights are stored in, as torch names it."""
+        """What most of the weights are stored in, as torch names it.
+
+        Of a quantised checkpoint: what its config.json names, since the scales can outweigh what is not quantised.
+        """
+        named = str(self.text_config.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype"))
+        if self.quantization is not None and named in _TORCH_NAMES.values():
+            return named
         for name in dtype_bytes(self.tensors):
             if name in _TORCH_NAMES:
                 return _TORCH_NAMES[name]

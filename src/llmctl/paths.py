@@ -27,6 +27,11 @@ def data_dir() -> Path:
     return _own("data", _DIRS.user_data_dir)
 
 
+def cache_dir() -> Path:
+    """The folder for what can be made again, and is kept only to save time: quantised copies of weights."""
+    return _own("cache", _DIRS.user_cache_dir)
+
+
 def state_dir() -> Path:
     """The folder for what llmctl remembers between commands."""
     return _own("state", _DIRS.user_state_dir)

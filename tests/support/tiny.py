@@ -47,12 +47,13 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DeepseekV3Config",
         "DeepseekV3ForCausalLM",
         {
-            "head_dim": 8,
+            # widths that bitsandbytes' kernels for CPUs take: blocks of 64 inputs, 32 outputs
+            "head_dim": 32,
             "num_key_value_heads": 4,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 32,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 64,
             "qk_nope_head_dim": 16,
-            "qk_rope_head_dim": 8,
+            "qk_rope_head_dim": 32,
             "v_head_dim": 16,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,

@@ -26,6 +26,7 @@ FLAGS = {
     "device_map": "load.device_map",
     "overcommit": "load.overcommit",
     "quant": "quantization.bits",
+    "quant_cache": "quantization.cache",
     "seed": "seed",
     "deterministic": "deterministic",
     "max_new_tokens": "generation.max_new_tokens",
@@ -57,6 +58,10 @@ AttentionOption = Annotated[
     typer.Option("--attn", help="auto, flash_attention_2, sdpa, eager or flex_attention.", show_default=False),
 ]
 QuantOption = Annotated[str | None, typer.Option("--quant", help="8bit, 4bit or none.", show_default=False)]
+QuantCacheOption = Annotated[
+    bool | None,
+    typer.Option("--quant-cache/--no-quant-cache", help="Keep and read quantised copies.", show_default=False),
+]
 DeviceMapOption = Annotated[
     str | None,
     typer.Option("--device-map", help="auto, cpu, cuda, cuda:N, mps, balanced or sequential.", show_default=False),

@@ -14,6 +14,7 @@ from llmctl.cli.asking import (
     ModelOption,
     OfflineOption,
     OvercommitOption,
+    QuantCacheOption,
     QuantOption,
     RevisionOption,
     SeedOption,
@@ -58,6 +59,7 @@ def chat(
     revision: RevisionOption = None,
     config: ConfigOption = None,
     quant: QuantOption = None,
+    quant_cache: QuantCacheOption = None,
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
@@ -89,6 +91,7 @@ def chat(
     saved = transcript.read(resume) if resume is not None else None
     flags: dict[str, Any] = {
         "quant": quant,
+        "quant_cache": quant_cache,
         "dtype": dtype,
         "attn": attn,
         "device_map": device_map,

@@ -36,6 +36,7 @@ COMMANDS = {
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
     "score": ("llmctl.cli.score", "Show how likely a model thinks a text, or which of several answers."),
     "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
+    "quantize": ("llmctl.cli.quantize", "Quantise a model once, into a folder that loads anywhere."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
     "prompt": ("llmctl.cli.prompt", "Show a prompt as the model sees it, and what is wrong with it."),
     "config": ("llmctl.cli.config", "Show, check and write configuration files."),

@@ -10,8 +10,10 @@ from llmctl.cli.render import Output, bytes_text
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
-    from llmctl.hub.inventory import CachedModel
+    from llmctl.hub.inventory import CachedModel, Waste
     from llmctl.modelinfo import ModelInfo
+    from llmctl.plan.copies import QuantizedCopy
+    from llmctl.quantization.copies import Stale
 
 SUMMARY = "List, describe and remove models of the cache."
 app = new_app(help=SUMMARY, group=True)
@@ -31,17 +33,21 @@ def list_models(ctx: typer.Context) -> None:
       llmctl models list --json
     """
     from llmctl.hub.inventory import cached_models
+    from llmctl.quantization.copies import kept_copies
 
     output: Output = ctx.obj
-    models = cached_models()
+    models, copies = cached_models(), kept_copies()
     if output.as_json:
-        output.document("llmctl.models/1", {"models": [_as_json(model) for model in models]})
+        listed = {"models": [_as_json(model) for model in models], "quantized_copies": [_copy(copy) for copy in copies]}
+        output.document("llmctl.models/1", listed)
         return
     columns = ("model", "revision", "size", "dtype", "parameters", "quantised", "complete", "last used")
-    output.table(columns, [_row(model) for model in models])
+    output.table(columns, [*map(_row, models), *map(_copy_row, copies)])
     total = sum(model.size_bytes for model in models)
     plural = "" if len(models) == 1 else "s"
-    output.note(f"{len(models)} model{plural}, {bytes_text(total)}" if models else "none yet: llmctl download org/name")
+    kept = f"; {len(copies)} quantised, {bytes_text(sum(c.size_bytes for c in copies))}" if copies else ""
+    said = f"{len(models)} model{plural}, {bytes_text(total)}{kept}"
+    output.note(said if models or copies else "none yet: llmctl download org/name")
 
 
 @app.command("info", cls=Command)
@@ -123,19 +129,21 @@ def lock(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
 def remove(
     ctx: typer.Context,
     models: Annotated[list[str], typer.Argument(help="The models to remove.", show_default=False)],
+    copies: Annotated[bool, typer.Option("--copies", help="Only the quantised copies of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove models from the cache, with all their revisions.
+    """Remove models from the cache, with all their revisions and quantised copies.
 
     Examples:
 
       llmctl models rm Qwen/Qwen3-4B
-    """
-    from llmctl.hub.inventory import remove_model
 
+      llmctl models rm --copies Qwen/Qwen3-4B
+    """
     output: Output = ctx.obj
-    _ask(f"Remove {', '.join(models)} from the cache?", yes=yes)
-    freed = {model: remove_model(model) for model in models}
+    what = "the quantised copies of " if copies else ""
+    _ask(f"Remove {what}{', '.join(models)} from the cache?", yes=yes)
+    freed = {model: _remove(model, only_copies=copies) for model in models}
     if output.as_json:
         output.document("llmctl.models-rm/1", {"removed": freed})
         return
@@ -149,16 +157,19 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove what no model needs: partial files, orphans, revisions that a branch has left behind.
+    """Remove what no model needs: partial files, orphans, old revisions, quantised copies that nothing reads again.
 
     Examples:
 
       llmctl models prune --dry-run
     """
     from llmctl.hub.inventory import find_waste, remove_waste
+    from llmctl.machine import read_machine
+    from llmctl.quantization.copies import find_stale, remove_stale
 
     output: Output = ctx.obj
-    waste = find_waste()
+    unneeded, stale = find_waste(), find_stale(read_machine())
+    waste: tuple[Waste | Stale, ...] = (*unneeded, *stale)
     total = sum(item.size_bytes for item in waste)
     rows = [(item.repo_id, item.why, bytes_text(item.size_bytes), item.path.name) for item in waste]
     if not output.as_json and waste:
@@ -166,7 +177,7 @@ def prune(
     freed = 0
     if waste and not dry_run:
         _ask(f"Remove these {len(waste)}, {bytes_text(total)}?", yes=yes)
-        freed = remove_waste(waste)
+        freed = remove_waste(unneeded) + remove_stale(stale)
     if output.as_json:
         items = [{"repo_id": w.repo_id, "why": w.why, "size_bytes": w.size_bytes, "path": str(w.path)} for w in waste]
         output.document("llmctl.models-prune/1", {"items": items, "size_bytes": total, "freed_bytes": freed})
@@ -174,6 +185,21 @@ def prune(
         output.note("nothing to remove")
     else:
         output.note(f"{bytes_text(total)} would be freed" if dry_run else f"{bytes_text(freed)} freed")
+
+
+def _remove(model: str, *, only_copies: bool) -> int:
+    """Remove a model with its quantised copies, or only these; returns the bytes that this frees."""
+    from llmctl.hub.inventory import remove_model
+    from llmctl.hub.settings import repo_dir
+    from llmctl.locate import is_path
+    from llmctl.quantization.copies import remove_copies
+
+    in_cache = not is_path(model) and repo_dir(model).is_dir()
+    freed = remove_model(model) if in_cache and not only_copies else 0
+    freed += remove_copies(model)
+    if not freed and (only_copies or is_path(model)):
+        raise UserError(f"there are no quantised copies of {model}", hint="see: llmctl models list")
+    return freed if freed else remove_model(model)  # which says that it is not there
 
 
 def _ask(question: str, *, yes: bool) -> None:
@@ -197,6 +223,24 @@ def _row(model: "CachedModel") -> tuple[str, ...]:
         "yes" if not model.missing else f"no: {model.missing[0]}",
         _date(model.last_used),
     )
+
+
+def _copy_row(copy: "QuantizedCopy") -> tuple[str, ...]:
+    size, used = bytes_text(copy.size_bytes), _date(copy.last_used)
+    return (copy.source, "quantised copy", size, copy.dtype, "", copy.kind, "yes", used)
+
+
+def _copy(copy: "QuantizedCopy") -> dict[str, Any]:
+    return {
+        "source": copy.source,
+        "commit": copy.commit,
+        "quantization": copy.kind,
+        "dtype": copy.dtype,
+        "folder": str(copy.folder),
+        "size_bytes": copy.size_bytes,
+        "made": copy.made,
+        "last_used": _date(copy.last_used),
+    }
 
 
 def _as_json(model: "CachedModel") -> dict[str, Any]:

@@ -103,10 +103,20 @@ def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batc
     from llmctl.machine import measure_ram_bandwidth, read_machine
     from llmctl.plan.survey import recommended, survey
     from llmctl.presets import imagined
+    from llmctl.quantization.copies import consider
 
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
     ways = survey(settings.config, machine, seen.info, context=context, batch=batch, ram_bandwidth=bandwidth)
+    if not name:
+        ways = tuple(
+            replace(
+                way, plan=consider(way.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes)
+            )
+            if way.plan is not None
+            else way
+            for way in ways
+        )
     return name or "this machine", machine, ways, recommended(ways)
 
 

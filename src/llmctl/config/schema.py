@@ -190,6 +190,23 @@ class QuantizationSection(_Section):
         False,
         description="Let the part that does not fit on the GPU lie in RAM, unquantised. Set by itself when needed.",
     )
+    cache: bool = Field(
+        True,
+        description="Keep a quantised copy of the weights on disk: the next start reads it and need not quantise.",
+    )
+    cache_size: int | str = Field(
+        "20GiB",
+        description="Most disk for all quantised copies together; the least recently used go first.",
+    )
+
+    @field_validator("cache_size")
+    @classmethod
+    def _known_size(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and not value.isdigit() and not _MEMORY.match(value):
+            raise ValueError(f"{value!r} is not a size such as 20GiB or 500MB")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{value} is negative")
+        return value
 
 
 class GenerationSection(_Section):

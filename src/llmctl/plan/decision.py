@@ -44,6 +44,8 @@ class Plan:
         decisions: Every decision with its reason, in the order they were made.
         seed: For `transformers.set_seed`.
         deterministic: Whether torch is asked for deterministic algorithms.
+        copy_folder: A quantised copy of the weights that is read instead of quantising, or None.
+        keep_copy: Whether such a copy is written once the model is loaded.
     """
 
     source: str
@@ -58,6 +60,8 @@ class Plan:
     seed: int
     deterministic: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    copy_folder: Path | None = None
+    keep_copy: bool = False
 
     def reason(self, key: str) -> str:
         """The reason of a decision. Raises KeyError."""

@@ -1,12 +1,13 @@
 """Whether and how weights are quantised while loading."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine import Machine
-from llmctl.memory import Quantized, is_expert
+from llmctl.memory import Quantized, is_expert, is_linear_weight
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.decision import Decision
 
@@ -59,6 +60,14 @@ def tell_unquantised(choice: QuantizationChoice, info: ModelInfo) -> Quantizatio
     return replace(choice, decisions=(replace(first, reason=reason), *rest))
 
 
+def unquantised_bytes(arguments: Mapping[str, Any] | None, info: ModelInfo) -> int:
+    """Bytes of the weights that stay in half precision although the rest is quantised; 0 where nothing is."""
+    if not arguments:
+        return 0
+    skipped = tuple(arguments.get("llm_int8_skip_modules") or ())
+    return sum(2 * tensor.numel for tensor in info.tensors if not is_linear_weight(tensor, skipped))
+
+
 def _keep(config: Config, info: ModelInfo) -> QuantizationChoice:
     method = info.quantization_method
     if config.quantization.bits is not None and method != f"bitsandbytes {config.quantization.bits}-bit":
@@ -67,7 +76,20 @@ def _keep(config: Config, info: ModelInfo) -> QuantizationChoice:
             hint="leave --quant away, or take the unquantised original of the model",
             details={"quantization_method": method},
         )
-    return QuantizationChoice(None, None, (Decision("quantization", method, "the checkpoint is stored this way"),))
+    return QuantizationChoice(None, None, _stored(method, info.quantization or {}))
+
+
+def _stored(method: str | None, stored: Mapping[str, Any]) -> tuple[Decision, ...]:
+    """What the checkpoint is, in the words that are used for what llmctl quantises itself."""
+    why = "the checkpoint is stored this way"
+    if method != "bitsandbytes 4-bit":
+        return (Decision("quantization", method, why),)
+    double = " double" if stored.get("bnb_4bit_use_double_quant") else ""
+    compute = str(stored.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
+    return (
+        Decision("quantization", f"{method} {stored.get('bnb_4bit_quant_type', 'fp4')}{double}", why),
+        Decision("bnb_4bit_compute_dtype", compute, "the checkpoint says so"),
+    )
 
 
 def _eight_bits(config: Config, machine: Machine) -> QuantizationChoice:

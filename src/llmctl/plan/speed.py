@@ -61,7 +61,7 @@ def estimate_speed(
         info: The model.
         ram_bandwidth: Measured bytes per second of the RAM, for what runs on the CPU.
     """
-    bits = _stored_bits(plan)
+    bits = _stored_bits(plan, info)
     active = _active_share(info)
     on_gpu = [device for device in plan.devices if device != "cpu"]
     rates = _rates(machine, on_gpu, ram_bandwidth)
@@ -80,14 +80,14 @@ def estimate_speed(
     fastest = moved / bandwidth / high + bus + info.layer_count * launch[0]
     work = 2 * info.parameters * active
     if kind == "cpu":
-        prefill = _cpu_prefill(plan, machine, work)
+        prefill = _cpu_prefill(plan, machine, work, bits=bits)
     else:
         prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
     return Speed((1 / slowest, 1 / fastest), prefill)
 
 
-def _stored_bits(plan: Plan) -> int:
-    arguments = plan.model_kwargs.get("quantization_config") or {}
+def _stored_bits(plan: Plan, info: ModelInfo) -> int:
+    arguments = plan.model_kwargs.get("quantization_config") or info.quantization or {}
     return 4 if arguments.get("load_in_4bit") else 8 if arguments.get("load_in_8bit") else 16
 
 
@@ -117,10 +117,10 @@ def _rates(machine: Machine, on_gpu: list[str], ram_bandwidth: float | None) -> 
     return min(found) if found else None
 
 
-def _cpu_prefill(plan: Plan, machine: Machine, work: float) -> tuple[float, float]:
+def _cpu_prefill(plan: Plan, machine: Machine, work: float, *, bits: int) -> tuple[float, float]:
     dtype = plan.model_kwargs["dtype"]
     key = "bf16 instructions" if dtype == "bfloat16" and machine.cpu_multiplies_bf16 else str(dtype)
     low, high = _CPU_GIGAFLOPS.get(key, _CPU_GIGAFLOPS["bfloat16"])
-    if _stored_bits(plan) != 16:
+    if bits != 16:
         low, high = low / 10, high / 1.5
     return (low * 1e9 * machine.physical_cores / work, high * 1e9 * machine.physical_cores / work)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine import Machine
-from llmctl.memory import is_linear_weight
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.make import make_plan
 from llmctl.plan.placement import candidate_devices
+from llmctl.plan.quantization import unquantised_bytes
 from llmctl.plan.speed import Speed, estimate_speed
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
@@ -150,7 +150,7 @@ def _way(
         "spills" if beside_gpu else "fits",
         plan=plan,
         free_bytes=_free(plan, machine),
-        unquantised_bytes=_unquantised(plan, info),
+        unquantised_bytes=unquantised_bytes(plan.model_kwargs.get("quantization_config"), info),
         spilled_blocks=_blocks(spilled, info) if beside_gpu else 0,
         largest_context=fits_whole,
         speed=estimate_speed(plan, machine, info, ram_bandwidth=ram_bandwidth),
@@ -165,14 +165,6 @@ def _blocks(modules: list[str], info: ModelInfo) -> int:
 def _free(plan: Plan, machine: Machine) -> int:
     gpus = {f"cuda:{gpu.index}" if gpu.kind == "cuda" else "mps": gpu.free_bytes for gpu in machine.gpus}
     return sum(gpus.get(device, machine.ram_available_bytes) for device in plan.devices)
-
-
-def _unquantised(plan: Plan, info: ModelInfo) -> int:
-    arguments = plan.model_kwargs.get("quantization_config")
-    if not arguments:
-        return 0
-    skipped = tuple(arguments.get("llm_int8_skip_modules") or ())
-    return sum(2 * tensor.numel for tensor in info.tensors if not is_linear_weight(tensor, skipped))
 
 
 def _largest_context(

@@ -48,6 +48,16 @@ def describe(model: Any) -> str | None:
     return "; ".join(kinds) or None
 
 
+def is_repacked(model: Any) -> bool:
+    """Whether 4-bit weights lie in the order that bitsandbytes' CPU kernels want, which it cannot turn back.
+
+    On a CPU with AVX512-BF16 the first product repacks the weights and rounds the scales to bfloat16, transposed;
+    `_convert_weight_packed_for_cpu_inverse` (bitsandbytes 0.50) leaves the scales so, and what is saved is wrong.
+    """
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
 def scale_tensors(parameter: Any) -> list[Any]:
     """The tensors that a quantised weight keeps beside itself: scales, and the scales of scales."""
     state = getattr(parameter, "quant_state", None)

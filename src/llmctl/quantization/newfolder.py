@@ -1,0 +1,116 @@
+"""A folder that is there whole or not at all, however the process that writes it ends."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+SUFFIX = ".llmctl-incomplete"
+
+
+class NewFolder:
+    """A folder under a hidden name beside its target, which it becomes when it is placed.
+
+    The hidden folder is locked (`flock`) while it is written: who can lock it knows that its writer is gone.
+    It changes while it is written; only the process that made it holds it.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Make it, empty; what a killed run left under its name is removed.
+
+        Raises:
+            BlockingIOError: another process is writing it now.
+            OSError: the disk refuses.
+        """
+        self.target = target
+        self.path = target.with_name(f".{target.name}{SUFFIX}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = _claim(self.path)
+
+    def place(self) -> None:
+        """Let it take its target's place, on the disk first. The target is not there, or is an empty folder."""
+        for file in sorted(self.path.rglob("*")):
+            if file.is_file():
+                _sync(file)
+        _sync(self.path)
+        self.path.replace(self.target)
+        _sync(self.target.parent)
+        self._release()
+
+    def drop(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def abandoned(parent: Path) -> tuple[Path, ...]:
+    """The unfinished folders below `parent` whose writers are gone."""
+    found = []
+    for path in sorted(parent.glob(f".*{SUFFIX}")):
+        try:
+            descriptor = _lock(path)
+        except OSError:  # it is being written, or was placed this moment
+            continue
+        if descriptor is not None:
+            os.close(descriptor)
+            found.append(path)
+    return tuple(found)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the unfinished folders below `parent` whose writers are gone."""
+    for path in abandoned(parent):
+        with suppress(OSError):
+            NewFolder(parent / path.name.removeprefix(".").removesuffix(SUFFIX)).drop()
+
+
+def _claim(path: Path) -> int | None:
+    """Make the folder, empty, and lock it. None where the system has no such locks."""
+    while True:
+        path.mkdir(exist_ok=True)
+        descriptor = _lock(path)
+        if descriptor is None:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            return None
+        try:
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                for entry in path.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process removed or placed it between the two lines above
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a folder; None where the system has no such locks. Raises BlockingIOError where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
