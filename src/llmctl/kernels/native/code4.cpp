@@ -1,0 +1,7 @@
+#include "kernels.h"
+
+namespace llmctl {
+
+const int8_t kCode4[16] = {-127, -100, -78, -61, -46, -33, -21, -9, 2, 13, 24, 36, 49, 64, 82, 106};
+
+}  // namespace llmctl

@@ -1,0 +1,94 @@
+// Numbers of 16 bits, in plain C++ that compilers turn into vectors. Included by every instruction set on its own.
+#pragma once
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace {
+
+inline float as_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint32_t as_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline float from_bf16(uint16_t value) { return as_float(static_cast<uint32_t>(value) << 16); }
+
+inline uint16_t to_bf16(float value) {  // to nearest, ties to even, as torch rounds
+    const uint32_t bits = as_bits(value);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+inline float from_f16(uint16_t value) {
+    const uint32_t sign = (value & 0x8000u) << 16, rest = (value & 0x7fffu) << 13;
+    const float scaled = as_float(rest) * 0x1p112f;  // also right for subnormal numbers
+    const uint32_t special = rest >= 0x0f800000u ? (0x7f800000u | (rest & 0x007fffffu)) : as_bits(scaled);
+    return as_float(sign | special);
+}
+
+inline uint16_t to_f16(float value) {
+    const uint32_t bits = as_bits(value), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+    if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);   // rounds to 65536 or more
+    if (rest < 0x38800000u) {  // subnormal: the addition rounds to multiples of 2^-24
+        return static_cast<uint16_t>(sign | (as_bits(as_float(rest) + 0.5f) - 0x3f000000u));
+    }
+    return static_cast<uint16_t>(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
+}
+
+inline const void* advanced(const void* base, int dtype, Size count) {
+    return static_cast<const char*>(base) + count * (dtype == llmctl::kF32 ? 4 : 2);
+}
+
+inline void* advanced(void* base, int dtype, Size count) {
+    return static_cast<char*>(base) + count * (dtype == llmctl::kF32 ? 4 : 2);
+}
+
+inline void convert_to_f32(const void* from, int dtype, float* to, Size count) {
+    if (dtype == llmctl::kF32) {
+        std::memcpy(to, from, static_cast<size_t>(count) * 4);
+    } else if (dtype == llmctl::kBF16) {
+        const uint16_t* halves = static_cast<const uint16_t*>(from);
+        for (Size i = 0; i < count; ++i) to[i] = from_bf16(halves[i]);
+    } else {
+        const uint16_t* halves = static_cast<const uint16_t*>(from);
+        for (Size i = 0; i < count; ++i) to[i] = from_f16(halves[i]);
+    }
+}
+
+inline void convert_from_f32(const float* from, void* to, int dtype, Size count) {
+    if (dtype == llmctl::kF32) {
+        std::memcpy(to, from, static_cast<size_t>(count) * 4);
+    } else if (dtype == llmctl::kBF16) {
+        uint16_t* halves = static_cast<uint16_t*>(to);
+        for (Size i = 0; i < count; ++i) halves[i] = to_bf16(from[i]);
+    } else {
+        uint16_t* halves = static_cast<uint16_t*>(to);
+        for (Size i = 0; i < count; ++i) halves[i] = to_f16(from[i]);
+    }
+}
+
+// The 16 results of a group, or as many as there are rows.
+inline void store_results(const float* values, const float* bias, void* y, int dtype, Size count) {
+    float sums[16];
+    if (count == 16) {
+        if (bias) {
+            for (Size i = 0; i < 16; ++i) sums[i] = values[i] + bias[i];
+            values = sums;
+        }
+        convert_from_f32(values, y, dtype, 16);
+        return;
+    }
+    for (Size i = 0; i < count; ++i) sums[i] = bias ? values[i] + bias[i] : values[i];
+    convert_from_f32(sums, y, dtype, count);
+}
+
+}  // namespace

@@ -1,0 +1,20 @@
+// Everything of one instruction set. Before it is included: LLMCTL_ISA, the name of the table, and a simd_*.h.
+#pragma once
+
+#include "attention.h"
+#include "dense.h"
+#include "quantized.h"
+#include "quantize.h"
+
+#ifdef LLMCTL_BF16_DOT
+#define LLMCTL_HAS_BF16_DOT true
+#else
+#define LLMCTL_HAS_BF16_DOT false
+#endif
+
+#define LLMCTL_NAME_OF(name) #name
+#define LLMCTL_TABLE(name)                                                                                            \
+    extern const llmctl::Isa llmctl_isa_##name;                                                                       \
+    const llmctl::Isa llmctl_isa_##name = {                                                                           \
+        LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT, quantize_rows, linear_quantized, linear_dense,    \
+        attention,            quantize_weight,  convert_to_f32};

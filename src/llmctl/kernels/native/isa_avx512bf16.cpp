@@ -1,0 +1,6 @@
+#define LLMCTL_BF16_DOT
+#include "simd_avx512.h"
+
+#include "isa.h"
+
+LLMCTL_TABLE(avx512bf16)

@@ -1,0 +1,6 @@
+#define LLMCTL_DOT256 _mm256_dpbusd_epi32
+#include "simd_avx2.h"
+
+#include "isa.h"
+
+LLMCTL_TABLE(avx512vl)

@@ -1,0 +1,5 @@
+#include "simd_avx512.h"
+
+#include "isa.h"
+
+LLMCTL_TABLE(avx512vnni)

@@ -1,0 +1,5 @@
+#include "simd_neon.h"
+
+#include "isa.h"
+
+LLMCTL_TABLE(neon)

@@ -1,0 +1,5 @@
+#include "simd_portable.h"
+
+#include "isa.h"
+
+LLMCTL_TABLE(portable)

@@ -1,0 +1,107 @@
+// What the kernels of one instruction set offer, and the arguments they take. Plain data only: each instruction set is
+// compiled with flags of its own, and a template of the standard library instantiated there could be the copy that the
+// linker keeps for everyone. No file that is compiled with such flags may include one.
+#pragma once
+
+#include <cstdint>
+
+using Size = std::int64_t;
+
+namespace llmctl {
+
+enum Dtype : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
+
+constexpr Size kGroup = 16;   // output rows that lie interleaved
+constexpr Size kBlock = 32;   // inputs that share one scale
+constexpr Size kKeyBlock = 64; // keys of one step of the online softmax, counted from position 0
+
+inline Size ceil_div(Size a, Size b) { return (a + b - 1) / b; }
+
+// Activations, quantised: tiles of `tile` rows (the last one may be smaller), inside a tile block by block, all rows of
+// the block side by side.
+struct QuantizedRows {
+    Size rows, k, blocks, tile;
+    int8_t* codes;      // [tile][block][row of the tile][32]
+    float* scales;      // [tile][block][row of the tile]
+    int32_t* offsets;   // the same shape: -128 times the sum of the block's codes
+};
+
+struct QuantizedLinear {
+    QuantizedRows x;
+    const uint8_t* weight;   // [group][block][512 bytes, or 256 where 4 bits]
+    const uint16_t* scales;  // float16, [group][block][16]
+    Size n;
+    int bits;
+    const float* bias;  // [n] or null
+    void* y;            // [rows][n]
+    int y_dtype;
+};
+
+// y = x @ w^T. `x` is float32 padded with zeros to `x_stride`, or bfloat16 where `x_dtype` says so.
+struct DenseLinear {
+    const void* x;
+    int x_dtype;
+    Size rows, k, x_stride;
+    const void* w;  // [n][k]
+    int w_dtype;
+    Size n;
+    const float* bias;
+    void* y;
+    int y_dtype;
+};
+
+struct Attention {
+    const void* q;  // [tokens][query_heads][width]
+    int q_dtype;
+    const void* k;  // [blocks][block_size][kv_heads][width], strides in elements
+    const void* v;
+    int kv_dtype;
+    void* out;  // [tokens][query_heads][value_width], of q's dtype
+    const int32_t* block_table;  // [sequences][max_blocks]
+    const int32_t* query_start;  // [sequences + 1]
+    const int32_t* kv_length;    // [sequences]
+    Size sequences, max_blocks, block_size, query_heads, kv_heads, width, value_width;
+    Size k_block_stride, k_slot_stride, k_head_stride;
+    Size v_block_stride, v_slot_stride, v_head_stride;
+    float scale, softcap;  // softcap 0: none
+    Size window;           // 0: none
+};
+
+struct WeightToQuantize {
+    const void* w;  // [n][k]
+    int dtype;
+    Size n, k;
+    int bits;
+    uint8_t* weight;
+    uint16_t* scales;
+};
+
+struct Isa {
+    const char* name;
+    Size query_tile;   // rows of x that a quantised kernel takes at once
+    bool dot_bf16;     // whether bfloat16 x times bfloat16 w needs no float32 copy of x
+    void (*quantize_rows)(const void* x, int dtype, const QuantizedRows& to, Size begin, Size end);
+    void (*linear_quantized)(const QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch);
+    void (*linear_dense)(const DenseLinear& job, Size n_begin, Size n_end, float* scratch);
+    void (*attention)(const Attention& job, Size sequence, Size kv_head, Size row_begin, Size row_end, float* scratch);
+    void (*quantize_weight)(const WeightToQuantize& job, Size group_begin, Size group_end);
+    void (*to_f32)(const void* from, int dtype, float* to, Size count);
+};
+
+// Scratch that one thread needs, in bytes.
+inline Size quantized_scratch(Size blocks) { return blocks * 512 + 64; }
+constexpr Size kDenseRows = 32;    // rows of w in one piece of work
+constexpr Size kDenseTokens = 128; // rows of x that stay in the second-level cache meanwhile
+constexpr Size kDenseDepth = 1024; // inputs summed before their sum is added to the output (twice as many in bfloat16)
+inline Size dense_scratch() { return (kDenseRows * kDenseTokens + 4 * kDenseDepth) * 4 + 64; }
+constexpr Size kQueryRows = 32;    // (query, head) pairs in one piece of attention
+inline Size padded(Size n) { return ceil_div(n, 16) * 16; }
+inline Size attention_scratch(Size width, Size value_width) {
+    const Size w = padded(width), v = padded(value_width);
+    return (kQueryRows * (w + v + kKeyBlock + 2) + kKeyBlock * (w + v)) * 4 + 256;
+}
+
+// The 4-bit code: what the sixteen values of a nibble stand for, times the block's scale. quantize.h says how it was found.
+extern const int8_t kCode4[16];
+
+}  // namespace llmctl
