@@ -14,6 +14,7 @@ FLOORS = {
     "_version": 0,
     "paths": 1,
     "quiet": 1,
+    "imports": 1,
     "bounded": 1,
     "state": 2,
     "checkpoint": 2,

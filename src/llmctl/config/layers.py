@@ -24,7 +24,7 @@ from llmctl.state import CurrentModel, current_model
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
 # Variables that are not configuration keys.
-RESERVED_VARIABLES = frozenset({"LLMCTL_HOME"})
+RESERVED_VARIABLES = frozenset({"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS"})
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
 
