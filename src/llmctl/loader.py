@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.config import Config, Settings
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.imports import lean_imports
-from llmctl.locate import Located, locate
+from llmctl.locate import Located, draft_settings, locate
 from llmctl.machine import Machine, read_machine
 from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
@@ -24,7 +24,7 @@ from llmctl.plan.make import check_remote_code
 from llmctl.plan.relief import explain_out_of_memory
 from llmctl.quantization import bnb, copies
 from llmctl.quiet import quiet_libraries
-from llmctl.tokenization import end_tokens, load_tokenizer
+from llmctl.tokenization import check_pair, end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +73,7 @@ class LoadedModel:
         machine: What this computer was when it was planned.
         eos_token_ids: Every token that ends an answer.
         measured: What was found after loading.
+        draft: The draft model, loaded the same way, or None.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -84,6 +85,7 @@ class LoadedModel:
     machine: Machine = field(repr=False)
     eos_token_ids: tuple[int, ...]
     measured: Measured
+    draft: "LoadedModel | None" = None
 
     @property
     def context_length(self) -> int | None:
@@ -101,6 +103,7 @@ class Prepared:
         machine: This computer.
         plan: What was decided.
         config: What was asked.
+        draft: The same of the draft model, or None.
     """
 
     located: Located
@@ -108,6 +111,7 @@ class Prepared:
     machine: Machine
     plan: Plan
     config: Config
+    draft: "Prepared | None" = None
 
 
 def prepare(
@@ -120,9 +124,18 @@ def prepare(
     """
     located = locate(settings, offline=offline, progress=progress)
     info = read_model_info(located.folder, source=located.source, commit=located.commit)
-    machine = machine or read_machine()
-    plan = copies.consider(make_plan(settings.config, machine, info), settings.config, info, machine)
-    return Prepared(located, info, machine, plan, settings.config)
+    machine, config = machine or read_machine(), settings.config
+    if config.draft.id is None:
+        plan = copies.consider(make_plan(config, machine, info), config, info, machine)
+        return Prepared(located, info, machine, plan, config)
+    assisting = draft_settings(settings)
+    beside = locate(assisting, offline=offline, progress=progress)
+    draft_info = read_model_info(beside.folder, source=beside.source, commit=beside.commit)
+    plan = copies.consider(make_plan(config, machine, info, draft=draft_info), config, info, machine)
+    assert plan.draft is not None  # noqa: S101 (it was given one)
+    draft_plan = copies.consider(plan.draft, assisting.config, draft_info, machine)
+    draft = Prepared(beside, draft_info, machine, draft_plan, assisting.config)
+    return Prepared(located, info, machine, plan, config, draft)
 
 
 def load(
@@ -162,7 +175,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         tokenizer, eos = ready_tokenizer(prepared)
         prepared, model = _load_weights(prepared)
     seconds = time.perf_counter() - started
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         plan=prepared.plan,
@@ -173,6 +186,23 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         eos_token_ids=eos,
         measured=_measure(model, seconds),
     )
+    if prepared.draft is None:
+        return loaded
+    return replace(loaded, draft=load_draft(prepared.draft, loaded))
+
+
+def load_draft(prepared: Prepared, loaded: LoadedModel) -> LoadedModel:
+    """The draft model for `loaded`, through the same checks. Errors are those of `load`, and:
+
+    Raises:
+        UserError: its tokens mean something else, or it cannot propose any.
+    """
+    draft, asked = load_prepared(prepared), loaded.config.draft
+    check_pair(loaded.tokenizer, draft.tokenizer, model=loaded.model, draft=draft.model, source=draft.plan.source)
+    for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
+        if getattr(asked, name) is not None:
+            setattr(draft.model.generation_config, name, getattr(asked, name))
+    return draft
 
 
 def ready_tokenizer(prepared: Prepared) -> tuple["PreTrainedTokenizerBase", tuple[int, ...]]:
@@ -186,6 +216,12 @@ def ready_tokenizer(prepared: Prepared) -> tuple["PreTrainedTokenizerBase", tupl
     tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
     stored = prepared.info.generation_config.get("eos_token_id")
     return tokenizer, tuple(end_tokens(tokenizer, stored, prepared.config.generation.extra_eos_tokens))
+
+
+def prepared_again(loaded: LoadedModel) -> Prepared:
+    """What loads the same model, and its draft, once more."""
+    draft = prepared_again(loaded.draft) if loaded.draft else None
+    return Prepared(loaded.located, loaded.info, loaded.machine, loaded.plan, loaded.config, draft)
 
 
 def apply_environment(plan: Plan) -> None:

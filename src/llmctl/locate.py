@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmctl import demo
 from llmctl.config import Config, Settings
 from llmctl.errors import UserError
+from llmctl.plan.draft import draft_config
 
 if TYPE_CHECKING:
     from llmctl.hub.progress import Progress
@@ -53,6 +54,11 @@ def locate(settings: Settings, *, offline: bool = False, progress: "Progress | N
     if model.id == demo.MODEL_ID and model.revision is None:
         return _small_default(settings.config, reason, offline=offline, progress=progress)
     return _from_hub(settings.config, model.id, model.revision, reason, offline=offline, progress=progress)
+
+
+def draft_settings(settings: Settings) -> Settings:
+    """The settings of the draft model that `settings` ask for, with who named it."""
+    return Settings(draft_config(settings.config), {"model.id": settings.origin("draft.id")})
 
 
 def is_path(model: str) -> bool:

@@ -1,11 +1,11 @@
 """What a model is, without downloading it: from its folder, the cache, or the headers on the Hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmctl import demo
 from llmctl.config import Settings
 from llmctl.errors import OfflineError, UnreachableError
-from llmctl.locate import is_path, locate
+from llmctl.locate import draft_settings, is_path, locate
 from llmctl.modelinfo import ModelInfo, read_model_info
 
 
@@ -17,11 +17,13 @@ class Look:
         info: Its configuration and the headers of its weights.
         reason: Who named it.
         download_bytes: What would have to be fetched; 0 where it is here.
+        draft: The same of the draft model, or None.
     """
 
     info: ModelInfo
     reason: str
     download_bytes: int
+    draft: "Look | None" = None
 
 
 def look(settings: Settings, *, offline: bool = False) -> Look:
@@ -30,6 +32,13 @@ def look(settings: Settings, *, offline: bool = False) -> Look:
     Raises:
         LlmctlError: it is not here and the Hub says no, or its files cannot be used.
     """
+    seen = _look(settings, offline=offline)
+    if settings.config.draft.id is None:
+        return seen
+    return replace(seen, draft=_look(draft_settings(settings), offline=offline))
+
+
+def _look(settings: Settings, *, offline: bool) -> Look:
     from llmctl.hub.cache import find_snapshot
     from llmctl.hub.settings import is_offline
 

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,10 @@ PACKAGES = (
     "huggingface_hub",
     "safetensors",
     "tokenizers",
+    "triton",
+    "optimum-quanto",
+    "hqq",
+    "peft",
 )
 # The flags of /proc/cpuinfo that decide how fast a model runs (names as Linux spells them).
 CPU_FEATURES = (
@@ -69,9 +74,10 @@ class Machine:
         ram_total_bytes: RAM, or the container's limit where that is lower.
         ram_available_bytes: What of it a new process can take.
         gpus: What torch could use. Empty where torch has no build for it.
-        packages: Installed versions by import name; absent ones are left out.
+        packages: Installed versions by name; absent ones are left out.
         torch_cuda: The CUDA version that torch is built for, or None.
         idle_gpus: GPUs the driver shows but this torch cannot use.
+        compiler: The C++ compiler that torch.compile would call, or an empty string.
     """
 
     system: str
@@ -84,6 +90,7 @@ class Machine:
     packages: Mapping[str, str] = field(default_factory=dict)
     torch_cuda: str | None = None
     idle_gpus: tuple[Gpu, ...] = ()
+    compiler: str = ""
 
     @property
     def cpu_multiplies_bf16(self) -> bool:
@@ -133,6 +140,7 @@ def read_machine() -> Machine:
         packages=packages,
         torch_cuda=cuda,
         idle_gpus=() if cuda else cards,
+        compiler=_compiler(),
     )
 
 
@@ -143,6 +151,12 @@ def read_free_ram_bytes() -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = container_memory()
     return max(0, min(available, limit - used) if limit else available)
+
+
+def _compiler() -> str:
+    """The C++ compiler that torch's inductor would call (torch._inductor.config.cpp.cxx), where it is installed."""
+    name = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    return name if shutil.which(name) else ""
 
 
 def _packages() -> dict[str, str]:

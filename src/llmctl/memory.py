@@ -201,6 +201,7 @@ class Memory:
         context: The number of tokens counted.
         batch: The number of sequences counted.
         mapped_bytes: What of the files lies in RAM beside the weights while they are loaded.
+        draft_bytes: The draft model with its cache and activations.
     """
 
     weights: Mapping[str, int]
@@ -209,6 +210,7 @@ class Memory:
     context: int
     batch: int = 1
     mapped_bytes: int = 0
+    draft_bytes: int = 0
 
     @property
     def working_bytes(self) -> int:
@@ -224,10 +226,10 @@ class Memory:
     @property
     def total_bytes(self) -> int:
         """Everything together, once it is loaded."""
-        return sum(self.weights.values()) + self.working_bytes + self.overhead_bytes
+        return sum(self.weights.values()) + self.working_bytes + self.draft_bytes + self.overhead_bytes
 
     @property
     def peak_ram_bytes(self) -> int:
         """The largest resident memory of the process, loading included, where all of it lies in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
-        return RUNTIME_BYTES + weights + max(self.mapped_bytes, self.working_bytes)
+        return RUNTIME_BYTES + weights + self.draft_bytes + max(self.mapped_bytes, self.working_bytes)

@@ -21,18 +21,23 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
     Raises:
         ModelError: the tokenizer cannot be read.
     """
-    plan, config = prepared.plan, prepared.config
+    plan, config, draft = prepared.plan, prepared.config, prepared.draft
     tokenizer, eos = ready_tokenizer(prepared)
     arguments = generation_arguments(plan, tokenizer, eos)
     templated = uses_template(tokenizer, config.chat, prompt)
-    where = f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))
     parts = [
         _head(plan),
-        _load(plan, where, pad_token=tokenizer.pad_token),
+        _load(plan, _where(prepared), pad_token=tokenizer.pad_token),
+        *([_load_draft(prepared, draft)] if draft else []),
         _prompt(config, prompt, templated=templated),
-        _generate(config, arguments, plan.seed),
+        _generate(prepared, arguments),
     ]
     return "\n".join(parts)
+
+
+def _where(prepared: Prepared) -> str:
+    plan = prepared.plan
+    return f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))
 
 
 def _head(plan: Plan) -> str:
@@ -41,6 +46,8 @@ def _head(plan: Plan) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
     if "quantization_config" in plan.model_kwargs:
         names.insert(2, "BitsAndBytesConfig")
+    if "compile_config" in plan.generation_kwargs:
+        names.insert(2, "CompileConfig")
     if plan.deterministic:
         names.append("enable_full_determinism")
     lines += ["import torch", f"from transformers import {', '.join(names)}", ""]
@@ -50,10 +57,24 @@ def _head(plan: Plan) -> str:
 
 
 def _load(plan: Plan, where: str, *, pad_token: str) -> str:
-    reasons = {decision.key: decision.reason for decision in plan.decisions}
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
     lines.append(f"tokenizer.pad_token = {pad_token!r}")
-    lines.append(f"model = AutoModelForCausalLM.from_pretrained(\n    {where},")
+    return "\n".join([*lines, *_load_model("model", plan, where), ""])
+
+
+def _load_draft(prepared: Prepared, draft: Prepared) -> str:
+    """The lines that load the draft model."""
+    lines = _load_model("draft", draft.plan, _where(draft))
+    for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
+        value = getattr(prepared.config.draft, name)
+        if value is not None:
+            lines.append(f"draft.generation_config.{name} = {value!r}")
+    return "\n".join([*lines, ""])
+
+
+def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
+    reasons = {decision.key: decision.reason for decision in plan.decisions}
+    lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
             shown = f"BitsAndBytesConfig({_keywords(value)})"
@@ -61,8 +82,7 @@ def _load(plan: Plan, where: str, *, pad_token: str) -> str:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""
         lines.append(f"    {name}={shown},{reason}")
-    lines += [")", "model.eval()", ""]
-    return "\n".join(lines)
+    return [*lines, ")", f"{variable}.eval()"]
 
 
 def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
@@ -79,17 +99,28 @@ def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
     return f"messages = {messages}\ninputs = tokenizer.apply_chat_template({', '.join(arguments)}).to(model.device)\n"
 
 
-def _generate(config: Config, arguments: dict[str, Any], seed: int) -> str:
-    more = ""
-    if config.generation.stop_strings:
-        more = f", stop_strings={config.generation.stop_strings!r}, tokenizer=tokenizer"
-    lines = [
-        f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})",
-        f"set_seed({seed})",
-        f"output = model.generate(**inputs, generation_config=generation_config{more})",
+def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
+    stops, draft = prepared.config.generation.stop_strings, prepared.draft
+    more = [f"stop_strings={stops!r}"] if stops else []
+    lines = []
+    if draft is not None:
+        more.append("assistant_model=draft")
+        if draft.info.text_config.get("vocab_size") != prepared.info.text_config.get("vocab_size"):
+            lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_where(draft)}, trust_remote_code=False)")
+            more.append("assistant_tokenizer=draft_tokenizer")
+    if any(part.startswith(("stop_strings", "assistant_tokenizer")) for part in more):
+        more.append("tokenizer=tokenizer")
+    compiling = arguments.pop("compile_config", None)
+    lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
+    if compiling is not None:
+        lines.append(f"generation_config.compile_config = CompileConfig({_keywords(compiling)})")
+        lines.append("generation_config.compile_config._compile_all_devices = True  # for GPUs only without it")
+    lines += [
+        f"set_seed({prepared.plan.seed})",
+        f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *more])})",
         'text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
     ]
-    for stop in config.generation.stop_strings:
+    for stop in stops:
         lines.append(f"text = text.partition({stop!r})[0]")
     return "\n".join([*lines, "print(text)", ""])
 

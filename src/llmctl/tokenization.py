@@ -8,10 +8,12 @@ from llmctl.bounded import FailedError, TooMuchError, run_bounded
 from llmctl.errors import ModelError, UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Pad tokens that models bring under a name of their own, the surest first.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|PAD_TOKEN|>", "<|vision_pad|>")
+# Fine-tuned models rename a few reserved tokens; a vocabulary of another family shares almost no id.
+_SAME_SHARE = 0.9
 _MARK = "llmctl-end-of-turn-probe"
 
 
@@ -77,6 +79,41 @@ def end_tokens(
             )
         found.append(number)
     return list(dict.fromkeys(found))
+
+
+def check_pair(
+    tokenizer: "PreTrainedTokenizerBase",
+    drafting: "PreTrainedTokenizerBase",
+    *,
+    model: "PreTrainedModel",
+    draft: "PreTrainedModel",
+    source: str,
+) -> None:
+    """Refuse a draft model that cannot propose tokens to `model`.
+
+    Where both vocabularies have one size, transformers takes them for the same and hands ids over as they are; what
+    other ids mean is then refused token by token. Another size makes it hand over text.
+
+    Raises:
+        UserError: the ids mean something else, or one of the models cannot take a token back.
+    """
+    stateful = next((m for m in (model, draft) if getattr(m, "_is_stateful", False)), None)
+    if stateful is not None:
+        raise UserError(
+            f"{type(stateful).__name__} keeps a state from which refused tokens cannot be taken back",
+            hint="leave --draft away; --prompt-lookup has the same need",
+        )
+    if model.config.get_text_config().vocab_size != draft.config.get_text_config().vocab_size:
+        return
+    ours, theirs = tokenizer.get_vocab(), drafting.get_vocab()
+    same = sum(theirs.get(token) == number for token, number in ours.items())
+    if same < _SAME_SHARE * max(len(ours), len(theirs)):
+        raise UserError(
+            f"{source} cannot draft here: its vocabulary has the same size, but only {same} of {len(ours)} tokens "
+            "have the same id",
+            hint="take a smaller model of the same family",
+            details={"same_tokens": same, "tokens": len(ours)},
+        )
 
 
 def end_of_turn_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -34,6 +34,10 @@ FLAGS = {
     "top_p": "generation.top_p",
     "stop": "generation.stop_strings",
     "logprobs": "generation.logprobs",
+    "prompt_lookup": "generation.prompt_lookup_num_tokens",
+    "cache": "generation.cache_implementation",
+    "compile": "generation.compile",
+    "draft": "draft.id",
     "system": "chat.system",
     "template": "chat.template",
     "raw": "chat.raw",
@@ -73,6 +77,21 @@ TrustOption = Annotated[
 OvercommitOption = Annotated[
     bool | None,
     typer.Option("--overcommit", help="Load even when the RAM does not seem to suffice.", show_default=False),
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option("--draft", help="A smaller model that proposes tokens (Hub id or folder).", show_default=False),
+]
+LookupOption = Annotated[
+    str | None,
+    typer.Option("--prompt-lookup", help="Propose up to this many tokens from the text so far.", show_default=False),
+]
+CacheOption = Annotated[
+    str | None,
+    typer.Option("--cache", help="dynamic, static, quantized, offloaded or offloaded_static.", show_default=False),
+]
+CompileOption = Annotated[
+    bool | None, typer.Option("--compile", help="Compile the decoding step: slow to start.", show_default=False)
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 LogprobsOption = Annotated[
@@ -121,4 +140,6 @@ def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prep
     with resumable(output, arriving=lambda: bar.has_started):
         prepared = prepare(settings, offline=offline, progress=bar)
     output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    if prepared.draft is not None:
+        output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
     return prepared

@@ -8,9 +8,13 @@ import typer
 
 from llmctl.cli.asking import (
     AttentionOption,
+    CacheOption,
+    CompileOption,
     ConfigOption,
     DeviceMapOption,
+    DraftOption,
     DtypeOption,
+    LookupOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -63,6 +67,10 @@ def chat(
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    draft: DraftOption = None,
+    prompt_lookup: LookupOption = None,
+    cache: CacheOption = None,
+    compile: CompileOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
     overcommit: OvercommitOption = None,
@@ -102,6 +110,10 @@ def chat(
         "temperature": temperature,
         "top_p": top_p,
         "template": template,
+        "draft": draft,
+        "prompt_lookup": prompt_lookup,
+        "cache": cache,
+        "compile": compile,
     }
 
     def load(name: str | None, at: str | None = None) -> "LoadedModel":

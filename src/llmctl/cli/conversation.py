@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.cli.figures import gains_document, gains_text
 from llmctl.cli.generate import tell_logprobs
 from llmctl.cli.markdown import MarkdownStream
 from llmctl.cli.render import Output
@@ -162,10 +163,11 @@ def statistics(turn: "Turn") -> str:
         "length": "max_new_tokens reached, or the context is full",
         "stop_string": f"stop string {done.stop_string!r}",
     }
-    return (
+    line = (
         f"{read}, {len(done.token_ids)} out, first after {done.first_token_seconds:.2f} s{rate}; "
         f"{why.get(done.finish_reason, 'end of answer')}"
     )
+    return "\n".join([line, *gains_text(done)])
 
 
 def turn_document(session: "ChatSession") -> str:
@@ -186,6 +188,7 @@ def turn_document(session: "ChatSession") -> str:
             "completion_tokens": len(done.token_ids),
             "first_token_seconds": round(done.first_token_seconds, 4),
             "seconds": round(done.seconds, 4),
+            **gains_document(done),
         }
         if done.logprobs is not None:
             document["logprobs"] = [described(scored, session.loaded.tokenizer) for scored in done.logprobs]

@@ -10,10 +10,14 @@ import typer
 
 from llmctl.cli.asking import (
     AttentionOption,
+    CacheOption,
+    CompileOption,
     ConfigOption,
     DeviceMapOption,
+    DraftOption,
     DtypeOption,
     LogprobsOption,
+    LookupOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -26,6 +30,7 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_from_flags,
 )
+from llmctl.cli.figures import gains_document, gains_text
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
 from llmctl.errors import UserError
@@ -75,6 +80,10 @@ def generate(
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    draft: DraftOption = None,
+    prompt_lookup: LookupOption = None,
+    cache: CacheOption = None,
+    compile: CompileOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
     overcommit: OvercommitOption = None,
@@ -118,6 +127,10 @@ def generate(
         system=system,
         template=template,
         raw=raw,
+        draft=draft,
+        prompt_lookup=prompt_lookup,
+        cache=cache,
+        compile=compile,
     )
     text = read_prompt(prompt, prompt_file)
     prepared = prepare_model(output, settings, offline=offline)
@@ -196,6 +209,21 @@ def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
         f"{done.prompt_token_count} tokens in, {len(done.token_ids)} out, first after "
         f"{done.first_token_seconds:.2f} s{rate}{seed}; {why}"
     )
+    for line in gains_text(done):
+        output.note(line)
+
+
+def repeat_draft(loaded: "LoadedModel") -> dict[str, Any] | None:
+    """What is needed to load the same draft model again."""
+    if loaded.draft is None:
+        return None
+    plan = loaded.draft.plan
+    return {
+        "model": plan.source,
+        "commit": plan.commit,
+        "folder": str(plan.folder),
+        "model_kwargs": dict(plan.model_kwargs),
+    }
 
 
 def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
@@ -228,6 +256,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
         }
         if done.logprobs is not None:
             answer["logprobs"] = [described(scored, loaded.tokenizer) for scored in done.logprobs]
+        answer |= gains_document(done)
         answers.append(answer | ({"token_ids": list(done.token_ids)} if with_ids else {}))
     return {
         "prompt": prompt,
@@ -242,6 +271,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
             "model_kwargs": dict(plan.model_kwargs),
             "tokenizer_kwargs": dict(plan.tokenizer_kwargs),
             "generation_kwargs": {**plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)},
+            "draft": repeat_draft(loaded),
             "config": loaded.config.model_dump(mode="json", exclude_unset=True),
             "versions": dict(read_machine().packages),
         },

@@ -9,6 +9,7 @@ from llmctl.cli.asking import (
     AttentionOption,
     ConfigOption,
     DeviceMapOption,
+    DraftOption,
     DtypeOption,
     ModelOption,
     OfflineOption,
@@ -43,6 +44,7 @@ def load(
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
     seed: SeedOption = None,
+    draft: DraftOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
     overcommit: OvercommitOption = None,
@@ -80,6 +82,7 @@ def load(
         overcommit=overcommit,
         seed=seed,
         trust_remote_code=trust_remote_code,
+        draft=draft,
     )
     prepared = prepare_model(output, settings, offline=offline)
     if show_code:
@@ -128,6 +131,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
         },
         "measured": asdict(loaded.measured),
+        "draft": document(loaded.draft) if loaded.draft else None,
     }
 
 
@@ -154,7 +158,19 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
             ("weights", f"{where}; planned {bytes_text(sum(plan.memory.weights.values()))}"),
             ("loaded in", f"{measured.load_seconds:.1f} s"),
             ("peak memory", bytes_text(measured.peak_memory_bytes)),
+            *([("draft", _draft_text(loaded.draft))] if loaded.draft else []),
         ]
+    )
+
+
+def _draft_text(draft: "LoadedModel") -> str:
+    """The draft model in one line."""
+    measured = draft.measured
+    size = bytes_text(sum(measured.device_bytes.values()))
+    kind = measured.dtype if measured.quantization == "none" else f"{measured.dtype}, {measured.quantization}"
+    return (
+        f"{draft.plan.source}: {measured.model_class}, {measured.parameters / 1e6:,.3g} million parameters, "
+        f"{size} in {kind} on {', '.join(measured.device_bytes)}"
     )
 
 

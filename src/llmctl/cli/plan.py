@@ -11,6 +11,7 @@ from llmctl.cli.asking import (
     AttentionOption,
     ConfigOption,
     DeviceMapOption,
+    DraftOption,
     OfflineOption,
     RevisionOption,
     SetOption,
@@ -56,6 +57,7 @@ def plan(
     config: ConfigOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    draft: DraftOption = None,
     assignments: SetOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -76,7 +78,7 @@ def plan(
 
     output: Output = ctx.obj
     settings = settings_from_flags(
-        config, assignments, model=model, revision=revision, attn=attn, device_map=device_map
+        config, assignments, model=model, revision=revision, attn=attn, device_map=device_map, draft=draft
     )
     if write is not None and write.exists() and not force:
         raise UserError(f"{write} is there already", hint="--force replaces it")
@@ -107,7 +109,15 @@ def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batc
 
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
-    ways = survey(settings.config, machine, seen.info, context=context, batch=batch, ram_bandwidth=bandwidth)
+    ways = survey(
+        settings.config,
+        machine,
+        seen.info,
+        context=context,
+        batch=batch,
+        ram_bandwidth=bandwidth,
+        draft=seen.draft.info if seen.draft else None,
+    )
     if not name:
         ways = tuple(
             replace(
@@ -138,6 +148,9 @@ def _show_model(output: Output, seen: "Look") -> None:
         rows.append(("download", f"{bytes_text(seen.download_bytes)}; {bytes_text(free_bytes(cache_dir()))} are free"))
     else:
         rows.append(("download", "nothing: it is here"))
+    if seen.draft is not None:
+        small = seen.draft.info
+        rows.append(("draft", f"{small.source}: {small.parameters / 1e6:,.3g} million; counted in the totals"))
     output.heading(info.source)
     output.pairs(rows)
 
@@ -150,7 +163,8 @@ def _show_ways(
     rows = [_row(way, best) for way in ways]
     output.table(("", "way", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict"), rows)
     if any(way.speed for way in ways):
-        output.line("cache+: KV cache and activations; * an estimate of decoding, one sequence")
+        drafting = ", the draft model" if any(way.plan and way.plan.draft for way in ways) else ""
+        output.line(f"cache+: KV cache and activations{drafting}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
         output.line(f"nothing fits: {ways[-1].reason}")
         return
@@ -172,7 +186,7 @@ def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
         way.name,
         bytes_text(sum(memory.weights.values())),
         bytes_text(way.unquantised_bytes) if way.unquantised_bytes else "",
-        bytes_text(memory.working_bytes),
+        bytes_text(memory.working_bytes + memory.draft_bytes),
         bytes_text(memory.total_bytes),
         bytes_text(way.free_bytes),
         speed,
@@ -222,6 +236,9 @@ def _document(seen: "Look", surveyed: list[Surveyed], *, context: int, batch: in
             "context_length": info.context_length,
             "download_bytes": seen.download_bytes,
         },
+        "draft": {"source": seen.draft.info.source, "download_bytes": seen.draft.download_bytes}
+        if seen.draft
+        else None,
         "context": context,
         "batch": batch,
         "machines": [

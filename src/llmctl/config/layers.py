@@ -113,8 +113,9 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     merged: Layer = {}
     for layer in layers:
         problems += _check(layer)
-        if "model.id" in layer:
-            merged.pop("model.revision", None)
+        for section in ("model", "draft"):
+            if f"{section}.id" in layer:
+                merged.pop(f"{section}.revision", None)
         merged |= layer
     if problems:
         raise ConfigError(sorted(problems, key=_by_line))
@@ -192,7 +193,7 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
 def _beside(path: Path, key: str, value: Any) -> Any:
     """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
     if isinstance(value, str) and value:
-        is_folder = key == "model.id" and value.startswith(("./", "../"))
+        is_folder = key in ("model.id", "draft.id") and value.startswith(("./", "../"))
         is_file = key == "chat.template" and not value.startswith(("/", "~"))
         if is_folder or is_file:
             return str((path.parent / value).resolve())

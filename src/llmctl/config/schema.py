@@ -49,6 +49,11 @@ def _bits(value: Any) -> Any:
     return None if value is False else value
 
 
+def _draft_bits(value: Any) -> Any:
+    """As `_bits`, but none is 0: here null means to follow the model."""
+    return value if value is None else _bits(value) or 0
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
@@ -60,6 +65,7 @@ _BITS_NAMES = [None, 4, 8, "4bit", "8bit", "none"]
 Dtype = Annotated[DtypeName, BeforeValidator(_dtype), WithJsonSchema({"enum": _DTYPE_NAMES})]
 Attention = Annotated[AttentionName, BeforeValidator(_attention), WithJsonSchema({"enum": _ATTENTION_NAMES})]
 Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), WithJsonSchema({"enum": _BITS_NAMES})]
+CacheName = Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
 
 
 class _Section(BaseModel):
@@ -245,12 +251,72 @@ class GenerationSection(_Section):
         ),
     )
 
+    prompt_lookup_num_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Propose up to this many tokens from the text so far and let the model check them in one pass.",
+    )
+    cache_implementation: CacheName | None = Field(
+        None,
+        description=(
+            "How keys and values are kept: dynamic (the default), static, quantized; offloaded and offloaded_static "
+            "keep them in RAM beside a GPU."
+        ),
+    )
+    cache_config: dict[str, int | str] = Field(
+        {},
+        description="Of a quantized cache: backend (fp8, quanto or hqq), nbits, axis_key, axis_value, q_group_size, "
+        "residual_length. Default: the first backend that is installed; fp8 needs no package.",
+    )
+    compile: bool = Field(
+        False, description="Compile the decoding step with torch.compile, once a process; takes a static cache."
+    )
+
+    @field_validator("cache_config")
+    @classmethod
+    def _known_cache_keys(cls, value: dict[str, int | str]) -> dict[str, int | str]:
+        known = ("backend", "nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
+        if wrong := [key for key in value if key not in known]:
+            raise ValueError(f"unknown key {wrong[0]}; there are {', '.join(known)}")
+        if value.get("backend", "fp8") not in ("fp8", "quanto", "hqq"):
+            raise ValueError("backend must be fp8, quanto or hqq")
+        if text := [key for key in known[1:] if not isinstance(value.get(key, 0), int)]:
+            raise ValueError(f"{text[0]} must be a number")
+        return value
+
     @field_validator("stop_strings")
     @classmethod
     def _not_empty(cls, value: list[str]) -> list[str]:
         if any(not text for text in value):
             raise ValueError("an empty stop string would end every answer at once")
         return value
+
+
+class DraftSection(_Section):
+    """A smaller model that proposes tokens, which the model checks several at a time (assisted generation)."""
+
+    id: str | None = Field(
+        None,
+        min_length=1,
+        description="A Hub id (org/name) or the path of a folder. A relative path in a file starts at that file.",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="A branch, tag or commit on the Hub. Default: the main branch."
+    )
+    dtype: Dtype | None = Field(None, description="Its dtype. Default: as load.dtype.")
+    bits: Annotated[Literal[0, 4, 8] | None, BeforeValidator(_draft_bits)] = Field(
+        None, description="8, 4, or 0 for none. Default: as quantization.bits."
+    )
+    num_assistant_tokens: int | None = Field(
+        None, ge=1, le=100, description="Most tokens that it proposes at a time. Default: transformers', 20."
+    )
+    assistant_confidence_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="It stops proposing after a token less likely than this. Default: transformers', 0.4.",
+    )
 
 
 class ChatSection(_Section):
@@ -277,6 +343,9 @@ class Config(_Section):
     )
     generation: GenerationSection = Field(
         default_factory=GenerationSection, description="How tokens are chosen, and when to stop."
+    )
+    draft: DraftSection = Field(
+        default_factory=DraftSection, description="A smaller model that proposes tokens, which the model checks."
     )
     chat: ChatSection = Field(default_factory=ChatSection, description="How a prompt becomes a conversation.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="The seed of everything random (transformers.set_seed).")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config, settings_from_mapping
+from llmctl.plan.faster import decide_faster
 from llmctl.plan.generation import decide_generation
 
 if TYPE_CHECKING:
@@ -28,5 +29,7 @@ def with_generation(
     document["generation"] = {**document.get("generation", {}), **values}
     document |= {} if seed is None else {"seed": seed}
     new: Config = settings_from_mapping(document).config
+    plan = loaded.plan
     arguments, _ = decide_generation(new, loaded.info)
-    return replace(loaded, config=new, plan=replace(loaded.plan, generation_kwargs=arguments, seed=new.seed))
+    faster, _ = decide_faster(new, loaded.machine, loaded.info, devices=plan.devices, model_kwargs=plan.model_kwargs)
+    return replace(loaded, config=new, plan=replace(plan, generation_kwargs=arguments | faster, seed=new.seed))

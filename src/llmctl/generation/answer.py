@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from llmctl.generation.completion import Completion, FinishReason
+from llmctl.generation.completion import Completion, FinishReason, Gains
 from llmctl.generation.request import Request
 from llmctl.generation.scores import TokenLogprob
 from llmctl.generation.text import TextAssembler
@@ -59,8 +59,8 @@ class Answer:
             self.finish_reason = "stop_string"
         return tail
 
-    def completion(self) -> Completion:
-        """The whole answer."""
+    def completion(self, *, gains: Gains | None = None) -> Completion:
+        """The whole answer, with what faster decoding brought to it."""
         return Completion(
             text=self._text.shown,
             token_ids=tuple(self.token_ids),
@@ -71,4 +71,5 @@ class Answer:
             first_token_seconds=self._first - self._started,
             seconds=self._last - self._started,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+            gains=gains,
         )

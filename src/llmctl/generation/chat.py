@@ -242,10 +242,10 @@ class ChatSession:
         Returns:
             What loads the same model again.
         """
-        from llmctl.loader import Prepared
+        from llmctl.loader import prepared_again
 
         old = self.loaded
-        prepared = Prepared(old.located, old.info, old.machine, old.plan, old.config)
+        prepared = prepared_again(old)
         self._kept = KeptCache()
         del self.loaded, old
         _free_memory()

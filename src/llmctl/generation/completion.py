@@ -9,6 +9,27 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 
 @dataclass(frozen=True)
+class Gains:
+    """What faster decoding brought to one answer; None for what was not asked for.
+
+    Attributes:
+        forward_passes: How often the (large) model computed, the prompt included.
+        drafted_tokens: Tokens proposed to it, by a draft model or from the text so far.
+        accepted_tokens: How many of them stand in the answer.
+        cache_bytes: Keys and values at the end, as they lie in memory.
+        dynamic_cache_bytes: What the default cache would have held for the same tokens; 0 where it is not known.
+        compile_seconds: Spent compiling; 0 where everything was compiled before.
+    """
+
+    forward_passes: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    cache_bytes: int | None = None
+    dynamic_cache_bytes: int | None = None
+    compile_seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Completion:
     """One answer.
 
@@ -23,6 +44,7 @@ class Completion:
         first_token_seconds: From the call to the first token: the prefill.
         seconds: From the call to the last token.
         logprobs: What the model thought of each of `token_ids`, or None where that was not asked for.
+        gains: What faster decoding brought; None where none was asked for.
     """
 
     text: str
@@ -34,6 +56,7 @@ class Completion:
     first_token_seconds: float
     seconds: float
     logprobs: tuple[TokenLogprob, ...] | None = None
+    gains: Gains | None = None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
     from llmctl.loader import LoadedModel
 
 
@@ -49,14 +51,31 @@ def make_request(
     generation = loaded.config.generation
     budget = _budget(loaded, len(ids), max_new_tokens or generation.max_new_tokens)
     arguments = generation_arguments(loaded.plan, loaded.tokenizer, loaded.eos_token_ids)
+    arguments["max_new_tokens"] = budget
+    if "compile_config" in arguments:
+        # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
+        arguments["max_cache_len"] = 1 << (len(ids) + budget - 1).bit_length()
     return Request(
         ids=tuple(ids),
-        arguments={**arguments, "max_new_tokens": budget},
+        arguments=arguments,
         seed=loaded.plan.seed if seed is None else seed,
         budget=budget,
         stop_strings=tuple(generation.stop_strings),
         logprobs=generation.logprobs,
     )
+
+
+def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":
+    """transformers' object for the arguments of a request, which are plain values."""
+    from transformers import CompileConfig, GenerationConfig
+
+    values = dict(arguments)
+    compiling = values.pop("compile_config", None)
+    if compiling is not None:
+        values["compile_config"] = CompileConfig(**compiling)
+        # without it transformers compiles for GPUs only
+        values["compile_config"]._compile_all_devices = True
+    return GenerationConfig(**values)
 
 
 def _budget(loaded: "LoadedModel", prompt_tokens: int, wanted: int) -> int:

@@ -43,6 +43,11 @@ class KeptCache:
         if self._cache is not None and self._cache.get_seq_length() != len(self._ids):
             self.forget()
 
+    def pass_over(self, ids: list[int]) -> None:
+        """A turn whose cache cannot be kept: it computes all of `ids`, and the next one begins anew."""
+        self.forget()
+        self.prefilled_tokens = len(ids)
+
     def forget(self) -> None:
         """Begin anew with the next turn."""
         self._cache, self._ids = None, []

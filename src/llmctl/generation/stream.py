@@ -15,11 +15,14 @@ from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Chunk, Completion, FinishReason
+from llmctl.generation.draft import draft_arguments
+from llmctl.generation.gains import Gauge
 from llmctl.generation.prompt import Messages, encode_prompt
-from llmctl.generation.request import Request, make_request
+from llmctl.generation.request import Request, generation_config, make_request
 from llmctl.generation.scores import RawLogits, TokenLogprob, token_logprob
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.text import TextAssembler
+from llmctl.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from llmctl.generation.reuse import KeptCache
@@ -117,15 +120,34 @@ class _Job:
         """The thread's body."""
         try:
             ids = list(self.request.ids)
-            more = self.reuse.arguments_for(self.loaded.model, ids) if self.reuse else {}
-            with self._raw or nullcontext():
+            more = self._kept(ids)
+            gauge = Gauge(
+                self.loaded, self.request, prefilled_tokens=self.reuse.prefilled_tokens if self.reuse else len(ids)
+            )
+            with gauge.watching(), self._raw or nullcontext():
                 _run_generate(self.loaded, self.request, self._on_token, **more)
+            gains = gauge.gains(len(self.answer.token_ids))
             if self.reuse:
                 self.reuse.keep([*ids, *self.answer.token_ids])
             tail = self.answer.finish()
-            self.ready.put(Chunk(tail, self.answer.completion()))
+            self.ready.put(Chunk(tail, self.answer.completion(gains=gains)))
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
             self.ready.put(_translate(error, self.loaded))
+
+    def _kept(self, ids: list[int]) -> dict[str, Any]:
+        """The cache of earlier turns, where it can be used.
+
+        Only a dynamic one can be cut back to what two turns have in common. Assisted generation computes the whole
+        prompt again on top of a filled cache, and its text is then wrong (transformers 5.18 to 5.24,
+        `_assisted_decoding`: no slicing in the first iteration).
+        """
+        if self.reuse is None:
+            return {}
+        proposing = self.loaded.draft is not None or "prompt_lookup_num_tokens" in self.request.arguments
+        if proposing or "cache_implementation" in self.request.arguments:
+            self.reuse.pass_over(ids)
+            return {}
+        return self.reuse.arguments_for(self.loaded.model, ids)
 
     def _on_token(self, token: int) -> bool:
         """Take the newest token; True when generation is over."""
@@ -142,31 +164,37 @@ class _Job:
 
 
 def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[int], bool] | None, **more: Any) -> Any:
-    """`model.generate` with a criterion that sees every token as it is chosen."""
+    """`model.generate` with a criterion that sees every token as it is chosen: one a step, several with a draft."""
     import torch
-    from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
+    from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 
     class EachToken(StoppingCriteria):
+        seen = len(request.ids)
+
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            done = on_token(int(input_ids[0, -1])) if on_token else False
+            new, self.seen = input_ids[0, self.seen :].tolist(), input_ids.shape[1]
+            done = on_token is not None and any(on_token(token) for token in new)
             return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
     set_seed(request.seed)
     inputs = torch.tensor([request.ids], dtype=torch.long, device=loaded.model.device)
-    return loaded.model.generate(
-        input_ids=inputs,
-        attention_mask=torch.ones_like(inputs),
-        generation_config=GenerationConfig(**request.arguments),
-        stopping_criteria=StoppingCriteriaList([EachToken()]),
-        **more,
-    )
+    with quiet_libraries() if loaded.draft else nullcontext():  # a draft makes transformers warn of its own habits
+        return loaded.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=generation_config(request.arguments),
+            stopping_criteria=StoppingCriteriaList([EachToken()]),
+            **draft_arguments(loaded, request),
+            **more,
+        )
 
 
 def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
     """Beam search: no token is final before the end, so there is nothing to stream."""
-    started = time.perf_counter()
+    started, gauge = time.perf_counter(), Gauge(loaded, request)
     try:
-        output = _run_generate(loaded, request, None)
+        with gauge.watching():
+            output = _run_generate(loaded, request, None)
     except Exception as error:
         raise _translate(error, loaded) from error
     seconds = time.perf_counter() - started
@@ -179,15 +207,16 @@ def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
     text.finish()
     finish: FinishReason = "stop_string" if text.stopped_by else "length" if ended is None else "stop"
     completion = Completion(
-        text.shown,
-        tuple(token_ids),
-        finish,
-        text.stopped_by,
-        len(request.ids),
-        request.seed,
-        seconds,
-        seconds,
-        _beam_logprobs(loaded, request, token_ids),
+        text=text.shown,
+        token_ids=tuple(token_ids),
+        finish_reason=finish,
+        stop_string=text.stopped_by,
+        prompt_token_count=len(request.ids),
+        seed=request.seed,
+        first_token_seconds=seconds,
+        seconds=seconds,
+        logprobs=_beam_logprobs(loaded, request, token_ids),
+        gains=gauge.gains(len(token_ids)),
     )
     return Chunk(text.shown, completion)
 

@@ -46,6 +46,7 @@ class Plan:
         deterministic: Whether torch is asked for deterministic algorithms.
         copy_folder: A quantised copy of the weights that is read instead of quantising, or None.
         keep_copy: Whether such a copy is written once the model is loaded.
+        draft: The plan of the draft model, or None where none was asked for.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
     copy_folder: Path | None = None
     keep_copy: bool = False
+    draft: "Plan | None" = None
 
     def reason(self, key: str) -> str:
         """The reason of a decision. Raises KeyError."""

@@ -9,7 +9,9 @@ from llmctl.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.draft import beside, draft_config, with_draft
 from llmctl.plan.dtype import decide_dtype
+from llmctl.plan.faster import decide_faster
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import QuantizationChoice, decide_quantization, tell_unquantised
@@ -18,7 +20,15 @@ from llmctl.plan.quantization import QuantizationChoice, decide_quantization, te
 PROMPT_ALLOWANCE = 2048
 
 
-def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int | None = None, batch: int = 1) -> Plan:
+def make_plan(
+    config: Config,
+    machine: Machine,
+    info: ModelInfo,
+    *,
+    context: int | None = None,
+    batch: int = 1,
+    draft: ModelInfo | None = None,
+) -> Plan:
     """Decide how `info` runs on `machine` as `config` asks.
 
     Args:
@@ -27,11 +37,19 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int
         info: What the model is.
         context: Tokens to keep room for; by default a prompt of `PROMPT_ALLOWANCE` and the answer.
         batch: Sequences at a time.
+        draft: The model that `config.draft` names.
 
     Raises:
         UserError: what was asked contradicts itself or the model.
         MachineError: what was asked is not possible here.
     """
+    if draft is None:
+        return _make_plan(config, machine, info, context=context, batch=batch)
+    assistant = _make_plan(draft_config(config), machine, draft, context=context)
+    return with_draft(_make_plan(config, beside(machine, assistant), info, context=context, batch=batch), assistant)
+
+
+def _make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int | None, batch: int = 1) -> Plan:
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
     quantization = tell_unquantised(decide_quantization(config, machine, info, dtype=dtype.value), info)
@@ -64,6 +82,7 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int
     tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trust}
     if config.tokenizer.model_max_length is not None:
         tokenizer_kwargs["model_max_length"] = config.tokenizer.model_max_length
+    faster, faster_decisions = decide_faster(config, machine, info, devices=used, model_kwargs=model_kwargs)
     order = [placement.decision, dtype, attention, *quantization.decisions, *offload, trust_decision]
     return Plan(
         source=info.source,
@@ -71,7 +90,7 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int
         commit=info.commit,
         tokenizer_kwargs=tokenizer_kwargs,
         model_kwargs=model_kwargs,
-        generation_kwargs=generation,
+        generation_kwargs=generation | faster,
         devices=used,
         memory=Memory(
             weights=placement.weights,
@@ -81,7 +100,7 @@ def make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int
             batch=batch,
             mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantized=quantization.stored),
         ),
-        decisions=(*order, *_tokenizer(config), *generation_decisions),
+        decisions=(*order, *_tokenizer(config), *generation_decisions, *faster_decisions),
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, used),

@@ -56,6 +56,7 @@ def survey(
     context: int,
     batch: int = 1,
     ram_bandwidth: float | None = None,
+    draft: ModelInfo | None = None,
 ) -> tuple[Way, ...]:
     """Every way, the most exact first.
 
@@ -66,6 +67,7 @@ def survey(
         context: Tokens of prompt and answer together.
         batch: Sequences at a time.
         ram_bandwidth: Bytes per second of the RAM, for the estimate of speed.
+        draft: The model that `config.draft` names.
     """
     if info.quantization_method is not None:
         named: list[tuple[str, dict[str, dict[str, Any]]]] = [(f"as stored ({info.quantization_method})", {})]
@@ -79,7 +81,9 @@ def survey(
             ("4-bit nf4 double", {"load": {"dtype": half}, "quantization": {"bits": 4, "use_double_quant": True}}),
         ]
     return tuple(
-        _way(name, changes, config, machine, info, context=context, batch=batch, ram_bandwidth=ram_bandwidth)
+        _way(
+            name, changes, config, machine, info, context=context, batch=batch, ram_bandwidth=ram_bandwidth, draft=draft
+        )
         for name, changes in named
     )
 
@@ -125,14 +129,15 @@ def _way(
     context: int,
     batch: int,
     ram_bandwidth: float | None,
+    draft: ModelInfo | None,
 ) -> Way:
     asked = _changed(config, changes)
     try:
-        plan = make_plan(asked, machine, info, context=context, batch=batch)
+        plan = make_plan(asked, machine, info, context=context, batch=batch, draft=draft)
     except MachineError as error:
         if "weights_bytes" not in error.details:
             return Way(name, changes, "impossible", reason=error.message)
-        largest = _largest_context(asked, machine, info, batch=batch, below=context)
+        largest = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft)
         return Way(name, changes, "too large", largest_context=largest, reason=error.message)
     except LlmctlError as error:
         return Way(name, changes, "impossible", reason=error.message)
@@ -143,7 +148,7 @@ def _way(
     beside_gpu = bool(spilled) and bool(machine.gpus) and asked.load.device_map != "cpu"
     fits_whole = None
     if beside_gpu:
-        fits_whole = _largest_context(asked, machine, info, batch=batch, below=context, whole=True)
+        fits_whole = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft, whole=True)
     return Way(
         name,
         changes,
@@ -168,13 +173,20 @@ def _free(plan: Plan, machine: Machine) -> int:
 
 
 def _largest_context(
-    config: Config, machine: Machine, info: ModelInfo, *, batch: int, below: int, whole: bool = False
+    config: Config,
+    machine: Machine,
+    info: ModelInfo,
+    *,
+    batch: int,
+    below: int,
+    draft: ModelInfo | None = None,
+    whole: bool = False,
 ) -> int | None:
     """The most tokens below `below` for which there is a plan; with `whole`, one that leaves nothing in RAM."""
 
     def works(context: int) -> bool:
         try:
-            plan = make_plan(config, machine, info, context=context, batch=batch)
+            plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft)
         except LlmctlError:
             return False
         return not whole or "cpu" not in plan.devices
