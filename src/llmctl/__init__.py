@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from llmctl._version import __version__
 
 if TYPE_CHECKING:
-    from llmctl.api import generate, load, rank, score, stream
+    from llmctl.api import generate, generate_batch, load, rank, score, stream
     from llmctl.config import Config, Settings
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
+    from llmctl.generation.batch.answers import RowAnswer
     from llmctl.generation.completion import Chunk, Completion
     from llmctl.generation.scores import Alternative, TokenLogprob
     from llmctl.generation.scoring import RankedChoice, Score
@@ -32,6 +33,7 @@ _HOMES = {
     "generate": "llmctl.api",
     "score": "llmctl.api",
     "rank": "llmctl.api",
+    "generate_batch": "llmctl.api",
     "Config": "llmctl.config",
     "Settings": "llmctl.config",
     "LlmctlError": "llmctl.errors",
@@ -40,6 +42,7 @@ _HOMES = {
     "ModelError": "llmctl.errors",
     "MachineError": "llmctl.errors",
     "RemoteError": "llmctl.errors",
+    "RowAnswer": "llmctl.generation.batch.answers",
     "Chunk": "llmctl.generation.completion",
     "Completion": "llmctl.generation.completion",
     "Alternative": "llmctl.generation.scores",
@@ -70,12 +73,14 @@ __all__ = [
     "Plan",
     "RankedChoice",
     "RemoteError",
+    "RowAnswer",
     "Score",
     "Settings",
     "TokenLogprob",
     "UserError",
     "__version__",
     "generate",
+    "generate_batch",
     "load",
     "make_plan",
     "rank",

@@ -8,10 +8,11 @@ from llmctl import loader
 from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.errors import UserError
+from llmctl.generation.batch.answers import generate_batch
 from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
 
-__all__ = ["generate", "load", "rank", "score", "stream"]
+__all__ = ["generate", "generate_batch", "load", "rank", "score", "stream"]
 
 
 def load(

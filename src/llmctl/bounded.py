@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 SECONDS = 10
@@ -47,29 +47,69 @@ def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_byte
     """
     if sys.platform != "linux":
         return _here(work)
+    [outcome] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
+    if isinstance(outcome, TooMuchError | FailedError):
+        raise outcome
+    return outcome
+
+
+def run_bounded_each(
+    works: Sequence[Callable[[], Any]], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES
+) -> Iterator[Any]:
+    """The result of each of `works` as `run_bounded` computes it, or its error, at the price of one fork.
+
+    The time is for each of them, the memory for all. One that passes a limit ends the child; the next goes on with
+    those after it.
+
+    Yields:
+        For each, in order: its result, a `TooMuchError` or a `FailedError`.
+    """
+    if sys.platform != "linux":
+        yield from map(_outcome_here, works)
+        return
+    done = 0
+    while done < len(works):
+        for outcome in _in_one_child(works[done:], seconds=seconds, extra_bytes=extra_bytes):
+            yield outcome
+            done += 1
+
+
+def _in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_bytes: int) -> Iterator[Any]:
+    """What one child gets done, and the error of the work that ended it, if one did."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         # Python warns of forking with threads; the child computes and writes, and takes no lock of theirs
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _in_child(work, writing, seconds=seconds, extra_bytes=extra_bytes)
+        _in_child(works, writing, seconds=seconds, extra_bytes=extra_bytes)
     os.close(writing)
     try:
-        answer = _read(reading, until=time.monotonic() + seconds)
+        lines = _Lines(reading)
+        for _ in works:
+            line = lines.next(until=time.monotonic() + seconds)
+            if line is None:
+                yield TooMuchError()
+                return
+            yield _outcome(json.loads(line))
     finally:
         os.close(reading)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    if not answer:
-        raise TooMuchError
-    outcome = json.loads(answer)
-    if "failed" in outcome:
-        kind, message = outcome["failed"]
-        if kind == "MemoryError":
-            raise TooMuchError
-        raise FailedError(kind, message)
-    return outcome["result"]
+
+
+def _outcome(document: dict[str, Any]) -> Any:
+    if "failed" not in document:
+        return document["result"]
+    kind, message = document["failed"]
+    return TooMuchError() if kind == "MemoryError" else FailedError(kind, message)
+
+
+def _outcome_here(work: Callable[[], Any]) -> Any:
+    try:
+        return _here(work)
+    except FailedError as error:
+        return error
 
 
 def _here(work: Callable[[], Any]) -> Any:
@@ -79,38 +119,62 @@ def _here(work: Callable[[], Any]) -> Any:
         raise FailedError(type(error).__name__, str(error)) from error
 
 
-def _in_child(work: Callable[[], Any], writing: int, *, seconds: float, extra_bytes: int) -> None:
+def _in_child(works: Sequence[Callable[[], Any]], writing: int, *, seconds: float, extra_bytes: int) -> None:
     """The child's whole life: it never returns."""
     try:
         import resource
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # a lock that the parent holds on a file must not outlive it here
+        os.closerange(3, writing)
+        os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
         pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: PTH123, SIM115
         limit = pages * os.sysconf("SC_PAGE_SIZE") + extra_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        try:
-            outcome = {"result": work()}
-        except BaseException as error:  # noqa: BLE001 (everything goes to the parent)
-            outcome = {"failed": [type(error).__name__, str(error)[:2000]]}
-        data = json.dumps(outcome).encode()
-        if len(data) <= RESULT_LIMIT_BYTES:
+        for work in works:
+            _limit_processor_time(seconds)
+            try:
+                data = json.dumps({"result": work()}).encode()
+            except BaseException as error:  # noqa: BLE001 (everything goes to the parent)
+                data = json.dumps({"failed": [type(error).__name__, str(error)[:2000]]}).encode()
+            if len(data) > RESULT_LIMIT_BYTES:
+                break
+            data += b"\n"
             while data:
                 data = data[os.write(writing, data) :]
     finally:
         os._exit(0)
 
 
-def _read(reading: int, *, until: float) -> bytes:
-    """What the child writes until it closes the pipe; nothing when it is too late."""
-    parts: list[bytes] = []
-    while True:
-        left = until - time.monotonic()
-        ready, _, _ = select.select([reading], [], [], max(left, 0))
-        if not ready:
-            return b""
-        part = os.read(reading, 1 << 20)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
+def _limit_processor_time(seconds: float) -> None:
+    """From now on this process may compute for so long; the system ends it then."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime + seconds) + 1
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+class _Lines:
+    """The lines that arrive through a pipe. Its state: what has been read of the next ones."""
+
+    def __init__(self, reading: int) -> None:
+        self._reading = reading
+        self._begun: list[bytes] = []
+        self._whole: list[bytes] = []
+
+    def next(self, *, until: float) -> bytes | None:
+        """The next line; None when it is too late or the pipe has ended."""
+        while not self._whole:
+            ready, _, _ = select.select([self._reading], [], [], max(until - time.monotonic(), 0))
+            part = os.read(self._reading, 1 << 20) if ready else b""
+            if not part:
+                return None
+            *ended, rest = part.split(b"\n")
+            if ended:
+                first = b"".join([*self._begun, ended[0]])
+                self._whole, self._begun = [first, *ended[1:]], []
+            self._begun.append(rest)
+        return self._whole.pop(0)

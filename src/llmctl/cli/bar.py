@@ -42,7 +42,7 @@ class DownloadBar:
             plural = "" if len(files) == 1 else "s"
             self._output.note(f"fetching {len(files)} file{plural}, {bytes_text(self._total)}{resumed}")
         if files and sys.stderr.isatty() and not self._output.quiet:
-            self._bar = self._output.download_bar()
+            self._bar = self._output.progress_bar()
             self._task = self._bar.add_task("", total=self._total, completed=self._done, state="")
             self._bar.start()
             threading.Thread(target=self._refresh, daemon=True).start()
@@ -103,10 +103,10 @@ class DownloadBar:
         if rate <= 0:
             return figures
         left = (self._total - self._done) / rate
-        return f"{figures} {bytes_text(int(rate))}/s {_time_text(left)}"
+        return f"{figures} {bytes_text(int(rate))}/s {time_text(left)}"
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """A remaining time: `0:42`, `1:02:09`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -33,9 +33,10 @@ from llmctl.cli.asking import (
 from llmctl.cli.figures import gains_document, gains_text
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
-from llmctl.errors import UserError
+from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
+    from llmctl.config import Settings
     from llmctl.generation.completion import Completion
     from llmctl.loader import LoadedModel
 
@@ -71,7 +72,27 @@ def generate(
     ] = 1,
     seed: SeedOption = None,
     logprobs: LogprobsOption = None,
-    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --json: the ids as well.")] = False,
+    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --json or --input: the ids as well.")] = False,
+    input_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", "-i", help="A file of prompts: JSONL, text, CSV. - is standard input.", show_default=False
+        ),
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the answers to --input go, as JSONL.", show_default=False),
+    ] = None,
+    input_format: Annotated[
+        str | None, typer.Option("--input-format", help="jsonl, text, csv or tsv.", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="The column (or field) of the prompt.", show_default=False)
+    ] = None,
+    unordered: Annotated[bool, typer.Option("--unordered", help="Write answers as they are finished.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let answers made with another model or settings go.")
+    ] = False,
     model: ModelOption = None,
     revision: RevisionOption = None,
     config: ConfigOption = None,
@@ -92,7 +113,8 @@ def generate(
     """Generate text from a prompt.
 
     The prompt comes from --prompt, --prompt-file or standard input; where several are given they are joined, standard
-    input last. The model's chat template is used when it has one. Words appear as they come.
+    input last. The model's chat template is used when it has one. Words appear as they come. --input answers a file
+    of prompts; a run that was stopped goes on when the same command runs again.
 
     Examples:
 
@@ -101,10 +123,9 @@ def generate(
       llmctl generate --quant 4bit --prompt "Write a haiku" --temperature 0.8 --seed 7
 
       cat report.txt | llmctl generate --prompt "Summarise this:" --json
-    """
-    from llmctl.generation.stream import generate_many
-    from llmctl.loader import load_prepared
 
+      llmctl generate --input prompts.jsonl --output answers.jsonl
+    """
     output: Output = ctx.obj
     settings = settings_from_flags(
         config,
@@ -132,14 +153,32 @@ def generate(
         cache=cache,
         compile=compile,
     )
-    text = read_prompt(prompt, prompt_file)
+    if input_file is not None:
+        from llmctl.cli.batch import Files, batch
+
+        if prompt is not None or prompt_file is not None or num_return != 1:
+            raise UserError("--input has the prompts: leave --prompt, --prompt-file and --num-return away")
+        files = Files(input_file, output_file, input_format, column, unordered, overwrite)
+        if not batch(output, settings, files, offline=offline, with_ids=token_ids):
+            raise typer.Exit(EXIT_NO)
+        return
+    if output_file is not None:
+        raise UserError("--output is for the answers to --input FILE", hint="or send standard output there: > FILE")
+    answer(output, settings, read_prompt(prompt, prompt_file), count=num_return, offline=offline, with_ids=token_ids)
+
+
+def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool, with_ids: bool) -> None:
+    """Answer one prompt, `count` times."""
+    from llmctl.generation.stream import generate_many
+    from llmctl.loader import load_prepared
+
     prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
     for decision in loaded.plan.decisions:
         output.detail(str(decision))
     completions = []
-    for number, chunks in enumerate(generate_many(loaded, text, count=num_return)):
+    for number, chunks in enumerate(generate_many(loaded, text, count=count)):
         if number and not output.as_json:
             output.line("")
         for chunk in chunks:
@@ -152,7 +191,7 @@ def generate(
             _note(output, loaded, completions[-1])
             tell_logprobs(output, loaded, completions[-1])
     if output.as_json:
-        output.document("llmctl.generate/1", document(loaded, text, completions, with_ids=token_ids))
+        output.document("llmctl.generate/1", document(loaded, text, completions, with_ids=with_ids))
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:

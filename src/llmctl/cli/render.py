@@ -149,11 +149,12 @@ class Output:
         """Whether colours are off."""
         return self.no_color or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
-    def download_bar(self) -> "Progress":
-        """A bar for bytes on standard error that leaves nothing behind; its tasks have a field `state`."""
+    def progress_bar(self, *, percentage: bool = True) -> "Progress":
+        """A bar on standard error that leaves nothing behind; its tasks have a field `state`."""
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"))
+        text = ("{task.percentage:>3.0f}% " if percentage else "") + "{task.fields[state]}"
+        columns = (BarColumn(bar_width=None), TextColumn(text))
         return Progress(*columns, console=self.console(sys.stderr), transient=True, refresh_per_second=4, expand=True)
 
     def console(self, stream: TextIO) -> "Console":

@@ -1,4 +1,4 @@
-"""How a download ends when it is told to: at once, with its state kept, saying how to go on."""
+"""How long work ends when it is told to: at once, with its state kept, saying how to go on."""
 
 import signal
 import sys
@@ -15,7 +15,12 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def resumable(output: Output, *, arriving: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def resumable(
+    output: Output,
+    *,
+    arriving: Callable[[], bool] = lambda: True,
+    kept: Callable[[], str] = lambda: "what arrived is kept",
+) -> Iterator[None]:
     """Turn SIGTERM into an orderly end, and say after either signal how to go on, if anything was arriving."""
 
     def end(_number: int, _frame: Any) -> None:
@@ -26,7 +31,7 @@ def resumable(output: Output, *, arriving: Callable[[], bool] = lambda: True) ->
         yield
     except (KeyboardInterrupt, Terminated):
         if arriving():
-            output.warn(f"stopped; what arrived is kept. To go on: {_same_command()}")
+            output.warn(f"stopped; {kept()}. To go on: {_same_command()}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

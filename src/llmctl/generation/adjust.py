@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.config import Config, settings_from_mapping
 from llmctl.plan.faster import decide_faster
 from llmctl.plan.generation import decide_generation
+from llmctl.tokenization import end_tokens
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
@@ -32,4 +33,9 @@ def with_generation(
     plan = loaded.plan
     arguments, _ = decide_generation(new, loaded.info)
     faster, _ = decide_faster(new, loaded.machine, loaded.info, devices=plan.devices, model_kwargs=plan.model_kwargs)
-    return replace(loaded, config=new, plan=replace(plan, generation_kwargs=arguments | faster, seed=new.seed))
+    ends = loaded.eos_token_ids
+    if "extra_eos_tokens" in values:
+        stored = loaded.info.generation_config.get("eos_token_id")
+        ends = tuple(end_tokens(loaded.tokenizer, stored, new.generation.extra_eos_tokens))
+    plan = replace(plan, generation_kwargs=arguments | faster, seed=new.seed)
+    return replace(loaded, config=new, plan=plan, eos_token_ids=ends)

@@ -1,13 +1,13 @@
 """From a prompt to token ids: through the chat template, or as it is."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.bounded import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded
+from llmctl.bounded import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded_each
 from llmctl.config import ChatSection
-from llmctl.errors import ModelError, UserError
+from llmctl.errors import LlmctlError, ModelError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,13 +29,29 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages"
     Raises:
         UserError: the prompt is empty, there is no template for messages, or the template refuses them.
     """
-    if not uses_template(tokenizer, chat, prompt):
-        return _encode_raw(tokenizer, str(prompt), chat)
-    messages = as_messages(prompt, chat)
-    template = template_text(chat)
-    if template is None and not tokenizer.chat_template:
-        raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
-    return _apply(tokenizer, messages, template, chat.template_kwargs)
+    [ids] = encode_prompts(tokenizer, [(prompt, chat)])
+    if isinstance(ids, LlmctlError):
+        raise ids
+    return ids
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", prompts: "Sequence[tuple[str | Messages, ChatSection]]"
+) -> list[list[int] | LlmctlError]:
+    """The ids of many prompts as `encode_prompt` gives them, or why one has none; templates run in one child."""
+    found: list[list[int] | LlmctlError | None] = [None] * len(prompts)
+    renders: dict[int, Callable[[], list[int]]] = {}
+    for place, (prompt, chat) in enumerate(prompts):
+        try:
+            if uses_template(tokenizer, chat, prompt):
+                renders[place] = _rendering(tokenizer, prompt, chat)
+            else:
+                found[place] = _encode_raw(tokenizer, str(prompt), chat)
+        except LlmctlError as error:
+            found[place] = error
+    for place, outcome in zip(renders, run_bounded_each(list(renders.values())), strict=True):
+        found[place] = _explained(outcome) if isinstance(outcome, Exception) else outcome
+    return [ids for ids in found if ids is not None]
 
 
 def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, Any]]:
@@ -70,13 +86,15 @@ def template_text(chat: ChatSection) -> str | None:
         raise UserError(f"chat.template: {file} cannot be read: {error}") from error
 
 
-def _apply(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: list[dict[str, Any]],
-    template: str | None,
-    values: Mapping[str, Any],
-) -> list[int]:
-    arguments: dict[str, Any] = dict(values)
+def _rendering(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection
+) -> Callable[[], list[int]]:
+    """What renders a conversation and gives its ids: untrusted work, to be run with limits."""
+    messages = as_messages(prompt, chat)
+    template = template_text(chat)
+    if template is None and not tokenizer.chat_template:
+        raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
+    arguments: dict[str, Any] = dict(chat.template_kwargs)
     if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
         arguments["sanitize_control_tokens"] = True
     else:
@@ -86,20 +104,27 @@ def _apply(
         encoded = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True, **arguments
         )
-        return list(encoded["input_ids"])
+        return [int(token) for token in encoded["input_ids"]]
 
-    try:
-        return [int(token) for token in run_bounded(render)]
-    except TooMuchError as error:
-        raise ModelError(
+    return render
+
+
+def _explained(error: Exception) -> LlmctlError:
+    """Why a template gave no prompt, in words."""
+    explained: LlmctlError
+    if isinstance(error, TooMuchError):
+        explained = ModelError(
             f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
             hint="it was stopped; --raw leaves the template away, --template FILE takes another",
-        ) from error
-    except FailedError as error:
-        raise UserError(
-            f"the chat template refuses this conversation: {(str(error).splitlines() or [error.kind])[0]}",
+        )
+    else:
+        kind = error.kind if isinstance(error, FailedError) else type(error).__name__
+        explained = UserError(
+            f"the chat template refuses this conversation: {(str(error).splitlines() or [kind])[0]}",
             hint="some models take no system prompt; --raw leaves the template away",
-        ) from error
+        )
+    explained.__cause__ = error
+    return explained
 
 
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> None:

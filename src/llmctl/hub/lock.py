@@ -55,7 +55,7 @@ def locked(repo_id: str, *, timeout_seconds: float | None, note: Callable[[str],
 def _acquire(file: IO[str], repo_id: str, timeout_seconds: float | None, note: Callable[[str], None]) -> None:
     began = time.monotonic()
     next_word = _FIRST_WORD_SECONDS
-    while not _try(file):
+    while not try_lock(file):
         waited = time.monotonic() - began
         if timeout_seconds is not None and waited >= timeout_seconds:
             raise MachineError(
@@ -68,7 +68,8 @@ def _acquire(file: IO[str], repo_id: str, timeout_seconds: float | None, note: C
         time.sleep(_POLL_SECONDS)
 
 
-def _try(file: IO[str]) -> bool:
+def try_lock(file: IO[str] | int) -> bool:
+    """Whether the file (or descriptor) is locked for this process now; it is where there is no `flock`."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,0 +1,95 @@
+"""What decides an answer, as short hashes: a row whose key was answered is not answered again.
+
+A key is `ROW-SETTINGS-MODEL`: what the row says; the settings that hold for every row; the model, its dtype and its
+quantisation. So a file of answers shows whether it was made with the settings and the model of now.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.checkpoint import weight_files
+from llmctl.generation.batch.rows import Row
+from llmctl.generation.prompt import template_text
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel, Prepared
+
+ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
+_WHOLE_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 512, 4096
+# keys of `generation` whose effect is in the plan's arguments, where a default and its value are the same
+_IN_ARGUMENTS = {
+    "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p",
+    "repetition_penalty", "no_repeat_ngram_size",
+}  # fmt: skip
+# the files beside the weights that decide what is computed
+_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is the same for every row of a run.
+
+    Attributes:
+        settings: Hash of the settings.
+        model: Hash of the model and how it computes.
+    """
+
+    settings: str
+    model: str
+
+
+def identity(of: "Prepared | LoadedModel") -> Identity:
+    """The identity of a run. The weights of a local folder are read in places; of a Hub model the commit is enough."""
+    plan, config = of.plan, of.config
+    chat = config.chat.model_dump(mode="json") | {"template": template_text(config.chat)}
+    settings = {
+        "arguments": dict(plan.generation_kwargs),
+        "generation": config.generation.model_dump(mode="json", exclude=_IN_ARGUMENTS, exclude_defaults=True),
+        "chat": chat,
+        "seed": plan.seed,
+        "context": config.tokenizer.model_max_length,
+    }
+    arguments = plan.model_kwargs
+    model = {
+        "files": of.located.commit or fingerprint(of.located.folder),
+        "dtype": arguments.get("dtype"),
+        "attn_implementation": arguments.get("attn_implementation"),
+        "quantization": arguments.get("quantization_config"),
+    }
+    return Identity(_hash(settings, SETTINGS_DIGITS), _hash(model, MODEL_DIGITS))
+
+
+def row_key(row: Row, run: Identity) -> str:
+    """The key of a row: the same prompt and settings give the same key, whatever its id and its own fields are."""
+    content = {"prompt": row.prompt, "settings": row.settings}
+    return f"{_hash(content, ROW_DIGITS)}-{run.settings}-{run.model}"
+
+
+def _hash(value: Any, digits: int) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that changes with a model's files: small ones whole, large ones in 512 places evenly spread.
+
+    Training changes weights everywhere, so some of the two million bytes that are read; reading all of a large model
+    would take minutes.
+    """
+    found = hashlib.sha256()
+    names = {path for pattern in _FILES for path in folder.glob(pattern)} | set(weight_files(folder))
+    for path in sorted(names):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_BYTES:
+                found.update(file.read())
+                continue
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                found.update(file.read(_SAMPLE_BYTES))
+    return found.hexdigest()

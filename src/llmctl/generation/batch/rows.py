@@ -1,0 +1,270 @@
+"""The rows of a batch, read one at a time: JSON Lines, plain lines, CSV. A bad row is a row with an error.
+
+A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and `generation`, a
+mapping of that section's keys. Every other field is the user's own and is handed through.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from llmctl.config.schema import GenerationSection
+from llmctl.errors import LlmctlError, UserError
+
+Format = Literal["jsonl", "text", "csv", "tsv"]
+FORMATS: tuple[Format, ...] = ("jsonl", "text", "csv", "tsv")
+LINE_LIMIT_BYTES = 64 << 20
+COUNT_LIMIT_BYTES = 1 << 30
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".csv": "csv", ".tsv": "tsv"
+}  # fmt: skip
+_SETTINGS = {name: name for name in GenerationSection.model_fields}
+_SETTINGS |= {"max_tokens": "max_new_tokens", "stop": "stop_strings"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the input.
+
+    Attributes:
+        number: Its place among the rows, from 1.
+        line: The line of the file that it begins on.
+        id: What the user calls it; its number where they do not.
+        prompt: A text, or messages; empty where there is an error.
+        settings: What the row says of how it is answered: `seed`, `system`, `generation`.
+        fields: The user's own fields.
+        error: Why it cannot be answered.
+    """
+
+    number: int
+    line: int
+    id: Any
+    prompt: str | tuple[Mapping[str, Any], ...] = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    error: LlmctlError | None = None
+
+
+def input_format(path: Path | None, asked: str | None) -> Format:
+    """The format of an input, by its suffix or as it was asked for; standard input (None) is JSON Lines.
+
+    Raises:
+        UserError: the suffix says nothing.
+    """
+    if asked is not None:
+        found = next((known for known in FORMATS if known == asked.lower()), None)
+        if found is None:
+            raise UserError(f"--input-format must be one of {', '.join(FORMATS)}, it is {asked!r}")
+        return found
+    if path is None:
+        return "jsonl"
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UserError(
+            f"{path}: its name does not say what is in it",
+            hint=f"say it: --input-format, one of {', '.join(FORMATS)}",
+        )
+    return _SUFFIXES[path.suffix.lower()]
+
+
+def read_rows(stream: BinaryIO, kind: Format, *, column: str | None = None) -> Iterator[Row]:
+    """The rows of an open file, none of them kept.
+
+    Args:
+        stream: The file, in bytes.
+        kind: What is in it.
+        column: The column (CSV) or field (JSON Lines) of the prompt; `prompt` where it is left away.
+
+    Raises:
+        UserError: a CSV file without that column, or a column of plain text.
+    """
+    if kind == "text":
+        if column is not None:
+            raise UserError("--column names a column of CSV or a field of JSON Lines; plain text has none")
+        return _numbered(_text_rows(stream))
+    if kind == "jsonl":
+        return _numbered(_json_rows(stream, column))
+    return _numbered(_csv_rows(stream, column or "prompt", "\t" if kind == "tsv" else ","))
+
+
+def count_rows(path: Path, kind: Format) -> int | None:
+    """How many rows a file has, where that can be found out quickly."""
+    if not path.is_file() or path.stat().st_size > COUNT_LIMIT_BYTES or kind in ("csv", "tsv"):
+        return None
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+Parsed = tuple[int, Any, Mapping[str, Any]]  # line, id, the other attributes of a Row
+
+
+def _numbered(parsed: Iterable[Parsed]) -> Iterator[Row]:
+    for number, (line, own_id, attributes) in enumerate(parsed, start=1):
+        yield Row(number, line, number if own_id is None else own_id, **attributes)
+
+
+def _bad(line: int, message: str, own_id: Any = None, fields: Mapping[str, Any] | None = None) -> Parsed:
+    return line, own_id, {"error": UserError(message), "fields": fields or {}}
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
+    """The lines that are not blank, with their numbers; None for one that is no text or far too long."""
+    number = 0
+    while raw := stream.readline(LINE_LIMIT_BYTES):
+        number += 1
+        whole = len(raw) < LINE_LIMIT_BYTES or raw.endswith(b"\n")
+        while not whole:
+            rest = stream.readline(LINE_LIMIT_BYTES)
+            whole = not rest or rest.endswith(b"\n")
+            raw = b"\xff"
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            yield number, None
+        else:
+            if text.strip():
+                yield number, text.rstrip("\r\n")
+
+
+_NO_TEXT = f"not UTF-8 text, or longer than {LINE_LIMIT_BYTES >> 20} MiB"
+
+
+def _text_rows(stream: BinaryIO) -> Iterator[Parsed]:
+    for line, text in _lines(stream):
+        yield _bad(line, _NO_TEXT) if text is None else (line, None, {"prompt": text})
+
+
+def _json_rows(stream: BinaryIO, column: str | None) -> Iterator[Parsed]:
+    for line, text in _lines(stream):
+        if text is None:
+            yield _bad(line, _NO_TEXT)
+            continue
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            yield _bad(line, "it holds half a character (a lone surrogate)")
+        except (ValueError, RecursionError) as error:
+            yield _bad(line, f"not JSON: {error}")
+        else:
+            yield parse_object(value, line=line, column=column)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]:
+    csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT_BYTES))
+    reader = csv.reader(_csv_lines(stream), delimiter=delimiter, strict=True)
+    header = _header(reader, column)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield _bad(line, f"not CSV: {error}")
+            continue
+        if cells is None:
+            return
+        if cells:
+            yield _csv_row(cells, header, column, line)
+
+
+def _csv_row(cells: list[str], header: list[str], column: str, line: int) -> Parsed:
+    fields: dict[str, Any] = dict(zip(header, cells, strict=False))
+    own_id = (fields.pop("id", None) or None) if column != "id" else None
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return _bad(line, _NO_TEXT)
+    if len(cells) != len(header):
+        return _bad(line, f"{len(cells)} cells, where the header has {len(header)}", own_id, fields)
+    prompt = fields.pop(column)
+    if not prompt.strip():
+        return _bad(line, f"{column} is empty", own_id, fields)
+    return line, own_id, {"prompt": prompt, "fields": fields}
+
+
+def _header(reader: Iterator[list[str]], column: str) -> list[str]:
+    header = next(reader, [])
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"the input has two columns {twice!r}", hint="give each column a name of its own")
+    if column not in header:
+        raise UserError(
+            f"the input has no column {column!r}; it has {', '.join(map(repr, header)) or 'none'}",
+            hint="name the column of the prompt: --column NAME",
+        )
+    return header
+
+
+def _csv_lines(stream: BinaryIO) -> Iterator[str]:
+    """Every line as CSV wants it, with its end; bytes that are no text become surrogates, which no text has."""
+    for number, raw in enumerate(iter(lambda: stream.readline(LINE_LIMIT_BYTES), b"")):
+        yield raw.decode("utf-8" if number else "utf-8-sig", errors="surrogateescape")
+
+
+def rows_of(values: Iterable[Any]) -> Iterator[Row]:
+    """Rows from Python: each a prompt, a list of messages, or a mapping as in JSON Lines."""
+
+    def parsed() -> Iterator[Parsed]:
+        for number, value in enumerate(values, start=1):
+            if isinstance(value, str):
+                value = {"prompt": value}
+            elif not isinstance(value, Mapping):
+                value = {"messages": value}
+            yield parse_object(value, line=number)
+
+    return _numbered(parsed())
+
+
+def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
+    """What an object says: `prompt` or `messages`, how it is answered, and the user's own fields."""
+    if not isinstance(value, Mapping):
+        return _bad(line, "not an object with a prompt or messages")
+    fields = dict(value)
+    own_id = fields.pop("id", None)
+    if isinstance(own_id, dict | list):
+        return _bad(line, "id must be a text or a number")
+    prompt = fields.pop(column or "prompt", None)
+    messages = fields.pop("messages", None) if column is None else None
+    settings = {name: fields.pop(name) for name in ("seed", "system", "generation") if fields.get(name) is not None}
+    wrong = _wrong_prompt(prompt, messages, column or "prompt") or _wrong_settings(settings, fields)
+    if wrong:
+        return _bad(line, wrong, own_id, fields)
+    chosen = prompt if messages is None else tuple(messages)
+    return line, own_id, {"prompt": chosen, "settings": settings, "fields": fields}
+
+
+def _wrong_prompt(prompt: Any, messages: Any, name: str) -> str | None:
+    if prompt is not None and messages is not None:
+        return f"both {name} and messages: give one of them"
+    if messages is not None:
+        if not isinstance(messages, list | tuple) or not messages:
+            return "messages must be a list of objects with role and content"
+        if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages):
+            return "each of messages must be an object with role and content"
+        return None
+    if prompt is None:
+        return f"no {name}" if name != "prompt" else "neither prompt nor messages"
+    if not isinstance(prompt, str):
+        return f"{name} must be a text, it is {type(prompt).__name__}"
+    return None if prompt.strip() else f"{name} is empty"
+
+
+def _wrong_settings(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
+    """Settings that stand where they would have no effect are refused: they would be missed only in the answers."""
+    flat = next((name for name in fields if name in _SETTINGS), None)
+    if flat is not None:
+        return f"{flat} is a setting: write generation: {{{_SETTINGS[flat]}: …}}, or call a field of yours otherwise"
+    seed, system = settings.get("seed", 0), settings.get("system", "")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        return f"seed must be a number from 0 to {2**32 - 1}, it is {seed!r}"
+    if not isinstance(system, str):
+        return "system must be a text"
+    if not isinstance(settings.get("generation", {}), Mapping):
+        return "generation must be an object of that section's keys"
+    return None

@@ -1,0 +1,161 @@
+"""A batch from rows to an output: what was answered before is kept, what is bad is said in its place."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmctl.errors import LlmctlError
+from llmctl.generation.batch.answers import answers, in_one_line
+from llmctl.generation.batch.keys import Identity, row_key
+from llmctl.generation.batch.rows import Row
+from llmctl.generation.completion import Completion
+from llmctl.generation.scores import described
+
+if TYPE_CHECKING:
+    from llmctl.generation.batch.journal import Found
+    from llmctl.loader import LoadedModel
+
+
+class Sink(Protocol):
+    """Where answers go: a `Journal`, or a `Pipe`."""
+
+    def find(self, key: str) -> "Found | None": ...
+    def keep(self, number: int, place: int) -> None: ...
+    def append(self, number: int, document: Mapping[str, Any]) -> None: ...
+    def finish(self) -> int: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Tally:
+    """What a run has done so far; it counts up.
+
+    Attributes:
+        rows: Rows that have their answer or their error.
+        errors: Those with an error.
+        resumed: Those that were answered before.
+        prompt_tokens: Tokens read in this run.
+        completion_tokens: Tokens generated in this run.
+        replaced: Earlier answers that no row asks for any more.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    resumed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    replaced: int = 0
+
+
+class Listener(Protocol):
+    """Who is told how it goes."""
+
+    def settled(self, tally: Tally) -> None:
+        """One more row has its answer or its error."""
+
+    def failed(self, row: Row, message: str) -> None:
+        """A row has an error."""
+
+
+def run_batch(
+    rows: Iterable[Row],
+    sink: Sink,
+    run: Identity,
+    ready: "Callable[[], LoadedModel]",
+    *,
+    listener: Listener,
+    with_ids: bool = False,
+) -> Tally:
+    """Answer every row that has no answer yet, and finish the output.
+
+    Args:
+        rows: The rows; they are read as they are needed.
+        sink: Where answers go.
+        run: What the keys of this run end with.
+        ready: Gives the model. It is called when the first row needs it, so not where every row is answered.
+        listener: Who is told how it goes.
+        with_ids: Whether answers have their token ids.
+
+    Raises:
+        LlmctlError: the model cannot be loaded, or the output cannot be written. What is answered is kept.
+    """
+    work = _Run(sink, run, listener, with_ids=with_ids)
+    pending = work.pending(rows)
+    first = next(pending, None)
+    if first is not None:
+        loaded = ready()
+        for row, completion in answers(loaded, chain([first], pending), failed=work.fail):
+            work.answer(row, completion, loaded)
+    work.tally.replaced = sink.finish()
+    return work.tally
+
+
+class _Run:
+    """One run. Its state is its tally."""
+
+    def __init__(self, sink: Sink, run: Identity, listener: Listener, *, with_ids: bool) -> None:
+        self.tally = Tally()
+        self._sink, self._run, self._listener, self._with_ids = sink, run, listener, with_ids
+
+    def pending(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows that have to be computed; the others are settled on the way."""
+        for row in rows:
+            if row.error is not None:
+                self.fail(row, row.error)
+            elif not self._kept(row):
+                yield row
+
+    def _kept(self, row: Row) -> bool:
+        """Whether the row was answered before; if it has another id or other fields now, they are put right."""
+        found = self._sink.find(row_key(row, self._run))
+        if found is None or (self._with_ids and "token_ids" not in found.document):
+            return False
+        head = _head(row)
+        document = {**head, **{k: v for k, v in found.document.items() if k not in ("id", "input")}}
+        if document == found.document:
+            self._sink.keep(row.number, found.place)
+        else:
+            self._sink.append(row.number, document)
+        self.tally.resumed += 1
+        self._settled()
+        return True
+
+    def answer(self, row: Row, completion: Completion, loaded: "LoadedModel") -> None:
+        """Write an answer."""
+        document = {
+            **_head(row),
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "stop_string": completion.stop_string,
+            "prompt_tokens": completion.prompt_token_count,
+            "completion_tokens": len(completion.token_ids),
+            "seed": completion.seed,
+        }
+        if self._with_ids:
+            document["token_ids"] = list(completion.token_ids)
+        if completion.logprobs is not None:
+            document["logprobs"] = [described(scored, loaded.tokenizer) for scored in completion.logprobs]
+        self._sink.append(row.number, document | {"key": row_key(row, self._run)})
+        self.tally.prompt_tokens += completion.prompt_token_count
+        self.tally.completion_tokens += len(completion.token_ids)
+        self._settled()
+
+    def fail(self, row: Row, error: LlmctlError) -> None:
+        """Write an error in the row's place. The next run tries the row again."""
+        message = in_one_line(error)
+        self._sink.append(
+            row.number, {**_head(row), "error": {"kind": error.kind, "message": message, "line": row.line}}
+        )
+        self.tally.errors += 1
+        self._listener.failed(row, message)
+        self._settled()
+
+    def _settled(self) -> None:
+        self.tally.rows += 1
+        self._listener.settled(self.tally)
+
+
+def _head(row: Row) -> dict[str, Any]:
+    """What an output row has from its input row: the id, and the user's own fields under `input`."""
+    return {"id": row.id, "input": dict(row.fields)} if row.fields else {"id": row.id}

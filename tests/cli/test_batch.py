@@ -1,0 +1,263 @@
+"""`llmctl generate --input`: a file of prompts through the whole command line, killed, stopped and gone on with.
+
+Three kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` is the long run.
+"""
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.cli.main import main
+from support.tiny import write_model
+
+KILLS = int(os.environ.get("LLMCTL_BATCH_KILLS", "3"))
+ROWS = int(os.environ.get("LLMCTL_BATCH_ROWS", "80"))
+WORDS = ("the", "capital", "of", "france", "is", "paris", "a", "small", "model", "wanted", "to", "speak", "every")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in float32: the same text whatever is computed beside it."""
+    return write_model(tmp_path_factory.mktemp("batch") / "llama", dtype="float32", max_position_embeddings=512)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture
+def batch(here: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`llmctl generate --model … -n 6` in this process: the exit code, standard output, standard error."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(["generate", "--model", str(folder), "-n", "6", *arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return command
+
+
+def mixed_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of mixed length."""
+    choice = random.Random(7)
+    lengths = [1, 2, 5, 10, 60]
+    return [
+        {
+            "prompt": " ".join(choice.choices(WORDS, k=choice.choice(lengths))),
+            "number": number,
+            "generation": {"max_new_tokens": choice.choice([1, 4, 16, 48])},
+        }
+        for number in range(1, count + 1)
+    ]
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmctl", "generate", "--model", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Until something is so, or the process has ended."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.002)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_the_file_has_every_row_in_order_as_if_answered_alone(
+    here: Path, folder: Path
+) -> None:
+    rows, choice = mixed_rows(ROWS), random.Random(ROWS)
+    write_rows(here / "in.jsonl", rows)
+    output, partial = here / "out.jsonl", here / "out.jsonl.partial"
+    arguments = ["--input", "in.jsonl", "--output", "out.jsonl"]
+    kills = 0
+    while kills < KILLS:
+        process = start(folder, *arguments)
+        begun = size(partial)
+        if choice.random() < 0.8:
+            wait_for(lambda begun=begun: size(partial) > begun, process)  # type: ignore[misc]
+        time.sleep(choice.random() * 5 / KILLS)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was done first
+            break
+        kills += 1
+        assert process.returncode == -signal.SIGKILL
+    process = start(folder, *arguments, "--json")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    answers = read(output)
+    assert [answer["id"] for answer in answers] == list(range(1, ROWS + 1))
+    assert [answer["input"]["number"] for answer in answers] == list(range(1, ROWS + 1))
+    assert not partial.exists()
+    summary = json.loads(out)
+    sys.stdout.write(f"{kills} kills, {summary['resumed']} of {summary['rows']} rows were there for the last run\n")
+    assert (summary["schema"], summary["rows"], summary["errors"]) == ("llmctl.batch/1", ROWS, 0)
+    loaded = llmctl.load(folder)
+    for row, answer in zip(rows, answers, strict=True):
+        alone = llmctl.generate(loaded, row["prompt"], **row["generation"])
+        assert answer["text"] == alone.text, row
+        assert answer["finish_reason"] == alone.finish_reason
+
+
+def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(here: Path, folder: Path) -> None:
+    write_rows(here / "in.jsonl", mixed_rows(1000))
+    process = start(folder, "--input", "in.jsonl", "--output", "out.jsonl")
+    wait_for(lambda: size(here / "out.jsonl.partial") > 500, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    kept = len(read(here / "out.jsonl.partial"))
+    assert f"stopped; {kept} of 1,000 answers are kept in out.jsonl.partial. To go on: llmctl generate" in err
+    assert "Traceback" not in err
+    assert not (here / "out.jsonl").exists()
+
+
+def test_a_pipe_that_is_closed_ends_the_run(here: Path, folder: Path) -> None:
+    write_rows(here / "in.jsonl", mixed_rows(300))
+    with start(folder, "--input", "in.jsonl") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait() == 1, err
+    assert "standard output was closed" in err
+    assert "Traceback" not in err
+
+
+def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
+    (here / "in.txt").write_text("the capital\n\nof italy\n")
+    code, out, err = batch("--input", "in.txt", "--token-ids")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert code == 0
+    assert list(first) == [
+        "id", "text", "finish_reason", "stop_string", "prompt_tokens", "completion_tokens", "seed", "token_ids", "key"
+    ]  # fmt: skip
+    assert (first["id"], second["id"], len(first["token_ids"])) == (1, 2, first["completion_tokens"])
+    assert "a run that is stopped begins anew; --output FILE can be resumed" in err
+    assert "2 rows; " in err
+
+
+def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, here: Path) -> None:
+    (here / "in.jsonl").write_text(
+        '{"prompt": "a", "id": "one"}\nnonsense\n{"prompt": "b", "generation": {"temperatur": 1}}\n'
+        + json.dumps({"prompt": "word " * 500, "id": "long"})
+        + '\n{"prompt": "c"}\n'
+    )
+    code, out, err = batch("--input", "in.jsonl", "--output", "out.jsonl", "--json")
+    assert code == 1
+    one, bad, typo, long, last = read(here / "out.jsonl")
+    assert (one["id"], last["id"], "text" in one, "text" in last) == ("one", 5, True, True)
+    assert bad["error"]["line"] == 2
+    assert bad["error"]["message"].startswith("not JSON")
+    assert "did you mean generation.temperature?" in typo["error"]["message"]
+    assert (long["id"], long["error"]["line"]) == ("long", 4)
+    assert "the context of" in long["error"]["message"]
+    assert "warning: line 2: not JSON" in err
+    assert "3 of 5 rows have an error in place of an answer" in err
+    assert (json.loads(out)["rows"], json.loads(out)["errors"]) == (5, 3)
+
+
+def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> None:
+    files = ["--input", "in.csv", "--column", "q", "--output", "out.jsonl"]
+    (here / "in.csv").write_text("q,label\none,1\ntwo,2\nthree,3\n")
+    assert batch(*files)[0] == 0
+    before = read(here / "out.jsonl")
+    code, _, err = batch(*files)
+    assert code == 0
+    assert "every row was answered before" in err
+    (here / "in.csv").write_text("q,label\none,1\nTWO,2\nthree,3\n")
+    code, _, err = batch(*files)
+    after = read(here / "out.jsonl")
+    assert code == 0
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1]["text"] != before[1]["text"]
+    assert "1 earlier answer belongs to no row of in.csv any more: it is now in out.jsonl.replaced" in err
+    assert read(here / "out.jsonl.replaced") == [before[1]]
+
+    code, _, err = batch(*files, "--temperature", "0.5")
+    assert code == 2
+    assert "out.jsonl has 3 answers made with other settings" in err
+    assert "--overwrite" in err
+    assert read(here / "out.jsonl") == after
+    assert batch(*files, "--temperature", "0.5", "--overwrite")[0] == 0
+    assert {row["key"] for row in read(here / "out.jsonl")}.isdisjoint({row["key"] for row in after})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--input", "missing.jsonl"], "--input missing.jsonl: No such file or directory"),
+        (["--input", "in.data"], "--input-format, one of jsonl, text, csv, tsv"),
+        (["--input", "in.jsonl", "--prompt", "x"], "--input has the prompts"),
+        (["--input", "in.jsonl", "--output", "in.jsonl", "--overwrite"], "are the same file"),
+        (["--input", "in.jsonl", "--output", "no/such/out.jsonl"], "cannot write"),
+        (["--input", "in.jsonl", "--output", "."], "cannot write"),
+        (["--input", "in.jsonl", "--json"], "give --output FILE"),
+        (["--prompt", "x", "--output", "out.txt"], "--output is for the answers to --input FILE"),
+        (["--input", "in.csv"], "no column 'prompt'; it has 'q'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_message(batch: Run, here: Path, arguments: list[str], said: str) -> None:
+    write_rows(here / "in.jsonl", ["a"])
+    (here / "in.data").write_text("a")
+    (here / "in.csv").write_text("q\na\n")
+    before = sorted(here.iterdir())
+    code, _, err = batch(*arguments)
+    assert code == 2
+    assert said in err
+    assert sorted(here.iterdir()) == before
+    assert (here / "in.jsonl").read_text() == '"a"\n'
+
+
+def test_a_lock_does_not_outlive_its_process_in_a_child(here: Path) -> None:
+    """A template is rendered in a forked child: where the run is killed meanwhile, a rerun must not find a lock."""
+    from llmctl.bounded import run_bounded
+
+    held = os.open(here / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    inode = os.fstat(held).st_ino
+    assert run_bounded(lambda: [n for n in range(3, 100) if _inode(n) == inode]) == []
+    os.close(held)
+
+
+def _inode(descriptor: int) -> int | None:
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return None

@@ -1,0 +1,147 @@
+"""Many prompts from Python: each row as it would be answered alone, with its own settings; a bad one costs no other."""
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.generation.batch.keys import fingerprint, identity, row_key
+from llmctl.generation.batch.rows import rows_of
+
+Tiny = Callable[[str], Path]
+PROMPTS = ["the capital of france", "a small model wanted to speak", "two plus two is"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_models: Tiny) -> llmctl.LoadedModel:
+    return load(tiny_models("llama"))
+
+
+def load(folder: Path, **more: Any) -> llmctl.LoadedModel:
+    sections: dict[str, Any] = {"generation": {"max_new_tokens": 8}, "load": {"dtype": "float32"}, **more}
+    return llmctl.load(folder, **sections)
+
+
+def test_every_row_gets_the_text_it_would_get_alone(loaded: llmctl.LoadedModel) -> None:
+    found = list(llmctl.generate_batch(loaded, PROMPTS))
+    assert [answer.row.id for answer in found] == [1, 2, 3]
+    assert [answer.text for answer in found] == [llmctl.generate(loaded, prompt).text for prompt in PROMPTS]
+
+
+def test_a_row_has_its_own_settings_seed_and_system_prompt(loaded: llmctl.LoadedModel, tiny_models: Tiny) -> None:
+    hot = {"temperature": 1.5, "max_new_tokens": 5}
+    first_tokens = llmctl.generate(loaded, PROMPTS[0]).token_ids
+    rows = [
+        PROMPTS[0],
+        {"prompt": PROMPTS[0], "generation": hot, "seed": 7},
+        {"prompt": PROMPTS[0], "generation": hot, "seed": 8},
+        {"prompt": PROMPTS[0], "system": "be kind"},
+        [{"role": "system", "content": "be kind"}, {"role": "user", "content": PROMPTS[0]}],
+        {"prompt": PROMPTS[0], "generation": {"extra_eos_tokens": [first_tokens[2]]}},
+    ]
+    found = [answer.completion for answer in llmctl.generate_batch(loaded, rows) if answer.completion]
+    plain, seven, eight, kind, messages, short = found
+    alone = load(tiny_models("llama"), generation=hot)
+    assert seven.text == llmctl.generate(alone, PROMPTS[0], seed=7).text
+    assert (seven.seed, eight.seed, plain.seed) == (7, 8, 42)
+    assert seven.token_ids != eight.token_ids
+    assert kind.text == messages.text != plain.text
+    assert kind.prompt_token_count > plain.prompt_token_count
+    assert (short.token_ids, short.finish_reason) == (first_tokens[:3], "stop")
+
+
+def test_a_bad_row_is_an_error_in_its_place(loaded: llmctl.LoadedModel) -> None:
+    rows = ["", PROMPTS[0], {"prompt": "x", "generation": {"top_q": 1}}, "word " * 300, PROMPTS[1]]
+    found = list(llmctl.generate_batch(loaded, rows))
+    assert [answer.row.number for answer in found] == [1, 2, 3, 4, 5]
+    said = [str(answer.error) if answer.error else "" for answer in found]
+    assert "prompt is empty" in said[0]
+    assert "did you mean generation.top_p?" in said[2]
+    assert "the context of" in said[3]
+    assert (said[1], said[4]) == ("", "")
+    with pytest.raises(llmctl.UserError, match="the context of"):
+        found[3].text  # noqa: B018
+
+
+def test_rows_may_be_endless_and_closing_stops(loaded: llmctl.LoadedModel) -> None:
+    taken = count()
+    answers = llmctl.generate_batch(loaded, (f"row {next(taken)}" for _ in count()))
+    assert next(answers).row.number == 1
+    answers.close()  # type: ignore[attr-defined]
+    assert next(taken) < 2000
+
+
+def test_a_template_that_never_ends_or_refuses_costs_one_row(
+    loaded: llmctl.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "llmctl.bounded.run_bounded_each.__kwdefaults__", {"seconds": 1.0, "extra_bytes": 1_000_000_000}
+    )
+    template = tmp_path / "hangs.jinja"
+    template.write_text(
+        "{% if 'hang' in messages[0].content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+        "{% endfor %}{% endif %}{% if messages[0].content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    one, hang, no, two = llmctl.generate_batch(with_template(loaded, template), ["one", "hang", "no", "two"])
+    assert (one.error, two.error) == (None, None)
+    assert "takes more than" in str(hang.error)
+    assert "the chat template refuses this conversation: not that" in str(no.error)
+
+
+def with_template(loaded: llmctl.LoadedModel, template: Path) -> llmctl.LoadedModel:
+    from dataclasses import replace
+
+    chat = loaded.config.chat.model_copy(update={"template": str(template)})
+    return replace(loaded, config=loaded.config.model_copy(update={"chat": chat}))
+
+
+def test_the_key_is_what_decides_the_answer(tiny_models: Tiny, tmp_path: Path) -> None:
+    folder = tiny_models("llama")
+    run = identity(load(folder))
+
+    def key(row: Any) -> str:
+        [parsed] = rows_of([row])
+        return row_key(parsed, run)
+
+    assert key("a") == key({"prompt": "a", "id": "x", "label": 1})
+    others = [
+        "b",
+        {"prompt": "a", "seed": 1},
+        {"prompt": "a", "system": "s"},
+        {"prompt": "a", "generation": {"top_k": 1}},
+    ]
+    assert len({key(row) for row in ["a", *others]}) == 5
+
+    assert identity(load(folder)) == run
+    hot = identity(load(folder, generation={"max_new_tokens": 8, "temperature": 1.0}))
+    assert (hot.model, hot.settings != run.settings) == (run.model, True)
+    half = identity(load(folder, load={"dtype": "bfloat16"}))
+    assert (half.settings, half.model != run.model) == (run.settings, True)
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}")
+    one = identity(load(folder, chat={"template": str(template)}))
+    template.write_text("{{ messages[0].content }}!")
+    assert one.settings != identity(load(folder, chat={"template": str(template)})).settings
+
+
+def test_the_fingerprint_of_a_folder_changes_with_its_files_and_not_with_its_place(
+    tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_models("llama"), tmp_path / "copy")
+    first = fingerprint(folder)
+    assert first == fingerprint(tiny_models("llama"))
+    monkeypatch.setattr("llmctl.generation.batch.keys._WHOLE_BYTES", 10_000)
+    sampled = fingerprint(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert fingerprint(folder) != sampled
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    changed = fingerprint(folder)
+    (folder / "notes.md").write_text("mine")
+    assert fingerprint(folder) == changed

@@ -1,0 +1,302 @@
+"""The output of a batch: killed at any step, a rerun has every row once, in order; and nothing finished is lost."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.errors import MachineError, UserError
+from llmctl.generation.batch import run as batch_run
+from llmctl.generation.batch.journal import Journal
+from llmctl.generation.batch.keys import Identity
+from llmctl.generation.batch.rows import Row, rows_of
+from llmctl.generation.batch.run import Tally, run_batch
+from llmctl.generation.completion import Completion
+
+RUN = Identity("5e771465", "0de10000")
+OTHER_SETTINGS = Identity("07e50000", RUN.model)
+OTHER_MODEL = Identity(RUN.settings, "07e50000")
+
+
+class Quiet:
+    def settled(self, tally: Tally) -> None: ...
+    def failed(self, row: Row, message: str) -> None: ...
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
+    computed: list[Any] = []
+
+    def answers(loaded: None, rows: Iterator[Row], *, failed: Any) -> Iterator[tuple[Row, Completion]]:
+        window: list[Row] = []
+        for row in rows:
+            window.append(row)
+            if len(window) == 3:
+                for chosen in (window.pop(1), window.pop(1)):
+                    computed.append(chosen.prompt)
+                    yield chosen, done(chosen)
+        for row in reversed(window):
+            computed.append(row.prompt)
+            yield row, done(row)
+
+    def done(row: Row) -> Completion:
+        return Completion(f"to {row.prompt}", (1, 2), "stop", None, 3, 42, 0.1, 0.2)
+
+    monkeypatch.setattr(batch_run, "answers", answers)
+    return computed
+
+
+def run(path: Path, values: list[Any], identity: Identity = RUN, **more: Any) -> Tally:
+    with_ids = more.pop("with_ids", False)
+    journal = Journal(path, identity, **more)
+    try:
+        ready: Callable[[], Any] = lambda: None  # noqa: E731
+        return run_batch(rows_of(values), journal, identity, ready, listener=Quiet(), with_ids=with_ids)
+    finally:
+        journal.close()
+
+
+def texts(path: Path) -> list[Any]:
+    return [json.loads(line).get("text") for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def beside(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.iterdir() if file != path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder / "answers.jsonl"
+
+
+VALUES = ["a", "b", "b", "c", "d", {"prompt": "e", "id": "five", "label": 7}, "f", "b"]
+TEXTS = ["to a", "to b", "to b", "to c", "to d", "to e", "to f", "to b"]
+
+
+def test_answers_stand_in_the_order_of_the_rows_and_nothing_is_left_beside(path: Path, answered: list[Any]) -> None:
+    tally = run(path, VALUES)
+    assert texts(path) == TEXTS
+    assert beside(path) == []
+    assert (tally.rows, tally.errors, tally.resumed, tally.completion_tokens) == (8, 0, 0, 16)
+    sixth = json.loads(path.read_text().splitlines()[5])
+    assert (sixth["id"], sixth["input"]) == ("five", {"label": 7})
+    assert sixth["key"].endswith("-5e771465-0de10000")
+
+
+def test_unordered_answers_stand_as_they_came(path: Path, answered: list[Any]) -> None:
+    run(path, VALUES, ordered=False)
+    assert texts(path) == [f"to {prompt}" for prompt in answered]
+    assert sorted(texts(path)) == sorted(TEXTS)
+
+
+def killed_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch, *, half: bool) -> bool:
+    """Run until the disk is touched for the `step`-th time, and end there; whether it came so far."""
+    count = 0
+    written = os.pwrite
+
+    def touched() -> bool:
+        nonlocal count
+        count += 1
+        return count == step
+
+    def ending(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if touched():
+                raise KilledError
+            return original(*arguments, **named)
+
+        return call
+
+    def pwrite(descriptor: int, data: bytes, at: int) -> int:
+        if touched():
+            if half:
+                written(descriptor, data[: len(data) // 2], at)
+            raise KilledError
+        return written(descriptor, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        patch.setattr(os, "fsync", ending(os.fsync))
+        patch.setattr(Path, "replace", ending(Path.replace))
+        patch.setattr(Path, "unlink", ending(Path.unlink))
+        journal = Journal(path, RUN)
+        journal._synced = -1e9  # every line is synced
+        try:
+            run_batch(rows_of(VALUES), journal, RUN, lambda: None, listener=Quiet())  # type: ignore[arg-type, return-value]
+        except KilledError:
+            return True
+        finally:
+            os.close(journal._partial)  # as the system does for a process that is killed
+            if journal._output is not None:
+                journal._output.close()
+    return False
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_killed_at_every_step_in_turn_a_rerun_has_every_row_once(
+    path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch, *, half: bool
+) -> None:
+    step = 1
+    while killed_at(step, path, monkeypatch, half=half):
+        if path.exists():
+            assert texts(path) == TEXTS, "the output appears whole"
+        before = len(answered)
+        run(path, VALUES)
+        assert texts(path) == TEXTS
+        assert beside(path) == []
+        if step > 8:
+            assert len(answered) - before < len(VALUES), "what was answered is not computed again"
+        path.unlink()
+        step += 1
+    assert step > 12
+
+
+def test_killed_again_and_again_it_still_comes_to_an_end(
+    path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(3, 100):
+        if not killed_at(step % 5 + 3, path, monkeypatch, half=True):
+            break
+    assert texts(path) == TEXTS
+    assert len(answered) < 30
+
+
+def test_a_rerun_computes_nothing_and_leaves_the_file_alone(path: Path, answered: list[Any]) -> None:
+    run(path, VALUES)
+    before = path.stat()
+    answered.clear()
+    tally = run(path, VALUES)
+    assert answered == []
+    assert (tally.rows, tally.resumed) == (8, 8)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_an_edited_row_runs_again_and_its_old_answer_is_kept_beside(path: Path, answered: list[Any]) -> None:
+    run(path, VALUES)
+    answered.clear()
+    tally = run(path, ["a", "B", *VALUES[2:4], *VALUES[5:]])
+    assert answered == ["B"]
+    assert texts(path) == ["to a", "to B", "to b", "to c", "to e", "to f", "to b"]
+    assert tally.replaced == 1
+    assert texts(path.with_name("answers.jsonl.replaced")) == ["to d"]
+
+
+def test_another_id_or_field_costs_no_computing(path: Path, answered: list[Any]) -> None:
+    run(path, VALUES)
+    answered.clear()
+    run(path, ["new", *VALUES[:5], {"prompt": "e", "id": "six", "label": 8}])
+    assert answered == ["new"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [1, 2, 3, 4, 5, 6, "six"]
+    assert lines[-1]["input"] == {"label": 8}
+    assert lines[-1]["text"] == "to e"
+
+
+def test_a_row_with_an_error_is_tried_again(path: Path, answered: list[Any]) -> None:
+    assert run(path, ["a", {"no": "prompt"}, "b"]).errors == 1
+    bad = json.loads(path.read_text().splitlines()[1])
+    assert bad == {
+        "id": 2,
+        "input": {"no": "prompt"},
+        "error": {"kind": "user", "message": "neither prompt nor messages", "line": 2},
+    }
+    answered.clear()
+    assert run(path, ["a", "now it has one", "b"]).errors == 0
+    assert answered == ["now it has one"]
+    assert beside(path) == []
+
+
+def test_token_ids_that_were_not_kept_are_computed(path: Path, answered: list[Any]) -> None:
+    run(path, ["a"])
+    run(path, ["a"], with_ids=True)
+    assert answered == ["a", "a"]
+    assert json.loads(path.read_text())["token_ids"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("identity", "what"), [(OTHER_SETTINGS, "other settings"), (OTHER_MODEL, "another model, dtype or quantisation")]
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_was_made_otherwise_is_not_gone_on_with(
+    path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch, identity: Identity, what: str, *, finished: bool
+) -> None:
+    if finished:
+        run(path, ["a", "b"])
+    else:
+        killed_at(4, path, monkeypatch, half=True)
+    before = contents(path.parent)
+    with pytest.raises(UserError, match=f"answers.* made with {what}") as refused:
+        run(path, VALUES, identity)
+    assert "--overwrite" in str(refused.value.hint)
+    assert contents(path.parent) == before
+    run(path, VALUES, identity, overwrite=True)
+    assert texts(path) == TEXTS
+    assert beside(path) == []
+
+
+def test_a_file_that_is_something_else_is_not_replaced(path: Path, answered: list[Any]) -> None:
+    path.write_text("my notes\n")
+    with pytest.raises(UserError, match="no output of llmctl generate"):
+        run(path, ["a"])
+    assert path.read_text() == "my notes\n"
+    assert beside(path) == []
+
+
+def test_two_runs_do_not_mix(path: Path, answered: list[Any]) -> None:
+    first = Journal(path, RUN)
+    with pytest.raises(MachineError, match=r"another run is writing .*answers.jsonl$"):
+        run(path, ["a"])
+    first.close()
+    run(path, ["a"])
+
+
+@pytest.mark.parametrize("name", ["missing/answers.jsonl", "."])
+def test_a_place_that_cannot_be_written_is_one_clear_error(path: Path, answered: list[Any], name: str) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        run(path.parent / name, ["a"])
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(
+    path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, room = os.pwrite, [500]
+
+    def pwrite(descriptor: int, data: bytes, at: int) -> int:
+        if room[0] <= 0:
+            raise OSError(28, "No space left on device")
+        done = written(descriptor, data[: room[0]], at)
+        room[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(MachineError, match=r"cannot write .*: No space left on device") as full:
+        run(path, VALUES)
+    assert "run the same command again" in str(full.value.hint)
+    assert path.with_name("answers.jsonl.partial").read_text().endswith("\n"), "no half line"
+    kept = len(texts(path.with_name("answers.jsonl.partial")))
+    assert kept == 2
+    room[0] = 1_000_000
+    answered.clear()
+    run(path, VALUES)
+    assert texts(path) == TEXTS
+    assert len(answered) <= len(VALUES) - kept
+
+
+def test_what_a_power_cut_leaves_is_computed_again(path: Path, answered: list[Any]) -> None:
+    path.with_name("answers.jsonl.partial").write_bytes(b"\0" * 100 + b'\n{"id": 1, "te')
+    run(path, ["a"])
+    assert texts(path) == ["to a"]

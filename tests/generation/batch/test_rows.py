@@ -1,0 +1,131 @@
+"""The rows of a batch: every kind of file, and what is wrong with a row is said of that row alone."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.errors import UserError
+from llmctl.generation.batch.rows import Row, count_rows, input_format, read_rows
+
+
+def rows(text: str | bytes, kind: Any = "jsonl", **more: Any) -> list[Row]:
+    data = text if isinstance(text, bytes) else text.encode()
+    return list(read_rows(io.BytesIO(data), kind, **more))
+
+
+def complaint(line: str | bytes) -> str:
+    [row] = rows(line)
+    assert row.error is not None
+    return row.error.message
+
+
+def test_prompts_messages_settings_and_own_fields() -> None:
+    first, second = rows(
+        '{"prompt": "a", "id": "x", "seed": 3, "generation": {"top_k": 4}, "label": 1}\r\n'
+        "\n"
+        '{"messages": [{"role": "user", "content": "b"}], "system": "be kind"}'
+    )
+    assert (first.number, first.line, first.id, first.prompt) == (1, 1, "x", "a")
+    assert first.settings == {"seed": 3, "generation": {"top_k": 4}}
+    assert first.fields == {"label": 1}
+    assert (second.number, second.line, second.id) == (2, 3, 2)
+    assert second.prompt == ({"role": "user", "content": "b"},)
+    assert second.settings == {"system": "be kind"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nonsense", "not JSON"),
+        ("[1]", "not an object"),
+        ('{"id": 1}', "neither prompt nor messages"),
+        ('{"prompt": "a", "messages": []}', "both prompt and messages"),
+        ('{"prompt": ["a"]}', "prompt must be a text, it is list"),
+        ('{"prompt": "  "}', "prompt is empty"),
+        ('{"messages": []}', "messages must be a list"),
+        ('{"messages": [{"content": "a"}]}', "each of messages"),
+        ('{"prompt": "a", "seed": -1}', "seed must be a number from 0"),
+        ('{"prompt": "a", "seed": true}', "seed must be a number from 0"),
+        ('{"prompt": "a", "generation": 3}', "generation must be an object"),
+        ('{"prompt": "a", "id": {}}', "id must be"),
+        ('{"prompt": "a", "temperature": 1}', "write generation: {temperature: …}"),
+        ('{"prompt": "a", "max_tokens": 1}', "write generation: {max_new_tokens: …}"),
+        ('{"prompt": "a", "x": NaN}', "NaN is no JSON"),
+        ('{"prompt": "\\ud800"}', "lone surrogate"),
+        (b'{"prompt": "\xff"}', "not UTF-8"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong(line: str | bytes, said: str) -> None:
+    assert said in complaint(line)
+
+
+def test_a_bad_row_costs_no_other_and_has_its_line() -> None:
+    first, bad, last = rows('{"prompt": "a"}\n\n{oops\n{"prompt": "b"}\n')
+    assert (first.error, last.error) == (None, None)
+    assert (bad.line, bad.number, last.number) == (3, 2, 3)
+
+
+def test_a_line_that_is_far_too_long_is_skipped_without_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmctl.generation.batch.rows.LINE_LIMIT_BYTES", 40)
+    long, good = rows('{"prompt": "' + "a" * 200 + '"}\n{"prompt": "b"}\n')
+    assert long.error is not None
+    assert (good.prompt, good.line) == ("b", 2)
+
+
+def test_lines_of_text() -> None:
+    assert [row.prompt for row in rows("\ufefffirst\n\n second \r\n", "text")] == ["first", " second "]
+
+
+def test_a_table_with_quotes_and_lines_inside_cells() -> None:
+    table = 'id,question,label\nx,"a, ""b""\nc",1\n\n,d,2\n'
+    first, second = rows(table, "csv", column="question")
+    assert (first.id, first.prompt, first.fields, first.line) == ("x", 'a, "b"\nc', {"label": "1"}, 2)
+    assert (second.id, second.prompt, second.line) == (2, "d", 5)
+    assert [row.prompt for row in rows("prompt\tx\na\t1\n", "tsv")] == ["a"]
+
+
+def test_bad_lines_of_a_table() -> None:
+    many, empty, bad, good = rows(b"prompt,x\na,1,2\n,1\n\xff,1\nb,1\n", "csv")
+    assert "3 cells, where the header has 2" in str(many.error)
+    assert "prompt is empty" in str(empty.error)
+    assert "not UTF-8" in str(bad.error)
+    assert good.prompt == "b"
+
+
+def test_a_table_without_the_column_is_refused_as_a_whole() -> None:
+    with pytest.raises(UserError, match="no column 'prompt'; it has 'a', 'b'"):
+        rows("a,b\n1,2\n", "csv")
+    with pytest.raises(UserError, match="two columns 'a'"):
+        rows("a,a\n1,2\n", "csv", column="a")
+
+
+def test_the_prompt_may_have_another_name_in_json_lines_too() -> None:
+    [row] = rows('{"question": "a", "prompt": "mine"}', column="question")
+    assert (row.prompt, row.fields) == ("a", {"prompt": "mine"})
+
+
+def test_the_format_by_name() -> None:
+    assert input_format(Path("a.JSONL"), None) == "jsonl"
+    assert input_format(Path("a.txt"), None) == "text"
+    assert input_format(Path("a.jsonl"), "csv") == "csv"
+    assert input_format(None, None) == "jsonl"
+    with pytest.raises(UserError, match="does not say what is in it"):
+        input_format(Path("a.data"), None)
+    with pytest.raises(UserError, match="must be one of jsonl, text, csv, tsv, it is 'xml'"):
+        input_format(None, "xml")
+
+
+def test_rows_are_read_as_they_are_needed() -> None:
+    stream = io.BytesIO(b'{"prompt": "a"}\n' * 100_000)
+    next(read_rows(stream, "jsonl"))
+    assert stream.tell() < 1000
+
+
+def test_rows_are_counted_where_that_is_quick(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}')
+    assert count_rows(file, "jsonl") == 2
+    assert count_rows(file, "csv") is None
