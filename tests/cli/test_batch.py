@@ -162,12 +162,12 @@ def test_a_pipe_that_is_closed_ends_the_run(here: Path, folder: Path) -> None:
 
 def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
     (here / "in.txt").write_text("the capital\n\nof italy\n")
-    code, out, err = batch("--input", "in.txt", "--token-ids")
+    code, out, err = batch("--input", "in.txt", "--token-ids", "--logprobs", "1")
     first, second = (json.loads(line) for line in out.splitlines())
     assert code == 0
-    assert list(first) == [
-        "id", "text", "finish_reason", "stop_string", "prompt_tokens", "completion_tokens", "seed", "token_ids", "key"
-    ]  # fmt: skip
+    names = "id text finish_reason stop_string prompt_tokens completion_tokens seed token_ids logprobs key"
+    assert list(first) == names.split()
+    assert [scored["id"] for scored in first["logprobs"]] == first["token_ids"]
     assert (first["id"], second["id"], len(first["token_ids"])) == (1, 2, first["completion_tokens"])
     assert "a run that is stopped begins anew; --output FILE can be resumed" in err
     assert "2 rows; " in err
