@@ -55,11 +55,11 @@ def test_standard_input_is_a_prompt_and_standard_output_nothing_but_the_document
     assert answer["finish_reason"] in ("stop", "length")
     assert len(answer["token_ids"]) == answer["completion_tokens"]
     assert answer["first_token_seconds"] > 0
-    repeat = document["repeat"]
-    assert repeat["seed"] == 42
-    assert repeat["versions"]["transformers"].startswith("5.")
-    assert repeat["model_kwargs"]["dtype"] == "bfloat16"
-    assert repeat["generation_kwargs"]["eos_token_id"] == [2]
+    manifest = document["manifest"]
+    assert manifest["seed"] == 42
+    assert manifest["versions"]["transformers"].startswith("5.")
+    assert manifest["model_kwargs"]["dtype"] == "bfloat16"
+    assert manifest["generation_kwargs"]["eos_token_id"] == [2]
 
 
 def test_flag_file_and_standard_input_are_joined(ask: Run, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_three_lines_from_a_token_to_a_4_bit_answer(type_line: Story, hub: HubSt
     done = type_line("generate", "--quant", "4bit", "-n", "4", "--prompt", "hi", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["repeat"]["model"] == "acme/llama"
-    assert len(document["repeat"]["commit"]) == 40
+    assert document["manifest"]["source"] == "acme/llama"
+    assert len(document["manifest"]["commit"]) == 40
     assert document["load"]["quantization"].startswith("bitsandbytes 4-bit nf4")
     assert "model: acme/llama (named by llmctl download, " in done.stderr
     assert len(hub.log) == before, "what is complete in the cache is loaded without a word to the Hub"

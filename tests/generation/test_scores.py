@@ -28,7 +28,11 @@ def raw_logprobs(loaded: llmctl.LoadedModel, ids: list[int]) -> Any:
         return loaded.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
 
-@pytest.mark.parametrize("settings", [{}, CHANGED, {"num_beams": 3}], ids=["greedy", "penalties", "beams"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, CHANGED, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}],
+    ids=["greedy", "penalties", "beams", "lookup"],
+)
 def test_each_token_has_the_log_probability_of_the_raw_logits(settings: dict[str, Any], tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), logprobs=3, **settings)
     done = llmctl.generate(loaded, PROMPT)

@@ -102,6 +102,10 @@ LogprobsOption = Annotated[
         show_default=False,
     ),
 ]
+DeterministicOption = Annotated[
+    bool | None,
+    typer.Option("--deterministic", help="Ask torch for algorithms that repeat themselves.", show_default=False),
+]
 SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]
 
 

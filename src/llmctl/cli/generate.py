@@ -2,6 +2,9 @@
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +16,7 @@ from llmctl.cli.asking import (
     CacheOption,
     CompileOption,
     ConfigOption,
+    DeterministicOption,
     DeviceMapOption,
     DraftOption,
     DtypeOption,
@@ -32,15 +36,17 @@ from llmctl.cli.asking import (
 )
 from llmctl.cli.figures import gains_document, gains_text
 from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli.render import Output, bytes_text
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.generation.completion import Completion
     from llmctl.loader import LoadedModel
+    from llmctl.locate import Located
 
 app = new_app()
+_LONG_SECONDS = 2
 
 
 @app.command(cls=Command)
@@ -72,7 +78,7 @@ def generate(
     ] = 1,
     seed: SeedOption = None,
     logprobs: LogprobsOption = None,
-    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --json or --input: the ids as well.")] = False,
+    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --input: the ids of the answers as well.")] = False,
     input_file: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +107,7 @@ def generate(
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    deterministic: DeterministicOption = None,
     draft: DraftOption = None,
     prompt_lookup: LookupOption = None,
     cache: CacheOption = None,
@@ -137,6 +144,7 @@ def generate(
         dtype=dtype,
         attn=attn,
         device_map=device_map,
+        deterministic=deterministic,
         overcommit=overcommit,
         seed=seed,
         trust_remote_code=trust_remote_code,
@@ -164,10 +172,10 @@ def generate(
         return
     if output_file is not None:
         raise UserError("--output is for the answers to --input FILE", hint="or send standard output there: > FILE")
-    answer(output, settings, read_prompt(prompt, prompt_file), count=num_return, offline=offline, with_ids=token_ids)
+    answer(output, settings, read_prompt(prompt, prompt_file), count=num_return, offline=offline)
 
 
-def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool, with_ids: bool) -> None:
+def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool) -> None:
     """Answer one prompt, `count` times."""
     from llmctl.generation.stream import generate_many
     from llmctl.loader import load_prepared
@@ -191,7 +199,9 @@ def answer(output: Output, settings: "Settings", text: str, *, count: int, offli
             _note(output, loaded, completions[-1])
             tell_logprobs(output, loaded, completions[-1])
     if output.as_json:
-        output.document("llmctl.generate/1", document(loaded, text, completions, with_ids=with_ids))
+        with hashing(output, loaded.located):
+            body = document(loaded, text, completions)
+        output.document("llmctl.generate/1", body)
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -252,19 +262,6 @@ def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
         output.note(line)
 
 
-def repeat_draft(loaded: "LoadedModel") -> dict[str, Any] | None:
-    """What is needed to load the same draft model again."""
-    if loaded.draft is None:
-        return None
-    plan = loaded.draft.plan
-    return {
-        "model": plan.source,
-        "commit": plan.commit,
-        "folder": str(plan.folder),
-        "model_kwargs": dict(plan.model_kwargs),
-    }
-
-
 def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
     """The tokens of an answer with their log-probabilities, one a line, where they were asked for."""
     from llmctl.generation.scores import shown
@@ -273,13 +270,28 @@ def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> 
         output.note(shown(scored, loaded.tokenizer))
 
 
-def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"], *, with_ids: bool) -> dict[str, Any]:
+@contextmanager
+def hashing(output: Output, located: "Located") -> Iterator[None]:
+    """Show that a model's files are hashed, where they have to be; say how long it took where that was long."""
+    from llmctl.hashes import unknown_bytes
+
+    size, began = unknown_bytes(located), time.perf_counter()
+    if not size:
+        yield
+        return
+    with output.waiting(f"hashing {bytes_text(size)} of the model's files, once"):
+        yield
+    seconds = time.perf_counter() - began
+    if seconds > _LONG_SECONDS:
+        output.note(f"hashed {bytes_text(size)} of the model's files in {seconds:.0f} s; remembered until they change")
+
+
+def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]) -> dict[str, Any]:
     """What `--json` says: the answers, the timings, and what is needed to repeat them."""
     from llmctl.generation.scores import described
     from llmctl.loader import peak_memory_bytes
-    from llmctl.machine import read_machine
+    from llmctl.manifest import make_manifest
 
-    plan = loaded.plan
     answers = []
     for done in completions:
         answer: dict[str, Any] = {
@@ -289,30 +301,19 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
             "seed": done.seed,
             "prompt_tokens": done.prompt_token_count,
             "completion_tokens": len(done.token_ids),
+            "token_ids": list(done.token_ids),
             "first_token_seconds": round(done.first_token_seconds, 4),
             "seconds": round(done.seconds, 4),
             "tokens_per_second": round(done.tokens_per_second, 2) if done.tokens_per_second else None,
         }
         if done.logprobs is not None:
             answer["logprobs"] = [described(scored, loaded.tokenizer) for scored in done.logprobs]
-        answer |= gains_document(done)
-        answers.append(answer | ({"token_ids": list(done.token_ids)} if with_ids else {}))
+        answers.append(answer | gains_document(done))
     return {
         "prompt": prompt,
+        "prompt_ids": list(completions[0].prompt_ids),
         "completions": answers,
         "peak_memory_bytes": peak_memory_bytes(),
-        "repeat": {
-            "model": plan.source,
-            "commit": plan.commit,
-            "folder": str(plan.folder),
-            "seed": plan.seed,
-            "deterministic": plan.deterministic,
-            "model_kwargs": dict(plan.model_kwargs),
-            "tokenizer_kwargs": dict(plan.tokenizer_kwargs),
-            "generation_kwargs": {**plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)},
-            "draft": repeat_draft(loaded),
-            "config": loaded.config.model_dump(mode="json", exclude_unset=True),
-            "versions": dict(read_machine().packages),
-        },
+        "manifest": make_manifest(loaded).document(),
         "load": asdict(loaded.measured),
     }

@@ -8,6 +8,7 @@ import typer
 from llmctl.cli.asking import (
     AttentionOption,
     ConfigOption,
+    DeterministicOption,
     DeviceMapOption,
     DraftOption,
     DtypeOption,
@@ -43,6 +44,7 @@ def load(
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    deterministic: DeterministicOption = None,
     seed: SeedOption = None,
     draft: DraftOption = None,
     assignments: SetOption = None,
@@ -79,6 +81,7 @@ def load(
         dtype=dtype,
         attn=attn,
         device_map=device_map,
+        deterministic=deterministic,
         overcommit=overcommit,
         seed=seed,
         trust_remote_code=trust_remote_code,

@@ -35,6 +35,7 @@ COMMANDS = {
     "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
     "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
     "score": ("llmctl.cli.score", "Show how likely a model thinks a text, or which of several answers."),
+    "replay": ("llmctl.cli.replay", "Run recorded answers again, and say where they differ."),
     "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
     "quantize": ("llmctl.cli.quantize", "Quantise a model once, into a folder that loads anywhere."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),

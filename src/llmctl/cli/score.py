@@ -12,6 +12,7 @@ import typer
 from llmctl.cli.asking import (
     AttentionOption,
     ConfigOption,
+    DeterministicOption,
     DeviceMapOption,
     DtypeOption,
     LogprobsOption,
@@ -107,6 +108,7 @@ def score(
     dtype: DtypeOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    deterministic: DeterministicOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
     overcommit: OvercommitOption = None,
@@ -145,6 +147,7 @@ def score(
         dtype=dtype,
         attn=attn,
         device_map=device_map,
+        deterministic=deterministic,
         overcommit=overcommit,
         trust_remote_code=trust_remote_code,
         logprobs=logprobs,

@@ -72,4 +72,5 @@ class Answer:
             seconds=self._last - self._started,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
             gains=gains,
+            prompt_ids=self.request.ids,
         )

@@ -45,6 +45,7 @@ class Completion:
         seconds: From the call to the last token.
         logprobs: What the model thought of each of `token_ids`, or None where that was not asked for.
         gains: What faster decoding brought; None where none was asked for.
+        prompt_ids: The prompt, as token ids.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Completion:
     seconds: float
     logprobs: tuple[TokenLogprob, ...] | None = None
     gains: Gains | None = None
+    prompt_ids: tuple[int, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:

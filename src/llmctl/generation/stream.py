@@ -104,7 +104,7 @@ class _Job:
         self.cancelled = threading.Event()
         self.ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
         self.answer = Answer(loaded.tokenizer, request)
-        self._raw = RawLogits(loaded.model) if request.logprobs is not None else None
+        self._raw = RawLogits(loaded.model) if request.logprobs is not None and _is_plain(loaded, request) else None
 
     def chunks(self) -> Iterator[Chunk]:
         """What the thread produces, until it ends; its exceptions are raised here."""
@@ -130,6 +130,8 @@ class _Job:
             if self.reuse:
                 self.reuse.keep([*ids, *self.answer.token_ids])
             tail = self.answer.finish()
+            if self._raw is None:
+                self.answer.logprobs = list(_read_once_more(self.loaded, self.request, self.answer.token_ids) or ())
             self.ready.put(Chunk(tail, self.answer.completion(gains=gains)))
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
             self.ready.put(_translate(error, self.loaded))
@@ -215,14 +217,21 @@ def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
         seed=request.seed,
         first_token_seconds=seconds,
         seconds=seconds,
-        logprobs=_beam_logprobs(loaded, request, token_ids),
+        logprobs=_read_once_more(loaded, request, token_ids),
         gains=gauge.gains(len(token_ids)),
+        prompt_ids=request.ids,
     )
     return Chunk(text.shown, completion)
 
 
-def _beam_logprobs(loaded: "LoadedModel", request: Request, token_ids: list[int]) -> tuple[TokenLogprob, ...] | None:
-    """Which step a token of a beam came from is not known while it runs, so the answer is read once more."""
+def _is_plain(loaded: "LoadedModel", request: Request) -> bool:
+    """Whether every token has a pass of its own, in Python: no draft, no proposals, nothing compiled."""
+    faster = {"prompt_lookup_num_tokens", "compile_config", "cache_implementation"} & request.arguments.keys()
+    return loaded.draft is None and not faster
+
+
+def _read_once_more(loaded: "LoadedModel", request: Request, token_ids: list[int]) -> tuple[TokenLogprob, ...] | None:
+    """Log-probabilities of a finished answer, for ways of generating in which a token has no pass of its own."""
     if request.logprobs is None:
         return None
     return sequence_logprobs(loaded, [*request.ids, *token_ids], start=len(request.ids), top=request.logprobs)

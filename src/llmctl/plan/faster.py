@@ -70,11 +70,6 @@ def _check_combinations(config: Config) -> None:
             f"{rivals[0]} does not go with beam search (generation.num_beams is {asked.num_beams})",
             hint="leave one of them away",
         )
-    if rivals and asked.logprobs is not None:
-        raise UserError(
-            f"{rivals[0]} does not go with generation.logprobs, which looks at a pass for every token",
-            hint="leave one of them away",
-        )
     if proposing and asked.compile:
         raise UserError(
             f"{proposing[0]} does not go with generation.compile: each number of proposals would be compiled anew",

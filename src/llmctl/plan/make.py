@@ -139,7 +139,12 @@ def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
     if sum(device.startswith("cuda") for device in devices) > 0:
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
     if config.deterministic:
-        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+        # as transformers' enable_full_determinism sets them, but before any library is there to read them
+        environment |= {
+            "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+            "CUDA_LAUNCH_BLOCKING": "1",
+            "FLASH_ATTENTION_DETERMINISTIC": "1",
+        }
     return environment
 
 
