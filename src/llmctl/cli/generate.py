@@ -78,7 +78,9 @@ def generate(
     ] = 1,
     seed: SeedOption = None,
     logprobs: LogprobsOption = None,
-    token_ids: Annotated[bool, typer.Option("--token-ids", help="With --input: the ids of the answers as well.")] = False,
+    token_ids: Annotated[
+        bool, typer.Option("--token-ids", help="With --input: the ids of the answers as well.")
+    ] = False,
     input_file: Annotated[
         Path | None,
         typer.Option(
