@@ -38,6 +38,7 @@ FLOORS = {
     "doctor": 9,
     "export": 9,
     "replay": 10,
+    "bench": 10,
     "script": 10,
     "api": 10,
     "": 11,  # llmctl itself: resolves the public names

@@ -115,9 +115,17 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, *, machine: Machine | None = None, offline: bool = False, progress: "Progress | None" = None
+    settings: Settings,
+    *,
+    machine: Machine | None = None,
+    offline: bool = False,
+    progress: "Progress | None" = None,
+    context: int | None = None,
+    batch: int = 1,
 ) -> Prepared:
     """Locate the model, read its files' headers, and decide. No torch, no weights.
+
+    `context` and `batch` are what room is kept for, see `make_plan`; the other arguments are those of `load`.
 
     Raises:
         LlmctlError: whatever stands in the way, see `locate`, `read_model_info` and `make_plan`.
@@ -126,12 +134,14 @@ def prepare(
     info = read_model_info(located.folder, source=located.source, commit=located.commit)
     machine, config = machine or read_machine(), settings.config
     if config.draft.id is None:
-        plan = copies.consider(make_plan(config, machine, info), config, info, machine)
+        plan = make_plan(config, machine, info, context=context, batch=batch)
+        plan = copies.consider(plan, config, info, machine)
         return Prepared(located, info, machine, plan, config)
     assisting = draft_settings(settings)
     beside = locate(assisting, offline=offline, progress=progress)
     draft_info = read_model_info(beside.folder, source=beside.source, commit=beside.commit)
-    plan = copies.consider(make_plan(config, machine, info, draft=draft_info), config, info, machine)
+    plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft_info)
+    plan = copies.consider(plan, config, info, machine)
     assert plan.draft is not None  # noqa: S101 (it was given one)
     draft_plan = copies.consider(plan.draft, assisting.config, draft_info, machine)
     draft = Prepared(beside, draft_info, machine, draft_plan, assisting.config)

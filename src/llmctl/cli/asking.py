@@ -4,6 +4,8 @@ A flag is a short name for a key of the configuration; `FLAGS` is the whole tabl
 typed: the schema checks them, together with everything else.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,8 +134,20 @@ def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prep
     Raises:
         LlmctlError: as `loader.prepare`.
     """
-    from llmctl.cli.stopping import resumable
     from llmctl.loader import prepare
+
+    with download_shown(output, settings) as bar:
+        prepared = prepare(settings, offline=offline, progress=bar)
+    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    if prepared.draft is not None:
+        output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
+    return prepared
+
+
+@contextmanager
+def download_shown(output: Output, settings: Settings) -> Iterator[DownloadBar]:
+    """A bar for a download that may begin inside, which can be interrupted and gone on with."""
+    from llmctl.cli.stopping import resumable
     from llmctl.locate import is_path
 
     bar = DownloadBar(output)
@@ -142,8 +156,4 @@ def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prep
 
         bound_other_calls()
     with resumable(output, arriving=lambda: bar.has_started):
-        prepared = prepare(settings, offline=offline, progress=bar)
-    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
-    if prepared.draft is not None:
-        output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
-    return prepared
+        yield bar

@@ -38,6 +38,7 @@ COMMANDS = {
     "replay": ("llmctl.cli.replay", "Run recorded answers again, and say where they differ."),
     "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
     "quantize": ("llmctl.cli.quantize", "Quantise a model once, into a folder that loads anywhere."),
+    "bench": ("llmctl.cli.bench", "Measure how fast configurations run a model here, side by side."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
     "prompt": ("llmctl.cli.prompt", "Show a prompt as the model sees it, and what is wrong with it."),
     "config": ("llmctl.cli.config", "Show, check and write configuration files."),

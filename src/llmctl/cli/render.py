@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -100,16 +100,26 @@ class Output:
             for line in rest:
                 print(f"  {'':<{width}}  {line}")
 
+    def bars(self, rows: Sequence[tuple[str, float, float]]) -> None:
+        """A bar for each name: full up to the first value, light up to the second, which is not smaller."""
+        names = max((len(name) for name, _, _ in rows), default=0)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+        room, most = max(width - names - 12, 10), max((high for _, _, high in rows), default=0) or 1
+        for name, value, high in rows:
+            full, light = round(value / most * room), round(high / most * room)
+            number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            print(f"  {visible(name):<{names}}  {'█' * full}{'░' * (light - full)} {number}")
+
     # -- talk: standard error
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Show on a terminal that something is going on."""
+    def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show on a terminal that something is going on; what it yields changes the text, a detail elsewhere."""
         if self.quiet or not sys.stderr.isatty() or self.debug:
-            yield
+            yield self.detail
             return
-        with self.console(sys.stderr).status(visible(text)):
-            yield
+        with self.console(sys.stderr).status(visible(text)) as status:
+            yield lambda text: status.update(visible(text))
 
     def note(self, text: str) -> None:
         """Something worth knowing. Silent with --quiet."""

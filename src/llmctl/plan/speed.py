@@ -62,7 +62,7 @@ def estimate_speed(
         ram_bandwidth: Measured bytes per second of the RAM, for what runs on the CPU.
     """
     bits = _stored_bits(plan, info)
-    active = _active_share(info)
+    active = active_share(info)
     on_gpu = [device for device in plan.devices if device != "cpu"]
     rates = _rates(machine, on_gpu, ram_bandwidth)
     if rates is None:
@@ -91,7 +91,7 @@ def _stored_bits(plan: Plan, info: ModelInfo) -> int:
     return 4 if arguments.get("load_in_4bit") else 8 if arguments.get("load_in_8bit") else 16
 
 
-def _active_share(info: ModelInfo) -> float:
+def active_share(info: ModelInfo) -> float:
     """The share of the weights that one token uses: in a mixture only the chosen experts."""
     text = info.text_config
     count = text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts")

@@ -72,6 +72,7 @@ class Engine:
         self.loaded, self.size = loaded, size
         self.pages = Pages(max(2, size.pool_tokens // PAGE_TOKENS))
         self.prefilled_tokens = 0  # so many were computed for prompts; those shared with another prompt are not
+        self.generated_tokens = 0
         self._pool = Pool(self.pages.count, PAGE_TOKENS)
         self._choosers = Choosers(loaded.model)
         self._waiting: deque[_Sequence] = deque()
@@ -158,6 +159,7 @@ class Engine:
             plain = sequence.chooser.is_plain
             token = likeliest[row] if plain else sequence.chooser.choose(sequence.ids, logits[row].float())
             text = sequence.answer.take(token)
+            self.generated_tokens += 1
             sequence.ids.append(token)
             if sequence.answer.finish_reason is not None:
                 text += sequence.answer.finish()

@@ -1,0 +1,80 @@
+"""What this machine can do at most: bytes a second through its memory, operations a second in a matrix product.
+
+Runs in a child process. The CPU's figures are taken on as many threads as torch uses. Those of GPUs are timed with
+torch's events, written from the documentation of torch.cuda.Event and torch.mps, and never run on one.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmctl.bench.task import Say
+from llmctl.machine import measure_ram_bandwidth
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A product of square matrices of this size is large enough to reach the rate, and small enough to take a second.
+_CPU_SIZE, _GPU_SIZE = 2048, 8192
+_ROUNDS = 4
+_COPY_BYTES = 1_000_000_000
+
+
+def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
+    """Say `bandwidth` and `flops` of each device, the latter by dtype: `{"cpu": ["float32"]}`."""
+    import torch
+
+    for device, dtypes in devices.items():
+        is_cpu = device == "cpu"
+        say(
+            device=device,
+            threads=torch.get_num_threads() if is_cpu else None,
+            bandwidth=measure_ram_bandwidth(threads=torch.get_num_threads()) if is_cpu else copy_bandwidth(device),
+            flops={dtype: product_flops(device, dtype) for dtype in dtypes},
+        )
+
+
+def product_flops(device: str, dtype: str, *, size: int | None = None) -> float:
+    """Operations a second of one square matrix product in `dtype`, a multiplication and an addition counted as two.
+
+    The best of a few rounds: what the device can do, not what it happened to do beside other work.
+    """
+    import torch
+
+    size = size or (_CPU_SIZE if device == "cpu" else _GPU_SIZE)
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * size**3 / _best_seconds(device, lambda: torch.mm(left, right, out=out))
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy moves through a GPU's memory, reads and writes counted."""
+    import torch
+
+    source: Tensor = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * _COPY_BYTES / _best_seconds(device, lambda: target.copy_(source))
+
+
+def _best_seconds(device: str, act: Callable[[], Any]) -> float:
+    """The shortest of several times, the first of which only warms up."""
+    return min([_seconds(device, act) for _ in range(_ROUNDS + 1)][1:])
+
+
+def _seconds(device: str, act: Callable[[], Any]) -> float:
+    import torch
+
+    if device.startswith("cuda"):
+        event: Any = torch.cuda.Event
+        began, ended = event(enable_timing=True), event(enable_timing=True)
+        with torch.cuda.device(device):
+            began.record()
+            act()
+            ended.record()
+            torch.cuda.synchronize()
+        return float(began.elapsed_time(ended)) / 1000
+    clock = time.perf_counter()
+    act()
+    if device == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - clock

@@ -1,0 +1,46 @@
+"""What runs in a process of its own: the bounds of this machine are measured, or one configuration once.
+
+The job is one line of JSON on standard input, which then stays open: when it closes, the parent is gone and this
+process ends too. Each line on standard output is a JSON object, written as soon as it is known. What libraries print
+goes to standard error.
+"""
+
+import json
+import os
+import sys
+import threading
+from importlib import import_module
+from typing import Any
+
+from llmctl.errors import LlmctlError
+
+_QUESTIONS = {"bounds": ("llmctl.bench.bounds", "say_bounds"), "run": ("llmctl.bench.measure", "say_run")}
+
+
+def main() -> None:
+    """Do one job. Errors for people are an answer; anything else ends the process with its traceback."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def say(**facts: Any) -> None:
+        answer.write(json.dumps(facts) + "\n")
+        answer.flush()
+
+    module, name = _QUESTIONS[job.pop("question")]
+    try:
+        getattr(import_module(module), name)(say, **job)
+        say(done=True)
+    except LlmctlError as error:
+        say(failed={"kind": error.kind, "message": error.message, "hint": error.hint})
+    os._exit(0)  # without the interpreter's farewell, which takes seconds with a large model in memory
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Configurations side by side: each run of each in a process of its own, one after the other, taking turns."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from llmctl.bench.children import ask
+from llmctl.bench.contender import Contender, bounding_device, dtype_of, estimates
+from llmctl.bench.measure import job
+from llmctl.bench.task import Cell, Task
+from llmctl.errors import LlmctlError
+from llmctl.loader import Prepared
+from llmctl.machine import Machine, read_machine
+from llmctl.plan.speed import Speed
+
+# Beyond this share of the processor, what others do is in the figures.
+BUSY_SHARE = 0.25
+_LOOK_SECONDS = 0.3
+
+Tell = Callable[[str], None]
+Said = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a device does at most, as measured here.
+
+    Attributes:
+        bandwidth: Bytes a second through its memory, reads and writes of a copy counted.
+        flops: Operations a second of a matrix product, by dtype.
+        threads: The CPU's threads that were used.
+    """
+
+    bandwidth: float
+    flops: Mapping[str, float]
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process said.
+
+    Attributes:
+        loaded: Load time, what is in use, memory held (see measure.say_run).
+        cells: The figures of each cell.
+        ended: Memory at the end, and the first answer's time to its first token.
+        others_share: What other programs took of the processor just before, 0 to 1.
+    """
+
+    loaded: Said
+    cells: Mapping[Cell, Said]
+    ended: Said
+    others_share: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A contender and what came of it.
+
+    Attributes:
+        contender: Which one.
+        expected: What plan expects, by cell.
+        runs: The runs that went through.
+        failure: Why there are no more of them.
+    """
+
+    contender: Contender
+    expected: Mapping[Cell, Speed] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
+    failure: LlmctlError | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured.
+
+    Attributes:
+        task: What was to be measured.
+        machine: Where.
+        bounds: What its devices do at most.
+        load_average: Of the last minute before it began; None where the system has none.
+        outcomes: One for each contender, in the order given.
+    """
+
+    task: Task
+    machine: Machine
+    bounds: Mapping[str, Bound]
+    load_average: float | None
+    outcomes: tuple[Outcome, ...]
+
+
+def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda _: None) -> Comparison:
+    """Measure every contender. One that fails is an outcome like the others.
+
+    Args:
+        contenders: Which.
+        task: What.
+        tell: Told what is being done now.
+
+    Raises:
+        MachineError: the bounds could not be measured: torch does not work here.
+    """
+    load_average, machine = read_load_average(), read_machine()
+    bounds = measure_bounds(contenders, tell)
+    runs: dict[str, list[Run]] = {one.name: [] for one in contenders}
+    failures = {one.name: one.failure for one in contenders}
+    for number in range(task.runs):
+        for one in contenders:
+            if failures[one.name] is None and one.prepared is not None:
+                try:
+                    runs[one.name].append(_run(one.prepared, task, partial(_tell_of, tell, one, number + 1)))
+                except LlmctlError as error:
+                    failures[one.name] = error
+    ram = bounds["cpu"].bandwidth if "cpu" in bounds else None
+    outcomes = [
+        Outcome(
+            contender=one,
+            expected=estimates(one.prepared, machine, task, ram_bandwidth=ram) if one.prepared else {},
+            runs=tuple(runs[one.name]),
+            failure=failures[one.name],
+        )
+        for one in contenders
+    ]
+    return Comparison(task, machine, bounds, load_average, tuple(outcomes))
+
+
+def _tell_of(tell: Tell, one: Contender, number: int, text: str) -> None:
+    tell(f"{one.name}, run {number}: {text}")
+
+
+def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bound]:
+    """What each device that bounds a contender does at most, in the dtypes that are used on it."""
+    wanted: dict[str, list[str]] = {}
+    for prepared in (one.prepared for one in contenders if one.prepared is not None):
+        device, dtype = bounding_device(prepared), dtype_of(prepared)
+        if device is not None and dtype not in wanted.setdefault(device, []):
+            wanted[device].append(dtype)
+    if not wanted:
+        return {}
+    tell("measuring what this machine can do")
+    with closing(ask("bounds", devices=wanted)) as answers:
+        return {said["device"]: Bound(said["bandwidth"], said["flops"], said["threads"]) for said in answers}
+
+
+def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
+    """One run in a fresh process. Raises LlmctlError."""
+    others = read_others_share()
+    tell("loading")
+    loaded: Said = {}
+    ended: Said = {}
+    cells: dict[Cell, Said] = {}
+    todo = list(task.cells)
+    with closing(ask("run", **job(prepared, task))) as answers:
+        for said in answers:
+            if "loaded" in said:
+                loaded = said["loaded"]
+                tell("warming up")
+            elif "cell" in said:
+                cells[todo.pop(0)] = said["cell"]
+                tell(f"{len(cells)} of {len(task.cells)} measured")
+            else:
+                ended = said["ended"]
+    return Run(loaded, cells, ended, others)
+
+
+def read_load_average() -> float | None:
+    """Programs that ran or wanted to, on average over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def read_others_share() -> float:
+    """What of the processor is in use just now, 0 to 1, while nothing of ours runs."""
+    import psutil
+
+    return float(psutil.cpu_percent(interval=_LOOK_SECONDS)) / 100

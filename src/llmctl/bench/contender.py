@@ -1,0 +1,79 @@
+"""The configurations that are measured side by side, and what is known of each before it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmctl.bench.task import Cell, Task
+from llmctl.config import Config
+from llmctl.errors import LlmctlError
+from llmctl.loader import Prepared
+from llmctl.machine import Machine
+from llmctl.plan import make_plan
+from llmctl.plan.speed import Speed, estimate_speed
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the configurations.
+
+    Attributes:
+        name: What the report calls it.
+        config: What was asked.
+        prepared: Located and planned, with room for the largest cell; None where that failed.
+        failure: Why it failed.
+    """
+
+    name: str
+    config: Config
+    prepared: Prepared | None = field(default=None, repr=False)
+    failure: LlmctlError | None = None
+
+    @property
+    def source(self) -> str:
+        """What a person calls the model."""
+        return self.prepared.located.source if self.prepared else self.config.model.id or "the default model"
+
+
+def pinned(prepared: Prepared) -> Config:
+    """The configuration with the commits that were found: every run loads the same files, without the network."""
+    values = prepared.config.model_dump(mode="json", exclude_unset=True)
+    for section, found in (("model", prepared), ("draft", prepared.draft)):
+        if found is not None and found.located.commit is not None:
+            values[section] = {
+                **values.get(section, {}),
+                "id": found.located.source,
+                "revision": found.located.commit,
+            }
+    return Config.model_validate(values)
+
+
+def bounding_device(prepared: Prepared) -> str | None:
+    """The device whose bounds hold: the only one, or the first of several GPUs, which take turns.
+
+    None where part of the model lies elsewhere: it is bound by the bus between.
+    """
+    devices = prepared.plan.devices
+    return devices[0] if len({device.partition(":")[0] for device in devices}) == 1 else None
+
+
+def dtype_of(prepared: Prepared) -> str:
+    """What it computes in."""
+    return str(prepared.plan.model_kwargs["dtype"])
+
+
+def proposes(prepared: Prepared) -> bool:
+    """Whether several tokens can come of one pass, so that bytes a token say nothing."""
+    return prepared.draft is not None or "prompt_lookup_num_tokens" in prepared.plan.generation_kwargs
+
+
+def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth: float | None) -> Mapping[Cell, Speed]:
+    """What plan expects of every cell of one sequence; without those of which it expects nothing."""
+    found: dict[Cell, Speed] = {}
+    for cell in task.cells:
+        if cell.batch == 1 and not proposes(prepared):
+            context = cell.prompt_tokens + task.new_tokens
+            plan = make_plan(prepared.config, machine, prepared.info, context=context)
+            speed = estimate_speed(plan, machine, prepared.info, ram_bandwidth=ram_bandwidth)
+            if speed is not None:
+                found[cell] = speed
+    return found

@@ -1,0 +1,213 @@
+"""One configuration, measured once: loaded, warmed up, and every cell of the task. Runs in a child process."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.bench.contender import pinned
+from llmctl.bench.task import Cell, Say, Task
+from llmctl.config import Config, Settings
+from llmctl.errors import LlmctlError
+from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, engine_for
+from llmctl.generation.request import Request
+from llmctl.generation.stream import stream_request
+from llmctl.loader import (
+    LoadedModel,
+    Prepared,
+    generation_arguments,
+    load_prepared,
+    peak_memory_bytes,
+    prepare,
+)
+
+# An end token that no vocabulary has: nothing ends an answer before its budget does.
+_NO_TOKEN = 2**31 - 1
+_WARM_UP_TOKENS = 4
+
+
+def job(prepared: Prepared, task: Task) -> dict[str, Any]:
+    """What `say_run` needs, as JSON."""
+    return {
+        "config": pinned(prepared).model_dump(mode="json", exclude_unset=True),
+        "cells": [[cell.prompt_tokens, cell.batch] for cell in task.cells],
+        "new_tokens": task.new_tokens,
+        "seed": task.seed,
+    }
+
+
+def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int) -> None:
+    """Load, warm up, measure; say `loaded`, then `cell` for each cell, then `ended`.
+
+    Raises:
+        LlmctlError: as `load` and generating do.
+    """
+    todo = [Cell(*cell) for cell in cells]
+    shortest, most = (choose(cell.prompt_tokens for cell in todo) for choose in (min, max))
+    settings = Settings(Config.model_validate(config))
+    batch = max(cell.batch for cell in todo)
+    loaded = load_prepared(prepare(settings, offline=True, context=most + new_tokens, batch=batch))
+    prompts = Prompts(loaded, seed)
+    say(loaded=_loaded_facts(loaded))
+    cold = measure_cell(loaded, None, Cell(shortest, 1), prompts.requests(Cell(shortest, 1), _WARM_UP_TOKENS))
+    engine = _engine(loaded, prompts) if batch > 1 else None
+    if engine is not None:
+        measure_cell(loaded, engine, Cell(shortest, 2), prompts.requests(Cell(shortest, 2), _WARM_UP_TOKENS))
+    for cell in todo:
+        say(cell=measure_cell(loaded, engine, cell, prompts.requests(cell, new_tokens)))
+    say(ended={**memory_bytes(), "cold_first_token_seconds": cold["first_token_seconds"]})
+
+
+def _engine(loaded: LoadedModel, prompts: "Prompts") -> Engine | None:
+    """The engine, where it takes the model and what is asked of it."""
+    (request,) = prompts.requests(Cell(1, 1), 1)
+    return engine_for(loaded) if loaded.draft is None and Engine.can(request) else None
+
+
+def _loaded_facts(loaded: LoadedModel) -> dict[str, Any]:
+    measured = loaded.measured
+    return {
+        "load_seconds": measured.load_seconds,
+        "dtype": measured.dtype,
+        "attn_implementation": measured.attn_implementation,
+        "quantization": measured.quantization,
+        "device_bytes": dict(measured.device_bytes),
+        "parameters": measured.parameters,
+        **memory_bytes(),
+    }
+
+
+def memory_bytes() -> dict[str, Any]:
+    """What this process holds: `resident_bytes`, `anonymous_bytes` (without pages of files), peak, and on GPUs."""
+    import torch
+
+    peaks = {}
+    if torch.cuda.is_available():
+        peaks = {f"cuda:{n}": torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())}
+    return {
+        "resident_bytes": _status_bytes("VmRSS"),
+        "anonymous_bytes": _status_bytes("RssAnon"),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "gpu_peak_bytes": peaks,
+    }
+
+
+def _status_bytes(name: str) -> int | None:
+    """A figure of /proc/self/status; None where there is no such file."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition(f"{name}:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+class Prompts:
+    """Prompts of random ordinary tokens, none of them twice. Its state: the random generator.
+
+    Args:
+        loaded: The model; control tokens of its tokenizer never occur.
+        seed: What they are drawn with.
+    """
+
+    def __init__(self, loaded: LoadedModel, seed: int) -> None:
+        tokenizer = loaded.tokenizer
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *loaded.eos_token_ids}
+        known = min(len(tokenizer), int(loaded.model.config.get_text_config().vocab_size))
+        self._ordinary = [token for token in range(known) if token not in special]
+        self._chance = random.Random(seed)  # noqa: S311 (prompts, not secrets)
+        self._arguments = {
+            **generation_arguments(loaded.plan, loaded.tokenizer, (_NO_TOKEN,)),
+            "do_sample": False,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+        }
+        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams"):
+            self._arguments.pop(name, None)
+
+    def requests(self, cell: Cell, new_tokens: int) -> list[Request]:
+        """Greedy requests for a cell that nothing but their budget ends."""
+        return [
+            Request(
+                ids=tuple(self._chance.choices(self._ordinary, k=cell.prompt_tokens)),
+                arguments={**self._arguments, "max_new_tokens": new_tokens},
+                seed=0,
+                budget=new_tokens,
+                stop_strings=(),
+            )
+            for _ in range(cell.batch)
+        ]
+
+
+def measure_cell(loaded: LoadedModel, engine: Engine | None, cell: Cell, requests: Sequence[Request]) -> dict[str, Any]:
+    """The figures of one cell.
+
+    One sequence goes through `model.generate`, as `llmctl generate` does it; several go through the engine, or one
+    after the other where the engine cannot take the model. Seconds to the first token are those until every sequence
+    has one.
+    """
+    if cell.batch == 1 or engine is None:
+        figures = _alone(loaded, requests)
+        figures["through"] = "generate" if cell.batch == 1 else "generate, one after the other"
+    else:
+        figures = {**_together(engine, requests), "through": "engine"}
+    return {"prompt_tokens": cell.prompt_tokens, "batch": cell.batch, **figures}
+
+
+def _alone(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, Any]:
+    """One answer after the other by `model.generate`."""
+    began = time.perf_counter()
+    answers: list[Completion] = []
+    for request in requests:
+        asked = time.perf_counter()
+        answers += [chunk.completion for chunk in stream_request(loaded, request) if chunk.completion is not None]
+        first_token_seconds = asked - began + answers[-1].first_token_seconds
+    prefill = sum(answer.first_token_seconds for answer in answers)
+    decode = sum(answer.seconds - answer.first_token_seconds for answer in answers)
+    made = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "first_token_seconds": first_token_seconds,
+        "prefill_tokens_per_second": sum(len(request.ids) for request in requests) / prefill,
+        "decode_tokens_per_second": (made - len(answers)) / decode if made > len(answers) else None,
+        "new_tokens": made,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One pass of the engine: its seconds, the tokens of prompts that it read, the tokens that it made."""
+
+    seconds: float
+    read: int
+    made: int
+
+
+def _together(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
+    """All answers at once by the engine.
+
+    Reading a prompt ends with the last pass in which there were tokens of one. The rate of decoding is that of the
+    passes after it in which every sequence took part.
+    """
+    for number, request in enumerate(requests):
+        engine.add(number, request)
+    steps: list[_Step] = []
+    while engine.is_busy:
+        read, made, began = engine.prefilled_tokens, engine.generated_tokens, time.perf_counter()
+        for event in engine.step():
+            if isinstance(event.end, LlmctlError):
+                raise event.end
+        seconds = time.perf_counter() - began
+        steps.append(_Step(seconds, engine.prefilled_tokens - read, engine.generated_tokens - made))
+    last_read = max(number for number, step in enumerate(steps) if step.read)
+    prefill = sum(step.seconds for step in steps[: last_read + 1])
+    full = [step for step in steps[last_read + 1 :] if step.made == len(requests)]
+    return {
+        "first_token_seconds": prefill,
+        "prefill_tokens_per_second": sum(step.read for step in steps) / prefill,
+        "decode_tokens_per_second": sum(s.made for s in full) / sum(s.seconds for s in full) if full else None,
+        "new_tokens": sum(step.made for step in steps),
+        "seconds": sum(step.seconds for step in steps),
+    }

@@ -1,0 +1,160 @@
+"""From runs to a row: medians, their spread, and each rate against what bounds it and what plan expected. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmctl.bench.compare import Bound, Comparison, Outcome
+from llmctl.bench.contender import bounding_device, dtype_of, proposes
+from llmctl.bench.task import Cell, Spread, spread
+from llmctl.bench.work import decode_bytes, prefill_operations
+
+# An estimate that is off by more than this is worth a line.
+_TOLERANCE = 0.3
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One cell over all runs.
+
+    Attributes:
+        cell: Which.
+        through: `generate` or `engine`.
+        first_token_seconds: Until every sequence has a token.
+        prefill: Tokens of prompts a second, all sequences together.
+        decode: New tokens a second, all sequences together; None where there was only one token.
+        prefill_share: The median prefill as a share of the operations that the device does at most.
+        decode_share: The median decode as a share of the bytes that the device's memory moves at most.
+        planned_prefill: What plan expects, lowest and highest; None for several sequences.
+        planned_decode: The same of decoding.
+    """
+
+    cell: Cell
+    through: str
+    first_token_seconds: Spread
+    prefill: Spread
+    decode: Spread | None
+    prefill_share: float | None = None
+    decode_share: float | None = None
+    planned_prefill: tuple[float, float] | None = None
+    planned_decode: tuple[float, float] | None = None
+
+    @property
+    def prefill_ratio(self) -> float | None:
+        """Prefill against plan, see `ratio`."""
+        return ratio(self.prefill, self.planned_prefill)
+
+    @property
+    def decode_ratio(self) -> float | None:
+        """Decoding against plan, see `ratio`."""
+        return ratio(self.decode, self.planned_decode)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One contender over all its runs; memory in bytes.
+
+    Attributes:
+        name: Which.
+        load_seconds: From the first import to a model that is ready.
+        cold_first_token_seconds: The first answer's first token, nothing warmed up.
+        weights_bytes: Weights in memory, on all devices.
+        resident_bytes: What the process holds once the model is loaded.
+        anonymous_bytes: What of that is not pages of files, which the system can drop.
+        peak_memory_bytes: The most it ever held.
+        gpu_peak_bytes: The most that was allocated, by GPU.
+        cells: One for each.
+    """
+
+    name: str
+    load_seconds: Spread
+    cold_first_token_seconds: Spread | None
+    weights_bytes: int
+    resident_bytes: Spread | None
+    anonymous_bytes: Spread | None
+    peak_memory_bytes: Spread | None
+    gpu_peak_bytes: Mapping[str, int]
+    cells: tuple[CellSummary, ...]
+
+
+def ratio(measured: Spread | None, planned: tuple[float, float] | None) -> float | None:
+    """1 inside the planned range; else the measured median over the end of the range that is nearest."""
+    if measured is None or planned is None:
+        return None
+    return measured.median / min(max(measured.median, planned[0]), planned[1])
+
+
+def is_off(value: float | None) -> bool:
+    """Whether an estimate was wrong by so much that it is worth a line."""
+    return value is not None and abs(math.log(value)) > math.log(1 + _TOLERANCE)
+
+
+def summarise(comparison: Comparison, outcome: Outcome) -> Summary | None:
+    """The figures of one contender; None where no run went through."""
+    runs, prepared = outcome.runs, outcome.contender.prepared
+    if not runs or prepared is None:
+        return None
+    bound = comparison.bounds.get(bounding_device(prepared) or "")
+    peaks: dict[str, int] = {}
+    for run in runs:
+        for device, size in run.ended["gpu_peak_bytes"].items():
+            peaks[device] = max(size, peaks.get(device, 0))
+    load_seconds = spread(run.loaded["load_seconds"] for run in runs)
+    assert load_seconds is not None  # noqa: S101 (there is a run)
+    return Summary(
+        name=outcome.contender.name,
+        load_seconds=load_seconds,
+        cold_first_token_seconds=spread(run.ended["cold_first_token_seconds"] for run in runs),
+        weights_bytes=sum(runs[0].loaded["device_bytes"].values()),
+        resident_bytes=spread(run.loaded["resident_bytes"] for run in runs),
+        anonymous_bytes=spread(run.loaded["anonymous_bytes"] for run in runs),
+        peak_memory_bytes=spread(run.ended["peak_memory_bytes"] for run in runs),
+        gpu_peak_bytes={device: size for device, size in peaks.items() if size},
+        cells=tuple(_cell(comparison, outcome, cell, bound) for cell in comparison.task.cells),
+    )
+
+
+def _cell(comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound | None) -> CellSummary:
+    said = [run.cells[cell] for run in outcome.runs]
+    expected = outcome.expected.get(cell)
+    first, prefill, decode = (
+        spread(figures[name] for figures in said)
+        for name in ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+    )
+    assert first is not None  # noqa: S101 (there is a run)
+    assert prefill is not None  # noqa: S101
+    shares = _shares(comparison, outcome, cell, bound, prefill=prefill, decode=decode) if bound else (None, None)
+    return CellSummary(
+        cell=cell,
+        through=said[0]["through"],
+        first_token_seconds=first,
+        prefill=prefill,
+        decode=decode,
+        prefill_share=shares[0],
+        decode_share=shares[1],
+        planned_prefill=expected.prefill if expected else None,
+        planned_decode=expected.decode if expected else None,
+    )
+
+
+def _shares(
+    comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound, *, prefill: Spread, decode: Spread | None
+) -> tuple[float | None, float | None]:
+    """Operations and bytes a second as shares of the bounds."""
+    prepared, loaded = outcome.contender.prepared, outcome.runs[0].loaded
+    assert prepared is not None  # noqa: S101 (it ran)
+    operations = prefill_operations(prepared.info, parameters=loaded["parameters"], prompt_tokens=cell.prompt_tokens)
+    flops = bound.flops.get(dtype_of(prepared))
+    prefill_share = operations / cell.prompt_tokens * prefill.median / flops if flops else None
+    together = cell.batch if "after" not in outcome.runs[0].cells[cell]["through"] else 1
+    moved = decode_bytes(
+        prepared.info,
+        Cell(cell.prompt_tokens, together),
+        weights_bytes=sum(loaded["device_bytes"].values()),
+        new_tokens=comparison.task.new_tokens,
+        dtype=dtype_of(prepared),
+    )
+    decode_share = (
+        moved * decode.median / together / bound.bandwidth if moved and decode and not proposes(prepared) else None
+    )
+    return prefill_share, decode_share

@@ -1,0 +1,76 @@
+"""How much one cell moves and computes, by the model's own shapes: what a rate is held against a bound with. Pure."""
+
+from llmctl.bench.task import Cell
+from llmctl.checkpoint import Tensor
+from llmctl.memory import DTYPE_SIZE_BYTES, kv_cache_bytes, tied
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.speed import active_share
+
+_HEADS = ("lm_head", "embed_out")
+
+
+def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens: int, dtype: str) -> float | None:
+    """Bytes that one pass has to read, while one token is made of every sequence.
+
+    All weights but an embedding table that is not the head's as well (one row of it is read), and the keys and values
+    of every sequence, half of the answer counted. None for a batch through a mixture: which experts it reads depends on
+    the text.
+
+    Args:
+        info: The model.
+        cell: The situation.
+        weights_bytes: The weights in memory.
+        new_tokens: Length of the answers.
+        dtype: What keys and values are kept in.
+    """
+    active = active_share(info)
+    if active < 1 and cell.batch > 1:
+        return None
+    table = _table(info)
+    unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not tied(info) else 0
+    context = cell.prompt_tokens + new_tokens // 2
+    return (weights_bytes - unread) * active + kv_cache_bytes(info, context=context, batch=cell.batch, dtype=dtype)
+
+
+def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) -> float:
+    """Operations that reading one prompt takes, a multiplication and an addition counted as two.
+
+    Every weight of the blocks that a token uses, once for each token; the head once, for the last token; and the
+    attention, in which a token sees half of the prompt on average (its window at most).
+
+    Args:
+        info: The model.
+        parameters: Of the loaded model, shared ones once.
+        prompt_tokens: Length of the prompt.
+    """
+    table, head = _table(info), _head(info)
+    around = (table.numel if table is not None else 0) + (head.numel if head is not None and not tied(info) else 0)
+    last = head.numel if head is not None else table.numel if table is not None else 0
+    text = info.text_config
+    heads = text.get("num_attention_heads") or text.get("n_head") or 0
+    window = text.get("sliding_window")
+    kinds = text.get("layer_types") or ["full_attention"] * info.layer_count
+    seen = 0.0
+    for kind in kinds:
+        narrow = float(window) if kind == "sliding_attention" and isinstance(window, int) else prompt_tokens
+        seen += min(prompt_tokens / 2, narrow)
+    attention = 4 * prompt_tokens * seen * heads * (info.head_dim or 0)
+    return 2 * (parameters - around) * active_share(info) * prompt_tokens + 2 * last + attention
+
+
+def _table(info: ModelInfo) -> Tensor | None:
+    """The embedding of tokens."""
+    return _of_vocabulary(info, is_head=False)
+
+
+def _head(info: ModelInfo) -> Tensor | None:
+    return _of_vocabulary(info, is_head=True)
+
+
+def _of_vocabulary(info: ModelInfo, *, is_head: bool) -> Tensor | None:
+    size = info.text_config.get("vocab_size")
+    for tensor in info.tensors:
+        named_head = any(part in _HEADS for part in tensor.name.split("."))
+        if len(tensor.shape) == 2 and tensor.shape[0] == size and named_head == is_head:
+            return tensor
+    return None
