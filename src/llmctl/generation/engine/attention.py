@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llmctl import kernels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,19 @@ def attend(
     """
     import torch
 
+    compiled = kernels.load() if query.device.type == "cpu" else None
+    if compiled is not None:
+        return compiled.packed_attention(
+            query.contiguous(),
+            keys,
+            values,
+            layout.page_table,
+            layout.query_start,
+            layout.kv_length,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
     out = torch.empty(*query.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
     for number, length in enumerate(layout.kv_lengths):
         first, end = layout.query_starts[number], layout.query_starts[number + 1]
