@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl._version import __version__
 
 if TYPE_CHECKING:
-    from llmctl.api import generate, generate_batch, load, rank, score, stream
+    from llmctl.api import generate, generate_batch, generate_object, load, rank, score, stream
     from llmctl.config import Config, Settings
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
     from llmctl.generation.batch.answers import RowAnswer
@@ -31,6 +31,7 @@ _HOMES = {
     "load": "llmctl.api",
     "stream": "llmctl.api",
     "generate": "llmctl.api",
+    "generate_object": "llmctl.api",
     "score": "llmctl.api",
     "rank": "llmctl.api",
     "generate_batch": "llmctl.api",
@@ -81,6 +82,7 @@ __all__ = [
     "__version__",
     "generate",
     "generate_batch",
+    "generate_object",
     "load",
     "make_plan",
     "rank",

@@ -1,4 +1,4 @@
-"""The library in a few verbs: load, stream, generate, score, rank."""
+"""The library in a few verbs: load, stream, generate, generate_object, score, rank."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,11 @@ from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.errors import UserError
 from llmctl.generation.batch.answers import generate_batch
+from llmctl.generation.objects import generate_object
 from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
 
-__all__ = ["generate", "generate_batch", "load", "rank", "score", "stream"]
+__all__ = ["generate", "generate_batch", "generate_object", "load", "rank", "score", "stream"]
 
 
 def load(

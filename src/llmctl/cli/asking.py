@@ -40,6 +40,10 @@ FLAGS = {
     "cache": "generation.cache_implementation",
     "compile": "generation.compile",
     "draft": "draft.id",
+    "json_schema": "structure.json_schema",
+    "regex": "structure.regex",
+    "choices": "structure.choices",
+    "grammar": "structure.grammar",
     "system": "chat.system",
     "template": "chat.template",
     "raw": "chat.raw",
@@ -108,6 +112,19 @@ DeterministicOption = Annotated[
     bool | None,
     typer.Option("--deterministic", help="Ask torch for algorithms that repeat themselves.", show_default=False),
 ]
+JsonSchemaOption = Annotated[
+    str | None,
+    typer.Option("--json-schema", help="Answer with JSON of this schema: a file, or JSON text.", show_default=False),
+]
+RegexOption = Annotated[
+    str | None, typer.Option("--regex", help="Answer with a text that this matches.", show_default=False)
+]
+ChoicesOption = Annotated[
+    str | None, typer.Option("--choices", help="Answer with one of these: a,b,c.", show_default=False)
+]
+GrammarOption = Annotated[
+    str | None, typer.Option("--grammar", help="Answer by a Lark grammar: a file, or its text.", show_default=False)
+]
 SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]
 
 
@@ -134,8 +151,10 @@ def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prep
     Raises:
         LlmctlError: as `loader.prepare`.
     """
+    from llmctl.generation.structure import check_structure
     from llmctl.loader import prepare
 
+    check_structure(settings.config)
     with download_shown(output, settings) as bar:
         prepared = prepare(settings, offline=offline, progress=bar)
     output.note(f"model: {prepared.located.source} ({prepared.located.reason})")

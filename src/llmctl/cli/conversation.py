@@ -173,6 +173,7 @@ def statistics(turn: "Turn") -> str:
 def turn_document(session: "ChatSession") -> str:
     """One answer as a line of JSON."""
     from llmctl.generation.scores import described
+    from llmctl.generation.structure import parsed_value
 
     turn, message = session.last, session.messages[-1]
     done = turn.completion if turn else None
@@ -180,6 +181,7 @@ def turn_document(session: "ChatSession") -> str:
     if message.reasoning:
         document["reasoning"] = message.reasoning
     if turn is not None and done is not None:
+        document |= parsed_value(session.loaded.config.structure, done)
         document |= {
             "finish_reason": done.finish_reason,
             "seed": done.seed,

@@ -14,12 +14,15 @@ import typer
 from llmctl.cli.asking import (
     AttentionOption,
     CacheOption,
+    ChoicesOption,
     CompileOption,
     ConfigOption,
     DeterministicOption,
     DeviceMapOption,
     DraftOption,
     DtypeOption,
+    GrammarOption,
+    JsonSchemaOption,
     LogprobsOption,
     LookupOption,
     ModelOption,
@@ -27,6 +30,7 @@ from llmctl.cli.asking import (
     OvercommitOption,
     QuantCacheOption,
     QuantOption,
+    RegexOption,
     RevisionOption,
     SeedOption,
     SetOption,
@@ -76,6 +80,10 @@ def generate(
     num_return: Annotated[
         int, typer.Option("--num-return", help="How many answers; the seeds count up.", min=1, max=1000)
     ] = 1,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    choices: ChoicesOption = None,
+    grammar: GrammarOption = None,
     seed: SeedOption = None,
     logprobs: LogprobsOption = None,
     token_ids: Annotated[
@@ -133,6 +141,8 @@ def generate(
 
       cat report.txt | llmctl generate --prompt "Summarise this:" --json
 
+      llmctl generate --prompt "Is the sky blue?" --choices yes,no
+
       llmctl generate --input prompts.jsonl --output answers.jsonl
     """
     output: Output = ctx.obj
@@ -155,6 +165,10 @@ def generate(
         top_p=top_p,
         stop=stop or None,
         logprobs=logprobs,
+        json_schema=json_schema,
+        regex=regex,
+        choices=choices,
+        grammar=grammar,
         system=system,
         template=template,
         raw=raw,
@@ -291,6 +305,7 @@ def hashing(output: Output, located: "Located") -> Iterator[None]:
 def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]) -> dict[str, Any]:
     """What `--json` says: the answers, the timings, and what is needed to repeat them."""
     from llmctl.generation.scores import described
+    from llmctl.generation.structure import parsed_value
     from llmctl.loader import peak_memory_bytes
     from llmctl.manifest import make_manifest
 
@@ -298,6 +313,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
     for done in completions:
         answer: dict[str, Any] = {
             "text": done.text,
+            **parsed_value(loaded.config.structure, done),
             "finish_reason": done.finish_reason,
             "stop_string": done.stop_string,
             "seed": done.seed,

@@ -8,6 +8,7 @@ from llmctl.config.schema import (
     LoadSection,
     ModelSection,
     QuantizationSection,
+    StructureSection,
     TokenizerSection,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "ModelSection",
     "QuantizationSection",
     "Settings",
+    "StructureSection",
     "TokenizerSection",
     "read_settings",
     "settings_from_mapping",

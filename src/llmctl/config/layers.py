@@ -16,7 +16,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from llmctl.config.schema import Config, all_keys, field_of, sections
+from llmctl.config.schema import Config, all_keys, field_of, is_grammar_text, is_schema_text, sections
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
 from llmctl.state import CurrentModel, current_model
@@ -25,6 +25,7 @@ LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
 # Variables that are not configuration keys.
 RESERVED_VARIABLES = frozenset({"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS"})
+_FILES = ("chat.template", "structure.json_schema", "structure.grammar")  # where a file says them, it starts there
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
 
@@ -108,7 +109,8 @@ def read_only_file(path: Path) -> Settings:
 def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     """Check each layer on its own, then let the later ones win.
 
-    A layer that names a model also drops the revision that a lower layer gave to another model.
+    A layer that names a model also drops the revision that a lower layer gave to another model, and one that gives
+    answers a structure drops another structure of a lower layer.
     """
     merged: Layer = {}
     for layer in layers:
@@ -116,6 +118,8 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
         for section in ("model", "draft"):
             if f"{section}.id" in layer:
                 merged.pop(f"{section}.revision", None)
+        if any(key.startswith("structure.") for key in layer):
+            merged = {key: entry for key, entry in merged.items() if not key.startswith("structure.")}
         merged |= layer
     if problems:
         raise ConfigError(sorted(problems, key=_by_line))
@@ -194,7 +198,10 @@ def _beside(path: Path, key: str, value: Any) -> Any:
     """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
     if isinstance(value, str) and value:
         is_folder = key in ("model.id", "draft.id") and value.startswith(("./", "../"))
-        is_file = key == "chat.template" and not value.startswith(("/", "~"))
+        is_text = (key == "structure.json_schema" and is_schema_text(value)) or (
+            key == "structure.grammar" and is_grammar_text(value)
+        )
+        is_file = key in _FILES and not is_text and not value.startswith(("/", "~"))
         if is_folder or is_file:
             return str((path.parent / value).resolve())
     return value
@@ -280,13 +287,19 @@ def _check(layer: Layer) -> list[Problem]:
     except ValidationError as error:
         found: dict[str, Problem] = {}
         for item in error.errors(include_url=False):
-            key = next(k for k in (".".join(map(str, item["loc"][:2])), str(item["loc"][0])) if k in layer)
+            candidates = (".".join(map(str, item["loc"][:2])), str(item["loc"][0]), *_of_section(layer, item["loc"][0]))
+            key = next(k for k in candidates if k in layer)
             entry = layer[key]
             if key in found:
                 continue
             found[key] = Problem(entry.where, key, _message(key, item, entry.value))
         return list(found.values())
     return []
+
+
+def _of_section(layer: Layer, section: Any) -> list[str]:
+    """The keys that a layer says of a section, the last one first: what it says too much comes last."""
+    return [key for key in reversed(layer) if key.startswith(f"{section}.")]
 
 
 def _message(key: str, item: Any, value: Any) -> str:

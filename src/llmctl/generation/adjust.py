@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 def with_generation(
-    loaded: "LoadedModel", values: Mapping[str, Any], *, seed: int | str | None = None
+    loaded: "LoadedModel",
+    values: Mapping[str, Any],
+    *,
+    structure: Mapping[str, Any] | None = None,
+    seed: int | str | None = None,
 ) -> "LoadedModel":
     """The same model, answering by other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
 
     Args:
         loaded: What `load` returned; it stays as it is.
         values: Keys of the section `generation`, over those that were asked for.
+        structure: Keys of the section `structure`, instead of those that were asked for; empty for none.
         seed: Instead of the configuration's.
 
     Raises:
@@ -28,6 +33,7 @@ def with_generation(
     """
     document = loaded.config.model_dump(mode="json", exclude_unset=True)
     document["generation"] = {**document.get("generation", {}), **values}
+    document |= {} if structure is None else {"structure": dict(structure)}
     document |= {} if seed is None else {"seed": seed}
     new: Config = settings_from_mapping(document).config
     plan = loaded.plan

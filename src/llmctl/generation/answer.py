@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from llmctl.generation.completion import Completion, FinishReason, Gains
+from llmctl.generation.constrain import Follower, exact_decoder
 from llmctl.generation.request import Request
 from llmctl.generation.scores import TokenLogprob
 from llmctl.generation.text import TextAssembler
@@ -20,7 +21,11 @@ class Answer:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
-        self._text = TextAssembler(tokenizer, request.stop_strings)
+        structure = request.structure
+        self._follower = Follower(structure, tokenizer) if structure else None
+        self._text = TextAssembler(
+            tokenizer, request.stop_strings, decode=exact_decoder(tokenizer) if structure else None
+        )
         self._ends = request.eos_token_ids
         self._started = time.perf_counter()
         self._first = self._last = self._started
@@ -44,6 +49,8 @@ class Answer:
         piece = self._text.add(token)
         if self._text.stopped_by is not None:
             self.finish_reason = "stop_string"
+        elif self._follower is not None and self._follower.is_whole_after(token):
+            self.finish_reason = "stop"
         elif len(self.token_ids) >= self.request.budget:
             self.finish_reason = "length"
         return piece

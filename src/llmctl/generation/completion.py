@@ -36,8 +36,8 @@ class Completion:
     Attributes:
         text: The answer, without special tokens and without the stop string.
         token_ids: Every generated id, the ending one included.
-        finish_reason: `stop` (an end-of-sequence token), `length` (max_new_tokens, or the context is full),
-            `stop_string`, or `cancelled`.
+        finish_reason: `stop` (an end-of-sequence token, or nothing can follow in its structure), `length`
+            (max_new_tokens, or the context is full), `stop_string`, or `cancelled`.
         stop_string: Which one ended it, if one did.
         prompt_token_count: Tokens of the prompt.
         seed: What the random generators were seeded with.

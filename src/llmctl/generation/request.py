@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
+from llmctl.generation.structure import Structure, make_structure, refuse_combinations
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -23,6 +24,7 @@ class Request:
         budget: Most tokens to generate: `max_new_tokens`, or what the context has left.
         stop_strings: The answer ends before any of these.
         logprobs: How many of the likeliest tokens to note at each place; 0 only the chosen one, None nothing at all.
+        structure: The form that the answer must have, or None.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +33,7 @@ class Request:
     budget: int
     stop_strings: tuple[str, ...]
     logprobs: int | None = None
+    structure: Structure | None = None
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -44,17 +47,23 @@ def make_request(
     """The request that `loaded`'s configuration means for a prompt.
 
     Raises:
-        UserError: the prompt is longer than the model's context.
+        UserError: the prompt is longer than the model's context, or the structure that is asked for cannot be enforced.
     """
     from llmctl.loader import generation_arguments
 
     generation = loaded.config.generation
+    structure = make_structure(loaded.config.structure)
     budget = _budget(loaded, len(ids), max_new_tokens or generation.max_new_tokens)
     arguments = generation_arguments(loaded.plan, loaded.tokenizer, loaded.eos_token_ids)
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
         # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
         arguments["max_cache_len"] = 1 << (len(ids) + budget - 1).bit_length()
+    if structure is not None:
+        from llmctl.generation.constrain import check_for
+
+        refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
+        check_for(structure, loaded.tokenizer)
     return Request(
         ids=tuple(ids),
         arguments=arguments,
@@ -62,6 +71,7 @@ def make_request(
         budget=budget,
         stop_strings=tuple(generation.stop_strings),
         logprobs=generation.logprobs,
+        structure=structure,
     )
 
 

@@ -15,6 +15,7 @@ from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Chunk, Completion, FinishReason
+from llmctl.generation.constrain import processors
 from llmctl.generation.draft import draft_arguments
 from llmctl.generation.gains import Gauge
 from llmctl.generation.prompt import Messages, encode_prompt
@@ -168,7 +169,7 @@ class _Job:
 def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[int], bool] | None, **more: Any) -> Any:
     """`model.generate` with a criterion that sees every token as it is chosen: one a step, several with a draft."""
     import torch
-    from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
+    from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, set_seed
 
     class EachToken(StoppingCriteria):
         seen = len(request.ids)
@@ -185,6 +186,7 @@ def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[i
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             generation_config=generation_config(request.arguments),
+            logits_processor=LogitsProcessorList(processors(request, loaded.tokenizer)),
             stopping_criteria=StoppingCriteriaList([EachToken()]),
             **draft_arguments(loaded, request),
             **more,

@@ -3,7 +3,7 @@
 A character can span several tokens, and a stop string several pieces: text is released only once neither can change it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,10 +13,22 @@ _INCOMPLETE = "�"  # what a decoder writes for the first bytes of a character 
 
 
 class TextAssembler:
-    """Assembles one answer. Its state: the ids so far, and the text released so far."""
+    """Assembles one answer. Its state: the ids so far, and the text released so far.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_strings: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: The tokenizer.
+        stop_strings: The text ends before any of these.
+        decode: Turns ids into text instead of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        stop_strings: Sequence[str] = (),
+        *,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self._decoder = decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._stops = tuple(stop_strings)
         self._ids: list[int] = []
         self._settled = 0  # ids whose text is final and no longer needs decoding
@@ -46,7 +58,7 @@ class TextAssembler:
         return self._release(after[len(before) :], final=True)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+        return self._decoder(ids) if ids else ""
 
     def _release(self, text: str, *, final: bool) -> str:
         pending = self._held + text

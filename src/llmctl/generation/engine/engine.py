@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Completion
+from llmctl.generation.constrain import processors as structure_processors
 from llmctl.generation.engine.choose import KNOWN, Chooser, Choosers
 from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
 from llmctl.generation.engine.pages import PAGE_TOKENS, Pages
@@ -112,9 +113,10 @@ class Engine:
         return not self._waiting and len(self._running) < self.size.sequences
 
     def add(self, key: Any, request: Request, processors: Sequence[Any] = ()) -> None:
-        """Take a request. `processors` are logits processors of this answer alone."""
+        """Take a request. `processors` are logits processors of this answer alone, after those of its structure."""
         answer = Answer(self.loaded.tokenizer, request)
-        self._waiting.append(_Sequence(key, answer, self._choosers.make(request, processors), list(request.ids)))
+        own = [*structure_processors(request, self.loaded.tokenizer), *processors]
+        self._waiting.append(_Sequence(key, answer, self._choosers.make(request, own), list(request.ids)))
 
     def cancel(self, key: Any) -> None:
         """Nobody waits for this answer any more."""
@@ -157,7 +159,12 @@ class Engine:
         events = []
         for sequence, row in ready:
             plain = sequence.chooser.is_plain
-            token = likeliest[row] if plain else sequence.chooser.choose(sequence.ids, logits[row].float())
+            try:
+                token = likeliest[row] if plain else sequence.chooser.choose(sequence.ids, logits[row].float())
+            except LlmctlError as error:  # a structure that got too complex
+                self._leave(sequence)
+                events.append(Event(sequence.key, "", error))
+                continue
             text = sequence.answer.take(token)
             self.generated_tokens += 1
             sequence.ids.append(token)

@@ -1,0 +1,287 @@
+"""Whether a JSON schema can be enforced to the letter, and if not, which keyword stands where.
+
+The engine (llguidance) ignores keywords that it does not know, and a few of those that it knows leave something open.
+Nothing of that may pass unnoticed: what is not in the tables below is refused before any token is generated.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from llmctl.errors import UserError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 64
+HINT = "what can be enforced: docs/how-to/structured-output.md"
+
+_NESTED = {  # keyword -> how schemas lie in its value
+    "properties": "map",
+    "patternProperties": "map",
+    "additionalProperties": "one",
+    "items": "one",
+    "additionalItems": "one",
+    "prefixItems": "list",
+    "anyOf": "list",
+    "oneOf": "list",
+    "allOf": "list",
+}
+_IN_PLACE = ("anyOf", "oneOf", "allOf")  # their schemas describe the same value as the schema around them
+_VALUES = {  # keyword -> what its value must be
+    "type": "a type or a list of types",
+    "enum": "a list",
+    "const": "",
+    "$ref": "a text",
+    "required": "a list of texts",
+    "pattern": "a text",
+    "format": "a text",
+    "minItems": "a count",
+    "maxItems": "a count",
+    "minProperties": "a count",
+    "maxProperties": "a count",
+    "minLength": "a count",
+    "maxLength": "a count",
+    "minimum": "a number",
+    "maximum": "a number",
+    "exclusiveMinimum": "a number",
+    "exclusiveMaximum": "a number",
+    "multipleOf": "a number",
+}
+_REMARKS = frozenset(  # they describe and forbid nothing
+    {
+        "$schema", "$id", "id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
+        "example", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding",
+    }
+)  # fmt: skip
+_KNOWN_TO_JSON_SCHEMA = frozenset(
+    {
+        "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames",
+        "dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties",
+        "contentSchema", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
+    }
+)  # fmt: skip
+_EMPTY = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}  # with this value: nothing
+_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+_BESIDE_PROPERTIES = (
+    "additionalProperties", "patternProperties", "minProperties", "$ref", *_IN_PLACE
+)  # fmt: skip
+# The engine's own dates have a 29 February in every year, and a year 0.
+_YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d{2}|[1-9]\d{3})"
+_FOURTH = "(0[48]|[2468][048]|[13579][26])"
+_LEAP_YEAR = rf"(\d{{2}}{_FOURTH}|{_FOURTH}00)"
+_DATE = rf"({_YEAR}-(0[13-9]|1[0-2])-\d{{2}}|{_YEAR}-02-([01]\d|2[0-8])|{_LEAP_YEAR}-02-29)"
+_STRICTER = {"date": rf"^{_DATE}$", "date-time": rf"^{_DATE}[Tt]\d{{2}}:\d{{2}}:[0-5]\d(\..*|[Zz]|[+-].*)$"}
+
+
+def check_schema(schema: Any) -> dict[str, Any]:
+    """The schema as the engine gets it: checked to the last keyword, with nothing in it that it would ignore.
+
+    Objects that list their `properties` and say nothing of further ones get none: that is what people mean, and an
+    answer without them is valid.
+
+    Raises:
+        UserError: naming the keyword and its place.
+    """
+    if schema is False:
+        raise UserError("structure.json_schema: false allows no value at all")
+    if not isinstance(schema, dict | bool):
+        raise UserError(f"structure.json_schema: a schema is a mapping, this is {json.dumps(schema)[:60]}")
+    try:
+        text = json.dumps({} if schema is True else schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"structure.json_schema: this is not JSON: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise UserError(f"structure.json_schema: it has {len(text)} bytes, the limit is {MAX_BYTES}")
+    return _Check(json.loads(text)).run()
+
+
+def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
+    """A schema and every schema that lies in it, with their places as JSON pointers; the outer ones first."""
+    yield place, schema
+    if not isinstance(schema, dict):
+        return
+    for keyword, part, inner_place in _inner(schema, place):
+        if keyword != "$ref":
+            yield from schemas_in(part, inner_place)
+    for store in ("$defs", "definitions"):
+        for name, part in schema.get(store, {}).items():
+            yield from schemas_in(part, f"{place}/{store}/{name}")
+
+
+class _Check:
+    """One walk through a schema. Its state: where it has been, and which objects may be closed."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self.root = root
+        self.closable: dict[str, bool] = {}
+        self.seen: set[tuple[str, bool]] = set()
+
+    def run(self) -> dict[str, Any]:
+        if "$ref" in self.root and self.root["$ref"] == "#":
+            raise _refused("#", "$ref", "it refers to itself")
+        self.visit(self.root, "#", alone=True, around=(), depth=0)
+        for place, closable in self.closable.items():
+            if closable:
+                self.at(place)["additionalProperties"] = False
+        return self.root
+
+    def visit(self, schema: Any, place: str, *, alone: bool, around: tuple[str, ...], depth: int) -> None:
+        """Check one schema and what lies in it.
+
+        Args:
+            schema: The schema.
+            place: Where it stands, as a JSON pointer.
+            alone: Whether nothing else describes the same value.
+            around: The schemas that describe the same value, outermost first.
+            depth: How many schemas it lies in.
+        """
+        if isinstance(schema, bool):
+            return
+        if not isinstance(schema, dict):
+            raise UserError(f"structure.json_schema: {place}: a schema is a mapping, this is {json.dumps(schema)[:60]}")
+        if place in around:
+            raise _refused(place, "$ref", "it refers to itself without anything in between")
+        if depth > MAX_DEPTH:
+            raise UserError(f"structure.json_schema: {place}: schemas are nested more than {MAX_DEPTH} deep")
+        if (place, alone) in self.seen:
+            return
+        self.seen.add((place, alone))
+        for keyword in list(schema):
+            self.check_keyword(schema, place, keyword)
+        _check_free_keys(schema, place)
+        self.tighten(schema, place, alone=alone)
+        for keyword, inner, inner_place in list(_inner(schema, place)):
+            same = keyword in _IN_PLACE or keyword == "$ref"
+            lonely = alone and keyword != "allOf" and not _has_siblings(schema, keyword) if same else True
+            target = self.at(inner_place) if keyword == "$ref" else inner
+            self.visit(target, inner_place, alone=lonely, around=(*around, place) if same else (), depth=depth + 1)
+
+    def tighten(self, schema: dict[str, Any], place: str, *, alone: bool) -> None:
+        """Note whether an object may be closed, and close what the engine's formats leave open."""
+        if schema.get("properties") and not any(keyword in schema for keyword in _BESIDE_PROPERTIES):
+            listed = set(schema.get("required", ())) <= set(schema["properties"])
+            self.closable[place] = self.closable.get(place, True) and alone and listed
+        stricter = _STRICTER.get(schema.get("format", ""))
+        if stricter and {"pattern": stricter} not in schema.get("allOf", []):
+            schema["allOf"] = [*schema.get("allOf", []), {"pattern": stricter}]
+
+    def check_keyword(self, schema: dict[str, Any], place: str, keyword: str) -> None:
+        value = schema[keyword]
+        if keyword in _EMPTY and value is _EMPTY[keyword]:
+            del schema[keyword]
+        elif keyword in _NESTED:
+            _check_nested(place, keyword, value)
+        elif keyword in _VALUES:
+            _check_value(schema, place, keyword, value)
+        elif keyword in ("$id", "id") and place != "#":
+            raise _refused(place, keyword, "only the whole schema may have one")
+        elif keyword in _KNOWN_TO_JSON_SCHEMA or keyword == "x-guidance":
+            raise _refused(place, keyword, "it cannot be enforced while tokens are chosen", hint=_HINTS.get(keyword))
+        elif keyword not in _REMARKS and not keyword.startswith("x-"):
+            near = difflib.get_close_matches(keyword, [*_NESTED, *_VALUES, *_KNOWN_TO_JSON_SCHEMA], n=1)
+            raise _refused(place, keyword, "unknown keyword" + (f"; did you mean {near[0]}?" if near else ""))
+
+    def at(self, pointer: str) -> Any:
+        """What a JSON pointer of the form #/a/b points at."""
+        found: Any = self.root
+        for part in pointer.split("/")[1:]:
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
+            try:
+                found = found[int(name)] if isinstance(found, list) else found[name]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise UserError(f"structure.json_schema: $ref {pointer}: there is nothing of that name") from None
+        return found
+
+
+_HINTS = {
+    "uniqueItems": "leave it away and drop repetitions afterwards",
+    "not": "list what is allowed with enum, pattern or anyOf",
+    "propertyNames": "use patternProperties with additionalProperties: false",
+    "contains": "use prefixItems, or minItems with items",
+}
+
+
+def _refused(place: str, keyword: str, why: str, *, hint: str | None = None) -> UserError:
+    return UserError(
+        f"structure.json_schema: {place}/{keyword}: {why}",
+        hint=hint or HINT,
+        details={"place": place, "keyword": keyword},
+    )
+
+
+def _check_nested(place: str, keyword: str, value: Any) -> None:
+    """That a keyword which holds schemas holds them as it should."""
+    shape = _NESTED[keyword]
+    if shape == "map" and not isinstance(value, dict):
+        raise _refused(place, keyword, "it must be a mapping from names to schemas")
+    if shape == "list" and not (isinstance(value, list) and value):
+        raise _refused(place, keyword, "it must be a list of schemas, not empty")
+    if shape == "one" and not isinstance(value, dict | bool):
+        more = "; a list of schemas is called prefixItems" if keyword == "items" else ""
+        raise _refused(place, keyword, f"it must be one schema{more}")
+
+
+def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -> None:
+    expected = _VALUES[keyword]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        "a type or a list of types": all(kind in _TYPES for kind in (value if isinstance(value, list) else [value])),
+        "a list": isinstance(value, list) and bool(value),
+        "a list of texts": isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a text": isinstance(value, str),
+        "a count": is_number and value >= 0 and value == int(value),
+        "a number": is_number,
+        "": True,
+    }[expected]
+    if not fits:
+        more = f" ({', '.join(_TYPES)})" if keyword == "type" else ""
+        raise _refused(place, keyword, f"it must be {expected}{more}, it is {json.dumps(value)[:60]}")
+    if keyword == "format" and value not in FORMATS:
+        raise _refused(place, keyword, f"{value} cannot be enforced; there are {', '.join(FORMATS)}")
+    if keyword == "$ref" and not (value == "#" or value.startswith("#/")):
+        raise _refused(place, keyword, f"{value} is not inside this schema (#/…), and nothing is fetched")
+    if keyword == "pattern":
+        _check_pattern(place, value)
+
+
+def _check_pattern(place: str, pattern: str) -> None:
+    """Look-arounds and back-references are not regular."""
+    if re.search(r"\(\?(=|!|<=|<!)", pattern):
+        raise _refused(place, "pattern", f"look-around cannot be enforced: {pattern}")
+    if re.search(r"(?<!\\)(\\\\)*\\[1-9bB]", pattern):
+        raise _refused(place, "pattern", f"back-references and word boundaries cannot be enforced: {pattern}")
+
+
+def _check_free_keys(schema: dict[str, Any], place: str) -> None:
+    """The engine does not keep names apart that the schema does not list: {"a": 1, "a": 2} would count as two."""
+    if schema.get("additionalProperties") is False and "patternProperties" not in schema:
+        return
+    fewest, required = schema.get("minProperties", 0), len(set(schema.get("required", ())))
+    if fewest > required + 1:
+        raise _refused(place, "minProperties", f"at most one more than `required` lists ({required}) can be enforced")
+
+
+def _has_siblings(schema: dict[str, Any], keyword: str) -> bool:
+    """Whether anything but `keyword` describes the same value."""
+    return any(other != keyword and other not in _REMARKS for other in schema)
+
+
+def _inner(schema: dict[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
+    """The schemas that lie in a schema, as (keyword, schema, place); for $ref only where it points."""
+    if "$ref" in schema:
+        yield "$ref", None, schema["$ref"]
+    for keyword, shape in _NESTED.items():
+        value = schema.get(keyword)
+        if keyword not in schema:
+            continue
+        if shape == "one":
+            yield keyword, value, f"{place}/{keyword}"
+        elif shape == "list":
+            for number, inner in enumerate(value or ()):
+                yield keyword, inner, f"{place}/{keyword}/{number}"
+        else:
+            for name, inner in (value or {}).items():
+                yield keyword, inner, f"{place}/{keyword}/{name.replace('~', '~0').replace('/', '~1')}"

@@ -1,0 +1,86 @@
+"""Structured answers on the command line, with the real SmolLM2."""
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 30}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name", "age"],
+}
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    file = tmp_path / "person.json"
+    file.write_text(json.dumps(PERSON))
+    return file
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_yes_or_no_and_nothing_else(run: Run, smollm: Path) -> None:
+    done = run("generate", "-m", str(smollm), "--quiet", "-p", "Is the sky blue?", "--choices", "yes,no", "-n", "4")
+    assert done.stdout in ("yes\n", "no\n")
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_a_date_by_a_regex(run: Run, smollm: Path) -> None:
+    regex = "(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    done = run("generate", "-m", str(smollm), "-p", "When did people first walk on the moon?", "--regex", regex)
+    assert datetime.date.fromisoformat(done.stdout.strip())
+    assert "end of answer" in done.stderr
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_a_schemas_answer_goes_into_a_json_reader_and_is_parsed_with_json(run: Run, smollm: Path, schema: Path) -> None:
+    asked = ["generate", "-m", str(smollm), "-p", "Ada Lovelace was 36. Give her name and age.", "--json-schema"]
+    text = run(*asked, str(schema), "--quiet").stdout
+    read = subprocess.run([sys.executable, "-m", "json.tool"], input=text, capture_output=True, text=True, check=True)
+    assert set(json.loads(read.stdout)) == {"name", "age"}
+    [answer] = json.loads(run(*asked, json.dumps(PERSON), "--json").stdout)["completions"]
+    assert answer["parsed"] == json.loads(text)
+    assert answer["finish_reason"] == "stop"
+
+
+def test_an_answer_that_was_cut_says_so_and_is_not_parsed(run: Run, tiny_models: Run, schema: Path) -> None:
+    arguments = ["-m", str(tiny_models("llama")), "-p", "x", "--json-schema", str(schema), "-n", "3", "--json"]
+    [answer] = json.loads(run("generate", *arguments).stdout)["completions"]
+    assert answer["finish_reason"] == "length"
+    assert "parsed" not in answer
+
+
+def test_every_answer_of_a_conversation_has_the_form(run: Run, tiny_models: Run) -> None:
+    done = run("chat", "-m", str(tiny_models("llama")), "--regex", "[a-c]{3}", "--no-stats", stdin="Hello\nAgain\n")
+    assert re.fullmatch(r"([a-c]{3}\n){2}", done.stdout)
+    schema = '{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}'
+    done = run("chat", "-m", str(tiny_models("llama")), "--json-schema", schema, "--json", stdin="Hello\n")
+    assert json.loads(done.stdout)["parsed"] == json.loads(json.loads(done.stdout)["text"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--json-schema", '{"type": "array", "uniqueItems": true}'], "#/uniqueItems: it cannot be enforced"),
+        (["--json-schema", "none.json"], "none.json: No such file"),
+        (["--regex", "a(b"], "structure.regex: unclosed group"),
+        (["--choices", "a,b", "--regex", "c"], "only one of regex, choices at a time"),
+        (["--choices", "a,b", "--stop", "a"], "generation.stop_strings cannot be combined"),
+    ],
+)
+def test_what_cannot_be_enforced_is_said_before_a_model_is_looked_for(flags: list[str], says: str, run: Run) -> None:
+    done = run("generate", "-m", "no/such-model", "-p", "x", *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "no/such-model" not in done.stderr
