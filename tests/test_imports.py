@@ -12,7 +12,7 @@ ANSWER = """
 import sys, llmctl
 loaded = llmctl.load(sys.argv[1], load={"dtype": "float32"}, generation={"max_new_tokens": 8})
 print(llmctl.generate(loaded, "once upon a time").token_ids)
-print([name for name in ("torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
+print([name for name in ("torch._dynamo", "torch.distributed.tensor", "peft", "bitsandbytes") if name in sys.modules])
 """
 COMPILE = (
     ANSWER

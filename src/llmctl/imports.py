@@ -1,9 +1,9 @@
 """transformers imported without what one process on one machine does not need: a third of a cold start's time.
 
-Two things cost it. transformers imports torch.distributed.tensor wherever torch has it, for models spread over several
-processes; it does without where a torch was built without. And it decorates a few functions for torch.compile, which
-imports torch._dynamo and sympy; a stand-in notes the decorations, and the real thing is imported when a function is
-compiled. `LLMCTL_PLAIN_IMPORTS=1` leaves everything as it is.
+Three things cost it. transformers imports torch.distributed.tensor wherever torch has it, for models spread over
+several processes; it does without where a torch was built without. It decorates a few functions for torch.compile,
+which imports torch._dynamo and sympy; a stand-in takes the decorations, and the real thing is imported when a function
+is compiled. And set_seed lives beside its Trainer, which imports peft. `LLMCTL_PLAIN_IMPORTS=1` leaves all as it is.
 """
 
 import functools
@@ -31,6 +31,7 @@ def lean_imports() -> Iterator[None]:
     import torch
 
     _without_distributed()
+    _without_peft()
     stand_in = _Dynamo()
     sys.modules[_DYNAMO] = stand_in
     sys.modules[_MASKS] = stand_in.masks
@@ -51,6 +52,18 @@ def _without_distributed() -> None:
 
     for module in (transformers.utils, import_utils):
         vars(module)["is_torch_distributed_available"] = lambda: False
+
+
+def _without_peft() -> None:
+    """Where set_seed lives, peft is imported if it is installed, and bitsandbytes with it: only its Trainer cares."""
+    import transformers.utils
+
+    found = transformers.utils.is_peft_available
+    vars(transformers.utils)["is_peft_available"] = lambda: False
+    try:
+        importlib.import_module("transformers.trainer_utils")
+    finally:
+        vars(transformers.utils)["is_peft_available"] = found
 
 
 class _Dynamo(ModuleType):
