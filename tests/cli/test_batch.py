@@ -77,12 +77,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str, **more: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "llmctl", "generate", "--model", str(folder), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **more,
     )
 
 
@@ -140,11 +141,24 @@ def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(here: Path, folder:
     wait_for(lambda: size(here / "out.jsonl.partial") > 500, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     kept = len(read(here / "out.jsonl.partial"))
     assert f"stopped; {kept} of 1,000 answers are kept in out.jsonl.partial. To go on: llmctl generate" in err
     assert "Traceback" not in err
     assert not (here / "out.jsonl").exists()
+
+
+def test_terminated_while_it_waits_for_rows_it_ends_at_once(here: Path, folder: Path) -> None:
+    with start(folder, "--input", "-", "--output", "out.jsonl", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write('{"no": "prompt"}\n')
+        process.stdin.flush()
+        wait_for(lambda: size(here / "out.jsonl.partial") > 0, process)
+        process.terminate()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait() == 143, err
+    assert "stopped; 0 answers are kept" in err
 
 
 def test_a_pipe_that_is_closed_ends_the_run(here: Path, folder: Path) -> None:

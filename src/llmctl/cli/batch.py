@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from llmctl.cli.asking import prepare_model
 from llmctl.cli.batch_progress import BatchProgress
 from llmctl.cli.render import Output
-from llmctl.cli.stopping import resumable
+from llmctl.cli.stopping import Gentle, resumable
 from llmctl.config import Settings
 from llmctl.errors import UserError
 
@@ -66,22 +66,28 @@ def batch(output: Output, settings: Settings, files: Files, *, offline: bool, wi
         run = identity(prepared)
         progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
         started = time.monotonic()
-        with _sink(output, files, run, progress) as sink:
+        with _sink(output, files, run, progress) as sink, Gentle() as gentle:
+
+            def ready() -> "LoadedModel":
+                loaded = _load(output, prepared)
+                gentle.begin()
+                progress.begin()
+                return loaded
+
             tally = run_batch(
-                rows, sink, run, lambda: _load(output, prepared, progress), listener=progress, with_ids=with_ids
+                gentle.reading(rows), sink, run, ready, listener=progress, go_on=gentle.go_on, with_ids=with_ids
             )
     _report(output, files, tally, prepared, seconds=time.monotonic() - started, computing=progress.seconds)
     return not tally.errors
 
 
-def _load(output: Output, prepared: "Prepared", progress: BatchProgress) -> "LoadedModel":
+def _load(output: Output, prepared: "Prepared") -> "LoadedModel":
     from llmctl.loader import load_prepared
 
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
     for decision in loaded.plan.decisions:
         output.detail(str(decision))
-    progress.begin()
     return loaded
 
 

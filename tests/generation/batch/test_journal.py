@@ -35,7 +35,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
     computed: list[Any] = []
 
-    def answers(loaded: None, rows: Iterator[Row], *, failed: Any) -> Iterator[tuple[Row, Completion]]:
+    def answers(loaded: None, rows: Iterator[Row], *, go_on: Any) -> Iterator[tuple[Row, Completion]]:
         window: list[Row] = []
         for row in rows:
             window.append(row)

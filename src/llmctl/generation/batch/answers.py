@@ -1,8 +1,8 @@
 """From rows to answers: prompts rendered a window at a time, each row's own settings, then whatever computes."""
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -14,6 +14,7 @@ from llmctl.generation.adjust import with_generation
 from llmctl.generation.batch.order import InOrder
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, Event, engine_for
 from llmctl.generation.prompt import encode_prompts
 from llmctl.generation.request import Request, make_request
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
 
 WINDOW = 256  # rows whose prompts are rendered in one child
-Failed = Callable[[Row, LlmctlError], None]
 
 
 @dataclass(frozen=True)
@@ -58,64 +58,77 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
     Yields:
         One for each row. Closing the iterator early stops the model.
     """
-    failed: deque[RowAnswer] = deque()
-
-    def fail(row: Row, error: LlmctlError) -> None:
-        failed.append(RowAnswer(row, error=error))
-
-    def good() -> Iterator[Row]:
-        for row in rows_of(rows):
-            if row.error is None:
-                yield row
-            else:
-                fail(row, row.error)
-
-    def as_finished() -> Iterator[RowAnswer]:
-        for row, completion in answers(loaded, good(), failed=fail):
-            while failed:
-                yield failed.popleft()
-            yield RowAnswer(row, completion)
-        yield from failed
-
     order: InOrder[RowAnswer] = InOrder()
-    for answer in as_finished():
-        yield from order.add(answer.row.number, answer) if ordered else (answer,)
+    for row, outcome in answers(loaded, rows_of(rows)):
+        answer = RowAnswer(row, error=outcome) if isinstance(outcome, LlmctlError) else RowAnswer(row, outcome)
+        yield from order.add(row.number, answer) if ordered else (answer,)
 
 
-def answers(loaded: "LoadedModel", rows: Iterable[Row], *, failed: Failed) -> Iterator[tuple[Row, Completion]]:
-    """The answers to rows without an error, in the order in which they are finished.
+def answers(
+    loaded: "LoadedModel", rows: Iterable[Row], *, go_on: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Row, Completion | LlmctlError]]:
+    """What becomes of rows, in the order in which they are finished; each row's errors are its own.
 
     Args:
         loaded: What `load` returned.
         rows: Taken as room becomes free, a window ahead.
-        failed: Told of a row that has no answer, at once.
+        go_on: Called before every pass; what it raises ends the work.
+
+    Raises:
+        MachineError: memory ran out.
     """
-    run = _one_by_one(loaded, _requests(loaded, iter(rows), failed))
-    for row, outcome in run:
-        if isinstance(outcome, LlmctlError):
-            failed(row, outcome)
-        else:
-            yield row, outcome
+    engine = engine_for(loaded)
+    requests = _requests(loaded, iter(rows))
+    try:
+        while True:
+            while (engine is None or engine.has_room) and (item := next(requests, None)) is not None:
+                row, request = item
+                if isinstance(request, LlmctlError):
+                    yield row, request
+                elif engine is not None and engine.can(request):
+                    engine.add(row, request)
+                else:
+                    yield row, _alone(loaded, request, go_on)
+            if engine is None or not engine.is_busy:
+                return
+            go_on()
+            for event in _step(engine):
+                if event.end is not None:
+                    yield event.key, event.end
+    finally:
+        if engine is not None:
+            engine.drop_all()
 
 
-def _one_by_one(
-    loaded: "LoadedModel", requests: Iterable[tuple[Row, Request]]
-) -> Iterator[tuple[Row, Completion | LlmctlError]]:
-    """One answer after the other: for models that are computed by transformers alone."""
+def _alone(loaded: "LoadedModel", request: Request, go_on: Callable[[], None]) -> Completion:
+    """The answer to what the engine does not understand: beams, and whole models of some architectures."""
     from llmctl.generation.stream import stream_request
 
-    for row, request in requests:
-        try:
-            *_, last = stream_request(loaded, request)
-        except LlmctlError as error:
-            yield row, error
-            continue
-        assert last.completion is not None, "the last chunk carries the completion"  # noqa: S101
-        yield row, last.completion
+    completion = None
+    with closing(stream_request(loaded, request)) as chunks:
+        for chunk in chunks:
+            go_on()
+            completion = chunk.completion
+    assert completion is not None, "the last chunk carries the completion"  # noqa: S101
+    return completion
 
 
-def _requests(loaded: "LoadedModel", rows: Iterator[Row], failed: Failed) -> Iterator[tuple[Row, Request]]:
-    """The requests that rows mean."""
+def _step(engine: Engine) -> "list[Event]":
+    """One pass of the engine; memory that runs out is explained. Raises MachineError."""
+    from llmctl.loader import is_out_of_memory, out_of_memory
+
+    try:
+        return engine.step()
+    except Exception as error:
+        loaded = engine.loaded
+        if not is_out_of_memory(error):
+            raise
+        explained = out_of_memory(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")
+        raise explained from error
+
+
+def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Request | LlmctlError]]:
+    """The requests that rows mean, or what is wrong with them."""
 
     @lru_cache(maxsize=256)
     def adjusted(generation: str) -> "LoadedModel | LlmctlError":
@@ -124,22 +137,23 @@ def _requests(loaded: "LoadedModel", rows: Iterator[Row], failed: Failed) -> Ite
         except LlmctlError as error:
             return error
 
+    def request(row: Row, ids: list[int]) -> Request | LlmctlError:
+        own = row.settings.get("generation")
+        settled = adjusted(json.dumps(own, sort_keys=True)) if own else loaded
+        if isinstance(settled, LlmctlError):
+            return settled
+        try:
+            return make_request(settled, ids, seed=row.settings.get("seed"))
+        except UserError as error:
+            return error
+
     while window := list(islice(rows, WINDOW)):
-        prompts = [(row.prompt, _chat(loaded.config.chat, row)) for row in window]
-        for row, ids in zip(window, encode_prompts(loaded.tokenizer, prompts), strict=True):
-            own = row.settings.get("generation")
-            settled = adjusted(json.dumps(own, sort_keys=True)) if own else loaded
-            if isinstance(ids, LlmctlError):
-                failed(row, ids)
-            elif isinstance(settled, LlmctlError):
-                failed(row, settled)
-            else:
-                try:
-                    request = make_request(settled, ids, seed=row.settings.get("seed"))
-                except UserError as error:
-                    failed(row, error)
-                else:
-                    yield row, request
+        good = [row for row in window if row.error is None]
+        encoded = encode_prompts(loaded.tokenizer, [(row.prompt, _chat(loaded.config.chat, row)) for row in good])
+        ids_of = {row.number: ids for row, ids in zip(good, encoded, strict=True)}
+        for row in window:
+            ids = row.error or ids_of[row.number]
+            yield row, ids if isinstance(ids, LlmctlError) else request(row, ids)
 
 
 def _chat(chat: ChatSection, row: Row) -> ChatSection:

@@ -65,6 +65,7 @@ def run_batch(
     ready: "Callable[[], LoadedModel]",
     *,
     listener: Listener,
+    go_on: Callable[[], None] = lambda: None,
     with_ids: bool = False,
 ) -> Tally:
     """Answer every row that has no answer yet, and finish the output.
@@ -75,6 +76,7 @@ def run_batch(
         run: What the keys of this run end with.
         ready: Gives the model. It is called when the first row needs it, so not where every row is answered.
         listener: Who is told how it goes.
+        go_on: Called where the work can end; what it raises ends it, and what is answered is kept.
         with_ids: Whether answers have their token ids.
 
     Raises:
@@ -85,8 +87,11 @@ def run_batch(
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, completion in answers(loaded, chain([first], pending), failed=work.fail):
-            work.answer(row, completion, loaded)
+        for row, outcome in answers(loaded, chain([first], pending), go_on=go_on):
+            if isinstance(outcome, LlmctlError):
+                work.fail(row, outcome)
+            else:
+                work.answer(row, outcome, loaded)
     work.tally.replaced = sink.finish()
     return work.tally
 

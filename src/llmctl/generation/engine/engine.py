@@ -82,7 +82,7 @@ class Engine:
     @staticmethod
     def can(request: Request) -> bool:
         """Whether the engine understands every argument of a request."""
-        return set(request.arguments) <= KNOWN
+        return set(request.arguments) <= KNOWN and request.logprobs is None
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
         """Answers in the order in which they finish. Requests are taken as room becomes free.
@@ -110,7 +110,7 @@ class Engine:
     @property
     def has_room(self) -> bool:
         """Whether another request would not wait long."""
-        return not self._waiting and len(self._running) < self.size.sequences
+        return len(self._waiting) + len(self._running) < self.size.sequences
 
     def add(self, key: Any, request: Request, processors: Sequence[Any] = ()) -> None:
         """Take a request. `processors` are logits processors of this answer alone, after those of its structure."""
