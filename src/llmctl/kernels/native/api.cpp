@@ -43,6 +43,23 @@ QuantizedRows quantized(const void* x, int dtype, Size rows, Size k, int threads
     return to;
 }
 
+// How the attention of one sequence is cut: rows first, and several heads where the rows are few.
+struct PiecesOf {
+    Size sequence, rows, kv_heads, tile, heads;
+    PiecesOf(const Attention& job, Size r, Size limit)
+        : sequence(r),
+          rows((job.query_start[r + 1] - job.query_start[r]) * (job.query_heads / job.kv_heads)),
+          kv_heads(job.kv_heads),
+          tile(rows < limit ? (rows > 0 ? rows : 1) : limit),
+          heads(limit / tile < kv_heads ? limit / tile : kv_heads) {}
+    Size count() const { return ceil_div(rows, tile) * ceil_div(kv_heads, heads); }
+    AttentionPiece at(Size index) const {
+        const Size tiles = ceil_div(rows, tile), row = index % tiles * tile, head = index / tiles * heads;
+        return {sequence, head, head + heads < kv_heads ? head + heads : kv_heads, row,
+                row + tile < rows ? row + tile : rows};
+    }
+};
+
 }  // namespace
 
 // Changes whenever the functions below or the layout of weights do: a library that was built before is not used.
@@ -137,25 +154,21 @@ LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, c
                   Size(sizes[0]), Size(sizes[1]), Size(sizes[2]), Size(sizes[3]), Size(sizes[4]), Size(sizes[5]),
                   Size(sizes[6]), Size(sizes[7]), Size(sizes[8]), Size(sizes[9]), Size(sizes[10]), Size(sizes[11]),
                   Size(sizes[12]), scale, softcap, Size(sizes[13])};
-    const Size group = job.query_heads / job.kv_heads;
-    // One piece of work is a tile of rows of one head of one sequence. Few pieces are cut smaller.
-    Size rows = 0;
-    for (Size r = 0; r < job.sequences; ++r) rows += (query_start[r + 1] - query_start[r]) * group * job.kv_heads;
-    Size tile = kQueryRows;
-    while (tile > 4 && ceil_div(rows, tile) < 2 * threads) tile /= 2;
+    Size pieces = 0, limit = kQueryRows;
+    for (;; limit /= 2) {  // few pieces are cut smaller
+        pieces = 0;
+        for (Size r = 0; r < job.sequences; ++r) pieces += PiecesOf(job, r, limit).count();
+        if (limit <= 4 || pieces >= threads) break;
+    }
     Size* first = static_cast<Size*>(scratch(kInputs, (job.sequences + 1) * Size(sizeof(Size))));
     first[0] = 0;
-    for (Size r = 0; r < job.sequences; ++r) {
-        first[r + 1] = first[r] + ceil_div((query_start[r + 1] - query_start[r]) * group, tile) * job.kv_heads;
-    }
-    parallel_for(first[job.sequences], 1, threads, [&](Size begin, Size end) {
+    for (Size r = 0; r < job.sequences; ++r) first[r + 1] = first[r] + PiecesOf(job, r, limit).count();
+    parallel_for(pieces, 1, threads, [&](Size begin, Size end) {
         float* work = static_cast<float*>(scratch(kWork, attention_scratch(job.width, job.value_width)));
+        Size r = 0;
         for (Size piece = begin; piece < end; ++piece) {
-            Size r = 0;
             while (first[r + 1] <= piece) ++r;
-            const Size tiles = (first[r + 1] - first[r]) / job.kv_heads, at = piece - first[r];
-            const Size all = (query_start[r + 1] - query_start[r]) * group, row = at % tiles * tile;
-            isa->attention(job, r, at / tiles, row, row + tile < all ? row + tile : all, work);
+            isa->attention(job, PiecesOf(job, r, limit).at(piece - first[r]), work);
         }
     });
 }

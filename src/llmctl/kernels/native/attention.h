@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "load.h"
 
 namespace {
 
@@ -38,12 +39,6 @@ inline Simd::F capped(Simd::F s, float softcap) {
     return Simd::where_less(x, zero, Simd::sub(zero, bent), bent);
 }
 
-inline Simd::F load_any(const void* base, int dtype, Size at) {
-    if (dtype == llmctl::kF32) return Simd::load(static_cast<const float*>(base) + at);
-    if (dtype == llmctl::kBF16) return Simd::load(static_cast<const uint16_t*>(base) + at);
-    return Simd::load_f16(static_cast<const uint16_t*>(base) + at);
-}
-
 inline void load_row(const void* base, int dtype, Size at, Size count, float* to, Size padded) {
     Size i = 0;
     for (; i + Simd::kLanes <= count; i += Simd::kLanes) Simd::store(to + i, load_any(base, dtype, at + i));
@@ -51,39 +46,66 @@ inline void load_row(const void* base, int dtype, Size at, Size count, float* to
     for (i = count; i < padded; ++i) to[i] = 0.0f;
 }
 
+// Where the keys, or the values, of a sequence lie.
 struct Pool {
     const void* base;
     int dtype;
-    Size block_stride, slot_stride, head_offset, width;
+    Size block_stride, slot_stride, head_stride, width;
     const int32_t* table;
     Size block_size;
-    Size at(Size position) const {
-        return table[position / block_size] * block_stride + position % block_size * slot_stride + head_offset;
+    Size head = 0;
+
+    Pool of_head(Size which) const {
+        Pool one = *this;
+        one.head = which;
+        return one;
+    }
+
+    // The places of positions first+begin..first+end.
+    void places(Size first, Size begin, Size end, Size* to) const {
+        Size block = (first + begin) / block_size, slot = (first + begin) % block_size;
+        for (Size i = begin; i < end; ++i) {
+            to[i] = table[block] * block_stride + slot * slot_stride + head * head_stride;
+            if (++slot == block_size) {
+                slot = 0;
+                ++block;
+            }
+        }
     }
 };
 
 // Keys first+begin..first+end as columns: to[input][64]; the others are zero.
 inline void load_keys(const Pool& pool, Size first, Size begin, Size end, float* to) {
     constexpr int kLanes = Simd::kLanes;
+    Size places[kKeyBlock];
+    pool.places(first, begin, end, places);
     for (Size key = 0; key < kKeyBlock; key += kLanes) {
         for (Size d = 0; d < pool.width; d += kLanes) {
+            const Size count = pool.width - d < kLanes ? pool.width - d : kLanes;
             Simd::F rows[kLanes];
             for (int i = 0; i < kLanes; ++i) {
                 if (key + i < begin || key + i >= end) {
                     rows[i] = Simd::zero();
-                } else if (d + kLanes <= pool.width) {
-                    rows[i] = load_any(pool.base, pool.dtype, pool.at(first + key + i) + d);
+                } else if (count == kLanes) {
+                    rows[i] = load_any(pool.base, pool.dtype, places[key + i] + d);
                 } else {
-                    float rest[kLanes] = {};
-                    convert_to_f32(advanced(pool.base, pool.dtype, pool.at(first + key + i) + d), pool.dtype, rest,
-                                   pool.width - d);
+                    float rest[kLanes];
+                    load_row(pool.base, pool.dtype, places[key + i] + d, count, rest, kLanes);
                     rows[i] = Simd::load(rest);
                 }
             }
             Simd::transpose(rows);
-            for (int i = 0; i < kLanes && d + i < pool.width; ++i) Simd::store(to + (d + i) * kKeyBlock + key, rows[i]);
+            for (int i = 0; i < count; ++i) Simd::store(to + (d + i) * kKeyBlock + key, rows[i]);
         }
     }
+}
+
+// Values first+begin..first+end: to[key][padded width].
+inline void load_values(const Pool& pool, Size first, Size begin, Size end, float* to) {
+    Size places[kKeyBlock];
+    pool.places(first, begin, end, places);
+    const Size width = llmctl::padded(pool.width);
+    for (Size i = begin; i < end; ++i) load_row(pool.base, pool.dtype, places[i], pool.width, to + i * width, width);
 }
 
 template <int Rows, int Vectors>
@@ -179,65 +201,80 @@ inline float softmax_step(float* scores, Size seen_begin, Size seen_end, float s
     return correction;
 }
 
-// Rows are (query, query head of the group) pairs: row i is query i / group, head i % group.
-inline void attention(const llmctl::Attention& job, Size sequence, Size kv_head, Size row_begin, Size row_end,
-                      float* scratch) {
-    const Size group = job.query_heads / job.kv_heads, rows = row_end - row_begin;
+// The queries of some rows, for one key head: what the online softmax has of them so far.
+struct State {
+    float *q, *out, *peaks, *sums;
+};
+
+// Rows are (query, query head of the group) pairs: row i is query i / group, head i % group. All key heads of a piece go
+// through the keys together, since they lie side by side in memory.
+inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece& piece, float* scratch) {
+    const Size group = job.query_heads / job.kv_heads, rows = piece.row_end - piece.row_begin;
+    const Size heads = piece.head_end - piece.head_begin;
     const Size width = llmctl::padded(job.width), value_width = llmctl::padded(job.value_width);
-    const Size start = job.query_start[sequence], queries = job.query_start[sequence + 1] - start;
-    const Size length = job.kv_length[sequence];
-    float* q = scratch;
-    float* out = q + kQueryRows * width;
-    float* scores = out + kQueryRows * value_width;
-    float* peaks = scores + kQueryRows * kKeyBlock;
-    float* sums = peaks + kQueryRows;
-    float* keys = sums + kQueryRows;
+    const Size start = job.query_start[piece.sequence];
+    const Size position = job.kv_length[piece.sequence] - (job.query_start[piece.sequence + 1] - start);  // of query 0
+    float* scores = scratch;
+    float* keys = scores + kQueryRows * kKeyBlock;
     float* values = keys + kKeyBlock * width;
+    float* states = values + kKeyBlock * value_width;
 
-    const int32_t* table = job.block_table + sequence * job.max_blocks;
-    const Pool k{job.k, job.kv_dtype, job.k_block_stride, job.k_slot_stride, kv_head * job.k_head_stride,
-                 job.width, table, job.block_size};
-    const Pool v{job.v, job.kv_dtype, job.v_block_stride, job.v_slot_stride, kv_head * job.v_head_stride,
-                 job.value_width, table, job.block_size};
-    const auto head_of = [&](Size row) {
-        return (start + (row_begin + row) / group) * job.query_heads + kv_head * group + (row_begin + row) % group;
+    const int32_t* table = job.block_table + piece.sequence * job.max_blocks;
+    const Pool all_keys{job.k, job.kv_dtype, job.k_block_stride, job.k_slot_stride, job.k_head_stride,
+                        job.width, table, job.block_size};
+    const Pool all_values{job.v, job.kv_dtype, job.v_block_stride, job.v_slot_stride, job.v_head_stride,
+                          job.value_width, table, job.block_size};
+    const auto state_of = [&](Size head) {
+        float* at = states + head * rows * (width + value_width + 2);
+        return State{at, at + rows * width, at + rows * (width + value_width), at + rows * (width + value_width + 1)};
     };
-    for (Size t = 0; t < rows; ++t) {
-        load_row(job.q, job.q_dtype, head_of(t) * job.width, job.width, q + t * width, width);
-        peaks[t] = kLowest;
-        sums[t] = 0.0f;
+    const auto query_of = [&](Size head, Size row) {
+        return (start + (piece.row_begin + row) / group) * job.query_heads + (piece.head_begin + head) * group +
+               (piece.row_begin + row) % group;
+    };
+    for (Size head = 0; head < heads; ++head) {
+        const State state = state_of(head);
+        for (Size t = 0; t < rows; ++t) {
+            load_row(job.q, job.q_dtype, query_of(head, t) * job.width, job.width, state.q + t * width, width);
+            state.peaks[t] = kLowest;
+            state.sums[t] = 0.0f;
+        }
+        std::memset(state.out, 0, static_cast<size_t>(rows * value_width) * 4);
     }
-    std::memset(out, 0, static_cast<size_t>(rows * value_width) * 4);
 
-    const Size position = length - queries;  // of the first query
-    const Size last = position + (row_end - 1) / group;
-    Size first = job.window > 0 ? position + row_begin / group - job.window + 1 : 0;
+    const Size last = position + (piece.row_end - 1) / group;
+    Size first = job.window > 0 ? position + piece.row_begin / group - job.window + 1 : 0;
     first = first < 0 ? 0 : first;  // what lies before it may be gone from the pool
     for (Size key = first / kKeyBlock * kKeyBlock; key <= last; key += kKeyBlock) {
         const Size skipped = first > key ? first - key : 0;
         const Size count = last + 1 - key < kKeyBlock ? last + 1 - key : kKeyBlock;
-        load_keys(k, key, skipped, count, keys);
-        for (Size i = skipped; i < count; ++i) {
-            load_row(v.base, v.dtype, v.at(key + i), v.width, values + i * value_width, value_width);
-        }
-        all_scores(q, width, rows, keys, job.width, scores);
-        for (Size t = 0; t < rows; ++t) {
-            const Size at = position + (row_begin + t) / group;
-            const Size begin = job.window > 0 && at - job.window + 1 > key ? at - job.window + 1 - key : 0;
-            const Size end = at + 1 - key < 0 ? 0 : at + 1 - key;
-            const float correction =
-                softmax_step(scores + t * kKeyBlock, begin < kKeyBlock ? begin : kKeyBlock,
-                             end < kKeyBlock ? end : kKeyBlock, job.scale, job.softcap, peaks[t], sums[t]);
-            if (correction != 1.0f) {
-                for (Size i = 0; i < value_width; ++i) out[t * value_width + i] *= correction;
+        for (Size head = 0; head < heads; ++head) {
+            const State state = state_of(head);
+            load_keys(all_keys.of_head(piece.head_begin + head), key, skipped, count, keys);
+            load_values(all_values.of_head(piece.head_begin + head), key, skipped, count, values);
+            all_scores(state.q, width, rows, keys, job.width, scores);
+            for (Size t = 0; t < rows; ++t) {
+                const Size at = position + (piece.row_begin + t) / group;
+                const Size begin = job.window > 0 && at - job.window + 1 > key ? at - job.window + 1 - key : 0;
+                const Size end = at + 1 - key < 0 ? 0 : at + 1 - key;
+                const float correction =
+                    softmax_step(scores + t * kKeyBlock, begin < kKeyBlock ? begin : kKeyBlock,
+                                 end < kKeyBlock ? end : kKeyBlock, job.scale, job.softcap, state.peaks[t], state.sums[t]);
+                if (correction != 1.0f) {
+                    for (Size i = 0; i < value_width; ++i) state.out[t * value_width + i] *= correction;
+                }
             }
+            add_values(scores + skipped, values + skipped * value_width, value_width, count - skipped, rows, state.out);
         }
-        add_values(scores + skipped, values + skipped * value_width, value_width, count - skipped, rows, out);
     }
-    for (Size t = 0; t < rows; ++t) {
-        float* row = out + t * value_width;
-        for (Size i = 0; i < job.value_width; ++i) row[i] /= sums[t];
-        convert_from_f32(row, advanced(job.out, job.q_dtype, head_of(t) * job.value_width), job.q_dtype, job.value_width);
+    for (Size head = 0; head < heads; ++head) {
+        const State state = state_of(head);
+        for (Size t = 0; t < rows; ++t) {
+            float* row = state.out + t * value_width;
+            for (Size i = 0; i < job.value_width; ++i) row[i] /= state.sums[t];
+            convert_from_f32(row, advanced(job.out, job.q_dtype, query_of(head, t) * job.value_width), job.q_dtype,
+                             job.value_width);
+        }
     }
 }
 

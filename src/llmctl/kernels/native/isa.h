@@ -3,8 +3,8 @@
 
 #include "attention.h"
 #include "dense.h"
-#include "quantized.h"
 #include "quantize.h"
+#include "quantized.h"
 
 #ifdef LLMCTL_BF16_DOT
 #define LLMCTL_HAS_BF16_DOT true

@@ -67,6 +67,11 @@ struct Attention {
     Size window;           // 0: none
 };
 
+// Some rows of some key heads of one sequence; rows times heads are at most kQueryRows.
+struct AttentionPiece {
+    Size sequence, head_begin, head_end, row_begin, row_end;
+};
+
 struct WeightToQuantize {
     const void* w;  // [n][k]
     int dtype;
@@ -83,7 +88,7 @@ struct Isa {
     void (*quantize_rows)(const void* x, int dtype, const QuantizedRows& to, Size begin, Size end);
     void (*linear_quantized)(const QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch);
     void (*linear_dense)(const DenseLinear& job, Size n_begin, Size n_end, float* scratch);
-    void (*attention)(const Attention& job, Size sequence, Size kv_head, Size row_begin, Size row_end, float* scratch);
+    void (*attention)(const Attention& job, const AttentionPiece& piece, float* scratch);
     void (*quantize_weight)(const WeightToQuantize& job, Size group_begin, Size group_end);
     void (*to_f32)(const void* from, int dtype, float* to, Size count);
 };
@@ -94,7 +99,7 @@ constexpr Size kDenseRows = 32;    // rows of w in one piece of work
 constexpr Size kDenseTokens = 128; // rows of x that stay in the second-level cache meanwhile
 constexpr Size kDenseDepth = 1024; // inputs summed before their sum is added to the output (twice as many in bfloat16)
 inline Size dense_scratch() { return (kDenseRows * kDenseTokens + 4 * kDenseDepth) * 4 + 64; }
-constexpr Size kQueryRows = 32;    // (query, head) pairs in one piece of attention
+constexpr Size kQueryRows = 32;    // (query, query head) pairs in one piece of attention
 inline Size padded(Size n) { return ceil_div(n, 16) * 16; }
 inline Size attention_scratch(Size width, Size value_width) {
     const Size w = padded(width), v = padded(value_width);

@@ -6,20 +6,38 @@
 #pragma once
 
 #include "kernels.h"
+#include "load.h"
 
 namespace {
+
+using llmctl::kBlock;
+using llmctl::kGroup;
 
 struct WeightBlock {
     alignas(64) float values[llmctl::kBlock][llmctl::kGroup];  // [input][row]
 };
 
 inline void load_weight_block(const llmctl::WeightToQuantize& job, Size group, Size block, WeightBlock& to) {
-    const Size k = block * kBlock, count = job.k - k < kBlock ? job.k - k : kBlock;
-    for (Size r = 0; r < kGroup; ++r) {
-        alignas(64) float row[kBlock] = {};
-        const Size n = group * kGroup + r;
-        if (n < job.n) convert_to_f32(advanced(job.w, job.dtype, n * job.k + k), job.dtype, row, count);
-        for (Size i = 0; i < kBlock; ++i) to.values[i][r] = row[i];
+    constexpr Size kLanes = Simd::kLanes;
+    const Size k = block * kBlock, n = group * kGroup;
+    if (n + kGroup > job.n || k + kBlock > job.k) {  // at the edges, padded with zeros
+        for (Size r = 0; r < kGroup; ++r) {
+            alignas(64) float row[kBlock] = {};
+            const Size count = job.k - k < kBlock ? job.k - k : kBlock;
+            if (n + r < job.n) convert_to_f32(advanced(job.w, job.dtype, (n + r) * job.k + k), job.dtype, row, count);
+            for (Size i = 0; i < kBlock; ++i) to.values[i][r] = row[i];
+        }
+        return;
+    }
+    for (Size r = 0; r < kGroup; r += kLanes) {
+        for (Size i = 0; i < kBlock; i += kLanes) {
+            Simd::F rows[kLanes];
+            for (Size lane = 0; lane < kLanes; ++lane) {
+                rows[lane] = load_any(job.w, job.dtype, (n + r + lane) * job.k + k + i);
+            }
+            Simd::transpose(rows);
+            for (Size lane = 0; lane < kLanes; ++lane) Simd::store(&to.values[i + lane][r], rows[lane]);
+        }
     }
 }
 
@@ -46,64 +64,67 @@ inline void inverse_scales(const float* scale, float* inverse) {
 }
 
 struct Code4 {
-    float point[16], gap[16], middle[16];
+    alignas(64) float point[16], middle[16];  // middle[i] lies between the points i - 1 and i
     Code4() {
         for (int i = 0; i < 16; ++i) point[i] = llmctl::kCode4[i];
-        for (int i = 1; i < 16; ++i) {
-            gap[i] = point[i] - point[i - 1];
-            middle[i] = 0.5f * (point[i] + point[i - 1]);
-        }
+        middle[0] = -as_float(0x7f800000u);
+        for (int i = 1; i < 16; ++i) middle[i] = 0.5f * (point[i] + point[i - 1]);
     }
 };
 
-// How well the code fits each row at a scale: the two sums from which follow the error and the best scale of its codes.
-inline void fit_code(const WeightBlock& block, const Code4& code, const float* inverse, float* xc, float* cc) {
-    for (Size r = 0; r < kGroup; ++r) xc[r] = cc[r] = 0.0f;
-    for (Size i = 0; i < kBlock; ++i) {
-        float scaled[kGroup], nearest[kGroup];
-        for (Size r = 0; r < kGroup; ++r) {
-            scaled[r] = block.values[i][r] * inverse[r];
-            nearest[r] = code.point[0];
+// The scale that fits each row best, of those that put the number of largest magnitude near either end of the code,
+// each improved to the best one for the codes that it leads to.
+inline void best_scales(const WeightBlock& block, const Code4& code, const float* number, float* scale) {
+    static const float kEnds[] = {-145, -134, -127, -118, -108, 121, 113, 106, 98, 90};
+    const Simd::Nearest nearest(code.middle, code.point);
+    for (Size r = 0; r < kGroup; r += Simd::kLanes) {
+        const Simd::F one = Simd::set(1.0f), largest = Simd::load(number + r);
+        const Simd::F inverse = Simd::div(one, Simd::where_less(Simd::mul(largest, largest), Simd::set(1e-30f), one, largest));
+        Simd::F best = Simd::zero(), found = Simd::zero();
+        for (const float end : kEnds) {
+            const Simd::F to_code = Simd::mul(inverse, Simd::set(end));
+            Simd::F xc = Simd::zero(), cc = Simd::zero();  // the sums from which follow the error and the best scale
+            for (Size i = 0; i < kBlock; ++i) {
+                const Simd::F x = Simd::load(&block.values[i][r]), point = nearest.point(Simd::mul(x, to_code));
+                xc = Simd::fma(x, point, xc);
+                cc = Simd::fma(point, point, cc);
+            }
+            const Simd::F fitted = Simd::div(xc, cc), gain = Simd::mul(xc, fitted);  // of squared error
+            found = Simd::where_less(best, gain, fitted, found);
+            best = Simd::where_less(best, gain, gain, best);
         }
-        for (int j = 1; j < 16; ++j) {
-            for (Size r = 0; r < kGroup; ++r) nearest[r] += scaled[r] > code.middle[j] ? code.gap[j] : 0.0f;
-        }
-        for (Size r = 0; r < kGroup; ++r) {
-            xc[r] += block.values[i][r] * nearest[r];
-            cc[r] += nearest[r] * nearest[r];
-        }
+        Simd::store(scale + r, found);
     }
 }
 
 inline void quantize_block4(const WeightBlock& block, const Code4& code, uint8_t* to, uint16_t* scales) {
-    // The number of largest magnitude is put near either end of the code, closer or further than the end itself.
-    static const float kEnds[] = {-145, -134, -127, -118, -108, 121, 113, 106, 98, 90};
-    float peak[kGroup], number[kGroup], scale[kGroup], best[kGroup], inverse[kGroup], xc[kGroup], cc[kGroup];
+    float peak[kGroup], number[kGroup], scale[kGroup], inverse[kGroup];
     block_peaks(block, peak, number);
-    for (Size r = 0; r < kGroup; ++r) scale[r] = best[r] = 0.0f;
-    for (const float end : kEnds) {
-        for (Size r = 0; r < kGroup; ++r) inverse[r] = peak[r] > 0.0f ? end / number[r] : 0.0f;
-        fit_code(block, code, inverse, xc, cc);
-        for (Size r = 0; r < kGroup; ++r) {
-            const float gain = xc[r] * xc[r] / cc[r];  // by how much the squared error shrinks
-            const bool better = gain > best[r];
-            scale[r] = better ? xc[r] / cc[r] : scale[r];
-            best[r] = better ? gain : best[r];
-        }
-    }
+    best_scales(block, code, number, scale);
     for (Size r = 0; r < kGroup; ++r) {
         scales[r] = to_f16(stored_scale(scale[r]));
         scale[r] = from_f16(scales[r]);
     }
     inverse_scales(scale, inverse);
-    for (Size i = 0; i < kBlock; ++i) {
-        for (Size r = 0; r < kGroup; ++r) {
-            const float scaled = block.values[i][r] * inverse[r];
-            int index = 0;
-            for (int j = 1; j < 16; ++j) index += scaled > code.middle[j] ? 1 : 0;
-            const Size quad = i / 4, at = (quad % 4) * 64 + r * 4 + i % 4;
-            to[at] = static_cast<uint8_t>(quad < 4 ? index : to[at] | index << 4);
+    const Simd::Nearest nearest(code.middle, code.point);
+    for (Size quad = 0; quad < 4; ++quad) {  // inputs 4 * quad.. in the low nibbles, those 16 further in the high ones
+        float halves[2][kGroup];
+        for (Size half = 0; half < 2; ++half) {
+            const auto* values = &block.values[4 * quad + 2 * half];
+            for (Size r = 0; r < kGroup; r += Simd::kLanes) {
+                const Simd::F scale = Simd::load(inverse + r);
+                const auto index = [&](Size i) { return nearest.index(Simd::mul(Simd::load(&values[i][r]), scale)); };
+                const Simd::F one = Simd::fma(index(16), Simd::set(16.0f), index(0));
+                const Simd::F other = Simd::fma(index(17), Simd::set(16.0f), index(1));
+                Simd::store(&halves[half][r], Simd::fma(other, Simd::set(256.0f), one));
+            }
         }
+        uint32_t four[kGroup];
+        for (Size r = 0; r < kGroup; ++r) {
+            four[r] = static_cast<uint32_t>(static_cast<int32_t>(halves[0][r])) |
+                      static_cast<uint32_t>(static_cast<int32_t>(halves[1][r])) << 16;
+        }
+        std::memcpy(to + 64 * quad, four, 64);
     }
 }
 
@@ -115,13 +136,18 @@ inline void quantize_block8(const WeightBlock& block, uint8_t* to, uint16_t* sca
         scale[r] = from_f16(scales[r]);
     }
     inverse_scales(scale, inverse);
-    for (Size i = 0; i < kBlock; ++i) {
-        for (Size r = 0; r < kGroup; ++r) {
-            float scaled = block.values[i][r] * inverse[r];
-            scaled = scaled > 127.0f ? 127.0f : (scaled < -127.0f ? -127.0f : scaled);
-            const int32_t code = static_cast<int32_t>(as_bits(scaled + 12582912.0f)) - 0x4b400000;
-            to[i / 4 * 64 + r * 4 + i % 4] = static_cast<uint8_t>(code + 128);
+    for (Size quad = 0; quad < 8; ++quad) {
+        uint32_t four[kGroup] = {};
+        for (Size i = 0; i < 4; ++i) {
+            for (Size r = 0; r < kGroup; ++r) {
+                float scaled = block.values[4 * quad + i][r] * inverse[r];
+                scaled = scaled > 127.0f ? 127.0f : scaled;
+                scaled = scaled < -127.0f ? -127.0f : scaled;
+                const uint32_t code = as_bits(scaled + 12582912.0f) - 0x4b400000u + 128u;
+                four[r] |= (code & 0xffu) << (8 * i);
+            }
         }
+        std::memcpy(to + 64 * quad, four, 64);
     }
 }
 

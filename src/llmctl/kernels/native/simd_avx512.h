@@ -76,6 +76,23 @@ struct Simd {
     }
     static __m256 halved(F v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
 
+    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i. Found by halving.
+    struct Nearest {
+        F middle, points;
+        Nearest(const float* middle_of, const float* point_at) : middle(load(middle_of)), points(load(point_at)) {}
+        I found(F v) const {
+            I at = _mm512_setzero_si512();
+            for (int step = 8; step > 0; step /= 2) {
+                const I tried = _mm512_add_epi32(at, _mm512_set1_epi32(step));
+                const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_permutexvar_ps(tried, middle), _CMP_GT_OQ);
+                at = _mm512_mask_mov_epi32(at, above, tried);
+            }
+            return at;
+        }
+        F point(F v) const { return _mm512_permutexvar_ps(found(v), points); }
+        F index(F v) const { return _mm512_cvtepi32_ps(found(v)); }
+    };
+
     static void transpose(F (&r)[16]) {
         F t[16];
         for (int i = 0; i < 16; i += 2) {

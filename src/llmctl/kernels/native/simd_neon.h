@@ -58,6 +58,25 @@ struct Simd {
     static void totals(F a, F b, F c, F d, float* to) {
         vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
     }
+
+    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i.
+    struct Nearest {
+        const float *middle, *points;
+        Nearest(const float* middle_of, const float* point_at) : middle(middle_of), points(point_at) {}
+        F point(F v) const {
+            F found = set(points[0]);
+            for (int i = 1; i < 16; ++i) {
+                found = add(found, where_less(set(middle[i]), v, set(points[i] - points[i - 1]), zero()));
+            }
+            return found;
+        }
+        F index(F v) const {
+            F found = zero();
+            for (int i = 1; i < 16; ++i) found = add(found, where_less(set(middle[i]), v, set(1.0f), zero()));
+            return found;
+        }
+    };
+
     static void transpose(F (&r)[4]) {
         const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
         r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));

@@ -127,6 +127,25 @@ struct Simd {
         to[2] = total(c);
         to[3] = total(d);
     }
+
+    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i.
+    struct Nearest {
+        const float *middle, *points;
+        Nearest(const float* middle_of, const float* point_at) : middle(middle_of), points(point_at) {}
+        F point(F v) const {
+            F found = set(points[0]);
+            for (int i = 1; i < 16; ++i) {
+                found = add(found, where_less(set(middle[i]), v, set(points[i] - points[i - 1]), zero()));
+            }
+            return found;
+        }
+        F index(F v) const {
+            F found = zero();
+            for (int i = 1; i < 16; ++i) found = add(found, where_less(set(middle[i]), v, set(1.0f), zero()));
+            return found;
+        }
+    };
+
     static void transpose(F (&r)[8]) {
         for (int i = 0; i < 8; ++i)
             for (int j = 0; j < i; ++j) {

@@ -1,0 +1,14 @@
+// Vectors of float32 from numbers of any of the three types.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+inline Simd::F load_any(const void* base, int dtype, Size at) {
+    if (dtype == llmctl::kF32) return Simd::load(static_cast<const float*>(base) + at);
+    if (dtype == llmctl::kBF16) return Simd::load(static_cast<const uint16_t*>(base) + at);
+    return Simd::load_f16(static_cast<const uint16_t*>(base) + at);
+}
+
+}  // namespace
