@@ -198,6 +198,19 @@ def test_settings_of_one_recording_do_not_reach_the_next(loaded: llmctl.LoadedMo
 def test_no_file_that_a_recording_names_is_read(sampled: dict[str, Any], replay: Run, tmp_path: Path) -> None:
     sampled["manifest"]["config"]["chat"] = {"template": str(tmp_path / "secret"), "system": "x"}
     assert replay(sampled).returncode == 0, "the prompt is its ids"
+    sampled["manifest"]["config"]["structure"] = {"json_schema": str(tmp_path / "secret")}
+    done = replay(sampled)
+    assert done.returncode == 2
+    assert "the manifest names a file for its structure" in done.stderr
+
+
+def test_a_structure_is_repeated_without_its_file(loaded: llmctl.LoadedModel, replay: Run, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 3}')
+    structured = with_generation(loaded, {}, structure={"json_schema": str(file)})
+    recorded = record(structured, temperature=1.5)
+    file.unlink()
+    assert replay(recorded, record(loaded), recorded).returncode == 0
 
 
 def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:

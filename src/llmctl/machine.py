@@ -26,6 +26,7 @@ PACKAGES = (
     "optimum-quanto",
     "hqq",
     "peft",
+    "llguidance",
 )
 # The flags of /proc/cpuinfo that decide how fast a model runs (names as Linux spells them).
 CPU_FEATURES = (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llmctl._version import __version__
+from llmctl.config import Config
+from llmctl.config.structure import written_out
 from llmctl.errors import UserError
 from llmctl.hashes import model_files
 from llmctl.hub.listing import Algorithm, RemoteFile, is_safe_path
@@ -151,7 +153,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
     plan, measured = loaded.plan, loaded.measured
     return Manifest(
         **_model(loaded),
-        config=loaded.config.model_dump(mode="json", exclude_unset=True),
+        config=_asked(loaded.config),
         seed=plan.seed,
         deterministic=plan.deterministic,
         tokenizer_kwargs=dict(plan.tokenizer_kwargs),
@@ -164,6 +166,13 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         draft=DraftRecord(**_model(loaded.draft)) if loaded.draft else None,
         versions=read_versions(),
         hardware=read_hardware(),
+    )
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """What was asked, a structure's file written out: a repetition reads no file that a manifest names."""
+    return config.model_copy(update={"structure": written_out(config.structure)}).model_dump(
+        mode="json", exclude_unset=True
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import GenerationSection, Settings, settings_from_mapping
+from llmctl.config.structure import names_a_file
 from llmctl.errors import ModelError, UserError
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import make_request
@@ -141,7 +142,7 @@ def loading_settings(
             f"{manifest.source} ran Python code of its own, and a recording alone does not make that run here",
             hint="read that code, then: llmctl replay --trust-remote-code",
         )
-    asked = {key: value for key, value in manifest.config.items() if key not in ("chat", "model", "draft")}
+    asked = {key: value for key, value in manifest.config.items() if key not in ("chat", "model", "draft", "structure")}
     load, quantization = asked.get("load"), asked.get("quantization")
     trusted = bool(manifest.model_kwargs.get("trust_remote_code")) and trust_remote_code
     values = {
@@ -187,6 +188,15 @@ def _generation(manifest: Manifest) -> dict[str, Any]:
     resolved = {key: value for key, value in manifest.generation_kwargs.items() if key in fields - _FASTER}
     defaults = GenerationSection().model_dump(mode="json")
     return {**defaults, **(asked if isinstance(asked, Mapping) else {}), **resolved, "logprobs": None}
+
+
+def _structure(recording: Recording) -> dict[str, Any]:
+    """The section `structure`, which holds a schema or a grammar itself: no file that a recording names is read."""
+    asked = recording.manifest.config.get("structure")
+    values = asked if isinstance(asked, dict) else {}
+    if names_a_file(settings_from_mapping({"structure": values}, where="the manifest").config.structure):
+        raise UserError(f"{recording.name}: the manifest names a file for its structure, and none is read for it")
+    return values
 
 
 def check_files(manifest: Manifest, prepared: "Prepared") -> None:
@@ -247,10 +257,11 @@ def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
     """Generate once more what was recorded, with a model that was loaded by `loading_settings`.
 
     Raises:
-        UserError: a token of the prompt does not exist, or the prompt is longer than the context.
+        UserError: a token of the prompt does not exist, the prompt is longer than the context, or the manifest names a
+            file.
     """
     manifest = recording.manifest
-    settled = with_generation(loaded, _generation(manifest), seed=manifest.seed)
+    settled = with_generation(loaded, _generation(manifest), structure=_structure(recording), seed=manifest.seed)
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
     if max(recording.prompt_ids) >= vocabulary:
         raise UserError(f"{recording.name}: token {max(recording.prompt_ids)} of the prompt does not exist")

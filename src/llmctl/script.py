@@ -7,6 +7,7 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.generation.prompt import as_messages, uses_template
+from llmctl.generation.structure import make_structure
 from llmctl.loader import Prepared, generation_arguments, ready_tokenizer
 from llmctl.plan import Plan
 
@@ -110,6 +111,8 @@ def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
             more.append("assistant_tokenizer=draft_tokenizer")
     if any(part.startswith(("stop_strings", "assistant_tokenizer")) for part in more):
         more.append("tokenizer=tokenizer")
+    if make_structure(prepared.config.structure) is not None:
+        lines.append("# the structure that is asked for is not part of this script: llmctl's own processor enforces it")
     compiling = arguments.pop("compile_config", None)
     lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
     if compiling is not None:

@@ -1,13 +1,16 @@
 """Many sequences in one pass answer as each would alone."""
 
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import llmctl
-from llmctl.errors import MachineError
+from llmctl.errors import MachineError, UserError
+from llmctl.generation.adjust import with_generation
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, Size, engine_for
 from llmctl.generation.engine.fit import why_not
@@ -176,3 +179,34 @@ class TestPages:
         assert pages.take() is None
         pages.release([other])
         assert pages.take() == other
+
+
+def test_structures_are_enforced_in_one_pass_with_other_sequences(llama: LoadedModel) -> None:
+    hot = {"temperature": 1.5, "max_new_tokens": 60}
+    schema = {"type": "array", "items": {"enum": [1, 20]}, "minItems": 3, "maxItems": 3}
+    asked = [
+        with_generation(llama, hot, structure=structure)
+        for structure in ({"choices": ["yes", "no"]}, {"json_schema": schema}, {}, {"regex": "[a-c]{4}"})
+    ]
+    requests = [make_request(loaded, [7, 8, 9], seed=n) for n, loaded in enumerate(asked)]
+    found = dict(Engine(llama, ROOMY).run(enumerate(requests)))
+    texts = [completion.text if isinstance(completion, Completion) else "" for _, completion in sorted(found.items())]
+    assert texts[0] in ("yes", "no")
+    assert len(json.loads(texts[1])) == 3
+    assert re.fullmatch("[a-c]{4}", texts[3])
+    assert texts[1] == alone(llama, requests[1]).text
+
+
+def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmctl.generation.constrain import StructureProcessor
+
+    def fail(*_: object) -> None:
+        raise UserError("planted")
+
+    monkeypatch.setattr(StructureProcessor, "_follow", fail)
+    structured = make_request(with_generation(llama, {}, structure={"regex": "a+"}), [7, 8])
+    found = dict(Engine(llama, ROOMY).run([(0, structured), (1, make_request(llama, [7, 8]))]))
+    assert isinstance(found[0], UserError)
+    assert isinstance(found[1], Completion)

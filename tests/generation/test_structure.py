@@ -199,6 +199,106 @@ def test_the_structure_wins_where_nothing_else_was_left(loaded: llmctl.LoadedMod
     assert [loaded.tokenizer.decode([i]) for i in left[0].isfinite().nonzero().flatten().tolist()] == ["a"]
 
 
+@pytest.mark.parametrize("faster", [{"generation": {"prompt_lookup_num_tokens": 4}}, {"draft": True}])
+def test_tokens_that_are_proposed_and_taken_back_change_nothing(faster: dict[str, Any], tiny_models: Tiny) -> None:
+    generation = {"max_new_tokens": 60, **faster.get("generation", {})}
+    more = {"draft": {"id": str(tiny_models("mistral"))}} if "draft" in faster else {}
+    structure = {"json_schema": {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 5, "maxItems": 6}}
+    base: dict[str, Any] = {"load": {"dtype": "float32"}, "structure": structure}
+    quick = llmctl.load(tiny_models("llama"), generation=generation, **base, **more)
+    plain = llmctl.load(tiny_models("llama"), generation={"max_new_tokens": 60}, **base)
+    done = llmctl.generate(quick, "one two one two")
+    assert done.finish_reason == "stop"
+    assert done.text == llmctl.generate(plain, "one two one two").text
+
+
+# -- tokenizers of every kind
+
+
+def llama_like() -> Any:
+    """SentencePiece's BPE as tokenizers has it: spaces as ▁, bytes as <0x0A>, the first space stripped."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=450, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["yes no maybe, it is a question of time"] * 3, trainer)
+    document = json.loads(tokenizer.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def unigram_like() -> Any:
+    """SentencePiece's Unigram with the Metaspace decoder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(["yes no maybe, it is a question of time"] * 3, trainer)
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def tiktoken_like() -> Any:
+    """Byte-level BPE split by tiktoken's pattern, with special tokens of its own."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+|."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["</s>", "<|eot_id|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["yes no maybe, it is a question of time"] * 3, trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [llama_like, unigram_like, tiktoken_like])
+def test_every_kind_of_tokenizer_writes_the_very_text(make: Callable[[], Any]) -> None:
+    import random
+
+    from transformers import PreTrainedTokenizerFast
+
+    from llmctl.generation.constrain import Follower, _vocabulary, exact_decoder
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), eos_token="</s>")
+    choices = [" yes , it is", "no"] if make is unigram_like else [" yes , it is", "no", "é\n你"]
+    structure = make_structure(StructureSection(choices=choices))
+    assert structure is not None
+    texts = set()
+    for seed in range(20):
+        chance, ids = random.Random(seed), list[int]()
+        matcher, follower, whole = _vocabulary(tokenizer).matcher(structure), Follower(structure, tokenizer), False
+        while not whole:
+            ids.append(chance.choice([n for n, allowed in enumerate(matcher.compute_logit_bias()) if allowed]))
+            assert matcher.consume_token(ids[-1])
+            whole = follower.is_whole_after(ids[-1])
+        assert not set(ids) & set(tokenizer.all_special_ids)
+        texts.add(exact_decoder(tokenizer)(ids))
+    assert texts == set(choices)
+
+
+def test_a_tokenizer_that_the_engine_cannot_read_is_named(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy()
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    loaded = llmctl.load(folder, structure={"regex": "a"})
+    with pytest.raises(llmctl.ModelError, match="structured output cannot read this model's tokenizer"):
+        llmctl.generate(loaded, "x")
+
+
 # -- text to the byte
 
 

@@ -8,9 +8,9 @@ from llmctl.config.schema import (
     LoadSection,
     ModelSection,
     QuantizationSection,
-    StructureSection,
     TokenizerSection,
 )
+from llmctl.config.structure import StructureSection
 
 __all__ = [
     "ChatSection",

@@ -16,7 +16,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from llmctl.config.schema import Config, all_keys, field_of, is_grammar_text, is_schema_text, sections
+from llmctl.config.schema import Config, all_keys, field_of, sections
+from llmctl.config.structure import is_grammar_text, is_schema_text
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
 from llmctl.state import CurrentModel, current_model

@@ -4,9 +4,12 @@ Names are transformers' own where it has one. Unknown keys are errors. Nothing h
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+
+from llmctl.config.section import Section as _Section
+from llmctl.config.structure import StructureSection
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
@@ -66,10 +69,6 @@ Dtype = Annotated[DtypeName, BeforeValidator(_dtype), WithJsonSchema({"enum": _D
 Attention = Annotated[AttentionName, BeforeValidator(_attention), WithJsonSchema({"enum": _ATTENTION_NAMES})]
 Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), WithJsonSchema({"enum": _BITS_NAMES})]
 CacheName = Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSection(_Section):
@@ -330,74 +329,6 @@ class ChatSection(_Section):
     template_kwargs: dict[str, Any] = Field(
         {}, description="Values for the template, for example {enable_thinking: false}."
     )
-
-
-def is_grammar_text(value: str) -> bool:
-    """Whether a grammar is given itself rather than the path of its file."""
-    return "\n" in value or bool(re.match(r"\s*start\b[^:]*:", value))
-
-
-def is_schema_text(value: str) -> bool:
-    """Whether a JSON schema is given itself rather than the path of its file."""
-    return value.lstrip().startswith("{")
-
-
-def _choices(value: Any) -> Any:
-    if isinstance(value, bool):
-        value = [value]
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    if isinstance(value, list):
-        if any(isinstance(choice, bool) for choice in value):
-            raise ValueError("put yes, no, true and false in quotes: YAML reads them as truth values")
-        return [str(choice) if isinstance(choice, int | float) else choice for choice in value]
-    return value
-
-
-class StructureSection(_Section):
-    """What form the answer must have. One of these keys at a time; the prompt stays as it is."""
-
-    json_schema: dict[str, Any] | str | None = Field(
-        None,
-        description=(
-            "A JSON schema: a mapping, JSON text, or the path of a file, which in a file starts at that file. "
-            "A keyword that cannot be enforced is an error."
-        ),
-    )
-    regex: str | None = Field(None, min_length=1, description="A regular expression that the whole answer matches.")
-    choices: Annotated[list[str], BeforeValidator(_choices)] | None = Field(
-        None, min_length=1, description="The answer is one of these texts: a list, or a,b,c."
-    )
-    grammar: str | None = Field(
-        None,
-        min_length=1,
-        description=(
-            "A grammar in llguidance's variant of Lark: its text, or the path of a file, which in a file starts at "
-            "that file."
-        ),
-    )
-
-    @field_validator("choices")
-    @classmethod
-    def _different(cls, value: list[str] | None) -> list[str] | None:
-        for choice in value or ():
-            if not choice:
-                raise ValueError("a choice is empty")
-            if (value or []).count(choice) > 1:
-                raise ValueError(f"{choice!r} is there twice")
-        return value
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"only one of {', '.join(given)} at a time")
-        return self
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the answer must have any form."""
-        return any(getattr(self, name) is not None for name in type(self).model_fields)
 
 
 class Config(_Section):

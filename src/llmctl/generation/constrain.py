@@ -1,5 +1,6 @@
 """A structure applied to tokens: which may come next, when the answer is whole, and its text to the byte."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,14 @@ class _Vocabulary:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelError("structured output needs a tokenizer of the tokenizers library; this model has another")
-        eos = tokenizer.eos_token_id
-        self._inner = LLTokenizer(backend.to_str(), eos_token=0 if eos is None else eos)
-        self.eos_token_id = 0 if eos is None else int(eos)
+        self.eos_token_id = 0 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        try:
+            self._inner = LLTokenizer(_with_plain_decoder(backend.to_str()), eos_token=self.eos_token_id)
+        except ValueError as error:
+            raise ModelError(
+                f"structured output cannot read this model's tokenizer: {str(error).splitlines()[0][:200]}",
+                hint="leave --json-schema, --regex, --choices and --grammar away",
+            ) from error
         self._special = frozenset(tokenizer.all_special_ids)
         self.matcher_of = lru_cache(maxsize=256)(self._compile)
 
@@ -166,6 +172,17 @@ class _Vocabulary:
 
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         return LLMatcher(self._inner, structure.grammar, log_level=0, limits=limits)
+
+
+def _with_plain_decoder(tokenizer: str) -> str:
+    """A tokenizer's JSON with a decoder that the engine knows: `Metaspace` in its three steps."""
+    document = json.loads(tokenizer)
+    decoder = document.get("decoder") or {}
+    if decoder.get("type") != "Metaspace":
+        return tokenizer
+    mark = {"String": decoder.get("replacement", "▁")}
+    steps = [{"type": "Replace", "pattern": mark, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return json.dumps({**document, "decoder": {"type": "Sequence", "decoders": steps}})
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:

@@ -89,10 +89,7 @@ def check_schema(schema: Any) -> dict[str, Any]:
         raise UserError("structure.json_schema: false allows no value at all")
     if not isinstance(schema, dict | bool):
         raise UserError(f"structure.json_schema: a schema is a mapping, this is {json.dumps(schema)[:60]}")
-    try:
-        text = json.dumps({} if schema is True else schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"structure.json_schema: this is not JSON: {error}") from error
+    text = json.dumps({} if schema is True else schema)
     if len(text) > MAX_BYTES:
         raise UserError(f"structure.json_schema: it has {len(text)} bytes, the limit is {MAX_BYTES}")
     return _Check(json.loads(text)).run()

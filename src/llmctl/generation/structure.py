@@ -9,16 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.config import Config, StructureSection
-from llmctl.config.schema import is_grammar_text
+from llmctl.config.structure import MAX_BYTES, written_out
 from llmctl.errors import UserError
 from llmctl.generation.completion import Completion
 from llmctl.generation.schema_check import HINT, check_schema, schemas_in
 
-MAX_BYTES = 1_000_000
 Kind = Literal["json_schema", "regex", "choices", "grammar"]
 # One space, or a new line and its indentation: enough for every way to write JSON, and no endless white space.
 _JSON_OPTIONS = {
@@ -51,16 +49,15 @@ def make_structure(section: StructureSection) -> Structure | None:
     Raises:
         UserError: it is not valid, cannot be enforced to the letter, or its file cannot be read.
     """
+    section = written_out(section)
     if section.json_schema is not None:
-        return _json_structure(json.dumps(_schema_of(section.json_schema), sort_keys=False))
+        return _json_structure(_as_json(section.json_schema))
     if section.regex is not None:
         return _text_structure("regex", section.regex)
     if section.choices is not None:
         return _text_structure("choices", "|".join(_literally(choice) for choice in section.choices))
     if section.grammar is not None:
-        grammar = section.grammar
-        text = grammar if is_grammar_text(grammar) else _read("structure.grammar", grammar)
-        return _text_structure("grammar", text)
+        return _text_structure("grammar", section.grammar)
     return None
 
 
@@ -132,32 +129,12 @@ def parse_json(text: str) -> Any:
 # -- from the configuration to the engine's words
 
 
-def _schema_of(given: Mapping[str, Any] | bool | str) -> Any:
-    """The schema itself: as it is, from JSON text, or from a file."""
-    if not isinstance(given, str):
-        return given
-    is_text = given.lstrip().startswith("{")
-    text = given if is_text else _read("structure.json_schema", given)
-    where = "" if is_text else f" {given}"
+def _as_json(schema: Any) -> str:
+    """A schema as text. YAML and Python have values that JSON lacks."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"structure.json_schema:{where} line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"structure.json_schema:{where} it is nested too deep") from error
-
-
-def _read(key: str, path: str) -> str:
-    file = Path(path).expanduser()
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise UserError(f"{key}: {file} is larger than {MAX_BYTES} bytes")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{key}: {file}: {reason}", hint="give a file, or the text itself") from error
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"structure.json_schema: this is not JSON: {error}") from error
 
 
 def _literally(text: str) -> str:

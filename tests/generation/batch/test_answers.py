@@ -1,5 +1,6 @@
 """Many prompts from Python: each row as it would be answered alone, with its own settings; a bad one costs no other."""
 
+import json
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -145,3 +146,28 @@ def test_the_fingerprint_of_a_folder_changes_with_its_files_and_not_with_its_pla
     changed = fingerprint(folder)
     (folder / "notes.md").write_text("mine")
     assert fingerprint(folder) == changed
+
+
+def test_a_row_has_its_own_structure(loaded: llmctl.LoadedModel) -> None:
+    more = {"prompt": "x", "seed": 5, "generation": {"temperature": 1.5, "max_new_tokens": 60}}
+    triple = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3, "maxItems": 3}
+    rows = [
+        {**more, "structure": {"choices": ["yes", "no"]}},
+        {**more, "structure": {"json_schema": triple}},
+        {**more, "structure": {"json_schema": {"type": "array", "uniqueItems": True}}},
+        {**more, "structure": {"json_schema": "schema.json"}},
+        {**more, "structure": {"grammar": "rules.lark"}},
+        {**more, "json_schema": triple},
+        {**more, "choices": ["A", "B"]},
+    ]
+    choice, parsed, *bad, own_field = llmctl.generate_batch(loaded, rows)
+    assert choice.text in ("yes", "no")
+    assert len(json.loads(parsed.text)) == 3
+    messages = [answer.error.message for answer in bad if answer.error]
+    assert "#/uniqueItems" in messages[0]
+    assert "must be the schema itself" in messages[1]
+    assert "must be the grammar itself" in messages[2]
+    assert "json_schema is a setting" in messages[3]
+    assert own_field.row.fields == {"choices": ["A", "B"]}
+    keys = {row_key(answer.row, identity(loaded)) for answer in (choice, parsed)}
+    assert len(keys) == 2, "the structure is part of the key"

@@ -52,7 +52,7 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
     Args:
         loaded: What `load` returned.
         rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and, where wanted, `id`, `seed`,
-            `system` and `generation`. They are read some hundreds ahead, so they may be endless.
+            `system`, `generation` and `structure`. They are read some hundreds ahead, so they may be endless.
         ordered: In the order of the rows, or as they are finished.
 
     Yields:
@@ -100,15 +100,18 @@ def answers(
             engine.drop_all()
 
 
-def _alone(loaded: "LoadedModel", request: Request, go_on: Callable[[], None]) -> Completion:
+def _alone(loaded: "LoadedModel", request: Request, go_on: Callable[[], None]) -> Completion | UserError:
     """The answer to what the engine does not understand: beams, and whole models of some architectures."""
     from llmctl.generation.stream import stream_request
 
     completion = None
-    with closing(stream_request(loaded, request)) as chunks:
-        for chunk in chunks:
-            go_on()
-            completion = chunk.completion
+    try:
+        with closing(stream_request(loaded, request)) as chunks:
+            for chunk in chunks:
+                go_on()
+                completion = chunk.completion
+    except UserError as error:  # a structure that got too complex
+        return error
     assert completion is not None, "the last chunk carries the completion"  # noqa: S101
     return completion
 
@@ -131,15 +134,16 @@ def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row,
     """The requests that rows mean, or what is wrong with them."""
 
     @lru_cache(maxsize=256)
-    def adjusted(generation: str) -> "LoadedModel | LlmctlError":
+    def adjusted(own: str) -> "LoadedModel | LlmctlError":
+        said = json.loads(own)
         try:
-            return with_generation(loaded, json.loads(generation))
+            return with_generation(loaded, said.get("generation", {}), structure=said.get("structure"))
         except LlmctlError as error:
             return error
 
     def request(row: Row, ids: list[int]) -> Request | LlmctlError:
-        own = row.settings.get("generation")
-        settled = adjusted(json.dumps(own, sort_keys=True)) if own else loaded
+        own = {name: row.settings[name] for name in ("generation", "structure") if name in row.settings}
+        settled = adjusted(json.dumps(own)) if own else loaded
         if isinstance(settled, LlmctlError):
             return settled
         try:

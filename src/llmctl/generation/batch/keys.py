@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.checkpoint import weight_files
+from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.prompt import template_text
 
@@ -53,6 +54,8 @@ def identity(of: "Prepared | LoadedModel") -> Identity:
         "seed": plan.seed,
         "context": config.tokenizer.model_max_length,
     }
+    if structure := written_out(config.structure).model_dump(mode="json", exclude_none=True):
+        settings["structure"] = json.dumps(structure)  # as text: the order of a schema's properties counts
     arguments = plan.model_kwargs
     model = {
         "files": of.located.commit or fingerprint(of.located.folder),
@@ -65,7 +68,10 @@ def identity(of: "Prepared | LoadedModel") -> Identity:
 
 def row_key(row: Row, run: Identity) -> str:
     """The key of a row: the same prompt and settings give the same key, whatever its id and its own fields are."""
-    content = {"prompt": row.prompt, "settings": row.settings}
+    settings = dict(row.settings)
+    if "structure" in settings:
+        settings["structure"] = json.dumps(settings["structure"])
+    content = {"prompt": row.prompt, "settings": settings}
     return f"{_hash(content, ROW_DIGITS)}-{run.settings}-{run.model}"
 
 

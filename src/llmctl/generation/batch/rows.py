@@ -1,7 +1,7 @@
 """The rows of a batch, read one at a time: JSON Lines, plain lines, CSV. A bad row is a row with an error.
 
-A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and `generation`, a
-mapping of that section's keys. Every other field is the user's own and is handed through.
+A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and `generation` and
+`structure`, mappings of those sections' keys. Every other field is the user's own and is handed through.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from llmctl.config.schema import GenerationSection
+from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
 
 Format = Literal["jsonl", "text", "csv", "tsv"]
@@ -21,6 +22,7 @@ COUNT_LIMIT_BYTES = 1 << 30
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".csv": "csv", ".tsv": "tsv"
 }  # fmt: skip
+_OWN = ("seed", "system", "generation", "structure")
 _SETTINGS = {name: name for name in GenerationSection.model_fields}
 _SETTINGS |= {"max_tokens": "max_new_tokens", "stop": "stop_strings"}
 
@@ -34,7 +36,7 @@ class Row:
         line: The line of the file that it begins on.
         id: What the user calls it; its number where they do not.
         prompt: A text, or messages; empty where there is an error.
-        settings: What the row says of how it is answered: `seed`, `system`, `generation`.
+        settings: What the row says of how it is answered: `seed`, `system`, `generation`, `structure`.
         fields: The user's own fields.
         error: Why it cannot be answered.
     """
@@ -231,7 +233,7 @@ def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
         return _bad(line, "id must be a text or a number")
     prompt = fields.pop(column or "prompt", None)
     messages = fields.pop("messages", None) if column is None else None
-    settings = {name: fields.pop(name) for name in ("seed", "system", "generation") if fields.get(name) is not None}
+    settings = {name: fields.pop(name) for name in _OWN if fields.get(name) is not None}
     wrong = _wrong_prompt(prompt, messages, column or "prompt") or _wrong_settings(settings, fields)
     if wrong:
         return _bad(line, wrong, own_id, fields)
@@ -267,4 +269,18 @@ def _wrong_settings(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> s
         return "system must be a text"
     if not isinstance(settings.get("generation", {}), Mapping):
         return "generation must be an object of that section's keys"
+    return _wrong_structure(settings.get("structure", {}), fields)
+
+
+def _wrong_structure(structure: Any, fields: Mapping[str, Any]) -> str | None:
+    """A row gives its schema or its grammar itself: data does not say which files are read."""
+    if "json_schema" in fields:
+        return "json_schema is a setting: write structure: {json_schema: …}, or call a field of yours otherwise"
+    if not isinstance(structure, Mapping):
+        return "structure must be an object of that section's keys"
+    schema, grammar = structure.get("json_schema"), structure.get("grammar")
+    if isinstance(schema, str):
+        return "structure.json_schema of a row must be the schema itself, an object"
+    if isinstance(grammar, str) and not is_grammar_text(grammar):
+        return "structure.grammar of a row must be the grammar itself"
     return None
