@@ -181,7 +181,7 @@ def turn_document(session: "ChatSession") -> str:
     if message.reasoning:
         document["reasoning"] = message.reasoning
     if turn is not None and done is not None:
-        document |= parsed_value(session.loaded.config.structure, done)
+        document |= parsed_value(done)
         document |= {
             "finish_reason": done.finish_reason,
             "seed": done.seed,

@@ -313,7 +313,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
     for done in completions:
         answer: dict[str, Any] = {
             "text": done.text,
-            **parsed_value(loaded.config.structure, done),
+            **parsed_value(done),
             "finish_reason": done.finish_reason,
             "stop_string": done.stop_string,
             "seed": done.seed,

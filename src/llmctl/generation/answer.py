@@ -68,6 +68,7 @@ class Answer:
 
     def completion(self, *, gains: Gains | None = None) -> Completion:
         """The whole answer, with what faster decoding brought to it."""
+        structure = self.request.structure
         return Completion(
             text=self._text.shown,
             token_ids=tuple(self.token_ids),
@@ -79,5 +80,6 @@ class Answer:
             seconds=self._last - self._started,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
             gains=gains,
+            is_json=self.finish_reason == "stop" and structure is not None and structure.is_json,
             prompt_ids=self.request.ids,
         )

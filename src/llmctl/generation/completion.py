@@ -46,6 +46,7 @@ class Completion:
         logprobs: What the model thought of each of `token_ids`, or None where that was not asked for.
         gains: What faster decoding brought; None where none was asked for.
         prompt_ids: The prompt, as token ids.
+        is_json: Whether the text is a whole JSON value because a schema saw to it.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     gains: Gains | None = None
     prompt_ids: tuple[int, ...] = ()
+    is_json: bool = False
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -97,9 +97,9 @@ def refuse_combinations(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def parsed_value(section: StructureSection, completion: Completion) -> dict[str, Any]:
+def parsed_value(completion: Completion) -> dict[str, Any]:
     """{"parsed": value} where an answer is a whole JSON value; nothing where it was cut, or is not meant to be one."""
-    if section.json_schema is None or completion.finish_reason != "stop":
+    if not completion.is_json:
         return {}
     try:
         return {"parsed": parse_json(completion.text)}

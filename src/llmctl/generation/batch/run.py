@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmctl.config import StructureSection
 from llmctl.errors import LlmctlError
 from llmctl.generation.batch.answers import answers, in_one_line
 from llmctl.generation.batch.keys import Identity, row_key
@@ -133,7 +132,7 @@ class _Run:
         document = {
             **_head(row),
             "text": completion.text,
-            **parsed_value(_structure(row, loaded), completion),
+            **parsed_value(completion),
             "finish_reason": completion.finish_reason,
             "stop_string": completion.stop_string,
             "prompt_tokens": completion.prompt_token_count,
@@ -162,11 +161,6 @@ class _Run:
     def _settled(self) -> None:
         self.tally.rows += 1
         self._listener.settled(self.tally)
-
-
-def _structure(row: Row, loaded: "LoadedModel") -> StructureSection:
-    own = row.settings.get("structure")
-    return loaded.config.structure if own is None else StructureSection.model_validate(own)
 
 
 def _head(row: Row) -> dict[str, Any]:
