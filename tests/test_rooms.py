@@ -24,6 +24,7 @@ FLOORS = {
     "config": 3,
     "memory": 4,
     "presets": 4,
+    "adapters": 5,
     "plan": 5,
     "quantization": 5,
     "hub": 6,
@@ -55,6 +56,7 @@ HEAVY = {
     "httpx2",
     "safetensors",
     "tokenizers",
+    "peft",
 }
 
 

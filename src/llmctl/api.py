@@ -1,6 +1,6 @@
 """The library in a few verbs: load, stream, generate, generate_object, score, rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ def load(
     model: str | Path | None = None,
     *,
     config: Config | Settings | Path | str | None = None,
+    adapters: Sequence[str | Path | Mapping[str, Any]] = (),
+    merge_adapters: bool = False,
     offline: bool = False,
     **sections: Mapping[str, Any] | int | bool,
 ) -> loader.LoadedModel:
@@ -28,6 +30,8 @@ def load(
     Args:
         model: A Hub id or a folder. Without it: the configuration's, or the small default.
         config: A `Config`, `Settings`, or the path of a YAML file.
+        adapters: LoRA adapters to put on the model: ids, folders, or {"id": …, "revision": …, "scale": …}.
+        merge_adapters: Add them to the model's own weights.
         offline: Never touch the network.
         sections: Values over the configuration: `quantization={"bits": 4}`, `load={"dtype": "bfloat16"}`, `seed=7`.
 
@@ -44,6 +48,9 @@ def load(
         values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
     if model is not None:
         values["model"] = {**values.get("model", {}), "id": str(model)}
+    if adapters or merge_adapters:
+        named = [dict(one) if isinstance(one, Mapping) else {"id": str(one)} for one in adapters]
+        values["model"] = {**values.get("model", {}), "adapters": named, "merge_adapters": merge_adapters}
     return loader.load(settings_from_mapping(values), offline=offline)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.hub.cache import files_of
 from llmctl.hub.listing import RemoteFile
-from llmctl.hub.selection import needed
+from llmctl.hub.selection import ADAPTER, needed
 from llmctl.hub.verify import check, expected_files
 from llmctl.paths import state_dir, write_atomically
 
 if TYPE_CHECKING:
+    from llmctl.adapters.files import AdapterInfo
     from llmctl.locate import Located
 
 _SETTLED_SECONDS = 2  # a file that changed less than this ago could change again without a trace
 _MOST_REMEMBERED = 10_000
+
+
+def adapter_files(adapter: "AdapterInfo") -> tuple[RemoteFile, ...]:
+    """The two files of an adapter, as `model_files` gives those of a model. Raises OSError."""
+    from llmctl.locate import Located
+
+    return _hashed(Located(adapter.source, adapter.folder, adapter.commit, ""), ADAPTER)
 
 
 def model_files(located: "Located", *, trust_remote_code: bool = False) -> tuple[RemoteFile, ...]:
@@ -37,7 +45,10 @@ def model_files(located: "Located", *, trust_remote_code: bool = False) -> tuple
     Raises:
         OSError: a file cannot be read.
     """
-    names = needed(files_of(located.folder), trust_remote_code=trust_remote_code)
+    return _hashed(located, needed(files_of(located.folder), trust_remote_code=trust_remote_code))
+
+
+def _hashed(located: "Located", names: Sequence[str]) -> tuple[RemoteFile, ...]:
     known = _from_cache(located)
     if all(name in known for name in names):
         return tuple(known[name] for name in names)

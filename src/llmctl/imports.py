@@ -45,6 +45,34 @@ def lean_imports() -> Iterator[None]:
             gc.freeze()
 
 
+@contextmanager
+def without_peft() -> Iterator[None]:
+    """While this is open, transformers does not know that peft is installed.
+
+    It takes an adapter_config.json beside a model for an order: it loads the base model that is named there, from
+    wherever that is, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). Importing
+    peft also imports bitsandbytes, which fetches code from the Hub where `kernels` is installed.
+    """
+    import transformers.utils  # noqa: F401 (so that the name below exists)
+    from transformers.utils import import_utils
+
+    known = import_utils.is_peft_available
+
+    def unknown() -> bool:
+        return False
+
+    def swap(old: Any, new: Any) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers") and vars(module).get("is_peft_available") is old:
+                vars(module)["is_peft_available"] = new
+
+    swap(known, unknown)
+    try:
+        yield
+    finally:
+        swap(unknown, known)
+
+
 def _without_distributed() -> None:
     """Tell transformers that this torch knows no other processes."""
     import transformers.utils
@@ -56,14 +84,8 @@ def _without_distributed() -> None:
 
 def _without_peft() -> None:
     """Where set_seed lives, peft is imported if it is installed, and bitsandbytes with it: only its Trainer cares."""
-    import transformers.utils
-
-    found = transformers.utils.is_peft_available
-    vars(transformers.utils)["is_peft_available"] = lambda: False
-    try:
+    with without_peft():
         importlib.import_module("transformers.trainer_utils")
-    finally:
-        vars(transformers.utils)["is_peft_available"] = found
 
 
 class _Dynamo(ModuleType):

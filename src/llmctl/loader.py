@@ -13,10 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.adapters.apply import apply_adapters
+from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Config, Settings
 from llmctl.errors import MachineError, ModelError, UserError
-from llmctl.imports import lean_imports
-from llmctl.locate import Located, draft_settings, locate
+from llmctl.imports import lean_imports, without_peft
+from llmctl.locate import Located, draft_settings, locate, locate_adapters
 from llmctl.machine import Machine, read_machine
 from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
@@ -74,6 +76,7 @@ class LoadedModel:
         eos_token_ids: Every token that ends an answer.
         measured: What was found after loading.
         draft: The draft model, loaded the same way, or None.
+        adapters: Those that are on it, or merged into it.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -86,6 +89,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     measured: Measured
     draft: "LoadedModel | None" = None
+    adapters: tuple[AdapterInfo, ...] = ()
 
     @property
     def context_length(self) -> int | None:
@@ -104,6 +108,7 @@ class Prepared:
         plan: What was decided.
         config: What was asked.
         draft: The same of the draft model, or None.
+        adapters: Those that will be put on the model.
     """
 
     located: Located
@@ -112,6 +117,7 @@ class Prepared:
     plan: Plan
     config: Config
     draft: "Prepared | None" = None
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 def prepare(
@@ -133,19 +139,20 @@ def prepare(
     located = locate(settings, offline=offline, progress=progress)
     info = read_model_info(located.folder, source=located.source, commit=located.commit)
     machine, config = machine or read_machine(), settings.config
+    adapters = locate_adapters(config, offline=offline, progress=progress)
     if config.draft.id is None:
-        plan = make_plan(config, machine, info, context=context, batch=batch)
+        plan = make_plan(config, machine, info, context=context, batch=batch, adapters=adapters)
         plan = copies.consider(plan, config, info, machine)
-        return Prepared(located, info, machine, plan, config)
+        return Prepared(located, info, machine, plan, config, adapters=adapters)
     assisting = draft_settings(settings)
     beside = locate(assisting, offline=offline, progress=progress)
     draft_info = read_model_info(beside.folder, source=beside.source, commit=beside.commit)
-    plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft_info)
+    plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft_info, adapters=adapters)
     plan = copies.consider(plan, config, info, machine)
     assert plan.draft is not None  # noqa: S101 (it was given one)
     draft_plan = copies.consider(plan.draft, assisting.config, draft_info, machine)
     draft = Prepared(beside, draft_info, machine, draft_plan, assisting.config)
-    return Prepared(located, info, machine, plan, config, draft)
+    return Prepared(located, info, machine, plan, config, draft, adapters)
 
 
 def load(
@@ -179,11 +186,14 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
     """Do what the plan says. Errors are those of `load`."""
     started = time.perf_counter()
     apply_environment(prepared.plan)
-    with lean_imports(), quiet_libraries():
+    with lean_imports(), quiet_libraries(), without_peft():
         prepared = settle(prepared)
         _seed(prepared.plan)
         tokenizer, eos = ready_tokenizer(prepared)
         prepared, model = _load_weights(prepared)
+    if prepared.adapters:
+        with quiet_libraries():
+            model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)
     seconds = time.perf_counter() - started
     loaded = LoadedModel(
         model=model,
@@ -195,6 +205,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         machine=prepared.machine,
         eos_token_ids=eos,
         measured=_measure(model, seconds),
+        adapters=prepared.adapters,
     )
     if prepared.draft is None:
         return loaded
@@ -231,7 +242,7 @@ def ready_tokenizer(prepared: Prepared) -> tuple["PreTrainedTokenizerBase", tupl
 def prepared_again(loaded: LoadedModel) -> Prepared:
     """What loads the same model, and its draft, once more."""
     draft = prepared_again(loaded.draft) if loaded.draft else None
-    return Prepared(loaded.located, loaded.info, loaded.machine, loaded.plan, loaded.config, draft)
+    return Prepared(loaded.located, loaded.info, loaded.machine, loaded.plan, loaded.config, draft, loaded.adapters)
 
 
 def apply_environment(plan: Plan) -> None:

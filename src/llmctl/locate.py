@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl import demo
+from llmctl.adapters.files import AdapterInfo, read_adapter
 from llmctl.config import Config, Settings
 from llmctl.errors import UserError
 from llmctl.plan.draft import draft_config
@@ -61,6 +62,37 @@ def draft_settings(settings: Settings) -> Settings:
     return Settings(draft_config(settings.config), {"model.id": settings.origin("draft.id")})
 
 
+def locate_adapters(
+    config: Config, *, offline: bool = False, progress: "Progress | None" = None
+) -> tuple[AdapterInfo, ...]:
+    """Find and read the adapters that a configuration names, downloading them if need be.
+
+    Raises:
+        UserError: one is neither a folder nor a Hub id, or no adapter that llmctl loads.
+        RemoteError: one has to be fetched and cannot be.
+    """
+    from llmctl.hub.download import ensure
+
+    found = []
+    for spec in config.model.adapters:
+        folder, commit = Path(spec.id).expanduser().absolute(), None
+        if not is_path(spec.id):
+            if spec.id.count("/") != 1:
+                raise _no_place(spec.id, "--adapter org/name")
+            snapshot = ensure(spec.id, revision=spec.revision, offline=offline, progress=progress)
+            folder, commit = snapshot.folder, snapshot.commit
+        elif not folder.is_dir():
+            raise UserError(f"there is no folder {folder}", hint="give the folder of an adapter, or a Hub id")
+        found.append(read_adapter(folder, source=spec.id, commit=commit, scale=spec.scale))
+    return tuple(found)
+
+
+def _no_place(name: str, example: str) -> UserError:
+    return UserError(
+        f"{name!r} is neither a folder here nor a Hub id of the form org/name", hint=f"for example: {example}"
+    )
+
+
 def is_path(model: str) -> bool:
     """Whether a model's name means a folder: it exists, or it can only be a path."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
@@ -82,10 +114,7 @@ def _from_hub(
     from llmctl.hub.download import ensure
 
     if repo_id.count("/") != 1:
-        raise UserError(
-            f"{repo_id!r} is neither a folder here nor a Hub id of the form org/name",
-            hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
-        )
+        raise _no_place(repo_id, "--model HuggingFaceTB/SmolLM2-135M-Instruct")
     snapshot = ensure(
         repo_id,
         revision=revision,

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from llmctl import demo
+from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Settings
 from llmctl.errors import OfflineError, UnreachableError
-from llmctl.locate import draft_settings, is_path, locate
+from llmctl.locate import draft_settings, is_path, locate, locate_adapters
 from llmctl.modelinfo import ModelInfo, read_model_info
 
 
@@ -18,12 +19,14 @@ class Look:
         reason: Who named it.
         download_bytes: What would have to be fetched; 0 where it is here.
         draft: The same of the draft model, or None.
+        adapters: Those that are asked for. They are small, and fetched whole.
     """
 
     info: ModelInfo
     reason: str
     download_bytes: int
     draft: "Look | None" = None
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 def look(settings: Settings, *, offline: bool = False) -> Look:
@@ -32,7 +35,7 @@ def look(settings: Settings, *, offline: bool = False) -> Look:
     Raises:
         LlmctlError: it is not here and the Hub says no, or its files cannot be used.
     """
-    seen = _look(settings, offline=offline)
+    seen = replace(_look(settings, offline=offline), adapters=locate_adapters(settings.config, offline=offline))
     if settings.config.draft.id is None:
         return seen
     return replace(seen, draft=_look(draft_settings(settings), offline=offline))

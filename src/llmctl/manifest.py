@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,11 +12,12 @@ from llmctl._version import __version__
 from llmctl.config import Config
 from llmctl.config.structure import written_out
 from llmctl.errors import UserError
-from llmctl.hashes import model_files
+from llmctl.hashes import adapter_files, model_files
 from llmctl.hub.listing import Algorithm, RemoteFile, is_safe_path
 from llmctl.machine import read_machine, read_nvidia_driver
 
 if TYPE_CHECKING:
+    from llmctl.adapters.files import AdapterInfo
     from llmctl.loader import LoadedModel
 
 SCHEMA = "llmctl.manifest/1"
@@ -94,6 +95,26 @@ class DraftRecord(_Noun):
     model_kwargs: dict[str, Any]
 
 
+class AdapterRecord(_Noun):
+    """An adapter that was on the model.
+
+    Attributes:
+        source: The Hub id or the folder, as it was named.
+        commit: The commit on the Hub, or None.
+        folder: The folder that was loaded.
+        files: Every file that loading reads.
+        scale: What its effect was multiplied with.
+        base_model: The model that it was made for, as it says.
+    """
+
+    source: Text
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    folder: Text | None = None
+    files: tuple[FileHash, ...] = Field(min_length=1, max_length=10_000)
+    scale: float = 1.0
+    base_model: Text | None = None
+
+
 class Manifest(_Noun):
     """A run, but for its prompt and its answers. Plain values; nothing in one that was read is trusted.
 
@@ -115,6 +136,7 @@ class Manifest(_Noun):
         quantized_copy: Whether a copy of the weights that an earlier run had quantised was read.
         device_map: Where each part lay.
         draft: The draft model, or None.
+        adapters: Those on the model, in their order.
         versions: Of Python, llmctl and the libraries.
         hardware: The computer.
     """
@@ -136,6 +158,7 @@ class Manifest(_Noun):
     quantized_copy: bool = False
     device_map: dict[str, str]
     draft: DraftRecord | None = None
+    adapters: tuple[AdapterRecord, ...] = Field((), max_length=1000)
     versions: dict[str, str]
     hardware: Hardware
 
@@ -164,6 +187,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         quantized_copy=plan.copy_folder is not None,
         device_map=dict(measured.device_map),
         draft=DraftRecord(**_model(loaded.draft)) if loaded.draft else None,
+        adapters=tuple(_adapter(one) for one in loaded.adapters),
         versions=read_versions(),
         hardware=read_hardware(),
     )
@@ -183,11 +207,24 @@ def _model(loaded: "LoadedModel") -> dict[str, Any]:
         "source": plan.source,
         "commit": plan.commit,
         "folder": str(loaded.located.folder),
-        "files": [
-            FileHash(path=f.path, size_bytes=f.size_bytes, algorithm=f.algorithm, digest=f.digest) for f in files
-        ],
+        "files": _hashes(files),
         "model_kwargs": dict(plan.model_kwargs),
     }
+
+
+def _adapter(adapter: "AdapterInfo") -> AdapterRecord:
+    return AdapterRecord(
+        source=adapter.source,
+        commit=adapter.commit,
+        folder=str(adapter.folder),
+        files=_hashes(adapter_files(adapter)),
+        scale=adapter.scale,
+        base_model=adapter.base_model,
+    )
+
+
+def _hashes(files: Iterable[RemoteFile]) -> tuple[FileHash, ...]:
+    return tuple(FileHash(path=f.path, size_bytes=f.size_bytes, algorithm=f.algorithm, digest=f.digest) for f in files)
 
 
 def manifest_from(document: Any, *, where: str) -> Manifest:

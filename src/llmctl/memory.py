@@ -202,6 +202,7 @@ class Memory:
         batch: The number of sequences counted.
         mapped_bytes: What of the files lies in RAM beside the weights while they are loaded.
         draft_bytes: The draft model with its cache and activations.
+        adapter_bytes: Adapters that are not merged.
     """
 
     weights: Mapping[str, int]
@@ -211,11 +212,17 @@ class Memory:
     batch: int = 1
     mapped_bytes: int = 0
     draft_bytes: int = 0
+    adapter_bytes: int = 0
 
     @property
     def working_bytes(self) -> int:
         """What is needed besides weights and runtime."""
         return self.kv_cache_bytes + self.activation_bytes
+
+    @property
+    def beside_bytes(self) -> int:
+        """What lies beside the model: a draft model, adapters."""
+        return self.draft_bytes + self.adapter_bytes
 
     @property
     def overhead_bytes(self) -> int:
@@ -226,10 +233,10 @@ class Memory:
     @property
     def total_bytes(self) -> int:
         """Everything together, once it is loaded."""
-        return sum(self.weights.values()) + self.working_bytes + self.draft_bytes + self.overhead_bytes
+        return sum(self.weights.values()) + self.working_bytes + self.beside_bytes + self.overhead_bytes
 
     @property
     def peak_ram_bytes(self) -> int:
         """The largest resident memory of the process, loading included, where all of it lies in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
-        return RUNTIME_BYTES + weights + self.draft_bytes + max(self.mapped_bytes, self.working_bytes)
+        return RUNTIME_BYTES + weights + self.beside_bytes + max(self.mapped_bytes, self.working_bytes)

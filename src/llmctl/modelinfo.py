@@ -143,6 +143,8 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
         ModelError: it is not a model's folder, or its files are unsafe, incomplete or absurd. Nothing was executed.
     """
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{source or folder} is an adapter, not a model", hint="give it with --adapter")
         raise ModelError(
             f"{folder} has no config.json",
             hint="give the folder that holds the model's config.json and weights",

@@ -17,9 +17,10 @@ from llmctl.errors import ModelError, UserError
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
-from llmctl.hashes import is_same, model_files
+from llmctl.hashes import adapter_files, is_same, model_files
+from llmctl.hub.listing import RemoteFile
 from llmctl.locate import is_path
-from llmctl.manifest import DraftRecord, Manifest, make_manifest, manifest_from
+from llmctl.manifest import AdapterRecord, DraftRecord, Manifest, make_manifest, manifest_from
 
 if TYPE_CHECKING:
     from llmctl.generation.completion import Completion
@@ -145,9 +146,16 @@ def loading_settings(
     asked = {key: value for key, value in manifest.config.items() if key not in ("chat", "model", "draft", "structure")}
     load, quantization = asked.get("load"), asked.get("quantization")
     trusted = bool(manifest.model_kwargs.get("trust_remote_code")) and trust_remote_code
+    asked_model = manifest.config.get("model")
+    merged = isinstance(asked_model, Mapping) and bool(asked_model.get("merge_adapters"))
     values = {
         **asked,
-        "model": {**_where(manifest, model), "trust_remote_code": trusted},
+        "model": {
+            **_where(manifest, model),
+            "trust_remote_code": trusted,
+            "adapters": [{**_where(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
+            "merge_adapters": merged,
+        },
         "load": {
             **(load if isinstance(load, Mapping) else {}),
             "dtype": manifest.model_kwargs.get("dtype", "auto"),
@@ -163,7 +171,7 @@ def loading_settings(
     return settings_from_mapping(values, where="the manifest")
 
 
-def _where(record: Manifest | DraftRecord, instead: str | None) -> dict[str, Any]:
+def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) -> dict[str, Any]:
     if instead is not None:
         return {"id": instead}
     if record.commit is not None:
@@ -208,12 +216,17 @@ def check_files(manifest: Manifest, prepared: "Prepared") -> None:
     _check_model(manifest, prepared)
     if manifest.draft is not None and prepared.draft is not None:
         _check_model(manifest.draft, prepared.draft)
+    for record, adapter in zip(manifest.adapters, prepared.adapters, strict=True):
+        _check_hashes(record, adapter_files(adapter), adapter.folder)
 
 
 def _check_model(record: Manifest | DraftRecord, prepared: "Prepared") -> None:
-    folder = prepared.located.folder
     trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
-    here = {file.path: file for file in model_files(prepared.located, trust_remote_code=trusted)}
+    _check_hashes(record, model_files(prepared.located, trust_remote_code=trusted), prepared.located.folder)
+
+
+def _check_hashes(record: Manifest | DraftRecord | AdapterRecord, files: Sequence[RemoteFile], folder: Path) -> None:
+    here = {file.path: file for file in files}
     there = {file.path: file.as_file() for file in record.files}
     for path in sorted(here.keys() | there.keys()):
         if path not in here:
@@ -225,7 +238,7 @@ def _check_model(record: Manifest | DraftRecord, prepared: "Prepared") -> None:
         else:
             continue
         raise ModelError(
-            f"the files of {prepared.located.source} are not those of the manifest: {what}",
+            f"the files of {record.source} are not those of the manifest: {what}",
             hint="take the model that was used: llmctl replay --model FOLDER, or download its commit",
             details={"file": path, "folder": str(folder)},
         )

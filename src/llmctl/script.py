@@ -29,6 +29,7 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
     parts = [
         _head(plan),
         _load(plan, _where(prepared), pad_token=tokenizer.pad_token),
+        *([_load_adapters(prepared)] if prepared.adapters else []),
         *([_load_draft(prepared, draft)] if draft else []),
         _prompt(config, prompt, templated=templated),
         _generate(prepared, arguments),
@@ -61,6 +62,24 @@ def _load(plan: Plan, where: str, *, pad_token: str) -> str:
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
     lines.append(f"tokenizer.pad_token = {pad_token!r}")
     return "\n".join([*lines, *_load_model("model", plan, where), ""])
+
+
+def _load_adapters(prepared: Prepared) -> str:
+    """The lines that put the adapters on the model."""
+    names = [f"adapter_{number}" for number in range(len(prepared.adapters))]
+    lines = ["from peft import PeftModel", "from peft.tuners.lora import LoraLayer", ""]
+    for name, adapter in zip(names, prepared.adapters, strict=True):
+        where = f'"{adapter.source}", revision="{adapter.commit}"' if adapter.commit else repr(str(adapter.folder))
+        verb = "model = PeftModel.from_pretrained(model, " if name == names[0] else "model.load_adapter("
+        lines.append(f'{verb}{where}, adapter_name="{name}")')
+    lines.append(f"model.base_model.set_adapter({names!r})")
+    for name, adapter in zip(names, prepared.adapters, strict=True):
+        if adapter.scale != 1:
+            lines.append("for layer in model.modules():\n    if isinstance(layer, LoraLayer):")
+            lines.append(f'        layer.set_scale("{name}", {adapter.scale!r})')
+    merge = prepared.config.model.merge_adapters
+    lines.append(f"model = model.{'merge_and_unload(safe_merge=True)' if merge else 'get_base_model()'}")
+    return "\n".join([*lines, "model.eval()", ""])
 
 
 def _load_draft(prepared: Prepared, draft: Prepared) -> str:

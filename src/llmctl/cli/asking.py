@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FLAGS = {
     "model": "model.id",
     "revision": "model.revision",
+    "adapter": "model.adapters",
+    "merge": "model.merge_adapters",
     "trust_remote_code": "model.trust_remote_code",
     "dtype": "load.dtype",
     "attn": "load.attn_implementation",
@@ -83,6 +85,13 @@ TrustOption = Annotated[
 OvercommitOption = Annotated[
     bool | None,
     typer.Option("--overcommit", help="Load even when the RAM does not seem to suffice.", show_default=False),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="A LoRA adapter: a Hub id or a folder (repeatable).", show_default=False),
+]
+MergeOption = Annotated[
+    bool | None, typer.Option("--merge", help="Add the adapters to the model's own weights.", show_default=False)
 ]
 DraftOption = Annotated[
     str | None,

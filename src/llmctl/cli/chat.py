@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli.asking import (
+    AdapterOption,
     AttentionOption,
     CacheOption,
     ChoicesOption,
@@ -19,6 +20,7 @@ from llmctl.cli.asking import (
     GrammarOption,
     JsonSchemaOption,
     LookupOption,
+    MergeOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -77,6 +79,8 @@ def chat(
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
     deterministic: DeterministicOption = None,
+    adapter: AdapterOption = None,
+    merge: MergeOption = None,
     draft: DraftOption = None,
     prompt_lookup: LookupOption = None,
     cache: CacheOption = None,
@@ -126,19 +130,22 @@ def chat(
         "grammar": grammar,
         "template": template,
         "draft": draft,
+        "merge": merge,
         "prompt_lookup": prompt_lookup,
         "cache": cache,
         "compile": compile,
     }
 
-    def load(name: str | None, at: str | None = None) -> "LoadedModel":
-        settings = settings_from_flags(config, assignments, model=name, revision=at, system=system, **flags)
+    def load(name: str | None, at: str | None = None, adapters: list[str] | None = None) -> "LoadedModel":
+        settings = settings_from_flags(
+            config, assignments, model=name, revision=at, adapter=adapters, system=system, **flags
+        )
         return _load(settings, output, offline=offline)
 
     if saved is not None and model is None:
-        loaded = load(saved.model, revision or saved.commit)
+        loaded = load(saved.model, revision or saved.commit, adapter or None)
     else:
-        loaded = load(model, revision)
+        loaded = load(model, revision, adapter or None)
     if loaded.config.chat.raw:
         raise UserError("chat.raw: a conversation needs the chat template", hint="leave chat.raw away")
     session = ChatSession(

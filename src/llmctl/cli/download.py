@@ -183,7 +183,7 @@ def _show_verification(output: Output, found: "Verification", *, is_repaired: bo
 def _finish(output: Output, done: "Downloaded") -> None:
     from llmctl.state import remember_model
 
-    if done.is_loadable:
+    if done.is_loadable and not done.is_adapter:
         remember_model(done.repo_id, revision=done.revision, how="download")
     if output.as_json:
         output.document("llmctl.download/1", _as_json(done))
@@ -193,7 +193,9 @@ def _finish(output: Output, done: "Downloaded") -> None:
     output.note(
         f"{done.repo_id} at commit {done.commit}: {len(done.files)} files, {bytes_text(done.size_bytes)}{speed}"
     )
-    if done.is_loadable:
+    if done.is_adapter:
+        output.note(f"an adapter; next: llmctl generate --adapter {done.repo_id} --prompt 'Hello'")
+    elif done.is_loadable:
         output.note("next: llmctl generate --prompt 'Hello'")
     else:
         output.note(f"this is not all that loading needs; for that: llmctl download {done.repo_id}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli.asking import (
+    AdapterOption,
     AttentionOption,
     CacheOption,
     ChoicesOption,
@@ -25,6 +26,7 @@ from llmctl.cli.asking import (
     JsonSchemaOption,
     LogprobsOption,
     LookupOption,
+    MergeOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -118,6 +120,8 @@ def generate(
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
     deterministic: DeterministicOption = None,
+    adapter: AdapterOption = None,
+    merge: MergeOption = None,
     draft: DraftOption = None,
     prompt_lookup: LookupOption = None,
     cache: CacheOption = None,
@@ -173,6 +177,8 @@ def generate(
         template=template,
         raw=raw,
         draft=draft,
+        adapter=adapter or None,
+        merge=merge,
         prompt_lookup=prompt_lookup,
         cache=cache,
         compile=compile,

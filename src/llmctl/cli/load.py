@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli.asking import (
+    AdapterOption,
     AttentionOption,
     ConfigOption,
     DeterministicOption,
     DeviceMapOption,
     DraftOption,
     DtypeOption,
+    MergeOption,
     ModelOption,
     OfflineOption,
     OvercommitOption,
@@ -28,6 +30,7 @@ from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output, bytes_text
 
 if TYPE_CHECKING:
+    from llmctl.adapters.files import AdapterInfo
     from llmctl.loader import LoadedModel, Prepared
 
 app = new_app()
@@ -46,6 +49,8 @@ def load(
     device_map: DeviceMapOption = None,
     deterministic: DeterministicOption = None,
     seed: SeedOption = None,
+    adapter: AdapterOption = None,
+    merge: MergeOption = None,
     draft: DraftOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
@@ -86,6 +91,8 @@ def load(
         seed=seed,
         trust_remote_code=trust_remote_code,
         draft=draft,
+        adapter=adapter or None,
+        merge=merge,
     )
     prepared = prepare_model(output, settings, offline=offline)
     if show_code:
@@ -134,6 +141,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
         },
         "measured": asdict(loaded.measured),
+        "adapters": adapter_documents(loaded),
         "draft": document(loaded.draft) if loaded.draft else None,
     }
 
@@ -150,6 +158,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
     output.pairs([(decision.key, f"{decision.value}  ({decision.reason})") for decision in plan.decisions])
     output.heading("measured")
     where = ", ".join(f"{device} {bytes_text(size)}" for device, size in measured.device_bytes.items())
+    planned = bytes_text(sum(plan.memory.weights.values()) + plan.memory.adapter_bytes)
     output.pairs(
         [
             ("class", f"{measured.model_class}, {measured.parameters / 1e6:,.0f} million parameters"),
@@ -158,12 +167,35 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
             ("attention", measured.attn_implementation),
             ("quantization", measured.quantization),
             ("device map", _map_text(measured.device_map)),
-            ("weights", f"{where}; planned {bytes_text(sum(plan.memory.weights.values()))}"),
+            ("weights", f"{where}; planned {planned}"),
             ("loaded in", f"{measured.load_seconds:.1f} s"),
             ("peak memory", bytes_text(measured.peak_memory_bytes)),
+            *[("adapter", _adapter_text(loaded, adapter)) for adapter in loaded.adapters],
             *([("draft", _draft_text(loaded.draft))] if loaded.draft else []),
         ]
     )
+
+
+def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
+    """The adapters that are on a model, as `--json` says them."""
+    return [
+        {
+            "source": adapter.source,
+            "commit": adapter.commit,
+            "folder": str(adapter.folder),
+            "scale": adapter.scale,
+            "base_model": adapter.base_model,
+            "parameters": adapter.parameters,
+            "merged": loaded.config.model.merge_adapters,
+        }
+        for adapter in loaded.adapters
+    ]
+
+
+def _adapter_text(loaded: "LoadedModel", adapter: "AdapterInfo") -> str:
+    """One adapter in one line."""
+    how = "merged" if loaded.config.model.merge_adapters else bytes_text(adapter.size_bytes)
+    return f"{adapter.source}: {adapter.parameters / 1e6:,.3g} million parameters, {how}"
 
 
 def _draft_text(draft: "LoadedModel") -> str:

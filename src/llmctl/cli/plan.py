@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli.asking import (
+    AdapterOption,
     AttentionOption,
     ConfigOption,
     DeviceMapOption,
     DraftOption,
+    MergeOption,
     OfflineOption,
     RevisionOption,
     SetOption,
@@ -57,6 +59,8 @@ def plan(
     config: ConfigOption = None,
     attn: AttentionOption = None,
     device_map: DeviceMapOption = None,
+    adapter: AdapterOption = None,
+    merge: MergeOption = None,
     draft: DraftOption = None,
     assignments: SetOption = None,
     offline: OfflineOption = False,
@@ -78,7 +82,15 @@ def plan(
 
     output: Output = ctx.obj
     settings = settings_from_flags(
-        config, assignments, model=model, revision=revision, attn=attn, device_map=device_map, draft=draft
+        config,
+        assignments,
+        model=model,
+        revision=revision,
+        attn=attn,
+        device_map=device_map,
+        draft=draft,
+        adapter=adapter or None,
+        merge=merge,
     )
     if write is not None and write.exists() and not force:
         raise UserError(f"{write} is there already", hint="--force replaces it")
@@ -117,6 +129,7 @@ def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batc
         batch=batch,
         ram_bandwidth=bandwidth,
         draft=seen.draft.info if seen.draft else None,
+        adapters=seen.adapters,
     )
     if not name:
         ways = tuple(
@@ -148,6 +161,8 @@ def _show_model(output: Output, seen: "Look") -> None:
         rows.append(("download", f"{bytes_text(seen.download_bytes)}; {bytes_text(free_bytes(cache_dir()))} are free"))
     else:
         rows.append(("download", "nothing: it is here"))
+    for adapter in seen.adapters:
+        rows.append(("adapter", f"{adapter.source}: {bytes_text(adapter.size_bytes)}; counted in the totals"))
     if seen.draft is not None:
         small = seen.draft.info
         rows.append(("draft", f"{small.source}: {small.parameters / 1e6:,.3g} million; counted in the totals"))
@@ -163,8 +178,8 @@ def _show_ways(
     rows = [_row(way, best) for way in ways]
     output.table(("", "way", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict"), rows)
     if any(way.speed for way in ways):
-        drafting = ", the draft model" if any(way.plan and way.plan.draft for way in ways) else ""
-        output.line(f"cache+: KV cache and activations{drafting}; * an estimate of decoding, one sequence")
+        beside = ", draft model, adapters" if any(way.plan and way.plan.memory.beside_bytes for way in ways) else ""
+        output.line(f"cache+: KV cache and activations{beside}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
         output.line(f"nothing fits: {ways[-1].reason}")
         return
@@ -186,7 +201,7 @@ def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
         way.name,
         bytes_text(sum(memory.weights.values())),
         bytes_text(way.unquantised_bytes) if way.unquantised_bytes else "",
-        bytes_text(memory.working_bytes + memory.draft_bytes),
+        bytes_text(memory.working_bytes + memory.beside_bytes),
         bytes_text(memory.total_bytes),
         bytes_text(way.free_bytes),
         speed,

@@ -110,8 +110,8 @@ def read_only_file(path: Path) -> Settings:
 def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     """Check each layer on its own, then let the later ones win.
 
-    A layer that names a model also drops the revision that a lower layer gave to another model, and one that gives
-    answers a structure drops another structure of a lower layer.
+    A layer that names a model also drops the revision and the adapters that a lower layer gave to another model, and
+    one that gives answers a structure drops another structure of a lower layer.
     """
     merged: Layer = {}
     for layer in layers:
@@ -119,6 +119,8 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
         for section in ("model", "draft"):
             if f"{section}.id" in layer:
                 merged.pop(f"{section}.revision", None)
+        if "model.id" in layer:
+            merged.pop("model.adapters", None)
         if any(key.startswith("structure.") for key in layer):
             merged = {key: entry for key, entry in merged.items() if not key.startswith("structure.")}
         merged |= layer
@@ -197,8 +199,12 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
 
 def _beside(path: Path, key: str, value: Any) -> Any:
     """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
+    if key == "model.adapters" and isinstance(value, list):
+        return [_beside(path, key, one) for one in value]
+    if key == "model.adapters" and isinstance(value, dict) and "id" in value:
+        return {**value, "id": _beside(path, key, value["id"])}
     if isinstance(value, str) and value:
-        is_folder = key in ("model.id", "draft.id") and value.startswith(("./", "../"))
+        is_folder = key in ("model.id", "model.adapters", "draft.id") and value.startswith(("./", "../"))
         is_text = (key == "structure.json_schema" and is_schema_text(value)) or (
             key == "structure.grammar" and is_grammar_text(value)
         )

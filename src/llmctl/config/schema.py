@@ -57,6 +57,11 @@ def _draft_bits(value: Any) -> Any:
     return value if value is None else _bits(value) or 0
 
 
+def _adapters(value: Any) -> Any:
+    """Adapters may be said by their names alone, one of them without a list."""
+    return [{"id": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
@@ -69,6 +74,14 @@ Dtype = Annotated[DtypeName, BeforeValidator(_dtype), WithJsonSchema({"enum": _D
 Attention = Annotated[AttentionName, BeforeValidator(_attention), WithJsonSchema({"enum": _ATTENTION_NAMES})]
 Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), WithJsonSchema({"enum": _BITS_NAMES})]
 CacheName = Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
+
+
+class AdapterSpec(_Section):
+    """One adapter: small weights on top of the model's."""
+
+    id: str = Field(min_length=1, description="A Hub id (org/name) or the path of a folder.")
+    revision: str | None = Field(None, min_length=1, description="A branch, tag or commit on the Hub.")
+    scale: float = Field(1.0, ge=-100, le=100, description="What its effect is multiplied with.")
 
 
 class ModelSection(_Section):
@@ -85,6 +98,13 @@ class ModelSection(_Section):
     trust_remote_code: bool = Field(
         False,
         description="Run Python code that the model's repository carries. Only for repositories you have read.",
+    )
+    adapters: Annotated[list[AdapterSpec], BeforeValidator(_adapters)] = Field(
+        [],
+        description="LoRA adapters on top of the model: ids or paths, or {id, revision, scale}. Needs peft.",
+    )
+    merge_adapters: bool = Field(
+        False, description="Add the adapters to the model's own weights: faster, and exact only in float32."
     )
     use_safetensors: bool = Field(
         True, description="Load safetensors only. It cannot be turned off: pickled weights can run code."

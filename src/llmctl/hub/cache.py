@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmctl.hub import settings
 from llmctl.hub.record import Record, read_record
-from llmctl.hub.selection import WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
+from llmctl.hub.selection import ADAPTER, WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
@@ -37,6 +37,11 @@ class Snapshot:
     folder: Path
     files: tuple[str, ...]
     size_bytes: int
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it goes on top of a model instead of being one."""
+        return ADAPTER[0] in self.files and "config.json" not in self.files
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def is_whole_safetensors(path: Path) -> bool:
 
 def _missing_by_content(folder: Path) -> tuple[str, ...]:
     """What is missing, judged by the files alone: somebody else put them there and left no listing."""
+    if (folder / ADAPTER[0]).is_file() and not (folder / "config.json").is_file():
+        return () if is_whole_safetensors(folder / ADAPTER[1]) else (ADAPTER[1],)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if (folder / WEIGHTS).is_file():
         weights: tuple[str, ...] = (WEIGHTS,)

@@ -9,6 +9,7 @@ from llmctl.errors import ModelError, UserError
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 _SMALL = frozenset(
@@ -65,7 +66,7 @@ class Patterns:
 
 
 def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """The names that loading needs, sorted; empty where there are no weights that llmctl loads.
+    """The names that loading needs, sorted; empty where there are no weights that llmctl loads. Of an adapter, its two.
 
     Of several copies of the weights it takes those that transformers 5 would: `model.safetensors` before the shards
     of `model.safetensors.index.json` (`transformers.modeling_utils._get_resolved_checkpoint_files`), and never
@@ -74,7 +75,7 @@ def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[st
     names = set(names)
     weights = _weights(names)
     if not weights:
-        return ()
+        return ADAPTER if names.issuperset(ADAPTER) else ()
     small = {name for name in names if name in _SMALL or any(fnmatchcase(name, p) for p in _SMALL_PATTERNS)}
     code = {name for name in names if name.endswith(".py")} if trust_remote_code else set()
     return tuple(sorted(n for n in weights | small | code if not is_forbidden(n)))

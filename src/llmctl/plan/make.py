@@ -1,12 +1,15 @@
 """Config x Machine x ModelInfo -> Plan."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Config
 from llmctl.errors import UserError
 from llmctl.machine import Machine
 from llmctl.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
 from llmctl.modelinfo import ModelInfo
+from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.draft import beside, draft_config, with_draft
@@ -28,6 +31,7 @@ def make_plan(
     context: int | None = None,
     batch: int = 1,
     draft: ModelInfo | None = None,
+    adapters: Sequence[AdapterInfo] = (),
 ) -> Plan:
     """Decide how `info` runs on `machine` as `config` asks.
 
@@ -38,18 +42,28 @@ def make_plan(
         context: Tokens to keep room for; by default a prompt of `PROMPT_ALLOWANCE` and the answer.
         batch: Sequences at a time.
         draft: The model that `config.draft` names.
+        adapters: Those that `config.model.adapters` names.
 
     Raises:
         UserError: what was asked contradicts itself or the model.
         MachineError: what was asked is not possible here.
     """
     if draft is None:
-        return _make_plan(config, machine, info, context=context, batch=batch)
+        return _make_plan(config, machine, info, context=context, batch=batch, adapters=adapters)
     assistant = _make_plan(draft_config(config), machine, draft, context=context)
-    return with_draft(_make_plan(config, beside(machine, assistant), info, context=context, batch=batch), assistant)
+    left = beside(machine, assistant)
+    return with_draft(_make_plan(config, left, info, context=context, batch=batch, adapters=adapters), assistant)
 
 
-def _make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: int | None, batch: int = 1) -> Plan:
+def _make_plan(
+    config: Config,
+    machine: Machine,
+    info: ModelInfo,
+    *,
+    context: int | None,
+    batch: int = 1,
+    adapters: Sequence[AdapterInfo] = (),
+) -> Plan:
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
     quantization = tell_unquantised(decide_quantization(config, machine, info, dtype=dtype.value), info)
@@ -62,7 +76,7 @@ def _make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: in
         machine,
         sizes,
         ram_sizes=module_bytes(info, dtype=dtype.value, quantized=None),
-        reserved_bytes=cache + activations,
+        reserved_bytes=cache + activations + sum(adapter.size_bytes for adapter in adapters),
         quantized=quantization.stored is not None,
     )
     used = tuple(placement.weights) or devices
@@ -83,7 +97,10 @@ def _make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: in
     if config.tokenizer.model_max_length is not None:
         tokenizer_kwargs["model_max_length"] = config.tokenizer.model_max_length
     faster, faster_decisions = decide_faster(config, machine, info, devices=used, model_kwargs=model_kwargs)
-    order = [placement.decision, dtype, attention, *quantization.decisions, *offload, trust_decision]
+    adapted = decide_adapters(
+        config, machine, info, adapters, placement=placement, quantized=quantization.stored is not None
+    )
+    order = [placement.decision, dtype, attention, *quantization.decisions, *offload, trust_decision, *adapted]
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -99,6 +116,7 @@ def _make_plan(config: Config, machine: Machine, info: ModelInfo, *, context: in
             context=context,
             batch=batch,
             mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantized=quantization.stored),
+            adapter_bytes=0 if config.model.merge_adapters else sum(adapter.size_bytes for adapter in adapters),
         ),
         decisions=(*order, *_tokenizer(config), *generation_decisions, *faster_decisions),
         seed=config.seed,

@@ -1,9 +1,10 @@
 """Every way to run a model on a machine, side by side: what each takes, whether it fits, and which one to take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine import Machine
@@ -57,6 +58,7 @@ def survey(
     batch: int = 1,
     ram_bandwidth: float | None = None,
     draft: ModelInfo | None = None,
+    adapters: Sequence[AdapterInfo] = (),
 ) -> tuple[Way, ...]:
     """Every way, the most exact first.
 
@@ -68,6 +70,7 @@ def survey(
         batch: Sequences at a time.
         ram_bandwidth: Bytes per second of the RAM, for the estimate of speed.
         draft: The model that `config.draft` names.
+        adapters: Those that `config.model.adapters` names.
     """
     if info.quantization_method is not None:
         named: list[tuple[str, dict[str, dict[str, Any]]]] = [(f"as stored ({info.quantization_method})", {})]
@@ -82,7 +85,16 @@ def survey(
         ]
     return tuple(
         _way(
-            name, changes, config, machine, info, context=context, batch=batch, ram_bandwidth=ram_bandwidth, draft=draft
+            name,
+            changes,
+            config,
+            machine,
+            info,
+            context=context,
+            batch=batch,
+            ram_bandwidth=ram_bandwidth,
+            draft=draft,
+            adapters=adapters,
         )
         for name, changes in named
     )
@@ -130,14 +142,15 @@ def _way(
     batch: int,
     ram_bandwidth: float | None,
     draft: ModelInfo | None,
+    adapters: Sequence[AdapterInfo],
 ) -> Way:
     asked = _changed(config, changes)
     try:
-        plan = make_plan(asked, machine, info, context=context, batch=batch, draft=draft)
+        plan = make_plan(asked, machine, info, context=context, batch=batch, draft=draft, adapters=adapters)
     except MachineError as error:
         if "weights_bytes" not in error.details:
             return Way(name, changes, "impossible", reason=error.message)
-        largest = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft)
+        largest = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft, adapters=adapters)
         return Way(name, changes, "too large", largest_context=largest, reason=error.message)
     except LlmctlError as error:
         return Way(name, changes, "impossible", reason=error.message)
@@ -148,7 +161,9 @@ def _way(
     beside_gpu = bool(spilled) and bool(machine.gpus) and asked.load.device_map != "cpu"
     fits_whole = None
     if beside_gpu:
-        fits_whole = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft, whole=True)
+        fits_whole = _largest_context(
+            asked, machine, info, batch=batch, below=context, draft=draft, adapters=adapters, whole=True
+        )
     return Way(
         name,
         changes,
@@ -180,13 +195,14 @@ def _largest_context(
     batch: int,
     below: int,
     draft: ModelInfo | None = None,
+    adapters: Sequence[AdapterInfo] = (),
     whole: bool = False,
 ) -> int | None:
     """The most tokens below `below` for which there is a plan; with `whole`, one that leaves nothing in RAM."""
 
     def works(context: int) -> bool:
         try:
-            plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft)
+            plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft, adapters=adapters)
         except LlmctlError:
             return False
         return not whole or "cpu" not in plan.devices

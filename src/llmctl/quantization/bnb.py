@@ -37,6 +37,8 @@ def describe(model: Any) -> str | None:
     """What the layers of a loaded model really are: `bitsandbytes 4-bit nf4, computing in bfloat16`, or None."""
     kinds: dict[str, None] = {}
     for module in model.modules():
+        if not type(module).__module__.startswith("bitsandbytes"):
+            continue  # an adapter's layer has the same name, and this one inside
         name = type(module).__name__
         if name == "Linear4bit":
             state = getattr(module.weight, "quant_state", None)

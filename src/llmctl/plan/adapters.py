@@ -1,0 +1,79 @@
+"""Whether adapters go on the model, and what merging them means."""
+
+from collections.abc import Sequence
+
+from llmctl.adapters.files import AdapterInfo, check_fit
+from llmctl.config import Config
+from llmctl.errors import MachineError, UserError
+from llmctl.machine import Machine
+from llmctl.modelinfo import ModelInfo
+from llmctl.plan.decision import Decision
+from llmctl.plan.placement import Placement
+
+
+def decide_adapters(
+    config: Config,
+    machine: Machine,
+    info: ModelInfo,
+    adapters: Sequence[AdapterInfo],
+    *,
+    placement: Placement,
+    quantized: bool,
+) -> list[Decision]:
+    """A decision for each adapter, and one for merging.
+
+    Raises:
+        UserError: an adapter does not fit the model, or where parts of it lie.
+        MachineError: peft is not installed.
+    """
+    merge = config.model.merge_adapters
+    if not adapters:
+        if merge:
+            raise UserError(
+                "model.merge_adapters is set, and there is no adapter", hint="add --adapter, or leave it away"
+            )
+        return []
+    if "peft" not in machine.packages:
+        raise MachineError(
+            "adapters need the package peft, which is not installed", hint="pip install 'llmctl-hf[adapters]'"
+        )
+    for adapter in adapters:
+        check_fit(adapter, info)
+    if placement.spilled or ("cpu" in placement.weights and len(placement.weights) > 1):
+        raise UserError(
+            "adapters do not go on a model that lies partly in RAM beside a GPU",
+            hint="--device-map cpu, --quant 4bit or a smaller model",
+        )
+    saved = [name for adapter in adapters for name in adapter.settings.get("modules_to_save", ())]
+    if len(saved) > len(set(saved)):
+        twice = next(name for name in saved if saved.count(name) > 1)
+        raise UserError(f"two of the adapters replace {twice} whole, and only one can", hint="leave one of them away")
+    decisions = [Decision("adapter", adapter.source, _reason(adapter, info)) for adapter in adapters]
+    if merge:
+        decisions.append(Decision("merge_adapters", True, _merging(info, quantized=quantized)))
+    return decisions
+
+
+def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
+    ranks = sorted(set(adapter.ranks.values()))
+    rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    size = f"rank {rank} on {len(adapter.ranks)} modules, {_size(adapter.size_bytes)} in float32"
+    scale = f", times {adapter.scale:g}" if adapter.scale != 1 else ""
+    made_for = adapter.base_model
+    if made_for is None:
+        origin = "it does not say for which model"
+    elif made_for == info.source:
+        origin = "made for this model"
+    else:
+        origin = f"made for {made_for}, whose shapes this model has"
+    return f"asked for: {size}{scale}; {origin}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 10**7 else f"{count / 1e3:,.0f} kB"
+
+
+def _merging(info: ModelInfo, *, quantized: bool) -> str:
+    if quantized or info.quantization is not None:
+        return "asked for: the weights are unpacked, changed and quantised again, which rounds them once more"
+    return "asked for: added to the weights, which rounds them in half precision"
