@@ -1,6 +1,6 @@
 """`llmctl generate --input`: a file of prompts through the whole command line, killed, stopped and gone on with.
 
-Three kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` is the long run.
+Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` is the long run.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import llmctl
 from llmctl.cli.main import main
 from support.tiny import write_model
 
-KILLS = int(os.environ.get("LLMCTL_BATCH_KILLS", "3"))
+KILLS = int(os.environ.get("LLMCTL_BATCH_KILLS", "2"))
 ROWS = int(os.environ.get("LLMCTL_BATCH_ROWS", "80"))
 WORDS = ("the", "capital", "of", "france", "is", "paris", "a", "small", "model", "wanted", "to", "speak", "every")
 Run = Callable[..., tuple[int, str, str]]
@@ -111,7 +111,7 @@ def test_killed_at_random_moments_the_file_has_every_row_in_order_as_if_answered
         begun = size(partial)
         if choice.random() < 0.8:
             wait_for(lambda begun=begun: size(partial) > begun, process)  # type: ignore[misc]
-        time.sleep(choice.random() * 5 / KILLS)
+        time.sleep(choice.random() * ROWS / KILLS / 50)
         process.kill()
         process.communicate()
         if process.returncode == 0:  # it was done first
