@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 PROMPT ?= What is the capital of France?
 KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults kernels-sanitize
+.PHONY: run test lint docs plan-accuracy clean faults kills kernels-sanitize
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -25,6 +25,10 @@ lint: $(VENV)/.tests-installed
 # Every fault of a download, against llmctl and against hf download, as a table; and 200 random schedules of them.
 faults: $(VENV)/.tests-installed
 	LLMCTL_FAULT_TABLE=1 LLMCTL_SCHEDULES=200 $(BIN)/python -m pytest -n auto tests/hub
+
+# A batch of 2,000 rows, killed 20 times
+kills: $(VENV)/.tests-installed
+	LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000 $(BIN)/python -m pytest -n0 -q -s tests/cli/test_batch.py -k killed
 
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed

@@ -1,6 +1,6 @@
 """`llmctl generate --input`: a file of prompts through the whole command line, killed, stopped and gone on with.
 
-Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` is the long run.
+Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` (make kills) is the long run.
 """
 
 import fcntl
@@ -204,7 +204,9 @@ def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, h
     assert "the context of" in long["error"]["message"]
     assert "warning: line 2: not JSON" in err
     assert "3 of 5 rows have an error in place of an answer" in err
-    assert (json.loads(out)["rows"], json.loads(out)["errors"]) == (5, 3)
+    summary = json.loads(out)
+    assert (summary["schema"], summary["rows"], summary["errors"]) == ("llmctl.batch/1", 5, 3)
+    assert summary["manifest"]["schema"] == "llmctl.manifest/1"
 
 
 def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> None:

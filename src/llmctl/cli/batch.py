@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmctl.cli.asking import prepare_model
 from llmctl.cli.batch_progress import BatchProgress
+from llmctl.cli.generate import hashing
 from llmctl.cli.render import Output
 from llmctl.cli.stopping import Gentle, resumable
 from llmctl.config import Settings
@@ -56,6 +57,7 @@ def batch(output: Output, settings: Settings, files: Files, *, offline: bool, wi
     from llmctl.generation.batch.keys import identity
     from llmctl.generation.batch.rows import count_rows, input_format, read_rows
     from llmctl.generation.batch.run import run_batch
+    from llmctl.manifest import make_manifest
 
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
@@ -63,21 +65,30 @@ def batch(output: Output, settings: Settings, files: Files, *, offline: bool, wi
     with _opened(files) as stream:
         rows = read_rows(stream, kind, column=files.column)
         prepared = prepare_model(output, settings, offline=offline)
-        run = identity(prepared)
+        with hashing(output, prepared.located):
+            run = identity(prepared)
         progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
         started = time.monotonic()
+        manifest: dict[str, Any] | None = None
         with _sink(output, files, run, progress) as sink, Gentle() as gentle:
 
             def ready() -> "LoadedModel":
+                nonlocal manifest
                 loaded = _load(output, prepared)
                 gentle.begin()
                 progress.begin()
+                if output.as_json:
+                    manifest = make_manifest(loaded).document()
                 return loaded
 
             tally = run_batch(
                 gentle.reading(rows), sink, run, ready, listener=progress, go_on=gentle.go_on, with_ids=with_ids
             )
-    _report(output, files, tally, prepared, seconds=time.monotonic() - started, computing=progress.seconds)
+    seconds = time.monotonic() - started
+    _tell(output, files, tally, seconds=progress.seconds)
+    if output.as_json:
+        body = _summary(files, tally, prepared, seconds=seconds, computing=progress.seconds)
+        output.document("llmctl.batch/1", {**body, "manifest": manifest})
     return not tally.errors
 
 
@@ -142,15 +153,17 @@ def _stream(path: Path | None) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _report(
-    output: Output, files: Files, tally: "Tally", prepared: "Prepared", *, seconds: float, computing: float
-) -> None:
-    rate = tally.completion_tokens / computing if computing else None
-    before = f", {tally.resumed:,} of them answered before" if tally.resumed else ""
+def _tell(output: Output, files: Files, tally: "Tally", *, seconds: float) -> None:
+    """What a person wants to know at the end."""
+    text = f"{tally.rows:,} rows"
     if tally.resumed == tally.rows > 0:
-        before = ": every row was answered before"
-    speed = f"; {tally.completion_tokens:,} tokens in {computing:.1f} s, {rate:.1f} tokens/s" if rate else ""
-    output.note(f"{tally.rows:,} rows{before}{speed}")
+        text += ": every row was answered before"
+    elif tally.resumed:
+        text += f", {tally.resumed:,} of them answered before"
+    if seconds:
+        rate = tally.completion_tokens / seconds
+        text += f"; {tally.completion_tokens:,} tokens in {seconds:.1f} s, {rate:.1f} tokens/s"
+    output.note(text)
     if tally.replaced and not files.overwrite:
         count, belong, they = (
             ("answers", "belong", "they are") if tally.replaced > 1 else ("answer", "belongs", "it is")
@@ -163,20 +176,20 @@ def _report(
         output.warn(
             f"{tally.errors:,} of {tally.rows:,} rows have an error in place of an answer; a rerun tries them again"
         )
-    if output.as_json:
-        output.document(
-            "llmctl.batch/1",
-            {
-                "input": str(files.input),
-                "output": str(files.output),
-                "rows": tally.rows,
-                "errors": tally.errors,
-                "resumed": tally.resumed,
-                "replaced": tally.replaced,
-                "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
-                "seconds": round(seconds, 3),
-                "tokens_per_second": round(rate, 2) if rate else None,
-                "model": prepared.plan.source,
-                "commit": prepared.plan.commit,
-            },
-        )
+
+
+def _summary(files: Files, tally: "Tally", prepared: "Prepared", *, seconds: float, computing: float) -> dict[str, Any]:
+    """What `--json` says of a run."""
+    return {
+        "input": str(files.input),
+        "output": str(files.output),
+        "rows": tally.rows,
+        "errors": tally.errors,
+        "resumed": tally.resumed,
+        "replaced": tally.replaced,
+        "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tally.completion_tokens / computing, 2) if computing else None,
+        "model": prepared.plan.source,
+        "commit": prepared.plan.commit,
+    }

@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.batch import run as batch_run
 from llmctl.generation.batch.journal import Journal
@@ -19,6 +21,11 @@ from llmctl.generation.completion import Completion
 RUN = Identity("5e771465", "0de10000")
 OTHER_SETTINGS = Identity("07e50000", RUN.model)
 OTHER_MODEL = Identity(RUN.settings, "07e50000")
+
+
+def ready() -> Any:
+    """What stands for a model: only its configuration is asked for."""
+    return SimpleNamespace(config=Config())
 
 
 class Quiet:
@@ -58,7 +65,6 @@ def run(path: Path, values: list[Any], identity: Identity = RUN, **more: Any) ->
     with_ids = more.pop("with_ids", False)
     journal = Journal(path, identity, **more)
     try:
-        ready: Callable[[], Any] = lambda: None  # noqa: E731
         return run_batch(rows_of(values), journal, identity, ready, listener=Quiet(), with_ids=with_ids)
     finally:
         journal.close()
@@ -136,7 +142,7 @@ def killed_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch, *, half: b
         journal = Journal(path, RUN)
         journal._synced = -1e9  # every line is synced
         try:
-            run_batch(rows_of(VALUES), journal, RUN, lambda: None, listener=Quiet())  # type: ignore[arg-type, return-value]
+            run_batch(rows_of(VALUES), journal, RUN, ready, listener=Quiet())
         except KilledError:
             return True
         finally:

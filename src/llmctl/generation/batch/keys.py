@@ -7,27 +7,22 @@ quantisation. So a file of answers shows whether it was made with the settings a
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.checkpoint import weight_files
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.prompt import template_text
+from llmctl.hashes import model_files
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel, Prepared
 
 ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
-_WHOLE_BYTES = 64 << 20
-_SAMPLES, _SAMPLE_BYTES = 512, 4096
 # keys of `generation` whose effect is in the plan's arguments, where a default and its value are the same
 _IN_ARGUMENTS = {
     "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "repetition_penalty", "no_repeat_ngram_size",
 }  # fmt: skip
-# the files beside the weights that decide what is computed
-_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,11 @@ class Identity:
 
 
 def identity(of: "Prepared | LoadedModel") -> Identity:
-    """The identity of a run. The weights of a local folder are read in places; of a Hub model the commit is enough."""
+    """The identity of a run. The files of a local folder are hashed, once; of a Hub model the commit is enough.
+
+    Raises:
+        OSError: a file of the model cannot be read.
+    """
     plan, config = of.plan, of.config
     chat = config.chat.model_dump(mode="json") | {"template": template_text(config.chat)}
     settings = {
@@ -58,7 +57,7 @@ def identity(of: "Prepared | LoadedModel") -> Identity:
         settings["structure"] = json.dumps(structure)  # as text: the order of a schema's properties counts
     arguments = plan.model_kwargs
     model = {
-        "files": of.located.commit or fingerprint(of.located.folder),
+        "files": of.located.commit or [(file.path, file.digest) for file in model_files(of.located)],
         "dtype": arguments.get("dtype"),
         "attn_implementation": arguments.get("attn_implementation"),
         "quantization": arguments.get("quantization_config"),
@@ -78,24 +77,3 @@ def row_key(row: Row, run: Identity) -> str:
 def _hash(value: Any, digits: int) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash that changes with a model's files: small ones whole, large ones in 512 places evenly spread.
-
-    Training changes weights everywhere, so some of the two million bytes that are read; reading all of a large model
-    would take minutes.
-    """
-    found = hashlib.sha256()
-    names = {path for pattern in _FILES for path in folder.glob(pattern)} | set(weight_files(folder))
-    for path in sorted(names):
-        size = path.stat().st_size
-        found.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE_BYTES:
-                found.update(file.read())
-                continue
-            for number in range(_SAMPLES):
-                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                found.update(file.read(_SAMPLE_BYTES))
-    return found.hexdigest()
