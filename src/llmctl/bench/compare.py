@@ -158,9 +158,10 @@ def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
             if "loaded" in said:
                 loaded = said["loaded"]
                 tell("warming up")
+            elif "begun" in said:
+                tell(f"{todo[0]}, {len(cells) + 1} of {len(task.cells)}")
             elif "cell" in said:
                 cells[todo.pop(0)] = said["cell"]
-                tell(f"{len(cells)} of {len(task.cells)} measured")
             else:
                 ended = said["ended"]
     return Run(loaded, cells, ended, others)

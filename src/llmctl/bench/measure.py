@@ -40,7 +40,7 @@ def job(prepared: Prepared, task: Task) -> dict[str, Any]:
 
 
 def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int) -> None:
-    """Load, warm up, measure; say `loaded`, then `cell` for each cell, then `ended`.
+    """Load, warm up, measure; say `loaded`, then `begun` and `cell` for each cell, then `ended`.
 
     Raises:
         LlmctlError: as `load` and generating do.
@@ -57,6 +57,7 @@ def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], n
     if engine is not None:
         measure_cell(loaded, engine, Cell(shortest, 2), prompts.requests(Cell(shortest, 2), _WARM_UP_TOKENS))
     for cell in todo:
+        say(begun=True)
         say(cell=measure_cell(loaded, engine, cell, prompts.requests(cell, new_tokens)))
     say(ended={**memory_bytes(), "cold_first_token_seconds": cold["first_token_seconds"]})
 
@@ -128,17 +129,19 @@ class Prompts:
             self._arguments.pop(name, None)
 
     def requests(self, cell: Cell, new_tokens: int) -> list[Request]:
-        """Greedy requests for a cell that nothing but their budget ends."""
-        return [
-            Request(
-                ids=tuple(self._chance.choices(self._ordinary, k=cell.prompt_tokens)),
-                arguments={**self._arguments, "max_new_tokens": new_tokens},
-                seed=0,
-                budget=new_tokens,
-                stop_strings=(),
-            )
-            for _ in range(cell.batch)
-        ]
+        """New requests for a cell."""
+        drawn = (self._chance.choices(self._ordinary, k=cell.prompt_tokens) for _ in range(cell.batch))
+        return [self.request(ids, new_tokens) for ids in drawn]
+
+    def request(self, ids: Sequence[int], new_tokens: int) -> Request:
+        """A greedy request that nothing but its budget ends."""
+        return Request(
+            ids=tuple(ids),
+            arguments={**self._arguments, "max_new_tokens": new_tokens},
+            seed=0,
+            budget=new_tokens,
+            stop_strings=(),
+        )
 
 
 def measure_cell(loaded: LoadedModel, engine: Engine | None, cell: Cell, requests: Sequence[Request]) -> dict[str, Any]:
