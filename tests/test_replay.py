@@ -145,6 +145,19 @@ def test_what_is_different_here_is_named(sampled: dict[str, Any], replay: Run) -
     assert "cpu: then Abacus, now " in done.stderr
 
 
+def test_it_computes_with_as_many_threads_as_then(sampled: dict[str, Any], replay: Run) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    many = os.cpu_count() or 1
+    sampled["manifest"]["hardware"]["threads"] = many
+    try:
+        assert "threads" not in replay(sampled).stderr
+        assert torch.get_num_threads() == many
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_model_with_other_files_is_refused_before_it_is_loaded(
     tiny_copy: Callable[..., Path], replay: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

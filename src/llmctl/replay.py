@@ -6,6 +6,7 @@ unless the caller trusts it; and the model's files must be those whose hashes we
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,14 @@ def _circumstances(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def take_as_many_threads(manifest: Manifest) -> None:
+    """Let torch compute with as many threads as it did then, where this computer has them: sums depend on it."""
+    import torch
+
+    if manifest.hardware.threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(manifest.hardware.threads)
+
+
 def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
     """Generate once more what was recorded, with a model that was loaded by `loading_settings`.
 
@@ -385,7 +394,8 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
 
 def loads_alike(manifest: Manifest) -> str:
     """A key that is the same for manifests whose answers one loaded model can give."""
-    config = {key: value for key, value in manifest.config.items() if key not in ("chat", "generation", "seed")}
+    answering = ("chat", "generation", "seed", "structure")
+    config = {key: value for key, value in manifest.config.items() if key not in answering}
     generation = manifest.config.get("generation")
     extra = generation.get("extra_eos_tokens") if isinstance(generation, Mapping) else None
     parts = [

@@ -73,7 +73,7 @@ def _load(
     output: Output, manifest: "Manifest", places: tuple[str | None, str | None], *, trust: bool, overcommit: bool
 ) -> "LoadedModel":
     from llmctl.loader import load_prepared
-    from llmctl.replay import check_files, loading_settings
+    from llmctl.replay import check_files, loading_settings, take_as_many_threads
 
     model, draft = places
     settings = loading_settings(manifest, model=model, draft=draft, trust_remote_code=trust, overcommit=overcommit)
@@ -81,7 +81,9 @@ def _load(
     with hashing(output, prepared.located):
         check_files(manifest, prepared)
     with output.waiting(f"loading {prepared.located.source}"):
-        return load_prepared(prepared)
+        loaded = load_prepared(prepared)
+    take_as_many_threads(manifest)
+    return loaded
 
 
 def _tell(output: Output, outcome: "Outcome") -> None:
@@ -89,7 +91,7 @@ def _tell(output: Output, outcome: "Outcome") -> None:
     if outcome.remark:
         output.warn(f"{name}: {outcome.remark}")
     if outcome.index is None:
-        output.line(f"{name}: identical, {count} tokens")
+        output.line(f"{name}: identical, {count} token{'s' * (count != 1)}")
         return
     output.line(f"{name}: different from token {outcome.index} on, of {count}")
     output.pairs([("after", repr(outcome.before)), ("then", repr(outcome.there)), ("now", repr(outcome.here))])

@@ -131,7 +131,7 @@ def score(
 
       llmctl score --input rows.jsonl --output scored.jsonl
     """
-    from llmctl.generation.scoring import rank, score_each
+    from llmctl.generation.scoring import make_windows, rank, score_each
     from llmctl.loader import load_prepared
 
     output: Output = ctx.obj
@@ -156,6 +156,7 @@ def score(
         raw=raw,
     )
     prepared = prepare_model(output, settings, offline=offline)
+    make_windows(settings.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
     top = loaded.config.generation.logprobs or 0

@@ -125,7 +125,7 @@ def score_each(
     stride: int | None = None,
 ) -> Iterator[Score]:
     """`score` for pairs of a prompt (or None) and a text. Where the same prompt follows itself it is computed once."""
-    windows = _Windows.of(loaded, window, stride)
+    windows = make_windows(loaded.context_length, window, stride)
     before: str | Messages | None = None
     kept = KeptCache()
     for prompt, text in pairs:
@@ -204,22 +204,11 @@ def encode_after(
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
     """How a long text is cut: windows of `size` tokens, each beginning `stride` after the last."""
 
     size: int | None
     stride: int
-
-    @classmethod
-    def of(cls, loaded: "LoadedModel", size: int | None, stride: int | None) -> "_Windows":
-        context = loaded.context_length
-        if size is not None and (size < 2 or (context is not None and size > context)):
-            limit = "" if context is None else f" and at most the context, {context}"
-            raise UserError(f"a window must be at least 2 tokens{limit}; it is {size}")
-        size = size or context
-        if stride is not None and (stride < 1 or (size is not None and stride >= size)):
-            raise UserError(f"the stride must be at least 1 and less than the window, {size}; it is {stride}")
-        return cls(size, stride or max((size or 2) // 2, 1))
 
     def cut(self, length: int, start: int) -> Iterator[tuple[int, int, int]]:
         """Windows as (begin, first scored, end). Every place from `start` on is scored once."""
@@ -235,13 +224,28 @@ class _Windows:
                 return
 
 
+def make_windows(context: int | None, size: int | None, stride: int | None) -> Windows:
+    """Windows for a model whose context holds `context` tokens; what is None follows from that.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if size is not None and (size < 2 or (context is not None and size > context)):
+        limit = "" if context is None else f" and at most the context, {context}"
+        raise UserError(f"a window must be at least 2 tokens{limit}; it is {size}")
+    size = size or context
+    if stride is not None and (stride < 1 or (size is not None and stride >= size)):
+        raise UserError(f"the stride must be at least 1 and less than the window, {size}; it is {stride}")
+    return Windows(size, stride or max((size or 2) // 2, 1))
+
+
 def _score(
     loaded: "LoadedModel",
     text: str,
     prompt: "str | Messages | None",
     chat: ChatSection | None,
     top: int,
-    windows: _Windows,
+    windows: Windows,
     kept: KeptCache,
 ) -> Score:
     if not text:
