@@ -172,11 +172,13 @@ def test_another_model_goes_on_with_the_conversation(
 ) -> None:
     chat = terminal("--model", str(tiny_models("llama")), "-n", "4")
     chat.ask("the capital")
+    chat.say("/set max_new_tokens 3")
     assert "error: " in chat.say("/model ./nowhere")
     chat.ask("of italy")
     assert str(tiny_models("qwen3")) in chat.say(f"/model {tiny_models('qwen3')}")
     tokens, computed = chat.ask("of france")
     assert tokens == computed, "nothing of the other model is used"
+    assert "max_new_tokens  3" in chat.say("/show"), "what /set changed stays"
 
 
 def test_a_nearly_full_context_is_said_and_the_oldest_turns_are_dropped_on_a_yes(
@@ -282,6 +284,34 @@ MARKED = (
     "# Head **x**\n\nSome **bold** and `co*de` and 2 ** 3, *args\n* one\n- two `x\n> quote\n"
     "```python\ndef f(**kw):\n    # no heading\n```\nend **never\nlast*"
 )
+
+
+ITALIC = "An *Italic* word, _another one_, snake_case_name, 2 * 3 * 4, a*b*c, __init__, *open and **bold** end.\n"
+TABLE = (
+    "| Name | Size |\n|:--|--:|\n| **one** | 7 |\n| 二つ | 1234 |\n\nafter |x| and\n|no table\nend\n"
+    "| a | b |\n|---|---|\n| c | d"
+)
+
+
+def rendered(text: str, size: int) -> list[tuple[str, str]]:
+    """Each character that is shown with its style, where the text arrives `size` characters at a time."""
+    stream = MarkdownStream()
+    spans = [span for at in range(0, len(text), size) for span in stream.add(text[at : at + size])]
+    return [(character, span.style) for span in [*spans, *stream.finish()] for character in span.text]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_italics_and_tables_look_the_same_however_they_arrive(size: int) -> None:
+    found = rendered(ITALIC, size)
+    assert found == rendered(ITALIC, len(ITALIC))
+    assert "".join(c for c, style in found if style == "italic") == "Italicanother one"
+    plain = "".join(c for c, style in found if style == "")
+    assert "snake_case_name, 2 * 3 * 4, a*b*c, __init__, *open and " in plain
+    table = "".join(c for c, _ in rendered(TABLE, size))
+    assert table == (
+        "Name  Size\n────  ────\none      7\n二つ  1234\n\nafter |x| and\n|no table\nend\na  b\n─  ─\nc  d"
+    )
+    assert "".join(c for c, style in rendered(TABLE, size) if style == "bold") == "NameSizeoneab"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

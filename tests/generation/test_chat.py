@@ -161,6 +161,29 @@ def test_near_the_end_of_the_context_the_oldest_turns_can_be_dropped(tiny_models
     assert say(session, "one more word")
 
 
+def test_before_a_retry_the_oldest_turns_can_be_dropped_and_the_last_stays(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=20))
+    while not session.room(session.last_text if session.messages else "", instead=bool(session.messages)).is_tight:
+        say(session, f"the capital of france {len(session.messages)}")
+    before = list(session.messages)
+    dropped = session.drop_oldest(session.last_text, instead=True)
+    assert 0 < dropped < len(before)
+    assert session.messages == before[dropped:]
+    list(session.retry())
+    assert [message.content for message in session.messages[:-1]] == [m.content for m in before[dropped:-1]]
+
+
+def test_what_was_set_stays_with_another_model(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    session.set_generation(temperature="0.7")
+    session.set_generation(seed="9")
+    session.release()
+    session.use(load_tiny(tiny_models("qwen3")))
+    assert session.loaded.plan.generation_kwargs["temperature"] == 0.7
+    assert session.loaded.plan.seed == 9
+    assert "Qwen3" in type(session.loaded.model).__name__
+
+
 def test_a_message_that_does_not_fit_even_alone_costs_nothing(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama")))
     say(session, "the capital of france")

@@ -92,8 +92,9 @@ def chat(
 ) -> None:
     """Talk with a model, without a server.
 
-    /help shows what can be typed besides messages. Ctrl-C stops an answer; at the prompt it leaves. In a pipe, every
-    line of standard input is a message and every answer goes to standard output; with --json as one object a line.
+    /help shows what can be typed besides messages. Ctrl-C stops an answer; at the prompt it clears what
+    is typed, and leaves where nothing is. In a pipe, every line of standard input is a message and every answer goes to
+    standard output; with --json as one object a line.
 
     Examples:
 

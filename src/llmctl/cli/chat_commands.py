@@ -101,7 +101,7 @@ def _show(conversation: Conversation, _: str) -> None:
 def _retry(conversation: Conversation, _: str) -> None:
     if not conversation.session.loaded.plan.generation_kwargs.get("do_sample"):
         conversation.output.note("without sampling the answer is the same again; /set temperature 0.8 changes that")
-    conversation.show(conversation.session.retry())
+    conversation.retry()
 
 
 def _undo(conversation: Conversation, _: str) -> None:
@@ -110,7 +110,7 @@ def _undo(conversation: Conversation, _: str) -> None:
 
 
 def _edit(conversation: Conversation, text: str) -> None:
-    conversation.show(conversation.session.edit(text or conversation.edit(conversation.session.last_text)))
+    conversation.replace(text or conversation.edit(conversation.session.last_text))
 
 
 def _save(conversation: Conversation, argument: str) -> None:

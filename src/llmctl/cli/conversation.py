@@ -62,6 +62,17 @@ class Conversation:
         self.make_room(text)
         self.show(self.session.ask(text))
 
+    def retry(self) -> None:
+        """Answer the last message once more."""
+        self.make_room(self.session.last_text, instead=True)
+        self.show(self.session.retry())
+
+    def replace(self, text: str) -> None:
+        """Say something else instead of the last message."""
+        if text.strip():
+            self.make_room(text, instead=True)
+        self.show(self.session.edit(text))
+
     def show(self, pieces: "Pieces") -> None:
         """Show an answer as it comes. Ctrl-C stops it; what there is of it is kept."""
         printer, stopped = _Printer(self.output, self.looks), False
@@ -82,17 +93,18 @@ class Conversation:
         if not stopped and self.session.last is not None and self.session.last.completion is not None:
             tell_logprobs(self.output, self.session.loaded, self.session.last.completion)
 
-    def make_room(self, text: str) -> None:
-        """Where the context is nearly full, say so and offer to drop the oldest turns."""
-        room = self.session.room(text)
-        if not room.is_tight or not self.session.messages:
+    def make_room(self, text: str, *, instead: bool = False) -> None:
+        """Where the context is nearly full, say so and offer to drop the oldest turns, if there are any to drop."""
+        room = self.session.room(text, instead=instead)
+        turns = sum(message.role == "user" for message in self.session.messages)
+        if not room.is_tight or turns <= instead:
             return
         left = max(room.left or 0, 0)
         self.output.warn(
             f"the context is nearly full: {room.prompt_tokens} of {room.context_length} tokens, {left} left"
         )
         if self.confirm("drop the oldest turns?"):
-            dropped = self.session.drop_oldest(text)
+            dropped = self.session.drop_oldest(text, instead=instead)
             self.output.note(f"dropped the oldest {dropped} messages")
 
     def switch_model(self, name: str) -> None:

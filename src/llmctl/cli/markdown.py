@@ -1,23 +1,29 @@
 """Markdown as it streams: text in, styled spans out, nothing taken back once it is shown.
 
-Only what can be decided from the text so far is styled: headings, lists, quotes, code and bold. No cursor moves, so an
-answer longer than the screen stays whole, and a mark that is never closed is shown as it was written.
+Only what can be decided from the text so far is styled: headings, lists, quotes, code, bold, italics, and tables once
+they end. No cursor moves, so an answer longer than the screen stays whole, and a mark that is never closed is shown as
+it was written.
 """
 
 import re
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
+from unicodedata import combining, east_asian_width
 
 _LINE_START = re.compile(r"\s*(#{0,6}|`{0,2}|~{0,2}|[-*+>])")  # a line that may still become something special
 _FENCE = re.compile(r"\s*(```|~~~)")
 _HEADING = re.compile(r"\s{0,3}#{1,6} ")
 _BULLET = re.compile(r"(\s*)[-*+] ")
 _QUOTE = re.compile(r"\s*> ?")
+_RULE = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)*\s*:?-+:?\s*\|?\s*")  # the line under the head of a table
+_CELL = re.compile(r"(?<!\\)\|")
 _LONGEST_SPAN = 300  # characters that wait for the mark that closes them
+_LONGEST_TABLE = 200  # lines that wait for the end of the table
+_STYLES = {"`": "code", "**": "bold", "*": "italic", "_": "italic"}
 
 
 class Span(NamedTuple):
-    """Text and how it looks: ``, `bold`, `code`, `heading` or `dim`."""
+    """Text and how it looks: ``, `bold`, `italic`, `code`, `heading` or `dim`."""
 
     text: str
     style: str
@@ -31,6 +37,8 @@ class MarkdownStream:
         self._in_fence = False
         self._at_line_start = True
         self._style = ""
+        self._previous = ""  # the character that was shown last in this line
+        self._table: list[str] = []
 
     def add(self, text: str) -> Iterator[Span]:
         """Take new text; yield what can be shown."""
@@ -40,11 +48,22 @@ class MarkdownStream:
     def finish(self) -> Iterator[Span]:
         """No more text: yield what was held back."""
         yield from self._take(final=True)
+        yield from self._end_table()
 
     def _take(self, *, final: bool) -> Iterator[Span]:
         while self._held:
             line, newline, _ = self._held.partition("\n")
             whole = final or bool(newline)
+            if self._at_line_start and not self._in_fence:
+                if line.lstrip().startswith("|") or (self._table and not line.strip() and not whole):
+                    if not whole:
+                        return
+                    self._table.append(line + newline)
+                    self._held = self._held[len(line) + len(newline) :]
+                    if len(self._table) > _LONGEST_TABLE:
+                        yield from self._end_table()
+                    continue
+                yield from self._end_table()
             if self._at_line_start:
                 if not whole and (_LINE_START.fullmatch(line) or _FENCE.match(line)):
                     return
@@ -62,7 +81,7 @@ class MarkdownStream:
                 return
             yield Span("\n", "")
             self._held = self._held.partition("\n")[2]
-            self._at_line_start, self._style = True, ""
+            self._at_line_start, self._style, self._previous = True, "", ""
 
     def _begin(self, line: str) -> Iterator[Span]:
         """Take the mark that begins a line, and set the line's style."""
@@ -81,23 +100,120 @@ class MarkdownStream:
 
     def _inline(self, line: str, *, whole: bool) -> Generator[Span, None, str]:
         """Yield the spans of a line; return what has to wait for more text."""
-        while line:
-            at = min((place for mark in ("**", "`") if (place := line.find(mark)) >= 0), default=-1)
-            if self._in_fence or at < 0:
-                waits = not whole and not self._in_fence and line.endswith("*")
-                yield Span(line[: len(line) - waits], self._style)
-                return line[len(line) - waits :]
-            mark = "`" if line[at] == "`" else "**"
-            end = line.find(mark, at + len(mark))
-            if at:
-                yield Span(line[:at], self._style)
-                line, end = line[at:], end - at if end >= 0 else -1
-            if end > len(mark):
-                yield Span(line[len(mark) : end], "code" if mark == "`" else "bold")
-                line = line[end + len(mark) :]
-            elif whole or end >= 0 or len(line) > _LONGEST_SPAN:
-                yield Span(mark, self._style)
-                line = line[len(mark) :]
-            else:
-                return line
+        if self._in_fence:
+            yield Span(line, self._style)
+            return ""
+        at = 0
+        while at < len(line):
+            mark = self._mark(line, at, whole=whole)
+            if mark == "":
+                at += 1
+                continue
+            end = _closing(line, at + len(mark), mark, whole=whole) if mark else None
+            if end is None and not whole and len(line) - at <= _LONGEST_SPAN:
+                yield from self._text(line[:at], self._style)
+                return line[at:]
+            if not mark or end is None or not 0 < end - at - len(mark) <= _LONGEST_SPAN:
+                at += len(mark or "*")
+                continue
+            yield from self._text(line[:at], self._style)
+            yield from self._text(line[at + len(mark) : end], _STYLES[mark])
+            self._previous = mark[0]
+            line, at = line[end + len(mark) :], 0
+        yield from self._text(line, self._style)
         return ""
+
+    def _text(self, text: str, style: str) -> Iterator[Span]:
+        if text:
+            self._previous = text[-1]
+            yield Span(text, style)
+
+    def _mark(self, line: str, at: int, *, whole: bool) -> str | None:
+        """The mark that opens a span at a place of a line; empty for none, None where the next character decides."""
+        character = line[at]
+        if character == "`":
+            return character
+        if character not in "*_":
+            return ""
+        following = line[at + 1 : at + 2]
+        if not following and not whole:
+            return None
+        if following == "*" == character:
+            return "**"
+        before = line[at - 1] if at else self._previous
+        inside = before.isalnum() or before in ("*", "_")
+        return "" if inside or following in ("", character) or following.isspace() else character
+
+    def _end_table(self) -> Iterator[Span]:
+        """The lines that were held back as a table: aligned where they are one, as they came where not."""
+        lines, self._table = self._table, []
+        if len(lines) > 1 and _RULE.fullmatch(lines[1].rstrip("\n")) and "-" in lines[1]:
+            yield from _table([_cells(line) for line in lines])
+            if not lines[-1].endswith("\n"):
+                return
+        else:
+            for line in lines:
+                yield from self._inline(line.rstrip("\n"), whole=True)
+                self._previous = ""
+                if line.endswith("\n"):
+                    yield Span("\n", "")
+            return
+        yield Span("\n", "")
+
+
+def _closing(line: str, start: int, mark: str, *, whole: bool) -> int | None:
+    """Where the mark that closes a span stands, or None where it has not come yet."""
+    at = line.find(mark, start)
+    while at >= 0:
+        after = line[at + len(mark) : at + len(mark) + 1]
+        if mark in ("`", "**"):
+            return at
+        if not after and not whole:
+            return None
+        if (
+            not line[at - 1].isspace()
+            and after != mark
+            and line[at - 1] != mark
+            and not (mark == "_" and after.isalnum())
+        ):
+            return at
+        at = line.find(mark, at + 1)
+    return None
+
+
+def _cells(line: str) -> list[str]:
+    inner = line.strip().removeprefix("|")
+    parts = [part.strip().replace("\\|", "|") for part in _CELL.split(inner)]
+    return parts[:-1] if parts and not parts[-1] else parts
+
+
+def _table(rows: list[list[str]]) -> Iterator[Span]:
+    """A table with its columns aligned: the head bold, a rule, the rows."""
+    head, rule, *body = rows
+    count = max(len(row) for row in rows)
+    right = [cell.endswith(":") and not cell.startswith(":") for cell in rule] + [False] * count
+    shown = [[_cell(cell) for cell in [*row, *[""] * (count - len(row))]] for row in (head, *body)]
+    widths = [max(_width(row[column]) for row in shown) for column in range(count)]
+    for number, row in enumerate(shown):
+        if number == 1:
+            yield Span("\n" + "  ".join("─" * width for width in widths), "dim")
+        if number:
+            yield Span("\n", "")
+        for column, spans in enumerate(row):
+            space = " " * (widths[column] - _width(spans))
+            if right[column]:
+                yield Span(space, "")
+            yield from (Span(span.text, "bold" if number == 0 else span.style) for span in spans)
+            last = column == count - 1
+            yield Span(("" if right[column] or last else space) + ("" if last else "  "), "")
+    if len(shown) == 1:
+        yield Span("\n" + "  ".join("─" * width for width in widths), "dim")
+
+
+def _cell(text: str) -> list[Span]:
+    return list(MarkdownStream()._inline(text, whole=True))
+
+
+def _width(spans: list[Span]) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for span in spans for c in span.text)

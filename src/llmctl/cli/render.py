@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # C0 and C1 except newline and tab, DEL, and the marks that reorder text on the screen (bidirectional overrides).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-_STYLES = {"bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim"}
+_STYLES = {"bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim", "italic": "italic"}
 
 
 def visible(text: str) -> str:

@@ -88,6 +88,7 @@ class ChatSession:
         self.last: Turn | None = None
         self._kept = KeptCache()
         self._attempt = 0
+        self._changed: dict[str, Any] = {}  # what `set_generation` was told, for the next model
 
     # -- turns
 
@@ -190,9 +191,10 @@ class ChatSession:
 
     # -- the context
 
-    def room(self, text: str = "") -> Room:
-        """How full the context is, or would be with `text` as the next message."""
-        return self._room([*self.messages, *([Message("user", text)] if text else [])])
+    def room(self, text: str = "", *, instead: bool = False) -> Room:
+        """How full the context is, or would be with `text` as the next message, or `instead` of the last one."""
+        kept = self._before_last()[0] if instead else self.messages
+        return self._room([*kept, *([Message("user", text)] if text else [])])
 
     def _room(self, messages: Sequence[Message]) -> Room:
         context = self.loaded.context_length
@@ -200,8 +202,12 @@ class ChatSession:
         used = len(self._encode(messages)) if messages else 0
         return Room(used, context, wanted if context is None else min(wanted, context // 4))
 
-    def drop_oldest(self, text: str = "") -> int:
+    def drop_oldest(self, text: str = "", *, instead: bool = False) -> int:
         """Drop the oldest turns until `text` and its answer have room, a quarter of the context where possible.
+
+        Args:
+            text: The next message.
+            instead: It takes the place of the last message, which stays until it is answered.
 
         Returns:
             How many messages are gone.
@@ -210,7 +216,8 @@ class ChatSession:
             UserError: the text does not fit even alone; the conversation is as it was.
         """
         new = [Message("user", text)] if text else []
-        rest = list(self.messages)
+        rest = self._before_last()[0] if instead else list(self.messages)
+        last = self.messages[len(rest) :]
         while rest:
             room = self._room([*rest, *new])
             if room.left is None or room.left >= max(room.answer_tokens, (room.context_length or 0) // 4):
@@ -222,8 +229,8 @@ class ChatSession:
                 f"the message has {room.prompt_tokens} tokens, the context holds {room.context_length}",
                 hint="shorten it, or take a model with a longer context",
             )
-        dropped = len(self.messages) - len(rest)
-        self.messages = rest
+        dropped = len(self.messages) - len(rest) - len(last)
+        self.messages = [*rest, *last]
         return dropped
 
     # -- the model
@@ -235,6 +242,7 @@ class ChatSession:
             UserError: an unknown key, or a value that the schema refuses.
         """
         self.loaded = with_generation(self.loaded, values, seed=seed)
+        self._changed |= values if seed is None else {**values, "seed": seed}
 
     def release(self) -> "Prepared":
         """Let the model go, so that its memory is free for another. `use` must follow; until then there is none.
@@ -252,9 +260,16 @@ class ChatSession:
         return prepared
 
     def use(self, loaded: "LoadedModel") -> None:
-        """Go on with another model. The messages stay."""
+        """Go on with another model. The messages stay, and what `set_generation` changed.
+
+        Raises:
+            UserError: the model cannot do what was changed; it is in use then without that.
+        """
         self.loaded = loaded
         self._kept = KeptCache()
+        changed, self._changed = self._changed, {}
+        if changed:
+            self.set_generation(**changed)
 
     def transcript(self) -> Transcript:
         """The conversation as it is saved."""
