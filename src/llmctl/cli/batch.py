@@ -81,8 +81,12 @@ def batch(output: Output, settings: Settings, files: Files, *, offline: bool, wi
                     manifest = make_manifest(loaded).document()
                 return loaded
 
+            def on_pass(tokens: int) -> None:
+                gentle.go_on()
+                progress.passed(tokens)
+
             tally = run_batch(
-                gentle.reading(rows), sink, run, ready, listener=progress, go_on=gentle.go_on, with_ids=with_ids
+                gentle.reading(rows), sink, run, ready, listener=progress, on_pass=on_pass, with_ids=with_ids
             )
     seconds = time.monotonic() - started
     _tell(output, files, tally, seconds=progress.seconds)

@@ -28,6 +28,7 @@ class BatchProgress:
     def __init__(self, output: Output, *, total: int | None) -> None:
         self._output, self._total = output, total
         self._tally: Tally | None = None
+        self._rows = self._tokens = 0
         self._errors = 0
         self._began: float | None = None
         self._resumed = 0
@@ -58,15 +59,23 @@ class BatchProgress:
     def begin(self) -> None:
         """The model is there: from now on time counts."""
         self._began = self._spoke = time.monotonic()
-        self._resumed = self._tally.rows if self._tally else 0
+        self._resumed = self._rows
         if sys.stderr.isatty() and not self._output.quiet:
             self._bar = self._output.progress_bar(percentage=self._total is not None)
-            self._task = self._bar.add_task("", total=self._total, state="")
+            self._task = self._bar.add_task("", total=self._total, completed=self._rows, state="")
             self._bar.start()
 
     def settled(self, tally: "Tally") -> None:
         """One more row."""
-        self._tally = tally
+        self._tally, self._rows = tally, tally.rows
+        self._tell()
+
+    def passed(self, tokens: int) -> None:
+        """One more pass through the model; so many tokens have been generated."""
+        self._tokens = tokens
+        self._tell()
+
+    def _tell(self) -> None:
         now = time.monotonic()
         if self._began is None or now - self._spoke < (_LINE_SECONDS if self._bar is None else _REFRESH_SECONDS):
             return
@@ -74,7 +83,7 @@ class BatchProgress:
         if self._bar is None:
             self._output.note(self.state(now))
         else:
-            self._bar.update(self._task, completed=tally.rows, state=self.state(now))
+            self._bar.update(self._task, completed=self._rows, state=self.state(now))
 
     def failed(self, row: "Row", message: str) -> None:
         """The first few errors are shown."""
@@ -90,15 +99,12 @@ class BatchProgress:
 
     def state(self, now: float) -> str:
         """Rows, errors, rate, time left."""
-        tally, began = self._tally, self._began
-        if tally is None or began is None:
-            return ""
-        elapsed = max(now - began, 1e-6)
-        parts = [f"{tally.rows:,}{f'/{self._total:,}' if self._total else ''} rows"]
-        if tally.errors:
-            parts.append(f"{tally.errors:,} errors")
-        parts.append(f"{tally.completion_tokens / elapsed:.0f} tokens/s")
-        done = tally.rows - self._resumed
+        elapsed = max(now - (self._began or now), 1e-6)
+        parts = [f"{self._rows:,}{f'/{self._total:,}' if self._total else ''} rows"]
+        if self._errors:
+            parts.append(f"{self._errors:,} errors")
+        parts.append(f"{self._tokens / elapsed:.0f} tokens/s")
+        done = self._rows - self._resumed
         if self._total and done > 0:
-            parts.append(f"{time_text((self._total - tally.rows) * elapsed / done)} left")
+            parts.append(f"{time_text((self._total - self._rows) * elapsed / done)} left")
         return ", ".join(parts)

@@ -42,7 +42,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
     computed: list[Any] = []
 
-    def answers(loaded: None, rows: Iterator[Row], *, go_on: Any) -> Iterator[tuple[Row, Completion]]:
+    def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion]]:
         window: list[Row] = []
         for row in rows:
             window.append(row)

@@ -65,19 +65,20 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
 
 
 def answers(
-    loaded: "LoadedModel", rows: Iterable[Row], *, go_on: Callable[[], None] = lambda: None
+    loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
 ) -> Iterator[tuple[Row, Completion | LlmctlError]]:
     """What becomes of rows, in the order in which they are finished; each row's errors are its own.
 
     Args:
         loaded: What `load` returned.
         rows: Taken as room becomes free, a window ahead.
-        go_on: Called before every pass; what it raises ends the work.
+        on_pass: Called before every pass with the tokens generated so far; what it raises ends the work.
 
     Raises:
         MachineError: memory ran out.
     """
     engine = engine_for(loaded)
+    alone = 0  # tokens that the engine has not generated
     requests = _requests(loaded, iter(rows))
     try:
         while True:
@@ -88,10 +89,12 @@ def answers(
                 elif engine is not None and engine.can(request):
                     engine.add(row, request)
                 else:
-                    yield row, _alone(loaded, request, go_on)
+                    outcome = _alone(loaded, request, lambda new: on_pass(alone + new))  # noqa: B023
+                    alone += len(outcome.token_ids) if isinstance(outcome, Completion) else 0
+                    yield row, outcome
             if engine is None or not engine.is_busy:
                 return
-            go_on()
+            on_pass(alone + engine.generated_tokens)
             for event in _step(engine):
                 if event.end is not None:
                     yield event.key, event.end
@@ -100,15 +103,15 @@ def answers(
             engine.drop_all()
 
 
-def _alone(loaded: "LoadedModel", request: Request, go_on: Callable[[], None]) -> Completion | UserError:
+def _alone(loaded: "LoadedModel", request: Request, on_piece: Callable[[int], None]) -> Completion | UserError:
     """The answer to what the engine does not understand: beams, and whole models of some architectures."""
     from llmctl.generation.stream import stream_request
 
     completion = None
     try:
         with closing(stream_request(loaded, request)) as chunks:
-            for chunk in chunks:
-                go_on()
+            for number, chunk in enumerate(chunks):
+                on_piece(number)
                 completion = chunk.completion
     except UserError as error:  # a structure that got too complex
         return error

@@ -66,7 +66,7 @@ def run_batch(
     ready: "Callable[[], LoadedModel]",
     *,
     listener: Listener,
-    go_on: Callable[[], None] = lambda: None,
+    on_pass: Callable[[int], None] = lambda _: None,
     with_ids: bool = False,
 ) -> Tally:
     """Answer every row that has no answer yet, and finish the output.
@@ -77,7 +77,8 @@ def run_batch(
         run: What the keys of this run end with.
         ready: Gives the model. It is called when the first row needs it, so not where every row is answered.
         listener: Who is told how it goes.
-        go_on: Called where the work can end; what it raises ends it, and what is answered is kept.
+        on_pass: Called before every pass with the tokens generated so far; what it raises ends the run, and what is
+            answered is kept.
         with_ids: Whether answers have their token ids.
 
     Raises:
@@ -88,7 +89,7 @@ def run_batch(
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, outcome in answers(loaded, chain([first], pending), go_on=go_on):
+        for row, outcome in answers(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
             else:
