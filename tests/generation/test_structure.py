@@ -332,6 +332,9 @@ def test_the_text_is_what_the_structure_saw_although_decode_would_tidy_it(tiny_c
         ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "oneOf"),
         ({"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 3}, "minItems": 1}, "#/items: Unsat"),
         ({"enum": []}, "#/enum: it must be a list"),
+        ({"type": []}, "#/type: it must be"),
+        ({"maximum": float("inf")}, "this is not JSON"),
+        ({"default": {1, 2}}, "this is not JSON"),
         ('{"type": ', "line 1, column 10: not JSON"),
         ("no-such.json", "no-such.json: No such file"),
     ],
@@ -375,6 +378,8 @@ def test_a_grammar_is_refused_with_its_line(loaded: llmctl.LoadedModel) -> None:
         ('start: <nosuch> "x"', "unknown special token"),
         ('start: %json {"type": "string", "maxLenght": 3}', "did you mean maxLength"),
         ("start: a\na: b\nb: a", "no text has this form"),
+        ('{"grammars": [{"json_schema": {"x-guidance": {"lenient": true}}}]}\n', "a grammar is Lark"),
+        ('start: %json {"maximum": 1e999}', "this is not JSON"),
         ("start: a\na[temperature=0.5]: /x+/", "a rule's temperature"),
     ):
         with pytest.raises(UserError, match=re.escape(says)):

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl.bounded import SECONDS, FailedError, TooMuchError, run_bounded
 from llmctl.errors import ModelError, UserError
-from llmctl.generation.structure import Structure
+from llmctl.generation.structure import Structure, in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,10 +88,10 @@ class StructureProcessor:
 
         bits = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
         _must_work(self._matcher, self._structure)
+        bits[self._vocabulary.eos_token_id] = False
         size = scores.shape[-1]
         allowed = torch.zeros(size, dtype=torch.bool)  # a model may have more rows than its tokenizer has tokens
         allowed[: len(bits)] = bits[:size]
-        allowed[self._vocabulary.eos_token_id] = False
         allowed[[token for token in self._ends if token < size]] = self._matcher.is_accepting()
         if not bool(allowed.any()):
             raise UserError(
@@ -130,7 +130,7 @@ class _Vocabulary:
             raise ModelError("structured output needs a tokenizer of the tokenizers library; this model has another")
         self.eos_token_id = 0 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         try:
-            self._inner = LLTokenizer(_with_plain_decoder(backend.to_str()), eos_token=self.eos_token_id)
+            self._inner = LLTokenizer(_description(backend), eos_token=self.eos_token_id)
         except ValueError as error:
             raise ModelError(
                 f"structured output cannot read this model's tokenizer: {str(error).splitlines()[0][:200]}",
@@ -174,15 +174,14 @@ class _Vocabulary:
         return LLMatcher(self._inner, structure.grammar, log_level=0, limits=limits)
 
 
-def _with_plain_decoder(tokenizer: str) -> str:
-    """A tokenizer's JSON with a decoder that the engine knows: `Metaspace` in its three steps."""
-    document = json.loads(tokenizer)
-    decoder = document.get("decoder") or {}
-    if decoder.get("type") != "Metaspace":
-        return tokenizer
-    mark = {"String": decoder.get("replacement", "▁")}
+def _description(backend: Any) -> str:
+    """A tokenizer's JSON, with a decoder that the engine knows: `Metaspace` in its three steps."""
+    text = str(backend.to_str())
+    if type(backend.decoder).__name__ != "Metaspace":
+        return text
+    mark = {"String": backend.decoder.replacement}
     steps = [{"type": "Replace", "pattern": mark, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    return json.dumps({**document, "decoder": {"type": "Sequence", "decoders": steps}})
+    return json.dumps({**json.loads(text), "decoder": {"type": "Sequence", "decoders": steps}})
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:
@@ -198,8 +197,6 @@ def _must_work(matcher: Any, structure: Structure) -> None:
 
 
 def _complain(problem: str, structure: Structure) -> None:
-    from llmctl.generation.structure import in_words
-
     first = in_words(problem)
     if "NoExtension" in first:
         first = "no text has this form"

@@ -89,10 +89,22 @@ def check_schema(schema: Any) -> dict[str, Any]:
         raise UserError("structure.json_schema: false allows no value at all")
     if not isinstance(schema, dict | bool):
         raise UserError(f"structure.json_schema: a schema is a mapping, this is {json.dumps(schema)[:60]}")
-    text = json.dumps({} if schema is True else schema)
+    return _Check(json.loads(schema_text({} if schema is True else schema))).run()
+
+
+def schema_text(schema: Any) -> str:
+    """A schema as JSON.
+
+    Raises:
+        UserError: YAML and Python have values that JSON lacks; or it is too large.
+    """
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"structure.json_schema: this is not JSON: {error}") from error
     if len(text) > MAX_BYTES:
         raise UserError(f"structure.json_schema: it has {len(text)} bytes, the limit is {MAX_BYTES}")
-    return _Check(json.loads(text)).run()
+    return text
 
 
 def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
@@ -185,7 +197,7 @@ class _Check:
         """What a JSON pointer of the form #/a/b points at."""
         found: Any = self.root
         for part in pointer.split("/")[1:]:
-            name = unquote(part).replace("~1", "/").replace("~0", "~")
+            name = part.replace("~1", "/").replace("~0", "~")
             try:
                 found = found[int(name)] if isinstance(found, list) else found[name]
             except (KeyError, IndexError, ValueError, TypeError):
@@ -225,7 +237,7 @@ def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -
     expected = _VALUES[keyword]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
-        "a type or a list of types": all(kind in _TYPES for kind in (value if isinstance(value, list) else [value])),
+        "a type or a list of types": value != [] and all(kind in _TYPES for kind in _as_list(value)),
         "a list": isinstance(value, list) and bool(value),
         "a list of texts": isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a text": isinstance(value, str),
@@ -242,6 +254,10 @@ def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -
         raise _refused(place, keyword, f"{value} is not inside this schema (#/…), and nothing is fetched")
     if keyword == "pattern":
         _check_pattern(place, value)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_pattern(place: str, pattern: str) -> None:
@@ -269,7 +285,7 @@ def _has_siblings(schema: dict[str, Any], keyword: str) -> bool:
 def _inner(schema: dict[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
     """The schemas that lie in a schema, as (keyword, schema, place); for $ref only where it points."""
     if "$ref" in schema:
-        yield "$ref", None, schema["$ref"]
+        yield "$ref", None, unquote(schema["$ref"])
     for keyword, shape in _NESTED.items():
         value = schema.get(keyword)
         if keyword not in schema:

@@ -15,7 +15,7 @@ from llmctl.config import Config, StructureSection
 from llmctl.config.structure import MAX_BYTES, written_out
 from llmctl.errors import UserError
 from llmctl.generation.completion import Completion
-from llmctl.generation.schema_check import HINT, check_schema, schemas_in
+from llmctl.generation.schema_check import HINT, check_schema, schema_text, schemas_in
 
 Kind = Literal["json_schema", "regex", "choices", "grammar"]
 # One space, or a new line and its indentation: enough for every way to write JSON, and no endless white space.
@@ -51,7 +51,7 @@ def make_structure(section: StructureSection) -> Structure | None:
     """
     section = written_out(section)
     if section.json_schema is not None:
-        return _json_structure(_as_json(section.json_schema))
+        return _json_structure(schema_text(section.json_schema))
     if section.regex is not None:
         return _text_structure("regex", section.regex)
     if section.choices is not None:
@@ -129,14 +129,6 @@ def parse_json(text: str) -> Any:
 # -- from the configuration to the engine's words
 
 
-def _as_json(schema: Any) -> str:
-    """A schema as text. YAML and Python have values that JSON lacks."""
-    try:
-        return json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"structure.json_schema: this is not JSON: {error}") from error
-
-
 def _literally(text: str) -> str:
     """`text` as a regular expression that matches it alone."""
     return re.sub(r"([\\.+*?()|\[\]{}^$/])", r"\\\1", text)
@@ -211,6 +203,8 @@ def _with_checked_schemas(grammar: str) -> str:
     Raises:
         UserError: a schema in it cannot be enforced, or it asks for what only another program would do.
     """
+    if grammar.lstrip().startswith("{"):  # the engine has a form of its own, in which schemas would go unchecked
+        raise UserError("structure.grammar: this is JSON, and a grammar is Lark", hint="a schema goes to --json-schema")
     if re.search(r"\[[^\]\n]*\btemperature\s*=", grammar):
         raise UserError("structure.grammar: a rule's temperature cannot be set here", hint="--temperature is for all")
     parts, rest = [], grammar
