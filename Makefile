@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 PROMPT ?= What is the capital of France?
 KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults kills kernels-sanitize
+.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -29,6 +29,10 @@ faults: $(VENV)/.tests-installed
 # A batch of 2,000 rows, killed 20 times
 kills: $(VENV)/.tests-installed
 	LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000 $(BIN)/python -m pytest -n0 -q -s tests/cli/test_batch.py -k killed
+
+# 300 JSON schemas of growing difficulty, three random answers to each: what was finished validates
+schemas: $(VENV)/.tests-installed
+	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/test_structure_schemas.py
 
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed

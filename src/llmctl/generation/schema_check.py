@@ -15,7 +15,6 @@ from llmctl.errors import UserError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
-HINT = "what can be enforced: docs/how-to/structured-output.md"
 
 _NESTED = {  # keyword -> how schemas lie in its value
     "properties": "map",
@@ -188,7 +187,9 @@ class _Check:
         elif keyword in ("$id", "id") and place != "#":
             raise _refused(place, keyword, "only the whole schema may have one")
         elif keyword in _KNOWN_TO_JSON_SCHEMA or keyword == "x-guidance":
-            raise _refused(place, keyword, "it cannot be enforced while tokens are chosen", hint=_HINTS.get(keyword))
+            raise _refused(
+                place, keyword, "it cannot be enforced while tokens are chosen", hint=_HINTS.get(keyword, _AFTERWARDS)
+            )
         elif keyword not in _REMARKS and not keyword.startswith("x-"):
             near = difflib.get_close_matches(keyword, [*_NESTED, *_VALUES, *_KNOWN_TO_JSON_SCHEMA], n=1)
             raise _refused(place, keyword, "unknown keyword" + (f"; did you mean {near[0]}?" if near else ""))
@@ -205,6 +206,7 @@ class _Check:
         return found
 
 
+_AFTERWARDS = "leave it away and check the answer for it afterwards"
 _HINTS = {
     "uniqueItems": "leave it away and drop repetitions afterwards",
     "not": "list what is allowed with enum, pattern or anyOf",
@@ -216,7 +218,7 @@ _HINTS = {
 def _refused(place: str, keyword: str, why: str, *, hint: str | None = None) -> UserError:
     return UserError(
         f"structure.json_schema: {place}/{keyword}: {why}",
-        hint=hint or HINT,
+        hint=hint,
         details={"place": place, "keyword": keyword},
     )
 
@@ -249,7 +251,7 @@ def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -
         more = f" ({', '.join(_TYPES)})" if keyword == "type" else ""
         raise _refused(place, keyword, f"it must be {expected}{more}, it is {json.dumps(value)[:60]}")
     if keyword == "format" and value not in FORMATS:
-        raise _refused(place, keyword, f"{value} cannot be enforced; there are {', '.join(FORMATS)}")
+        raise _refused(place, keyword, f"{value} cannot be enforced; there are {', '.join(FORMATS)}", hint=_AFTERWARDS)
     if keyword == "$ref" and not (value == "#" or value.startswith("#/")):
         raise _refused(place, keyword, f"{value} is not inside this schema (#/…), and nothing is fetched")
     if keyword == "pattern":
@@ -263,7 +265,7 @@ def _as_list(value: Any) -> list[Any]:
 def _check_pattern(place: str, pattern: str) -> None:
     """Look-arounds and back-references are not regular."""
     if re.search(r"\(\?(=|!|<=|<!)", pattern):
-        raise _refused(place, "pattern", f"look-around cannot be enforced: {pattern}")
+        raise _refused(place, "pattern", f"look-around cannot be enforced: {pattern}", hint=_AFTERWARDS)
     if re.search(r"(?<!\\)(\\\\)*\\[1-9bB]", pattern):
         raise _refused(place, "pattern", f"back-references and word boundaries cannot be enforced: {pattern}")
 

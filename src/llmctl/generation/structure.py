@@ -15,7 +15,7 @@ from llmctl.config import Config, StructureSection
 from llmctl.config.structure import MAX_BYTES, written_out
 from llmctl.errors import UserError
 from llmctl.generation.completion import Completion
-from llmctl.generation.schema_check import HINT, check_schema, schema_text, schemas_in
+from llmctl.generation.schema_check import check_schema, schema_text, schemas_in
 
 Kind = Literal["json_schema", "regex", "choices", "grammar"]
 # One space, or a new line and its indentation: enough for every way to write JSON, and no endless white space.
@@ -140,8 +140,13 @@ def _json_structure(text: str) -> Structure:
     structure = Structure("json_schema", _json_grammar(schema))
     if problem := _problem(structure.grammar):
         place, problem = _innermost(problem, schema)
+        if problem.startswith("oneOf"):
+            raise UserError(
+                f"structure.json_schema: {place}/oneOf: a value could fit two of these schemas, and that cannot be ruled out",
+                hint="use anyOf, or give each of them a property with a const of its own",
+            )
         place += "/pattern" if problem.startswith("regex parse error") else ""
-        raise UserError(f"structure.json_schema: {place}: {in_words(problem)}", hint=HINT)
+        raise UserError(f"structure.json_schema: {place}: {in_words(problem)}")
     return structure
 
 
@@ -163,7 +168,7 @@ def _text_structure(kind: Kind, text: str) -> Structure:
     else:
         structure = Structure(kind, str(LLMatcher.grammar_from_regex(text)))
     if problem := _problem(structure.grammar):
-        raise UserError(f"structure.{kind}: {in_words(problem)}", hint=HINT)
+        raise UserError(f"structure.{kind}: {in_words(problem)}")
     return structure
 
 
