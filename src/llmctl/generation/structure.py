@@ -142,7 +142,7 @@ def _json_structure(text: str) -> Structure:
         place, problem = _innermost(problem, schema)
         if problem.startswith("oneOf"):
             raise UserError(
-                f"structure.json_schema: {place}/oneOf: a value could fit two of these schemas, and that cannot be ruled out",
+                f"structure.json_schema: {place}/oneOf: a value could fit two of these schemas",
                 hint="use anyOf, or give each of them a property with a const of its own",
             )
         place += "/pattern" if problem.startswith("regex parse error") else ""
