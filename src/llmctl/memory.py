@@ -77,6 +77,14 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> 
     return -(-tensor.numel // 2) + scales
 
 
+def packed_bytes(outputs: int, inputs: int, bits: int) -> int:
+    """Bytes of a weight [outputs, inputs] in llmctl's own format: blocks of 32 inputs with a float16 scale each.
+
+    Outputs are rounded up to groups of 16.
+    """
+    return -(-outputs // 16) * -(-inputs // 32) * (16 * 32 * bits // 8 + 16 * 2)
+
+
 def is_linear_weight(tensor: Tensor, skip_modules: Iterable[str] = ()) -> bool:
     """Whether bitsandbytes would quantise it: the matrix of a linear layer inside a block.
 

@@ -1,0 +1,197 @@
+"""Layers whose weights lie in 4 or 8 bits and are multiplied by llmctl's own kernels for CPUs.
+
+A quantised weight is one flat tensor of bytes under the name that it had: first the codes of all blocks, then their
+scales (`memory.packed_bytes` counts them). So everything that goes by names and identities, tied weights, saving,
+loading, device maps, goes on working. Experts of a mixture lie in one such tensor a layer, a row for each expert.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmctl import kernels
+from llmctl.memory import packed_bytes
+
+GROUP, BLOCK = 16, 32  # output rows that lie interleaved, inputs that share a scale
+_ROWS_AT_ONCE = 1 << 24  # of elements that are dequantised together for a lookup
+
+
+def native() -> "kernels.Kernels":
+    """The kernels. Raises RuntimeError where there are none."""
+    found = kernels.load()
+    if found is None:
+        raise RuntimeError(f"weights of llmctl's own format need its compiled kernels: {kernels.missing()}")
+    return found
+
+
+def parts(packed: Tensor, bits: int, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """Views of one packed weight [n, k]: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""
+    groups, blocks = -(-n // GROUP), -(-k // BLOCK)
+    size = groups * blocks * 64 * bits
+    codes, scales = packed[:size], packed[size:]
+    return codes.view(groups, blocks, 64 * bits), scales.view(torch.float16).view(groups, blocks, GROUP)
+
+
+class Packed:
+    """How one packed weight is multiplied. The views are made once for each tensor that takes the weight's place."""
+
+    def __init__(self, bits: int, n: int, k: int) -> None:
+        self.bits, self.n, self.k = bits, n, k
+        self._views: tuple[Tensor, int, Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> tuple[int, int, int]:
+        return self.bits, self.n, self.k
+
+    def __setstate__(self, state: tuple[int, int, int]) -> None:
+        self.__init__(*state)  # type: ignore[misc] # views are not copied with a module
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the packed weight."""
+        return packed_bytes(self.n, self.k, self.bits)
+
+    def views(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of the weight."""
+        seen = self._views
+        if seen is None or seen[0] is not packed or seen[1] != packed.data_ptr():
+            seen = self._views = (packed, packed.data_ptr(), *parts(packed.detach(), self.bits, self.n, self.k))
+        return seen[2], seen[3]
+
+    def multiply(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., k] times the weight, plus a bias [n]: [..., n]."""
+        found = native()
+        product = found.linear_q4 if self.bits == 4 else found.linear_q8
+        return product(x if x.is_contiguous() else x.contiguous(), codes, scales, self.n, self.k, bias)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in 4 or 8 bits."""
+
+    def __init__(self, in_features: int, out_features: int, bits: int, *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.packed = Packed(bits, out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features], in x's dtype."""
+        return self.packed.multiply(x, *self.packed.views(self.weight), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding in 4 or 8 bits: the rows that are asked for are dequantised.
+
+    `scale` is what some architectures multiply embeddings with, rounded to their dtype.
+    """
+
+    def __init__(self, original: nn.Embedding, bits: int, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
+        self.padding_idx, self.bits, self.dtype = original.padding_idx, bits, dtype
+        scale = getattr(original, "scalar_embed_scale", None)
+        self.scale = None if scale is None else float(torch.tensor(scale).to(dtype))
+        self.packed = Packed(bits, self.num_embeddings, self.embedding_dim)
+        self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Ids [...] to rows [..., embedding_dim], in the model's dtype."""
+        codes, scales = self.packed.views(self.weight)
+        ids = input_ids.reshape(-1)
+        rows = torch.empty((len(ids), self.embedding_dim), dtype=self.dtype)
+        step = max(_ROWS_AT_ONCE // (GROUP * self.embedding_dim), 1)
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step]
+            groups, place = torch.unique(part // GROUP, return_inverse=True)
+            found = native()
+            dequantize = found.dequantize_q4 if self.bits == 4 else found.dequantize_q8
+            values = dequantize(codes[groups], scales[groups], len(groups) * GROUP, self.embedding_dim)
+            rows[start : start + step] = values[place * GROUP + part % GROUP].to(self.dtype)
+        rows = rows.view(*input_ids.shape, self.embedding_dim)
+        return rows if self.scale is None else rows * self.scale
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
+
+
+def can_pack_experts(module: nn.Module) -> bool:
+    """Whether a module is a mixture's experts in the layout that `pack_experts` knows: that of Mixtral and most others.
+
+    transformers marks the layout on the module (integrations/moe.py, `use_experts_implementation`).
+    """
+    return (
+        getattr(module, "is_concatenated", None) is True
+        and getattr(module, "has_gate", None) is True
+        and not any(getattr(module, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
+        and all(getattr(module, name, torch.empty(0)).dim() == 3 for name in EXPERT_WEIGHTS)
+    )
+
+
+EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
+
+
+def pack_experts(module: Any, bits: int) -> None:
+    """Let a module of experts hold packed weights, and compute with them."""
+    module.packed = {}
+    for name in EXPERT_WEIGHTS:
+        count, n, k = getattr(module, name).shape
+        packed = module.packed[name] = Packed(bits, n, k)
+        empty = torch.empty((count, packed.size_bytes), dtype=torch.uint8)
+        setattr(module, name, nn.Parameter(empty, requires_grad=False))
+    module.forward = partial(_experts_forward, module)
+
+
+def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """What every implementation of experts in transformers computes: each token through the experts chosen for it.
+
+    Args:
+        module: The experts.
+        hidden_states: [tokens, hidden].
+        top_k_index: The experts of each token, [tokens, chosen].
+        top_k_weights: Their shares, likewise.
+    """
+    out = torch.zeros_like(hidden_states)
+    up, down = module.packed["gate_up_proj"], module.packed["down_proj"]
+    for expert in torch.unique(top_k_index).tolist():
+        if expert >= len(module.gate_up_proj):
+            continue  # transformers marks with it what no expert takes
+        token, position = torch.where(top_k_index == expert)
+        inner = up.multiply(hidden_states[token], *parts(module.gate_up_proj[expert], up.bits, up.n, up.k))
+        inner = module._apply_gate(inner)
+        inner = down.multiply(inner, *parts(module.down_proj[expert], down.bits, down.n, down.k))
+        out.index_add_(0, token, (inner * top_k_weights[token, position, None]).to(out.dtype))
+    return out
+
+
+class KernelLinear(nn.Linear):
+    """An ordinary linear layer that llmctl's kernels multiply. Only its class differs: the weights stay where they are.
+
+    A result does not depend on what else is in the batch. Where gradients are wanted, torch does it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features], in x's dtype."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return super().forward(x)
+        return native().linear(x if x.is_contiguous() else x.contiguous(), self.weight, self.bias)
+
+
+def use_kernels(model: nn.Module) -> int:
+    """Let the kernels multiply every linear layer of a model in half precision on the CPU; returns how many."""
+    count = 0
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu":
+            if module.weight.dtype == torch.bfloat16 and module.weight.is_contiguous():
+                module.__class__ = KernelLinear
+                count += 1
+    return count
+
+
+def packed_modules(model: nn.Module) -> list[Any]:
+    """Every module with a packed weight of its own."""
+    return [module for module in model.modules() if hasattr(module, "packed")]
