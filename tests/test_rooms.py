@@ -113,8 +113,15 @@ def test_only_the_command_line_knows_typer_and_only_render_knows_rich(module: Pa
         assert used <= {"typer"}
 
 
+# They define classes of torch and transformers, and are themselves imported inside functions only.
+WORKING = {"llmctl.quantization.layers", "llmctl.quantization.quantizer"}
+
+
 @pytest.mark.parametrize("module", modules(), ids=lambda m: str(m.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_inside_functions(module: Path) -> None:
+    if ".".join(["llmctl", *module.relative_to(PACKAGE).with_suffix("").parts]) in WORKING:
+        return
+    assert imports(module, top_level_only=True) & WORKING == set()
     assert {name.split(".")[0] for name in imports(module, top_level_only=True)} & HEAVY == set()
 
 

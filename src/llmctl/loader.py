@@ -22,9 +22,9 @@ from llmctl.locate import Located, draft_settings, locate, locate_adapters
 from llmctl.machine import Machine, read_machine
 from llmctl.modelinfo import ModelInfo, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
-from llmctl.plan.make import check_remote_code
+from llmctl.plan.make import LINEAR, check_remote_code
 from llmctl.plan.relief import explain_out_of_memory
-from llmctl.quantization import bnb, copies
+from llmctl.quantization import bnb, copies, packing
 from llmctl.quiet import quiet_libraries
 from llmctl.tokenization import check_pair, end_tokens, load_tokenizer
 
@@ -312,7 +312,11 @@ def model_arguments(plan: Plan) -> dict[str, Any]:
     """The keyword arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
     arguments = dict(plan.model_kwargs)
     quantization = arguments.get("quantization_config")
-    if quantization is not None:
+    if quantization is not None and quantization.get("quant_method") == "llmctl":
+        from llmctl.quantization.quantizer import LlmctlConfig
+
+        arguments["quantization_config"] = LlmctlConfig(**quantization)
+    elif quantization is not None:
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(**quantization)
@@ -329,9 +333,13 @@ def generation_arguments(plan: Plan, tokenizer: Any, eos_token_ids: tuple[int, .
     return arguments
 
 
-def _needs_bitsandbytes(prepared: Prepared) -> bool:
-    stored = prepared.info.quantization_method or ""
-    return "quantization_config" in prepared.plan.model_kwargs or stored.startswith("bitsandbytes")
+def _import_quantization(prepared: Prepared) -> None:
+    """Import what knows the format of the weights, so that transformers finds it."""
+    arguments = prepared.plan.model_kwargs.get("quantization_config") or prepared.info.quantization or {}
+    if arguments.get("quant_method") == "llmctl":
+        import llmctl.quantization.quantizer  # noqa: F401
+    elif "load_in_4bit" in arguments or "load_in_8bit" in arguments:
+        bnb.import_bitsandbytes()
 
 
 def _own_config(prepared: Prepared, quantization_config: Any = None) -> Any:
@@ -382,8 +390,7 @@ def _load_model(prepared: Prepared, copy_folder: Path | None = None) -> Any:
 
     plan = prepared.plan
     try:
-        if _needs_bitsandbytes(prepared):
-            bnb.import_bitsandbytes()
+        _import_quantization(prepared)
         arguments = model_arguments(plan)
         quantization = arguments.pop("quantization_config") if copy_folder is not None else None
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -407,6 +414,10 @@ def _load_model(prepared: Prepared, copy_folder: Path | None = None) -> Any:
         ) from error
     _check_keys(plan.source, report)
     _check_finite(plan.source, model)
+    if any(d.key == LINEAR and d.value != "torch" for d in plan.decisions):
+        from llmctl.quantization.layers import use_kernels
+
+        use_kernels(model)
     model.eval()
     return model
 
@@ -450,7 +461,7 @@ def _check_finite(source: str, model: Any) -> None:
     """Refuse weights with NaN or infinity in them: everything generated from them would be noise."""
     import torch
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in chain(model.named_parameters(), packing.scales(model)):
         if not parameter.is_floating_point() or parameter.is_meta or parameter.element_size() < 2:
             continue
         smallest, largest = torch.aminmax(parameter.detach())  # NaN wins in both; ten times faster than isfinite
@@ -466,7 +477,7 @@ def _measure(model: Any, seconds: float) -> Measured:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return Measured(
         model_class=type(model).__name__,
-        parameters=model.num_parameters(),
+        parameters=packing.parameters(model),
         dtype=str(dtype).removeprefix("torch."),
         attn_implementation=str(model.config._attn_implementation),
         quantization=_quantization_in_use(model),
@@ -480,7 +491,7 @@ def _measure(model: Any, seconds: float) -> Measured:
 def _quantization_in_use(model: Any) -> str:
     """Read off the layers themselves, not off what was asked."""
     stored = getattr(model.config, "quantization_config", None)
-    return bnb.describe(model) or str(getattr(stored, "quant_method", "none"))
+    return bnb.describe(model) or packing.describe(model) or str(getattr(stored, "quant_method", "none"))
 
 
 def _device_bytes(model: Any) -> dict[str, int]:

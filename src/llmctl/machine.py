@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from llmctl import kernels
+
 PACKAGES = (
     "transformers",
     "torch",
@@ -78,6 +80,7 @@ class Machine:
         packages: Installed versions by name; absent ones are left out.
         torch_cuda: The CUDA version that torch is built for, or None.
         idle_gpus: GPUs the driver shows but this torch cannot use.
+        kernels: The instruction set of llmctl's own kernels for CPUs, or None where they are not there.
         compiler: The C++ compiler that torch.compile would call, or an empty string.
     """
 
@@ -92,6 +95,7 @@ class Machine:
     torch_cuda: str | None = None
     idle_gpus: tuple[Gpu, ...] = ()
     compiler: str = ""
+    kernels: str | None = None
 
     @property
     def cpu_multiplies_bf16(self) -> bool:
@@ -124,6 +128,7 @@ def read_machine() -> Machine:
     total = min(psutil.virtual_memory().total, limit or 2**62)
     available = read_free_ram_bytes()
     packages = _packages()
+    own = kernels.load()
     cuda = _torch_cuda_version()
     system, architecture = platform.system(), platform.machine()
     cards = _nvidia_gpus()
@@ -142,6 +147,7 @@ def read_machine() -> Machine:
         torch_cuda=cuda,
         idle_gpus=() if cuda else cards,
         compiler=_compiler(),
+        kernels=own.isa if own is not None else None,
     )
 
 

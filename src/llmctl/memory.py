@@ -1,5 +1,6 @@
 """The arithmetic of bytes: weights by module, KV cache, overhead. Pure: no torch, no disk, no network."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _EMBEDDINGS = (
     "embed_out",
     "lm_head",
 )
+# What is read of the weights at a time where they are packed while they are loaded.
+PIECE_BYTES = 64 << 20
 _SCALES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB")  # of bitsandbytes, in float32
 # Architectures whose checkpoints name tensors without the prefix that the loaded module has.
 _MODULE_PREFIX = {"gpt2": "transformer."}
@@ -40,11 +43,15 @@ class Quantized:
         bits: 8 or 4.
         double: Whether the scales of 4-bit blocks are quantised themselves.
         skip_modules: Names of modules that stay as they are.
+        packed: Whether in llmctl's own format, which takes experts and the output head too.
+        head_bits: In that format: bits of the output head and an embedding tied to it, or None.
     """
 
     bits: Literal[4, 8]
     double: bool = False
     skip_modules: tuple[str, ...] = ()
+    packed: bool = False
+    head_bits: Literal[4, 8] | None = None
 
 
 def parse_size(size: int | str) -> int:
@@ -59,8 +66,8 @@ def parse_size(size: int | str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> int:
-    """Bytes of one tensor once it is loaded in `dtype`, quantised or not.
+def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None, is_tied: bool = False) -> int:
+    """Bytes of one tensor once it is loaded in `dtype`, quantised or not; `is_tied` where head and embedding are one.
 
     bitsandbytes keeps 8-bit weights with one float32 scale a row, and 4-bit ones in blocks of 64 with one float32 scale
     each; double quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA,
@@ -68,13 +75,34 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None) -> 
     """
     if tensor.dtype not in ("F64", "F32", "F16", "BF16") or tensor.name.endswith(_SCALES):
         return tensor.size_bytes  # packed or integer, or the scales of such: stays as it is
-    if quantized is None or not is_linear_weight(tensor, quantized.skip_modules):
+    bits = quantized_bits(tensor, quantized, is_tied=is_tied)
+    if quantized is None or bits is None:
         return tensor.numel * DTYPE_SIZE_BYTES[dtype]
-    if quantized.bits == 8:
+    if quantized.packed:
+        *several, outputs, inputs = tensor.shape
+        return math.prod(several) * packed_bytes(outputs, inputs, bits)
+    if bits == 8:
         return tensor.numel + 4 * tensor.shape[0]
     blocks = -(-tensor.numel // 64)
     scales = blocks + 4 * -(-blocks // 256) if quantized.double else 4 * blocks
     return -(-tensor.numel // 2) + scales
+
+
+def quantized_bits(tensor: Tensor, quantized: Quantized | None, *, is_tied: bool) -> int | None:
+    """The bits that a weight gets on loading, or None where it keeps its dtype."""
+    if quantized is None:
+        return None
+    parts = tensor.name.split(".")
+    skipped = any(name in parts or tensor.name.startswith(f"{name}.") for name in quantized.skip_modules)
+    if quantized.packed and not skipped:
+        if parts[-2:] == ["lm_head", "weight"] or (is_tied and len(parts) > 1 and parts[-2] in _TIED):
+            return quantized.head_bits
+        if is_expert(tensor) and len(tensor.shape) in (2, 3) and not tensor.name.endswith("bias"):
+            return quantized.bits
+    return quantized.bits if is_linear_weight(tensor, quantized.skip_modules) else None
+
+
+_TIED = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 
 
 def packed_bytes(outputs: int, inputs: int, bits: int) -> int:
@@ -121,7 +149,8 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) ->
         module = match[1] if match else name.rpartition(".")[0] or name
         if module == "lm_head" and tied(info):
             continue
-        sizes[module] = sizes.get(module, 0) + tensor_bytes(tensor, dtype=dtype, quantized=quantized)
+        size = tensor_bytes(tensor, dtype=dtype, quantized=quantized, is_tied=tied(info))
+        sizes[module] = sizes.get(module, 0) + size
     if tied(info):
         sizes["lm_head"] = 0
     return dict(sorted(sizes.items(), key=lambda item: _forward_order(item[0])))
@@ -190,6 +219,8 @@ def mapped_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) ->
     transformers maps the files and takes tensors of the right dtype as they lie there; whatever is converted is read
     through the map first. The system can drop these pages, so they count for the peak and not for what must fit.
     """
+    if quantized is not None and quantized.packed:
+        return PIECE_BYTES  # what was read is let go at once
     names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     return sum(
         tensor.size_bytes

@@ -118,6 +118,8 @@ class ModelInfo:
         method = str(self.quantization.get("quant_method", "unknown"))
         if method.startswith("bitsandbytes"):
             return f"bitsandbytes {4 if self.quantization.get('load_in_4bit') else 8}-bit"
+        if method == "llmctl":
+            return f"llmctl {self.quantization.get('bits')}-bit"
         return method
 
     @property

@@ -46,16 +46,23 @@ def _head(plan: Plan) -> str:
     lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
-    if "quantization_config" in plan.model_kwargs:
+    if "quantization_config" in plan.model_kwargs and not _is_packed(plan):
         names.insert(2, "BitsAndBytesConfig")
     if "compile_config" in plan.generation_kwargs:
         names.insert(2, "CompileConfig")
     if plan.deterministic:
         names.append("enable_full_determinism")
-    lines += ["import torch", f"from transformers import {', '.join(names)}", ""]
+    lines += ["import torch", f"from transformers import {', '.join(names)}"]
+    if _is_packed(plan):
+        lines.append("from llmctl.quantization.quantizer import LlmctlConfig  # registers the format with transformers")
+    lines.append("")
     if plan.deterministic:
         lines.append(f"enable_full_determinism({plan.seed}, warn_only=True)")
     return "\n".join(lines)
+
+
+def _is_packed(plan: Plan) -> bool:
+    return (plan.model_kwargs.get("quantization_config") or {}).get("quant_method") == "llmctl"
 
 
 def _load(plan: Plan, where: str, *, pad_token: str) -> str:
@@ -97,7 +104,8 @@ def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
-            shown = f"BitsAndBytesConfig({_keywords(value)})"
+            kept = {key: item for key, item in value.items() if key != "quant_method"}
+            shown = f"{'LlmctlConfig' if _is_packed(plan) else 'BitsAndBytesConfig'}({_keywords(kept)})"
         else:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""

@@ -147,6 +147,10 @@ class LoadSection(_Section):
         ),
     )
 
+    cpu_kernels: bool = Field(
+        True,
+        description="Multiply in bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
+    )
     overcommit: bool = Field(
         False, description="Load even when the RAM does not seem to suffice: the system may then kill the process."
     )
@@ -192,8 +196,15 @@ class TokenizerSection(_Section):
 class QuantizationSection(_Section):
     """Weights in 8 or 4 bits, quantised while loading."""
 
-    backend: Literal["auto", "bitsandbytes"] = Field("auto", description="Which library quantises.")
+    backend: Literal["auto", "bitsandbytes", "llmctl"] = Field(
+        "auto",
+        description="What quantises: bitsandbytes, or llmctl's own kernels, which are for CPUs and faster there.",
+    )
     bits: Bits = Field(None, description="8, 4, or null for none (8bit and 4bit also work).")
+    head_bits: Bits = Field(
+        8,
+        description="llmctl's kernels: bits of the output head, and of an embedding tied to it; null leaves them.",
+    )
     quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit code: nf4 suits trained weights better.")
     use_double_quant: bool = Field(
         False, description="Quantise the scales of the 4-bit blocks too: saves about 0.4 bits a weight."

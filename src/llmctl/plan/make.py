@@ -66,7 +66,9 @@ def _make_plan(
 ) -> Plan:
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
-    quantization = tell_unquantised(decide_quantization(config, machine, info, dtype=dtype.value), info)
+    quantization = tell_unquantised(
+        decide_quantization(config, machine, info, dtype=dtype.value, devices=devices), info
+    )
     sizes = module_bytes(info, dtype=dtype.value, quantized=quantization.stored)
     context = min(context or config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
     cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype.value)
@@ -100,7 +102,9 @@ def _make_plan(
     adapted = decide_adapters(
         config, machine, info, adapters, placement=placement, quantized=quantization.stored is not None
     )
-    order = [placement.decision, dtype, attention, *quantization.decisions, *offload, trust_decision, *adapted]
+    linear = _linear(config, machine, dtype=dtype.value, devices=used)
+    order = [placement.decision, dtype, *linear, attention]
+    order += [*quantization.decisions, *offload, trust_decision, *adapted]
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -125,6 +129,16 @@ def _make_plan(
     )
 
 
+def _linear(config: Config, machine: Machine, *, dtype: str, devices: tuple[str, ...]) -> list[Decision]:
+    """What multiplies the weights that stay in bfloat16 on a CPU."""
+    if devices != ("cpu",) or dtype != "bfloat16" or machine.kernels is None:
+        return []
+    if not config.load.cpu_kernels:
+        return [Decision(LINEAR, "torch", "load.cpu_kernels is false")]
+    return [Decision(LINEAR, f"llmctl ({machine.kernels})", "a result does not depend on what else is in the batch")]
+
+
+LINEAR = "linear_kernels"
 _OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine import Machine
-from llmctl.memory import Quantized, is_expert, is_linear_weight
+from llmctl.memory import Quantized, is_expert, quantized_bits, tied
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.decision import Decision
 
@@ -18,7 +18,8 @@ class QuantizationChoice:
 
     Attributes:
         stored: How weights are stored, for counting bytes; None when they are not quantised on loading.
-        arguments: The arguments of transformers' `BitsAndBytesConfig`, dtypes by name; None likewise.
+        arguments: The arguments of transformers' `BitsAndBytesConfig`, dtypes by name, or of `LlmctlConfig` with
+            `quant_method: llmctl`; None likewise.
         decisions: What was decided and why.
     """
 
@@ -27,18 +28,22 @@ class QuantizationChoice:
     decisions: tuple[Decision, ...]
 
 
-def decide_quantization(config: Config, machine: Machine, info: ModelInfo, *, dtype: str) -> QuantizationChoice:
+def decide_quantization(
+    config: Config, machine: Machine, info: ModelInfo, *, dtype: str, devices: tuple[str, ...]
+) -> QuantizationChoice:
     """Choose the quantisation.
 
     Raises:
-        UserError: the checkpoint is quantised already, or a dtype was asked for that undoes the purpose.
-        MachineError: bitsandbytes is not installed.
+        UserError: the checkpoint is quantised already, or what was asked for contradicts itself.
+        MachineError: bitsandbytes is not installed, or llmctl's kernels are needed and not there.
     """
     wanted = config.quantization
     if info.quantization_method is not None:
-        return _keep(config, info)
+        return _keep(config, machine, info, devices=devices)
     if wanted.bits is None:
         return QuantizationChoice(None, None, (Decision("quantization", "none", "not asked for"),))
+    if choose_backend(config, machine, devices=devices) == "llmctl":
+        return _packed(config)
     if "bitsandbytes" not in machine.packages:
         raise MachineError(
             f"{wanted.bits}-bit weights need the package bitsandbytes, which is not installed",
@@ -49,10 +54,60 @@ def decide_quantization(config: Config, machine: Machine, info: ModelInfo, *, dt
     return _four_bits(config, machine, dtype=dtype)
 
 
+def choose_backend(config: Config, machine: Machine, *, devices: tuple[str, ...]) -> str:
+    """`llmctl` or `bitsandbytes`. The kernels are for CPUs, and have codes of their own.
+
+    Raises:
+        UserError: llmctl's kernels were asked for on a GPU.
+        MachineError: they were asked for and are not there.
+    """
+    wanted = config.quantization
+    if wanted.backend == "llmctl":
+        _check_kernels(machine, devices)
+    if wanted.backend != "auto":
+        return wanted.backend
+    if devices != ("cpu",) or machine.kernels is None or _bitsandbytes_keys(config):
+        return "bitsandbytes"
+    return "llmctl"
+
+
+def _check_kernels(machine: Machine, devices: tuple[str, ...]) -> None:
+    if devices != ("cpu",):
+        raise UserError(
+            f"llmctl's own kernels are for CPUs, and the model goes to {', '.join(devices)}",
+            hint="--device-map cpu, or for weights that are not quantised yet quantization.backend: bitsandbytes",
+        )
+    if machine.kernels is None:
+        raise MachineError(
+            "llmctl's own kernels are not there: they are compiled when llmctl is installed",
+            hint="install it again with a C++ compiler on the PATH",
+        )
+
+
+def _bitsandbytes_keys(config: Config) -> list[str]:
+    """What was asked for that only bitsandbytes has."""
+    wanted = config.quantization
+    return sorted(wanted.model_fields_set & {"quant_type", "use_double_quant", "llm_int8_threshold", "compute_dtype"})
+
+
+def _packed(config: Config) -> QuantizationChoice:
+    """llmctl's own format: blocks of 32 weights with a scale each."""
+    wanted = config.quantization
+    assert wanted.bits is not None  # noqa: S101 (asked before)
+    arguments: dict[str, Any] = {"quant_method": "llmctl", "bits": wanted.bits, "head_bits": wanted.head_bits}
+    if wanted.skip_modules is not None:
+        arguments["skip_modules"] = list(wanted.skip_modules)
+    head = f"the output head in {wanted.head_bits}" if wanted.head_bits else "the output head as it is"
+    why = "asked for" if wanted.backend == "llmctl" else "asked for; on a CPU by llmctl's own kernels"
+    reason = f"{why}: {wanted.bits}.5 bits a weight with the scales, {head}"
+    decision = Decision("quantization", f"llmctl {wanted.bits}-bit", reason)
+    return QuantizationChoice(stored_as(arguments), arguments, (decision,))
+
+
 def tell_unquantised(choice: QuantizationChoice, info: ModelInfo) -> QuantizationChoice:
     """Add to the reason that a mixture's experts, most of its weights, are passed over by bitsandbytes."""
     experts = sum(tensor.numel for tensor in info.tensors if is_expert(tensor))
-    if choice.stored is None or not experts:
+    if choice.stored is None or choice.stored.packed or not experts:
         return choice
     first, *rest = choice.decisions
     share = f"{100 * experts / info.parameters:.0f} %"
@@ -64,13 +119,25 @@ def unquantised_bytes(arguments: Mapping[str, Any] | None, info: ModelInfo) -> i
     """Bytes of the weights that stay in half precision although the rest is quantised; 0 where nothing is."""
     if not arguments:
         return 0
+    stored, is_tied = stored_as(arguments), tied(info)
+    return sum(2 * t.numel for t in info.tensors if quantized_bits(t, stored, is_tied=is_tied) is None)
+
+
+def stored_as(arguments: Mapping[str, Any]) -> Quantized:
+    """How the arguments of a quantisation store weights, for counting bytes."""
+    if arguments.get("quant_method") == "llmctl":
+        skipped = tuple(arguments.get("skip_modules") or ())
+        return Quantized(arguments["bits"], skip_modules=skipped, packed=True, head_bits=arguments.get("head_bits"))
     skipped = tuple(arguments.get("llm_int8_skip_modules") or ())
-    return sum(2 * tensor.numel for tensor in info.tensors if not is_linear_weight(tensor, skipped))
+    double = bool(arguments.get("bnb_4bit_use_double_quant"))
+    return Quantized(4 if arguments.get("load_in_4bit") else 8, double=double, skip_modules=skipped)
 
 
-def _keep(config: Config, info: ModelInfo) -> QuantizationChoice:
-    method = info.quantization_method
-    if config.quantization.bits is not None and method != f"bitsandbytes {config.quantization.bits}-bit":
+def _keep(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> QuantizationChoice:
+    method = info.quantization_method or ""
+    if method.startswith("llmctl"):
+        _check_kernels(machine, devices)
+    if config.quantization.bits is not None and not method.endswith(f" {config.quantization.bits}-bit"):
         raise UserError(
             f"{info.source} is already quantised ({method}); it cannot be loaded in {config.quantization.bits}-bit",
             hint="leave --quant away, or take the unquantised original of the model",
@@ -79,7 +146,7 @@ def _keep(config: Config, info: ModelInfo) -> QuantizationChoice:
     return QuantizationChoice(None, None, _stored(method, info.quantization or {}))
 
 
-def _stored(method: str | None, stored: Mapping[str, Any]) -> tuple[Decision, ...]:
+def _stored(method: str, stored: Mapping[str, Any]) -> tuple[Decision, ...]:
     """What the checkpoint is, in the words that are used for what llmctl quantises itself."""
     why = "the checkpoint is stored this way"
     if method != "bitsandbytes 4-bit":
@@ -135,4 +202,6 @@ def _common(config: Config, arguments: dict[str, Any]) -> None:
 def _cpu_warning(machine: Machine) -> str:
     if machine.gpus:
         return ""
-    return "; on a CPU it saves memory and costs speed"
+    if machine.kernels is not None:
+        return "; on a CPU it saves memory and costs speed, unlike quantization.backend: llmctl"
+    return "; on a CPU it saves memory and costs speed: llmctl's own kernels, which are faster, are not there"

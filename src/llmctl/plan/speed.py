@@ -25,6 +25,8 @@ _DECODE_SHARES = {
     ("cpu", 16): (0.3, 0.85),
     ("cpu", 8): (0.01, 0.03),
     ("cpu", 4): (0.01, 0.03),
+    ("cpu with kernels", 8): (0.3, 0.9),
+    ("cpu with kernels", 4): (0.25, 0.9),
     ("cpu with AVX-512", 16): (0.3, 0.85),
     ("cpu with AVX-512", 8): (0.12, 0.4),
     ("cpu with AVX-512", 4): (0.1, 0.35),
@@ -72,7 +74,8 @@ def estimate_speed(
     resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not on_gpu)
     spilled = sum(plan.memory.weights.values()) - resident
     has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
-    low, high = _DECODE_SHARES["cpu with AVX-512" if has_avx512 else kind, bits]
+    shares = "cpu with kernels" if _is_packed(plan, info) else "cpu with AVX-512" if has_avx512 else kind
+    low, high = _DECODE_SHARES[shares, bits]
     moved = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
     bus = spilled * active / _SPILL_BANDWIDTH
     launch = _BLOCK_LAUNCH if kind != "cpu" else (0.0, 0.0)
@@ -80,14 +83,20 @@ def estimate_speed(
     fastest = moved / bandwidth / high + bus + info.layer_count * launch[0]
     work = 2 * info.parameters * active
     if kind == "cpu":
-        prefill = _cpu_prefill(plan, machine, work, bits=bits)
+        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not _is_packed(plan, info))
     else:
         prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
     return Speed((1 / slowest, 1 / fastest), prefill)
 
 
+def _is_packed(plan: Plan, info: ModelInfo) -> bool:
+    return (plan.model_kwargs.get("quantization_config") or info.quantization or {}).get("quant_method") == "llmctl"
+
+
 def _stored_bits(plan: Plan, info: ModelInfo) -> int:
     arguments = plan.model_kwargs.get("quantization_config") or info.quantization or {}
+    if arguments.get("quant_method") == "llmctl":
+        return int(arguments.get("bits", 4))
     return 4 if arguments.get("load_in_4bit") else 8 if arguments.get("load_in_8bit") else 16
 
 
@@ -117,10 +126,10 @@ def _rates(machine: Machine, on_gpu: list[str], ram_bandwidth: float | None) -> 
     return min(found) if found else None
 
 
-def _cpu_prefill(plan: Plan, machine: Machine, work: float, *, bits: int) -> tuple[float, float]:
+def _cpu_prefill(plan: Plan, machine: Machine, work: float, *, slow: bool) -> tuple[float, float]:
     dtype = plan.model_kwargs["dtype"]
     key = "bf16 instructions" if dtype == "bfloat16" and machine.cpu_multiplies_bf16 else str(dtype)
     low, high = _CPU_GIGAFLOPS.get(key, _CPU_GIGAFLOPS["bfloat16"])
-    if bits != 16:
+    if slow:
         low, high = low / 10, high / 1.5
     return (low * 1e9 * machine.physical_cores / work, high * 1e9 * machine.physical_cores / work)

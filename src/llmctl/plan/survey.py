@@ -13,7 +13,7 @@ from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.make import make_plan
 from llmctl.plan.placement import candidate_devices
-from llmctl.plan.quantization import unquantised_bytes
+from llmctl.plan.quantization import choose_backend, unquantised_bytes
 from llmctl.plan.speed import Speed, estimate_speed
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
@@ -80,9 +80,15 @@ def survey(
             ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
             (half, {"load": {"dtype": half}, "quantization": {"bits": None}}),
             ("8-bit", {"load": {"dtype": half}, "quantization": {"bits": 8}}),
-            ("4-bit nf4", {"load": {"dtype": half}, "quantization": {"bits": 4}}),
-            ("4-bit nf4 double", {"load": {"dtype": half}, "quantization": {"bits": 4, "use_double_quant": True}}),
         ]
+        if _backend(config, machine) == "llmctl":
+            named += [("4-bit", {"load": {"dtype": half}, "quantization": {"bits": 4}})]
+        else:
+            double = {"bits": 4, "use_double_quant": True}
+            named += [
+                ("4-bit nf4", {"load": {"dtype": half}, "quantization": {"bits": 4}}),
+                ("4-bit nf4 double", {"load": {"dtype": half}, "quantization": double}),
+            ]
     return tuple(
         _way(
             name,
@@ -119,6 +125,13 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
     for section, part in changes.items():
         values[section] = {**values.get(section, {}), **part}
     return Config.model_validate(values)
+
+
+def _backend(config: Config, machine: Machine) -> str:
+    try:
+        return choose_backend(config, machine, devices=candidate_devices(config, machine))
+    except LlmctlError:
+        return "bitsandbytes"
 
 
 def _half_dtype(config: Config, machine: Machine, info: ModelInfo) -> Decision:

@@ -31,6 +31,7 @@ FORMAT = 1  # raise it when the layout changes: older copies are then outdated
 RECORD = "copy.json"
 # The parts of a version that can change the bytes.
 _VERSION_PARTS = {"bitsandbytes": 2, "transformers": 1}
+_PACKED_PARTS = {"transformers": 1}  # the kernels' own version is that of the format
 
 
 def root() -> Path:
@@ -200,6 +201,8 @@ def fingerprint(folder: Path) -> str:
 
 def _identity(plan: Plan, info: ModelInfo, machine: Machine) -> dict[str, Any]:
     """Everything that changes the bytes of a copy."""
+    packed = plan.model_kwargs["quantization_config"].get("quant_method") == "llmctl"
+    parts = _PACKED_PARTS if packed else _VERSION_PARTS
     model = {"commit": info.commit} if info.commit else {"fingerprint": fingerprint(info.folder or Path())}
     return {
         "format": FORMAT,
@@ -207,7 +210,7 @@ def _identity(plan: Plan, info: ModelInfo, machine: Machine) -> dict[str, Any]:
         "quantization_config": dict(plan.model_kwargs["quantization_config"]),
         "dtype": plan.model_kwargs["dtype"],
         "device": plan.devices[0].partition(":")[0],
-        "versions": {name: _version(name, machine) for name in _VERSION_PARTS},
+        "versions": {name: _version(name, machine) for name in parts},
     }
 
 

@@ -72,6 +72,7 @@ class PackedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bits: int, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.is_transposed = False  # whether the full weight is [in_features, out_features], as GPT-2's
         self.packed = Packed(bits, out_features, in_features)
         self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
@@ -95,7 +96,7 @@ class PackedEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
         self.padding_idx, self.bits, self.dtype = original.padding_idx, bits, dtype
         scale = getattr(original, "scalar_embed_scale", None)
-        self.scale = None if scale is None else float(torch.tensor(scale).to(dtype))
+        self.scale = None if scale is None else float(torch.tensor(scale, dtype=dtype, device="cpu"))
         self.packed = Packed(bits, self.num_embeddings, self.embedding_dim)
         self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
 
@@ -185,13 +186,9 @@ def use_kernels(model: nn.Module) -> int:
     """Let the kernels multiply every linear layer of a model in half precision on the CPU; returns how many."""
     count = 0
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.device.type == "cpu":
-            if module.weight.dtype == torch.bfloat16 and module.weight.is_contiguous():
-                module.__class__ = KernelLinear
-                count += 1
+        if type(module) is not nn.Linear or module.weight.device.type != "cpu":
+            continue
+        if module.weight.dtype == torch.bfloat16 and module.weight.is_contiguous():
+            module.__class__ = KernelLinear
+            count += 1
     return count
-
-
-def packed_modules(model: nn.Module) -> list[Any]:
-    """Every module with a packed weight of its own."""
-    return [module for module in model.modules() if hasattr(module, "packed")]

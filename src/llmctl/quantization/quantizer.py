@@ -121,7 +121,7 @@ class Pack(ConversionOps):
             if isinstance(module.packed, dict):
                 result[name] = torch.stack([self._pack(expert, module.packed[own]) for expert in weight])
             else:
-                weight = weight.T if getattr(module, "transposed", False) else weight
+                weight = weight.T if getattr(module, "is_transposed", False) else weight
                 result[name] = self._pack(weight, module.packed)
         return result
 
@@ -133,7 +133,10 @@ class Pack(ConversionOps):
         step = max(_PIECE_BYTES // (packed.k * weight.element_size()) // GROUP, 1) * GROUP
         for start in range(0, packed.n, step):
             some = slice(start // GROUP, (start + step) // GROUP)
-            codes[some], scales[some] = quantize(weight[start : start + step].contiguous())
+            piece = weight[start : start + step].contiguous()
+            codes[some], scales[some] = quantize(piece)
+            if not all(torch.isfinite(end) for end in torch.aminmax(piece)):
+                scales[some] = torch.nan  # a code has no NaN: what is wrong with a weight shows in its scales
             self.quantizer.files.let_go(step * packed.k * weight.element_size())
         return whole
 
@@ -145,7 +148,7 @@ def _packed(module: Any, bits: int, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
         layer = PackedLinear(inputs, outputs, bits, bias=True, dtype=dtype)
-        layer.transposed = True
+        layer.is_transposed = True
         return layer
     return PackedLinear(module.in_features, module.out_features, bits, bias=module.bias is not None, dtype=dtype)
 
