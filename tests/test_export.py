@@ -25,7 +25,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def quantize(folder: Path, output: Path, **quantization: Any) -> export.Quantized:
-    asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4, **quantization}}
+    asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4, "backend": "bitsandbytes", **quantization}}
     return export.quantize(prepare(settings_from_mapping(asked)), output)
 
 
@@ -36,7 +36,9 @@ def test_a_model_says_the_same_from_its_folder_as_quantised_on_the_fly(
     output = tmp_path / "quantised"
     done = quantize(tiny_models(name), output, bits=bits)
     limits = {"max_new_tokens": 12}
-    fly = llmctl.load(tiny_models(name), quantization={"bits": bits, "cache": False}, generation=limits)
+    fly = llmctl.load(
+        tiny_models(name), quantization={"bits": bits, "backend": "bitsandbytes", "cache": False}, generation=limits
+    )
     loaded = llmctl.load(output, generation=limits)
     assert done.quantization == loaded.measured.quantization == fly.measured.quantization
     assert llmctl.generate(loaded, "the capital").token_ids == llmctl.generate(fly, "the capital").token_ids
@@ -115,7 +117,7 @@ from llmctl.loader import prepare
 from pathlib import Path
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 export.shutil.copyfile = die
-asked = settings_from_mapping({"model": {"id": sys.argv[1]}, "quantization": {"bits": 8}})
+asked = settings_from_mapping({"model": {"id": sys.argv[1]}, "quantization": {"bits": 8, "backend": "bitsandbytes"}})
 export.quantize(prepare(asked), Path(sys.argv[2]))
 """
 
@@ -150,7 +152,7 @@ def test_weights_that_bitsandbytes_has_repacked_are_not_saved(tiny_models: Tiny,
     from llmctl.quantization import bnb
     from llmctl.quantization.save import save_weights
 
-    loaded = llmctl.load(tiny_models("llama"), quantization={"bits": 4, "cache": False})
+    loaded = llmctl.load(tiny_models("llama"), quantization={"bits": 4, "backend": "bitsandbytes", "cache": False})
     llmctl.generate(loaded, "hello", max_new_tokens=1)
     if not bnb.is_repacked(loaded.model):
         pytest.skip("this CPU has no AVX512-BF16: bitsandbytes leaves the weights as they are")
@@ -160,7 +162,8 @@ def test_weights_that_bitsandbytes_has_repacked_are_not_saved(tiny_models: Tiny,
 
 def test_the_command_line_says_where_it_is_and_what_is_wrong(tiny_models: Tiny, tmp_path: Path, run: Run) -> None:
     model, output = str(tiny_models("llama")), tmp_path / "quantised"
-    done = run("quantize", model, "--quant", "4bit", "--output", str(output), "--json")
+    chosen = ("--quant", "4bit", "--set", "quantization.backend=bitsandbytes")
+    done = run("quantize", model, *chosen, "--output", str(output), "--json")
     document = json.loads(done.stdout)
     assert (document["schema"], document["folder"]) == ("llmctl.quantize/1", str(output))
     assert document["quantization"] == "bitsandbytes 4-bit nf4, computing in bfloat16"

@@ -31,7 +31,9 @@ def test_every_architecture_loads_as_planned(architecture: str, dtype: str, tiny
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_quantised_models_really_load_and_generate_on_a_cpu(bits: int, name: str, tiny_models: Tiny) -> None:
-    loaded = llmctl.load(tiny_models(name), quantization={"bits": bits}, generation={"max_new_tokens": 4})
+    loaded = llmctl.load(
+        tiny_models(name), quantization={"bits": bits, "backend": "bitsandbytes"}, generation={"max_new_tokens": 4}
+    )
     expected = "bitsandbytes 4-bit nf4, computing in bfloat16" if bits == 4 else "bitsandbytes 8-bit"
     assert loaded.measured.quantization == expected
     assert llmctl.generate(loaded, "hello").token_ids

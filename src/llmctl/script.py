@@ -10,7 +10,9 @@ from llmctl.generation.prompt import as_messages, uses_template
 from llmctl.generation.structure import make_structure
 from llmctl.loader import Prepared, generation_arguments, ready_tokenizer
 from llmctl.plan import Plan
+from llmctl.plan.make import LINEAR
 
+_ROUNDING = "# Here llmctl multiplies with kernels of its own: last digits differ (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
 
 
@@ -68,6 +70,8 @@ def _is_packed(plan: Plan) -> bool:
 def _load(plan: Plan, where: str, *, pad_token: str) -> str:
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
     lines.append(f"tokenizer.pad_token = {pad_token!r}")
+    if any(decision.key == LINEAR and decision.value != "torch" for decision in plan.decisions):
+        lines.append(_ROUNDING)
     return "\n".join([*lines, *_load_model("model", plan, where), ""])
 
 

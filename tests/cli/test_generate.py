@@ -11,6 +11,8 @@ from typing import Any
 import pexpect
 import pytest
 
+from llmctl import kernels
+
 Run = Callable[..., Any]
 pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]
 CAPITAL = "What is the capital of France?"
@@ -37,12 +39,22 @@ def test_quiet_gives_only_the_answer(ask: Run) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("quant", "kind"), [("4bit", "4-bit nf4, computing in bfloat16"), ("8bit", "8-bit")])
-def test_quantised_it_still_answers(quant: str, kind: str, ask: Run) -> None:
-    done = ask("generate", "--quant", quant, "--json", "--prompt", CAPITAL)
+@pytest.mark.parametrize(
+    ("backend", "quant", "kind"),
+    [
+        ("bitsandbytes", "4bit", "bitsandbytes 4-bit nf4, computing in bfloat16"),
+        ("bitsandbytes", "8bit", "bitsandbytes 8-bit"),
+        ("llmctl", "4bit", "llmctl 4-bit, output head 8-bit"),
+    ],
+)
+def test_quantised_it_still_answers(backend: str, quant: str, kind: str, ask: Run) -> None:
+    if backend == "llmctl" and kernels.load() is None:
+        pytest.skip(f"no kernels: {kernels.missing()}")
+    chosen = ("--quant", quant, "--set", f"quantization.backend={backend}")
+    done = ask("generate", *chosen, "--json", "--prompt", CAPITAL)
     document = json.loads(done.stdout)
     assert "Paris" in document["completions"][0]["text"]
-    assert document["load"]["quantization"] == f"bitsandbytes {kind}"
+    assert document["load"]["quantization"] == kind
     assert "MatMul8bitLt" not in done.stderr
 
 
@@ -90,7 +102,7 @@ def test_several_answers_and_a_stop_string(ask: Run) -> None:
 
 
 def test_load_says_what_was_asked_decided_and_measured(ask: Run) -> None:
-    document = json.loads(ask("load", "--quant", "4bit", "--json").stdout)
+    document = json.loads(ask("load", "--quant", "4bit", "--set", "quantization.quant_type=nf4", "--json").stdout)
     assert document["asked"]["quantization"]["bits"] == 4
     arguments = document["decided"]["model_kwargs"]["quantization_config"]
     assert arguments["bnb_4bit_quant_type"] == "nf4"
@@ -109,13 +121,13 @@ def test_load_says_what_was_asked_decided_and_measured(ask: Run) -> None:
     "arguments",
     [
         [],
-        ["--quant", "4bit"],
+        ["--quant", "4bit", "--set", "quantization.backend=bitsandbytes"],
         ["--seed", "7", "--set", "generation.temperature=0.9"],
         ["--set", "chat.system=Be brief."],
     ],
 )
 def test_the_script_that_load_shows_prints_what_generate_prints(arguments: list[str], ask: Run, tmp_path: Path) -> None:
-    short = ["--set", "generation.max_new_tokens=24", *arguments]
+    short = ["--set", "generation.max_new_tokens=24", "--set", "load.cpu_kernels=false", *arguments]
     script = tmp_path / "s.py"
     script.write_text(ask("load", "--show-code", *short).stdout)
     assert "llmctl" not in script.read_text().split("\n", 1)[1]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import llmctl
+from llmctl import kernels
 from llmctl.memory import kv_cache_bytes
 from support.tiny import write_model, write_tokenizer
 
@@ -47,9 +48,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 WAYS: dict[str, dict[str, Any]] = {
     "bf16": {"load": {"dtype": "bf16"}},
     "fp32": {"load": {"dtype": "fp32"}},
-    "8-bit": {"quantization": {"bits": 8}},
-    "nf4": {"quantization": {"bits": 4}},
+    "8-bit": {"quantization": {"bits": 8, "backend": "bitsandbytes"}},
+    "nf4": {"quantization": {"bits": 4, "backend": "bitsandbytes"}},
     "nf4 double": {"quantization": {"bits": 4, "use_double_quant": True}},
+}
+PACKED: dict[str, dict[str, Any]] = {
+    f"llmctl {bits}-bit": {"quantization": {"bits": bits, "backend": "llmctl"}} for bits in (8, 4) if kernels.load()
 }
 
 
@@ -75,7 +79,7 @@ def report(name: str, what: str, planned: int, found: int) -> float:
 @pytest.mark.parametrize("name", [*CHANGES, pytest.param("smollm2", marks=pytest.mark.xdist_group("smollm"))])
 def test_planned_weights_are_within_two_percent(name: str, bigger: Callable[[str], Path]) -> None:
     errors = {}
-    for way, sections in WAYS.items():
+    for way, sections in (WAYS | PACKED).items():
         loaded = llmctl.load(bigger(name), **sections)
         planned = sum(loaded.plan.memory.weights.values())
         errors[way] = report(name, way, planned, sum(loaded.measured.device_bytes.values()))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import llmctl
+from llmctl import kernels
 from llmctl.config import settings_from_mapping
 from llmctl.loader import LoadedModel, prepare
 from llmctl.plan import copies as plan_copies
@@ -32,7 +33,8 @@ def settled() -> None:
 
 
 def load(folder: Path, **quantization: Any) -> LoadedModel:
-    loaded = llmctl.load(folder, quantization={"bits": 4, **quantization}, generation={"max_new_tokens": 12})
+    asked = {"bits": 4, "backend": "bitsandbytes", **quantization}
+    loaded = llmctl.load(folder, quantization=asked, generation={"max_new_tokens": 12})
     settled()
     return loaded
 
@@ -41,15 +43,17 @@ def told(loaded: LoadedModel) -> str:
     return next(str(d) for d in loaded.plan.decisions if d.key == "quantized_copy")
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("backend", "bits"), [("bitsandbytes", 4), ("bitsandbytes", 8), ("llmctl", 4)])
 def test_the_second_start_of_every_architecture_reads_the_copy_and_says_the_same(
-    architecture: str, bits: int, tiny_models: Tiny
+    architecture: str, backend: str, bits: int, tiny_models: Tiny
 ) -> None:
-    first = load(tiny_models(architecture), bits=bits)
+    if backend == "llmctl" and kernels.load() is None:
+        pytest.skip(f"no kernels: {kernels.missing()}")
+    first = load(tiny_models(architecture), backend=backend, bits=bits)
     # bitsandbytes 0.50 cannot multiply DeepSeek's four-dimensional keys by 8-bit weights on a CPU
-    can_speak = (architecture, bits) != ("deepseek_v3", 8)
+    can_speak = (architecture, backend, bits) != ("deepseek_v3", "bitsandbytes", 8)
     said = llmctl.generate(first, "the capital of").token_ids if can_speak else None
-    second = load(tiny_models(architecture), bits=bits)
+    second = load(tiny_models(architecture), backend=backend, bits=bits)
     assert (first.plan.copy_folder, second.plan.copy_folder) == (None, copies.kept_copies()[0].folder)
     assert second.measured.quantization == first.measured.quantization
     assert second.measured.device_bytes == pytest.approx(first.measured.device_bytes, rel=0.01)
@@ -89,7 +93,7 @@ def test_a_copy_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Ti
 
     folder = tiny_models("llama")
     machine = load(folder).machine
-    asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4}}
+    asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4, "backend": "bitsandbytes"}}
     assert prepare(settings_from_mapping(asked), machine=machine).plan.copy_folder is not None
     assert prepare(settings_from_mapping({**asked, "load": {"dtype": "fp16"}}), machine=machine).plan.keep_copy
     newer = replace(machine, packages={**machine.packages, "bitsandbytes": "9.9.0"})
@@ -179,7 +183,7 @@ KILLED = """
 import os, signal, sys, llmctl
 from llmctl.quantization.newfolder import NewFolder
 NewFolder.place = lambda self: os.kill(os.getpid(), signal.SIGKILL)
-llmctl.load(sys.argv[1], quantization={"bits": 4})
+llmctl.load(sys.argv[1], quantization={"bits": 4, "backend": "bitsandbytes"})
 """
 
 
@@ -212,7 +216,7 @@ def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> Non
 
 def test_the_command_line_lists_and_removes_copies(tiny_models: Tiny, run: Run) -> None:
     folder = tiny_models("llama")
-    first = run("load", "--model", str(folder), "--quant", "4bit")
+    first = run("load", "--model", str(folder), "--quant", "4bit", "--set", "quantization.backend=bitsandbytes")
     assert "will be kept" in first.stdout, first.stderr
     listed = json.loads(run("models", "list", "--json").stdout)["quantized_copies"]
     assert [(copy["source"], copy["quantization"]) for copy in listed] == [(str(folder), "bitsandbytes 4-bit nf4")]
@@ -228,7 +232,7 @@ def test_the_command_line_lists_and_removes_copies(tiny_models: Tiny, run: Run) 
 def test_the_plan_of_a_quantised_way_counts_the_copy(tiny_models: Tiny, run: Run) -> None:
     shown = json.loads(run("plan", str(tiny_models("llama")), "--json").stdout)
     ways = {way["name"]: way for way in shown["machines"][0]["ways"]}
-    decisions = {d["key"]: d["value"] for d in ways["4-bit nf4"]["decisions"]}
+    decisions = {d["key"]: d["value"] for d in ways["8-bit"]["decisions"]}
     assert decisions["quantized_copy"].startswith("will be kept, ")
     assert "quantized_copy" not in {d["key"] for d in ways["bfloat16"]["decisions"]}
 

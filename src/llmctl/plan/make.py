@@ -133,6 +133,8 @@ def _linear(config: Config, machine: Machine, *, dtype: str, devices: tuple[str,
     """What multiplies the weights that stay in bfloat16 on a CPU."""
     if devices != ("cpu",) or dtype != "bfloat16" or machine.kernels is None:
         return []
+    if config.generation.compile:
+        return [Decision(LINEAR, "torch", "generation.compile: torch compiles what is its own")]
     if not config.load.cpu_kernels:
         return [Decision(LINEAR, "torch", "load.cpu_kernels is false")]
     return [Decision(LINEAR, f"llmctl ({machine.kernels})", "a result does not depend on what else is in the batch")]
