@@ -79,6 +79,8 @@ def quantize(prepared: Prepared, output: Path) -> Quantized:
             f"{plan.source} is already quantised ({info.quantization_method})",
             hint="it can be used as it is: leave quantize away, or take the unquantised original",
         )
+    if prepared.adapters:
+        raise UserError("adapters are not written with the model", hint="quantise it without them")
     if len({device.partition(":")[0] for device in plan.devices}) > 1:
         raise MachineError(
             "the model does not fit on the GPU, and what would lie in RAM would stay unquantised",

@@ -63,15 +63,20 @@ def choose_backend(config: Config, machine: Machine, *, devices: tuple[str, ...]
     """
     wanted = config.quantization
     if wanted.backend == "llmctl":
-        _check_kernels(machine, devices)
+        _check_kernels(config, machine, devices)
     if wanted.backend != "auto":
         return wanted.backend
-    if devices != ("cpu",) or machine.kernels is None or _bitsandbytes_keys(config):
+    if devices != ("cpu",) or machine.kernels is None or config.model.adapters or _bitsandbytes_keys(config):
         return "bitsandbytes"
     return "llmctl"
 
 
-def _check_kernels(machine: Machine, devices: tuple[str, ...]) -> None:
+def _check_kernels(config: Config, machine: Machine, devices: tuple[str, ...]) -> None:
+    if config.model.adapters:
+        raise UserError(
+            "adapters do not go on weights in llmctl's own format",
+            hint="quantization.backend: bitsandbytes, or no quantisation",
+        )
     if devices != ("cpu",):
         raise UserError(
             f"llmctl's own kernels are for CPUs, and the model goes to {', '.join(devices)}",
@@ -136,7 +141,7 @@ def stored_as(arguments: Mapping[str, Any]) -> Quantized:
 def _keep(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> QuantizationChoice:
     method = info.quantization_method or ""
     if method.startswith("llmctl"):
-        _check_kernels(machine, devices)
+        _check_kernels(config, machine, devices)
     if config.quantization.bits is not None and not method.endswith(f" {config.quantization.bits}-bit"):
         raise UserError(
             f"{info.source} is already quantised ({method}); it cannot be loaded in {config.quantization.bits}-bit",
