@@ -8,7 +8,7 @@ import pytest
 
 import llmctl
 from llmctl.generation.prompt import encode_prompt
-from llmctl.generation.scores import described, shown, token_logprob, token_text
+from llmctl.generation.scores import RawLogits, described, shown, token_logprob, token_text
 
 Tiny = Callable[[str], Path]
 PROMPT = "the capital of france"
@@ -59,6 +59,17 @@ def test_zero_notes_only_the_chosen_token_and_leaves_nothing_on_the_model(tiny_m
     assert done.logprobs is not None
     assert all(scored.top == () for scored in done.logprobs)
     assert not loaded.model._forward_hooks
+
+
+def test_of_a_whole_prompt_the_last_row_counts_and_it_is_handed_out_once(tiny_models: Tiny) -> None:
+    import torch
+
+    loaded = load_tiny(tiny_models("llama"))
+    with RawLogits(loaded.model) as raw, torch.no_grad():
+        logits = loaded.model(torch.tensor([[5, 6, 7]])).logits
+        assert torch.equal(raw.take(), logits[0, -1])
+        with pytest.raises(AssertionError, match="a forward pass of its own"):
+            raw.take()
 
 
 def test_more_alternatives_than_the_vocabulary_has_are_all_of_it() -> None:
