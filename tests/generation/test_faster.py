@@ -84,6 +84,9 @@ def test_a_draft_gives_the_same_text_however_good_it_is(tiny_models: Tiny, tmp_p
     assert itself.token_ids == other.token_ids == plain.token_ids
     assert (gains_of(itself).forward_passes, gains_of(itself).accepted_tokens) == (10, 30)
     assert gains_of(itself).drafted_tokens == 30
+    assert itself.first_pass_token_count == 4
+    decoding = itself.seconds - itself.first_token_seconds
+    assert itself.tokens_per_second == pytest.approx(36 / decoding), "what the first pass brought was not decoded since"
     assert gains_of(other).accepted_tokens == 0
     assert gains_of(other).forward_passes == len(plain.token_ids)
 

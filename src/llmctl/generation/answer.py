@@ -29,6 +29,7 @@ class Answer:
         self._ends = request.eos_token_ids
         self._started = time.perf_counter()
         self._first = self._last = self._started
+        self._first_pass = 0
 
     def take(self, token: int, logprob: TokenLogprob | None = None) -> str:
         """Take the next token; returns the text that can be shown now. `finish_reason` says whether it was the last.
@@ -55,6 +56,10 @@ class Answer:
             self.finish_reason = "length"
         return piece
 
+    def end_pass(self) -> None:
+        """The tokens since the last call came from one pass of the model."""
+        self._first_pass = self._first_pass or len(self.token_ids)
+
     def cancel(self) -> None:
         """Nobody waits for the rest."""
         self.finish_reason = self.finish_reason or "cancelled"
@@ -80,6 +85,7 @@ class Answer:
             seconds=self._last - self._started,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
             gains=gains,
+            first_pass_token_count=self._first_pass or 1,
             is_json=self.finish_reason == "stop" and structure is not None and structure.is_json,
             prompt_ids=self.request.ids,
         )

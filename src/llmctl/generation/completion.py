@@ -46,6 +46,7 @@ class Completion:
         logprobs: What the model thought of each of `token_ids`, or None where that was not asked for.
         gains: What faster decoding brought; None where none was asked for.
         prompt_ids: The prompt, as token ids.
+        first_pass_token_count: How many tokens came with the first one: more than 1 where tokens were proposed.
         is_json: Whether the text is a whole JSON value because a schema saw to it.
     """
 
@@ -61,12 +62,13 @@ class Completion:
     gains: Gains | None = None
     prompt_ids: tuple[int, ...] = ()
     is_json: bool = False
+    first_pass_token_count: int = 1
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoded tokens per second after the first; None when there is only one."""
-        decoding = self.seconds - self.first_token_seconds
-        return (len(self.token_ids) - 1) / decoding if len(self.token_ids) > 1 and decoding > 0 else None
+        """Decoded tokens per second after the first pass; None when there is only one."""
+        decoding, decoded = self.seconds - self.first_token_seconds, len(self.token_ids) - self.first_pass_token_count
+        return decoded / decoding if decoded > 0 and decoding > 0 else None
 
 
 @dataclass(frozen=True)

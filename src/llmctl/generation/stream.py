@@ -126,7 +126,7 @@ class _Job:
                 self.loaded, self.request, prefilled_tokens=self.reuse.prefilled_tokens if self.reuse else len(ids)
             )
             with gauge.watching(), self._raw or nullcontext():
-                _run_generate(self.loaded, self.request, self._on_token, **more)
+                _run_generate(self.loaded, self.request, self._on_tokens, **more)
             gains = gauge.gains(len(self.answer.token_ids))
             if self.reuse:
                 self.reuse.keep([*ids, *self.answer.token_ids])
@@ -152,6 +152,12 @@ class _Job:
             return {}
         return self.reuse.arguments_for(self.loaded.model, ids)
 
+    def _on_tokens(self, tokens: list[int]) -> bool:
+        """Take the tokens of one pass; True when generation is over."""
+        done = any(self._on_token(token) for token in tokens)
+        self.answer.end_pass()
+        return done
+
     def _on_token(self, token: int) -> bool:
         """Take the newest token; True when generation is over."""
         if self.answer.finish_reason is None:
@@ -166,7 +172,9 @@ class _Job:
         return token_logprob(self._raw.take(), token, self.request.logprobs or 0) if self._raw else None
 
 
-def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[int], bool] | None, **more: Any) -> Any:
+def _run_generate(
+    loaded: "LoadedModel", request: Request, on_tokens: Callable[[list[int]], bool] | None, **more: Any
+) -> Any:
     """`model.generate` with a criterion that sees every token as it is chosen: one a step, several with a draft."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, set_seed
@@ -176,7 +184,7 @@ def _run_generate(loaded: "LoadedModel", request: Request, on_token: Callable[[i
 
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
             new, self.seen = input_ids[0, self.seen :].tolist(), input_ids.shape[1]
-            done = on_token is not None and any(on_token(token) for token in new)
+            done = on_tokens is not None and on_tokens(new)
             return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
     set_seed(request.seed)
