@@ -159,7 +159,7 @@ def _stream(path: Path | None) -> Iterator[BinaryIO]:
 
 def _tell(output: Output, files: Files, tally: "Tally", *, seconds: float) -> None:
     """What a person wants to know at the end."""
-    text = f"{tally.rows:,} rows"
+    text = f"{tally.rows:,} row{'' if tally.rows == 1 else 's'}"
     if tally.resumed == tally.rows > 0:
         text += ": every row was answered before"
     elif tally.resumed:
