@@ -38,6 +38,13 @@ schemas: $(VENV)/.tests-installed
 plan-accuracy: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n0 -q -s -m "" tests/plan/test_accuracy.py
 
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set that can run here
+kernels-sanitize:
+	cmake -S $(KERNELS) -B build/sanitize -DLLMCTL_SELFTEST=ON -DCMAKE_BUILD_TYPE=Sanitize \
+		-DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+	cmake --build build/sanitize
+	build/sanitize/llmctl_kernels
+
 docs: $(VENV)/.tests-installed
 	$(BIN)/python docs/generate.py
 
@@ -59,4 +66,4 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -224,6 +224,22 @@ def test_transformers_outside_its_range_is_broken_and_beyond_the_tested_a_warnin
         assert line.fix == 'pip install "transformers>=5.18,<6"'
 
 
+def test_the_line_of_the_own_kernels_says_what_is_lost_without_them() -> None:
+    why = "they were not compiled when llmctl was installed: no C++ compiler was found, or it failed"
+
+    def line(machine: Machine, outcome: Any = "imported", **facts: Any) -> Check:
+        trial = Trial(outcome, facts, error="" if outcome == "imported" else "SIGILL")
+        return lines(findings(machine, trials={"llmctl.kernels": trial}))["CPU kernels"]
+
+    assert (line(LAPTOP, isa="avx2").status, line(LAPTOP, isa="avx2").reason) == ("ok", "in use, for avx2")
+    assert "without vector instructions" in line(LAPTOP, isa="portable").reason
+    lost = line(LAPTOP, isa=None, missing=why)
+    assert (lost.status, lost.reason) == ("warning", f"{why}; models on the CPU run several times slower without them")
+    assert "C++ compiler" in str(lost.fix)
+    assert line(H100, isa=None, missing=why).status == "skipped"
+    assert "fails (SIGILL)" in line(LAPTOP, "crashed").reason
+
+
 def test_a_kernels_package_that_transformers_does_not_take_is_a_warning() -> None:
     wanted = Requirements(">=3.11", ("3.11",), RANGES, INSTALLED | {"kernels": "0.19.0"})
     line = lines(findings(H100, requirements=wanted))["kernels"]

@@ -100,11 +100,19 @@ def _flash_attn(name: str) -> dict[str, Any]:
     return {"version": module.__version__, "has_function": bool(module.flash_attn_func)}
 
 
+def _own_kernels(name: str) -> dict[str, Any]:
+    """llmctl's compiled kernels: a library that belongs to another processor can kill the process."""
+    module: Any = importlib.import_module(name)
+    found = module.load()
+    return {"isa": found.isa if found else None, "missing": module.missing()}
+
+
 _PACKAGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "torch": _torch,
     "transformers": _transformers,
     "bitsandbytes": _bitsandbytes,
     "flash_attn": _flash_attn,
+    "llmctl.kernels": _own_kernels,
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, fault, ok, skipped, warning
+from llmctl.doctor.findings import BASE_ADDRESS_BYTES, OWN_KERNELS, Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
 from llmctl.doctor.versions import size_text
 from llmctl.errors import LlmctlError
@@ -33,6 +33,7 @@ def check_computer(findings: Findings, need: Need, plan: Plan | LlmctlError | No
     yield _container(findings)
     yield _address_space(findings, need, plan)
     yield _cpu(findings)
+    yield _cpu_kernels(findings)
     yield _threads(findings)
     yield _open_files(findings)
     yield _tokenizers_parallelism(findings)
@@ -111,6 +112,23 @@ def _cpu(findings: Findings) -> Check:
     if machine.architecture in ("x86_64", "AMD64") and "avx2" not in machine.cpu_features:
         return warning("CPU", f"{text}: models run many times slower without AVX2")
     return ok("CPU", text)
+
+
+def _cpu_kernels(findings: Findings) -> Check:
+    """llmctl's own compiled kernels."""
+    trial = findings.trials.get(OWN_KERNELS)
+    if trial is None:
+        return skipped("CPU kernels", "not looked at")
+    isa = trial.facts.get("isa")
+    if isa == "portable":
+        return ok("CPU kernels", "in use, without vector instructions: this processor has none that they know")
+    if isa:
+        return ok("CPU kernels", f"in use, for {isa}")
+    reason = trial.facts.get("missing") or f"opening them fails ({trial.error})"
+    if findings.machine is not None and findings.machine.gpus:
+        return skipped("CPU kernels", f"{reason}; models on a GPU need none")
+    mend = "pip install --force-reinstall --no-deps --no-cache-dir llmctl-hf   (with a C++ compiler on the PATH)"
+    return warning("CPU kernels", f"{reason}; models on the CPU run several times slower without them", mend)
 
 
 def _wanted(architecture: str) -> tuple[str, ...]:

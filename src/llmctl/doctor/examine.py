@@ -11,7 +11,7 @@ from typing import Any
 from llmctl import demo
 from llmctl.config import Settings
 from llmctl.doctor.children import Answer, Question, ask_all
-from llmctl.doctor.findings import Disk, Findings, HubState, Refusal
+from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
 from llmctl.doctor.look import proxy_of, read_computer, read_disk, read_requirements
 from llmctl.doctor.privacy import scrubbed, without_credentials
 from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
@@ -29,6 +29,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "psutil",
+    OWN_KERNELS,
 )
 TIME_LIMIT_SECONDS = 30.0
 HUB_LIMIT_SECONDS = 12.0

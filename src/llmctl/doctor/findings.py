@@ -16,6 +16,9 @@ Status = Literal["ok", "warning", "broken", "skipped"]
 # CPU build of torch 2.13: 0.76 GB at most; the rest is for the stacks of its threads.
 BASE_ADDRESS_BYTES = 1_000_000_000
 
+# The name of the trial that opens llmctl's compiled kernels: what is imported for it.
+OWN_KERNELS = "llmctl.kernels"
+
 
 @dataclass(frozen=True)
 class Check:

@@ -15,7 +15,6 @@ LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
 _VERSION = 1  # llmctl_version() of native/api.cpp
-_AGAIN = f"pip install --force-reinstall --no-deps {DISTRIBUTION}   (with a C++ compiler on the PATH)"
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
@@ -75,7 +74,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise _Unusable(f"{path} cannot be opened ({error})") from None
     if version != _VERSION:
-        raise _Unusable(f"{path} was compiled from another version of llmctl: {_AGAIN}")
+        raise _Unusable(f"{path} was compiled from another version of llmctl")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
