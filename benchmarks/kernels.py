@@ -1,0 +1,152 @@
+"""How fast the CPU kernels are, beside torch's own, against what the memory delivers.
+
+    .venv/bin/python benchmarks/kernels.py [--isa NAME …] [--seconds 0.3] [--one-thread] [--json FILE]
+
+One row of x is a step of generation: reading the weights is all the work, so GB/s are set against the memory's. Many
+rows are a prompt: GFLOP/s count. Weights are taken in turn from copies that together are larger than the caches, and
+all contestants take turns, so that a busy machine slows them alike. Two numbers are printed: of the median call, and of
+the quickest one, which is what a quiet machine would show; the load stands behind them. On a machine that is never
+quiet, --one-thread counts the time that one thread computes, and not the time that it waits for a core.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llmctl.kernels
+from llmctl.kernels import Kernels
+
+SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048), (128256, 2048))
+PROMPTS = (16, 64, 256)
+COLD_BYTES = 200_000_000  # of 16-bit weights: copies until they are as large
+CLOCK = {"now": time.perf_counter}
+Contestants = dict[str, tuple[Callable[[int, torch.Tensor], Any], float, torch.dtype]]
+
+
+def say(line: str) -> None:
+    """A line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def seconds_of(calls: dict[str, Callable[[int], Any]], copies: int, seconds: float) -> dict[str, tuple[float, float]]:
+    """Each call's median and shortest time, over rounds in which every one has its turn with every copy."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    now = CLOCK["now"]
+    end, turn = now() + seconds * len(calls), 0
+    while now() < end or turn < max(5, copies):
+        for name, call in calls.items():
+            began = now()
+            call(turn % copies)
+            taken[name].append(now() - began)
+        turn += 1
+    return {name: (statistics.median(those), min(those)) for name, those in taken.items()}
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that all threads together read from memory: the quickest sum over a part of 1 GB."""
+    parts = torch.ones(1 << 28).split(1 << 24)
+    return parts[0].nbytes / seconds_of({"sum": lambda i: parts[i].sum()}, len(parts), 2)["sum"][1]
+
+
+def of_torch(weights: list[torch.Tensor]) -> Contestants:
+    """torch's own: name -> (call with copy and x, bytes a weight, type of x)."""
+    n, k = weights[0].shape
+    found: Contestants = {
+        "torch bf16": (lambda i, x: torch.nn.functional.linear(x, weights[i]), 2, torch.bfloat16),
+    }
+    if n < 100_000:
+        wide = [w.float() for w in weights]
+        found["torch fp32"] = (lambda i, x: torch.nn.functional.linear(x, wide[i]), 4, torch.float32)
+    codes = [torch.randint(-127, 127, (n, k), dtype=torch.int8) for _ in weights]
+    row_scales = torch.rand(n, dtype=torch.bfloat16)
+    found["torch int8"] = (lambda i, x: torch._weight_int8pack_mm(x, codes[i], row_scales), 1, torch.bfloat16)
+    four = [
+        torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 15, (n, k), dtype=torch.int32), 1)
+        for _ in weights
+    ]
+    groups = torch.rand(k // 32, n, 2, dtype=torch.bfloat16)
+    mm = torch.ops.aten._weight_int4pack_mm_for_cpu
+    found["torch int4"] = (lambda i, x: mm(x, four[i], 32, groups), 0.5 + 4 / 32, torch.bfloat16)
+    return found
+
+
+def of_llmctl(kernels: Kernels, weights: list[torch.Tensor], isas: list[str]) -> Contestants:
+    """Ours, on every instruction set that is asked for."""
+    n, k = weights[0].shape
+    q4, q8 = [kernels.quantize_q4(w) for w in weights], [kernels.quantize_q8(w) for w in weights]
+    found: Contestants = {}
+    for isa in isas:
+
+        def on(call: Callable[[int, torch.Tensor], Any], isa: str = isa) -> Callable[[int, torch.Tensor], Any]:
+            def chosen(i: int, x: torch.Tensor) -> Any:
+                kernels.use(isa)
+                return call(i, x)
+
+            return chosen
+
+        found[f"{isa} q4"] = (on(lambda i, x: kernels.linear_q4(x, *q4[i], n, k)), 4.5 / 8, torch.bfloat16)
+        found[f"{isa} q8"] = (on(lambda i, x: kernels.linear_q8(x, *q8[i], n, k)), 8.5 / 8, torch.bfloat16)
+        found[f"{isa} bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.bfloat16)
+        found[f"{isa} fp32 x bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.float32)
+    return found
+
+
+def measure(kernels: Kernels, isas: list[str], seconds: float) -> list[dict[str, Any]]:
+    """Every shape with every number of rows, printed as it comes."""
+    bandwidth = memory_bandwidth()
+    say(f"{torch.get_num_threads()} threads, memory {bandwidth / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f}")
+    rows = []
+    for n, k in SHAPES:
+        copies = max(1, COLD_BYTES // (2 * n * k))
+        weights = [torch.randn(n, k, dtype=torch.bfloat16) for _ in range(copies)]
+        contestants = of_torch(weights) | of_llmctl(kernels, weights, isas)
+        for tokens in (1, *(PROMPTS if n < 100_000 else ())):
+            calls = {}
+            for name, (call, _, dtype) in contestants.items():
+                x = torch.randn(tokens, k).to(dtype)
+                calls[name] = lambda i, call=call, x=x: call(i, x)
+            for name, (median, best) in seconds_of(calls, copies if tokens == 1 else 1, seconds).items():
+                row = {"n": n, "k": k, "tokens": tokens, "name": name, "median_seconds": median, "best_seconds": best}
+                rows.append(row | {"load": os.getloadavg()[0], "bandwidth": bandwidth})
+                work, unit = 2 * tokens * n * k / 1e9, "GFLOP/s"
+                if tokens == 1:
+                    work, unit = contestants[name][1] * n * k / 1e9, "GB/s"
+                line = f"{n:>6}x{k:<5} T={tokens:<4} {name:<22} {work / median:7.1f} {work / best:7.1f} {unit}"
+                if tokens == 1:
+                    share = work / best / bandwidth * 1e9
+                    line += f"  {n * k / best / 1e9:6.1f} Gweights/s, {share:.2f} of memory"
+                say(f"{line}  load {os.getloadavg()[0]:.1f}")
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    kernels = llmctl.kernels.load()
+    if kernels is None:
+        sys.exit(str(llmctl.kernels.missing()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa", nargs="*", default=[i for i in kernels.usable if i != "portable"])
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each contestant and shape")
+    parser.add_argument("--json", type=Path, help="write every number there")
+    parser.add_argument("--one-thread", action="store_true", help="and count the time that it computes")
+    asked = parser.parse_args()
+    if asked.one_thread:
+        torch.set_num_threads(1)
+        CLOCK["now"] = time.thread_time
+    with torch.inference_mode():
+        rows = measure(kernels, asked.isa, asked.seconds)
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
