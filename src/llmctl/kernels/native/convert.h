@@ -5,6 +5,12 @@
 
 #include "kernels.h"
 
+#if defined(__GNUC__)
+#define LLMCTL_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define LLMCTL_PREFETCH(address) ((void)(address))
+#endif
+
 namespace {
 
 inline float as_float(uint32_t bits) {

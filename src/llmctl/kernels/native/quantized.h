@@ -67,6 +67,7 @@ template <class Stored, int Rows, int Slices>
 inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int8_t* x, const float* x_scales,
                            const int32_t* x_offsets, Size blocks, int slice, float (*to)[kGroup]) {
     constexpr int kWidth = 4 * Simd::kLanes;  // bytes of one vector
+    constexpr Size kAhead = 2048;
     const auto table = Simd::code(llmctl::kCode4, Simd::kUnsigned ? 0x80 : 0);
     typename Simd::F sums[Slices][Rows];
     for (int s = 0; s < Slices; ++s)
@@ -74,6 +75,10 @@ inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int
     w += slice * kWidth;
     w_scales += slice * Simd::kLanes;
     for (Size b = 0; b < blocks; ++b) {
+        if constexpr (Rows <= 2) {  // bound by memory: asked for well before it is needed, across pages too
+            for (Size line = 0; line < Stored::kBytes; line += 64) LLMCTL_PREFETCH(w + kAhead + line);
+            LLMCTL_PREFETCH(w_scales + kAhead / Stored::kBytes * kGroup);
+        }
         typename Simd::I dots[Slices][Rows];
         for (int s = 0; s < Slices; ++s)
             for (int t = 0; t < Rows; ++t) dots[s][t] = Simd::set_int(Simd::kUnsigned ? x_offsets[t] : 0);
