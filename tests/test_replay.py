@@ -196,6 +196,16 @@ def test_a_copy_of_the_model_elsewhere_counts(
     assert replay(recorded, arguments=("--model", str(tiny_copy()))).returncode == 0
 
 
+def test_a_folder_named_from_where_one_was_is_found_from_elsewhere(
+    tiny_models: Tiny, replay: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tiny_models("llama")
+    monkeypatch.chdir(folder.parent.parent)
+    recorded = record(llmctl.load(f"{folder.parent.name}/{folder.name}"))
+    monkeypatch.chdir(tmp_path)
+    assert replay(recorded).returncode == 0
+
+
 def test_rows_with_one_manifest_before_them(sampled: dict[str, Any], replay: Run) -> None:
     rows = [{"prompt_ids": sampled["prompt_ids"], **answer} for answer in sampled["completions"]]
     done = replay(sampled["manifest"], *rows)

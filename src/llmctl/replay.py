@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config import GenerationSection, Settings, settings_from_mapping
 from llmctl.config.structure import names_a_file
+from llmctl.demo import MODEL_ID
 from llmctl.errors import ModelError, UserError
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 from llmctl.hashes import adapter_files, is_same, model_files
 from llmctl.hub.listing import RemoteFile
-from llmctl.locate import is_path
 from llmctl.manifest import AdapterRecord, DraftRecord, Manifest, make_manifest, manifest_from
 
 if TYPE_CHECKING:
@@ -177,9 +177,9 @@ def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) 
         return {"id": instead}
     if record.commit is not None:
         return {"id": record.source, "revision": record.commit}
-    if is_path(record.source):
-        return {"id": record.folder or record.source}
-    return {"id": record.source}  # the small default's copy
+    if record.source == MODEL_ID:  # the copy of the small default, wherever it is here
+        return {"id": MODEL_ID}
+    return {"id": record.folder or record.source}
 
 
 def _draft(manifest: Manifest, instead: str | None) -> dict[str, Any]:
