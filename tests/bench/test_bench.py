@@ -162,6 +162,25 @@ def test_an_interrupt_leaves_no_process_behind(screen: "pexpect.spawn[str]") -> 
     assert gone(children)
 
 
+def test_an_interrupt_reports_the_runs_that_were_whole(tiny_models: Callable[[str], Path], tmp_path: Path) -> None:
+    words = "--prompt-tokens 8 --batch 1 --new-tokens 4 --runs 500 --json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmctl", "bench", str(tiny_models("llama")), *words.split(), "--verbose"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stderr is not None
+    next(line for line in process.stderr if "run 2: loading" in line)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    document = json.loads(out)
+    assert process.returncode == 130
+    assert document["interrupted"]
+    assert len(document["configs"][0]["runs"]) == 1
+
+
 def test_a_killed_parent_takes_its_child_along(screen: "pexpect.spawn[str]") -> None:
     children = psutil.Process(screen.pid).children(recursive=True)
     assert children

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 from llmctl.bench.children import ask
@@ -83,6 +84,7 @@ class Comparison:
         bounds: What its devices do at most.
         load_average: Of the last minute before it began; None where the system has none.
         outcomes: One for each contender, in the order given.
+        interrupted: Whether Ctrl-C ended it; the runs that were whole by then are here.
     """
 
     task: Task
@@ -90,10 +92,13 @@ class Comparison:
     bounds: Mapping[str, Bound]
     load_average: float | None
     outcomes: tuple[Outcome, ...]
+    interrupted: bool = False
 
 
 def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda _: None) -> Comparison:
     """Measure every contender. One that fails is an outcome like the others.
+
+    An interrupt ends it early once a run was whole; before that, it is raised.
 
     Args:
         contenders: Which.
@@ -107,13 +112,18 @@ def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda 
     bounds = measure_bounds(contenders, tell)
     runs: dict[str, list[Run]] = {one.name: [] for one in contenders}
     failures = {one.name: one.failure for one in contenders}
-    for number in range(task.runs):
-        for one in contenders:
+    interrupted = False
+    try:
+        for number, one in product(range(task.runs), contenders):
             if failures[one.name] is None and one.prepared is not None:
                 try:
                     runs[one.name].append(_run(one.prepared, task, partial(_tell_of, tell, one, number + 1)))
                 except LlmctlError as error:
                     failures[one.name] = error
+    except KeyboardInterrupt:
+        if not any(runs.values()):
+            raise
+        interrupted = True
     ram = bounds["cpu"].bandwidth if "cpu" in bounds else None
     outcomes = [
         Outcome(
@@ -124,7 +134,7 @@ def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda 
         )
         for one in contenders
     ]
-    return Comparison(task, machine, bounds, load_average, tuple(outcomes))
+    return Comparison(task, machine, bounds, load_average, tuple(outcomes), interrupted)
 
 
 def _tell_of(tell: Tell, one: Contender, number: int, text: str) -> None:

@@ -115,6 +115,8 @@ def bench(
 
         draw(comparison, plot)
         output.note(f"chart: {plot}")
+    if comparison.interrupted:
+        raise KeyboardInterrupt
     raise typer.Exit(EXIT_NO if any(outcome.failure for outcome in comparison.outcomes) else EXIT_OK)
 
 

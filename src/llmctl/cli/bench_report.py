@@ -64,7 +64,7 @@ def _decided_rows(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def _memory_row(outcome: Outcome, summary: Summary | None) -> tuple[str, ...]:
     if summary is None:
-        return (outcome.contender.name, "failed", "", "", "", "", "")
+        return (outcome.contender.name, "failed" if outcome.failure else "not run", "", "", "", "", "")
     sizes = (summary.resident_bytes, summary.anonymous_bytes, summary.peak_memory_bytes)
     gpus = "".join(f", {device} {bytes_text(size)}" for device, size in summary.gpu_peak_bytes.items())
     texts = [bytes_text(int(size.median)) if size else "?" for size in sizes]
@@ -132,6 +132,9 @@ _LEGEND = (
 
 def _remarks(comparison: Comparison, summaries: Sequence[Summary]) -> Iterator[tuple[str, str]]:
     """What a reader of the figures should know."""
+    if comparison.interrupted:
+        counts = ", ".join(f"{outcome.contender.name} {len(outcome.runs)}" for outcome in comparison.outcomes)
+        yield "interrupted", f"runs that were whole, of {comparison.task.runs}: {counts}"
     if summaries:
         yield from _LEGEND
     for name, cell, what, value, planned in _off(summaries):
@@ -168,6 +171,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "bounds": {device: asdict(bound) for device, bound in comparison.bounds.items()},
         },
         "versions": {"llmctl": __version__, "python": platform.python_version(), **machine.packages},
+        "interrupted": comparison.interrupted,
         "configs": [_outcome_document(comparison, outcome) for outcome in comparison.outcomes],
     }
 
