@@ -204,7 +204,8 @@ def report(found: Sequence[Peer], runs: dict[str, list[dict[str, Any]]], *, thre
 
 
 def _figure(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+    spread = f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.3g}{spread}"
 
 
 def machine_text() -> str:

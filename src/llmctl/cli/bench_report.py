@@ -26,7 +26,7 @@ def show(output: Output, comparison: Comparison) -> None:
     output.table(columns, [_memory_row(outcome, summary) for outcome, summary in found])
     if summaries:
         output.line("")
-        speed_columns = ("", "prompt", "first s", "prefill/s", "of GEMM", "decode/s", "of RAM", "plan")
+        speed_columns = ("", "prompt", "first s", "prefill/s", "GEMM", "decode/s", "RAM", "plan")
         output.table(speed_columns, [_speed_row(one, cell) for one in summaries for cell in one.cells])
         output.line("")
         output.heading("decode, tokens a second, all sequences together")
@@ -124,8 +124,8 @@ _LEGEND = (
     ("cold", "seconds to the first token of all, nothing warmed up"),
     ("held", "memory of the process with the model loaded; anonymous: without pages of files"),
     ("prompt", "tokens x sequences at a time"),
-    ("of GEMM", "operations as a share of what a matrix product reached here"),
-    ("of RAM", "bytes read as a share of what a copy moved here"),
+    ("GEMM", "operations as a share of what a matrix product reached here"),
+    ("RAM", "bytes read as a share of what a copy moved here"),
     ("plan", "ok: decode lies where llmctl plan expects it; x2: at twice the nearest end of that"),
 )
 
