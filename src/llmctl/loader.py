@@ -415,9 +415,11 @@ def _load_model(prepared: Prepared, copy_folder: Path | None = None) -> Any:
     _check_keys(plan.source, report)
     _check_finite(plan.source, model)
     if any(d.key == LINEAR and d.value != "torch" for d in plan.decisions):
+        from llmctl.kernels.attention import use_attention
         from llmctl.quantization.layers import use_kernels
 
         use_kernels(model)
+        use_attention(model)
     model.eval()
     return model
 
