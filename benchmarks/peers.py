@@ -155,7 +155,7 @@ def one_round(found: Sequence[Peer], llama_python: str, job: dict[str, Any], hom
 def make_job(folder: Path, threads: int) -> dict[str, Any]:
     """Prompts of random ids, the same for everyone; another one to warm up."""
     size = min(json.loads((folder / "config.json").read_text())["vocab_size"], 128000)
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     prompts = [[chance.randrange(3, size) for _ in range(length)] for length in (64, *_PROMPTS)]
     return {"threads": threads, "new_tokens": _NEW_TOKENS, "warm_up": prompts[0], "prompts": prompts[1:]}
 

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import llmctl
+from llmctl import kernels
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.adjust import with_generation
+from llmctl.generation.chat import ChatSession
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, Size, engine_for
 from llmctl.generation.engine.fit import why_not
+from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
 from llmctl.generation.engine.pages import Pages
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
@@ -210,3 +214,46 @@ def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
     found = dict(Engine(llama, ROOMY).run([(0, structured), (1, make_request(llama, [7, 8]))]))
     assert isinstance(found[0], UserError)
     assert isinstance(found[1], Completion)
+
+
+@pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
+class TestInBfloat16:
+    """Half precision rounds often and coarsely: only what is computed alike gives the same text."""
+
+    def test_logits_alone_and_packed_are_the_same_bit_for_bit(
+        self, tiny_models: Callable[[str], Path], architecture: str
+    ) -> None:
+        loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16"})
+        if why_not(loaded):
+            return
+        prompts = [list(request.ids) for request in requests_for(loaded, 4, longest=40)]
+        rows, pages = [], 0
+        for ids in prompts:
+            rows.append(Segment(ids, 0, range(pages, pages + 3)))
+            pages += 3
+        packed = forward(loaded.model, lay_out(rows, page_tokens=16), Pool(pages, 16))
+        for ids, found in zip(prompts, packed, strict=True):
+            with torch.inference_mode():
+                one = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert torch.equal(found, one)
+
+    def test_a_chat_that_reuses_keys_and_values_computes_what_one_without_does(
+        self, tiny_models: Callable[[str], Path]
+    ) -> None:
+        loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 30})
+        texts = []
+        for reuse in (True, False):
+            chat = ChatSession(loaded, reuse=reuse)
+            for message in ("the capital of france", "and of italy", "two plus two"):
+                list(chat.ask(message))
+            texts.append([message.content for message in chat.messages])
+        assert texts[0] == texts[1]
+
+    def test_what_the_kernel_does_not_do_goes_to_torch(self, tiny_models: Callable[[str], Path]) -> None:
+        loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
+        ids = torch.tensor([[0, 0, 7, 8, 9], [5, 6, 7, 8, 9]])
+        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+        with torch.inference_mode():
+            padded = loaded.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(0))
+            one = loaded.model(input_ids=torch.tensor([[7, 8, 9]]))
+        assert torch.allclose(padded.logits[0, -1].float(), one.logits[0, -1].float(), atol=0.3)

@@ -149,7 +149,7 @@ class LoadSection(_Section):
 
     cpu_kernels: bool = Field(
         True,
-        description="Multiply in bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
+        description="Compute in bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
     )
     overcommit: bool = Field(
         False, description="Load even when the RAM does not seem to suffice: the system may then kill the process."

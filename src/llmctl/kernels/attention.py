@@ -21,7 +21,7 @@ def use_attention(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.config._attn_implementation != "sdpa":
+    if model.config._attn_implementation != "sdpa" or not getattr(model, "_supports_attention_backend", False):
         return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -49,7 +49,7 @@ def _attend(
     table, starts, lengths = _tables(batch, tokens, key.shape[2])
     scaling = how.get("scaling")
     attended = compiled.packed_attention(
-        query.transpose(1, 2).reshape(batch * tokens, heads, size),
+        query.transpose(1, 2).reshape(batch * tokens, heads, size).contiguous(),
         _as_pool(key),
         _as_pool(value),
         table,

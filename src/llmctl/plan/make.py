@@ -130,14 +130,16 @@ def _make_plan(
 
 
 def _linear(config: Config, machine: Machine, *, dtype: str, devices: tuple[str, ...]) -> list[Decision]:
-    """What multiplies the weights that stay in bfloat16 on a CPU."""
+    """What multiplies the weights that stay in bfloat16 on a CPU, and computes its attention."""
     if devices != ("cpu",) or dtype != "bfloat16" or machine.kernels is None:
         return []
     if config.generation.compile:
         return [Decision(LINEAR, "torch", "generation.compile: torch compiles what is its own")]
     if not config.load.cpu_kernels:
         return [Decision(LINEAR, "torch", "load.cpu_kernels is false")]
-    return [Decision(LINEAR, f"llmctl ({machine.kernels})", "a result does not depend on what else is in the batch")]
+    return [
+        Decision(LINEAR, f"llmctl ({machine.kernels})", "weights and attention: a result does not depend on its batch")
+    ]
 
 
 LINEAR = "linear_kernels"
