@@ -219,6 +219,8 @@ def mapped_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) ->
     transformers maps the files and takes tensors of the right dtype as they lie there; whatever is converted is read
     through the map first. The system can drop these pages, so they count for the peak and not for what must fit.
     """
+    if (info.quantization_method or "").startswith("llmctl"):
+        return 0
     if quantized is not None and quantized.packed:
         return PIECE_BYTES  # what was read is let go at once
     names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -61,9 +61,7 @@ def decide_copy(plan: Plan, config: Config, info: ModelInfo, *, found: Quantized
     if found is not None and config.quantization.cache:
         reason = "kept by an earlier run, so nothing is quantised now; quantization.cache: false does it anew"
         decision = Decision(KEY, f"{_gb(found.size_bytes)} from {found.made[:10]}", reason)
-        # what is packed is read through the map and copied; see memory.mapped_bytes
-        packed = max(copy_bytes(plan) - unquantised_bytes(plan.model_kwargs["quantization_config"], info), 0)
-        memory = replace(plan.memory, mapped_bytes=packed)
+        memory = replace(plan.memory, mapped_bytes=_mapped_bytes(plan, info))
         return replace(plan, decisions=(*plan.decisions, decision), copy_folder=found.folder, memory=memory)
     why_not = _why_not_kept(plan, config, free_bytes)
     size = _gb(copy_bytes(plan))
@@ -72,6 +70,17 @@ def decide_copy(plan: Plan, config: Config, info: ModelInfo, *, found: Quantized
     else:
         decision = Decision(KEY, f"will be kept, {size}", "the next start reads it instead of quantising")
     return replace(plan, decisions=(*plan.decisions, decision), keep_copy=why_not is None)
+
+
+def _mapped_bytes(plan: Plan, info: ModelInfo) -> int:
+    """What of a copy lies in memory twice for a while: bitsandbytes copies out of the map, llmctl's format stays there.
+
+    See `memory.mapped_bytes`.
+    """
+    arguments = plan.model_kwargs["quantization_config"]
+    if arguments.get("quant_method") == "llmctl":
+        return 0
+    return max(copy_bytes(plan) - unquantised_bytes(arguments, info), 0)
 
 
 def copy_bytes(plan: Plan) -> int:
