@@ -80,6 +80,8 @@ class LlmctlQuantizer(HfQuantizer):
                     model.set_submodule(name, _packed(module, wanted.bits, dtype))
                 elif layers.can_pack_experts(module):
                     layers.pack_experts(module, wanted.bits)
+        if not self.pre_quantized:
+            _expect_floats(model, dtype)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -151,6 +153,18 @@ def _packed(module: Any, bits: int, dtype: torch.dtype) -> nn.Module:
         layer.is_transposed = True
         return layer
     return PackedLinear(module.in_features, module.out_features, bits, bias=module.bias is not None, dtype=dtype)
+
+
+def _expect_floats(model: Any, dtype: torch.dtype) -> None:
+    """Let the skeleton's packed weights look like floats until they are packed.
+
+    transformers 5.18 casts what it reads to the dtype of the parameter that it is for, and only then packs it.
+    """
+    for module in model.modules():
+        for name in ("weight", *EXPERT_WEIGHTS) if hasattr(module, "packed") else ():
+            if hasattr(module, name):
+                empty = torch.empty_like(getattr(module, name), dtype=dtype, device="meta")
+                setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
 def _head(model: Any) -> str | None:
