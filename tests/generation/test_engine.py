@@ -83,6 +83,27 @@ def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> N
     assert len(found["short"].token_ids) == 3
 
 
+def test_log_probabilities_are_those_of_one_by_one(tiny_models: Callable[[str], Path]) -> None:
+    settings = {"max_new_tokens": 8, "temperature": 0.9, "logprobs": 2}
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
+    requests = requests_for(loaded, 4)
+    found = dict(Engine(loaded, ROOMY).run(enumerate(requests)))
+    for number, request in enumerate(requests):
+        ours, theirs = found[number].logprobs, alone(loaded, request).logprobs
+        assert [one.id for one in ours] == list(found[number].token_ids)
+        assert [one.logprob for one in ours] == pytest.approx([one.logprob for one in theirs], abs=1e-4)
+        assert [[other.id for other in one.top] for one in ours] == [[other.id for other in one.top] for one in theirs]
+
+
+def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(llama.model, "forward", full)
+    with pytest.raises(MachineError, match="generating with"):
+        dict(Engine(llama, ROOMY).run([(0, make_request(llama, [5, 6]))]))
+
+
 def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
     beginning = list(range(10, 74))
     engine = Engine(llama, ROOMY)

@@ -23,6 +23,7 @@ from llmctl.generation.request import Request, generation_config, make_request
 from llmctl.generation.scores import RawLogits, TokenLogprob, token_logprob
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.text import TextAssembler
+from llmctl.generation.trouble import explained
 from llmctl.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class _Job:
                 self.answer.logprobs = list(_read_once_more(self.loaded, self.request, self.answer.token_ids) or ())
             self.ready.put(Chunk(tail, self.answer.completion(gains=gains)))
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
-            self.ready.put(_translate(error, self.loaded))
+            self.ready.put(explained(error, self.loaded))
 
     def _kept(self, ids: list[int]) -> dict[str, Any]:
         """The cache of earlier turns, where it can be used.
@@ -208,7 +209,7 @@ def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
         with gauge.watching():
             output = _run_generate(loaded, request, None)
     except Exception as error:
-        raise _translate(error, loaded) from error
+        raise explained(error, loaded) from error
     seconds = time.perf_counter() - started
     token_ids = [int(token) for token in output[0, len(request.ids) :]]
     ended = next((n for n, token in enumerate(token_ids) if token in request.eos_token_ids), None)
@@ -245,15 +246,6 @@ def _read_once_more(loaded: "LoadedModel", request: Request, token_ids: list[int
     if request.logprobs is None:
         return None
     return sequence_logprobs(loaded, [*request.ids, *token_ids], start=len(request.ids), top=request.logprobs)
-
-
-def _translate(error: BaseException, loaded: "LoadedModel") -> BaseException:
-    """What can go wrong while generating, for people: memory that runs out. The rest is as it was."""
-    from llmctl.loader import is_out_of_memory, out_of_memory
-
-    if not is_out_of_memory(error):
-        return error
-    return out_of_memory(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")
 
 
 def generate_many(

@@ -18,6 +18,8 @@ from llmctl.generation.engine.choose import KNOWN, Chooser, Choosers
 from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
 from llmctl.generation.engine.pages import PAGE_TOKENS, Pages
 from llmctl.generation.request import Request
+from llmctl.generation.scores import TokenLogprob, token_logprob
+from llmctl.generation.trouble import explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +84,7 @@ class Engine:
     @staticmethod
     def can(request: Request) -> bool:
         """Whether the engine understands every argument of a request."""
-        return set(request.arguments) <= KNOWN and request.logprobs is None
+        return set(request.arguments) <= KNOWN
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
         """Answers in the order in which they finish. Requests are taken as room becomes free.
@@ -131,7 +133,11 @@ class Engine:
             self._leave(sequence)
 
     def step(self) -> list[Event]:
-        """One pass through the model, and what came of it."""
+        """One pass through the model, and what came of it.
+
+        Raises:
+            MachineError: memory ran out.
+        """
         events = self._admit()
         parts = self._parts()
         if not parts:
@@ -140,7 +146,10 @@ class Engine:
             [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages) for s, count in parts],
             page_tokens=PAGE_TOKENS,
         )
-        logits = forward(self.loaded.model, layout, self._pool)
+        try:
+            logits = forward(self.loaded.model, layout, self._pool)
+        except Exception as error:
+            raise explained(error, self.loaded) from error
         ready: list[tuple[_Sequence, int]] = []
         for row, (sequence, count) in enumerate(parts):
             start = sequence.computed
@@ -165,7 +174,7 @@ class Engine:
                 self._leave(sequence)
                 events.append(Event(sequence.key, "", error))
                 continue
-            text = sequence.answer.take(token)
+            text = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
             self.generated_tokens += 1
             sequence.ids.append(token)
             if sequence.answer.finish_reason is not None:
@@ -235,3 +244,8 @@ class Engine:
             f"prompt and answer may take {tokens} tokens, there is memory for the keys and values of {room}",
             hint="lower --max-new-tokens, or shorten the prompt",
         )
+
+
+def _logprob(request: Request, logits: "Tensor", token: int) -> TokenLogprob | None:
+    """What the model thought of a token, where the request asks for it: logits [vocabulary]."""
+    return None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
