@@ -300,6 +300,7 @@ def test_safetensors_and_no_code_of_the_repository_are_always_said_explicitly(ma
     assert plan.model_kwargs["trust_remote_code"] is False
     assert plan.tokenizer_kwargs["trust_remote_code"] is False
     assert plan.environment["DISABLE_SAFETENSORS_CONVERSION"] == "1"
+    assert ("GOMP_SPINCOUNT" in plan.environment) == (plan.devices == ("cpu",))
     assert {d.key for d in plan.decisions} >= {"device_map", "dtype", "attn_implementation", "quantization"}
     assert all(d.reason for d in plan.decisions)
 
