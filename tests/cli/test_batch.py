@@ -187,6 +187,26 @@ def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
     assert "2 rows; " in err
 
 
+def test_answers_that_carry_their_manifest_can_be_run_again(
+    batch: Run, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": "the capital"},
+        {"prompt": "of italy", "seed": 3, "generation": {"temperature": 0.9}},
+        {"prompt": "two plus two", "structure": {"choices": ["four", "five"]}},
+    ]
+    write_rows(here / "in.jsonl", rows)
+    assert batch("--input", "in.jsonl", "--output", "out.jsonl", "--manifest")[0] == 0
+    written = read(here / "out.jsonl")
+    assert [row["manifest"]["generation_kwargs"]["do_sample"] for row in written] == [False, True, False]
+    assert main(["replay", "out.jsonl"]) == 0
+    assert "3 of 3 identical" in capfd.readouterr().out
+    written[1]["token_ids"][2] += 1
+    write_rows(here / "out.jsonl", written)
+    assert main(["replay", "out.jsonl"]) == 1
+    assert "different from token 2 on" in capfd.readouterr().out
+
+
 def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, here: Path) -> None:
     (here / "in.jsonl").write_text(
         '{"prompt": "a", "id": "one"}\nnonsense\n{"prompt": "b", "generation": {"temperatur": 1}}\n'

@@ -48,7 +48,9 @@ class Files:
         return self.output is None or str(self.output) == "-"
 
 
-def batch(output: Output, settings: Settings, files: Files, *, offline: bool, with_ids: bool) -> bool:
+def batch(
+    output: Output, settings: Settings, files: Files, *, offline: bool, with_ids: bool, with_manifest: bool = False
+) -> bool:
     """Answer a file of prompts; whether every row has an answer.
 
     Raises:
@@ -86,7 +88,14 @@ def batch(output: Output, settings: Settings, files: Files, *, offline: bool, wi
                 progress.passed(tokens)
 
             tally = run_batch(
-                gentle.reading(rows), sink, run, ready, listener=progress, on_pass=on_pass, with_ids=with_ids
+                gentle.reading(rows),
+                sink,
+                run,
+                ready,
+                listener=progress,
+                on_pass=on_pass,
+                with_ids=with_ids,
+                with_manifest=with_manifest,
             )
     seconds = time.monotonic() - started
     _tell(output, files, tally, seconds=progress.seconds)

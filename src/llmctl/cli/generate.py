@@ -91,6 +91,9 @@ def generate(
     token_ids: Annotated[
         bool, typer.Option("--token-ids", help="With --input: the ids of the answers as well.")
     ] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="With --input: each answer carries what llmctl replay needs.")
+    ] = False,
     input_file: Annotated[
         Path | None,
         typer.Option(
@@ -189,7 +192,7 @@ def generate(
         if prompt is not None or prompt_file is not None or num_return != 1:
             raise UserError("--input has the prompts: leave --prompt, --prompt-file and --num-return away")
         files = Files(input_file, output_file, input_format, column, unordered, overwrite)
-        if not batch(output, settings, files, offline=offline, with_ids=token_ids):
+        if not batch(output, settings, files, offline=offline, with_ids=token_ids, with_manifest=manifest):
             raise typer.Exit(EXIT_NO)
         return
     if output_file is not None:

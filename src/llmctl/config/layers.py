@@ -25,9 +25,7 @@ from llmctl.state import CurrentModel, current_model
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
 # Variables that are not configuration keys.
-RESERVED_VARIABLES = frozenset(
-    {"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY"}
-)
+RESERVED_VARIABLES = frozenset({"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY"})
 _FILES = ("chat.template", "structure.json_schema", "structure.grammar")  # where a file says them, it starts there
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 

@@ -14,12 +14,26 @@ from llmctl.generation.adjust import with_generation
 from llmctl.generation.batch.order import InOrder
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
-from llmctl.generation.engine import Engine, Event, engine_for
+from llmctl.generation.engine import engine_for
 from llmctl.generation.prompt import encode_prompts
 from llmctl.generation.request import Request, make_request
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a row's answer was computed from.
+
+    Attributes:
+        loaded: The model, with the row's own settings.
+        request: The request.
+    """
+
+    loaded: "LoadedModel"
+    request: Request
+
 
 WINDOW = 256  # rows whose prompts are rendered in one child
 
@@ -59,15 +73,15 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
         One for each row. Closing the iterator early stops the model.
     """
     order: InOrder[RowAnswer] = InOrder()
-    for row, outcome in answers(loaded, rows_of(rows)):
+    for row, outcome, _ in answers(loaded, rows_of(rows)):
         answer = RowAnswer(row, error=outcome) if isinstance(outcome, LlmctlError) else RowAnswer(row, outcome)
         yield from order.add(row.number, answer) if ordered else (answer,)
 
 
 def answers(
     loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
-) -> Iterator[tuple[Row, Completion | LlmctlError]]:
-    """What becomes of rows, in the order in which they are finished; each row's errors are its own.
+) -> Iterator[tuple[Row, Completion | LlmctlError, Made | None]]:
+    """What becomes of rows, in the order in which they are finished, and from what; each row's errors are its own.
 
     Args:
         loaded: What `load` returned.
@@ -80,24 +94,26 @@ def answers(
     engine = engine_for(loaded)
     alone = 0  # tokens that the engine has not generated
     requests = _requests(loaded, iter(rows))
+    under_way: dict[int, Made] = {}
     try:
         while True:
             while (engine is None or engine.has_room) and (item := next(requests, None)) is not None:
-                row, request = item
-                if isinstance(request, LlmctlError):
-                    yield row, request
-                elif engine is not None and engine.can(request):
-                    engine.add(row, request)
+                row, made = item
+                if isinstance(made, LlmctlError):
+                    yield row, made, None
+                elif engine is not None and engine.can(made.request):
+                    under_way[row.number] = made
+                    engine.add(row, made.request)
                 else:
-                    outcome = _alone(loaded, request, lambda new: on_pass(alone + new))  # noqa: B023
+                    outcome = _alone(loaded, made.request, lambda new: on_pass(alone + new))  # noqa: B023
                     alone += len(outcome.token_ids) if isinstance(outcome, Completion) else 0
-                    yield row, outcome
+                    yield row, outcome, made
             if engine is None or not engine.is_busy:
                 return
             on_pass(alone + engine.generated_tokens)
-            for event in _step(engine):
+            for event in engine.step():
                 if event.end is not None:
-                    yield event.key, event.end
+                    yield event.key, event.end, under_way.pop(event.key.number)
     finally:
         if engine is not None:
             engine.drop_all()
@@ -119,21 +135,7 @@ def _alone(loaded: "LoadedModel", request: Request, on_piece: Callable[[int], No
     return completion
 
 
-def _step(engine: Engine) -> "list[Event]":
-    """One pass of the engine; memory that runs out is explained. Raises MachineError."""
-    from llmctl.loader import is_out_of_memory, out_of_memory
-
-    try:
-        return engine.step()
-    except Exception as error:
-        loaded = engine.loaded
-        if not is_out_of_memory(error):
-            raise
-        explained = out_of_memory(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")
-        raise explained from error
-
-
-def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Request | LlmctlError]]:
+def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
     """The requests that rows mean, or what is wrong with them."""
 
     @lru_cache(maxsize=256)
@@ -144,13 +146,13 @@ def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row,
         except LlmctlError as error:
             return error
 
-    def request(row: Row, ids: list[int]) -> Request | LlmctlError:
+    def request(row: Row, ids: list[int]) -> Made | LlmctlError:
         own = {name: row.settings[name] for name in ("generation", "structure") if name in row.settings}
         settled = adjusted(json.dumps(own)) if own else loaded
         if isinstance(settled, LlmctlError):
             return settled
         try:
-            return make_request(settled, ids, seed=row.settings.get("seed"))
+            return Made(settled, make_request(settled, ids, seed=row.settings.get("seed")))
         except UserError as error:
             return error
 

@@ -1,17 +1,18 @@
 """A batch from rows to an output: what was answered before is kept, what is bad is said in its place."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.errors import LlmctlError
-from llmctl.generation.batch.answers import answers, in_one_line
+from llmctl.generation.batch.answers import Made, answers, in_one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion
 from llmctl.generation.scores import described
 from llmctl.generation.structure import parsed_value
+from llmctl.manifest import make_manifest
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.journal import Found
@@ -59,6 +60,9 @@ class Listener(Protocol):
         """A row has an error."""
 
 
+_RECORDED = ("token_ids", "prompt_ids", "manifest")  # what llmctl replay needs of an answer, beside text and seed
+
+
 def run_batch(
     rows: Iterable[Row],
     sink: Sink,
@@ -68,6 +72,7 @@ def run_batch(
     listener: Listener,
     on_pass: Callable[[int], None] = lambda _: None,
     with_ids: bool = False,
+    with_manifest: bool = False,
 ) -> Tally:
     """Answer every row that has no answer yet, and finish the output.
 
@@ -80,20 +85,22 @@ def run_batch(
         on_pass: Called before every pass with the tokens generated so far; what it raises ends the run, and what is
             answered is kept.
         with_ids: Whether answers have their token ids.
+        with_manifest: Whether each carries what runs it again: its prompt's ids as well, and its manifest.
 
     Raises:
         LlmctlError: the model cannot be loaded, or the output cannot be written. What is answered is kept.
     """
-    work = _Run(sink, run, listener, with_ids=with_ids)
+    more = ("token_ids",) if with_ids else ()
+    work = _Run(sink, run, listener, more=_RECORDED if with_manifest else more)
     pending = work.pending(rows)
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, outcome in answers(loaded, chain([first], pending), on_pass=on_pass):
+        for row, outcome, made in answers(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
-            else:
-                work.answer(row, outcome, loaded)
+            elif made is not None:
+                work.answer(row, outcome, made)
     work.tally.replaced = sink.finish()
     return work.tally
 
@@ -101,9 +108,10 @@ def run_batch(
 class _Run:
     """One run. Its state is its tally."""
 
-    def __init__(self, sink: Sink, run: Identity, listener: Listener, *, with_ids: bool) -> None:
+    def __init__(self, sink: Sink, run: Identity, listener: Listener, *, more: Sequence[str]) -> None:
         self.tally = Tally()
-        self._sink, self._run, self._listener, self._with_ids = sink, run, listener, with_ids
+        self._sink, self._run, self._listener, self._more = sink, run, listener, more
+        self._manifest: tuple[LoadedModel, dict[str, Any]] | None = None
 
     def pending(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that have to be computed; the others are settled on the way."""
@@ -116,7 +124,7 @@ class _Run:
     def _kept(self, row: Row) -> bool:
         """Whether the row was answered before; if it has another id or other fields now, they are put right."""
         found = self._sink.find(row_key(row, self._run))
-        if found is None or (self._with_ids and "token_ids" not in found.document):
+        if found is None or any(name not in found.document for name in self._more):
             return False
         head = _head(row)
         document = {**head, **{k: v for k, v in found.document.items() if k not in ("id", "input")}}
@@ -128,7 +136,7 @@ class _Run:
         self._settled()
         return True
 
-    def answer(self, row: Row, completion: Completion, loaded: "LoadedModel") -> None:
+    def answer(self, row: Row, completion: Completion, made: Made) -> None:
         """Write an answer."""
         document = {
             **_head(row),
@@ -140,14 +148,22 @@ class _Run:
             "completion_tokens": len(completion.token_ids),
             "seed": completion.seed,
         }
-        if self._with_ids:
+        if "token_ids" in self._more:
             document["token_ids"] = list(completion.token_ids)
         if completion.logprobs is not None:
-            document["logprobs"] = [described(scored, loaded.tokenizer) for scored in completion.logprobs]
+            document["logprobs"] = [described(scored, made.loaded.tokenizer) for scored in completion.logprobs]
+        if "manifest" in self._more:
+            document |= {"prompt_ids": list(made.request.ids), "manifest": self._manifest_of(made.loaded)}
         self._sink.append(row.number, document | {"key": row_key(row, self._run)})
         self.tally.prompt_tokens += completion.prompt_token_count
         self.tally.completion_tokens += len(completion.token_ids)
         self._settled()
+
+    def _manifest_of(self, loaded: "LoadedModel") -> dict[str, Any]:
+        """The manifest of a row's settings; neighbours mostly share theirs."""
+        if self._manifest is None or self._manifest[0] is not loaded:
+            self._manifest = (loaded, make_manifest(loaded).document())
+        return self._manifest[1]
 
     def fail(self, row: Row, error: LlmctlError) -> None:
         """Write an error in the row's place. The next run tries the row again."""
