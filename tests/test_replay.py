@@ -271,7 +271,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("completions", to=3), "completions is not a list"),
         (_set("completions", to=[]), "holds no answer"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "change",
 )
 def test_what_a_recording_may_not_say_is_refused(
     change: Callable[[dict[str, Any]], None], message: str, sampled: dict[str, Any], replay: Run
