@@ -110,7 +110,8 @@ def test_a_scale_of_nothing_is_no_adapter_and_twice_is_another_text(
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_model_takes_an_adapter(bits: int, adapters: dict[str, Path], tiny_models: Tiny) -> None:
-    sections: dict[str, Any] = {"quantization": {"bits": bits, "cache": False}, "load": {"dtype": "bfloat16"}}
+    quantization = {"bits": bits, "cache": False, "backend": "bitsandbytes"}  # adapters go on no other
+    sections: dict[str, Any] = {"quantization": quantization, "load": {"dtype": "bfloat16"}}
     texts = []
     for chosen, merge in (([], False), ([adapters["plain"]], False), ([adapters["plain"]], True)):
         loaded = load_with(tiny_models("llama"), *chosen, merge=merge, **sections)
