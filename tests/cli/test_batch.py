@@ -200,7 +200,7 @@ def test_answers_that_carry_their_manifest_can_be_run_again(
     written = read(here / "out.jsonl")
     assert [row["manifest"]["generation_kwargs"]["do_sample"] for row in written] == [False, True, False]
     assert main(["replay", "out.jsonl"]) == 0
-    assert "3 of 3 identical" in capfd.readouterr().out
+    assert "3 of 3 identical" in capfd.readouterr().err
     written[1]["token_ids"][2] += 1
     write_rows(here / "out.jsonl", written)
     assert main(["replay", "out.jsonl"]) == 1
