@@ -182,13 +182,24 @@ class KernelLinear(nn.Linear):
         return native().linear(x if x.is_contiguous() else x.contiguous(), self.weight, self.bias)
 
 
+class KernelHead(KernelLinear):
+    """The layer that gives the logits, which it does in float32: rounded to bfloat16, the likeliest two are often equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features], in float32."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return nn.Linear.forward(self, x)
+        return native().linear(x if x.is_contiguous() else x.contiguous(), self.weight, self.bias, torch.float32)
+
+
 def use_kernels(model: nn.Module) -> int:
     """Let the kernels multiply every linear layer of a model in half precision on the CPU; returns how many."""
     count = 0
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.device.type != "cpu":
             continue
         if module.weight.dtype == torch.bfloat16 and module.weight.is_contiguous():
-            module.__class__ = KernelLinear
+            module.__class__ = KernelHead if module is head else KernelLinear
             count += 1
     return count
