@@ -23,7 +23,7 @@ def test_figures_stand_after_the_answer_and_in_json(run: Run, tiny_models: Tiny)
     gains = body["completions"][0]["gains"]
     assert gains["accepted_tokens"] == round(gains["acceptance_rate"] * gains["drafted_tokens"])
     assert gains["tokens_per_forward"] == pytest.approx(20 / gains["forward_passes"], abs=0.001)
-    assert body["repeat"]["draft"]["model"] == draft
+    assert body["manifest"]["draft"]["source"] == draft
 
 
 def test_wrong_values_are_named_with_what_would_be_right(run: Run, tiny_models: Tiny) -> None:

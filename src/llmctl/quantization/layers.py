@@ -183,13 +183,14 @@ class KernelLinear(nn.Linear):
 
 
 class KernelHead(KernelLinear):
-    """The layer that gives the logits, which it does in float32: rounded to bfloat16, the likeliest two are often equal."""
+    """The layer of the logits, which it gives in float32: in bfloat16 the likeliest two are often equal."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in float32."""
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return nn.Linear.forward(self, x)
-        return native().linear(x if x.is_contiguous() else x.contiguous(), self.weight, self.bias, torch.float32)
+            return nn.functional.linear(x, self.weight, self.bias)
+        x = x if x.is_contiguous() else x.contiguous()
+        return native().linear(x, self.weight, self.bias, torch.float32)
 
 
 def use_kernels(model: nn.Module) -> int:
