@@ -196,7 +196,8 @@ class KernelHead(KernelLinear):
 def use_kernels(model: nn.Module) -> int:
     """Let the kernels multiply every linear layer of a model in half precision on the CPU; returns how many."""
     count = 0
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    outputs: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = outputs()
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.device.type != "cpu":
             continue
