@@ -142,7 +142,7 @@ def test_bfloat16_layers_go_through_the_kernels_unless_that_is_turned_off(tiny_m
     with_kernels = llmctl.load(tiny_models("llama"))
     without = llmctl.load(tiny_models("llama"), load={"cpu_kernels": False})
     layers = [type(loaded.model.lm_head).__name__ for loaded in (with_kernels, without)]
-    assert layers == ["KernelLinear", "Linear"]
+    assert layers == ["KernelHead", "Linear"]
     assert "linear_kernels=llmctl" in " ".join(map(str, with_kernels.plan.decisions))
     assert "linear_kernels=torch: load.cpu_kernels is false" in map(str, without.plan.decisions)
     assert llmctl.generate(with_kernels, "hello", max_new_tokens=3).token_ids
