@@ -12,6 +12,7 @@ import pytest
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.batch import run as batch_run
+from llmctl.generation.batch.answers import Made
 from llmctl.generation.batch.journal import Journal
 from llmctl.generation.batch.keys import Identity
 from llmctl.generation.batch.rows import Row, rows_of
@@ -42,17 +43,17 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
     computed: list[Any] = []
 
-    def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion]]:
+    def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion, Made]]:
         window: list[Row] = []
         for row in rows:
             window.append(row)
             if len(window) == 3:
                 for chosen in (window.pop(1), window.pop(1)):
                     computed.append(chosen.prompt)
-                    yield chosen, done(chosen)
+                    yield chosen, done(chosen), Made(None, None)
         for row in reversed(window):
             computed.append(row.prompt)
-            yield row, done(row)
+            yield row, done(row), Made(None, None)
 
     def done(row: Row) -> Completion:
         return Completion(f"to {row.prompt}", (1, 2), "stop", None, 3, 42, 0.1, 0.2)
