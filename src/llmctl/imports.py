@@ -26,20 +26,29 @@ def lean_imports() -> Iterator[None]:
     if os.environ.get("LLMCTL_PLAIN_IMPORTS") or _DYNAMO in sys.modules:
         yield
         return
-    collecting = gc.isenabled()
-    gc.disable()  # modules live as long as the process: looking through them again and again finds nothing
-    import torch
+    with _collecting_nothing():
+        import torch
 
-    _without_distributed()
-    _without_peft()
-    stand_in = _Dynamo()
-    sys.modules[_DYNAMO] = stand_in
-    sys.modules[_MASKS] = stand_in.masks
-    torch.__dict__["_dynamo"] = stand_in
+        _without_distributed()
+        _without_peft()
+        stand_in = _Dynamo()
+        sys.modules[_DYNAMO] = stand_in
+        sys.modules[_MASKS] = stand_in.masks
+        torch.__dict__["_dynamo"] = stand_in
+        try:
+            yield
+        finally:
+            stand_in.step_aside()
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Modules live as long as the process: looking through them again and again for garbage finds nothing."""
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        stand_in.step_aside()
         if collecting:
             gc.enable()
             gc.freeze()

@@ -20,9 +20,9 @@ from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.imports import lean_imports, without_peft
 from llmctl.locate import Located, draft_settings, locate, locate_adapters
 from llmctl.machine import Machine, read_machine
-from llmctl.modelinfo import ModelInfo, read_model_info
+from llmctl.modelinfo import ModelInfo, is_packed, read_model_info
 from llmctl.plan import Decision, Plan, make_plan
-from llmctl.plan.make import LINEAR, check_remote_code
+from llmctl.plan.make import check_remote_code
 from llmctl.plan.relief import explain_out_of_memory
 from llmctl.quantization import bnb, copies, packing
 from llmctl.quiet import quiet_libraries
@@ -312,7 +312,7 @@ def model_arguments(plan: Plan) -> dict[str, Any]:
     """The keyword arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
     arguments = dict(plan.model_kwargs)
     quantization = arguments.get("quantization_config")
-    if quantization is not None and quantization.get("quant_method") == "llmctl":
+    if quantization is not None and is_packed(quantization):
         from llmctl.quantization.quantizer import LlmctlConfig
 
         arguments["quantization_config"] = LlmctlConfig(**quantization)
@@ -335,8 +335,8 @@ def generation_arguments(plan: Plan, tokenizer: Any, eos_token_ids: tuple[int, .
 
 def _import_quantization(prepared: Prepared) -> None:
     """Import what knows the format of the weights, so that transformers finds it."""
-    arguments = prepared.plan.model_kwargs.get("quantization_config") or prepared.info.quantization or {}
-    if arguments.get("quant_method") == "llmctl":
+    arguments = prepared.plan.quantization(prepared.info)
+    if is_packed(arguments):
         import llmctl.quantization.quantizer  # noqa: F401
     elif "load_in_4bit" in arguments or "load_in_8bit" in arguments:
         bnb.import_bitsandbytes()
@@ -414,7 +414,7 @@ def _load_model(prepared: Prepared, copy_folder: Path | None = None) -> Any:
         ) from error
     _check_keys(plan.source, report)
     _check_finite(plan.source, model)
-    if any(d.key == LINEAR and d.value != "torch" for d in plan.decisions):
+    if plan.uses_kernels:
         from llmctl.kernels.attention import use_attention
         from llmctl.quantization.layers import use_kernels
 

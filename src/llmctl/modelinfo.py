@@ -29,6 +29,13 @@ BOUNDS = {
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
+PACKED = "llmctl"  # the quant_method of llmctl's own format
+
+
+def is_packed(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether a quantization_config, planned or stored, means llmctl's own format."""
+    return (quantization or {}).get("quant_method") == PACKED
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -118,7 +125,7 @@ class ModelInfo:
         method = str(self.quantization.get("quant_method", "unknown"))
         if method.startswith("bitsandbytes"):
             return f"bitsandbytes {4 if self.quantization.get('load_in_4bit') else 8}-bit"
-        if method == "llmctl":
+        if is_packed(self.quantization):
             return f"llmctl {self.quantization.get('bits')}-bit"
         return method
 

@@ -9,8 +9,8 @@ from llmctl.config import Config
 from llmctl.generation.prompt import as_messages, uses_template
 from llmctl.generation.structure import make_structure
 from llmctl.loader import Prepared, generation_arguments, ready_tokenizer
+from llmctl.modelinfo import is_packed
 from llmctl.plan import Plan
-from llmctl.plan.make import LINEAR
 
 _ROUNDING = "# Here llmctl multiplies with kernels of its own: last digits differ (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
@@ -48,14 +48,14 @@ def _head(plan: Plan) -> str:
     lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
-    if "quantization_config" in plan.model_kwargs and not _is_packed(plan):
+    if "quantization_config" in plan.model_kwargs and not is_packed(plan.model_kwargs.get("quantization_config")):
         names.insert(2, "BitsAndBytesConfig")
     if "compile_config" in plan.generation_kwargs:
         names.insert(2, "CompileConfig")
     if plan.deterministic:
         names.append("enable_full_determinism")
     lines += ["import torch", f"from transformers import {', '.join(names)}"]
-    if _is_packed(plan):
+    if is_packed(plan.model_kwargs.get("quantization_config")):
         lines.append("from llmctl.quantization.quantizer import LlmctlConfig  # registers the format with transformers")
     lines.append("")
     if plan.deterministic:
@@ -63,14 +63,10 @@ def _head(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _is_packed(plan: Plan) -> bool:
-    return (plan.model_kwargs.get("quantization_config") or {}).get("quant_method") == "llmctl"
-
-
 def _load(plan: Plan, where: str, *, pad_token: str) -> str:
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
     lines.append(f"tokenizer.pad_token = {pad_token!r}")
-    if any(decision.key == LINEAR and decision.value != "torch" for decision in plan.decisions):
+    if plan.uses_kernels:
         lines.append(_ROUNDING)
     return "\n".join([*lines, *_load_model("model", plan, where), ""])
 
@@ -109,7 +105,7 @@ def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
             kept = {key: item for key, item in value.items() if key != "quant_method"}
-            shown = f"{'LlmctlConfig' if _is_packed(plan) else 'BitsAndBytesConfig'}({_keywords(kept)})"
+            shown = f"{'LlmctlConfig' if is_packed(value) else 'BitsAndBytesConfig'}({_keywords(kept)})"
         else:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""

@@ -90,9 +90,16 @@ def _shows_all_before(mask: "Tensor", tokens: int, seen: int, window: int) -> bo
 
     if mask.dtype != torch.bool or mask.shape[-2:] != (tokens, seen):
         return False
-    distance = torch.arange(seen - tokens, seen)[:, None] - torch.arange(seen)
-    expected = (distance >= 0) & (distance < window) if window else distance >= 0
-    return bool((mask == expected).all())
+    return bool((mask == visible(tokens, seen, window)).all())
+
+
+def visible(tokens: int, seen: int, window: int, device: Any = None) -> "Tensor":
+    """What the last `tokens` of a sequence see of its `seen` ones, [tokens, seen]: all before them in the window."""
+    import torch
+
+    positions = torch.arange(seen, device=device)
+    distance = positions[seen - tokens :, None] - positions
+    return (distance >= 0) & (distance < window) if window else distance >= 0
 
 
 @lru_cache(maxsize=8)

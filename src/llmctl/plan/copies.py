@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.config import Config
 from llmctl.memory import parse_size
-from llmctl.modelinfo import ModelInfo
+from llmctl.modelinfo import ModelInfo, is_packed
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.quantization import unquantised_bytes
 
@@ -78,7 +78,7 @@ def _mapped_bytes(plan: Plan, info: ModelInfo) -> int:
     See `memory.mapped_bytes`.
     """
     arguments = plan.model_kwargs["quantization_config"]
-    if arguments.get("quant_method") == "llmctl":
+    if is_packed(arguments):
         return 0
     return max(copy_bytes(plan) - unquantised_bytes(arguments, info), 0)
 

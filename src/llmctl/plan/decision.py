@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.memory import Memory
+from llmctl.modelinfo import ModelInfo
+
+LINEAR = "linear_kernels"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Plan:
     copy_folder: Path | None = None
     keep_copy: bool = False
     draft: "Plan | None" = None
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether llmctl's kernels compute what stays in bfloat16 on a CPU."""
+        return any(d.key == LINEAR and d.value != "torch" for d in self.decisions)
+
+    def quantization(self, info: ModelInfo) -> Mapping[str, Any]:
+        """How the weights are quantised once they are loaded: as planned, else as they are stored; empty for not."""
+        return self.model_kwargs.get("quantization_config") or info.quantization or {}
 
     def reason(self, key: str) -> str:
         """The reason of a decision. Raises KeyError."""

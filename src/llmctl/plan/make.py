@@ -11,7 +11,7 @@ from llmctl.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
-from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.decision import LINEAR, Decision, Plan
 from llmctl.plan.draft import beside, draft_config, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.faster import decide_faster
@@ -142,7 +142,6 @@ def _linear(config: Config, machine: Machine, *, dtype: str, devices: tuple[str,
     ]
 
 
-LINEAR = "linear_kernels"
 _OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
 
 

@@ -8,7 +8,7 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine import Machine
 from llmctl.memory import Quantized, is_expert, quantized_bits, tied
-from llmctl.modelinfo import ModelInfo
+from llmctl.modelinfo import PACKED, ModelInfo, is_packed
 from llmctl.plan.decision import Decision
 
 
@@ -99,7 +99,7 @@ def _packed(config: Config) -> QuantizationChoice:
     """llmctl's own format: blocks of 32 weights with a scale each."""
     wanted = config.quantization
     assert wanted.bits is not None  # noqa: S101 (asked before)
-    arguments: dict[str, Any] = {"quant_method": "llmctl", "bits": wanted.bits, "head_bits": wanted.head_bits}
+    arguments: dict[str, Any] = {"quant_method": PACKED, "bits": wanted.bits, "head_bits": wanted.head_bits}
     if wanted.skip_modules is not None:
         arguments["skip_modules"] = list(wanted.skip_modules)
     head = f"the output head in {wanted.head_bits}" if wanted.head_bits else "the output head as it is"
@@ -130,7 +130,7 @@ def unquantised_bytes(arguments: Mapping[str, Any] | None, info: ModelInfo) -> i
 
 def stored_as(arguments: Mapping[str, Any]) -> Quantized:
     """How the arguments of a quantisation store weights, for counting bytes."""
-    if arguments.get("quant_method") == "llmctl":
+    if is_packed(arguments):
         skipped = tuple(arguments.get("skip_modules") or ())
         return Quantized(arguments["bits"], skip_modules=skipped, packed=True, head_bits=arguments.get("head_bits"))
     skipped = tuple(arguments.get("llm_int8_skip_modules") or ())

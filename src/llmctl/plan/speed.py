@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmctl.machine import Machine
 from llmctl.memory import is_expert
-from llmctl.modelinfo import ModelInfo
+from llmctl.modelinfo import ModelInfo, is_packed
 from llmctl.plan.decision import Plan
 from llmctl.presets import MACS, card_of
 
@@ -74,7 +74,7 @@ def estimate_speed(
     resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not on_gpu)
     spilled = sum(plan.memory.weights.values()) - resident
     has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
-    shares = "cpu with kernels" if _is_packed(plan, info) else "cpu with AVX-512" if has_avx512 else kind
+    shares = "cpu with kernels" if is_packed(plan.quantization(info)) else "cpu with AVX-512" if has_avx512 else kind
     low, high = _DECODE_SHARES[shares, bits]
     moved = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
     bus = spilled * active / _SPILL_BANDWIDTH
@@ -83,19 +83,15 @@ def estimate_speed(
     fastest = moved / bandwidth / high + bus + info.layer_count * launch[0]
     work = 2 * info.parameters * active
     if kind == "cpu":
-        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not _is_packed(plan, info))
+        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not is_packed(plan.quantization(info)))
     else:
         prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
     return Speed((1 / slowest, 1 / fastest), prefill)
 
 
-def _is_packed(plan: Plan, info: ModelInfo) -> bool:
-    return (plan.model_kwargs.get("quantization_config") or info.quantization or {}).get("quant_method") == "llmctl"
-
-
 def _stored_bits(plan: Plan, info: ModelInfo) -> int:
-    arguments = plan.model_kwargs.get("quantization_config") or info.quantization or {}
-    if arguments.get("quant_method") == "llmctl":
+    arguments = plan.quantization(info)
+    if is_packed(arguments):
         return int(arguments.get("bits", 4))
     return 4 if arguments.get("load_in_4bit") else 8 if arguments.get("load_in_8bit") else 16
 

@@ -20,7 +20,7 @@ from llmctl.config import Config
 from llmctl.errors import ModelError
 from llmctl.machine import Machine
 from llmctl.memory import parse_size
-from llmctl.modelinfo import ModelInfo
+from llmctl.modelinfo import ModelInfo, is_packed
 from llmctl.paths import cache_dir
 from llmctl.plan import Plan
 from llmctl.plan.copies import QuantizedCopy, decide_copy, told
@@ -201,8 +201,7 @@ def fingerprint(folder: Path) -> str:
 
 def _identity(plan: Plan, info: ModelInfo, machine: Machine) -> dict[str, Any]:
     """Everything that changes the bytes of a copy."""
-    packed = plan.model_kwargs["quantization_config"].get("quant_method") == "llmctl"
-    parts = _PACKED_PARTS if packed else _VERSION_PARTS
+    parts = _PACKED_PARTS if is_packed(plan.model_kwargs["quantization_config"]) else _VERSION_PARTS
     model = {"commit": info.commit} if info.commit else {"fingerprint": fingerprint(info.folder or Path())}
     return {
         "format": FORMAT,

@@ -78,7 +78,7 @@ class PackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] to [..., out_features], in x's dtype."""
+        """x [..., in_features] to [..., out_features], in `result_dtype`."""
         return self.packed.multiply(x, *self.packed.views(self.weight), self.bias)
 
     def extra_repr(self) -> str:
@@ -175,22 +175,20 @@ class KernelLinear(nn.Linear):
     A result does not depend on what else is in the batch. Where gradients are wanted, torch does it.
     """
 
+    result_dtype: torch.dtype | None = None  # that of what comes in
+
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] to [..., out_features], in x's dtype."""
+        """x [..., in_features] to [..., out_features], in `result_dtype`."""
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return super().forward(x)
-        return native().linear(x if x.is_contiguous() else x.contiguous(), self.weight, self.bias)
+        x = x if x.is_contiguous() else x.contiguous()
+        return native().linear(x, self.weight, self.bias, self.result_dtype)
 
 
 class KernelHead(KernelLinear):
     """The layer of the logits, which it gives in float32: in bfloat16 the likeliest two are often equal."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] to [..., out_features], in float32."""
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return nn.functional.linear(x, self.weight, self.bias)
-        x = x if x.is_contiguous() else x.contiguous()
-        return native().linear(x, self.weight, self.bias, torch.float32)
+    result_dtype = torch.float32
 
 
 def use_kernels(model: nn.Module) -> int:

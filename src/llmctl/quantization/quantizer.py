@@ -15,15 +15,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from llmctl.modelinfo import PACKED
 from llmctl.quantization import layers, mapped
 from llmctl.quantization.layers import EXPERT_WEIGHTS, GROUP, Packed, PackedEmbedding, PackedLinear
 
-METHOD = "llmctl"
 FORMAT = 1  # raise it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # of a weight that are quantised together
 
 
-@register_quantization_config(METHOD)
+@register_quantization_config(PACKED)
 class LlmctlConfig(QuantizationConfigMixin):
     """How the weights are stored.
 
@@ -46,11 +46,11 @@ class LlmctlConfig(QuantizationConfigMixin):
             raise ValueError("bits is 4 or 8, head_bits is 4, 8 or None")
         if format != FORMAT:
             raise ValueError(f"the weights are packed in format {format}, this llmctl reads format {FORMAT}")
-        self.quant_method = METHOD
+        self.quant_method = PACKED
         self.bits, self.head_bits, self.skip_modules, self.format = bits, head_bits, skip_modules, format
 
 
-@register_quantizer(METHOD)
+@register_quantizer(PACKED)
 class LlmctlQuantizer(HfQuantizer):
     """Puts packed layers into the skeleton of a model, and fills them from full or from packed weights."""
 

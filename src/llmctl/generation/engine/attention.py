@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from llmctl import kernels
+from llmctl.kernels.attention import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,16 +72,12 @@ def _gather(pool: "Tensor", pages: "Tensor", since: int, length: int) -> "Tensor
 
 def _attend_one(query: "Tensor", keys: "Tensor", values: "Tensor", **how: Any) -> "Tensor":
     """[tokens, heads, size] over [key heads, seen tokens, size], causal from the end."""
-    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     tokens, seen, window = query.shape[0], keys.shape[1], how["window"]
     mask = None
     if tokens > 1 and (tokens != seen or (window and seen > window)):
-        distance = torch.arange(seen - tokens, seen, device=query.device)[:, None] - torch.arange(
-            seen, device=query.device
-        )
-        mask = (distance >= 0) & (distance < window) if window else distance >= 0
+        mask = visible(tokens, seen, window, query.device)
     q = query.transpose(0, 1)
     if how["softcap"]:
         capped: Tensor = _with_softcap(q, keys, values, mask, causal=mask is None and tokens > 1, **how).transpose(0, 1)
@@ -105,7 +102,7 @@ def _with_softcap(query: "Tensor", keys: "Tensor", values: "Tensor", mask: Any, 
     scores = query @ keys.repeat_interleave(groups, 0).transpose(1, 2) * how["scale"]
     scores = torch.tanh(scores / how["softcap"]) * how["softcap"]
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = visible(scores.shape[-2], scores.shape[-1], 0, scores.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
