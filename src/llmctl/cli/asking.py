@@ -154,6 +154,21 @@ def settings_from_flags(config: Path | None, assignments: list[str] | None, **fl
     return read_settings(config=config, flags=given, assignments=assignments or ())
 
 
+def settings_asked(ctx: typer.Context, **instead: Any) -> Settings:
+    """All the layers of a command: its --config and --set, and every option of it whose name is in `FLAGS`.
+
+    Args:
+        ctx: The command's context; the options are read off it, so that none can be forgotten on the way.
+        instead: Values instead of those typed; None means that the flag was not given.
+
+    Raises:
+        ConfigError: every problem of every layer.
+    """
+    given = {name: value for name, value in ctx.params.items() if name in FLAGS and value not in ([], ())}
+    config = ctx.params.get("config")
+    return settings_from_flags(Path(config) if config else None, ctx.params.get("assignments"), **{**given, **instead})
+
+
 def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prepared":
     """Everything up to the weights, with a download shown and interruptible on the way; says which model it took.
 

@@ -32,7 +32,7 @@ from llmctl.cli.asking import (
     SetOption,
     TrustOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
@@ -112,35 +112,9 @@ def chat(
 
     output: Output = ctx.obj
     saved = transcript.read(resume) if resume is not None else None
-    flags: dict[str, Any] = {
-        "quant": quant,
-        "quant_cache": quant_cache,
-        "dtype": dtype,
-        "attn": attn,
-        "device_map": device_map,
-        "deterministic": deterministic,
-        "overcommit": overcommit,
-        "seed": seed,
-        "trust_remote_code": trust_remote_code,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "json_schema": json_schema,
-        "regex": regex,
-        "choices": choices,
-        "grammar": grammar,
-        "template": template,
-        "draft": draft,
-        "merge": merge,
-        "prompt_lookup": prompt_lookup,
-        "cache": cache,
-        "compile": compile,
-    }
 
     def load(name: str | None, at: str | None = None, adapters: list[str] | None = None) -> "LoadedModel":
-        settings = settings_from_flags(
-            config, assignments, model=name, revision=at, adapter=adapters, system=system, **flags
-        )
+        settings = settings_asked(ctx, model=name, revision=at, adapter=adapters)
         return _load(settings, output, offline=offline)
 
     if saved is not None and model is None:

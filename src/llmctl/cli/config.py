@@ -16,7 +16,7 @@ from llmctl.cli.asking import (
     RevisionOption,
     SeedOption,
     SetOption,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
@@ -52,17 +52,7 @@ def show(
       llmctl config show --config configs/small-cpu.yaml --all
     """
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        quant=quant,
-        dtype=dtype,
-        attn=attn,
-        device_map=device_map,
-        seed=seed,
-    )
+    settings = settings_asked(ctx)
     keys = [key for key in all_keys() if everything or settings.is_set(key)]
     if output.as_json:
         values = {key: {"value": _value(settings, key), "from": settings.origin(key)} for key in keys}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import ConfigOption, ModelOption, OfflineOption, SetOption, settings_from_flags
+from llmctl.cli.asking import ConfigOption, ModelOption, OfflineOption, SetOption, settings_asked
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
 from llmctl.config import Config, Settings
@@ -57,7 +57,7 @@ def doctor(
         raise UserError(f"{file}: a file is for --report", hint=f"llmctl doctor --report {file}")
     problems: tuple[Problem, ...] = ()
     try:
-        settings = settings_from_flags(config, assignments, model=model)
+        settings = settings_asked(ctx)
     except ConfigError as error:
         settings, problems = Settings(Config()), error.problems
     with output.waiting("looking at this machine"):

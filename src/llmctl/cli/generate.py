@@ -38,7 +38,7 @@ from llmctl.cli.asking import (
     SetOption,
     TrustOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.figures import gains_document, gains_text
 from llmctl.cli.options import Command, new_app
@@ -153,39 +153,7 @@ def generate(
       llmctl generate --input prompts.jsonl --output answers.jsonl
     """
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        quant=quant,
-        quant_cache=quant_cache,
-        dtype=dtype,
-        attn=attn,
-        device_map=device_map,
-        deterministic=deterministic,
-        overcommit=overcommit,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        stop=stop or None,
-        logprobs=logprobs,
-        json_schema=json_schema,
-        regex=regex,
-        choices=choices,
-        grammar=grammar,
-        system=system,
-        template=template,
-        raw=raw,
-        draft=draft,
-        adapter=adapter or None,
-        merge=merge,
-        prompt_lookup=prompt_lookup,
-        cache=cache,
-        compile=compile,
-    )
+    settings = settings_asked(ctx)
     if input_file is not None:
         from llmctl.cli.batch import Files, batch
 

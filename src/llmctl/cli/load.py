@@ -24,7 +24,7 @@ from llmctl.cli.asking import (
     SetOption,
     TrustOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output, bytes_text
@@ -76,24 +76,7 @@ def load(
     from llmctl.loader import load_prepared
 
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        quant=quant,
-        quant_cache=quant_cache,
-        dtype=dtype,
-        attn=attn,
-        device_map=device_map,
-        deterministic=deterministic,
-        overcommit=overcommit,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        draft=draft,
-        adapter=adapter or None,
-        merge=merge,
-    )
+    settings = settings_asked(ctx)
     prepared = prepare_model(output, settings, offline=offline)
     if show_code:
         _show_code(output, prepared, prompt)

@@ -17,7 +17,7 @@ from llmctl.cli.asking import (
     OfflineOption,
     RevisionOption,
     SetOption,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output, bytes_text
@@ -81,17 +81,7 @@ def plan(
     from llmctl.look import look
 
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        attn=attn,
-        device_map=device_map,
-        draft=draft,
-        adapter=adapter or None,
-        merge=merge,
-    )
+    settings = settings_asked(ctx)
     if write is not None and write.exists() and not force:
         raise UserError(f"{write} is there already", hint="--force replaces it")
     seen = look(settings, offline=offline)

@@ -13,7 +13,7 @@ from llmctl.cli.asking import (
     RevisionOption,
     SetOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
@@ -61,9 +61,7 @@ def prompt(
     from llmctl.quiet import quiet_libraries
 
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config, assignments, model=model, revision=revision, system=system, raw=raw, template=template
-    )
+    settings = settings_asked(ctx)
     words = read_prompt(text, prompt_file)
     prepared = prepare_model(output, settings, offline=offline)
     apply_environment(prepared.plan)

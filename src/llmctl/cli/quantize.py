@@ -17,7 +17,7 @@ from llmctl.cli.asking import (
     SetOption,
     TrustOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output, bytes_text
@@ -57,17 +57,7 @@ def quantize(
     from llmctl.export import quantize as quantize_prepared
 
     output: Output = ctx.obj
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        quant=quant,
-        dtype=dtype,
-        device_map=device_map,
-        overcommit=overcommit,
-        trust_remote_code=trust_remote_code,
-    )
+    settings = settings_asked(ctx)
     check_asked(settings.config, output_folder)
     prepared = prepare_model(output, settings, offline=offline)
     for decision in prepared.plan.decisions:

@@ -24,7 +24,7 @@ from llmctl.cli.asking import (
     SetOption,
     TrustOption,
     prepare_model,
-    settings_from_flags,
+    settings_asked,
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
@@ -67,7 +67,7 @@ def score(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="What comes before; it is not scored.", show_default=False)
     ] = None,
-    choices: Annotated[
+    listed: Annotated[  # not the name of a key: --choices of generate is another thing
         str | None, typer.Option("--choices", help="Answers to rank: yes,no,maybe.", show_default=False)
     ] = None,
     choice: Annotated[
@@ -135,26 +135,10 @@ def score(
     from llmctl.loader import load_prepared
 
     output: Output = ctx.obj
-    answers = [*(part.strip() for part in (choices or "").split(",") if part.strip()), *(choice or ())]
+    answers = [*(part.strip() for part in (listed or "").split(",") if part.strip()), *(choice or ())]
     _check_combination(bool(text or file), bool(answers), rows, results, prompt)
     jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, t) for t in _read_texts(text, file)]
-    settings = settings_from_flags(
-        config,
-        assignments,
-        model=model,
-        revision=revision,
-        quant=quant,
-        dtype=dtype,
-        attn=attn,
-        device_map=device_map,
-        deterministic=deterministic,
-        overcommit=overcommit,
-        trust_remote_code=trust_remote_code,
-        logprobs=logprobs,
-        system=system,
-        template=template,
-        raw=raw,
-    )
+    settings = settings_asked(ctx)
     prepared = prepare_model(output, settings, offline=offline)
     make_windows(settings.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
     with output.waiting(f"loading {prepared.located.source}"):
