@@ -1,9 +1,9 @@
 """transformers imported without what one process on one machine does not need: a third of a cold start's time.
 
-Three things cost it. transformers imports torch.distributed.tensor wherever torch has it, for models spread over
+Two things cost it. transformers imports torch.distributed.tensor wherever torch has it, for models spread over
 several processes; it does without where a torch was built without. It decorates a few functions for torch.compile,
 which imports torch._dynamo and sympy; a stand-in takes the decorations, and the real thing is imported when a function
-is compiled. And set_seed lives beside its Trainer, which imports peft. `LLMCTL_PLAIN_IMPORTS=1` leaves all as it is.
+is compiled. `LLMCTL_PLAIN_IMPORTS=1` leaves both as they are. A third is peft, which `without_peft` hides.
 """
 
 import functools
@@ -30,7 +30,6 @@ def lean_imports() -> Iterator[None]:
         import torch
 
         _without_distributed()
-        _without_peft()
         stand_in = _Dynamo()
         sys.modules[_DYNAMO] = stand_in
         sys.modules[_MASKS] = stand_in.masks
@@ -59,8 +58,9 @@ def without_peft() -> Iterator[None]:
     """While this is open, transformers does not know that peft is installed.
 
     It takes an adapter_config.json beside a model for an order: it loads the base model that is named there, from
-    wherever that is, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). Importing
-    peft also imports bitsandbytes, which fetches code from the Hub where `kernels` is installed.
+    wherever that is, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). set_seed
+    lives beside the Trainer, which imports peft, and that bitsandbytes, which fetches code from the Hub where `kernels`
+    is installed.
     """
     import transformers.utils  # noqa: F401 (so that the name below exists)
     from transformers.utils import import_utils
@@ -89,12 +89,6 @@ def _without_distributed() -> None:
 
     for module in (transformers.utils, import_utils):
         vars(module)["is_torch_distributed_available"] = lambda: False
-
-
-def _without_peft() -> None:
-    """Where set_seed lives, peft is imported if it is installed, and bitsandbytes with it: only its Trainer cares."""
-    with without_peft():
-        importlib.import_module("transformers.trainer_utils")
 
 
 class _Dynamo(ModuleType):
