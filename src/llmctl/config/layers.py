@@ -267,8 +267,10 @@ def _unknown(key: str) -> str:
     """Say that a key does not exist, and which one was probably meant."""
     section, _, inner = key.partition(".")
     names = sections()
+    leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
+    if not inner and key in leaves:  # a key without its section, before a section that is spelled alike
+        return f"unknown key; did you mean {leaves[key]}?"
     if not inner and not (close := difflib.get_close_matches(key, names, n=1)):
-        leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
         if same := difflib.get_close_matches(key, leaves, n=1, cutoff=0.7):
             return f"unknown key; did you mean {leaves[same[0]]}?"
         return f"unknown section or key; the sections are {', '.join(names)}"
@@ -281,9 +283,8 @@ def _unknown(key: str) -> str:
             return f"unknown key; did you mean {section}.{matches[0]}?"
     if matches := difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.7):
         return f"unknown key; did you mean {matches[0]}?"
-    elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == inner]
-    if elsewhere:
-        return f"unknown key; did you mean {elsewhere[0]}?"
+    if inner in leaves:
+        return f"unknown key; did you mean {leaves[inner]}?"
     return f"unknown key; {section} has {', '.join(candidates)}" if candidates else "unknown section"
 
 
