@@ -38,13 +38,16 @@ def main() -> None:
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     for dtype in options.dtype or ["bfloat16", "float32"]:
-        loaded = llmctl.load(
-            options.model or str(demo_folder()),
-            load={"dtype": dtype},
-            generation={"max_new_tokens": options.new_tokens, "temperature": 0},
+        loaded, plain = (
+            llmctl.load(
+                options.model or str(demo_folder()),
+                load={"dtype": dtype, "cpu_kernels": kernels},
+                generation={"max_new_tokens": options.new_tokens, "temperature": 0},
+            )
+            for kernels in (True, False)
         )
         prompts = mixed_prompts(loaded, options.rows)
-        results += measure(loaded, dtype, prompts, options.new_tokens, options.runs)
+        results += measure(loaded, plain, dtype, prompts, options.new_tokens, options.runs)
     best = min(row["seconds"] for row in results if row["way"] != "llmctl")
     ours = min(row["seconds"] for row in results if row["way"] == "llmctl")
     if options.json:
@@ -76,13 +79,15 @@ def mixed_prompts(loaded: LoadedModel, rows: int) -> list[Ids]:
     return [ids[start : start + n] for n in lengths for start in [chance.randrange(0, len(ids) - n)]]
 
 
-def measure(loaded: LoadedModel, dtype: str, prompts: list[Ids], new_tokens: int, runs: int) -> list[dict[str, Any]]:
-    """The median seconds of every way, and how many texts are those of one by one."""
+def measure(
+    loaded: LoadedModel, plain: LoadedModel, dtype: str, prompts: list[Ids], new_tokens: int, runs: int
+) -> list[dict[str, Any]]:
+    """The median seconds of every way, and how many texts are those of one by one; `plain` is without our kernels."""
     ways: dict[str, Callable[[], Sequence[Ids]]] = {
-        "transformers one by one": lambda: one_by_one(loaded, prompts, new_tokens),
-        "transformers padded": lambda: padded(loaded, prompts, new_tokens, size=len(prompts)),
-        "transformers sorted, by 8": lambda: padded(loaded, prompts, new_tokens, size=8),
-        "transformers generate_batch": lambda: generate_batch(loaded, prompts, new_tokens),
+        "transformers one by one": lambda: one_by_one(plain, prompts, new_tokens),
+        "transformers padded": lambda: padded(plain, prompts, new_tokens, size=len(prompts)),
+        "transformers sorted, by 8": lambda: padded(plain, prompts, new_tokens, size=8),
+        "transformers generate_batch": lambda: generate_batch(plain, prompts, new_tokens),
         "llmctl": lambda: packed(loaded, prompts),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
