@@ -34,6 +34,7 @@ FLOORS = {
     "hashes": 7,
     "look": 8,
     "manifest": 8,
+    "compiled": 6,
     "loader": 8,
     "generation": 9,
     "doctor": 9,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.adapters.apply import apply_adapters
 from llmctl.adapters.files import AdapterInfo
+from llmctl.compiled import compile_model
 from llmctl.config import Config, Settings
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.imports import lean_imports, without_peft
@@ -194,6 +195,8 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
     if prepared.adapters:
         with quiet_libraries():
             model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)
+    if prepared.plan.uses_kernels:
+        compile_model(model)
     seconds = time.perf_counter() - started
     loaded = LoadedModel(
         model=model,

@@ -116,6 +116,32 @@ def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel)
     assert answer.token_ids == alone(llama, second).token_ids
 
 
+def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_models: Callable[[str], Path]) -> None:
+    loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "float32"}, generation={"max_new_tokens": 8})
+    engine = Engine(loaded, ROOMY)
+    beginning = list(range(10, 36))
+    dict(engine.run([(1, make_request(loaded, [*beginning, 5, 6, 7]))]))
+    before = engine.prefilled_tokens
+    turned = make_request(loaded, [*beginning, 9, 8])
+    answer = dict(engine.run([(2, turned)]))[2]
+    assert engine.prefilled_tokens == before + 2
+    assert answer.token_ids == alone(loaded, turned).token_ids
+    assert engine.pages.free == engine.pages.count
+
+
+def test_an_answer_can_be_ended_where_it_is(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    engine.add("mine", make_request(llama, [5, 6, 7]))
+    for _ in range(4):
+        engine.step()
+    ended = engine.end("mine")
+    assert ended is not None
+    assert len(ended[1].token_ids) == 4
+    assert ended[1].finish_reason == "cancelled"
+    assert not engine.is_busy
+    assert engine.end("mine") is None
+
+
 def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
     engine = Engine(llama, Size(8, 64, 64))
     long, short = make_request(llama, list(range(5, 85))), make_request(llama, [5, 6])
@@ -181,9 +207,30 @@ class TestPages:
         pages = Pages(4, page_tokens=2)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4], start=0)
-        assert pages.share([1, 2, 3, 4, 5]) == held
-        assert pages.share([1, 2, 3, 4]) == held[:1]  # the last token has to be computed
-        assert pages.share([9, 2, 3, 4, 5]) == []
+        assert pages.share([1, 2, 3, 4, 5]).pages == held
+        assert pages.share([1, 2, 3, 4]).pages == held[:1]  # the last token has to be computed
+        assert pages.share([9, 2, 3, 4, 5]).held == []
+
+    def test_of_a_page_that_goes_on_otherwise_the_agreeing_tokens_are_found(self) -> None:
+        pages = Pages(8, page_tokens=4)
+        first, second = [pages.take(), pages.take()], [pages.take(), pages.take()]
+        pages.remember(first, [1, 2, 3, 4, 5, 6, 7, 8], start=0)
+        pages.remember(second, [1, 2, 3, 4, 5, 6, 9], start=0, last_too=True)
+        found = pages.share([1, 2, 3, 4, 5, 6, 9, 9])
+        assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], second[1], 3)
+        found = pages.share([1, 2, 3, 4, 5, 6, 7, 7])
+        assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], first[1], 3)
+        found = pages.share([1, 2, 3])
+        assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
+
+    def test_a_page_that_is_given_away_is_found_no_more(self) -> None:
+        pages = Pages(2, page_tokens=4)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+        pages.release(held)
+        assert pages.take() == held[1]
+        found = pages.share([1, 2, 3, 4, 5, 6, 7])
+        assert (found.pages, found.partial) == ([held[0]], None)
 
     def test_an_idle_page_keeps_its_contents_until_the_room_is_needed(self) -> None:
         pages = Pages(2, page_tokens=2)
@@ -191,10 +238,10 @@ class TestPages:
         pages.remember(held, [1, 2, 3, 4], start=0)
         pages.release(held)
         assert pages.free == 2
-        assert pages.share([1, 2, 3, 4, 5]) == held
+        assert pages.share([1, 2, 3, 4, 5]).held == held
         pages.release(held)
         assert pages.take() == held[1]  # the end of a text goes before its beginning
-        assert pages.share([1, 2, 3, 4, 5]) == held[:1]
+        assert pages.share([1, 2, 3, 4, 5]).held == held[:1]
 
     def test_a_held_page_is_never_given_away(self) -> None:
         pages = Pages(2, page_tokens=2)

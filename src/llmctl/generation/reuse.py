@@ -1,16 +1,33 @@
 """Keys and values of earlier turns, kept so that the next turn computes only what is new."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmctl.generation.engine import Engine
+    from llmctl.loader import LoadedModel
 
 
 class KeptCache:
-    """The KV cache of one conversation. Its state: the cache, and the ids whose keys and values lie in it."""
+    """The KV cache of one conversation. Its state: the cache, and the ids whose keys and values lie in it.
+
+    Where the engine answers, it is the engine that keeps them.
+    """
 
     def __init__(self) -> None:
         self._cache: Any = None
+        self._engine: Engine | None = None
         self._ids: list[int] = []
         self.prefilled_tokens = 0
+
+    def engine_for(self, loaded: "LoadedModel") -> "Engine":
+        """The engine of this conversation."""
+        from llmctl.generation.engine import Engine, engine_size
+
+        if self._engine is None or self._engine.loaded is not loaded:
+            self.forget()
+            self._engine = Engine(loaded, engine_size(loaded, sequences=1))
+        return self._engine
 
     def arguments_for(self, model: Any, ids: list[int]) -> dict[str, Any]:
         """What `model.generate` gets so that it computes only the ids that are not kept yet.
@@ -20,7 +37,7 @@ class KeptCache:
         thrown its past away) a fresh one begins.
         """
         kept, cache, self._ids = self._ids, self._cache, []
-        self._cache = None  # if this turn fails half-way, nothing of it is trusted
+        self._cache = self._engine = None  # if this turn fails half-way, nothing of it is trusted
         self.prefilled_tokens = len(ids)
         if not _can_be_kept(model):
             return {}
@@ -50,7 +67,7 @@ class KeptCache:
 
     def forget(self) -> None:
         """Begin anew with the next turn."""
-        self._cache, self._ids = None, []
+        self._cache, self._engine, self._ids = None, None, []
 
 
 def cache_argument() -> str:

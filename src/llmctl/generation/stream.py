@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmctl.compiled import compiled
 from llmctl.config import ChatSection
-from llmctl.errors import UserError
+from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Chunk, Completion, FinishReason
 from llmctl.generation.constrain import processors
 from llmctl.generation.draft import draft_arguments
+from llmctl.generation.engine import Engine, engine_size
+from llmctl.generation.engine.pages import PAGE_TOKENS
 from llmctl.generation.gains import Gauge
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, generation_config, make_request
@@ -72,7 +76,7 @@ def stream_request(
     if request.arguments.get("num_beams", 1) > 1:
         yield _beams(loaded, request)
         return
-    job = _Job(loaded, request, reuse=reuse)
+    job = (_EngineJob if _is_for_engine(loaded, request) else _ModelJob)(loaded, request, reuse=reuse)
     worker = threading.Thread(target=job.run, name="llmctl-generate", daemon=True)
     worker.start()
     try:
@@ -99,14 +103,12 @@ def generate(
 
 
 class _Job:
-    """One call of `model.generate` in its own thread. Its state: the answer so far."""
+    """One answer in the making in its own thread. Its state: what is ready to be shown, and whether it is to end."""
 
     def __init__(self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None) -> None:
         self.loaded, self.request, self.reuse = loaded, request, reuse
         self.cancelled = threading.Event()
         self.ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
-        self.answer = Answer(loaded.tokenizer, request)
-        self._raw = RawLogits(loaded.model) if request.logprobs is not None and _is_plain(loaded, request) else None
 
     def chunks(self) -> Iterator[Chunk]:
         """What the thread produces, until it ends; its exceptions are raised here."""
@@ -121,22 +123,38 @@ class _Job:
     def run(self) -> None:
         """The thread's body."""
         try:
-            ids = list(self.request.ids)
-            more = self._kept(ids)
-            gauge = Gauge(
-                self.loaded, self.request, prefilled_tokens=self.reuse.prefilled_tokens if self.reuse else len(ids)
-            )
-            with gauge.watching(), self._raw or nullcontext():
-                _run_generate(self.loaded, self.request, self._on_tokens, **more)
-            gains = gauge.gains(len(self.answer.token_ids))
-            if self.reuse:
-                self.reuse.keep([*ids, *self.answer.token_ids])
-            tail = self.answer.finish()
-            if self._raw is None:
-                self.answer.logprobs = list(_read_once_more(self.loaded, self.request, self.answer.token_ids) or ())
-            self.ready.put(Chunk(tail, self.answer.completion(gains=gains)))
+            self._generate()
         except BaseException as error:  # noqa: BLE001 (it is raised again in the caller's thread)
             self.ready.put(explained(error, self.loaded))
+
+    def _generate(self) -> None:
+        """Fill `ready`; the last chunk has the completion."""
+        raise NotImplementedError
+
+
+class _ModelJob(_Job):
+    """One call of `model.generate`. Its state: the answer so far."""
+
+    def __init__(self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None) -> None:
+        super().__init__(loaded, request, reuse=reuse)
+        self.answer = Answer(loaded.tokenizer, request)
+        self._raw = RawLogits(loaded.model) if request.logprobs is not None and _is_plain(loaded, request) else None
+
+    def _generate(self) -> None:
+        ids = list(self.request.ids)
+        more = self._kept(ids)
+        gauge = Gauge(
+            self.loaded, self.request, prefilled_tokens=self.reuse.prefilled_tokens if self.reuse else len(ids)
+        )
+        with gauge.watching(), self._raw or nullcontext():
+            _run_generate(self.loaded, self.request, self._on_tokens, **more)
+        gains = gauge.gains(len(self.answer.token_ids))
+        if self.reuse:
+            self.reuse.keep([*ids, *self.answer.token_ids])
+        tail = self.answer.finish()
+        if self._raw is None:
+            self.answer.logprobs = list(_read_once_more(self.loaded, self.request, self.answer.token_ids) or ())
+        self.ready.put(Chunk(tail, self.answer.completion(gains=gains)))
 
     def _kept(self, ids: list[int]) -> dict[str, Any]:
         """The cache of earlier turns, where it can be used.
@@ -171,6 +189,48 @@ class _Job:
 
     def _logprob(self, token: int) -> TokenLogprob | None:
         return token_logprob(self._raw.take(), token, self.request.logprobs or 0) if self._raw else None
+
+
+class _EngineJob(_Job):
+    """The same by the engine, for a model that is one program: nothing of `model.generate` is between two tokens."""
+
+    def _generate(self) -> None:
+        engine = self._engine()
+        before = engine.prefilled_tokens
+        engine.add(self, self.request)
+        try:
+            while not self._step(engine):
+                if self.reuse:
+                    self.reuse.prefilled_tokens = engine.prefilled_tokens - before
+        except BaseException:
+            if self.reuse:
+                self.reuse.forget()
+            raise
+
+    def _step(self, engine: Engine) -> bool:
+        """One pass; True when the answer has ended."""
+        for event in engine.step():
+            if isinstance(event.end, LlmctlError):
+                raise event.end
+            if event.text or event.end is not None:
+                self.ready.put(Chunk(event.text, event.end))
+            if event.end is not None:
+                return True
+        if self.cancelled.is_set() and (ended := engine.end(self)) is not None:
+            self.ready.put(Chunk(*ended))
+            return True
+        return False
+
+    def _engine(self) -> Engine:
+        if self.reuse:
+            return self.reuse.engine_for(self.loaded)
+        size = engine_size(self.loaded, sequences=1)
+        return Engine(self.loaded, replace(size, pool_tokens=len(self.request.ids) + self.request.budget + PAGE_TOKENS))
+
+
+def _is_for_engine(loaded: "LoadedModel", request: Request) -> bool:
+    """Whether the model is one program for the kernels, and the engine understands all that is asked for."""
+    return compiled(loaded.model) is not None and loaded.draft is None and Engine.can(request)
 
 
 def _run_generate(

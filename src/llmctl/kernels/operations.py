@@ -2,10 +2,15 @@
 
 import ctypes
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weighted_norm"]
+NORM_FLAVOURS: tuple[NormFlavour, ...] = get_args(NormFlavour)  # in the order of native/kernels.h
+Activation = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 GROUP = 16  # output rows that lie interleaved
 BLOCK = 32  # inputs that share one scale
@@ -78,7 +83,7 @@ class Kernels:
         n, k = self._matrix(weight)
         rows = self._rows(x, k)
         y = x.new_empty((*x.shape[:-1], n), dtype=dtype or x.dtype)
-        self._check_bias(bias, n)
+        self._check_vector(bias, n)
         self._library.llmctl_linear(
             x.data_ptr(),
             codes[x.dtype],
@@ -94,6 +99,63 @@ class Kernels:
             self._threads(),
         )
         return y
+
+    def dtype_codes(self) -> "dict[dtype, int]":
+        """The library's numbers of the types it knows."""
+        return self._codes or self._prepare()
+
+    def rms_norm(self, x: "Tensor", weight: "Tensor", epsilon: float, flavour: "NormFlavour") -> "Tensor":
+        """x [..., width] over the root of its mean square, times the weights [width]; as one of a program's operations.
+
+        Args:
+            x: Of float32, bfloat16 or float16.
+            weight: Likewise.
+            epsilon: Added to the mean square.
+            flavour: `norm_then_weight` rounds before the weights are applied (Llama), `one_plus_weight` applies one
+                more than the weights and rounds once (Gemma), `weighted_norm` rounds once.
+        """
+        codes = self._codes or self._prepare()
+        self._check_vector(weight, x.shape[-1], "weight")
+        x = x if x.is_contiguous() else x.contiguous()
+        rows, y = self._rows(x, weight.numel()), x.new_empty(x.shape)
+        kind = NORM_FLAVOURS.index(flavour)
+        self._library.llmctl_norm(
+            x.data_ptr(),
+            codes[x.dtype],
+            rows,
+            weight.numel(),
+            weight.data_ptr(),
+            codes[weight.dtype],
+            kind,
+            epsilon,
+            y.data_ptr(),
+            self._threads(),
+        )
+        return y
+
+    def gated(self, gate: "Tensor", up: "Tensor", activation: "Activation") -> "Tensor":
+        """activation(gate) times up, both [..., width]; as one of a program's operations."""
+        codes = self._codes or self._prepare()
+        gate, up = gate.contiguous(), up.contiguous()
+        width = gate.shape[-1]
+        rows, y = self._rows(gate, width), gate.new_empty(gate.shape)
+        if up.shape != gate.shape or up.dtype != gate.dtype:
+            raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not fit together")
+        self._library.llmctl_gated(
+            gate.data_ptr(),
+            up.data_ptr(),
+            codes[gate.dtype],
+            rows,
+            width,
+            ACTIVATIONS.index(activation),
+            y.data_ptr(),
+            self._threads(),
+        )
+        return y
+
+    def step(self, operations: Any, count: int, what: Any) -> None:
+        """A whole pass, as `program.Program` prepares it: an array of operations, and the pass's own data."""
+        self._library.llmctl_step(operations, count, ctypes.byref(what))
 
     def quantize_q4(self, weight: "Tensor") -> "tuple[Tensor, Tensor]":
         """Weights [n, k] in 4.5 bits each: blocks of 32 inputs, sixteen unevenly spaced values, a float16 scale.
@@ -115,14 +177,14 @@ class Kernels:
         """The weights [n, k] that 4-bit codes stand for, as float32."""
         import torch
 
-        self._check_quantized(4, qweight, scales, n, k)
+        self.check_quantized(4, qweight, scales, n, k)
         code = torch.tensor(self._library.llmctl_code4()[:16], dtype=torch.float32)
         low, high = code[(qweight & 15).int()], code[(qweight >> 4).int()]
         return _as_matrix(torch.cat([low, high], dim=-1), scales, n, k)
 
     def dequantize_q8(self, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":
         """The weights [n, k] that 8-bit codes stand for, as float32."""
-        self._check_quantized(8, qweight, scales, n, k)
+        self.check_quantized(8, qweight, scales, n, k)
         return _as_matrix(qweight.float() - 128.0, scales, n, k)
 
     def packed_attention(
@@ -204,10 +266,10 @@ class Kernels:
         dtype: "dtype | None",
     ) -> "Tensor":
         codes = self._codes or self._prepare()
-        self._check_quantized(bits, qweight, scales, n, k)
+        self.check_quantized(bits, qweight, scales, n, k)
         rows = self._rows(x, k)
         y = x.new_empty((*x.shape[:-1], n), dtype=dtype or x.dtype)
-        self._check_bias(bias, n)
+        self._check_vector(bias, n)
         self._library.llmctl_linear_quantized(
             bits,
             x.data_ptr(),
@@ -271,13 +333,14 @@ class Kernels:
             raise ValueError(f"weight has shape {tuple(weight.shape)}, it has to be a matrix")
         return weight.shape[0], weight.shape[1]
 
-    def _check_bias(self, bias: "Tensor | None", n: int) -> None:
+    def _check_vector(self, bias: "Tensor | None", n: int, name: str = "bias") -> None:
         if bias is None:
             return
         if bias.dtype not in self._codes or bias.shape != (n,) or not bias.is_contiguous() or bias.device.type != "cpu":
-            raise ValueError(f"bias has to be a contiguous CPU tensor of {n} floats")
+            raise ValueError(f"{name} has to be a contiguous CPU tensor of {n} floats")
 
-    def _check_quantized(self, bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> None:
+    def check_quantized(self, bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> None:
+        """Raise ValueError where codes and scales are no weights [n, k]."""
         if not self._codes:
             self._prepare()
         groups, blocks = -(-n // GROUP), -(-k // BLOCK)

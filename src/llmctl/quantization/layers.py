@@ -59,15 +59,24 @@ class Packed:
             seen = self._views = (packed, packed.data_ptr(), *parts(packed.detach(), self.bits, self.n, self.k))
         return seen[2], seen[3]
 
-    def multiply(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., k] times the weight, plus a bias [n]: [..., n]."""
+    def multiply(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """x [..., k] times the weight, plus a bias [n]: [..., n], in `dtype` or else x's."""
         found = native()
         product = found.linear_q4 if self.bits == 4 else found.linear_q8
-        return product(x if x.is_contiguous() else x.contiguous(), codes, scales, self.n, self.k, bias)
+        return product(x if x.is_contiguous() else x.contiguous(), codes, scales, self.n, self.k, bias, dtype)
 
 
 class PackedLinear(nn.Module):
     """A linear layer in 4 or 8 bits."""
+
+    result_dtype: torch.dtype | None = None  # that of what comes in
 
     def __init__(self, in_features: int, out_features: int, bits: int, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
@@ -79,10 +88,16 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in `result_dtype`."""
-        return self.packed.multiply(x, *self.packed.views(self.weight), self.bias)
+        return self.packed.multiply(x, *self.packed.views(self.weight), self.bias, self.result_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
+
+
+class PackedHead(PackedLinear):
+    """The layer of the logits, which it gives in float32: in bfloat16 the likeliest two are often equal."""
+
+    result_dtype = torch.float32
 
 
 class PackedEmbedding(nn.Module):
@@ -186,7 +201,7 @@ class KernelLinear(nn.Linear):
 
 
 class KernelHead(KernelLinear):
-    """The layer of the logits, which it gives in float32: in bfloat16 the likeliest two are often equal."""
+    """The layer of the logits, which it gives in float32 as `PackedHead` does."""
 
     result_dtype = torch.float32
 

@@ -17,7 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.modelinfo import PACKED
 from llmctl.quantization import layers, mapped
-from llmctl.quantization.layers import EXPERT_WEIGHTS, GROUP, Packed, PackedEmbedding, PackedLinear
+from llmctl.quantization.layers import EXPERT_WEIGHTS, GROUP, Packed, PackedEmbedding, PackedHead, PackedLinear
 
 FORMAT = 1  # raise it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # of a weight that are quantised together
@@ -75,7 +75,10 @@ class LlmctlQuantizer(HfQuantizer):
                     continue
                 if name in (head, embedding):
                     if wanted.head_bits is not None:
-                        model.set_submodule(name, _packed(module, wanted.head_bits, dtype))
+                        packed = _packed(module, wanted.head_bits, dtype)
+                        if name == head:
+                            packed.__class__ = PackedHead
+                        model.set_submodule(name, packed)
                 elif type(module) is nn.Linear or isinstance(module, Conv1D):
                     model.set_submodule(name, _packed(module, wanted.bits, dtype))
                 elif layers.can_pack_experts(module):

@@ -9,7 +9,7 @@ from llmctl.generation.engine.size import engine_size
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
 
-__all__ = ["Engine", "Event", "Size", "engine_for"]
+__all__ = ["Engine", "Event", "Size", "engine_for", "engine_size"]
 
 
 def engine_for(loaded: "LoadedModel") -> Engine | None:

@@ -16,7 +16,7 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.constrain import processors as structure_processors
 from llmctl.generation.engine.choose import KNOWN, Chooser, Choosers
 from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
-from llmctl.generation.engine.pages import PAGE_TOKENS, Pages
+from llmctl.generation.engine.pages import PAGE_TOKENS, Pages, Shared
 from llmctl.generation.request import Request
 from llmctl.generation.scores import TokenLogprob, token_logprob
 from llmctl.generation.trouble import explained
@@ -126,6 +126,15 @@ class Engine:
         for sequence in [s for s in self._running if s.key == key]:
             self._leave(sequence)
 
+    def end(self, key: Any) -> tuple[str, Completion] | None:
+        """End an answer where it is: its last text, and all of it. None where there is none of that key."""
+        found = next((s for s in [*self._running, *self._waiting] if s.key == key), None)
+        if found is None:
+            return None
+        self.cancel(key)
+        found.answer.cancel()
+        return found.answer.finish(), found.answer.completion()
+
     def drop_all(self) -> None:
         """Let go of everything under way. Beginnings stay known."""
         self._waiting.clear()
@@ -197,13 +206,25 @@ class Engine:
                 refused.append(Event(self._waiting.popleft().key, "", self._too_long(most)))
                 continue
             shared = self.pages.share(sequence.ids)
-            wanted = self.pages.needed(len(sequence.ids) + 1) - len(shared)
+            wanted = self.pages.needed(len(sequence.ids) + 1) - len(shared.pages)
             if self._running and wanted + len(self._running) > self.pages.free:  # each running one may want a page next
-                self.pages.release(shared)
+                self.pages.release(shared.held)
                 break
-            sequence.pages, sequence.computed = shared, len(shared) * PAGE_TOKENS
+            self._begin(sequence, shared)
             self._running.append(self._waiting.popleft())
         return refused
+
+    def _begin(self, sequence: _Sequence, shared: Shared) -> None:
+        """Let a sequence begin with what is known of its beginning."""
+        sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
+        if shared.partial is None:
+            return
+        page = self.pages.take()
+        if page is not None:
+            self._pool.copy(shared.partial, page, shared.partial_tokens)
+            sequence.pages.append(page)
+            sequence.computed += shared.partial_tokens
+        self.pages.release([shared.partial])
 
     def _parts(self) -> list[tuple[_Sequence, int]]:
         """Which sequences go through the next pass, and how many tokens of each; their pages are taken.
@@ -235,6 +256,10 @@ class Engine:
 
     def _leave(self, sequence: _Sequence) -> None:
         self._running.remove(sequence)
+        if sequence.computed % PAGE_TOKENS:
+            self.pages.remember(
+                sequence.pages, sequence.ids[: sequence.computed], start=sequence.computed, last_too=True
+            )
         self.pages.release(sequence.pages)
         sequence.pages, sequence.computed = [], 0
 

@@ -105,6 +105,25 @@ class Pool:
         self._pages, self._page_tokens = pages, page_tokens
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
+        """The keys and values of all layers, on the CPU, given their heads and sizes."""
+        import torch
+
+        for layer, (heads, size) in enumerate(shapes):
+            if layer not in self.layers:
+                shape = (self._pages, self._page_tokens, heads, size)
+                self.layers[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+        return [self.layers[layer] for layer in range(len(shapes))]
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of one page to another, in every layer."""
+        import torch
+
+        with torch.inference_mode():
+            for pair in self.layers.values():
+                for pool in pair:
+                    pool[target, :tokens] = pool[source, :tokens]
+
     def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
         """Put keys and values [1, heads, tokens, size] of this pass into their slots."""
         if layer not in self.layers:
@@ -143,8 +162,12 @@ def forward(model: Any, layout: Layout, pool: Pool) -> "Tensor":
     """
     import torch
 
+    from llmctl.compiled import compiled
     from llmctl.generation.reuse import cache_argument
 
+    program = compiled(model)
+    if program is not None:
+        return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
     here = layout.on(model.device)
     with _packed_attention(model), torch.inference_mode():
         token = _RUNNING.set(Pass(layout, pool))

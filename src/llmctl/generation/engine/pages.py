@@ -2,16 +2,47 @@
 
 A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
 known by its tokens and all those before them, so that a sequence with the same beginning takes it instead of computing
-it. A page nobody holds keeps its contents until the room is needed, the longest unused first.
+it. Of a page that agrees in its first tokens only, those can be copied. A page nobody holds keeps its contents until
+the room is needed, the longest unused first.
 """
 
 import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 PAGE_TOKENS = 16
-Beginning = bytes  # a digest of all tokens up to the end of a page
+Beginning = bytes  # a digest of all tokens up to the end of a page; empty before the first one
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a page holds: its tokens, all those before them, and, when it is full, both together."""
+
+    before: Beginning
+    ids: tuple[int, ...]
+    beginning: Beginning | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is known already of a sequence's beginning. All its pages are held.
+
+    Attributes:
+        pages: Full pages.
+        partial: A page whose first tokens go on from there, or None: they are to be copied, and the page released.
+        partial_tokens: How many of them.
+    """
+
+    pages: list[int]
+    partial: int | None = None
+    partial_tokens: int = 0
+
+    @property
+    def held(self) -> list[int]:
+        """Every page that is held."""
+        return self.pages if self.partial is None else [*self.pages, self.partial]
 
 
 class Pages:
@@ -29,7 +60,8 @@ class Pages:
         self._holders: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # held by nobody, contents kept, longest unused first
         self._known: dict[Beginning, int] = {}
-        self._contents: dict[int, Beginning] = {}
+        self._contents: dict[int, _Contents] = {}
+        self._after: dict[Beginning, dict[int, None]] = {}  # pages that go on from a beginning
 
     @property
     def free(self) -> int:
@@ -62,26 +94,47 @@ class Pages:
                 if page not in self._contents:
                     self._idle.move_to_end(page, last=False)
 
-    def remember(self, pages: Sequence[int], ids: Sequence[int], *, start: int) -> None:
-        """The pages of a sequence are full up to `len(ids)` tokens; those from token `start` on are new."""
-        beginnings = list(self._beginnings(ids, len(ids) // self.page_tokens))
-        for number in range(start // self.page_tokens, len(beginnings)):
-            page, beginning = pages[number], beginnings[number]
-            if beginning not in self._known and page not in self._contents:
-                self._known[beginning], self._contents[page] = page, beginning
+    def remember(self, pages: Sequence[int], ids: Sequence[int], *, start: int, last_too: bool = False) -> None:
+        """The pages of a sequence hold `ids`; those from token `start` on are new.
 
-    def share(self, ids: Sequence[int]) -> list[int]:
+        Args:
+            pages: All of them.
+            ids: Their tokens, from the first on.
+            start: Pages before that of this token are remembered already.
+            last_too: Remember a last page that is not full, too: nothing more will be written to it.
+        """
+        size = self.page_tokens
+        beginnings = [b"", *self._beginnings(ids, len(ids) // size)]
+        for number in range(start // size, len(beginnings) - 1):
+            beginning = beginnings[number + 1]
+            if beginning not in self._known and pages[number] not in self._contents:
+                own = tuple(ids[number * size : (number + 1) * size])
+                self._known[beginning] = pages[number]
+                self._keep(pages[number], _Contents(beginnings[number], own, beginning))
+        rest = tuple(ids[(len(beginnings) - 1) * size :])
+        if last_too and rest and pages[len(beginnings) - 1] not in self._contents:
+            self._keep(pages[len(beginnings) - 1], _Contents(beginnings[-1], rest, None))
+
+    def share(self, ids: Sequence[int]) -> Shared:
         """Pages that hold the beginning of `ids`, now held once more. The last token is never among them."""
         found: list[int] = []
+        before = b""
         for beginning in self._beginnings(ids, (len(ids) - 1) // self.page_tokens):
             page = self._known.get(beginning)
             if page is None:
                 break
             found.append(page)
-        for page in found:
+            before = beginning
+        rest = ids[len(found) * self.page_tokens : len(ids) - 1]
+        agreeing = {page: _common(self._contents[page].ids, rest) for page in self._after.get(before, ())}
+        partial = max(agreeing, key=agreeing.__getitem__, default=None)
+        if partial is not None and not agreeing[partial]:
+            partial = None
+        shared = Shared(found, partial, agreeing[partial] if partial is not None else 0)
+        for page in shared.held:
             self._holders[page] = self._holders.get(page, 0) + 1
             self._idle.pop(page, None)
-        return found
+        return shared
 
     def _beginnings(self, ids: Sequence[int], pages: int) -> Iterator[Beginning]:
         digest = b""
@@ -90,7 +143,22 @@ class Pages:
             digest = hashlib.blake2b(digest + tokens.tobytes(), digest_size=16).digest()
             yield digest
 
+    def _keep(self, page: int, contents: _Contents) -> None:
+        self._contents[page] = contents
+        self._after.setdefault(contents.before, {})[page] = None
+
     def _forget(self, page: int) -> None:
-        beginning = self._contents.pop(page, None)
-        if beginning is not None:
-            del self._known[beginning]
+        contents = self._contents.pop(page, None)
+        if contents is None:
+            return
+        siblings = self._after[contents.before]
+        del siblings[page]
+        if not siblings:
+            del self._after[contents.before]
+        if contents.beginning is not None:
+            del self._known[contents.beginning]
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))

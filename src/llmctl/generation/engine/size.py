@@ -14,11 +14,16 @@ _PASS_TOKENS = {"cpu": 512, "cuda": 4096}
 _USABLE = 0.8  # of what is free; the rest is for whoever else is here
 
 
-def engine_size(loaded: "LoadedModel") -> Size:
-    """The size for this model on this machine, as it is now."""
+def engine_size(loaded: "LoadedModel", *, sequences: int | None = None) -> Size:
+    """The size for this model on this machine, as it is now.
+
+    Args:
+        loaded: The model.
+        sequences: At most so many at a time; without it as many as bring something.
+    """
     kind = loaded.model.device.type
     dtype = loaded.measured.dtype
-    sequences = _MOST_SEQUENCES.get(kind, 32)
+    sequences = sequences or _MOST_SEQUENCES.get(kind, 32)
     pass_tokens = _PASS_TOKENS.get(kind, 1024)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)

@@ -11,7 +11,19 @@
 #define LLMCTL_PREFETCH(address) ((void)(address))
 #endif
 
+#if !defined(__GNUC__)
+extern "C" double sqrt(double);
+#endif
+
 namespace {
+
+inline float square_root(float value) {
+#if defined(__GNUC__)
+    return __builtin_sqrtf(value);
+#else
+    return static_cast<float>(sqrt(static_cast<double>(value)));
+#endif
+}
 
 inline float as_float(uint32_t bits) {
     float value;

@@ -5,6 +5,7 @@
 #include "dense.h"
 #include "quantize.h"
 #include "quantized.h"
+#include "rows.h"
 
 #ifdef LLMCTL_BF16_DOT
 #define LLMCTL_HAS_BF16_DOT true
@@ -17,4 +18,5 @@
     extern const llmctl::Isa llmctl_isa_##name;                                                                       \
     const llmctl::Isa llmctl_isa_##name = {                                                                           \
         LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT, quantize_rows, linear_quantized, linear_dense,    \
-        attention,            quantize_weight,  convert_to_f32};
+        attention,            quantize_weight,  convert_to_f32,     norm_row,         heads_row,    gated_row,            \
+        add_row,              embed_row};

@@ -81,6 +81,32 @@ struct WeightToQuantize {
     uint16_t* scales;
 };
 
+// One operation of a pass (step.cpp), or the part of it that a row needs. Everything is 8 bytes wide, as Python's ctypes
+// writes it, but for the three floats at the end.
+enum OpKind : Size { kEmbed, kNorm, kLinear, kHeads, kAttend, kGated, kAdd, kGather };
+enum NormFlavour : Size {
+    kNormThenWeight,  // Llama: rounded, then times the weights
+    kOnePlusWeight,   // Gemma: times one more than the weights, rounded once
+    kWeightedNorm,    // OLMo 2: times the weights, rounded once
+};
+enum Activation : Size { kSilu, kGeluTanh };
+struct Op {
+    Size kind, flavour;
+    Size per_sequence;             // a row for each sequence rather than for each token
+    Size in, in_at, in_stride;     // a buffer, where in its rows it begins, and from row to row
+    Size other, other_at, other_stride;
+    Size out;                      // a buffer; kLinear: -1 for the logits; kHeads: -1 and -2 for the layer's keys and values
+    Size n, k, bits;               // kLinear: as in the functions of their own; bits 0 for weights that are not quantised
+    Size again;                    // kLinear: its input is that of the one before
+    Size heads, kv_heads, width, value_width, rotated, angles, layer, window;
+    const void* weight;
+    Size weight_dtype;
+    const void* scales;
+    const void* bias;
+    Size bias_dtype;
+    float epsilon, scale, softcap;
+};
+
 struct Isa {
     const char* name;
     Size query_tile;   // rows of x that a quantised kernel takes at once
@@ -91,6 +117,12 @@ struct Isa {
     void (*attention)(const Attention& job, const AttentionPiece& piece, float* scratch);
     void (*quantize_weight)(const WeightToQuantize& job, Size group_begin, Size group_end);
     void (*to_f32)(const void* from, int dtype, float* to, Size count);
+    void (*norm_row)(const Op& op, int dtype, const void* in, void* out, float* work);
+    void (*heads_row)(const Op& op, int dtype, const void* in, const void* cosines, const void* sines, void* out,
+                      float* work);
+    void (*gated_row)(const Op& op, int dtype, const void* gate, const void* up, void* out, float* work);
+    void (*add_row)(const Op& op, int dtype, const void* a, const void* b, void* out, float* work);
+    void (*embed_row)(const Op& op, int dtype, Size id, void* out, float* work);
 };
 
 // Scratch that one thread needs, in bytes.
@@ -105,6 +137,8 @@ inline Size attention_scratch(Size width, Size value_width) {
     const Size w = padded(width), v = padded(value_width);
     return (kQueryRows * (w + v + kKeyBlock + 2) + kKeyBlock * (w + v)) * 4 + 256;
 }
+
+inline Size row_scratch(const Op& op) { return (2 * op.n + 4 * op.width + 2 * op.rotated + 1024) * 4; }
 
 // The 4-bit code: what the sixteen values of a nibble stand for, times the block's scale. quantize.h says how it was found.
 extern const int8_t kCode4[16];

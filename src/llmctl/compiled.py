@@ -1,0 +1,399 @@
+"""A model of a known architecture, read once from its modules as one program of llmctl's kernels for CPUs.
+
+What is known is written down below, class by class, with what differs from Llama. Anything unexpected in a model, a
+module more, a hook, an adapter, an activation without a kernel, and it runs module by module as every other one does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakKeyDictionary
+
+from llmctl import kernels
+from llmctl.kernels.operations import Activation, NormFlavour
+from llmctl.kernels.program import Norm, Part, Program, ProgramWriter, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Layout(Protocol):
+    """The packed tokens of several sequences; `Program.run` says what each tensor is."""
+
+    @property
+    def input_ids(self) -> "Tensor": ...
+    @property
+    def position_ids(self) -> "Tensor": ...
+    @property
+    def slots(self) -> "Tensor": ...
+    @property
+    def query_start(self) -> "Tensor": ...
+    @property
+    def kv_length(self) -> "Tensor": ...
+    @property
+    def page_table(self) -> "Tensor": ...
+    @property
+    def last(self) -> "Tensor": ...
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How a model's classes differ from Llama's.
+
+    Attributes:
+        norm: How the weights of norms are applied.
+        has_four_norms: Whether attention and MLP are normed before and after (Gemma).
+        scale: What attention scores are multiplied by, from the configuration and a head's width.
+        window: A token sees so many of a layer; 0 for all.
+        softcap: Of attention scores, or 0.
+        turns: Whether a layer's queries and keys are turned.
+        residual, embedding, logits: What these are multiplied by.
+        angles: Kinds of angles, by type of layer; None where there is one kind.
+    """
+
+    norm: NormFlavour = "norm_then_weight"
+    has_four_norms: bool = False
+    scale: Callable[[Any, int], float] = lambda config, width: width**-0.5
+    window: Callable[[Any, int], int] = lambda config, layer: 0
+    softcap: Callable[[Any], float] = lambda config: 0.0
+    turns: Callable[[Any, int], bool] = lambda config, layer: True
+    residual: Callable[[Any], float] = lambda config: 1.0
+    embedding: Callable[[Any], float] = lambda config: 1.0
+    logits: Callable[[Any], float] = lambda config: 1.0
+    angles_by_type: bool = False
+
+
+def _everywhere(config: Any, _: int) -> int:
+    return getattr(config, "sliding_window", None) or 0
+
+
+def _by_type(config: Any, layer: int) -> int:
+    return (config.sliding_window or 0) if config.layer_types[layer] == "sliding_attention" else 0
+
+
+_GEMMA = _Architecture(
+    norm="one_plus_weight",
+    has_four_norms=True,
+    scale=lambda config, width: config.query_pre_attn_scalar**-0.5,
+    window=_by_type,
+)
+_KNOWN = {
+    "LlamaForCausalLM": _Architecture(),
+    "MistralForCausalLM": _Architecture(window=_everywhere),
+    "Qwen2ForCausalLM": _Architecture(window=_by_type),
+    "Qwen3ForCausalLM": _Architecture(window=_by_type),
+    "Phi3ForCausalLM": _Architecture(window=_everywhere),
+    "SmolLM3ForCausalLM": _Architecture(
+        window=lambda config, layer: _by_type(config, layer) if config.use_sliding_window else 0,
+        turns=lambda config, layer: bool(config.no_rope_layers[layer]),
+    ),
+    "Gemma3ForCausalLM": _Architecture(**{**vars(_GEMMA), "angles_by_type": True}),
+    "GraniteForCausalLM": _Architecture(
+        scale=lambda config, width: config.attention_multiplier,
+        residual=lambda config: config.residual_multiplier,
+        embedding=lambda config: config.embedding_multiplier,
+        logits=lambda config: 1 / config.logits_scaling,
+    ),
+}
+_ACTIVATIONS: dict[str, Activation] = {
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+}
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_GEMMA_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+_DROPOUTS = {"resid_attn_dropout", "resid_mlp_dropout"}
+
+
+class _UnexpectedError(Exception):
+    """The model is not quite what its class says."""
+
+
+class Compiled:
+    """A model's program, with what is left to do in Python for each pass.
+
+    Attributes:
+        program: Everything between the tokens and the logits.
+    """
+
+    def __init__(self, model: Any, program: Program, architecture: _Architecture) -> None:
+        self.program = program
+        config = model.config
+        self._rotary = model.model.rotary_emb
+        self._types = sorted(set(config.layer_types)) if architecture.angles_by_type else None
+        self._logits_scale = architecture.logits(config)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def forward(self, layout: "Layout", pools: "list[tuple[Tensor, Tensor]]") -> "Tensor":
+        """Logits float32 [sequences, vocabulary] after the last token of each sequence of a layout."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.program.run(
+                ids=layout.input_ids[0],
+                slots=layout.slots,
+                last=layout.last,
+                page_table=layout.page_table,
+                query_start=layout.query_start,
+                kv_length=layout.kv_length,
+                angles=self._angles(layout.position_ids),
+                pools=pools,
+            )
+            if self._logits_scale != 1.0:
+                logits = logits * self._logits_scale
+            if self._softcap:
+                logits = torch.tanh(logits / self._softcap) * self._softcap
+            return logits
+
+    def _angles(self, position_ids: "Tensor") -> "list[tuple[Tensor, Tensor]]":
+        import torch
+
+        like = torch.empty(0, dtype=self.program.dtype)
+        kinds = self._types or [None]
+        turned = (self._rotary(like, position_ids, *([kind] if kind else [])) for kind in kinds)
+        return [(cosines[0], sines[0]) for cosines, sines in turned]
+
+
+_PROGRAMS: "WeakKeyDictionary[Any, Compiled]" = WeakKeyDictionary()
+
+
+def compiled(model: Any) -> Compiled | None:
+    """The program of a model that `compile_model` made one for, or None."""
+    return _PROGRAMS.get(model)
+
+
+def compile_model(model: Any) -> bool:
+    """Make a program for a model on the CPU whose linear layers llmctl's kernels multiply; False where it is not known.
+
+    Norms and gates of the modules are then computed by the program's operations too, so that a pass of modules (beams,
+    drafts) rounds as the program does.
+    """
+    import torch
+
+    architecture, found = _KNOWN.get(type(model).__name__), kernels.load()
+    if architecture is None or found is None or model.dtype not in (torch.bfloat16, torch.float32):
+        return False
+    if any(tensor.device.type != "cpu" for tensor in model.parameters()):
+        return False
+    reader = _Reader(model, architecture, ProgramWriter(found, model.dtype))
+    try:
+        program = reader.program()
+    except _UnexpectedError:
+        return False
+    _PROGRAMS[model] = Compiled(model, program, architecture)
+    for module, norm in reader.norms:
+        module.forward = partial(_norm_forward, module, norm.epsilon, norm.flavour)
+    for module, activation in reader.gates:
+        module.forward = partial(_gated_forward, module, activation)
+    return True
+
+
+def _norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor") -> "Tensor":
+    """x [..., width] normed."""
+    import torch
+
+    found = kernels.load()
+    if found is None or (torch.is_grad_enabled() and (x.requires_grad or module.weight.requires_grad)):
+        return cast("Tensor", type(module).forward(module, x))
+    return found.rms_norm(x, module.weight.detach(), epsilon, flavour)
+
+
+def _gated_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor":
+    """An MLP with a gate: x [..., hidden] to [..., hidden]."""
+    import torch
+
+    found = kernels.load()
+    if found is None or (torch.is_grad_enabled() and x.requires_grad):
+        return cast("Tensor", type(module).forward(module, x))
+    if hasattr(module, "gate_up_proj"):
+        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    else:
+        gate, up = module.gate_proj(x), module.up_proj(x)
+    return cast("Tensor", module.down_proj(found.gated(gate, up, activation)))
+
+
+class _Reader:
+    """Reads a model's modules into a program."""
+
+    def __init__(self, model: Any, architecture: _Architecture, writer: ProgramWriter) -> None:
+        self.model, self.config, self.kind, self.writer = model, model.config, architecture, writer
+        self.hidden: int = model.config.hidden_size
+        self.x, self.normed, self.moved = (writer.buffer(self.hidden) for _ in range(3))
+        self.norms: list[tuple[Any, Norm]] = []
+        self.gates: list[tuple[Any, Activation]] = []
+        self._shared: dict[tuple[str, int], Part] = {}
+
+    def program(self) -> Program:
+        _children(self.model, {"model", "lm_head"})
+        body = self.model.model
+        _children(body, {"embed_tokens", "layers", "norm", "rotary_emb"})
+        if len(body.layers) != self.config.num_hidden_layers:
+            raise _UnexpectedError
+        self._embed(body.embed_tokens)
+        for number, layer in enumerate(body.layers):
+            self._layer(layer, number)
+        last, normed = self.writer.buffer(self.hidden), self.writer.buffer(self.hidden)
+        self.writer.gather_last(self.x, last)
+        self._norm(body.norm, last, normed)
+        self._linear(self.model.lm_head, normed, None)
+        return self.writer.program()
+
+    def _embed(self, module: Any) -> None:
+        from torch import nn
+
+        from llmctl.quantization.layers import PackedEmbedding
+
+        scale = self.kind.embedding(self.config)
+        if isinstance(module, PackedEmbedding):
+            scale *= module.scale or 1.0
+        elif isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"):
+            scale *= float(cast("Tensor", module.embed_scale).to(module.weight.dtype))
+        elif type(module) is not nn.Embedding:
+            raise _UnexpectedError
+        _untouched(module)
+        self.writer.embed(_weight(module), self.x, scale=scale)
+
+    def _layer(self, layer: Any, number: int) -> None:
+        _children(layer, _LAYER | (_GEMMA_NORMS if self.kind.has_four_norms else set()), optional=_DROPOUTS)
+        write, scale = self.writer, self.kind.residual(self.config)
+        self._norm(layer.input_layernorm, self.x, self.normed)
+        self._attention(layer.self_attn, number)
+        if self.kind.has_four_norms:
+            self._norm(layer.post_attention_layernorm, self.moved, self.normed)
+            write.add(self.x, self.normed, self.x, width=self.hidden, scale=scale)
+            self._norm(layer.pre_feedforward_layernorm, self.x, self.normed)
+            self._mlp(layer.mlp)
+            self._norm(layer.post_feedforward_layernorm, self.moved, self.normed)
+            write.add(self.x, self.normed, self.x, width=self.hidden, scale=scale)
+            return
+        write.add(self.x, self.moved, self.x, width=self.hidden, scale=scale)
+        self._norm(layer.post_attention_layernorm, self.x, self.normed)
+        self._mlp(layer.mlp)
+        write.add(self.x, self.moved, self.x, width=self.hidden, scale=scale)
+
+    def _attention(self, module: Any, number: int) -> None:
+        """From `normed` to `moved`."""
+        names = set(dict(module.named_children()))
+        norms, fused = names & {"q_norm", "k_norm"}, "qkv_proj" in names
+        _children(module, ({"qkv_proj", "o_proj"} if fused else {"q_proj", "k_proj", "v_proj", "o_proj"}) | norms)
+        width, heads, kv_heads = module.head_dim, self.config.num_attention_heads, self.config.num_key_value_heads
+        queries, keys = heads * width, kv_heads * width
+        if fused:
+            q = self._buffer("qkv", queries + 2 * keys)
+            self._linear(module.qkv_proj, self.normed, q)
+            k, v = q.after(queries), q.after(queries + keys)
+        else:
+            q, k, v = self._buffer("q", queries), self._buffer("k", keys), self._buffer("v", keys)
+            for projection, out in ((module.q_proj, q), (module.k_proj, k), (module.v_proj, v)):
+                self._linear(projection, self.normed, out)
+        rotated = self._rotated(width) if self.kind.turns(self.config, number) else 0
+        angles = self._angles(number)
+        query, attended = self._buffer("query", queries), self._buffer("attended", queries)
+        heads_of = partial(self.writer.heads, width=width, layer=number)
+        turned = partial(heads_of, rotated=rotated, angles=angles)
+        turned(q, heads=heads, to=query, norm=self._norm_of(getattr(module, "q_norm", None), width))
+        turned(k, heads=kv_heads, to="keys", norm=self._norm_of(getattr(module, "k_norm", None), width))
+        heads_of(v, heads=kv_heads, to="values")
+        self.writer.attend(
+            query,
+            attended,
+            heads=heads,
+            kv_heads=kv_heads,
+            width=width,
+            layer=number,
+            scale=self.kind.scale(self.config, width),
+            window=self.kind.window(self.config, number),
+            softcap=self.kind.softcap(self.config),
+        )
+        self._linear(module.o_proj, attended, self.moved)
+
+    def _mlp(self, module: Any) -> None:
+        """From `normed` to `moved`."""
+        names = set(dict(module.named_children()))
+        fused, act = "gate_up_proj" in names, "act_fn" if "act_fn" in names else "activation_fn"
+        _children(module, {"down_proj", act} | ({"gate_up_proj"} if fused else {"gate_proj", "up_proj"}))
+        activation = _ACTIVATIONS.get(type(getattr(module, act)).__name__)
+        width: int = self.config.intermediate_size
+        if activation is None:
+            raise _UnexpectedError
+        self.gates.append((module, activation))
+        if fused:
+            gate = self._buffer("gate_up", 2 * width)
+            self._linear(module.gate_up_proj, self.normed, gate)
+            up = gate.after(width)
+        else:
+            gate, up = self._buffer("gate", width), self._buffer("up", width)
+            self._linear(module.gate_proj, self.normed, gate)
+            self._linear(module.up_proj, self.normed, up)
+        inner = self._buffer("inner", width)
+        self.writer.gated(gate, up, inner, width=width, activation=activation)
+        self._linear(module.down_proj, inner, self.moved)
+
+    def _norm(self, module: Any, x: Part, out: Part) -> None:
+        self.writer.norm(cast("Norm", self._norm_of(module, self.hidden)), x, out)
+
+    def _norm_of(self, module: Any, width: int) -> Norm | None:
+        if module is None:
+            return None
+        _untouched(module)
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if epsilon is None or not type(module).__name__.endswith("RMSNorm") or module.weight.shape != (width,):
+            raise _UnexpectedError
+        norm = Norm(module.weight.detach(), epsilon, self.kind.norm)
+        self.norms.append((module, norm))
+        return norm
+
+    def _linear(self, module: Any, x: Part, out: Part | None) -> None:
+        _untouched(module)
+        weight = _weight(module)
+        if out is not None and out.stride != weight.n:
+            raise _UnexpectedError
+        self.writer.linear(weight, x, out, None if module.bias is None else module.bias.detach())
+
+    def _rotated(self, width: int) -> int:
+        rotary = self.model.model.rotary_emb
+        sizes = {2 * buffer.numel() for name, buffer in rotary.named_buffers() if name.endswith("inv_freq")}
+        if len(sizes) != 1 or max(sizes) > width:
+            raise _UnexpectedError
+        return int(sizes.pop())
+
+    def _angles(self, number: int) -> int:
+        types = self.config.layer_types if self.kind.angles_by_type else None
+        return sorted(set(types)).index(types[number]) if types else 0
+
+    def _buffer(self, name: str, width: int) -> Part:
+        """The buffer of that name, which every layer uses again."""
+        if (name, width) not in self._shared:
+            self._shared[name, width] = self.writer.buffer(width)
+        return self._shared[name, width]
+
+
+def _weight(module: Any) -> Weight:
+    """The weight of a linear layer or an embedding in one of the forms that the kernels multiply."""
+    from torch import nn
+
+    from llmctl.quantization.layers import KernelLinear, PackedEmbedding, PackedLinear
+
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        packed = module.packed
+        codes, scales = packed.views(module.weight)
+        return Weight(codes, packed.n, packed.k, packed.bits, scales)
+    if isinstance(module, KernelLinear | nn.Embedding):
+        n, k = module.weight.shape
+        return Weight(module.weight.detach(), n, k)
+    raise _UnexpectedError
+
+
+def _children(module: Any, expected: set[str], *, optional: set[str] | None = None) -> None:
+    """Raise unless a module has these children and no others."""
+    _untouched(module)
+    if set(dict(module.named_children())) - (optional or set()) != expected:
+        raise _UnexpectedError
+
+
+def _untouched(module: Any) -> None:
+    """Raise where something was hung onto a module that a program would pass by."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise _UnexpectedError

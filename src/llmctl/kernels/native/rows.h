@@ -1,0 +1,148 @@
+// What lies between the products of matrices, a row at a time. Every operation rounds where torch's would, so that a
+// pass made of these gives what a pass made of modules gives.
+#pragma once
+
+#include "attention.h"
+
+namespace {
+
+using llmctl::Op;
+
+// What storing a number in `dtype` and reading it again leaves of it.
+inline void round_to(int dtype, float* values, Size count) {
+    if (dtype == llmctl::kBF16) {
+        for (Size i = 0; i < count; ++i) values[i] = from_bf16(to_bf16(values[i]));
+    } else if (dtype == llmctl::kF16) {
+        for (Size i = 0; i < count; ++i) values[i] = from_f16(to_f16(values[i]));
+    }
+}
+
+// x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
+inline void normed(float* x, Size width, int dtype, const Op& op, float* work) {
+    Simd::F squares = Simd::zero();
+    Size i = 0;
+    for (; i + Simd::kLanes <= width; i += Simd::kLanes) {
+        const auto v = Simd::load(x + i);
+        squares = Simd::fma(v, v, squares);
+    }
+    float sum = Simd::total(squares);
+    for (; i < width; ++i) sum += x[i] * x[i];
+    const float factor = 1.0f / square_root(sum / static_cast<float>(width) + op.epsilon);
+    convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), work, width);
+    for (i = 0; i < width; ++i) x[i] *= factor;
+    if (op.flavour == llmctl::kNormThenWeight) {
+        round_to(dtype, x, width);
+    } else if (op.flavour == llmctl::kOnePlusWeight) {
+        for (i = 0; i < width; ++i) work[i] += 1.0f;
+    }
+    for (i = 0; i < width; ++i) x[i] *= work[i];
+    round_to(dtype, x, width);
+}
+
+inline void norm_row(const Op& op, int dtype, const void* in, void* out, float* work) {
+    convert_to_f32(in, dtype, work, op.n);
+    normed(work, op.n, dtype, op, work + op.n);
+    convert_from_f32(work, out, dtype, op.n);
+}
+
+// The heads of one token: normed where there are weights for it, turned by the token's angles where there are any.
+inline void heads_row(const Op& op, int dtype, const void* in, const void* cosines, const void* sines, void* out,
+                      float* work) {
+    const Size width = op.width, turned = cosines ? op.rotated : 0, half = turned / 2;
+    float *head = work, *spare = work + width, *cosine = spare + width, *sine = cosine + turned;
+    if (turned) {
+        convert_to_f32(cosines, dtype, cosine, turned);
+        convert_to_f32(sines, dtype, sine, turned);
+    }
+    for (Size h = 0; h < op.heads; ++h) {
+        convert_to_f32(advanced(in, dtype, h * width), dtype, head, width);
+        if (op.weight) normed(head, width, dtype, op, spare);
+        if (turned) {
+            for (Size i = 0; i < half; ++i) {
+                spare[i] = -head[half + i] * sine[i];
+                spare[half + i] = head[i] * sine[half + i];
+            }
+            for (Size i = 0; i < turned; ++i) head[i] *= cosine[i];
+            round_to(dtype, spare, turned);
+            round_to(dtype, head, turned);
+            for (Size i = 0; i < turned; ++i) head[i] += spare[i];
+        }
+        convert_from_f32(head, advanced(out, dtype, h * width), dtype, width);
+    }
+}
+
+// 1 / (1 + exp(-x))
+inline Simd::F sigmoid(Simd::F x) {
+    const Simd::F zero = Simd::zero(), one = Simd::set(1.0f);
+    const Simd::F e = exponential(Simd::where_less(x, zero, x, Simd::sub(zero, x)));
+    return Simd::div(Simd::where_less(x, zero, e, one), Simd::add(one, e));
+}
+
+inline Simd::F activated(Size flavour, Simd::F x) {
+    if (flavour == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
+    // GELU by tanh: 0.5 (1 + tanh(z)) is the sigmoid of 2 z, z = sqrt(2 / pi) (x + 0.044715 x^3)
+    const Simd::F cube = Simd::mul(Simd::mul(x, x), x);
+    const Simd::F z = Simd::mul(Simd::set(1.5957691216057308f), Simd::fma(Simd::set(0.044715f), cube, x));
+    return Simd::mul(x, sigmoid(z));
+}
+
+inline void gated_row(const Op& op, int dtype, const void* gate, const void* up, void* out, float* work) {
+    constexpr Size kStep = 16 * Simd::kLanes;
+    for (Size at = 0; at < op.n; at += kStep) {
+        const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
+        float *g = work, *u = work + kStep;
+        for (Size i = count; i < whole; ++i) g[i] = 0.0f;
+        convert_to_f32(advanced(gate, dtype, at), dtype, g, count);
+        convert_to_f32(advanced(up, dtype, at), dtype, u, count);
+        for (Size i = 0; i < whole; i += Simd::kLanes) Simd::store(g + i, activated(op.flavour, Simd::load(g + i)));
+        round_to(dtype, g, count);
+        for (Size i = 0; i < count; ++i) g[i] *= u[i];
+        convert_from_f32(g, advanced(out, dtype, at), dtype, count);
+    }
+}
+
+inline void add_row(const Op& op, int dtype, const void* a, const void* b, void* out, float* work) {
+    float *sum = work, *more = work + op.n;
+    convert_to_f32(a, dtype, sum, op.n);
+    convert_to_f32(b, dtype, more, op.n);
+    if (op.scale != 1.0f) {
+        for (Size i = 0; i < op.n; ++i) more[i] *= op.scale;
+        round_to(dtype, more, op.n);
+    }
+    for (Size i = 0; i < op.n; ++i) sum[i] += more[i];
+    convert_from_f32(sum, out, dtype, op.n);
+}
+
+// One row of an embedding, which is quantised where `op.bits` says so.
+inline void embed_row(const Op& op, int dtype, Size id, void* out, float* work) {
+    if (op.bits == 0) {
+        convert_to_f32(advanced(op.weight, static_cast<int>(op.weight_dtype), id * op.n), static_cast<int>(op.weight_dtype),
+                       work, op.n);
+    } else {
+        const Size blocks = llmctl::ceil_div(op.n, llmctl::kBlock), first = id / llmctl::kGroup * blocks;
+        const Size row = id % llmctl::kGroup, bytes = op.bits == 4 ? 256 : 512;
+        for (Size b = 0; b < blocks; ++b) {
+            const uint8_t* codes = static_cast<const uint8_t*>(op.weight) + (first + b) * bytes + row * 4;
+            const float scale = from_f16(static_cast<const uint16_t*>(op.scales)[(first + b) * llmctl::kGroup + row]);
+            const Size count = op.n - b * llmctl::kBlock < llmctl::kBlock ? op.n - b * llmctl::kBlock : llmctl::kBlock;
+            for (Size i = 0; i < count; ++i) {
+                const Size quad = i / 4;
+                int code;
+                if (op.bits == 8) {
+                    code = codes[quad * 64 + i % 4] - 128;
+                } else {
+                    const int pair = codes[quad % 4 * 64 + i % 4];
+                    code = llmctl::kCode4[quad < 4 ? pair & 15 : pair >> 4];
+                }
+                work[b * llmctl::kBlock + i] = scale * static_cast<float>(code);
+            }
+        }
+    }
+    round_to(dtype, work, op.n);
+    if (op.scale != 1.0f) {
+        for (Size i = 0; i < op.n; ++i) work[i] *= op.scale;
+    }
+    convert_from_f32(work, out, dtype, op.n);
+}
+
+}  // namespace

@@ -1,0 +1,136 @@
+#include "work.h"
+
+#include <cstring>
+
+namespace llmctl {
+
+const Isa* isa = nullptr;
+
+namespace {
+
+// A bias is short: it is brought to float32 once a call.
+const float* bias_f32(const void* bias, int dtype, Size n, float* to) {
+    if (bias == nullptr || dtype == kF32) return static_cast<const float*>(bias);
+    isa->to_f32(bias, dtype, to, n);
+    return to;
+}
+
+QuantizedRows quantized(const void* x, int dtype, Size rows, Size k, int threads) {
+    const Size blocks = ceil_div(k, kBlock), parts = rows * blocks;
+    char* memory = static_cast<char*>(scratch(kInputs, parts * (kBlock + 8)));
+    QuantizedRows to{rows, k, blocks, isa->query_tile, reinterpret_cast<int8_t*>(memory),
+                     reinterpret_cast<float*>(memory + parts * kBlock),
+                     reinterpret_cast<int32_t*>(memory + parts * (kBlock + 4))};
+    parallel_for(rows, 16, threads, [&](Size begin, Size end) { isa->quantize_rows(x, dtype, to, begin, end); });
+    return to;
+}
+
+// How the attention of one sequence is cut: rows first, and several heads where the rows are few.
+struct PiecesOf {
+    Size sequence, rows, kv_heads, tile, heads;
+    PiecesOf(const Attention& job, Size r, Size limit)
+        : sequence(r),
+          rows((job.query_start[r + 1] - job.query_start[r]) * (job.query_heads / job.kv_heads)),
+          kv_heads(job.kv_heads),
+          tile(rows < limit ? (rows > 0 ? rows : 1) : limit),
+          heads(limit / tile < kv_heads ? limit / tile : kv_heads) {}
+    Size count() const { return ceil_div(rows, tile) * ceil_div(kv_heads, heads); }
+    AttentionPiece at(Size index) const {
+        const Size tiles = ceil_div(rows, tile), row = index % tiles * tile, head = index / tiles * heads;
+        return {sequence, head, head + heads < kv_heads ? head + heads : kv_heads, row,
+                row + tile < rows ? row + tile : rows};
+    }
+};
+
+}  // namespace
+
+void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
+    constexpr int kMost = 8;
+    if (count > kMost) {
+        products(x, x_dtype, rows, k, wanted, kMost, threads);
+        products(x, x_dtype, rows, k, wanted + kMost, count - kMost, threads);
+        return;
+    }
+    if (rows == 0 || k == 0) return;
+    const QuantizedRows input = quantized(x, x_dtype, rows, k, threads);
+    Size biases = 0, pieces = 0, first[kMost + 1], chunk[kMost];
+    for (int i = 0; i < count; ++i) biases += wanted[i].bias ? wanted[i].n : 0;
+    float* bias = static_cast<float*>(scratch(kBias, biases * 4));
+    QuantizedLinear jobs[kMost];
+    for (int i = 0; i < count; ++i) {
+        const Product& one = wanted[i];
+        jobs[i] = {input, static_cast<const uint8_t*>(one.weight), static_cast<const uint16_t*>(one.scales), one.n,
+                   one.bits, bias_f32(one.bias, one.bias_dtype, one.n, bias), one.y, one.y_dtype};
+        bias += one.bias ? one.n : 0;
+        const Size groups = ceil_div(one.n, kGroup), bytes = input.blocks * (one.bits == 4 ? 288 : 544);
+        // Pieces that are long enough to be streamed, and enough of them that a thread which was held up does less.
+        chunk[i] = rows <= 8 ? ceil_div(65536, bytes) : 1;
+        if (chunk[i] > ceil_div(groups, 4 * threads)) chunk[i] = ceil_div(groups, 4 * threads);
+        first[i] = pieces;
+        pieces += ceil_div(groups, chunk[i] < 1 ? 1 : chunk[i]);
+    }
+    first[count] = pieces;
+    parallel_for(pieces, 1, threads, [&](Size begin, Size end) {
+        uint8_t* work = static_cast<uint8_t*>(scratch(kWork, quantized_scratch(input.blocks)));
+        int i = 0;
+        for (Size piece = begin; piece < end; ++piece) {
+            while (first[i + 1] <= piece) ++i;
+            const Size groups = ceil_div(jobs[i].n, kGroup), group = (piece - first[i]) * chunk[i];
+            isa->linear_quantized(jobs[i], group, group + chunk[i] < groups ? group + chunk[i] : groups, work);
+        }
+    });
+}
+
+void dense_product(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype, Size n, const void* bias,
+                   int bias_dtype, void* y, int y_dtype, int threads) {
+    if (rows == 0 || n == 0) return;
+    float* spare = bias && bias_dtype != kF32 ? static_cast<float*>(scratch(kBias, n * 4)) : nullptr;
+    DenseLinear job{x, x_dtype, rows, k, k, w, w_dtype, n, bias_f32(bias, bias_dtype, n, spare), y, y_dtype};
+    const bool in_pairs = isa->dot_bf16 && x_dtype == kBF16 && w_dtype == kBF16;
+    if (k % 32 != 0 || (!in_pairs && x_dtype != kF32)) {  // padded with zeros, widened
+        job.x_stride = ceil_div(k, 32) * 32;
+        const Size size = in_pairs ? 2 : 4;
+        char* copy = static_cast<char*>(scratch(kInputs, rows * job.x_stride * size));
+        parallel_for(rows, 8, threads, [&](Size begin, Size end) {
+            for (Size t = begin; t < end; ++t) {
+                char* row = copy + t * job.x_stride * size;
+                const char* from = static_cast<const char*>(x) + t * k * bytes_of(x_dtype);
+                if (in_pairs) {
+                    std::memcpy(row, from, size_t(k) * 2);
+                } else {
+                    isa->to_f32(from, x_dtype, reinterpret_cast<float*>(row), k);
+                }
+                std::memset(row + k * size, 0, size_t((job.x_stride - k) * size));
+            }
+        });
+        job.x = copy;
+        if (!in_pairs) job.x_dtype = kF32;
+    }
+    const Size pieces = ceil_div(n, kDenseRows);
+    parallel_for(pieces, 1, threads, [&](Size begin, Size end) {
+        float* work = static_cast<float*>(scratch(kWork, dense_scratch()));
+        isa->linear_dense(job, begin * kDenseRows, end * kDenseRows < n ? end * kDenseRows : n, work);
+    });
+}
+
+void attend(const Attention& job, int threads) {
+    Size pieces = 0, limit = kQueryRows;
+    for (;; limit /= 2) {  // few pieces are cut smaller
+        pieces = 0;
+        for (Size r = 0; r < job.sequences; ++r) pieces += PiecesOf(job, r, limit).count();
+        if (limit <= 4 || pieces >= threads) break;
+    }
+    Size* first = static_cast<Size*>(scratch(kInputs, (job.sequences + 1) * Size(sizeof(Size))));
+    first[0] = 0;
+    for (Size r = 0; r < job.sequences; ++r) first[r + 1] = first[r] + PiecesOf(job, r, limit).count();
+    parallel_for(pieces, 1, threads, [&](Size begin, Size end) {
+        float* work = static_cast<float*>(scratch(kWork, attention_scratch(job.width, job.value_width)));
+        Size r = 0;
+        for (Size piece = begin; piece < end; ++piece) {
+            while (first[r + 1] <= piece) ++r;
+            isa->attention(job, PiecesOf(job, r, limit).at(piece - first[r]), work);
+        }
+    });
+}
+
+}  // namespace llmctl
