@@ -41,6 +41,7 @@ FLOORS = {
     "export": 9,
     "replay": 10,
     "bench": 10,
+    "serving": 10,
     "script": 10,
     "api": 10,
     "": 11,  # llmctl itself: resolves the public names

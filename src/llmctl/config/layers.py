@@ -25,7 +25,9 @@ from llmctl.state import CurrentModel, current_model
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
 # Variables that are not configuration keys.
-RESERVED_VARIABLES = frozenset({"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY"})
+RESERVED_VARIABLES = frozenset(
+    {"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY", "LLMCTL_API_KEY"}
+)
 _FILES = ("chat.template", "structure.json_schema", "structure.grammar")  # where a file says them, it starts there
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
