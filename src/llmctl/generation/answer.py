@@ -1,6 +1,7 @@
 """One answer as it grows, token by token, whoever computes the tokens."""
 
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llmctl.generation.completion import Completion, FinishReason, Gains
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable[[Sequence[int]], str] | None:
+    """What turns ids into text, where the tokenizer's own way is not the one."""
+    shown = request.shown_tokens
+    if request.structure is not None:
+        return exact_decoder(tokenizer, shown=shown)
+    if not shown:
+        return None
+    hidden = frozenset(tokenizer.all_special_ids) - shown
+    return lambda ids: str(tokenizer.decode([token for token in ids if token not in hidden]))
+
+
 class Answer:
     """An answer to one request. Its state: the tokens so far, their text, and why it ended once it has."""
 
@@ -23,9 +35,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         structure = request.structure
         self._follower = Follower(structure, tokenizer) if structure else None
-        self._text = TextAssembler(
-            tokenizer, request.stop_strings, decode=exact_decoder(tokenizer) if structure else None
-        )
+        self._text = TextAssembler(tokenizer, request.stop_strings, decode=_decoder(tokenizer, request))
         self._ends = request.eos_token_ids
         self._started = time.perf_counter()
         self._first = self._last = self._started

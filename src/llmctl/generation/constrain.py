@@ -1,8 +1,8 @@
 """A structure applied to tokens: which may come next, when the answer is whole, and its text to the byte."""
 
 import json
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -111,12 +111,14 @@ class Follower:
         return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
 
 
-def exact_decoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[int]], str]:
-    """Decodes tokens to the text that the structure saw.
+def exact_decoder(
+    tokenizer: "PreTrainedTokenizerBase", *, shown: Collection[int] = ()
+) -> Callable[[Sequence[int]], str]:
+    """Decodes tokens to the text that the structure saw; of the special ones, those in `shown` alone.
 
     A tokenizer's own `decode` may tidy up spaces before punctuation or drop the first one, inside a value as well.
     """
-    return _vocabulary(tokenizer).decode
+    return partial(_vocabulary(tokenizer).decode, shown=shown)
 
 
 class _Vocabulary:
@@ -143,10 +145,10 @@ class _Vocabulary:
         """A fresh matcher for one answer."""
         return self.matcher_of(structure).deep_copy()
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out; an incomplete character at the end becomes U+FFFD."""
-        shown = [token for token in token_ids if token not in self._special]
-        return self._inner.decode_bytes(shown).decode("utf-8", "replace")
+    def decode(self, token_ids: Sequence[int], *, shown: Collection[int] = ()) -> str:
+        """The text of tokens, special ones left out but for `shown`; an incomplete character at the end is U+FFFD."""
+        kept = [token for token in token_ids if token in shown or token not in self._special]
+        return self._inner.decode_bytes(kept).decode("utf-8", "replace")
 
     def _compile(self, structure: Structure) -> Any:
         def trial() -> str:

@@ -1,7 +1,7 @@
 """From a prompt to token ids: through the chat template, or as it is."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,38 @@ def uses_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, promp
     return not isinstance(prompt, str) or (not chat.raw and bool(chat.template or tokenizer.chat_template))
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection) -> list[int]:
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "str | Messages",
+    chat: ChatSection,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
     """The ids of a prompt.
 
     Control tokens in the user's text stay text: only the template writes real ones. A raw prompt is taken literally,
     and gets the beginning-of-sequence token once.
 
+    Args:
+        tokenizer: The tokenizer.
+        prompt: A text, or messages. `generation.tools` brings those with tool calls into a template's form.
+        chat: The configuration's chat section.
+        tools: Tools for the template, as in OpenAI's API.
+
     Raises:
         UserError: the prompt is empty, there is no template for messages, or the template refuses them.
     """
-    [ids] = encode_prompts(tokenizer, [(prompt, chat)])
+    [ids] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools)
     if isinstance(ids, LlmctlError):
         raise ids
     return ids
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", prompts: "Sequence[tuple[str | Messages, ChatSection]]"
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Sequence[tuple[str | Messages, ChatSection]]",
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int] | LlmctlError]:
     """The ids of many prompts as `encode_prompt` gives them, or why one has none; templates run in one child."""
     found: list[list[int] | LlmctlError | None] = [None] * len(prompts)
@@ -44,7 +59,7 @@ def encode_prompts(
     for place, (prompt, chat) in enumerate(prompts):
         try:
             if uses_template(tokenizer, chat, prompt):
-                renders[place] = _rendering(tokenizer, prompt, chat)
+                renders[place] = _rendering(tokenizer, prompt, chat, tools)
             else:
                 found[place] = _encode_raw(tokenizer, str(prompt), chat)
         except LlmctlError as error:
@@ -87,7 +102,10 @@ def template_text(chat: ChatSection) -> str | None:
 
 
 def _rendering(
-    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "str | Messages",
+    chat: ChatSection,
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> Callable[[], list[int]]:
     """What renders a conversation and gives its ids: untrusted work, to be run with limits."""
     messages = as_messages(prompt, chat)
@@ -95,10 +113,12 @@ def _rendering(
     if template is None and not tokenizer.chat_template:
         raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
     arguments: dict[str, Any] = dict(chat.template_kwargs)
+    if tools:
+        arguments["tools"] = list(tools)
     if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
         arguments["sanitize_control_tokens"] = True
     else:
-        _refuse_control_tokens(tokenizer, messages)
+        _refuse_control_tokens(tokenizer, [*messages, *(tools or ())])
 
     def render() -> list[int]:
         encoded = tokenizer.apply_chat_template(
@@ -127,14 +147,25 @@ def _explained(error: Exception) -> LlmctlError:
     return explained
 
 
-def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> None:
+def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
     """Before transformers could keep control tokens in a user's text apart, the honest answer is to refuse them."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for message in messages:
-        text = str(message.get("content", ""))
+    for text in _texts(given):
         found = next((token for token in special if token in text), None)
         if found is not None:
             raise UserError(
                 f"the prompt contains the control token {found}, which this transformers takes for a real one",
                 hint="pip install --upgrade transformers, or take it out of the text",
             )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in messages or tools, names of arguments included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts([key, part])
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)

@@ -25,6 +25,7 @@ class Request:
         stop_strings: The answer ends before any of these.
         logprobs: How many of the likeliest tokens to note at each place; 0 only the chosen one, None nothing at all.
         structure: The form that the answer must have, or None.
+        shown_tokens: Special tokens that are text of the answer, not left out of it: those that mark tool calls.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class Request:
     stop_strings: tuple[str, ...]
     logprobs: int | None = None
     structure: Structure | None = None
+    shown_tokens: frozenset[int] = frozenset()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -1,0 +1,204 @@
+"""Answers that are held to tool calls: always whole and valid, whatever the model would rather say."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from llguidance import LLMatcher
+
+import llmctl
+from llmctl.config import ChatSection
+from llmctl.errors import UserError
+from llmctl.generation.constrain import _vocabulary, check_for
+from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.request import make_request
+from llmctl.generation.stream import stream_request
+from llmctl.generation.structure import Structure
+from llmctl.generation.tools import ToolCall, ToolUse, tool_use, whole
+from support.tiny import write_model
+
+WithTemplate = Callable[[str], llmctl.LoadedModel]
+TEMPLATES = Path(__file__).parents[2] / "support" / "templates"
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Paris", "Rome", 'New "York"']},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+WEATHER, STOP = tool("get_weather", CITY), tool("stop")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> llmctl.LoadedModel:
+    folder = write_model(tmp_path_factory.mktemp("long") / "llama", max_position_embeddings=4096)
+    return llmctl.load(folder, load={"dtype": "float32"}, generation={"temperature": 1.5, "top_k": 0})
+
+
+@pytest.fixture
+def with_template(loaded: llmctl.LoadedModel) -> WithTemplate:
+    def make(name: str) -> llmctl.LoadedModel:
+        tokenizer = copy.deepcopy(loaded.tokenizer)
+        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+        return replace(loaded, tokenizer=tokenizer)
+
+    return make
+
+
+def takes(tokenizer: Any, structure: Structure | None, text: str, *, whole: bool = False) -> bool:
+    """Whether a structure allows a text; as a whole, or as a beginning."""
+    assert structure is not None
+    matcher = LLMatcher(_vocabulary(tokenizer)._inner, structure.grammar, log_level=0)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return matcher.try_consume_tokens(ids) == len(ids) and (not whole or matcher.is_accepting())
+
+
+def calls_of(
+    loaded: llmctl.LoadedModel, tools: list[Any], *, seed: int = 1, tokens: int = 200, tail: str = "", **how: Any
+) -> tuple[str, list[ToolCall], str]:
+    """Text, calls and finish reason of an answer."""
+    use = tool_use(loaded.tokenizer, ChatSection(), tools, **how)
+    messages, arguments = use.conversation([{"role": "user", "content": "x"}])
+    ids = encode_prompt(loaded.tokenizer, messages, ChatSection(), **arguments)
+    request = make_request(loaded, ids, seed=seed, max_new_tokens=tokens)
+    structure = use.structure(loaded.tokenizer, prompt_tail=tail)
+    if structure is not None:
+        check_for(structure, loaded.tokenizer)
+    request = replace(request, structure=structure, shown_tokens=use.shown)
+    splitter = use.splitter()
+    assert splitter is not None
+    pieces, reason = [], ""
+    for chunk in stream_request(loaded, request):
+        pieces += splitter.add(chunk.text)
+        reason = chunk.completion.finish_reason if chunk.completion else reason
+    return (*whole([*pieces, *splitter.finish()]), reason)
+
+
+@pytest.mark.parametrize("family", ["qwen", "llama", "mistral", "mistral_inline", "phi", "gemma", "qwen_coder", "lfm"])
+def test_a_model_that_must_call_always_does(family: str, with_template: WithTemplate) -> None:
+    loaded = with_template(family)
+    names = set()
+    for seed in range(4):
+        text, calls, reason = calls_of(loaded, [WEATHER, STOP], seed=seed, choice="required", parallel=False)
+        assert (text, len(calls), reason) == ("", 1, "stop")
+        names.add(calls[0].name)
+        value = json.loads(calls[0].arguments)
+        assert value == {} if calls[0].name == "stop" else jsonschema.validate(value, CITY) is None
+    assert names <= {"get_weather", "stop"}
+
+
+def test_several_calls_are_each_valid(with_template: WithTemplate) -> None:
+    counts = []
+    for seed in range(4):
+        _, calls, reason = calls_of(with_template("qwen"), [WEATHER], seed=seed, choice="required", tokens=400)
+        for call in calls if reason == "stop" else calls[:-1]:
+            jsonschema.validate(json.loads(call.arguments), CITY)
+        counts.append(len(calls))
+    assert max(counts) > 1
+
+
+def test_a_named_tool_is_the_one_that_is_called(with_template: WithTemplate) -> None:
+    for seed in range(4):
+        _, calls, _ = calls_of(with_template("qwen"), [WEATHER, STOP], seed=seed, choice="required", only=["stop"])
+        assert {call.name for call in calls} == {"stop"}
+
+
+def test_a_model_with_strict_tools_may_also_just_talk(with_template: WithTemplate) -> None:
+    loaded = with_template("qwen")
+    text, calls, _ = calls_of(loaded, [tool("get_weather", CITY, strict=True)], tokens=60)
+    assert (bool(text), calls) == (True, [])
+
+
+@pytest.mark.parametrize("opened", ["<tool_call>", "Well. <tool_call>"])
+def test_after_the_text_that_opens_calls_a_strict_schema_rules(opened: str, with_template: WithTemplate) -> None:
+    tokenizer = with_template("qwen").tokenizer
+    use = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True), tool("free", {"uniqueItems": 1})])
+    form = use.structure(tokenizer)
+    good = '\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>'
+    assert takes(tokenizer, form, "anything at all, {braces} too", whole=True)
+    assert takes(tokenizer, form, f"{opened}{good} and {opened}{good}", whole=True)
+    assert takes(
+        tokenizer, form, opened + '\n{"name": "free", "arguments": {"what": ["ever"]}}\n</tool_call>', whole=True
+    )
+    assert not takes(tokenizer, form, opened + '\n{"name": "get_weather", "arguments": {"city": "Oslo"')
+    assert not takes(tokenizer, form, opened + '\n{"name": "other"')
+    assert not takes(tokenizer, form, opened + " or so")
+
+
+def test_where_nothing_marks_calls_an_answer_with_a_brace_first_is_one(with_template: WithTemplate) -> None:
+    tokenizer = with_template("llama").tokenizer
+    form = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True)]).structure(tokenizer)
+    good = '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'
+    assert takes(tokenizer, form, "no braces first", whole=True)
+    assert takes(tokenizer, form, "", whole=True)
+    assert takes(tokenizer, form, good, whole=True)
+    assert not takes(tokenizer, form, '{"a"')
+
+
+def test_marks_that_are_special_tokens_are_written_as_such_and_stay_in_the_text(tiny_copy: Any) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tiny_copy("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    kept = ["[TOOL_CALLS]", "[ARGS]"]
+    tokenizer.chat_template = (TEMPLATES / "mistral_inline.jinja").read_text()
+    tokenizer.add_special_tokens({"additional_special_tokens": kept})
+    tokenizer.save_pretrained(folder)
+    loaded = llmctl.load(folder, load={"dtype": "float32"}, generation={"temperature": 1.5, "top_k": 0})
+    use = tool_use(loaded.tokenizer, ChatSection(), [WEATHER], choice="required")
+    assert use.shown == set(loaded.tokenizer.convert_tokens_to_ids(kept))
+    grammar = str(use.structure(loaded.tokenizer))
+    assert all(f"<[{number}]>" in grammar for number in use.shown)
+
+
+def test_reasoning_that_the_prompt_opens_comes_before_the_calls(with_template: WithTemplate) -> None:
+    tokenizer = with_template("qwen").tokenizer
+    use = tool_use(tokenizer, ChatSection(), [STOP], choice="required")
+    call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    thinking = use.structure(tokenizer, prompt_tail="<|im_start|>assistant\n<think>\n")
+    assert takes(tokenizer, thinking, f"so {{be}} it</think>\n\n{call}", whole=True)
+    assert not takes(tokenizer, use.structure(tokenizer, prompt_tail="<think>\n\n</think>"), "so")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"properties": {"a": {"uniqueItems": True}}}, "#/properties/a/uniqueItems"),
+        ({"type": "array"}, "an object"),
+        ({"type": ["object", "null"]}, "an object"),
+        ({"properties": {"a": {"type": "strng"}}}, "#/properties/a/type"),
+    ],
+)
+@pytest.mark.parametrize("how", [{"choice": "required"}, {"strict": True}])
+def test_a_schema_that_cannot_be_enforced_is_refused_by_name(
+    parameters: Any, words: str, how: dict[str, Any], loaded: llmctl.LoadedModel
+) -> None:
+    tools = [STOP, tool("f", parameters, **{k: v for k, v in how.items() if k == "strict"})]
+    with pytest.raises(UserError, match=words) as error:
+        tool_use(loaded.tokenizer, ChatSection(), tools, choice=how.get("choice", "auto"))
+    assert error.value.message.startswith("tools[1].function.parameters: ")
+    assert error.value.details["param"] == "tools[1].function.parameters"
+
+
+def test_a_schema_that_need_not_be_enforced_may_say_anything(loaded: llmctl.LoadedModel) -> None:
+    use = tool_use(loaded.tokenizer, ChatSection(), [tool("f", {"uniqueItems": True})])
+    assert isinstance(use, ToolUse)
+    assert use.structure(loaded.tokenizer) is None
+
+
+def test_a_choice_of_no_tool_is_refused(loaded: llmctl.LoadedModel) -> None:
+    with pytest.raises(UserError, match="tool_choice names nothing, which is none of the tools"):
+        tool_use(loaded.tokenizer, ChatSection(), [STOP], choice="required", only=["nothing"])
