@@ -7,19 +7,21 @@ held to the form of a call, its arguments are passed on as they come.
 import secrets
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.reading import Found, read_calls
 
 
-class Said(NamedTuple):
+@dataclass(frozen=True)
+class Said:
     """Text that is no call."""
 
     text: str
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """A call begins. Its arguments follow."""
 
     index: int
@@ -27,7 +29,8 @@ class Call(NamedTuple):
     name: str
 
 
-class Arguments(NamedTuple):
+@dataclass(frozen=True)
+class Arguments:
     """A piece of the arguments of a call: the text of a JSON object."""
 
     index: int
