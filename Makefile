@@ -6,9 +6,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PROMPT ?= What is the capital of France?
+CLIENTS := .venv-clients
 KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize
+.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -33,6 +34,17 @@ kills: $(VENV)/.tests-installed
 # 300 JSON schemas of growing difficulty, three random answers to each: what was finished validates
 schemas: $(VENV)/.tests-installed
 	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/test_structure_schemas.py
+
+# Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
+# environment of their own (a few minutes, once), in which llmctl is not.
+test-clients: $(VENV)/.tests-installed $(CLIENTS)/.installed
+	LLMCTL_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
+		tests/serving/clients
+
+$(CLIENTS)/.installed: tests/serving/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
 
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed
@@ -66,4 +78,4 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,40 @@
+"""LangChain's standard suite for chat models, with its unmodified ChatOpenAI.
+
+What is skipped is named here with its reason. A model of 135 million parameters does what it must, and not much more.
+"""
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+
+class TestChatOpenAI(ChatModelIntegrationTests):
+    """ChatOpenAI with SmolLM2-135M behind `llmctl serve`."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "none is asked for on this machine")
+        monkeypatch.setenv("OPENAI_API_BASE", f"{address}/v1")
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "smollm2", "temperature": 0, "max_tokens": 300, "max_retries": 0, "stream_usage": True}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+    @property
+    def enable_vcr_tests(self) -> bool:
+        return False
