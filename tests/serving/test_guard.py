@@ -1,5 +1,6 @@
 """What stands around the app, spoken to through a real server on a real port."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -27,7 +28,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/bug":
         raise RuntimeError("secret of the inside")
     if scope["path"] == "/page":
-        headers = [(b"content-type", b"text/html"), (b"cache-control", b"max-age=60")]
+        headers = [
+            (b"content-type", b"text/html"),
+            (b"cache-control", b"max-age=60"),
+            (b"X-Frame-Options", b"SAMEORIGIN"),
+        ]
     else:
         headers = [(b"content-type", b"application/json")]
     body, more = b"", scope["method"] == "POST"
@@ -50,7 +55,11 @@ def port() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def locked_port() -> Iterator[int]:
     """A server with keys; its page is open."""
-    rules = Rules(keys=Keys.of([KEY, OTHER], source="a test"), open_paths=frozenset({"/page", "/health"}))
+    rules = Rules(
+        keys=Keys.of([KEY, OTHER], source="a test"),
+        open_paths=frozenset({"/page", "/health"}),
+        origins=("https://app.example",),
+    )
     with listening(Guard(echo, rules)) as number:
         yield number
 
@@ -103,6 +112,7 @@ def test_a_listed_page_may_ask_and_read(port: int) -> None:
     answer = call(port, body={}, headers={"Origin": "https://app.example"})
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://app.example")
     assert answer.headers["vary"] == "Origin"
+    assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
     assert "access-control-allow-credentials" not in answer.headers
 
 
@@ -160,6 +170,13 @@ def test_a_key_is_needed_for_every_path_but_the_open_ones_and_those_are_read_onl
     assert call(locked_port, "POST", "/page", body={}).status == 401
 
 
+def test_a_browser_asks_without_a_key_and_sends_it_afterwards(locked_port: int) -> None:
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert call(locked_port, "OPTIONS", headers=asked).status == 204
+    assert call(locked_port, body={}, headers={"Origin": "https://app.example"}).status == 401
+    assert call(locked_port, "OPTIONS", headers={"Origin": "https://app.example"}).status == 401
+
+
 def test_a_body_is_not_read_for_who_has_no_key(locked_port: int) -> None:
     with connected(locked_port) as opened:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
@@ -176,9 +193,8 @@ def test_neither_key_nor_query_gets_into_a_log(locked_port: int, caplog: pytest.
     with connected(locked_port) as opened:
         opened.sendall(b"NONSENSE header-secret\r\n\r\n")
         assert answer_on(opened).status == 400
-    assert "POST /x 200" in caplog.text
-    assert "POST /y 401" in caplog.text
-    assert "GET /bug 500" in caplog.text
+    for line in ("POST /x 200", "POST /y 401", "GET /bug 500"):
+        _until(lambda line=line: line in caplog.text)
     for secret in (KEY, OTHER, "query-secret", "body-secret", "guessed-secret", "header-secret"):
         assert secret not in caplog.text
 
@@ -186,9 +202,16 @@ def test_neither_key_nor_query_gets_into_a_log(locked_port: int, caplog: pytest.
 def test_a_path_cannot_forge_a_line_of_the_log(port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     call(port, "GET", "/a%0AGET%20/forged%20200%1b[31m")
-    [record] = [r for r in caplog.records if r.name == "llmctl.serve.access"]
-    assert "\n" not in record.getMessage()
-    assert "\x1b" not in record.getMessage()
+    _until(lambda: "forged" in caplog.text)
+    [line] = [r.getMessage() for r in caplog.records if "forged" in r.getMessage()]
+    assert "\n" not in line
+    assert "\x1b" not in line
+
+
+def test_a_client_cannot_say_in_a_header_who_it_is(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    call(port, "GET", "/who", headers={"X-Forwarded-For": "6.6.6.6"})
+    _until(lambda: "127.0.0.1 GET /who" in caplog.text)
 
 
 # -- bodies
@@ -204,7 +227,7 @@ def test_a_body_with_too_large_a_length_is_refused_before_it_is_sent(port: int) 
 
 
 def test_a_client_that_sends_all_of_a_large_body_first_reads_the_answer(port: int) -> None:
-    assert call(port, body=b'"' + b"x" * 3_000_000 + b'"').status == 413
+    assert call(port, body=b'"' + b"x" * 30_000_000 + b'"').status == 413
     assert call(port, body=b'"' + b"x" * (BODY_BYTES - 2) + b'"').status == 200
 
 
@@ -317,6 +340,7 @@ def test_every_answer_has_the_security_headers(port: int) -> None:
         assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
         assert "server" not in answer.headers
     assert [answer.headers["cache-control"] for answer in answers] == ["no-store", "max-age=60", *["no-store"] * 3]
+    assert [answer.headers["x-frame-options"] for answer in answers] == ["DENY", "SAMEORIGIN", *["DENY"] * 3]
     assert len({answer.headers["x-request-id"] for answer in answers}) == 5
 
 
@@ -394,6 +418,16 @@ def test_a_chunk_that_is_no_chunk_ends_the_request(port: int) -> None:
         assert answer.error
 
 
+def test_nonsense_after_a_refusal_ends_the_connection(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with connected(port) as opened:
+        opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        opened.sendall(b"2ee0\r\n" + b"x" * 12_000 + b"\r\n")
+        assert answer_on(opened).status == 413
+        opened.sendall(b"nonsense\r\n")
+        assert is_closed(opened)
+    assert "Traceback" not in caplog.text
+
+
 def test_too_many_connections_are_turned_away(port: int) -> None:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(port)) for _ in range(20)]
@@ -405,6 +439,26 @@ def test_too_many_connections_are_turned_away(port: int) -> None:
             assert answer.headers["retry-after"]
         assert held
     _until(lambda: _answer_or_none(port) is not None)
+
+
+def test_the_app_hears_that_a_client_went_away_after_its_body_came() -> None:
+    heard = threading.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        kinds = [(await receive())["type"] for _ in range(2)]
+        if kinds == ["http.request", "http.disconnect"]:
+            heard.set()
+
+    with listening(Guard(waiting, Rules())) as number:
+        with connected(number) as opened:
+            head = (
+                b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            opened.sendall(head)
+            assert not heard.wait(0.2)
+        assert heard.wait(5)
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
@@ -432,6 +486,13 @@ def test_web_sockets_are_not_spoken(port: int) -> None:
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         assert answer_on(opened).status == 200
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Guard(echo, Rules())({"type": "websocket"}, send, send))  # where the server speaks them
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 class _Drip(threading.Thread):

@@ -148,6 +148,3 @@ class _PatientProtocol(H11Protocol):
         for event in (start, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        if self.cycle is not None and not self.cycle.response_complete:  # its body went bad: the app hears of it
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
