@@ -243,6 +243,17 @@ class TestPages:
         assert pages.take() == held[1]  # the end of a text goes before its beginning
         assert pages.share([1, 2, 3, 4, 5]).held == held[:1]
 
+    def test_texts_that_never_come_again_do_not_fill_the_memory(self) -> None:
+        pages = Pages(1000, page_tokens=2, most_idle=4)
+        for number in range(100):
+            held = [pages.take() for _ in range(3)]
+            pages.remember(held, [number] * 6, start=0)
+            assert max(page for page in held if page is not None) < 4 + 3
+            pages.release(held)
+        assert len(pages.share([99] * 7).held) == 3
+        assert pages.share([98] * 7).held  # and the latest are still known
+        assert pages.share([90] * 7).held == []
+
     def test_a_held_page_is_never_given_away(self) -> None:
         pages = Pages(2, page_tokens=2)
         mine = pages.take()

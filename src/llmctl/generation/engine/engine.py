@@ -34,12 +34,15 @@ class Size:
     Attributes:
         sequences: At most so many at a time.
         pass_tokens: At most so many tokens in one pass, prompts and answers together.
-        pool_tokens: Keys and values of so many tokens are kept.
+        pool_tokens: There is room for the keys and values of so many tokens.
+        idle_tokens: Of so many they are kept for others that begin alike, when nobody uses them; None for all there
+            is room for.
     """
 
     sequences: int
     pass_tokens: int
     pool_tokens: int
+    idle_tokens: int | None = None
 
 
 @dataclass
@@ -73,7 +76,8 @@ class Engine:
 
     def __init__(self, loaded: "LoadedModel", size: Size) -> None:
         self.loaded, self.size = loaded, size
-        self.pages = Pages(max(2, size.pool_tokens // PAGE_TOKENS))
+        most_idle = None if size.idle_tokens is None else size.idle_tokens // PAGE_TOKENS
+        self.pages = Pages(max(2, size.pool_tokens // PAGE_TOKENS), most_idle=most_idle)
         self.prefilled_tokens = 0  # so many were computed for prompts; those shared with another prompt are not
         self.generated_tokens = 0
         self._pool = Pool(self.pages.count, PAGE_TOKENS)

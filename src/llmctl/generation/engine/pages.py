@@ -3,7 +3,7 @@
 A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
 known by its tokens and all those before them, so that a sequence with the same beginning takes it instead of computing
 it. Of a page that agrees in its first tokens only, those can be copied. A page nobody holds keeps its contents until
-the room is needed, the longest unused first.
+the room is needed, or too many are kept, the longest unused first.
 """
 
 import hashlib
@@ -51,10 +51,13 @@ class Pages:
     Args:
         count: How many pages there are.
         page_tokens: Tokens of one page.
+        most_idle: So many that nobody holds may keep their contents while others were never used. On a CPU a pool would
+            fill the memory otherwise, however little is under way: pages take memory once they are written.
     """
 
-    def __init__(self, count: int, *, page_tokens: int = PAGE_TOKENS) -> None:
+    def __init__(self, count: int, *, page_tokens: int = PAGE_TOKENS, most_idle: int | None = None) -> None:
         self.count = count
+        self.most_idle = count if most_idle is None else most_idle
         self.page_tokens = page_tokens
         self._untouched = 0  # pages from here on have never been used: their memory is not touched before it must be
         self._holders: dict[int, int] = {}
@@ -74,7 +77,8 @@ class Pages:
 
     def take(self) -> int | None:
         """A page of one's own, or None when all are held."""
-        if self._idle and (self._untouched >= self.count or next(iter(self._idle)) not in self._contents):
+        full = self._untouched >= self.count or len(self._idle) > self.most_idle
+        if self._idle and (full or next(iter(self._idle)) not in self._contents):
             page, _ = self._idle.popitem(last=False)
             self._forget(page)
         elif self._untouched < self.count:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Beyond these nothing is gained: a CPU is busy with its arithmetic, a GPU with its memory.
 _MOST_SEQUENCES = {"cpu": 64, "cuda": 256}
 _PASS_TOKENS = {"cpu": 512, "cuda": 4096}
+_IDLE_BYTES = 1 << 30  # on a CPU, where memory that is not used is others'; but always a whole context
 _USABLE = 0.8  # of what is free; the rest is for whoever else is here
 
 
@@ -29,7 +30,9 @@ def engine_size(loaded: "LoadedModel", *, sequences: int | None = None) -> Size:
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)
     context = loaded.context_length or 8192
     wanted = sequences * context
-    return Size(sequences, pass_tokens, int(max(context // 8, min(wanted, free // token if token else wanted))))
+    pool = int(max(context // 8, min(wanted, free // token if token else wanted)))
+    idle = max(context, _IDLE_BYTES // token) if kind == "cpu" and token else None
+    return Size(sequences, pass_tokens, pool, idle)
 
 
 def _free_bytes(loaded: "LoadedModel") -> int:
