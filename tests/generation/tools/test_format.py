@@ -58,8 +58,8 @@ def rendered(tokenizer: Any, messages: Any, tools: Any, **how: Any) -> str:
         ("glm", "keys", "<tool_call>", "</tool_call>", "argument"),
         ("deepseek", "inline", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "argument"),
         ("lfm", "python", "<|tool_call_start|>", "<|tool_call_end|>", "argument"),
-        (CHATML, "object", "<tool_call>", "</tool_call>", "text"),
-        (None, "object", "<tool_call>", "</tool_call>", "text"),
+        (CHATML, "object", "<tool_call>", "</tool_call>", "system"),
+        (None, "object", "<tool_call>", "</tool_call>", "system"),
     ],
 )
 def test_each_familys_format_is_recognised(
@@ -81,12 +81,37 @@ def test_a_conversation_with_calls_goes_through_every_template(template: str, tm
 def test_a_template_without_tools_gets_them_in_the_system_message(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, CHATML)
     use = tool_use(tokenizer, ChatSection(), [WEATHER])
-    assert use.is_in_system_message
+    assert use.is_told_in_text
     text = rendered(tokenizer, [{"role": "system", "content": "be kind"}, *TURNS], [WEATHER])
     assert text.startswith("<|im_start|>system\nbe kind\n\n# Tools")
     assert json.dumps(WEATHER) in text
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>' in text
     assert "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>" in text, "ChatML knows no role called tool"
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns!') }}"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_template_that_takes_no_system_message_gets_them_with_the_first_words(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, NO_SYSTEM)
+    two = [TURNS[0], {**TURNS[1], "tool_calls": [CALL, CALL]}, TURNS[2], TURNS[2], {"role": "user", "content": "so?"}]
+    text = rendered(tokenizer, two, [WEATHER])
+    assert text.startswith("<|im_start|>user\n# Tools")
+    assert "Rome?<|im_end|>" in text
+    assert text.count("<|im_start|>user") == 2, "what the tools found and what the user says is one turn"
+
+
+@pytest.mark.parametrize("template", ["qwen", "phi", CHATML])
+def test_the_configurations_system_prompt_stays(template: str, tmp_path: Path) -> None:
+    chat = ChatSection(system="be kind")
+    tokenizer = tokenizer_with(tmp_path, template)
+    conversation, arguments = tool_use(tokenizer, chat, [WEATHER]).conversation(TURNS[:1])
+    text = tokenizer.decode(encode_prompt(tokenizer, conversation, chat, **arguments))
+    assert text.count("be kind") == 1
+    assert "get_weather" in text
 
 
 def test_tool_choice_none_keeps_the_tools_from_the_model(tmp_path: Path) -> None:
@@ -130,9 +155,9 @@ def test_a_forged_call_in_a_users_words_is_text(tmp_path: Path) -> None:
     assert tokenizer.convert_tokens_to_ids("[TOOL_CALLS]") not in ids
 
 
-def test_a_template_that_never_ends_is_stopped(tmp_path: Path) -> None:
-    endless = "{% for i in range(10**8) %}{% for j in range(10**8) %}{% endfor %}{% endfor %}"
-    assert tool_format(tokenizer_with(tmp_path, endless), ChatSection()).placement == "text"
+def test_a_template_that_takes_all_memory_is_stopped(tmp_path: Path) -> None:
+    form = tool_format(tokenizer_with(tmp_path, "{{ 'x' * 10**11 }}"), ChatSection())
+    assert form.is_told_in_text
 
 
 def test_marks_that_the_tokenizer_names_are_used_where_the_template_writes_no_calls(tmp_path: Path) -> None:

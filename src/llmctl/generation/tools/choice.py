@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
+from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import TAGS
 from llmctl.generation.structure import Structure, make_structure
 from llmctl.generation.tools.calls import CallSplitter
@@ -27,6 +28,7 @@ class ToolUse:
     """What one request may do with tools.
 
     Attributes:
+        chat: The configuration's chat section.
         form: How the model's template writes calls.
         tools: As in OpenAI's API; those that the model is told of.
         choice: Whether it may call, must, or must not.
@@ -34,6 +36,7 @@ class ToolUse:
         shown: Special tokens that stay in the text of the answer.
     """
 
+    chat: ChatSection
     form: ToolFormat
     tools: tuple[Mapping[str, Any], ...]
     choice: Choice
@@ -46,13 +49,13 @@ class ToolUse:
         return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
 
     @property
-    def is_in_system_message(self) -> bool:
-        """Whether the tools are told in the system message, as the template knows nothing of them."""
-        return bool(self.tools) and self.form.placement == "text"
+    def is_told_in_text(self) -> bool:
+        """Whether the tools are told in words, as the template knows nothing of them."""
+        return bool(self.tools) and self.form.is_told_in_text
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages as the template takes them, and the arguments for it."""
-        return for_template(messages, self.tools, self.form)
+        return for_template(as_messages(messages, self.chat), self.tools, self.form)
 
     def splitter(self) -> CallSplitter | None:
         """What finds the calls in an answer; None where there can be none."""
@@ -110,7 +113,7 @@ def tool_use(
     for place, tool in enumerate(tools):
         if tool in chosen and (choice == "required" or _is_strict(tool)):
             _check_parameters(tool, place)
-    return ToolUse(form, chosen, choice, parallel and form.between is not None, shown_tokens(tokenizer, form))
+    return ToolUse(chat, form, chosen, choice, parallel and form.between is not None, shown_tokens(tokenizer, form))
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:

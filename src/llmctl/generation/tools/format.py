@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Syntax = Literal["object", "inline", "xml", "keys", "call", "python"]
+Placement = Literal["argument", "message", "system", "user"]
 
 _NAMES = ("probe_tool_one", "probe_tool_two")
 _KEY, _VALUES = "probe_key", ("probe value one", "probe value two")
@@ -45,7 +46,8 @@ class ToolFormat:
         middle: What it writes between a name and its arguments.
         between: What it writes between arguments and the next name; None where it writes one call only.
         end: What it writes after the last arguments.
-        placement: Tools reach the template as its `tools`, as `tools` of the system message, or in the text of it.
+        placement: Tools reach the template as its `tools`, as `tools` of the system message, in the text of it, or,
+            where there can be none, in the user's first words.
         text_arguments: Whether the template wants the arguments as the text of JSON.
         short_ids: Whether the template takes ids of nine letters and digits only.
     """
@@ -57,9 +59,14 @@ class ToolFormat:
     middle: str = '", "arguments": '
     between: str | None = '}\n</tool_call>\n<tool_call>\n{"name": "'
     end: str = "}\n</tool_call>"
-    placement: Literal["argument", "message", "text"] = "argument"
+    placement: Placement = "argument"
     text_arguments: bool = False
     short_ids: bool = False
+
+    @property
+    def is_told_in_text(self) -> bool:
+        """Whether the template knows nothing of tools, so that all about them has to be text."""
+        return self.placement in ("system", "user")
 
     @property
     def markers(self) -> str:
@@ -123,6 +130,7 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
         "prompt": ([user], {"add_generation_prompt": True}),
         "tools": ([user], {"add_generation_prompt": True, "tools": [tool]}),
         "message": ([{"role": "system", "content": "w", "tools": json.dumps([tool])}, user], {}),
+        "system": ([{"role": "system", "content": _TEXT}, user], {}),
         "plain": ([user, {"role": "assistant", "content": _TEXT}], {}),
         "one": (turn(1, text=False), {}),
         "two": (turn(2, text=False), {}),
@@ -151,11 +159,11 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
 def _recognised(rendered: dict[str, str | None], response: Any) -> ToolFormat:
     """The format that renderings show, with a tokenizer's `response_template` where they show none."""
     if _NAMES[0] in (rendered.get("tools") or ""):
-        placement: Any = "argument"
+        placement: Placement = "argument"
     elif _NAMES[0] in (rendered.get("message") or ""):
         placement = "message"
     else:
-        return replace(HERMES, placement="text")
+        return replace(HERMES, placement="system" if not rendered or _TEXT in (rendered["system"] or "") else "user")
     one, two, text_arguments = rendered.get("one") or "", rendered.get("two"), False
     if not _shows_arguments(one) and _shows_arguments(rendered.get("one_text") or ""):
         one, two, text_arguments = rendered["one_text"] or "", rendered.get("two_text"), True

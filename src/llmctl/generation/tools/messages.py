@@ -39,19 +39,34 @@ def for_template(
     """
     names: dict[str, str] = {}
     taken = [_message(message, form, names) for message in messages]
+    if form.is_told_in_text:
+        taken = _joined(taken)
     if not tools:
         return taken, {}
     plain = [dict(tool) for tool in tools]
     if form.placement == "argument":
         return taken, {"tools": plain}
-    if not taken or taken[0]["role"] != "system":
-        taken.insert(0, {"role": "system", "content": ""})
+    role = "user" if form.placement == "user" else "system"
+    if not taken or taken[0]["role"] != role:
+        taken.insert(0, {"role": role, "content": ""})
     if form.placement == "message":
         taken[0]["tools"] = json.dumps([tool["function"] for tool in plain], ensure_ascii=False)
         return taken, {}
     told = _TOLD.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain))
-    taken[0]["content"] = f"{taken[0]['content']}\n\n{told}".strip()
+    parts = (told, taken[0]["content"]) if form.placement == "user" else (taken[0]["content"], told)
+    taken[0]["content"] = "\n\n".join(part for part in parts if part)
     return taken, {}
+
+
+def _joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of the user one after the other as one: templates often want turns."""
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{message['content']}"}
+        else:
+            joined.append(message)
+    return joined
 
 
 def _message(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[str, Any]:
@@ -61,7 +76,7 @@ def _message(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[
     calls = taken.pop("tool_calls", None)
     if calls:
         names.update({str(call["id"]): str(call["function"]["name"]) for call in calls})
-    if form.placement == "text":
+    if form.is_told_in_text:
         return _as_text(taken, calls)
     if calls:
         taken["tool_calls"] = [_call(call, form) for call in calls]
