@@ -7,8 +7,10 @@
 
 #if defined(__GNUC__)
 #define LLMCTL_PREFETCH(address) __builtin_prefetch(address)
+#define LLMCTL_PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)  // to the second-level cache
 #else
 #define LLMCTL_PREFETCH(address) ((void)(address))
+#define LLMCTL_PREFETCH_FAR(address) ((void)(address))
 #endif
 
 #if !defined(__GNUC__)

@@ -51,10 +51,12 @@ inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows&
 // Weights of one group as they are stored, or as bytes ready for the dot product.
 struct Nibbles {
     static constexpr Size kBytes = 256;
+    static constexpr Size kAhead = 8192;  // bytes that are asked for before they are needed; measured on Zen 4
     static constexpr int kLoads = 4;
 };
 struct Bytes {
     static constexpr Size kBytes = 512;
+    static constexpr Size kAhead = 4096;
     static constexpr int kLoads = 8;
     static constexpr bool kReady = Simd::kUnsigned;  // they are stored 128 too large
 };
@@ -67,7 +69,6 @@ template <class Stored, int Rows, int Slices>
 inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int8_t* x, const float* x_scales,
                            const int32_t* x_offsets, Size blocks, int slice, float (*to)[kGroup]) {
     constexpr int kWidth = 4 * Simd::kLanes;  // bytes of one vector
-    constexpr Size kAhead = 2048;
     const auto table = Simd::code(llmctl::kCode4, Simd::kUnsigned ? 0x80 : 0);
     typename Simd::F sums[Slices][Rows];
     for (int s = 0; s < Slices; ++s)
@@ -76,8 +77,8 @@ inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int
     w_scales += slice * Simd::kLanes;
     for (Size b = 0; b < blocks; ++b) {
         if constexpr (Rows <= 2) {  // bound by memory: asked for well before it is needed, across pages too
-            for (Size line = 0; line < Stored::kBytes; line += 64) LLMCTL_PREFETCH(w + kAhead + line);
-            LLMCTL_PREFETCH(w_scales + kAhead / Stored::kBytes * kGroup);
+            for (Size line = 0; line < Stored::kBytes; line += 64) LLMCTL_PREFETCH_FAR(w + Stored::kAhead + line);
+            LLMCTL_PREFETCH_FAR(w_scales + Stored::kAhead / Stored::kBytes * kGroup);
         }
         typename Simd::I dots[Slices][Rows];
         for (int s = 0; s < Slices; ++s)

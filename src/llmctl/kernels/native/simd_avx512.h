@@ -132,6 +132,37 @@ struct Simd {
         return pairs;
     }
     static F dot(F sum, P a, P b) { return _mm512_dpbf16_ps(sum, a, b); }
+    static void store_pairs(uint16_t* p, P v) {
+        __m512i bits;
+        std::memcpy(&bits, &v, 64);
+        _mm512_storeu_si512(p, bits);
+    }
+    // Eight numbers, four times.
+    static P four_times(const uint16_t* p) {
+        const __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        P pairs;
+        std::memcpy(&pairs, &v, 64);
+        return pairs;
+    }
+    // 32 numbers of each of four rows: to[j] has numbers 8j to 8j + 7 of every row.
+    static void quads(const uint16_t* a, const uint16_t* b, const uint16_t* c, const uint16_t* d, P (&to)[4]) {
+        const __m512i r0 = _mm512_loadu_si512(a), r1 = _mm512_loadu_si512(b), r2 = _mm512_loadu_si512(c),
+                      r3 = _mm512_loadu_si512(d);
+        const __m512i low01 = _mm512_shuffle_i32x4(r0, r1, 0x44), high01 = _mm512_shuffle_i32x4(r0, r1, 0xee);
+        const __m512i low23 = _mm512_shuffle_i32x4(r2, r3, 0x44), high23 = _mm512_shuffle_i32x4(r2, r3, 0xee);
+        const __m512i found[4] = {_mm512_shuffle_i32x4(low01, low23, 0x88), _mm512_shuffle_i32x4(low01, low23, 0xdd),
+                                  _mm512_shuffle_i32x4(high01, high23, 0x88), _mm512_shuffle_i32x4(high01, high23, 0xdd)};
+        std::memcpy(to, found, sizeof found);
+    }
+    // The sums of the quarters of four vectors: a's four, then b's, c's and d's.
+    static F quad_totals(F a, F b, F c, F d) {
+        const F ab_low = _mm512_unpacklo_ps(a, b), ab_high = _mm512_unpackhi_ps(a, b);
+        const F cd_low = _mm512_unpacklo_ps(c, d), cd_high = _mm512_unpackhi_ps(c, d);
+        const F first = pairs<0>(ab_low, cd_low), second = pairs<1>(ab_low, cd_low);
+        const F third = pairs<0>(ab_high, cd_high), fourth = pairs<1>(ab_high, cd_high);
+        const F sums = add(add(first, second), add(third, fourth));  // by quarter: a, b, c, d
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums);
+    }
 #endif
 };
 
