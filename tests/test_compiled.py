@@ -123,6 +123,17 @@ def test_a_model_with_a_program_can_be_copied_and_trained(tiny_models: Callable[
         assert torch.equal(twin(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
 
 
+def test_two_threads_that_generate_at_once_do_not_disturb_each_other(tiny_models: Callable[[str], Path]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 40})
+    prompts = ["the capital of france", "two plus two"] * 4
+    alone = [llmctl.generate(loaded, prompt).token_ids for prompt in prompts[:2]]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: llmctl.generate(loaded, prompt).token_ids, prompts))
+    assert together == alone * 4
+
+
 def test_tables_that_lead_outside_are_refused(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
     with pytest.raises(ValueError, match="vocabulary"):

@@ -6,6 +6,7 @@ rounds where torch's would; see native/rows.h and native/step.cpp.
 """
 
 import ctypes
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -233,6 +234,7 @@ class Program:
         self._vocabulary, self._embedded = written.vocabulary, written.embedded
         self._ops = (_Op * len(ops))(*ops)
         self._buffers: list[Tensor] = []
+        self._turn = threading.Lock()  # the buffers are one pass's at a time
         self._rows = 0
 
     def run(
@@ -270,35 +272,36 @@ class Program:
         tokens, sequences = ids.numel(), kv_length.numel()
         pages, page_tokens = pools[0][0].shape[:2]
         self._check(ids, slots, last, page_table, query_start, kv_length, pages, page_tokens)
-        self._make_room(max(tokens, sequences))
         logits = torch.empty((sequences, self._vocabulary), dtype=torch.float32)
-        cosines, sines = ([one[n].contiguous() for one in angles] for n in (0, 1))
-        lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*pools, strict=True))]
-        buffers, cosine, sine, keys, values = (ctypes.addressof(one) for one in lists)
-        self._kernels.step(
-            self._ops,
-            len(self._ops),
-            _Pass(
-                dtype=self._kernels.dtype_codes()[self.dtype],
-                tokens=tokens,
-                sequences=sequences,
-                buffers=buffers,
-                logits=logits.data_ptr(),
-                ids=ids.data_ptr(),
-                slots=slots.data_ptr(),
-                last=last.data_ptr(),
-                cosines=cosine,
-                sines=sine,
-                keys=keys,
-                values=values,
-                page_table=page_table.data_ptr(),
-                query_start=query_start.data_ptr(),
-                kv_length=kv_length.data_ptr(),
-                most_pages=page_table.shape[1],
-                page_tokens=page_tokens,
-                threads=torch.get_num_threads(),
-            ),
-        )
+        with self._turn:
+            self._make_room(max(tokens, sequences))
+            cosines, sines = ([one[n].contiguous() for one in angles] for n in (0, 1))
+            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*pools, strict=True))]
+            buffers, cosine, sine, keys, values = (ctypes.addressof(one) for one in lists)
+            self._kernels.step(
+                self._ops,
+                len(self._ops),
+                _Pass(
+                    dtype=self._kernels.dtype_codes()[self.dtype],
+                    tokens=tokens,
+                    sequences=sequences,
+                    buffers=buffers,
+                    logits=logits.data_ptr(),
+                    ids=ids.data_ptr(),
+                    slots=slots.data_ptr(),
+                    last=last.data_ptr(),
+                    cosines=cosine,
+                    sines=sine,
+                    keys=keys,
+                    values=values,
+                    page_table=page_table.data_ptr(),
+                    query_start=query_start.data_ptr(),
+                    kv_length=kv_length.data_ptr(),
+                    most_pages=page_table.shape[1],
+                    page_tokens=page_tokens,
+                    threads=torch.get_num_threads(),
+                ),
+            )
         return logits
 
     def _make_room(self, rows: int) -> None:

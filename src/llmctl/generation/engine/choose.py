@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmctl.generation.engine.sample import Sampler, split
 from llmctl.generation.request import Request
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ class Chooser:
         seed: What it is seeded with.
         processors: transformers' logits processors, or None when the logits are taken as they are.
         samples: Whether it samples rather than takes the likeliest.
+        on_cpu: Whether the logits are on the CPU: only there the numbers of a generator are known one by one.
     """
 
-    def __init__(self, seed: int, processors: Any, *, samples: bool) -> None:
+    def __init__(self, seed: int, processors: Any, *, samples: bool, on_cpu: bool) -> None:
         self._seed, self._processors, self._samples = seed, processors, samples
+        self._sampler: Sampler | None = None
+        if samples and on_cpu:
+            first, warpers = split(processors or ())
+            self._processors, self._sampler = type(processors)(first) if first else None, Sampler(warpers)
         self._generator: Any = None
 
     @property
@@ -46,6 +52,8 @@ class Chooser:
             return int(scores.argmax(-1))
         if self._generator is None:
             self._generator = torch.Generator(device=logits.device).manual_seed(self._seed)
+        if self._sampler is not None:
+            return self._sampler.choose(scores[0], self._generator)
         return int(torch.multinomial(torch.softmax(scores, -1), 1, generator=self._generator))
 
 
@@ -71,7 +79,7 @@ class Choosers:
             if key not in self._kept:
                 self._kept[key] = self._transformers_processors(request, ())
             processors, samples = self._kept[key]
-        return Chooser(request.seed, processors, samples=samples)
+        return Chooser(request.seed, processors, samples=samples, on_cpu=self._model.device.type == "cpu")
 
     def _transformers_processors(self, request: Request, more: Sequence[Any]) -> tuple[Any, bool]:
         """What `model.generate` would use for these arguments and the model's stored settings."""
