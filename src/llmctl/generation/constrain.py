@@ -121,6 +121,15 @@ def exact_decoder(
     return partial(_vocabulary(tokenizer).decode, shown=shown)
 
 
+def own_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """The tokens that a grammar has to name by their ids (`<[370]>`), by their texts.
+
+    The engine takes added tokens that look like `<this>` for special ones, also where the tokenizer does not; as text
+    in a grammar it would force them and then refuse them (llguidance 1.9).
+    """
+    return _vocabulary(tokenizer).own_tokens()
+
+
 class _Vocabulary:
     """What the engine knows of a tokenizer. Its state: compiled structures, of which every answer gets a copy."""
 
@@ -139,6 +148,7 @@ class _Vocabulary:
                 hint="leave --json-schema, --regex, --choices and --grammar away",
             ) from error
         self._special = frozenset(tokenizer.all_special_ids)
+        self._added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
         self.matcher_of = lru_cache(maxsize=256)(self._compile)
 
     def matcher(self, structure: Structure) -> Any:
@@ -149,6 +159,11 @@ class _Vocabulary:
         """The text of tokens, special ones left out but for `shown`; an incomplete character at the end is U+FFFD."""
         kept = [token for token in token_ids if token in shown or token not in self._special]
         return self._inner.decode_bytes(kept).decode("utf-8", "replace")
+
+    def own_tokens(self) -> dict[str, int]:
+        """As the function of that name."""
+        added = self._added.items()
+        return {content: number for number, content in added if self._inner.is_special_token(number)}
 
     def _compile(self, structure: Structure) -> Any:
         def trial() -> str:

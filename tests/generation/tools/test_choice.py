@@ -151,9 +151,10 @@ def test_where_nothing_marks_calls_an_answer_with_a_brace_first_is_one(with_temp
 def test_marks_that_are_special_tokens_are_written_as_such_and_stay_in_the_text(tiny_copy: Any) -> None:
     from transformers import AutoTokenizer
 
-    folder = tiny_copy("llama")
+    folder = tiny_copy("llama", vocab_size=512)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kept = ["[TOOL_CALLS]", "[ARGS]"]
+    tokenizer.add_tokens(["<tool_call>"])  # not a special one, but the engine of structures takes it for one
     tokenizer.chat_template = (TEMPLATES / "mistral_inline.jinja").read_text()
     tokenizer.add_special_tokens({"additional_special_tokens": kept})
     tokenizer.save_pretrained(folder)
@@ -162,6 +163,10 @@ def test_marks_that_are_special_tokens_are_written_as_such_and_stay_in_the_text(
     assert use.shown == set(loaded.tokenizer.convert_tokens_to_ids(kept))
     grammar = str(use.structure(loaded.tokenizer))
     assert all(f"<[{number}]>" in grammar for number in use.shown)
+    loaded.tokenizer.chat_template = (TEMPLATES / "qwen.jinja").read_text()
+    hermes = replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
+    text, calls, _ = calls_of(hermes, [STOP], tokens=60, choice="required", parallel=False)
+    assert (text, [call.name for call in calls]) == ("", ["stop"])
 
 
 def test_reasoning_that_the_prompt_opens_comes_before_the_calls(with_template: WithTemplate) -> None:

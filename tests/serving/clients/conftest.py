@@ -19,5 +19,5 @@ def address() -> Iterator[str]:
     from support.served import served
 
     assert LLMCTL_PYTHON is not None
-    with served("--name", "smollm2", "--dtype", "fp32", python=LLMCTL_PYTHON) as found:
+    with served("--model-name", "smollm2", "--dtype", "fp32", python=LLMCTL_PYTHON) as found:
         yield found

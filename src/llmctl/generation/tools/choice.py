@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
+from llmctl.generation.constrain import own_tokens
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import TAGS
 from llmctl.generation.structure import Structure, make_structure
@@ -153,7 +154,7 @@ class _Grammar:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", use: ToolUse) -> None:
         self._use, self._form = use, use.form
-        self._special = {t.content: number for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = own_tokens(tokenizer)
 
     def text(self, prompt_tail: str) -> str:
         """The whole grammar."""
