@@ -49,6 +49,11 @@ FLAGS = {
     "system": "chat.system",
     "template": "chat.template",
     "raw": "chat.raw",
+    "host": "serve.host",
+    "port": "serve.port",
+    "api_key_file": "serve.api_key_file",
+    "no_api_key": "serve.no_api_key",
+    "model_name": "serve.model_name",
 }
 
 ModelOption = Annotated[

@@ -37,6 +37,7 @@ COMMANDS = {
     "score": ("llmctl.cli.score", "Show how likely a model thinks a text, or which of several answers."),
     "replay": ("llmctl.cli.replay", "Run recorded answers again, and say where they differ."),
     "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
+    "serve": ("llmctl.cli.serve", "Serve a model to OpenAI clients and browsers."),
     "quantize": ("llmctl.cli.quantize", "Quantise a model once, into a folder that loads anywhere."),
     "bench": ("llmctl.cli.bench", "Measure how fast configurations run a model here, side by side."),
     "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from llmctl.config.section import Section as _Section
+from llmctl.config.serve import ServeSection
 from llmctl.config.structure import StructureSection
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
@@ -379,6 +380,9 @@ class Config(_Section):
     )
     structure: StructureSection = Field(default_factory=StructureSection, description="What form the answer must have.")
     chat: ChatSection = Field(default_factory=ChatSection, description="How a prompt becomes a conversation.")
+    serve: ServeSection = Field(
+        default_factory=ServeSection, description="Where the server listens, who may use it, and how much it takes on."
+    )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="The seed of everything random (transformers.set_seed).")
     deterministic: bool = Field(
         False,

@@ -1,12 +1,12 @@
 """Bodies of requests: read within a size and a time, and parsed strictly before anything else sees them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from llmctl.serving.problems import RequestError
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 # An empty list takes three bytes here and sixty in memory. No conversation has so many.

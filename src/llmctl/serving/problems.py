@@ -87,8 +87,9 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
 
 
 def _param(loc: Sequence[int | str]) -> str:
-    """`messages[0].content` for ("body", "messages", 0, "content")."""
+    """`messages[0].content` for ("body", "messages", 0, "content"), without the types that were tried in a union."""
     text = ""
+    loc = [part for part in loc if isinstance(part, int) or part.isidentifier()]
     for part in loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text

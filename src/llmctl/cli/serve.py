@@ -1,0 +1,139 @@
+"""`llmctl serve`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmctl.cli.asking import (
+    ConfigOption,
+    DeterministicOption,
+    DeviceMapOption,
+    DtypeOption,
+    OfflineOption,
+    QuantOption,
+    RevisionOption,
+    SetOption,
+    TrustOption,
+    prepare_model,
+    settings_asked,
+)
+from llmctl.cli.options import Command, new_app
+from llmctl.cli.render import Output
+from llmctl.errors import MachineError
+
+if TYPE_CHECKING:
+    from llmctl.config import Settings
+    from llmctl.loader import LoadedModel
+    from llmctl.serving.guard import Rules
+
+app = new_app()
+
+
+@app.command(cls=Command)
+def serve(
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="A Hub id (org/name) or a folder.", show_default=False)] = None,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="The address; one that others reach needs a key.", show_default=False)
+    ] = None,
+    port: Annotated[str | None, typer.Option("--port", help="The port (8000).", show_default=False)] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="API keys, one a line; or set LLMCTL_API_KEY.", show_default=False),
+    ] = None,
+    no_api_key: Annotated[
+        bool | None,
+        typer.Option("--no-api-key", help="Let everybody who reaches the address in.", show_default=False),
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="What clients call the model.", show_default=False)
+    ] = None,
+    quant: QuantOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    deterministic: DeterministicOption = None,
+    assignments: SetOption = None,
+    trust_remote_code: TrustOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Serve a model to OpenAI clients and browsers.
+
+    Examples:
+
+      llmctl serve
+
+      llmctl serve Qwen/Qwen3-4B --quant 4bit --port 8080
+
+      llmctl serve --host 0.0.0.0 --api-key-file keys.txt
+    """
+    from llmctl.loader import load_prepared
+
+    output: Output = ctx.obj
+    settings = settings_asked(ctx)
+    section = settings.config.serve
+    rules = rules_of(settings)
+    _check_packages()
+    prepared = prepare_model(output, settings, offline=offline)
+    with output.waiting(f"loading {prepared.located.source}"):
+        loaded = load_prepared(prepared)
+    _serve(output, loaded, rules, name=section.model_name or prepared.located.source)
+
+
+def rules_of(settings: "Settings") -> "Rules":
+    """Who comes in, as the configuration says.
+
+    Raises:
+        UserError: others can reach the address and there is no key; or the keys are no good.
+    """
+    from llmctl.serving.app import OPEN_PATHS
+    from llmctl.serving.doors import host_names
+    from llmctl.serving.guard import Rules
+    from llmctl.serving.keys import read_keys, refuse_open_door
+
+    section = settings.config.serve
+    keys = read_keys(section.api_key_file)
+    refuse_open_door(section.host, keys, without_key=section.no_api_key)
+    return Rules(
+        hosts=host_names(section.host, section.allowed_hosts),
+        origins=tuple(section.allowed_origins),
+        keys=keys,
+        open_paths=OPEN_PATHS,
+        body_bytes=section.max_body_bytes,
+    )
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise MachineError(f"{' and '.join(missing)} is not installed", hint="pip install 'llmctl-hf[serve]'")
+
+
+def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) -> None:
+    """Serve until a signal comes."""
+    import uvicorn
+
+    from llmctl.serving.app import make_app
+    from llmctl.serving.connections import uvicorn_config
+    from llmctl.serving.guard import Guard
+    from llmctl.serving.served import Served
+    from llmctl.serving.worker import Worker
+
+    section = loaded.config.serve
+    worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
+    served = Served(name, loaded, worker, int(time.time()), section.request_seconds)
+    guarded = Guard(make_app(served, drain_seconds=section.drain_seconds), rules)
+    config = uvicorn_config(
+        guarded,
+        host=section.host,
+        port=section.port,
+        log_config=None,
+        timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
+    )
+    output.note(f"serving {name} at http://{section.host}:{section.port}/v1")
+    uvicorn.Server(config).run()

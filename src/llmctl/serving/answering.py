@@ -1,0 +1,166 @@
+"""From a client that asks to an answer on its way: whole or streamed, cancelled when the client goes away."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llmctl.generation.completion import Completion
+from llmctl.generation.request import Request
+from llmctl.serving.problems import RequestError, error_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
+
+    from llmctl.serving.served import Served
+    from llmctl.serving.worker import Asked
+
+Asking = Sequence[tuple[Request, Sequence[Any]]]
+
+
+class Shape:
+    """How answers of one kind are written: OpenAI's chat or plain completions. Its state: what has been told of each.
+
+    Args:
+        served: The model.
+        kind: The `object` of a whole answer.
+        prefix: What its id begins with.
+        prompt_tokens: Of all prompts together.
+    """
+
+    def __init__(self, served: "Served", kind: str, *, prefix: str, chunk_kind: str | None = None) -> None:
+        self.served = served
+        self.kind, self.chunk_kind = kind, chunk_kind or kind
+        self.id = f"{prefix}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+
+    def document(self, choices: list[Any], *, chunk: bool = False, **more: Any) -> dict[str, Any]:
+        """A whole answer, or a piece of one."""
+        kind = self.chunk_kind if chunk else self.kind
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
+        return {**head, "choices": choices, **more}
+
+    def first(self) -> Iterator[dict[str, Any]]:
+        """Choices that a stream begins with."""
+        return iter(())
+
+    def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
+        """Choices of a stream for what is new of an answer."""
+        raise NotImplementedError
+
+    def choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        """The choice of a whole answer."""
+        raise NotImplementedError
+
+
+def finish_reason(completion: Completion) -> str:
+    """OpenAI's word for why an answer ended."""
+    return "length" if completion.finish_reason == "length" else "stop"
+
+
+def number(logprob: float) -> float:
+    """A log-probability as JSON has it: OpenAI's -9999 for minus infinity."""
+    return max(logprob, -9999.0)
+
+
+def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, int]:
+    """The tokens of all answers; a prompt with several of them counts once."""
+    generated = sum(len(completion.token_ids) for completion in completions)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+    }
+
+
+async def answer(
+    http: "HttpRequest",
+    served: "Served",
+    asking: Asking,
+    shape: Shape,
+    *,
+    prompt_tokens: int,
+    stream: bool,
+    wants_usage: bool,
+) -> "Response":
+    """The response to one request.
+
+    Raises:
+        LlmctlError, RequestError: it failed before anything was sent.
+    """
+    from starlette.responses import JSONResponse, StreamingResponse
+
+    asked = served.worker.submit(asking, seconds=served.request_seconds)
+    if stream:
+        events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=wants_usage)
+        return StreamingResponse(events, media_type="text/event-stream")
+    with _cancelled_at_end(served, asked):
+        completions = await _unless_gone(http, _all(asked))
+    choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
+    return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
+
+
+@contextmanager
+def _cancelled_at_end(served: "Served", asked: "Asked") -> Iterator[None]:
+    """What is not done when the block is left is not wanted any more."""
+    try:
+        yield
+    finally:
+        served.worker.cancel(asked)
+
+
+async def _all(asked: "Asked") -> list[Completion]:
+    found: dict[int, Completion] = {}
+    async for news in asked.pieces():
+        found |= {index: end for index, _, end in news if end is not None}
+    return [found[index] for index in range(len(asked.tickets))]
+
+
+async def _unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
+    """What `work` gives, unless the client goes away first."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(http))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise RequestError("the client went away", status=499)
+        return list(doing.result())
+    finally:
+        doing.cancel()
+        leaving.cancel()
+
+
+async def _left(http: "HttpRequest") -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    served: "Served", asked: "Asked", shape: Shape, *, prompt_tokens: int, wants_usage: bool
+) -> AsyncIterator[str]:
+    """Server-sent events; what has come meanwhile goes out together."""
+    more: dict[str, Any] = {"usage": None} if wants_usage else {}
+    completions: list[Completion] = []
+    with _cancelled_at_end(served, asked):
+        if begun := "".join(_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
+            yield begun
+        try:
+            async for news in asked.pieces():
+                completions += [end for _, _, end in news if end is not None]
+                choices = [one for index, text, end in news for one in shape.pieces(index, text, end)]
+                if choices:
+                    yield "".join(_event(shape.document([one], chunk=True, **more)) for one in choices)
+        except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
+            yield _event(error_of(error).body())
+            return
+        if wants_usage:
+            yield _event(shape.document([], chunk=True, usage=usage(completions, prompt_tokens)))
+        yield "data: [DONE]\n\n"
+
+
+def _event(document: dict[str, Any]) -> str:
+    return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"

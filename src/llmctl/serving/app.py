@@ -1,0 +1,95 @@
+"""The app: which path is answered by what. Who comes in is decided around it (guard.py)."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from llmctl._version import __version__
+from llmctl.generation.prompt import encode_prompt
+from llmctl.serving.messages import ChatBody, CompletionBody, TokenizeBody
+from llmctl.serving.problems import answer_errors_in_shape
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from llmctl.serving.served import Served
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+def make_app(served: "Served", *, drain_seconds: float = 30.0) -> "FastAPI":
+    """The FastAPI app of one model.
+
+    Args:
+        served: The model and its worker; it is started and drained with the app.
+        drain_seconds: The time for answers under way when the server ends.
+    """
+    from fastapi import FastAPI
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        served.worker.start()
+        yield
+        await served.worker.drain(drain_seconds)
+
+    app = FastAPI(title="llmctl", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    answer_errors_in_shape(app)
+    _add_completions(app, served)
+    _add_facts(app, served)
+    return app
+
+
+def _add_completions(app: "FastAPI", served: "Served") -> None:
+    import asyncio
+
+    from fastapi import Request
+    from fastapi.responses import Response
+
+    from llmctl.serving.chat import chat
+    from llmctl.serving.completions import complete
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request, body: ChatBody) -> Response:
+        return await chat(request, served, body)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, body: CompletionBody) -> Response:
+        return await complete(request, served, body)
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        if body.model is not None:
+            served.check_name(body.model)
+        config = served.loaded.config.chat
+        prompt: Any = body.prompt
+        if body.messages is not None:
+            prompt = [message.plain() for message in body.messages]
+        else:
+            config = config.model_copy(update={"raw": True, "system": None})
+        ids = await asyncio.to_thread(encode_prompt, served.loaded.tokenizer, prompt, config)
+        return {"count": len(ids), "max_model_len": served.loaded.context_length, "tokens": ids}
+
+
+def _add_facts(app: "FastAPI", served: "Served") -> None:
+    from llmctl.serving.problems import RequestError
+
+    entry = {"id": served.name, "object": "model", "created": served.created, "owned_by": "llmctl"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        served.check_name(name)
+        return entry
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        if not served.worker.is_alive:
+            raise RequestError("not ready", status=503)
+        return {"status": "ok"}

@@ -1,0 +1,169 @@
+"""`POST /v1/chat/completions`: a conversation goes on, with tools, reasoning apart, and answers of a given form."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmctl.generation.completion import Completion
+from llmctl.generation.constrain import check_for
+from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.reasoning import ReasoningSplitter
+from llmctl.generation.scores import token_text
+from llmctl.generation.tools import ToolUse, whole
+from llmctl.serving.answering import Asking, Shape, answer, finish_reason, number
+from llmctl.serving.messages import ChatBody, ResponseFormat
+from llmctl.serving.problems import RequestError
+from llmctl.serving.tools import asked_use, calls_in_shape, delta_in_shape
+
+if TYPE_CHECKING:
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
+
+    from llmctl.serving.served import Served
+
+_TAIL_TOKENS = 16  # enough to see whether a template opens reasoning
+
+
+async def chat(http: "HttpRequest", served: "Served", body: ChatBody) -> "Response":
+    """Answer a request."""
+    served.check_name(body.model)
+    asking, shape, prompt_tokens = await asyncio.to_thread(_asking, served, body)
+    return await answer(
+        http,
+        served,
+        asking,
+        shape,
+        prompt_tokens=prompt_tokens,
+        stream=bool(body.stream),
+        wants_usage=body.wants_usage,
+    )
+
+
+def _asking(served: "Served", body: ChatBody) -> tuple[Asking, "_Chat", int]:
+    """The answers that a body asks for, how they are written, and the tokens of the prompt."""
+    tokenizer, config = served.loaded.tokenizer, served.loaded.config
+    use = asked_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+    messages, arguments = use.conversation([message.plain() for message in body.messages])
+    ids = encode_prompt(tokenizer, messages, config.chat, **arguments)
+    tail = str(tokenizer.decode(ids[-_TAIL_TOKENS:]))
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    model = served.settings(
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=logprobs,
+        structure=_structure(body.response_format),
+    )
+    changes: dict[str, Any] = {"shown_tokens": use.shown} if use.tools else {}
+    called = use.structure(tokenizer, prompt_tail=tail)
+    if called is not None:
+        if body.response_format is not None and body.response_format.type != "text":
+            raise RequestError("response_format and tools that are enforced exclude each other", param="tools")
+        check_for(called, tokenizer)
+        changes["structure"] = called
+    requests = served.requests(model, body, ids, **changes)
+    asking = [(one, served.processors(body, len(ids))) for one in requests]
+    return asking, _Chat(served, use, tail, count=len(requests)), len(ids)
+
+
+def _structure(form: ResponseFormat | None) -> dict[str, Any] | None:
+    """The section `structure` that a response_format means; None for that of the configuration."""
+    if form is None:
+        return None
+    if form.type == "json_schema" and form.json_schema is not None:
+        return {"json_schema": form.json_schema.schema_}
+    return {"json_schema": {"type": "object"}} if form.type == "json_object" else {}
+
+
+class _Parts:
+    """One answer, split into reasoning, text and calls as it arrives. Its state: what is held back."""
+
+    def __init__(self, use: ToolUse, tail: str) -> None:
+        self._reasoning = ReasoningSplitter(tail)
+        self._calls = use.splitter()
+        self.has_called = False
+
+    def add(self, text: str, *, final: bool) -> Iterator[dict[str, Any]]:
+        """Deltas of new text."""
+        pieces = list(self._reasoning.add(text))
+        if final:
+            pieces += self._reasoning.finish()
+        for piece in pieces:
+            if piece.kind == "reasoning":
+                yield {"reasoning_content": piece.text}
+            elif self._calls is None:
+                yield {"content": piece.text}
+            else:
+                yield from map(delta_in_shape, self._calls.add(piece.text))
+        if self._calls is not None:
+            if final:
+                yield from map(delta_in_shape, self._calls.finish())
+            self.has_called = self._calls.call_count > 0
+
+
+class _Chat(Shape):
+    """Choices with a message."""
+
+    def __init__(self, served: "Served", use: ToolUse, tail: str, *, count: int) -> None:
+        super().__init__(served, "chat.completion", prefix="chatcmpl", chunk_kind="chat.completion.chunk")
+        self._use, self._tail = use, tail
+        self._parts = [_Parts(use, tail) for _ in range(count)]
+
+    def first(self) -> Iterator[dict[str, Any]]:
+        for index in range(len(self._parts)):
+            yield _delta(index, {"role": "assistant", "content": ""})
+
+    def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
+        parts = self._parts[index]
+        for delta in parts.add(text, final=end is not None):
+            yield _delta(index, delta)
+        if end is not None:
+            reason = _reason(end, has_called=parts.has_called)
+            yield {**_delta(index, {}), "logprobs": self._logprobs(end), "finish_reason": reason}
+
+    def choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        reasoning, text = "", ""
+        splitter = ReasoningSplitter(self._tail)
+        for piece in (*splitter.add(completion.text), *splitter.finish()):
+            if piece.kind == "reasoning":
+                reasoning += piece.text
+            else:
+                text += piece.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        calls = self._use.splitter()
+        has_called = False
+        if calls is not None:
+            text, found = whole((*calls.add(text), *calls.finish()))
+            has_called = bool(found)
+            if found:
+                message |= {"content": text or None, "tool_calls": calls_in_shape(found)}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(completion),
+            "finish_reason": _reason(completion, has_called=has_called),
+        }
+
+    def _logprobs(self, completion: Completion) -> dict[str, Any] | None:
+        if completion.logprobs is None:
+            return None
+        content = [
+            {**self._token(one), "top_logprobs": [self._token(other) for other in one.top]}
+            for one in completion.logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, one: Any) -> dict[str, Any]:
+        found = token_text(self.served.loaded.tokenizer, one.id)
+        data = found.get("bytes") or list(str(found["token"]).encode())
+        return {"token": found["token"], "logprob": number(one.logprob), "bytes": data}
+
+
+def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _reason(completion: Completion, *, has_called: bool) -> str:
+    reason = finish_reason(completion)
+    return "tool_calls" if has_called and reason == "stop" else reason

@@ -1,0 +1,35 @@
+"""Penalties as OpenAI defines them: on what has been generated, taken off the logits; and biases for single tokens.
+
+https://platform.openai.com/docs/guides/advanced-usage: logits[j] -= count[j] * frequency + (count[j] > 0) * presence.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Penalties:
+    """A logits processor of one answer.
+
+    Args:
+        prompt_tokens: So many tokens at the beginning are the prompt, which is not penalised.
+        presence: Taken off a token that has been generated.
+        frequency: Taken off for each time that it has been.
+        bias: Added to the logits of single tokens.
+    """
+
+    def __init__(self, prompt_tokens: int, *, presence: float, frequency: float, bias: Mapping[int, float]) -> None:
+        self._prompt_tokens, self._presence, self._frequency = prompt_tokens, presence, frequency
+        self._bias = dict(bias)
+
+    def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
+        """Ids [1, tokens], logits [1, vocabulary]."""
+        generated: Any = ids[0, self._prompt_tokens :]
+        if len(generated):
+            tokens, counts = generated.unique(return_counts=True)
+            scores[0, tokens] -= self._presence + self._frequency * counts.to(scores.dtype)
+        for token, value in self._bias.items():
+            scores[0, token] += value
+        return scores

@@ -1,0 +1,90 @@
+"""The model that is served, and how a body becomes requests to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llmctl.generation.adjust import with_generation
+from llmctl.generation.request import Request, make_request
+from llmctl.serving.messages import Sampling
+from llmctl.serving.penalties import Penalties
+from llmctl.serving.problems import RequestError
+
+if TYPE_CHECKING:
+    from llmctl.loader import LoadedModel
+    from llmctl.serving.worker import Worker
+
+_OWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model behind a name.
+
+    Attributes:
+        name: What clients call it.
+        loaded: What `load` returned.
+        worker: The thread that computes.
+        created: When it was loaded, in seconds since 1970.
+        request_seconds: The time of a request.
+    """
+
+    name: str
+    loaded: "LoadedModel"
+    worker: "Worker"
+    created: int
+    request_seconds: float
+
+    def check_name(self, name: str) -> None:
+        """Raises a 404 for any other model: names are compared, never looked up."""
+        if name != self.name:
+            raise RequestError(
+                f"The model {name[:200]!r} does not exist here; this server has {self.name!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def settings(
+        self, body: Sampling, *, max_tokens: int | None, logprobs: int | None, structure: dict[str, Any] | None = None
+    ) -> "LoadedModel":
+        """The model, answering as a body asks."""
+        values: dict[str, Any] = {name: value for name in _OWN if (value := getattr(body, name)) is not None}
+        if max_tokens is not None:
+            values["max_new_tokens"] = max_tokens
+        if body.stops:
+            values["stop_strings"] = body.stops
+        if logprobs is not None:
+            values["logprobs"] = logprobs
+        return with_generation(self.loaded, values, structure=structure)
+
+    def requests(self, asking: "LoadedModel", body: Sampling, ids: Sequence[int], **changes: Any) -> list[Request]:
+        """The `n` requests of a prompt. Each has a seed of its own, the first that of the body.
+
+        Raises:
+            UserError: the prompt is too long.
+        """
+        self.check_ids(ids)
+        seed = _seed(asking.config.seed if body.seed is None else body.seed)
+        request = replace(make_request(asking, ids, seed=seed), **changes)
+        return [replace(request, seed=_seed(seed + number)) for number in range(body.n or 1)]
+
+    def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:
+        """The logits processors of one answer."""
+        presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
+        bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+        if not (presence or frequency or bias):
+            return []
+        self.check_ids(bias, param="logit_bias")
+        return [Penalties(prompt_tokens, presence=presence, frequency=frequency, bias=bias)]
+
+    def check_ids(self, ids: Any, *, param: str = "prompt") -> None:
+        """Raises a 400 where an id is none of the model's tokens."""
+        most = len(self.loaded.tokenizer)
+        if wrong := next((token for token in ids if token >= most), None):
+            raise RequestError(f"{wrong} is no token of this model, which has {most}", param=param)
+
+
+def _seed(seed: int) -> int:
+    """Any integer, folded into those that generators take."""
+    return seed % 2**32

@@ -1,0 +1,303 @@
+"""The thread that computes: it takes requests from a bounded queue, steps the engine, and hands on what comes.
+
+Requests are taken in the order in which they came. What the engine cannot take goes alone, when its turn comes and all
+before it are done. Everything that touches the model happens in this one thread; everything that a client waits for
+happens in the event loop, which hears of each step once.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmctl.errors import LlmctlError, MachineError
+from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, engine_size
+from llmctl.generation.engine.fit import why_not
+from llmctl.generation.request import Request
+from llmctl.serving.problems import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from llmctl.generation.completion import Chunk
+    from llmctl.loader import LoadedModel
+
+_log = logging.getLogger("llmctl.serve")
+_numbers = itertools.count(1)
+
+
+End = Completion | Exception | None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One answer that somebody waits for.
+
+    Attributes:
+        asked: The answers that are asked for together.
+        index: Its place among them.
+        request: What is generated.
+        processors: Logits processors of this answer alone.
+    """
+
+    asked: "Asked"
+    index: int
+    request: Request
+    processors: Sequence[Any] = ()
+    number: int = field(default_factory=lambda: next(_numbers))
+
+
+class Asked:
+    """The answers that one client waits for. Its state: what has come of them and was not yet read.
+
+    Args:
+        deadline: When they are given up, on time.monotonic's clock.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.loop, self.deadline = asyncio.get_running_loop(), deadline
+        self.begun = time.monotonic()
+        self.tickets: list[Ticket] = []
+        self._news: asyncio.Queue[tuple[int, str, End]] = asyncio.Queue()
+
+    def put(self, index: int, text: str, end: End) -> None:
+        """Called in the event loop."""
+        self._news.put_nowait((index, text, end))
+
+    async def pieces(self) -> AsyncIterator[list[tuple[int, str, Completion | None]]]:
+        """What has come, by answer: its place, its new text, and its completion with the last piece.
+
+        Raises:
+            LlmctlError, RequestError: one of them failed.
+        """
+        left = len(self.tickets)
+        while left:
+            news = [await self._news.get()]
+            while not self._news.empty():
+                news.append(self._news.get_nowait())
+            found: dict[int, tuple[str, Completion | None]] = {}
+            for index, text, end in news:
+                if isinstance(end, Exception):
+                    raise end
+                found[index] = found.get(index, ("", None))[0] + text, end
+                left -= end is not None
+            yield [(index, text, end) for index, (text, end) in found.items()]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy the worker is.
+
+    Attributes:
+        waiting: Answers that have not begun.
+        running: Answers under way.
+        pages_used: Share of the key-value pages that answers under way hold.
+        generated_tokens: Since the start.
+        prefilled_tokens: Since the start.
+    """
+
+    waiting: int
+    running: int
+    pages_used: float
+    generated_tokens: int
+    prefilled_tokens: int
+
+
+class Worker:
+    """The thread, its queue and its engine.
+
+    Args:
+        loaded: What `load` returned.
+        max_queue: So many answers may wait.
+        max_sequences: So many at a time; without it as many as bring something.
+    """
+
+    def __init__(self, loaded: "LoadedModel", *, max_queue: int, max_sequences: int | None = None) -> None:
+        self.loaded, self.max_queue = loaded, max_queue
+        self._engine = None if why_not(loaded) else Engine(loaded, engine_size(loaded, sequences=max_sequences))
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._gone: set[Ticket] = set()
+        self._running: dict[int, Ticket] = {}  # the thread's own
+        self._alone: tuple[Ticket, Generator[Chunk, None, None]] | None = None  # the thread's own
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name="llmctl-serve", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    # -- called in the event loop
+
+    def submit(self, asking: Sequence[tuple[Request, Sequence[Any]]], *, seconds: float) -> Asked:
+        """Queue the answers that one client asks for: all of them or none.
+
+        Args:
+            asking: What is to be generated, and logits processors of that answer alone.
+            seconds: They are given up after so long.
+
+        Raises:
+            RequestError: 429 when too many wait, 503 when the server ends.
+        """
+        asked = Asked(time.monotonic() + seconds)
+        asked.tickets += [Ticket(asked, n, request, processors) for n, (request, processors) in enumerate(asking)]
+        with self._changed:
+            if self._ends:
+                raise RequestError("the server is going down", status=503, code="shutting_down")
+            if self._waiting and len(self._waiting) + len(asked.tickets) > self.max_queue:
+                raise RequestError(
+                    f"{len(self._waiting)} requests wait already; try again later",
+                    status=429,
+                    code="queue_full",
+                    headers={"Retry-After": str(self._retry_seconds())},
+                )
+            self._waiting.extend(asked.tickets)
+            self._changed.notify()
+        return asked
+
+    def cancel(self, asked: Asked) -> None:
+        """Nobody waits for these any more; their places are free within a step. Those that have ended stay so."""
+        with self._changed:
+            self._gone.update(asked.tickets)
+            self._changed.notify()
+
+    def load(self) -> Load:
+        """How busy it is now."""
+        engine = self._engine
+        if engine is None:
+            return Load(len(self._waiting), int(self._alone is not None), 0.0, 0, 0)
+        used = 1 - engine.pages.free / engine.pages.count
+        running = len(self._running)
+        return Load(len(self._waiting), running, used, engine.generated_tokens, engine.prefilled_tokens)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more; wait for what is under way, so long at most; then end."""
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
+        until = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs and takes requests."""
+        return self._thread.is_alive() and not self._ends
+
+    def _retry_seconds(self) -> int:
+        """When there may be room: a guess."""
+        return max(1, min(60, len(self._waiting) // 8))
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while self._take_in():
+            try:
+                self._give_out(self._step())
+            except LlmctlError as error:
+                self._fail_all(error)
+            except Exception:  # noqa: BLE001 (a bug must not take those down that come after it)
+                _log.exception("a bug while generating")
+                self._fail_all(RequestError("the server failed on this request; its log says why", status=500))
+
+    def _take_in(self) -> bool:
+        """Wait for something to do; let those in that have room. False when all is over."""
+        with self._changed:
+            while not (self._waiting or self._gone or self._running or self._alone):
+                if self._ends:
+                    return False
+                self._changed.wait()
+            gone, self._gone = self._gone, set()
+            late = {t for t in (*self._waiting, *self._running.values()) if t.asked.deadline < time.monotonic()}
+            if gone or late:
+                self._waiting = deque(t for t in self._waiting if t not in gone and t not in late)
+        for ticket in gone:
+            self._leave(ticket)
+        for ticket in late:
+            self._leave(ticket)
+            error = RequestError("the answer was not complete in time", status=503, code="deadline_exceeded")
+            self._give_out([(ticket, "", error)])
+        self._admit()
+        return True
+
+    def _admit(self) -> None:
+        while self._alone is None:
+            with self._changed:
+                ticket = self._waiting[0] if self._waiting else None
+                if ticket is None or not self._has_room(ticket):
+                    return
+                self._waiting.popleft()
+            try:
+                self._begin(ticket)
+            except LlmctlError as error:
+                self._give_out([(ticket, "", error)])
+
+    def _is_for_engine(self, ticket: Ticket) -> bool:
+        return self._engine is not None and self._engine.can(ticket.request)
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        if self._engine is None or not self._is_for_engine(ticket):
+            return not self._running  # it goes alone
+        return self._engine.has_room
+
+    def _begin(self, ticket: Ticket) -> None:
+        from llmctl.generation.stream import stream_request
+
+        if self._engine is not None and self._is_for_engine(ticket):
+            self._engine.add(ticket.number, ticket.request, ticket.processors)
+            self._running[ticket.number] = ticket
+        else:
+            self._alone = ticket, stream_request(self.loaded, ticket.request)
+
+    def _leave(self, ticket: Ticket) -> None:
+        if self._alone is not None and self._alone[0] is ticket:
+            self._alone[1].close()
+            self._alone = None
+        if self._running.pop(ticket.number, None) is not None and self._engine is not None:
+            self._engine.cancel(ticket.number)
+
+    def _step(self) -> Iterator[tuple[Ticket, str, End]]:
+        """What the next token of each answer brings."""
+        if self._alone is not None:
+            ticket, chunks = self._alone
+            chunk = next(chunks)
+            if chunk.completion is not None:
+                self._alone = None
+            yield ticket, chunk.text, chunk.completion
+        elif self._engine is not None and self._running:
+            for event in self._engine.step():
+                ticket = self._running[event.key]
+                if event.end is not None:
+                    del self._running[event.key]
+                yield ticket, event.text, event.end
+
+    def _give_out(self, news: Iterable[tuple[Ticket, str, End]]) -> None:
+        """Tell the event loop, once for all of a step."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, str, End]]] = {}
+        for ticket, text, end in news:
+            by_loop.setdefault(ticket.asked.loop, []).append((ticket, text, end))
+        for loop, found in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put_all, found)
+
+    def _fail_all(self, error: Exception) -> None:
+        """What is under way cannot go on: memory ran out, or a bug. Those that wait get their turn."""
+        if isinstance(error, MachineError):
+            _log.warning("%s", error.message)
+        tickets = [*self._running.values(), *([self._alone[0]] if self._alone else [])]
+        self._running.clear()
+        self._alone = None
+        if self._engine is not None:
+            self._engine.drop_all()
+        self._give_out([(ticket, "", error) for ticket in tickets])
+
+
+def _put_all(found: list[tuple[Ticket, str, End]]) -> None:
+    for ticket, text, end in found:
+        ticket.asked.put(ticket.index, text, end)
