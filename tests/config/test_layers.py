@@ -105,9 +105,9 @@ def test_the_remembered_model_yields_to_every_file_and_takes_its_revision_along(
 
 def test_an_unknown_variable_of_ours_is_a_problem_and_a_foreign_one_is_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_settings(environ={"LLMCTL_SEEED": "1", "SEEED": "1"}, folder=tmp_path)
+        read_settings(environ={"LLMCTL_SEDE": "1", "SEDE": "1"}, folder=tmp_path)
     [problem] = caught.value.problems
-    assert (problem.where, problem.key) == ("LLMCTL_SEEED", "seeed")
+    assert (problem.where, problem.key) == ("LLMCTL_SEDE", "sede")
     assert "did you mean seed?" in problem.message
 
 

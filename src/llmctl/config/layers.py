@@ -272,12 +272,15 @@ def _unknown(key: str) -> str:
     leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
     if not inner and key in leaves:  # a key without its section, before a section that is spelled alike
         return f"unknown key; did you mean {leaves[key]}?"
-    if not inner and not (close := difflib.get_close_matches(key, names, n=1)):
-        if same := difflib.get_close_matches(key, leaves, n=1, cutoff=0.7):
+    if not inner:
+        close = difflib.get_close_matches(key, names, n=1)
+        same = difflib.get_close_matches(key, leaves, n=1, cutoff=0.7)
+        nearest = difflib.get_close_matches(key, [*close, *same], n=1)
+        if nearest and nearest == close:
+            return f"unknown section; did you mean {close[0]}?"
+        if nearest:
             return f"unknown key; did you mean {leaves[same[0]]}?"
         return f"unknown section or key; the sections are {', '.join(names)}"
-    if not inner:
-        return f"unknown section; did you mean {close[0]}?"
     bare = inner.removeprefix("bnb_4bit_").removeprefix("llm_int8_")
     candidates = list(names[section].model_fields) if section in names else []
     for text in (inner, bare):
