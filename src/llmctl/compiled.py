@@ -83,6 +83,8 @@ _KNOWN = {
     "MistralForCausalLM": _Architecture(window=_everywhere),
     "Qwen2ForCausalLM": _Architecture(window=_by_type),
     "Qwen3ForCausalLM": _Architecture(window=_by_type),
+    "MixtralForCausalLM": _Architecture(window=_everywhere),
+    "Qwen3MoeForCausalLM": _Architecture(window=_everywhere),
     "Phi3ForCausalLM": _Architecture(window=_everywhere),
     "SmolLM3ForCausalLM": _Architecture(
         window=lambda config, layer: _by_type(config, layer) if config.use_sliding_window else 0,
@@ -96,12 +98,8 @@ _KNOWN = {
         logits=lambda config: 1 / config.logits_scaling,
     ),
 }
-_ACTIVATIONS: dict[str, Activation] = {
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "GELUTanh": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-}
+# transformers' routers, and whether they round a token's shares
+_ROUTERS = {"MixtralTopKRouter": False, "Qwen3MoeTopKRouter": True}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GEMMA_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 _DROPOUTS = {"resid_attn_dropout", "resid_mlp_dropout"}
@@ -187,6 +185,8 @@ def compile_model(model: Any) -> bool:
         module.forward = partial(_norm_forward, module, norm.epsilon, norm.flavour)
     for module, activation in reader.gates:
         module.forward = partial(_gated_forward, module, activation)
+    for module, how in reader.routers:
+        module.forward = partial(_router_forward, module, how)
     return True
 
 
@@ -214,6 +214,18 @@ def _gated_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor"
     return cast("Tensor", module.down_proj(found.gated(gate, up, activation)))
 
 
+def _router_forward(module: Any, how: dict[str, bool], x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    """x [..., hidden] to logits [tokens, experts], shares [tokens, chosen] and experts [tokens, chosen]."""
+    import torch
+
+    found = kernels.load()
+    if found is None or (torch.is_grad_enabled() and (x.requires_grad or module.weight.requires_grad)):
+        return cast("tuple[Tensor, Tensor, Tensor]", type(module).forward(module, x))
+    logits = found.linear(x.reshape(-1, module.hidden_dim).contiguous(), module.weight.detach())
+    experts, shares = found.route(logits, module.top_k, **how)
+    return logits, shares.to(x.dtype) if how["rounded"] else shares, experts.long()
+
+
 class _Reader:
     """Reads a model's modules into a program."""
 
@@ -223,6 +235,7 @@ class _Reader:
         self.x, self.normed, self.moved = (writer.buffer(self.hidden) for _ in range(3))
         self.norms: list[tuple[Any, Norm]] = []
         self.gates: list[tuple[Any, Activation]] = []
+        self.routers: list[tuple[Any, dict[str, bool]]] = []
         self._shared: dict[tuple[str, int], Part] = {}
 
     def program(self) -> Program:
@@ -312,9 +325,12 @@ class _Reader:
     def _mlp(self, module: Any) -> None:
         """From `normed` to `moved`."""
         names = set(dict(module.named_children()))
+        if names == {"gate", "experts"}:
+            self._mixture(module)
+            return
         fused, act = "gate_up_proj" in names, "act_fn" if "act_fn" in names else "activation_fn"
         _children(module, {"down_proj", act} | ({"gate_up_proj"} if fused else {"gate_proj", "up_proj"}))
-        activation = _ACTIVATIONS.get(type(getattr(module, act)).__name__)
+        activation = _activation(getattr(module, act))
         width: int = self.config.intermediate_size
         if activation is None:
             raise _UnexpectedError
@@ -330,6 +346,39 @@ class _Reader:
         inner = self._buffer("inner", width)
         self.writer.gated(gate, up, inner, width=width, activation=activation)
         self._linear(module.down_proj, inner, self.moved)
+
+    def _mixture(self, module: Any) -> None:
+        """A mixture of packed experts, from `normed` to `moved`."""
+        _untouched(module)
+        router, experts = module.gate, module.experts
+        _children(router, set())
+        packed = getattr(experts, "packed", None)
+        names = set(dict(experts.named_children()))
+        if type(router).__name__ not in _ROUTERS or not isinstance(packed, dict) or names != {"act_fn"}:
+            raise _UnexpectedError
+        if experts._forward_hooks or experts._forward_pre_hooks:
+            raise _UnexpectedError
+        count, hidden = router.weight.shape
+        logits = self._buffer("router", count)
+        self.writer.linear(Weight(router.weight.detach(), count, hidden), self.normed, logits)
+        how = {"normalised": getattr(router, "norm_topk_prob", True), "rounded": _ROUTERS[type(router).__name__]}
+        routes = self.writer.route(logits, experts=count, chosen=router.top_k, **how)
+        weights = (
+            Weight(getattr(experts, name).detach(), packed[name].n, packed[name].k, packed[name].bits)
+            for name in ("gate_up_proj", "down_proj")
+        )
+        there, back = weights
+        self.writer.experts(
+            self.normed,
+            routes,
+            self.moved,
+            there=there,
+            back=back,
+            experts=count,
+            chosen=router.top_k,
+            activation=_activation(experts.act_fn),
+        )
+        self.routers.append((router, how))
 
     def _norm(self, module: Any, x: Part, out: Part) -> None:
         self.writer.norm(cast("Norm", self._norm_of(module, self.hidden)), x, out)
@@ -384,6 +433,15 @@ def _weight(module: Any) -> Weight:
         n, k = module.weight.shape
         return Weight(module.weight.detach(), n, k)
     raise _UnexpectedError
+
+
+def _activation(module: Any) -> Activation:
+    from llmctl.quantization.layers import ACTIVATION_OF
+
+    found = ACTIVATION_OF.get(type(module).__name__)
+    if found is None:
+        raise _UnexpectedError
+    return found
 
 
 def _children(module: Any, expected: set[str], *, optional: set[str] | None = None) -> None:

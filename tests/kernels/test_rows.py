@@ -35,6 +35,21 @@ def test_a_gate_is_its_activation_times_the_rest(kernels: Kernels, activation: s
     assert torch.allclose(found.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "chosen"), [(4, 2), (8, 8), (60, 4), (128, 8)])
+def test_a_token_takes_its_likeliest_experts(kernels: Kernels, count: int, chosen: int, dtype: str) -> None:
+    torch.manual_seed(count)
+    logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).to(getattr(torch, dtype))
+    probabilities = torch.softmax(logits.double(), -1)
+    for normalised in (False, True):
+        experts, shares = kernels.route(logits, chosen, normalised=normalised, rounded=False)
+        expected = probabilities.gather(1, experts.long())
+        assert torch.equal(expected, probabilities.topk(chosen).values)
+        if normalised:
+            expected = expected / expected.sum(-1, keepdim=True)
+        assert torch.allclose(shares.double(), expected, rtol=1e-5)
+
+
 def test_what_does_not_fit_is_refused(best: Kernels) -> None:
     x = torch.randn(2, 8)
     with pytest.raises(ValueError, match="weight has to be"):

@@ -14,7 +14,7 @@ DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 1  # llmctl_version() of native/api.cpp
+_VERSION = 2  # llmctl_version() of native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
@@ -97,5 +97,6 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _I]),
     "llmctl_norm": (None, [_P, _I, _L, _L, _P, _I, _I, _F, _P, _I]),
     "llmctl_gated": (None, [_P, _P, _I, _L, _L, _I, _P, _I]),
+    "llmctl_route": (None, [_P, _I, _L, _L, _L, _I, _I, _P, _P, _I]),
     "llmctl_step": (None, [_P, _L, _P]),
 }

@@ -153,6 +153,39 @@ class Kernels:
         )
         return y
 
+    def route(self, logits: "Tensor", chosen: int, *, normalised: bool, rounded: bool) -> "tuple[Tensor, Tensor]":
+        """The likeliest experts of each token, by logits [tokens, experts]; as one of a program's operations.
+
+        Args:
+            logits: Of float32, bfloat16 or float16.
+            chosen: How many a token takes.
+            normalised: Whether a token's shares sum to one.
+            rounded: Whether shares are rounded to the logits' type.
+
+        Returns:
+            Their numbers int32 and their shares float32, both [tokens, chosen], the likeliest first.
+        """
+        codes = self._codes or self._prepare()
+        count = logits.shape[-1]
+        rows = self._rows(logits, count)
+        if not 0 < chosen <= count:
+            raise ValueError(f"{chosen} of {count} experts cannot be chosen")
+        experts = logits.new_empty((rows, chosen), dtype=self._int)
+        shares = logits.new_empty((rows, chosen), dtype=next(iter(codes)))
+        self._library.llmctl_route(
+            logits.data_ptr(),
+            codes[logits.dtype],
+            rows,
+            count,
+            chosen,
+            normalised,
+            rounded,
+            experts.data_ptr(),
+            shares.data_ptr(),
+            self._threads(),
+        )
+        return experts, shares
+
     def step(self, operations: Any, count: int, what: Any) -> None:
         """A whole pass, as `program.Program` prepares it: an array of operations, and the pass's own data."""
         self._library.llmctl_step(operations, count, ctypes.byref(what))

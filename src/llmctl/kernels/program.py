@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmctl.kernels.operations import ACTIVATIONS, NORM_FLAVOURS, Activation, Kernels, NormFlavour
+from llmctl.kernels.operations import ACTIVATIONS, BLOCK, GROUP, NORM_FLAVOURS, Activation, Kernels, NormFlavour
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-_KINDS = ("embed", "norm", "linear", "heads", "attend", "gated", "add", "gather")
+_KINDS = ("embed", "norm", "linear", "heads", "attend", "gated", "add", "gather", "route", "experts")
 _LOGITS, _KEYS, _VALUES = -1, -1, -2  # in the place of a buffer that is written to
 
 _SIZES = (
     "kind", "flavour", "per_sequence", "in_", "in_at", "in_stride", "other", "other_at", "other_stride", "out", "n",
     "k", "bits", "again", "heads", "kv_heads", "width", "value_width", "rotated", "angles", "layer", "window",
+    "chosen", "normalised", "rounded",
 )  # fmt: skip
 
 
@@ -35,6 +36,7 @@ class _Op(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("bias_dtype", ctypes.c_int64),
+        ("second", ctypes.c_void_p),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
@@ -178,6 +180,58 @@ class ProgramWriter:
     def gated(self, gate: Part, up: Part, out: Part, *, width: int, activation: Activation) -> None:
         """activation(gate) times up."""
         self._add("gated", **_in(gate), **_other(up), out=out.buffer, n=width, flavour=ACTIVATIONS.index(activation))
+
+    def route(self, logits: Part, *, experts: int, chosen: int, normalised: bool, rounded: bool) -> Part:
+        """The experts of every token and their shares, in a buffer that only `experts` reads.
+
+        Args:
+            logits: Of all experts.
+            experts: How many there are.
+            chosen: How many a token takes.
+            normalised: Whether its shares sum to one.
+            rounded: Whether they are rounded to `dtype`.
+        """
+        out = self.buffer(chosen * 8 // self.dtype.itemsize)
+        self._add(
+            "route", **_in(logits), out=out.buffer, n=experts, chosen=chosen, normalised=normalised, rounded=rounded
+        )
+        return out
+
+    def experts(
+        self,
+        x: Part,
+        routes: Part,
+        out: Part,
+        *,
+        there: Weight,
+        back: Weight,
+        experts: int,
+        chosen: int,
+        activation: Activation,
+    ) -> None:
+        """Every token through its experts: x [hidden] to gates and ups [2, inner], activation(gate) times up, and back.
+
+        Args:
+            x: Where the tokens are.
+            routes: What `route` returned.
+            out: Where the sums go.
+            there: Packed weights [2 * inner, hidden], as bytes, an expert after the other, codes before scales.
+            back: Packed weights [hidden, inner] likewise.
+            experts: How many there are.
+            chosen: How many a token takes.
+            activation: Of the gates.
+        """
+        self._kept += [there, back]
+        for weight in (there, back):
+            blocks = -(-weight.n // GROUP) * -(-weight.k // BLOCK)
+            each = blocks * (GROUP * BLOCK * weight.bits // 8 + 2 * GROUP)
+            if weight.tensor.shape != (experts, each) or not weight.tensor.is_contiguous():
+                raise ValueError(f"packed experts have to be contiguous bytes [{experts}, {each}]")
+        self._add(
+            "experts", **_in(x), **_other(routes), out=out.buffer, n=there.k, k=back.k, bits=there.bits, width=experts,
+            chosen=chosen, flavour=ACTIVATIONS.index(activation), weight=there.tensor.data_ptr(),
+            second=back.tensor.data_ptr(),
+        )  # fmt: skip
 
     def add(self, a: Part, b: Part, out: Part, *, width: int, scale: float = 1.0) -> None:
         """a plus scale times b."""

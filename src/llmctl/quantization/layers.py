@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from llmctl import kernels
+from llmctl.kernels.operations import Activation
 from llmctl.memory import packed_bytes
 
 GROUP, BLOCK = 16, 32  # output rows that lie interleaved, inputs that share a scale
+# transformers' activations that the kernels know
+ACTIVATION_OF: dict[str, Activation] = {
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+}
 _ROWS_AT_ONCE = 1 << 24  # of elements that are dequantised together for a lookup
 
 
@@ -178,10 +186,20 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
             continue  # transformers marks with it what no expert takes
         token, position = torch.where(top_k_index == expert)
         inner = up.multiply(hidden_states[token], *parts(module.gate_up_proj[expert], up.bits, up.n, up.k))
-        inner = module._apply_gate(inner)
+        inner = _gated(module, inner)
         inner = down.multiply(inner, *parts(module.down_proj[expert], down.bits, down.n, down.k))
         out.index_add_(0, token, (inner * top_k_weights[token, position, None]).to(out.dtype))
     return out
+
+
+def _gated(module: Any, both: Tensor) -> Tensor:
+    """Gates and ups [rows, 2 * inner] to activation(gate) times up."""
+    activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
+    if activation is None:
+        found: Tensor = module._apply_gate(both)
+        return found
+    gate, up = both.chunk(2, dim=-1)
+    return native().gated(gate, up, activation)
 
 
 class KernelLinear(nn.Linear):

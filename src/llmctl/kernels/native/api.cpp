@@ -27,7 +27,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 
 }  // namespace
 // Changes whenever the functions below or the layout of weights do: a library that was built before is not used.
-LLMCTL_EXPORT int llmctl_version() { return 1; }
+LLMCTL_EXPORT int llmctl_version() { return 2; }
 
 // Choose the kernels: those named, or the best ones where `name` is empty. Returns their name, or null where they were
 // not built or cannot run here.
@@ -103,6 +103,16 @@ LLMCTL_EXPORT void llmctl_gated(const void* gate, const void* up, int dtype, Siz
     each_row(op, rows, threads, [&](Size row, float* work) {
         isa->gated_row(op, dtype, advanced(gate, dtype, row * width), advanced(up, dtype, row * width),
                        advanced(y, dtype, row * width), work);
+    });
+}
+
+// The experts of every row of logits [rows][n], and their shares, as the operation of a pass.
+LLMCTL_EXPORT void llmctl_route(const void* logits, int dtype, Size rows, Size n, Size chosen, int normalised, int rounded,
+                                int32_t* experts, float* shares, int threads) {
+    Op op{};
+    op.n = n, op.chosen = chosen, op.normalised = normalised, op.rounded = rounded;
+    each_row(op, rows, threads, [&](Size row, float* work) {
+        isa->route_row(op, dtype, advanced(logits, dtype, row * n), experts + row * chosen, shares + row * chosen, work);
     });
 }
 

@@ -83,7 +83,7 @@ struct WeightToQuantize {
 
 // One operation of a pass (step.cpp), or the part of it that a row needs. Everything is 8 bytes wide, as Python's ctypes
 // writes it, but for the three floats at the end.
-enum OpKind : Size { kEmbed, kNorm, kLinear, kHeads, kAttend, kGated, kAdd, kGather };
+enum OpKind : Size { kEmbed, kNorm, kLinear, kHeads, kAttend, kGated, kAdd, kGather, kRoute, kExperts };
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then times the weights
     kOnePlusWeight,   // Gemma: times one more than the weights, rounded once
@@ -99,11 +99,13 @@ struct Op {
     Size n, k, bits;               // kLinear: as in the functions of their own; bits 0 for weights that are not quantised
     Size again;                    // kLinear: its input is that of the one before
     Size heads, kv_heads, width, value_width, rotated, angles, layer, window;
+    Size chosen, normalised, rounded;  // kRoute and kExperts: experts of a token, and what is done with their shares
     const void* weight;
     Size weight_dtype;
     const void* scales;
     const void* bias;
     Size bias_dtype;
+    const void* second;  // kExperts: the weights of the way back, as `weight` an expert after the other, codes and scales
     float epsilon, scale, softcap;
 };
 
@@ -117,10 +119,12 @@ struct Isa {
     void (*attention)(const Attention& job, const AttentionPiece& piece, float* scratch);
     void (*quantize_weight)(const WeightToQuantize& job, Size group_begin, Size group_end);
     void (*to_f32)(const void* from, int dtype, float* to, Size count);
+    void (*from_f32)(const float* from, void* to, int dtype, Size count);
     void (*norm_row)(const Op& op, int dtype, const void* in, void* out, float* work);
     void (*heads_row)(const Op& op, int dtype, const void* in, const void* cosines, const void* sines, void* out,
                       float* work);
     void (*gated_row)(const Op& op, int dtype, const void* gate, const void* up, void* out, float* work);
+    void (*route_row)(const Op& op, int dtype, const void* logits, int32_t* experts, float* shares, float* work);
     void (*add_row)(const Op& op, int dtype, const void* a, const void* b, void* out, float* work);
     void (*embed_row)(const Op& op, int dtype, Size id, void* out, float* work);
 };

@@ -101,6 +101,32 @@ inline void gated_row(const Op& op, int dtype, const void* gate, const void* up,
     }
 }
 
+// The experts of one token, the likeliest first, and their shares: those of the softmax over all `op.n`.
+inline void route_row(const Op& op, int dtype, const void* logits, int32_t* experts, float* shares, float* work) {
+    convert_to_f32(logits, dtype, work, op.n);
+    float peak = work[0];
+    for (Size i = 1; i < op.n; ++i) peak = work[i] > peak ? work[i] : peak;
+    float sum = 0.0f, kept = 0.0f;
+    for (Size i = 0; i < op.n; ++i) {
+        float lanes[Simd::kLanes];
+        Simd::store(lanes, exponential(Simd::set(work[i] - peak)));
+        work[i] = lanes[0];
+        sum += work[i];
+    }
+    for (Size c = 0; c < op.chosen; ++c) {
+        Size best = 0;
+        for (Size i = 1; i < op.n; ++i) best = work[i] > work[best] ? i : best;
+        experts[c] = static_cast<int32_t>(best);
+        shares[c] = work[best] / sum;
+        kept += shares[c];
+        work[best] = -1.0f;
+    }
+    for (Size c = 0; c < op.chosen; ++c) {
+        if (op.normalised) shares[c] /= kept;
+        if (op.rounded) round_to(dtype, shares + c, 1);
+    }
+}
+
 inline void add_row(const Op& op, int dtype, const void* a, const void* b, void* out, float* work) {
     float *sum = work, *more = work + op.n;
     convert_to_f32(a, dtype, sum, op.n);

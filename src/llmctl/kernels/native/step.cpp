@@ -1,6 +1,8 @@
 #include "step.h"
 
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "work.h"
 
@@ -51,6 +53,95 @@ struct Running {
                             v,               op.value_width,   op.scale,              op.softcap,
                             op.window};
         attend(job, threads);
+    }
+
+    // Where a token's experts and their shares lie in the row of a buffer.
+    int32_t* experts_of(const Op& op, Size number, Size row) const {
+        return reinterpret_cast<int32_t*>(buffer(number) + row * op.chosen * 8);
+    }
+    float* shares_of(const Op& op, Size number, Size row) const {
+        return reinterpret_cast<float*>(experts_of(op, number, row) + op.chosen);
+    }
+
+    void route(const Op& op) const {
+        each_row(op, [&](Size row, float* work) {
+            isa->route_row(op, dtype, in(op, row), experts_of(op, op.out, row), shares_of(op, op.out, row), work);
+        });
+    }
+
+    // A weight of one expert: rows times columns, in a place of its own among those of the others.
+    Product expert(const Op& op, const void* weights, Size number, Size n, Size k, void* y) const {
+        const Size codes = ceil_div(n, kGroup) * ceil_div(k, kBlock) * 64 * op.bits;
+        const Size all = codes + ceil_div(n, kGroup) * ceil_div(k, kBlock) * kGroup * 2;
+        const char* start = static_cast<const char*>(weights) + number * all;
+        return {static_cast<int>(op.bits), n, start, start + codes, nullptr, 0, y, dtype};
+    }
+
+    // Every token through its experts, expert after expert: hidden numbers in and out, `op.k` between.
+    void experts(const Op& op) const {
+        const Size tokens = rows(op), hidden = op.n, inner = op.k, most = tokens * op.chosen;
+        std::vector<std::vector<std::pair<Size, float>>> users(static_cast<size_t>(op.width));
+        for (Size t = 0; t < tokens; ++t) {
+            for (Size c = 0; c < op.chosen; ++c) {
+                users[experts_of(op, op.other, t)[c]].emplace_back(t, shares_of(op, op.other, t)[c]);
+            }
+        }
+        std::vector<char> memory(static_cast<size_t>(bytes(most * (2 * hidden + 3 * inner)) + 64));
+        char* x = memory.data();  // each of these: rows by expert
+        char* both = x + bytes(most * hidden);
+        char* gated = both + bytes(most * 2 * inner);
+        char* results = gated + bytes(most * inner);
+        std::memset(buffer(op.out), 0, static_cast<size_t>(bytes(tokens * hidden)));
+        Op gate = op;
+        gate.n = inner;
+        Op add{};
+        add.n = hidden, add.scale = 1.0f;
+        if (tokens == 1) first_halves(op, users, both);
+        Size first = 0;
+        for (Size number = 0; number < op.width; ++number) {
+            const auto& mine = users[number];
+            const Size count = static_cast<Size>(mine.size());
+            if (count == 0) continue;
+            char *up = both + bytes(first * 2 * inner), *middle = gated + bytes(first * inner),
+                 *result = results + bytes(first * hidden);
+            if (tokens > 1) {
+                for (Size i = 0; i < count; ++i) {
+                    std::memcpy(x + bytes((first + i) * hidden), in(op, mine[i].first), static_cast<size_t>(bytes(hidden)));
+                }
+                const Product half = expert(op, op.weight, number, 2 * inner, hidden, up);
+                products(x + bytes(first * hidden), dtype, count, hidden, &half, 1, threads);
+            }
+            llmctl::each_row(gate, count, threads, [&](Size row, float* work) {
+                const char* from = up + bytes(row * 2 * inner);
+                isa->gated_row(gate, dtype, from, from + bytes(inner), middle + bytes(row * inner), work);
+            });
+            const Product back = expert(op, op.second, number, hidden, inner, result);
+            products(middle, dtype, count, inner, &back, 1, threads);
+            llmctl::each_row(add, count, threads, [&](Size row, float* work) {
+                weighted_add(add, mine[row].second, result + bytes(row * hidden), buffer(op.out) + bytes(mine[row].first * hidden),
+                             work);
+            });
+            first += count;
+        }
+    }
+
+    // One token: its experts all multiply the same row.
+    void first_halves(const Op& op, const std::vector<std::vector<std::pair<Size, float>>>& users, char* both) const {
+        std::vector<Product> wanted;
+        for (Size number = 0; number < op.width; ++number) {
+            if (users[number].empty()) continue;
+            char* to = both + bytes(static_cast<Size>(wanted.size()) * 2 * op.k);
+            wanted.push_back(expert(op, op.weight, number, 2 * op.k, op.n, to));
+        }
+        products(in(op, 0), dtype, 1, op.n, wanted.data(), static_cast<int>(wanted.size()), threads);
+    }
+
+    // sum += share * row, rounded after the product and after the sum.
+    void weighted_add(const Op& op, float share, char* row, char* sum, float* work) const {
+        isa->to_f32(row, dtype, work, op.n);
+        for (Size i = 0; i < op.n; ++i) work[i] *= share;
+        isa->from_f32(work, row, dtype, op.n);
+        isa->add_row(op, dtype, sum, row, sum, work);
     }
 
     // One product, or all that follow it with the same input; returns how many.
@@ -108,6 +199,12 @@ void run_step(const Op* ops, Size count, const Pass& pass) {
                 run.each_row(op, [&](Size row, float* work) {
                     isa->add_row(op, run.dtype, run.in(op, row), run.other(op, row), out(row), work);
                 });
+                break;
+            case kRoute:
+                run.route(op);
+                break;
+            case kExperts:
+                run.experts(op);
                 break;
             case kGather:
                 for (Size s = 0; s < pass.sequences; ++s) {
