@@ -254,6 +254,15 @@ class TestPages:
         assert pages.share([98] * 7).held  # and the latest are still known
         assert pages.share([90] * 7).held == []
 
+    def test_the_same_text_again_and_again_takes_no_more_pages(self) -> None:
+        pages = Pages(1000, page_tokens=4)
+        for _ in range(50):
+            shared = pages.share([1, 2, 3, 4, 5, 6])
+            held = [*shared.pages, *(pages.take() for _ in range(2 - len(shared.pages)))]
+            pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+            pages.release([*held, *shared.held[len(shared.pages) :]])
+            assert max(held) < 4
+
     def test_a_held_page_is_never_given_away(self) -> None:
         pages = Pages(2, page_tokens=2)
         mine = pages.take()

@@ -116,7 +116,12 @@ class Pages:
                 self._known[beginning] = pages[number]
                 self._keep(pages[number], _Contents(beginnings[number], own, beginning))
         rest = tuple(ids[(len(beginnings) - 1) * size :])
-        if last_too and rest and pages[len(beginnings) - 1] not in self._contents:
+        if (
+            last_too
+            and rest
+            and pages[len(beginnings) - 1] not in self._contents
+            and not self._has(beginnings[-1], rest)
+        ):
             self._keep(pages[len(beginnings) - 1], _Contents(beginnings[-1], rest, None))
 
     def share(self, ids: Sequence[int]) -> Shared:
@@ -146,6 +151,10 @@ class Pages:
             tokens = array("q", ids[number * self.page_tokens : (number + 1) * self.page_tokens])
             digest = hashlib.blake2b(digest + tokens.tobytes(), digest_size=16).digest()
             yield digest
+
+    def _has(self, before: Beginning, ids: tuple[int, ...]) -> bool:
+        """Whether a page holds these tokens after that beginning. The same text a hundred times fills one page."""
+        return any(self._contents[page].ids[: len(ids)] == ids for page in self._after.get(before, ()))
 
     def _keep(self, page: int, contents: _Contents) -> None:
         self._contents[page] = contents
