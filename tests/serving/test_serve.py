@@ -226,3 +226,25 @@ def _until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_what_happens_is_counted_for_prometheus(server: Running) -> None:
+    before = metrics(server)
+    server.post("/v1/completions", prompt="once upon", max_tokens=5)
+    server.post("/v1/completions", prompt="once upon", max_tokens=5, stream=True)
+    server.post("/v1/completions", prompt=[99999])
+    after = metrics(server)
+    assert after["llmctl_generated_tokens_total"] - before["llmctl_generated_tokens_total"] == 10
+    assert after['llmctl_requests_total{outcome="answered"}'] - before['llmctl_requests_total{outcome="answered"}'] == 2
+    first = "llmctl_time_to_first_token_seconds_count"
+    assert after[first] - before[first] == 2
+    assert after["llmctl_answers_running"] == after["llmctl_answers_waiting"] == 0
+    assert after["llmctl_kv_cache_usage_ratio"] == 0
+
+
+def metrics(server: Running) -> dict[str, float]:
+    """What Prometheus reads."""
+    answer = call(server.port, "GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

@@ -109,7 +109,7 @@ def rules_of(settings: "Settings") -> "Rules":
 def _check_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise MachineError(f"{' and '.join(missing)} is not installed", hint="pip install 'llmctl-hf[serve]'")
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion
 from llmctl.generation.request import Request
+from llmctl.serving.metrics import Watch
 from llmctl.serving.problems import RequestError, error_of
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from llmctl.serving.served import Served
     from llmctl.serving.worker import Asked
 
+_log = logging.getLogger("llmctl.serve")
 Asking = Sequence[tuple[Request, Sequence[Any]]]
 
 
@@ -94,28 +98,46 @@ async def answer(
     """
     from starlette.responses import JSONResponse, StreamingResponse
 
-    asked = served.worker.submit(asking, seconds=served.request_seconds)
+    try:
+        asked = served.worker.submit(asking, seconds=served.request_seconds)
+    except RequestError:
+        served.metrics.refused()
+        raise
     if stream:
         events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=wants_usage)
         return StreamingResponse(events, media_type="text/event-stream")
-    with _cancelled_at_end(served, asked):
-        completions = await _unless_gone(http, _all(asked))
+    completions: list[Completion] = []
+    with _watched(served, asked, completions) as watch:
+        completions += await _unless_gone(http, _all(asked, watch))
     choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
     return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
 
 
+class _LeftError(RequestError):
+    """The client went away: nobody reads this."""
+
+
 @contextmanager
-def _cancelled_at_end(served: "Served", asked: "Asked") -> Iterator[None]:
-    """What is not done when the block is left is not wanted any more."""
+def _watched(served: "Served", asked: "Asked", completions: list[Completion]) -> Iterator[Watch]:
+    """What is not done when the block is left is not wanted any more; what became of the request is counted."""
+    watch = Watch()
     try:
-        yield
+        yield watch
+    except (GeneratorExit, asyncio.CancelledError, _LeftError):
+        watch.outcome = "cancelled"
+        raise
+    except Exception:
+        watch.outcome = "failed"
+        raise
     finally:
         served.worker.cancel(asked)
+        served.metrics.ended(watch, completions)
 
 
-async def _all(asked: "Asked") -> list[Completion]:
+async def _all(asked: "Asked", watch: Watch) -> list[Completion]:
     found: dict[int, Completion] = {}
     async for news in asked.pieces():
+        watch.text_came()
         found |= {index: end for index, _, end in news if end is not None}
     return [found[index] for index in range(len(asked.tickets))]
 
@@ -127,7 +149,7 @@ async def _unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
-            raise RequestError("the client went away", status=499)
+            raise _LeftError("the client went away", status=499)
         return list(doing.result())
     finally:
         doing.cancel()
@@ -145,16 +167,20 @@ async def _events(
     """Server-sent events; what has come meanwhile goes out together."""
     more: dict[str, Any] = {"usage": None} if wants_usage else {}
     completions: list[Completion] = []
-    with _cancelled_at_end(served, asked):
+    with _watched(served, asked, completions) as watch:
         if begun := "".join(_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
             yield begun
         try:
             async for news in asked.pieces():
+                watch.text_came()
                 completions += [end for _, _, end in news if end is not None]
                 choices = [one for index, text, end in news for one in shape.pieces(index, text, end)]
                 if choices:
                     yield "".join(_event(shape.document([one], chunk=True, **more)) for one in choices)
         except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
+            watch.outcome = "failed"
+            if not isinstance(error, LlmctlError | RequestError):
+                _log.exception("a bug while streaming")
             yield _event(error_of(error).body())
             return
         if wants_usage:

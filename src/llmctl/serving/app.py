@@ -71,6 +71,8 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
 
 
 def _add_facts(app: "FastAPI", served: "Served") -> None:
+    from fastapi.responses import Response
+
     from llmctl.serving.problems import RequestError
 
     entry = {"id": served.name, "object": "model", "created": served.created, "owned_by": "llmctl"}
@@ -83,6 +85,13 @@ def _add_facts(app: "FastAPI", served: "Served") -> None:
     async def model(name: str) -> dict[str, Any]:
         served.check_name(name)
         return entry
+
+    served.metrics.follow(served.worker)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        text, kind = served.metrics.text()
+        return Response(text, media_type=kind)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

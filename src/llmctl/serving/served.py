@@ -1,12 +1,13 @@
 """The model that is served, and how a body becomes requests to it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import Request, make_request
 from llmctl.serving.messages import Sampling
+from llmctl.serving.metrics import Metrics
 from llmctl.serving.penalties import Penalties
 from llmctl.serving.problems import RequestError
 
@@ -27,6 +28,7 @@ class Served:
         worker: The thread that computes.
         created: When it was loaded, in seconds since 1970.
         request_seconds: The time of a request.
+        metrics: What is counted.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Served:
     worker: "Worker"
     created: int
     request_seconds: float
+    metrics: Metrics = field(default_factory=Metrics)
 
     def check_name(self, name: str) -> None:
         """Raises a 404 for any other model: names are compared, never looked up."""
