@@ -9,16 +9,26 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
-def served(*arguments: str, python: str = sys.executable, **environment: str) -> Iterator[str]:
-    """The address (http://127.0.0.1:PORT) at which `llmctl serve` answers while the context lasts."""
+def served(
+    *arguments: str, python: str = sys.executable, log_to: Path | None = None, **environment: str
+) -> Iterator[str]:
+    """The address (http://127.0.0.1:PORT) at which `llmctl serve` answers while the context lasts.
+
+    Args:
+        arguments: Of the command.
+        python: What runs it.
+        log_to: Where all that it says is kept.
+        environment: Further variables.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log:
+    with log_to.open("w+") if log_to else tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
             [python, "-m", "llmctl", "serve", *arguments, "--port", str(port)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},

@@ -21,6 +21,7 @@ from llmctl.cli.asking import (
 )
 from llmctl.cli.options import Command, new_app
 from llmctl.cli.render import Output
+from llmctl.cli.serve_log import log_to
 from llmctl.errors import MachineError
 
 if TYPE_CHECKING:
@@ -135,5 +136,6 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) 
         log_config=None,
         timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
     )
+    log_to(output)
     output.note(f"serving {name} at http://{section.host}:{section.port}/v1")
     uvicorn.Server(config).run()

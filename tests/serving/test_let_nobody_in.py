@@ -1,0 +1,169 @@
+"""Who comes in and who does not, of a server that was started as a user starts it."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from support.listening import Answer, answer_on, call, connected
+from support.served import served
+
+KEY = "k3y-of-the-first-client"
+OTHER = "k3y-of-the-second-client"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that runs in a child process."""
+
+    port: int
+    model: Path
+    log: Path
+
+    def call(self, method: str = "GET", path: str = "/v1/models", key: str | None = KEY, **more: Any) -> Answer:
+        headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
+        return call(self.port, method, path, headers=headers, **more)
+
+    def complete(self, **body: Any) -> Answer:
+        return self.call("POST", "/v1/completions", body={"model": "tiny", "prompt": "once", "max_tokens": 2} | body)
+
+
+@pytest.fixture(scope="module")
+def open_to_others(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """Listens on every address, with a file of keys, one more name and one more site."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "keys").write_text(f"# two clients\n{KEY}\n{OTHER}\n")
+    model = tiny_models("llama")
+    settings = ["serve.allowed_hosts=[chat.example]", "serve.allowed_origins=[https://app.example]"]
+    arguments = [str(model), "--model-name", "tiny", "--host", "0.0.0.0", "--api-key-file", str(folder / "keys")]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    with served(*arguments, log_to=folder / "log", LLMCTL_HOME=str(folder), OMP_NUM_THREADS="1") as address:
+        yield Started(int(address.rpartition(":")[2]), model, folder / "log")
+
+
+def test_it_listens_on_the_loopback_by_default_and_needs_no_key_there(tiny_models: Callable[[str], Path]) -> None:
+    with served(str(tiny_models("llama")), "--model-name", "tiny") as address:
+        port = int(address.rpartition(":")[2])
+        listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+        assert listening == {"127.0.0.1"}
+        assert call(port, "GET", "/v1/models").status == 200
+        assert call(port, "GET", "/v1/models", headers={"Host": "evil.example"}).status == 403
+        assert call(port, "GET", "/v1/models", headers={"Origin": "http://evil.example"}).status == 403
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "some-machine"])
+def test_another_address_is_refused_before_anything_is_loaded(run: Callable[..., Any], host: str) -> None:
+    ended = run("serve", "--host", host)
+    assert ended.returncode == 2
+    assert "no API key is set" in ended.stderr
+    assert "--api-key-file" in ended.stderr
+    assert "--no-api-key" in ended.stderr
+
+
+def test_a_key_that_is_no_good_is_refused_and_not_shown(run: Callable[..., Any]) -> None:
+    ended = run("serve", "--host", "0.0.0.0", LLMCTL_API_KEY="hush-hush")
+    assert ended.returncode == 2
+    assert "fewer than 16 characters" in ended.stderr
+    assert "hush" not in ended.stderr + ended.stdout
+
+
+def test_another_address_opens_by_an_explicit_word_or_by_a_key_of_the_environment(
+    tiny_models: Callable[[str], Path],
+) -> None:
+    model = str(tiny_models("llama"))
+    with served(model, "--host", "0.0.0.0", "--no-api-key") as address:
+        assert call(int(address.rpartition(":")[2]), "GET", "/v1/models").status == 200
+    with served(model, "--host", "0.0.0.0", LLMCTL_API_KEY=f"{KEY},{OTHER}") as address:
+        port = int(address.rpartition(":")[2])
+        assert call(port, "GET", "/v1/models").status == 401
+        assert call(port, "GET", "/v1/models", headers={"Authorization": f"Bearer {OTHER}"}).status == 200
+
+
+def test_several_keys_open_and_no_other(open_to_others: Started) -> None:
+    assert [open_to_others.call(key=key).status for key in (KEY, OTHER, None, KEY + "x", "")] == [
+        200,
+        200,
+        401,
+        401,
+        401,
+    ]
+    assert open_to_others.call(path="/health", key=None).status == 200
+    assert [open_to_others.call(path=path, key=None).status for path in ("/metrics", "/openapi.json")] == [401, 401]
+
+
+def test_names_and_sites_are_those_of_the_configuration(open_to_others: Started) -> None:
+    for host, status in (("chat.example", 200), ("10.1.2.3:80", 200), ("evil.example", 403), ("x.chat.example", 403)):
+        assert open_to_others.call(headers={"Host": host}).status == status
+    answer = open_to_others.call(headers={"Origin": "https://app.example"})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://app.example")
+    assert open_to_others.call(headers={"Origin": "https://evil.example"}).status == 403
+
+
+def test_bodies_have_a_size_a_depth_and_a_kind(open_to_others: Started) -> None:
+    path = "/v1/completions"
+    large = b'{"model": "tiny", "prompt": "' + b"x" * (5 << 20) + b'"}'
+    assert open_to_others.call("POST", path, body=large).status == 413
+    assert open_to_others.call("POST", path, body=b"[" * 100_000).status == 400
+    assert open_to_others.call("POST", path, body=b'{"a":' * 100 + b"1" + b"}" * 100).status == 400
+    assert open_to_others.call("POST", path, body=b"{}", headers={"Content-Type": "text/plain"}).status == 415
+    with connected(open_to_others.port) as opened:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        opened.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(5):
+            opened.sendall(b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
+        assert answer_on(opened).status == 413
+    assert open_to_others.complete().status == 200
+
+
+def test_a_model_is_known_by_its_name_alone(open_to_others: Started) -> None:
+    for name in (str(open_to_others.model), "../llama", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        answer = open_to_others.complete(model=name)
+        assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_nothing_secret_is_in_the_log(open_to_others: Started) -> None:
+    path = "/v1/completions?token=query-secret"
+    body = {"model": "tiny", "prompt": "prompt-secret", "max_tokens": 2}
+    assert open_to_others.call("POST", path, body=body).status == 200
+    assert open_to_others.call(key="guessed-secret-key").status == 401
+    assert open_to_others.call("POST", "/v1/completions", body=body | {"n": "value-secret"}).status == 400
+    end = time.monotonic() + 5
+    while "POST /v1/completions 400" not in (text := open_to_others.log.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for secret in (KEY, OTHER, "secret", "Bearer"):
+        assert secret not in text
+    assert "GET /v1/models 401" in text
+
+
+def test_every_answer_has_the_security_headers(open_to_others: Started) -> None:
+    for answer in (open_to_others.complete(), open_to_others.call(key=None), open_to_others.call(path="/nothing")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-store"
+        assert "server" not in answer.headers
+
+
+def test_on_sigterm_answers_are_finished_and_nothing_new_is_taken(tiny_models: Callable[[str], Path]) -> None:
+    with served(str(tiny_models("llama")), "--model-name", "tiny", "--set", "serve.drain_seconds=20") as address:
+        port = int(address.rpartition(":")[2])
+        [child] = [c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
+        body = json.dumps({"model": "tiny", "prompt": "once", "max_tokens": 200, "stream": True}).encode()
+        with connected(port) as opened:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert opened.recv(10)  # it has begun
+            os.kill(child, signal.SIGTERM)
+            rest = b""
+            while piece := opened.recv(65536):
+                rest += piece
+        assert b"data: [DONE]" in rest
+        with pytest.raises(OSError, match="refused"):
+            call(port, "GET", "/health")
