@@ -7,7 +7,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def stream(
 
 
 def stream_request(
-    loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None
+    loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None, own: Sequence[Any] = ()
 ) -> Generator[Chunk, None, None]:
     """`stream` for a request that is made already.
 
@@ -72,11 +72,12 @@ def stream_request(
         loaded: What `load` returned.
         request: What is to be generated.
         reuse: Keys and values of earlier turns. They are used, and those of this turn are kept in it. Beams use none.
+        own: Logits processors of this answer alone, after that of its structure.
     """
     if request.arguments.get("num_beams", 1) > 1:
-        yield _beams(loaded, request)
+        yield _beams(loaded, request, own)
         return
-    job = (_EngineJob if _is_for_engine(loaded, request) else _ModelJob)(loaded, request, reuse=reuse)
+    job = (_EngineJob if _is_for_engine(loaded, request) else _ModelJob)(loaded, request, reuse=reuse, own=own)
     worker = threading.Thread(target=job.run, name="llmctl-generate", daemon=True)
     worker.start()
     try:
@@ -105,8 +106,10 @@ def generate(
 class _Job:
     """One answer in the making in its own thread. Its state: what is ready to be shown, and whether it is to end."""
 
-    def __init__(self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None) -> None:
-        self.loaded, self.request, self.reuse = loaded, request, reuse
+    def __init__(
+        self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None", own: Sequence[Any]
+    ) -> None:
+        self.loaded, self.request, self.reuse, self.own = loaded, request, reuse, own
         self.cancelled = threading.Event()
         self.ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
 
@@ -135,8 +138,10 @@ class _Job:
 class _ModelJob(_Job):
     """One call of `model.generate`. Its state: the answer so far."""
 
-    def __init__(self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None" = None) -> None:
-        super().__init__(loaded, request, reuse=reuse)
+    def __init__(
+        self, loaded: "LoadedModel", request: Request, *, reuse: "KeptCache | None", own: Sequence[Any]
+    ) -> None:
+        super().__init__(loaded, request, reuse=reuse, own=own)
         self.answer = Answer(loaded.tokenizer, request)
         self._raw = RawLogits(loaded.model) if request.logprobs is not None and _is_plain(loaded, request) else None
 
@@ -147,7 +152,7 @@ class _ModelJob(_Job):
             self.loaded, self.request, prefilled_tokens=self.reuse.prefilled_tokens if self.reuse else len(ids)
         )
         with gauge.watching(), self._raw or nullcontext():
-            _run_generate(self.loaded, self.request, self._on_tokens, **more)
+            _run_generate(self.loaded, self.request, self._on_tokens, self.own, **more)
         gains = gauge.gains(len(self.answer.token_ids))
         if self.reuse:
             self.reuse.keep([*ids, *self.answer.token_ids])
@@ -197,7 +202,7 @@ class _EngineJob(_Job):
     def _generate(self) -> None:
         engine = self._engine()
         before = engine.prefilled_tokens
-        engine.add(self, self.request)
+        engine.add(self, self.request, self.own)
         try:
             while not self._step(engine):
                 if self.reuse:
@@ -234,7 +239,11 @@ def _is_for_engine(loaded: "LoadedModel", request: Request) -> bool:
 
 
 def _run_generate(
-    loaded: "LoadedModel", request: Request, on_tokens: Callable[[list[int]], bool] | None, **more: Any
+    loaded: "LoadedModel",
+    request: Request,
+    on_tokens: Callable[[list[int]], bool] | None,
+    own: Sequence[Any],
+    **more: Any,
 ) -> Any:
     """`model.generate` with a criterion that sees every token as it is chosen: one a step, several with a draft."""
     import torch
@@ -255,19 +264,19 @@ def _run_generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             generation_config=generation_config(request.arguments),
-            logits_processor=LogitsProcessorList(processors(request, loaded.tokenizer)),
+            logits_processor=LogitsProcessorList([*processors(request, loaded.tokenizer), *own]),
             stopping_criteria=StoppingCriteriaList([EachToken()]),
             **draft_arguments(loaded, request),
             **more,
         )
 
 
-def _beams(loaded: "LoadedModel", request: Request) -> Chunk:
+def _beams(loaded: "LoadedModel", request: Request, own: Sequence[Any]) -> Chunk:
     """Beam search: no token is final before the end, so there is nothing to stream."""
     started, gauge = time.perf_counter(), Gauge(loaded, request)
     try:
         with gauge.watching():
-            output = _run_generate(loaded, request, None)
+            output = _run_generate(loaded, request, None, own)
     except Exception as error:
         raise explained(error, loaded) from error
     seconds = time.perf_counter() - started

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_size
 from llmctl.generation.engine.fit import why_not
+from llmctl.generation.engine.pages import PAGE_TOKENS
 from llmctl.generation.request import Request
-from llmctl.serving.problems import RequestError
+from llmctl.serving.problems import RequestError, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -143,8 +145,10 @@ class Worker:
             seconds: They are given up after so long.
 
         Raises:
-            RequestError: 429 when too many wait, 503 when the server ends.
+            RequestError: 400 for what can never have room, 429 when too many wait, 503 when the server ends.
         """
+        for request, _ in asking:
+            self._check_fits(request)
         asked = Asked(time.monotonic() + seconds)
         asked.tickets += [Ticket(asked, n, request, processors) for n, (request, processors) in enumerate(asking)]
         with self._changed:
@@ -190,6 +194,17 @@ class Worker:
         """Whether the thread runs and takes requests."""
         return self._thread.is_alive() and not self._ends
 
+    def _check_fits(self, request: Request) -> None:
+        if self._engine is None or not self._engine.can(request):
+            return
+        tokens, room = len(request.ids) + request.budget, self._engine.pages.count * PAGE_TOKENS
+        if tokens > room:
+            raise RequestError(
+                f"prompt and answer may take {tokens} tokens, the server has room for {room}: lower max_tokens",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+
     def _retry_seconds(self) -> int:
         """When there may be room: a guess."""
         return max(1, min(60, len(self._waiting) // 8))
@@ -197,14 +212,16 @@ class Worker:
     # -- the thread
 
     def _run(self) -> None:
-        while self._take_in():
+        while True:
             try:
+                if not self._take_in():
+                    return
                 self._give_out(self._step())
             except LlmctlError as error:
                 self._fail_all(error)
-            except Exception:  # noqa: BLE001 (a bug must not take those down that come after it)
+            except Exception as error:  # noqa: BLE001 (a bug must not take those down that come after it)
                 _log.exception("a bug while generating")
-                self._fail_all(RequestError("the server failed on this request; its log says why", status=500))
+                self._fail_all(error_of(error))
 
     def _take_in(self) -> bool:
         """Wait for something to do; let those in that have room. False when all is over."""
@@ -237,6 +254,9 @@ class Worker:
                 self._begin(ticket)
             except LlmctlError as error:
                 self._give_out([(ticket, "", error)])
+            except Exception as error:  # noqa: BLE001 (it is this request's alone)
+                _log.exception("a bug at the beginning of an answer")
+                self._give_out([(ticket, "", error_of(error))])
 
     def _is_for_engine(self, ticket: Ticket) -> bool:
         return self._engine is not None and self._engine.can(ticket.request)
@@ -253,7 +273,7 @@ class Worker:
             self._engine.add(ticket.number, ticket.request, ticket.processors)
             self._running[ticket.number] = ticket
         else:
-            self._alone = ticket, stream_request(self.loaded, ticket.request)
+            self._alone = ticket, stream_request(self.loaded, ticket.request, own=ticket.processors)
 
     def _leave(self, ticket: Ticket) -> None:
         if self._alone is not None and self._alone[0] is ticket:
@@ -283,7 +303,7 @@ class Worker:
         for ticket, text, end in news:
             by_loop.setdefault(ticket.asked.loop, []).append((ticket, text, end))
         for loop, found in by_loop.items():
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # it was closed: nobody listens
                 loop.call_soon_threadsafe(_put_all, found)
 
     def _fail_all(self, error: Exception) -> None:

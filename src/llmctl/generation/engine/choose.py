@@ -1,5 +1,6 @@
 """From logits to the next token, for each sequence by its own settings and its own seed."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ KNOWN = frozenset(
         "no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id",
     }
 )  # fmt: skip
+_MOST_KEPT = 64
 
 
 class Chooser:
@@ -58,11 +60,12 @@ class Chooser:
 
 
 class Choosers:
-    """Makes choosers for one model. Its state: processors that carry none of their own, kept by their arguments."""
+    """Makes choosers for one model. Its state: processors that carry none of their own, kept by their arguments: the
+    latest, since clients of a server may ask for a temperature of their own each."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._kept: dict[Any, tuple[Any, bool]] = {}
+        self._kept: OrderedDict[Any, tuple[Any, bool]] = OrderedDict()
 
     def make(self, request: Request, more: Sequence[Any] = ()) -> Chooser:
         """A chooser for a request.
@@ -78,6 +81,9 @@ class Choosers:
             key = _without_length(request.arguments)
             if key not in self._kept:
                 self._kept[key] = self._transformers_processors(request, ())
+            self._kept.move_to_end(key)
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
             processors, samples = self._kept[key]
         return Chooser(request.seed, processors, samples=samples, on_cpu=self._model.device.type == "cpu")
 
