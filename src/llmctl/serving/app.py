@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.generation.prompt import encode_prompt
+from llmctl.serving import page
 from llmctl.serving.messages import ChatBody, CompletionBody, TokenizeBody
 from llmctl.serving.problems import answer_errors_in_shape
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmctl.serving.served import Served
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready"}) | page.PATHS
 
 
 def make_app(served: "Served", *, drain_seconds: float = 30.0) -> "FastAPI":
@@ -36,6 +37,7 @@ def make_app(served: "Served", *, drain_seconds: float = 30.0) -> "FastAPI":
     answer_errors_in_shape(app)
     _add_completions(app, served)
     _add_facts(app, served)
+    page.add_page(app)
     return app
 
 
