@@ -9,7 +9,7 @@ PROMPT ?= What is the capital of France?
 CLIENTS := .venv-clients
 KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients
+.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -37,6 +37,12 @@ schemas: $(VENV)/.tests-installed
 
 # Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
 # environment of their own (a few minutes, once), in which llmctl is not.
+# The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
+test-page: $(VENV)/.tests-installed
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "install Chromium: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet playwright axe-playwright-python
+	$(BIN)/python -m pytest -n0 -m browser tests/serving/test_page.py
+
 test-clients: $(VENV)/.tests-installed $(CLIENTS)/.installed
 	LLMCTL_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
 		tests/serving/clients
