@@ -100,10 +100,7 @@ def page(browser: "Browser") -> Iterator["Page"]:
     own = ("http://127.0.0.1:", "blob:http://127.0.0.1:")
     one.on("pageerror", lambda error: wrong.append(str(error)))
     one.on("console", lambda said: wrong.append(said.text) if said.type == "error" and "401" not in said.text else None)
-    one.on(
-        "request",
-        lambda asked: None if asked.url.startswith(("http://127.0.0.1:", "blob:")) else wrong.append(asked.url),
-    )
+    one.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
     one.set_default_timeout(15_000)
     yield one
     context.close()
