@@ -161,9 +161,22 @@ struct Matrix {
 void try_step(const char* isa, int dtype, Size bits) {
     using namespace llmctl;
     const Size hidden = 40, heads = 4, kv_heads = 2, width = 6, turned = 4, inner = 36, words = 21, pages = 8, page = 4;
-    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kMoved, kGate, kUp, kInner, kLast, kEnd, kBuffers };
+    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kMoved, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes };
     const Size widths[] = {hidden, hidden, heads * width, kv_heads * width, kv_heads * width, heads * width, heads * width,
-                           hidden, inner, inner, inner, hidden, hidden};
+                           hidden, inner, inner, inner, hidden, hidden, 3, 8};
+    const Size experts = 3, chosen = 2;  // a mixture, where weights are quantised
+    const auto packed = [&](Size n, Size k) {
+        const Size codes = ceil_div(n, 16) * ceil_div(k, 32) * 64 * bits, scales = ceil_div(n, 16) * ceil_div(k, 32) * 32;
+        std::unique_ptr<uint8_t[]> all(new uint8_t[bits ? experts * (codes + scales) : 1]);
+        for (Size i = 0; bits && i < experts; ++i) {
+            Numbers plain(dtype, n * k);
+            uint8_t* start = all.get() + i * (codes + scales);
+            llmctl_quantize(int(bits), plain.data(), dtype, n, k, start, start + codes, 2);
+        }
+        return all;
+    };
+    const auto there = packed(2 * inner, hidden), and_back = packed(hidden, inner);
+    Matrix router(dtype, experts, hidden, 0);
     Matrix words_in(dtype, words, hidden, bits), q(dtype, heads * width, hidden, bits), k(dtype, kv_heads * width, hidden, bits),
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
@@ -208,6 +221,15 @@ void try_step(const char* isa, int dtype, Size bits) {
     gated.other = kUp, gated.other_stride = inner, gated.flavour = kGeluTanh;
     ops.push_back(down.op(kLinear, kInner, kMoved));
     back();
+    if (bits) {
+        ops.push_back(router.op(kLinear, kNormed, kRouter));
+        Op& route = add(kRoute, kRouter, experts, kRoutes, experts);
+        route.chosen = chosen, route.normalised = 1;
+        Op& mixture = add(kExperts, kNormed, hidden, kMoved, hidden);
+        mixture.other = kRoutes, mixture.chosen = chosen, mixture.width = experts, mixture.k = inner, mixture.bits = bits;
+        mixture.weight = there.get(), mixture.second = and_back.get();
+        back();
+    }
     add(kGather, kX, hidden, kLast, hidden);
     const size_t gathered = ops.size();
     norm(kLast, kEnd, kWeightedNorm);
