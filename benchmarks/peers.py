@@ -50,12 +50,16 @@ class Peer:
 def peers(folder: Path, files: dict[str, Path]) -> list[Peer]:
     """Who takes part, by the size of the weights; llama.cpp where its files are."""
     found = []
-    kinds = ((None, "bfloat16", "F16"), (8, "bitsandbytes int8", "Q8_0"), (4, "bitsandbytes nf4", "Q4_0"))
-    for weights, (bits, ours, theirs) in zip(WEIGHTS, kinds, strict=True):
+    kinds = (
+        (None, {"transformers": "bfloat16", "llmctl": "bfloat16"}, "F16"),
+        (8, {"transformers": "bitsandbytes int8", "llmctl": "8-bit"}, "Q8_0"),
+        (4, {"transformers": "bitsandbytes nf4", "llmctl": "4-bit"}, "Q4_0"),
+    )
+    for weights, (bits, storages, gguf) in zip(WEIGHTS, kinds, strict=True):
         arguments = {"folder": str(folder), "dtype": "bfloat16", "bits": bits}
-        found += [Peer(weights, program, ours, arguments) for program in ("transformers", "llmctl")]
-        if theirs in files:
-            found.append(Peer(weights, "llama.cpp", theirs, {"file": str(files[theirs])}))
+        found += [Peer(weights, program, storage, arguments) for program, storage in storages.items()]
+        if gguf in files:
+            found.append(Peer(weights, "llama.cpp", gguf, {"file": str(files[gguf])}))
     return found
 
 

@@ -25,14 +25,15 @@ _DECODE_SHARES = {
     ("cpu", 16): (0.3, 0.85),
     ("cpu", 8): (0.01, 0.03),
     ("cpu", 4): (0.01, 0.03),
-    ("cpu with kernels", 8): (0.3, 0.9),
-    ("cpu with kernels", 4): (0.25, 0.9),
+    ("cpu with kernels", 16): (0.5, 1.0),
+    ("cpu with kernels", 8): (0.5, 1.0),
+    ("cpu with kernels", 4): (0.4, 1.0),
     ("cpu with AVX-512", 16): (0.3, 0.85),
     ("cpu with AVX-512", 8): (0.12, 0.4),
     ("cpu with AVX-512", 4): (0.1, 0.35),
 }
 # billions of operations a second and core, on a CPU, while reading a prompt
-_CPU_GIGAFLOPS = {"bf16 instructions": (80.0, 200.0), "bfloat16": (12.0, 30.0), "float32": (25.0, 70.0)}
+_CPU_GIGAFLOPS = {"bf16 instructions": (80.0, 240.0), "bfloat16": (12.0, 30.0), "float32": (25.0, 70.0)}
 _GPU_PREFILL_SHARE = (0.2, 0.6)
 # Launching the kernels of one block from Python takes about this long on a GPU, seconds.
 _BLOCK_LAUNCH = (0.0002, 0.0006)
@@ -74,7 +75,8 @@ def estimate_speed(
     resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not on_gpu)
     spilled = sum(plan.memory.weights.values()) - resident
     has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
-    shares = "cpu with kernels" if is_packed(plan.quantization(info)) else "cpu with AVX-512" if has_avx512 else kind
+    has_kernels = is_packed(plan.quantization(info)) or (plan.uses_kernels and bits == 16)
+    shares = "cpu with kernels" if has_kernels else "cpu with AVX-512" if has_avx512 else kind
     low, high = _DECODE_SHARES[shares, bits]
     moved = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
     bus = spilled * active / _SPILL_BANDWIDTH
