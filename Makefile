@@ -7,9 +7,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PROMPT ?= What is the capital of France?
 CLIENTS := .venv-clients
+FUZZ := .venv-fuzz
 KERNELS := src/llmctl/kernels/native
 
-.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page
+.PHONY: run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -52,6 +53,20 @@ $(CLIENTS)/.installed: tests/serving/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
+# 2,000 and more requests that Schemathesis makes up from the server's own OpenAPI: no 5xx, and answers as described
+serve-fuzz: $(VENV)/.tests-installed $(FUZZ)/.installed
+	LLMCTL_SCHEMATHESIS=$(abspath $(FUZZ)/bin/schemathesis) $(BIN)/python -m pytest -n0 -q -s tests/serving/test_fuzz.py
+
+$(FUZZ)/.installed:
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip --disable-pip-version-check install --quiet "schemathesis>=4.32,<5"
+	@touch $@
+
+# 64 clients for three minutes, a tenth of them leaving: right answers, steady memory, and transformers serve beside it
+serve-load: $(VENV)/.tests-installed
+	$(PIP) "transformers[serving]"
+	$(BIN)/python benchmarks/serve.py
+
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n0 -q -s -m "" tests/plan/test_accuracy.py
@@ -84,4 +99,4 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) build .mypy_cache .ruff_cache .pytest_cache

@@ -8,6 +8,7 @@ from llmctl._version import __version__
 from llmctl.generation.prompt import encode_prompt
 from llmctl.serving import page
 from llmctl.serving.messages import ChatBody, CompletionBody, TokenizeBody
+from llmctl.serving.openapi import description
 from llmctl.serving.problems import answer_errors_in_shape
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def make_app(served: "Served", *, drain_seconds: float = 30.0) -> "FastAPI":
     _add_completions(app, served)
     _add_facts(app, served)
     page.add_page(app)
+    app.openapi = description(app, served.name)  # type: ignore[method-assign]
     return app
 
 
@@ -73,7 +75,7 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
 
 
 def _add_facts(app: "FastAPI", served: "Served") -> None:
-    from fastapi.responses import Response
+    from fastapi.responses import PlainTextResponse, Response
 
     from llmctl.serving.problems import RequestError
 
@@ -90,7 +92,7 @@ def _add_facts(app: "FastAPI", served: "Served") -> None:
 
     served.metrics.follow(served.worker)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         text, kind = served.metrics.text()
         return Response(text, media_type=kind)

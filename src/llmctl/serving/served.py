@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
     from llmctl.serving.worker import Worker
 
+_COLDEST = 0.01  # below it logits may overflow; the likeliest token is all but certain there
 _OWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -53,6 +54,8 @@ class Served:
     ) -> "LoadedModel":
         """The model, answering as a body asks."""
         values: dict[str, Any] = {name: value for name in _OWN if (value := getattr(body, name)) is not None}
+        if 0 < values.get("temperature", 0) < _COLDEST:
+            values["temperature"] = _COLDEST
         if max_tokens is not None:
             values["max_new_tokens"] = max_tokens
         if body.stops:
