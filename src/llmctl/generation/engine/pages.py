@@ -9,7 +9,7 @@ the room is needed, or too many are kept, the longest unused first.
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PAGE_TOKENS = 16
@@ -64,7 +64,8 @@ class Pages:
         self._idle: OrderedDict[int, None] = OrderedDict()  # held by nobody, contents kept, longest unused first
         self._known: dict[Beginning, int] = {}
         self._contents: dict[int, _Contents] = {}
-        self._after: dict[Beginning, dict[int, None]] = {}  # pages that go on from a beginning
+        # pages that go on from a beginning with a token
+        self._after: dict[tuple[Beginning, int], dict[int, None]] = {}
 
     @property
     def free(self) -> int:
@@ -135,10 +136,8 @@ class Pages:
             found.append(page)
             before = beginning
         rest = ids[len(found) * self.page_tokens : len(ids) - 1]
-        agreeing = {page: _common(self._contents[page].ids, rest) for page in self._after.get(before, ())}
+        agreeing = {page: _common(self._contents[page].ids, rest) for page in self._going_on(before, rest)}
         partial = max(agreeing, key=agreeing.__getitem__, default=None)
-        if partial is not None and not agreeing[partial]:
-            partial = None
         shared = Shared(found, partial, agreeing[partial] if partial is not None else 0)
         for page in shared.held:
             self._holders[page] = self._holders.get(page, 0) + 1
@@ -154,20 +153,24 @@ class Pages:
 
     def _has(self, before: Beginning, ids: tuple[int, ...]) -> bool:
         """Whether a page holds these tokens after that beginning. The same text a hundred times fills one page."""
-        return any(self._contents[page].ids[: len(ids)] == ids for page in self._after.get(before, ()))
+        return any(self._contents[page].ids[: len(ids)] == ids for page in self._going_on(before, ids))
+
+    def _going_on(self, before: Beginning, ids: Sequence[int]) -> Iterable[int]:
+        """Pages that agree in the first token of `ids` at the least."""
+        return self._after.get((before, ids[0]), ()) if ids else ()
 
     def _keep(self, page: int, contents: _Contents) -> None:
         self._contents[page] = contents
-        self._after.setdefault(contents.before, {})[page] = None
+        self._after.setdefault((contents.before, contents.ids[0]), {})[page] = None
 
     def _forget(self, page: int) -> None:
         contents = self._contents.pop(page, None)
         if contents is None:
             return
-        siblings = self._after[contents.before]
-        del siblings[page]
-        if not siblings:
-            del self._after[contents.before]
+        place = (contents.before, contents.ids[0])
+        del self._after[place][page]
+        if not self._after[place]:
+            del self._after[place]
         if contents.beginning is not None:
             del self._known[contents.beginning]
 
