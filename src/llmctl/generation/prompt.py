@@ -59,13 +59,13 @@ def encode_prompts(
     for place, (prompt, chat) in enumerate(prompts):
         try:
             if uses_template(tokenizer, chat, prompt):
-                renders[place] = _rendering(tokenizer, prompt, chat, tools)
+                renders[place] = rendering(tokenizer, prompt, chat, tools)
             else:
                 found[place] = _encode_raw(tokenizer, str(prompt), chat)
         except LlmctlError as error:
             found[place] = error
     for place, outcome in zip(renders, run_bounded_each(list(renders.values())), strict=True):
-        found[place] = _explained(outcome) if isinstance(outcome, Exception) else outcome
+        found[place] = template_trouble(outcome) if isinstance(outcome, Exception) else outcome
     return [ids for ids in found if ids is not None]
 
 
@@ -101,7 +101,7 @@ def template_text(chat: ChatSection) -> str | None:
         raise UserError(f"chat.template: {file} cannot be read: {error}") from error
 
 
-def _rendering(
+def rendering(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: "str | Messages",
     chat: ChatSection,
@@ -129,7 +129,7 @@ def _rendering(
     return render
 
 
-def _explained(error: Exception) -> LlmctlError:
+def template_trouble(error: Exception) -> LlmctlError:
     """Why a template gave no prompt, in words."""
     explained: LlmctlError
     if isinstance(error, TooMuchError):

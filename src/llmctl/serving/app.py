@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
-from llmctl.generation.prompt import encode_prompt
 from llmctl.serving import page
 from llmctl.serving.messages import ChatBody, CompletionBody, TokenizeBody
 from llmctl.serving.openapi import description
@@ -30,9 +29,11 @@ def make_app(served: "Served", *, drain_seconds: float = 30.0) -> "FastAPI":
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        served.prompts.start()
         served.worker.start()
         yield
         await served.worker.drain(drain_seconds)
+        served.prompts.close()
 
     app = FastAPI(title="llmctl", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     answer_errors_in_shape(app)
@@ -70,7 +71,7 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
             prompt = [message.plain() for message in body.messages]
         else:
             config = config.model_copy(update={"raw": True, "system": None})
-        ids = await asyncio.to_thread(encode_prompt, served.loaded.tokenizer, prompt, config)
+        ids = await asyncio.to_thread(served.prompts.encode, prompt, config)
         return {"count": len(ids), "max_model_len": served.loaded.context_length, "tokens": ids}
 
 

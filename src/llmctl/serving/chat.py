@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
 from llmctl.generation.constrain import check_for
-from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.reasoning import ReasoningSplitter
 from llmctl.generation.scores import token_text
 from llmctl.generation.tools import ToolUse, whole
@@ -44,7 +43,7 @@ def _asking(served: "Served", body: ChatBody) -> tuple[Asking, "_Chat", int]:
     tokenizer, config = served.loaded.tokenizer, served.loaded.config
     use = asked_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.plain() for message in body.messages])
-    ids = encode_prompt(tokenizer, messages, config.chat, **arguments)
+    ids = served.prompts.encode(messages, config.chat, **arguments)
     tail = str(tokenizer.decode(ids[-_TAIL_TOKENS:]))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     model = served.settings(

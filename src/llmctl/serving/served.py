@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.adjust import with_generation
@@ -10,6 +11,7 @@ from llmctl.serving.messages import Sampling
 from llmctl.serving.metrics import Metrics
 from llmctl.serving.penalties import Penalties
 from llmctl.serving.problems import RequestError
+from llmctl.serving.prompts import Prompts
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
@@ -38,6 +40,11 @@ class Served:
     created: int
     request_seconds: float
     metrics: Metrics = field(default_factory=Metrics)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Renders conversations."""
+        return Prompts(self.loaded.tokenizer)
 
     def check_name(self, name: str) -> None:
         """Raises a 404 for any other model: names are compared, never looked up."""
