@@ -40,6 +40,7 @@ FLOORS = {
     "doctor": 9,
     "export": 9,
     "replay": 10,
+    "serving": 10,
     "bench": 10,
     "serving": 10,
     "script": 10,

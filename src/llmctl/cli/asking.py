@@ -54,6 +54,8 @@ FLAGS = {
     "api_key_file": "serve.api_key_file",
     "no_api_key": "serve.no_api_key",
     "model_name": "serve.model_name",
+    "engine": "engine",
+    "vllm_python": "vllm.python",
 }
 
 ModelOption = Annotated[
@@ -138,6 +140,11 @@ ChoicesOption = Annotated[
 ]
 GrammarOption = Annotated[
     str | None, typer.Option("--grammar", help="Answer by a Lark grammar: a file, or its text.", show_default=False)
+]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="transformers or vllm.", show_default=False)]
+VllmPythonOption = Annotated[
+    str | None,
+    typer.Option("--vllm-python", help="The Python of the environment that has vLLM.", show_default=False),
 ]
 SeedOption = Annotated[str | None, typer.Option("--seed", help="The seed of everything random.", show_default=False)]
 

@@ -1,8 +1,9 @@
 """`llmctl config`."""
 
 import json
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +12,13 @@ from llmctl.cli.asking import (
     ConfigOption,
     DeviceMapOption,
     DtypeOption,
+    EngineOption,
     ModelOption,
     QuantOption,
     RevisionOption,
     SeedOption,
     SetOption,
+    VllmPythonOption,
     settings_asked,
 )
 from llmctl.cli.options import Command, new_app
@@ -23,9 +26,14 @@ from llmctl.cli.render import Output
 from llmctl.config.document import starter_file
 from llmctl.config.layers import LOCAL_FILE, Settings, read_only_file
 from llmctl.config.schema import Config, all_keys
-from llmctl.errors import UserError
+from llmctl.errors import EXIT_NO, LlmctlError, UserError
+
+if TYPE_CHECKING:
+    from llmctl.serving.vllm.found import Vllm
+    from llmctl.serving.vllm.translate import Translation
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_EXPLAINED = "0.32"
 app = new_app(help="Show, check and write configuration files.", group=True)
 
 
@@ -111,6 +119,79 @@ def init(
         output.document("llmctl.init/1", {"file": str(file)})
     else:
         output.line(str(file))
+
+
+@app.command(cls=Command)
+def explain(
+    ctx: typer.Context,
+    engine: EngineOption = None,
+    vllm_python: VllmPythonOption = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    config: ConfigOption = None,
+    quant: QuantOption = None,
+    dtype: DtypeOption = None,
+    attn: AttentionOption = None,
+    device_map: DeviceMapOption = None,
+    seed: SeedOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Show the command that serves a configuration with vLLM, and what becomes of each key.
+
+    Nothing is started or downloaded. The exit code is 1 where vLLM cannot be told a key.
+
+    Example:
+
+      llmctl config explain --engine vllm --config configs/llama3-70b-two-machines.yaml
+    """
+    from llmctl.serving.vllm.found import find_vllm
+    from llmctl.serving.vllm.target import locate_here, make_target
+    from llmctl.serving.vllm.translate import translate
+
+    output: Output = ctx.obj
+    settings = settings_asked(ctx)
+    if settings.config.engine != "vllm":
+        raise UserError(
+            "this explains --engine vllm", hint="what transformers gets: llmctl plan, or llmctl load --show-code"
+        )
+    vllm = None
+    try:
+        vllm = find_vllm(settings.config.vllm.python)
+        output.note(f"vLLM {vllm.version} of {vllm.python}")
+    except LlmctlError as error:
+        output.note(f"{error.message}: explained for vLLM {_EXPLAINED}")
+    located = locate_here(settings)
+    if located is None:
+        output.note("the model is not on this machine: its generation_config.json is taken to be empty")
+    translation = translate(settings.config, make_target(settings, vllm, located, offline=True))
+    _explain(output, settings, translation, vllm)
+    if translation.problems(settings):
+        raise typer.Exit(EXIT_NO)
+
+
+def _explain(output: Output, settings: Settings, translation: "Translation", vllm: "Vllm | None") -> None:
+    """The command, and each key."""
+    command = [*(vllm.command if vllm else ("vllm", "serve")), *translation.arguments]
+    words = {"argument": "translated", "idle": "not needed", "problem": "not possible"}
+    if output.as_json:
+        keys = [
+            {
+                "key": one.key,
+                "value": one.value if not hasattr(one.value, "model_dump") else one.value.model_dump(mode="json"),
+                "from": settings.origin(one.key),
+                "outcome": words[one.said.kind],
+                "how": one.said.text,
+            }
+            for one in translation.keys
+        ]
+        body = {"command": command, "environment": dict(translation.environment), "keys": keys}
+        output.document("llmctl.explain/1", {**body, "possible": not translation.problems(settings)})
+        return
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in translation.environment.items())
+    output.line(f"{variables} {shlex.join(command)}")
+    output.heading("")
+    rows = [(one.key, settings.origin(one.key), words[one.said.kind], one.said.text) for one in translation.keys]
+    output.table(("key", "from", "", "how, or why not"), rows)
 
 
 @app.command(cls=Command)

@@ -11,6 +11,7 @@ from llmctl.config.schema import (
     TokenizerSection,
 )
 from llmctl.config.structure import StructureSection
+from llmctl.config.vllm import VllmSection
 
 __all__ = [
     "ChatSection",
@@ -22,6 +23,7 @@ __all__ = [
     "Settings",
     "StructureSection",
     "TokenizerSection",
+    "VllmSection",
     "read_settings",
     "settings_from_mapping",
 ]

@@ -201,6 +201,8 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
 
 def _beside(path: Path, key: str, value: Any) -> Any:
     """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
+    if key == "vllm.python" and isinstance(value, str) and value.startswith(("./", "../")):
+        return str(path.parent.absolute() / value)  # not resolved: a venv's python is a link that means the venv
     if key == "model.adapters" and isinstance(value, list):
         return [_beside(path, key, one) for one in value]
     if key == "model.adapters" and isinstance(value, dict) and "id" in value:
@@ -334,6 +336,8 @@ def _message(key: str, item: Any, value: Any) -> str:
         close = difflib.get_close_matches(str(value), expected, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""
         return f"must be one of {', '.join(expected)}, it is {shown}{meant}"
+    if key == "vllm.extra" and kind == "value_error":  # its values may hold what must not be shown
+        return str(context.get("error", item["msg"]))
     if kind == "value_error":
         return f"{context.get('error', item['msg'])}; it is {shown}"
     plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from llmctl.config.section import Section as _Section
 from llmctl.config.serve import ServeSection
 from llmctl.config.structure import StructureSection
+from llmctl.config.vllm import VllmSection
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
@@ -382,6 +383,10 @@ class Config(_Section):
     chat: ChatSection = Field(default_factory=ChatSection, description="How a prompt becomes a conversation.")
     serve: ServeSection = Field(
         default_factory=ServeSection, description="Where the server listens, who may use it, and how much it takes on."
+    )
+    vllm: VllmSection = Field(default_factory=VllmSection, description="What only vLLM has.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What computes for llmctl serve and generate --input: transformers here, or vLLM."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="The seed of everything random (transformers.set_seed).")
     deterministic: bool = Field(
