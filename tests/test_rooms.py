@@ -42,7 +42,6 @@ FLOORS = {
     "replay": 10,
     "serving": 10,
     "bench": 10,
-    "serving": 10,
     "script": 10,
     "api": 10,
     "": 11,  # llmctl itself: resolves the public names

