@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,7 +18,7 @@ from llmctl.errors import UserError
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.keys import Identity
-    from llmctl.generation.batch.run import Sink, Tally
+    from llmctl.generation.batch.run import Compute, Sink, Tally
     from llmctl.loader import LoadedModel, Prepared
 
 
@@ -56,7 +56,6 @@ def batch(
     Raises:
         LlmctlError: the files, the model or the machine are in the way. What is answered is kept.
     """
-    from llmctl.generation.batch.keys import identity
     from llmctl.generation.batch.rows import count_rows, input_format, read_rows
     from llmctl.generation.batch.run import run_batch
     from llmctl.manifest import make_manifest
@@ -64,11 +63,11 @@ def batch(
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
     kind = input_format(None if str(files.input) == "-" else files.input, files.input_format)
-    with _opened(files) as stream:
+    with ExitStack() as stack:
+        stream = stack.enter_context(_opened(files))
         rows = read_rows(stream, kind, column=files.column)
-        prepared = prepare_model(output, settings, offline=offline)
-        with hashing(output, prepared.located):
-            run = identity(prepared)
+        computer = stack.enter_context(_computer(output, settings, offline=offline, with_manifest=with_manifest))
+        prepared, run = computer.prepared, computer.run
         progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
         started = time.monotonic()
         manifest: dict[str, Any] | None = None
@@ -76,10 +75,10 @@ def batch(
 
             def ready() -> "LoadedModel":
                 nonlocal manifest
-                loaded = _load(output, prepared)
+                loaded = computer.load()
                 gentle.begin()
                 progress.begin()
-                if output.as_json:
+                if output.as_json and computer.engine == "transformers":
                     manifest = make_manifest(loaded).document()
                 return loaded
 
@@ -96,13 +95,53 @@ def batch(
                 on_pass=on_pass,
                 with_ids=with_ids,
                 with_manifest=with_manifest,
+                compute=computer.compute,
             )
     seconds = time.monotonic() - started
     _tell(output, files, tally, seconds=progress.seconds)
     if output.as_json:
         body = _summary(files, tally, prepared, seconds=seconds, computing=progress.seconds)
-        output.document("llmctl.batch/1", {**body, "manifest": manifest})
+        output.document("llmctl.batch/1", {**body, "engine": computer.engine, "manifest": manifest})
     return not tally.errors
+
+
+@dataclass(frozen=True)
+class Computer:
+    """What computes a batch.
+
+    Attributes:
+        prepared: The model.
+        run: What the keys of the run end with.
+        load: Makes the model ready; called when the first row needs it.
+        compute: What computes the answers.
+        engine: Its name.
+    """
+
+    prepared: "Prepared"
+    run: "Identity"
+    load: "Callable[[], LoadedModel]"
+    compute: "Compute"
+    engine: str = "transformers"
+
+
+@contextmanager
+def _computer(output: Output, settings: Settings, *, offline: bool, with_manifest: bool) -> Iterator[Computer]:
+    """What the settings ask to compute with: transformers in this process, or vLLM, which ends with the context."""
+    from llmctl.generation.batch.answers import answers
+    from llmctl.generation.batch.keys import identity
+
+    if settings.config.engine == "vllm":
+        from llmctl.cli.batch_vllm import vllm_computer
+
+        if with_manifest:
+            raise UserError("--manifest is for transformers: llmctl replay does not run vLLM", hint="leave it away")
+        with vllm_computer(output, settings, offline=offline) as computer:
+            yield computer
+        return
+    prepared = prepare_model(output, settings, offline=offline)
+    with hashing(output, prepared.located):
+        run = identity(prepared)
+    yield Computer(prepared, run, lambda: _load(output, prepared), answers)
 
 
 def _load(output: Output, prepared: "Prepared") -> "LoadedModel":

@@ -22,6 +22,7 @@ from llmctl.cli.asking import (
     DeviceMapOption,
     DraftOption,
     DtypeOption,
+    EngineOption,
     GrammarOption,
     JsonSchemaOption,
     LogprobsOption,
@@ -37,6 +38,7 @@ from llmctl.cli.asking import (
     SeedOption,
     SetOption,
     TrustOption,
+    VllmPythonOption,
     prepare_model,
     settings_asked,
 )
@@ -132,13 +134,15 @@ def generate(
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
     overcommit: OvercommitOption = None,
+    engine: EngineOption = None,
+    vllm_python: VllmPythonOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Generate text from a prompt.
 
     The prompt comes from --prompt, --prompt-file or standard input; where several are given they are joined, standard
     input last. The model's chat template is used when it has one. Words appear as they come. --input answers a file
-    of prompts; a run that was stopped goes on when the same command runs again.
+    of prompts; a run that was stopped goes on when the same command runs again. With --engine vllm, vLLM computes them.
 
     Examples:
 
@@ -163,6 +167,8 @@ def generate(
         if not batch(output, settings, files, offline=offline, with_ids=token_ids, with_manifest=manifest):
             raise typer.Exit(EXIT_NO)
         return
+    if settings.config.engine == "vllm":
+        raise UserError("--engine vllm answers files of prompts: --input FILE", hint="for one prompt: --engine transformers")
     if output_file is not None:
         raise UserError("--output is for the answers to --input FILE", hint="or send standard output there: > FILE")
     answer(output, settings, read_prompt(prompt, prompt_file), count=num_return, offline=offline)

@@ -35,6 +35,7 @@ class Made:
     request: Request
 
 
+Outcome = tuple[Row, Completion | LlmctlError, Made | None]  # what became of a row, and from what
 WINDOW = 256  # rows whose prompts are rendered in one child
 
 
@@ -80,7 +81,7 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
 
 def answers(
     loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
-) -> Iterator[tuple[Row, Completion | LlmctlError, Made | None]]:
+) -> Iterator[Outcome]:
     """What becomes of rows, in the order in which they are finished, and from what; each row's errors are its own.
 
     Args:
@@ -93,7 +94,7 @@ def answers(
     """
     engine = engine_for(loaded)
     alone = 0  # tokens that the engine has not generated
-    requests = _requests(loaded, iter(rows))
+    requests = requests_of(loaded, iter(rows))
     under_way: dict[int, Made] = {}
     try:
         while True:
@@ -135,7 +136,7 @@ def _alone(loaded: "LoadedModel", request: Request, on_piece: Callable[[int], No
     return completion
 
 
-def _requests(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
+def requests_of(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
     """The requests that rows mean, or what is wrong with them."""
 
     @lru_cache(maxsize=256)

@@ -6,13 +6,14 @@ quantisation. So a file of answers shows whether it was made with the settings a
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.prompt import template_text
-from llmctl.hashes import model_files
+from llmctl.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel, Prepared
@@ -38,8 +39,12 @@ class Identity:
     model: str
 
 
-def identity(of: "Prepared | LoadedModel") -> Identity:
+def identity(of: "Prepared | LoadedModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
     """The identity of a run. The files of a local folder are hashed, once; of a Hub model the commit is enough.
+
+    Args:
+        of: The model.
+        engine: What computes instead of transformers, and how.
 
     Raises:
         OSError: a file of the model cannot be read.
@@ -62,6 +67,12 @@ def identity(of: "Prepared | LoadedModel") -> Identity:
         "attn_implementation": arguments.get("attn_implementation"),
         "quantization": arguments.get("quantization_config"),
     }
+    if of.adapters:
+        model["adapters"] = [
+            (one.commit or [(file.path, file.digest) for file in adapter_files(one)], one.scale) for one in of.adapters
+        ]
+    if engine is not None:
+        model["engine"] = dict(engine)
     return Identity(_hash(settings, SETTINGS_DIGITS), _hash(model, MODEL_DIGITS))
 
 

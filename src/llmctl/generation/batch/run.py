@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.errors import LlmctlError
-from llmctl.generation.batch.answers import Made, answers, in_one_line
+from llmctl.generation.batch.answers import Made, Outcome, answers, in_one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion
@@ -50,6 +50,15 @@ class Tally:
     replaced: int = 0
 
 
+class Compute(Protocol):
+    """What computes: `answers` here, or another engine elsewhere."""
+
+    def __call__(
+        self, loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None]
+    ) -> Iterator[Outcome]:
+        """What becomes of rows, as `answers` says it."""
+
+
 class Listener(Protocol):
     """Who is told how it goes."""
 
@@ -73,6 +82,7 @@ def run_batch(
     on_pass: Callable[[int], None] = lambda _: None,
     with_ids: bool = False,
     with_manifest: bool = False,
+    compute: Compute = answers,
 ) -> Tally:
     """Answer every row that has no answer yet, and finish the output.
 
@@ -86,6 +96,7 @@ def run_batch(
             answered is kept.
         with_ids: Whether answers have their token ids.
         with_manifest: Whether each carries what runs it again: its prompt's ids as well, and its manifest.
+        compute: What computes the answers.
 
     Raises:
         LlmctlError: the model cannot be loaded, or the output cannot be written. What is answered is kept.
@@ -96,7 +107,7 @@ def run_batch(
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, outcome, made in answers(loaded, chain([first], pending), on_pass=on_pass):
+        for row, outcome, made in compute(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
             elif made is not None:

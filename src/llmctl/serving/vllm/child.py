@@ -21,6 +21,7 @@ from llmctl.serving.vllm.trouble import explain, last_lines, newest_message
 
 GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+_END_SHOWS_SECONDS = 10.0
 _NANNY = Path(__file__).with_name("nanny.py")
 _ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 (what is asked, not what is done)
 
@@ -111,6 +112,15 @@ class Child:
         code = self._process.poll()
         if code is not None:
             raise self._ended(code)
+
+    def check_well(self) -> None:
+        """Raise what it ended with, or that it does not answer any more; a moment is left for its end to show."""
+        deadline = time.monotonic() + _END_SHOWS_SECONDS
+        while not self._answers():
+            self.check()
+            if time.monotonic() > deadline:
+                raise MachineError("vLLM does not answer any more", hint=f"its log: {self.start.log}")
+            time.sleep(_POLL_SECONDS)
 
     def end(self) -> None:
         """End it, and wait until it and what it started are gone. Twice does no harm."""
