@@ -82,7 +82,7 @@ def run_batch(
     on_pass: Callable[[int], None] = lambda _: None,
     with_ids: bool = False,
     with_manifest: bool = False,
-    compute: Compute = answers,
+    compute: Compute | None = None,
 ) -> Tally:
     """Answer every row that has no answer yet, and finish the output.
 
@@ -96,7 +96,7 @@ def run_batch(
             answered is kept.
         with_ids: Whether answers have their token ids.
         with_manifest: Whether each carries what runs it again: its prompt's ids as well, and its manifest.
-        compute: What computes the answers.
+        compute: What computes the answers; transformers here where it is left away.
 
     Raises:
         LlmctlError: the model cannot be loaded, or the output cannot be written. What is answered is kept.
@@ -107,7 +107,7 @@ def run_batch(
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, outcome, made in compute(loaded, chain([first], pending), on_pass=on_pass):
+        for row, outcome, made in (compute or answers)(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
             elif made is not None:
