@@ -150,6 +150,7 @@ def explain(
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
+    serve = settings.config.serve
     if settings.config.engine != "vllm":
         raise UserError(
             "this explains --engine vllm", hint="what transformers gets: llmctl plan, or llmctl load --show-code"
@@ -163,7 +164,9 @@ def explain(
     located = locate_here(settings)
     if located is None:
         output.note("the model is not on this machine: its generation_config.json is taken to be empty")
-    translation = translate(settings.config, make_target(settings, vllm, located, offline=True))
+    translation = translate(
+        settings.config, make_target(settings, vllm, located, host=serve.host, port=serve.port, offline=True)
+    )
     _explain(output, settings, translation, vllm)
     if translation.problems(settings):
         raise typer.Exit(EXIT_NO)
@@ -171,7 +174,10 @@ def explain(
 
 def _explain(output: Output, settings: Settings, translation: "Translation", vllm: "Vllm | None") -> None:
     """The command, and each key."""
-    command = [*(vllm.command if vllm else ("vllm", "serve")), *translation.arguments]
+    from llmctl.serving.vllm.found import serving
+
+    said = translation.arguments
+    command = list(vllm.command(said) if vllm else ("vllm", *serving(said)))
     words = {"argument": "translated", "idle": "not needed", "problem": "not possible"}
     if output.as_json:
         keys = [

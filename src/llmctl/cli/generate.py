@@ -168,7 +168,9 @@ def generate(
             raise typer.Exit(EXIT_NO)
         return
     if settings.config.engine == "vllm":
-        raise UserError("--engine vllm answers files of prompts: --input FILE", hint="for one prompt: --engine transformers")
+        raise UserError(
+            "--engine vllm answers files of prompts: --input FILE", hint="for one prompt: --engine transformers"
+        )
     if output_file is not None:
         raise UserError("--output is for the answers to --input FILE", hint="or send standard output there: > FILE")
     answer(output, settings, read_prompt(prompt, prompt_file), count=num_return, offline=offline)

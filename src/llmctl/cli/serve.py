@@ -11,11 +11,13 @@ from llmctl.cli.asking import (
     DeterministicOption,
     DeviceMapOption,
     DtypeOption,
+    EngineOption,
     OfflineOption,
     QuantOption,
     RevisionOption,
     SetOption,
     TrustOption,
+    VllmPythonOption,
     prepare_model,
     settings_asked,
 )
@@ -59,6 +61,8 @@ def serve(
     deterministic: DeterministicOption = None,
     assignments: SetOption = None,
     trust_remote_code: TrustOption = None,
+    engine: EngineOption = None,
+    vllm_python: VllmPythonOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Serve a model to OpenAI clients and browsers.
@@ -70,6 +74,8 @@ def serve(
       llmctl serve Qwen/Qwen3-4B --quant 4bit --port 8080
 
       llmctl serve --host 0.0.0.0 --api-key-file keys.txt
+
+      llmctl serve --config configs/llama3-70b-two-machines.yaml --engine vllm
     """
     from llmctl.loader import load_prepared
 
@@ -77,6 +83,11 @@ def serve(
     settings = settings_asked(ctx)
     section = settings.config.serve
     rules = rules_of(settings)
+    if settings.config.engine == "vllm":
+        from llmctl.cli.serve_vllm import serve_vllm
+
+        serve_vllm(output, settings, rules, offline=offline)
+        return
     _check_packages()
     prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):

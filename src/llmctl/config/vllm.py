@@ -26,8 +26,10 @@ _SAID_ELSEWHERE = {
     "default_chat_template_kwargs": "chat.template_kwargs",
     "host": "serve.host",
     "port": "serve.port",
-    "served_model_name": "model.id",
+    "served_model_name": "serve.model_name",
     "allowed_origins": "serve.allowed_origins",
+    "max_num_seqs": "serve.max_sequences",
+    "shutdown_timeout": "serve.drain_seconds",
     "tensor_parallel_size": "vllm.tensor_parallel_size",
     "pipeline_parallel_size": "vllm.pipeline_parallel_size",
     "distributed_executor_backend": "vllm.distributed_executor_backend",
@@ -90,7 +92,7 @@ class VllmSection(Section):
     )
     extra: dict[str, ArgumentValue] = Field(
         {},
-        description="Other arguments of vllm serve by their names: {enforce_eager: true, max_num_seqs: 64}.",
+        description="Other arguments of vllm serve by their names: {enforce_eager: true, swap_space: 8}.",
     )
 
     @field_validator("extra")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,18 @@ class Vllm:
             return "cpu"
         return "cuda" if self.distribution == "vllm" and "+" not in self.version else None
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """What starts its server, up to the arguments."""
+    def command(self, arguments: Sequence[str]) -> tuple[str, ...]:
+        """What starts its server."""
         if self.distribution == "vllm":
-            return (self.python, "-m", "vllm.entrypoints.cli.main", "serve")
-        return (self.python, "-m", "vllm.entrypoints.openai.api_server")
+            return (self.python, "-m", "vllm.entrypoints.cli.main", *serving(arguments))
+        return (self.python, "-m", "vllm.entrypoints.openai.api_server", *arguments)
+
+
+def serving(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Arguments as `vllm serve` takes them: the model without its option, in front (vllm/utils/argparse_utils.py)."""
+    option, model, *rest = arguments
+    assert option == "--model"  # noqa: S101 (the first key of the schema is the model)
+    return ("serve", model, *rest)
 
 
 def find_vllm(python: str | None) -> Vllm:

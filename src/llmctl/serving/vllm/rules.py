@@ -19,6 +19,8 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 def served_name(config: Config) -> str:
     """What clients call the model: its id; of a path, the folder's name."""
+    if config.serve.model_name is not None:
+        return config.serve.model_name
     name = config.model.id or demo.MODEL_ID
     return name.rstrip("/").rpartition("/")[2] if name.startswith((".", "/", "~")) else name
 
@@ -226,6 +228,22 @@ def _here(of_serve: Callable[[Config], Said]) -> Rule:
     return lambda config, target: idle("llmctl makes the prompts") if target.purpose == "batch" else of_serve(config)
 
 
+# -- the server
+
+
+def _of_server(said: Callable[[Config], Said]) -> Rule:
+    """What a batch, whose server is its own, has no use for."""
+    return lambda config, target: said(config) if target.purpose == "serve" else idle("a batch has a server of its own")
+
+
+def _guarded(config: Config) -> Said:
+    return idle("llmctl's guard inside vLLM's server sees to it")
+
+
+def _drain(config: Config) -> Said:
+    return argument("--shutdown-timeout", str(round(config.serve.drain_seconds)))
+
+
 # -- what only vLLM has
 
 
@@ -252,7 +270,7 @@ def _always(said: Said) -> Rule:
 
 ALWAYS = {
     "model.id", "model.revision", "model.use_safetensors", "seed",
-    "generation.typical_p", "generation.no_repeat_ngram_size",
+    "generation.typical_p", "generation.no_repeat_ngram_size", "serve.host", "serve.port", "serve.drain_seconds",
 }  # fmt: skip
 _FIXED: dict[str, Said] = {
     "model.trust_remote_code": argument("--trust-remote-code"),
@@ -314,6 +332,15 @@ RULES: dict[str, Rule] = {
     "chat.template_kwargs": _here(
         lambda config: argument("--default-chat-template-kwargs", json.dumps(config.chat.template_kwargs))
     ),
+    "serve.host": lambda _c, target: argument("--host", target.host),
+    "serve.port": lambda _c, target: argument("--port", str(target.port)),
+    **{f"serve.{name}": _of_server(_guarded) for name in
+       ("api_key_file", "no_api_key", "allowed_hosts", "allowed_origins", "max_body_bytes")},
+    "serve.model_name": _of_server(lambda _: idle("as --served-model-name says")),
+    "serve.max_queue": _of_server(lambda _: cannot("vLLM has no bound for what waits")),
+    "serve.max_sequences": _of_server(lambda config: argument("--max-num-seqs", str(config.serve.max_sequences))),
+    "serve.request_seconds": _of_server(lambda _: cannot("vLLM has no time limit for a request")),
+    "serve.drain_seconds": _of_server(_drain),
     "vllm.tensor_parallel_size": _plain("--tensor-parallel-size", "vllm.tensor_parallel_size"),
     "vllm.pipeline_parallel_size": _plain("--pipeline-parallel-size", "vllm.pipeline_parallel_size"),
     "vllm.distributed_executor_backend":

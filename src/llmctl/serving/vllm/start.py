@@ -8,7 +8,7 @@ from pathlib import Path
 from llmctl.config import Config
 from llmctl.errors import MachineError
 from llmctl.serving.guard import Rules
-from llmctl.serving.vllm.child import Start, new_log
+from llmctl.serving.vllm.child import GRACE_SECONDS, Start, new_log
 from llmctl.serving.vllm.found import Vllm
 from llmctl.serving.vllm.rules import is_spread
 from llmctl.serving.vllm.said import Target
@@ -47,7 +47,7 @@ def make_start(
             hint=f"on each machine: {vllm.python} -m pip install ray",
         )
     return Start(
-        command=(*vllm.command, *translation.arguments, "--middleware", "llmctl_guard.Inside"),
+        command=(*vllm.command(translation.arguments), "--middleware", "llmctl_guard.Inside"),
         environment={
             **{name: os.environ.get(name, value) for name, value in translation.environment.items()},
             **_environment(rules),
@@ -56,6 +56,7 @@ def make_start(
         host=target.host,
         port=target.port,
         log=new_log(),
+        grace_seconds=GRACE_SECONDS + (config.serve.drain_seconds if target.purpose == "serve" else 0),
     )
 
 

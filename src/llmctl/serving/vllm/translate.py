@@ -62,14 +62,14 @@ def translate(config: Config, target: Target | None = None) -> Translation:
         value, default = value_of(config, key), field_of(key).get_default(call_default_factory=True)
         rule = RULES.get(key)
         if rule is None:
-            if value != default and not key.startswith("serve."):
+            if value != default:
                 keys.append(Key(key, value, False, cannot("vLLM has nothing like it that llmctl knows of")))
             continue
         if value != default or key in ALWAYS:
             said = rule(config, target)
             if said is not None:
                 keys.append(Key(key, value, value == default, said))
-    arguments = [*_server(target), *(text for one in keys for text in one.said.arguments), *_sampling(config, target)]
+    arguments = [*(text for one in keys for text in one.said.arguments), *_sampling(config, target)]
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     for one in keys:
         environment |= one.said.environment
@@ -91,12 +91,6 @@ def check(settings: Settings, target: Target) -> Translation:
     return translation
 
 
-def _server(target: Target) -> list[str]:
-    host = ["--host", target.host, "--port", str(target.port)]
-    backend = ["--structured-outputs-config", json.dumps({"backend": "guidance"})] if target.purpose == "batch" else []
-    return [*host, *backend]
-
-
 def _sampled(config: Config, target: Target) -> dict[str, Any]:
     """What requests get that say nothing: as `plan.generation` decides it, in vLLM's names."""
     stored = ModelInfo("", {}, (), generation_config=target.generation_config)
@@ -108,7 +102,8 @@ def _sampled(config: Config, target: Target) -> dict[str, Any]:
 
 def _sampling(config: Config, target: Target) -> list[str]:
     if target.purpose == "batch":
-        return ["--generation-config", "vllm"]  # requests say everything
+        # requests say everything; of the backends for their grammars, this one is llguidance, as here
+        return ["--generation-config", "vllm", "--structured-outputs-config", json.dumps({"backend": "guidance"})]
     said = _sampled(config, target)
     if "max_new_tokens" in config.generation.model_fields_set:
         said["max_new_tokens"] = config.generation.max_new_tokens
