@@ -73,9 +73,9 @@ class Vllm:
 
 def serving(arguments: Sequence[str]) -> tuple[str, ...]:
     """Arguments as `vllm serve` takes them: the model without its option, in front (vllm/utils/argparse_utils.py)."""
-    option, model, *rest = arguments
-    assert option == "--model"  # noqa: S101 (the first key of the schema is the model)
-    return ("serve", model, *rest)
+    if arguments[0] != "--model":  # it is a problem
+        return ("serve", *arguments)
+    return ("serve", *arguments[1:])
 
 
 def find_vllm(python: str | None) -> Vllm:
