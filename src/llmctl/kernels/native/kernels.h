@@ -135,7 +135,7 @@ constexpr Size kDenseRows = 32;    // rows of w in one piece of work
 constexpr Size kDenseTokens = 512; // rows of x that stay in the second-level cache meanwhile
 constexpr Size kDenseDepth = 1024; // inputs summed before their sum is added to the output
 inline Size dense_scratch() { return (kDenseRows * kDenseTokens + 8 * kDenseDepth) * 4 + 64; }
-constexpr Size kQueryRows = 32;    // (query, query head) pairs in one piece of attention
+constexpr Size kQueryRows = 64;    // (query, query head) pairs in one piece of attention
 inline Size padded(Size n) { return ceil_div(n, 16) * 16; }
 inline Size attention_scratch(Size width, Size value_width) {
     const Size w = padded(width), v = padded(value_width);
