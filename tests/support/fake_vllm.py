@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         global asked
         asked += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if how == "dies later" and asked > 3:
+        if how == "dies later" and asked > 200:
             print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB. GPU", flush=True)
             os._exit(1)
         if how == "refuses" and body["seed"] == 13:
@@ -73,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+ThreadingHTTPServer.request_queue_size = 256
 ThreadingHTTPServer((known.host, known.port), Handler).serve_forever()
 """
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # vLLM puts them together as they fit; more than it takes at once wait there
 AT_ONCE = 128
 _LOOK_SECONDS = 0.2
+_TRIES = 3
 _PER_ROW = frozenset(
     {
         "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings",
@@ -108,10 +109,14 @@ class Remote:
         import httpx2
 
         body, began = body_of(made, self._translation.served_name), time.perf_counter()
-        try:
-            response = await client.post("/v1/completions", json=body)
-        except httpx2.TransportError as error:
-            raise MachineError(f"vLLM does not answer any more: {type(error).__name__}") from error
+        for left in reversed(range(_TRIES)):
+            try:
+                response = await client.post("/v1/completions", json=body)
+                break
+            except httpx2.TransportError as error:  # a server may close a connection just when it is used again
+                if not left:
+                    raise MachineError(f"vLLM does not answer any more: {type(error).__name__}") from error
+                await asyncio.sleep(_LOOK_SECONDS)
         if response.status_code != 200:
             raise _refused(response)
         return completion_of(response.json(), made.request, seconds=time.perf_counter() - began)

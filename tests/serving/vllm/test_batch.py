@@ -1,0 +1,163 @@
+"""`generate --input --engine vllm` through the command line, on a vLLM that is a small script."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def batch(
+    fake_vllm: Path,
+    tiny_models: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
+    """`llmctl generate --input in.jsonl --output out.jsonl --engine vllm` in this process and an empty folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main([*words(tiny_models("llama")), *arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return command
+
+
+def words(folder: Path) -> list[str]:
+    files = ["--input", "in.jsonl", "--output", "out.jsonl"]
+    return ["generate", "--model", str(folder), "--engine", "vllm", "--offline", *files]
+
+
+def write_rows(*rows: Any) -> None:
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_row_is_asked_with_all_that_decides_it(batch: Run) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    write_rows(
+        {"prompt": "the capital"},
+        {"prompt": "of", "seed": 7, "generation": {"temperature": 0.5, "top_k": 3, "max_new_tokens": 5, "logprobs": 1}},
+        {"prompt": "of", "structure": {"json_schema": schema}},
+        {"prompt": "of", "structure": {"choices": ["yes", "no"]}},
+        {"prompt": "of", "generation": {"stop_strings": ["x"]}},
+    )
+    code, _, err = batch("-n", "9")
+    assert code == 0, err
+    asked = [json.loads(answer["text"]) for answer in read()]
+    assert [one["temperature"] for one in asked] == [0.0, 0.5, 0.0, 0.0, 0.0]
+    assert [one["seed"] for one in asked] == [42, 7, 42, 42, 42]
+    assert [one["max_tokens"] for one in asked] == [9, 5, 9, 9, 9]
+    assert (asked[1]["top_k"], asked[4]["stop"]) == (3, ["x"])
+    assert asked[2]["structured_outputs"]["json"]["required"] == ["a"]
+    assert asked[3]["structured_outputs"] == {"grammar": "start: /yes|no/"}
+    scored = read()[1]["logprobs"]
+    assert [one["top"][0]["id"] for one in scored] == [7, 7, 7]
+
+
+def test_a_row_that_vllm_refuses_or_does_not_have_costs_no_other(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "refuses")
+    write_rows({"prompt": "a"}, {"prompt": "b", "seed": 13}, {"prompt": "c", "generation": {"num_beams": 2}})
+    code, _, _ = batch()
+    first, *others = read()
+    assert (code, "text" in first) == (1, True)
+    messages = [one["error"]["message"] for one in others]
+    assert messages == ["vLLM refuses it: thirteen is refused", "generation.num_beams of a row cannot be said to vLLM"]
+
+
+def test_the_end_of_vllm_ends_the_run_and_what_is_answered_stays(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "dies later")
+    rows = [{"prompt": f"number {number}"} for number in range(300)]
+    write_rows(*rows)
+    code, _, err = batch()
+    assert code == 3
+    assert "vLLM ended: memory ran out" in err
+    kept = Path("out.jsonl.partial").read_bytes().count(b"\n")
+    assert kept > 50
+    monkeypatch.setenv("FAKE_VLLM", "healthy")
+    code, out, _ = batch("--json")
+    assert code == 0
+    summary = json.loads(out)
+    assert (summary["rows"], summary["resumed"], summary["engine"], summary["manifest"]) == (300, kept, "vllm", None)
+    assert [answer["id"] for answer in read()] == list(range(1, 301))
+
+
+def test_answers_of_the_other_engine_are_not_gone_on_with(
+    batch: Run, tiny_models: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_rows({"prompt": "a"})
+    assert main([*words(tiny_models("llama")), "--engine", "transformers", "-n", "2"]) == 0
+    code, _, err = batch("-n", "2")
+    assert code == 2
+    assert "made with another model, dtype or quantisation" in err
+
+
+def test_a_run_that_is_killed_leaves_nothing_running_and_goes_on(
+    batch: Run, fake_vllm: Path, tiny_models: Callable[[str], Path]
+) -> None:
+    write_rows(*({"prompt": f"number {number}"} for number in range(400)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmctl", *words(tiny_models("llama"))],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "FAKE_VLLM_SECONDS": "0.3"},
+    )
+    partial = Path("out.jsonl.partial")
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 10):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pids, deadline = [int(one) for one in fake_vllm.read_text().split()], time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    code, _, err = batch()
+    assert code == 0
+    assert re.search(r"400 rows, \d+ of them answered before", err)
+    assert [answer["id"] for answer in read()] == list(range(1, 401))
+
+
+def test_where_every_row_is_answered_no_vllm_is_started(batch: Run, fake_vllm: Path) -> None:
+    write_rows({"prompt": "a"})
+    assert batch()[0] == 0
+    fake_vllm.unlink()
+    assert batch()[0] == 0
+    assert not fake_vllm.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--manifest"], "llmctl replay does not run vLLM"),
+        (["--set", "generation.num_beams=2"], "generation.num_beams"),
+        (["--cache", "static"], "generation.cache_implementation"),
+    ],
+)
+def test_what_vllm_does_not_have_is_told_before_it_starts(
+    batch: Run, fake_vllm: Path, arguments: list[str], says: str
+) -> None:
+    write_rows({"prompt": "a"})
+    code, _, err = batch(*arguments)
+    assert code == 2
+    assert says in err
+    assert not fake_vllm.exists()
