@@ -14,7 +14,7 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("page", "markdown", "server", "conversations")
+        for name in ("page", "messages", "markdown", "server", "conversations")
     },
 }
 PATHS = frozenset(FILES)

@@ -1,15 +1,30 @@
 // Conversations, kept in this browser.
 
-const PLACE = "llmctl.conversations/1";
+const PLACE = "conversations/1";
+
+/** What was remembered under a name; null where there is nothing that can be read. */
+export function recall(name) {
+  try {
+    return JSON.parse(localStorage.getItem(`llmctl.${name}`));
+  } catch {
+    return null;
+  }
+}
+
+/** Remember a value; false where the browser has no room for it, or lets nothing be stored. */
+export function remember(name, value) {
+  try {
+    localStorage.setItem(`llmctl.${name}`, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** All of them, the newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
 export function all() {
-  try {
-    const found = JSON.parse(localStorage.getItem(PLACE) ?? "[]");
-    return Array.isArray(found) ? found.filter((one) => one && Array.isArray(one.messages)) : [];
-  } catch {
-    return [];
-  }
+  const found = recall(PLACE);
+  return Array.isArray(found) ? found.filter((one) => one && Array.isArray(one.messages)) : [];
 }
 
 export function begun() {
@@ -20,20 +35,11 @@ export function begun() {
 export function keep(conversation) {
   const said = conversation.messages.find((message) => message.role === "user");
   conversation.title = (said?.content ?? "").trim().split("\n")[0].slice(0, 80);
-  return write([conversation, ...all().filter((one) => one.id !== conversation.id)]);
+  return remember(PLACE, [conversation, ...all().filter((one) => one.id !== conversation.id)]);
 }
 
 export function remove(id) {
-  write(all().filter((one) => one.id !== id));
-}
-
-function write(list) {
-  try {
-    localStorage.setItem(PLACE, JSON.stringify(list));
-    return true;
-  } catch {
-    return false;
-  }
+  remember(PLACE, all().filter((one) => one.id !== id));
 }
 
 /** As `llmctl chat` saves it: a header, then a message a line. */

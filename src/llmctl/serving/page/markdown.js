@@ -1,6 +1,6 @@
 // What a model writes, as elements. Text only ever becomes text nodes; a link needs http or https; nothing is fetched.
 
-const INLINE = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|__(?=\S)([\s\S]*?\S)__(?!\w)|\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)|~~(?=\S)([\s\S]*?\S)~~|!?\[([^\]\n]*)\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
+const INLINE = /\\([\\`*_#~|>])|(`+)([^`]|[^`][\s\S]*?[^`])\2(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|__(?=\S)([\s\S]*?\S)__(?!\w)|\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)|~~(?=\S)([\s\S]*?\S)~~|!?\[([^\]\n]*)\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
 const LIST = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
 
@@ -61,7 +61,7 @@ function until(lines, at, ends) {
 }
 
 function code(lines, at, [, indent, mark, info], to) {
-  const end = until(lines, at + 1, (one) => one.trim().startsWith(mark) && !one.trim().slice(mark.length).trim());
+  const end = until(lines, at + 1, (one) => one.trim().startsWith(mark) && !one.trim().replaceAll(mark[0], ""));
   const text = lines.slice(at + 1, end).map((one) => (one.startsWith(indent) ? one.slice(indent.length) : one)).join("\n");
   const box = to.appendChild(document.createElement("div"));
   box.className = "code";
@@ -71,6 +71,7 @@ function code(lines, at, [, indent, mark, info], to) {
   const copy = head.appendChild(filledPlain("button", "Copy"));
   copy.type = "button";
   copy.dataset.copy = "";
+  copy.setAttribute("aria-label", "Copy the code");
   const pre = box.appendChild(document.createElement("pre"));
   pre.tabIndex = 0;
   pre.append(filledPlain("code", text));
@@ -132,8 +133,9 @@ function inline(text, to, depth = 0) {
     }
     if (found.index) to.append(rest.slice(0, found.index));
     rest = rest.slice(found.index + found[0].length);
-    const [whole, , codeText, bold, bolder, italic, slanted, struck, label, target, bare] = found;
-    if (codeText !== undefined) to.append(filledPlain("code", codeText.trim() || codeText));
+    const [whole, escaped, , codeText, bold, bolder, italic, slanted, struck, label, target, bare] = found;
+    if (escaped) to.append(escaped);
+    else if (codeText !== undefined) to.append(filledPlain("code", codeText.trim() || codeText));
     else if (bold ?? bolder) inline(bold ?? bolder, to.appendChild(document.createElement("strong")), depth + 1);
     else if (italic ?? slanted) inline(italic ?? slanted, to.appendChild(document.createElement("em")), depth + 1);
     else if (struck) inline(struck, to.appendChild(document.createElement("s")), depth + 1);

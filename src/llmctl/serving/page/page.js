@@ -1,97 +1,32 @@
 // The page: a conversation with the model behind the server that it came from.
 
-import { all, asLines, asMarkdown, begun, keep, remove } from "./conversations.js";
-import { plain, render } from "./markdown.js";
+import { all, asLines, asMarkdown, begun, keep, recall, remember, remove } from "./conversations.js";
+import { plain } from "./markdown.js";
+import { button, fill, redraw, shown } from "./messages.js";
 import { answer, modelName, useKey } from "./server.js";
 
 const by = (id) => document.getElementById(id);
 const SETTINGS = ["temperature", "top_p", "max_tokens", "seed"];
-const ICONS = {
-  copy: "M9 9h10v10H9zM5 15V5h10",
-  retry: "M5 12a7 7 0 1 1 2 5M5 20v-4h4",
-  edit: "M5 19l1-4L16 5l3 3L9 18z",
-  remove: "M6 7h12M10 7V5h4v2M8 7l1 12h6l1-12",
-};
 
 let model = "";
 let conversation = all()[0] ?? begun();
-let running = null; // {controller} while an answer is on its way
+let running = null; // {controller, conversation, message} while an answer is on its way
 let editing = null; // the number of the message that is written anew
 
 // -- showing
 
-function button(label, icon, act) {
-  const element = document.createElement("button");
-  element.type = "button";
-  element.setAttribute("aria-label", label);
-  element.title = label;
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("aria-hidden", "true");
-  svg.appendChild(document.createElementNS(svg.namespaceURI, "path")).setAttribute("d", ICONS[icon]);
-  element.append(svg);
-  element.addEventListener("click", act);
-  return element;
-}
-
-function figuresOf(message) {
-  const { tokens, rate, first } = message.figures ?? {};
-  if (!tokens) return "";
-  const parts = [`${tokens} tokens`];
-  if (rate) parts.push(`${rate.toFixed(1)} tokens/s`);
-  if (first) parts.push(`first after ${first.toFixed(2)} s`);
-  return parts.join(" · ");
-}
-
-function shown(message, number) {
-  const article = document.createElement("article");
-  article.className = `message ${message.role}`;
-  article.setAttribute("aria-label", message.role === "user" ? "You" : "Model");
+function actsOn(message, number) {
   const isLast = number === conversation.messages.length - 1;
-  if (message.role === "user") {
-    const text = article.appendChild(document.createElement("div"));
-    text.className = "text";
-    text.textContent = plain(message.content);
-  } else {
-    fill(article, message);
-  }
-  const tools = article.appendChild(document.createElement("div"));
-  tools.className = "tools";
-  if (running && isLast && message.role === "assistant") return article;
-  tools.append(button("Copy", "copy", () => copy(message.content)));
+  if (running && isLast && message.role === "assistant") return [];
+  const acts = [["Copy", "copy", () => copy(message.content)]];
   const lastUser = conversation.messages.findLastIndex((one) => one.role === "user");
-  if (number === lastUser) tools.append(button("Edit", "edit", () => edit(number)));
-  if (isLast) tools.append(button(message.role === "user" ? "Answer" : "Another answer", "retry", retry));
-  if (message.role === "assistant") {
-    const figures = tools.appendChild(document.createElement("span"));
-    figures.className = "figures";
-    figures.textContent = [message.stopped ? "stopped" : message.cut ? "the length ran out" : "", figuresOf(message)].filter(Boolean).join(" · ");
-  }
-  return article;
-}
-
-function fill(article, message) {
-  let details = article.querySelector(".reasoning");
-  if (message.reasoning && !details) {
-    details = document.createElement("details");
-    details.className = "reasoning";
-    details.appendChild(document.createElement("summary")).textContent = "Reasoning";
-    details.append(document.createElement("div"));
-    article.prepend(details);
-  }
-  if (details) details.lastElementChild.textContent = plain(message.reasoning);
-  let prose = article.querySelector(".prose");
-  if (!prose) {
-    prose = document.createElement("div");
-    prose.className = "prose";
-    article.insertBefore(prose, article.querySelector(".tools"));
-  }
-  prose.classList.toggle("pending", !message.content && running !== null);
-  prose.replaceChildren(render(message.content));
+  if (number === lastUser) acts.push(["Edit", "edit", () => edit(number)]);
+  if (isLast) acts.push([message.role === "user" ? "Answer" : "Another answer", "retry", retry]);
+  return acts;
 }
 
 function showAll() {
-  by("log").replaceChildren(...conversation.messages.map(shown));
+  redraw(by("log"), conversation.messages.map((one, number) => shown(one, actsOn(one, number))), restingPlace());
   by("empty").hidden = conversation.messages.length > 0;
   document.title = conversation.title ? `${conversation.title} · llmctl` : "llmctl";
   const last = conversation.messages.findLast((one) => one.figures);
@@ -101,23 +36,39 @@ function showAll() {
 }
 
 function showList() {
-  by("conversations").replaceChildren(...all().map((one) => {
+  const entries = all().map((one) => {
+    const title = plain(one.title) || "Untitled";
     const entry = document.createElement("li");
     entry.classList.toggle("current", one.id === conversation.id);
     const open = entry.appendChild(document.createElement("button"));
     open.className = "open";
     open.type = "button";
-    open.textContent = plain(one.title) || "Untitled";
+    open.textContent = title;
     if (one.id === conversation.id) open.setAttribute("aria-current", "true");
-    open.addEventListener("click", () => change(one));
-    const away = entry.appendChild(button(`Delete: ${plain(one.title) || "Untitled"}`, "remove", () => {
-      remove(one.id);
-      if (one.id === conversation.id) change(all()[0] ?? begun());
-      else showList();
-    }));
+    open.addEventListener("click", () => change(all().find(({ id }) => id === one.id) ?? one));
+    const away = entry.appendChild(button(`Delete: ${title}`, "remove", () => askToDelete(one)));
     away.classList.add("icon", "remove");
     return entry;
-  }));
+  });
+  redraw(by("conversations"), entries, by("new"));
+}
+
+function askToDelete(one) {
+  by("deleting-name").textContent = plain(one.title) || "Untitled";
+  by("deleting").returnValue = "";
+  by("deleting").showModal();
+  by("deleting").onclose = () => {
+    if (by("deleting").returnValue !== "delete") return;
+    remove(one.id);
+    if (one.id === conversation.id) change(all()[0] ?? begun());
+    else showList();
+    tell("Deleted");
+  };
+}
+
+// Where the focus goes when what had it is gone: not into the field where that would bring up a keyboard on the screen.
+function restingPlace() {
+  return by(matchMedia("(hover: none)").matches ? "main" : "prompt");
 }
 
 function scrollDown(always) {
@@ -134,9 +85,11 @@ function complain(error) {
 }
 
 function showRunning() {
+  const hadFocus = [by("stop"), by("send")].includes(document.activeElement);
   by("stop").hidden = running === null;
   by("send").hidden = running !== null;
   by("send").disabled = !by("prompt").value.trim();
+  if (hadFocus) restingPlace().focus();
 }
 
 // -- doing
@@ -149,8 +102,8 @@ function change(to) {
   by("system").value = conversation.system;
   showAll();
   scrollDown(true);
-  hideDrawer();
-  by("prompt").focus();
+  if (drawerIsShown()) showDrawer(false);
+  restingPlace().focus();
 }
 
 function send() {
@@ -183,8 +136,8 @@ function asked(messages) {
   const body = { model, messages: messages.map(({ role, content }) => ({ role, content })) };
   if (conversation.system) body.messages.unshift({ role: "system", content: conversation.system });
   for (const name of SETTINGS) {
-    const value = by(name).value.trim();
-    if (value !== "" && Number.isFinite(Number(value))) body[name] = Number(value);
+    const field = by(name);
+    if (field.value.trim() !== "" && field.checkValidity()) body[name] = field.valueAsNumber;
   }
   return body;
 }
@@ -193,61 +146,68 @@ async function reply() {
   const mine = conversation;
   const message = { role: "assistant", content: "", reasoning: "" };
   const body = asked(mine.messages);
+  save(mine);
   mine.messages.push(message);
   const controller = new AbortController();
-  running = { controller };
+  running = { controller, conversation: mine, message };
   by("problem").textContent = "";
-  save(mine);
   showAll();
   showRunning();
   scrollDown(true);
   tell("Answering");
-  const started = performance.now();
-  let first = 0;
-  let usage = null;
-  let due = false;
-  const article = by("log").lastElementChild;
-  const draw = () => {
-    due = false;
-    if (conversation !== mine || !article.isConnected) return;
-    fill(article, message);
-    scrollDown(false);
-  };
   try {
-    for await (const piece of answer(body, controller.signal)) {
-      if (!first && (piece.text || piece.reasoning)) first = performance.now();
-      message.content += piece.text;
-      message.reasoning += piece.reasoning;
-      message.cut = message.cut || piece.finish === "length";
-      usage = piece.usage ?? usage;
-      if (!due) {
-        due = true;
-        requestAnimationFrame(draw);
-      }
-    }
+    if (!model) await learnModel();
+    await receive({ ...body, model }, controller.signal, message, by("log").lastElementChild);
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
     else {
-      if (error.status === 401) askForKey();
+      message.stopped = Boolean(message.content || message.reasoning);
+      if (error.status === 401) askForKey(error);
       complain(error);
-      if (!message.content) mine.messages.pop();
-      else message.stopped = true;
     }
   }
-  if (message.stopped && !message.content && !message.reasoning) mine.messages.pop();
-  if (usage) {
-    const seconds = (performance.now() - first) / 1000;
-    const tokens = usage.completion_tokens;
-    message.figures = { tokens, first: (first - started) / 1000, rate: tokens > 1 ? (tokens - 1) / seconds : 0 };
-  }
+  if (isNothing(message)) mine.messages.pop();
   if (running?.controller === controller) running = null;
   if (all().some((one) => one.id === mine.id)) save(mine);
   if (conversation === mine) {
     showAll();
     scrollDown(false);
-  }
+  } else showList();
   showRunning();
   tell(message.stopped ? "Stopped" : by("problem").textContent ? "" : `Answered: ${plain(message.content).slice(0, 2000)}`);
+}
+
+function isNothing(message) {
+  return !message.content && !message.reasoning && !message.figures;
+}
+
+/** Take an answer into its message, and show it in its article as often as the screen is drawn. */
+async function receive(body, signal, message, article) {
+  const started = performance.now();
+  let first = 0;
+  let isDue = false;
+  const draw = () => {
+    isDue = false;
+    if (!article.isConnected) return;
+    fill(article, message, { pending: running?.message === message });
+    scrollDown(false);
+  };
+  for await (const piece of answer(body, signal)) {
+    if (!first && (piece.text || piece.reasoning)) first = performance.now();
+    message.content += piece.text;
+    message.reasoning += piece.reasoning;
+    message.cut = message.cut || piece.finish === "length";
+    if (piece.usage) {
+      const tokens = piece.usage.completion_tokens;
+      const seconds = (performance.now() - first) / 1000;
+      message.figures = { tokens, ...(first && tokens > 1 ? { rate: (tokens - 1) / seconds } : {}) };
+      if (first) message.figures.first = (first - started) / 1000;
+    }
+    if (!isDue) {
+      isDue = true;
+      requestAnimationFrame(draw);
+    }
+  }
 }
 
 function save(one) {
@@ -257,10 +217,22 @@ function save(one) {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    tell("Copied");
-  } catch {
-    complain(new Error("The browser does not let this page copy."));
+  } catch { // a browser gives no clipboard to a page that came over plain HTTP from another machine
+    if (!copyFromField(text)) return complain(new Error("The browser does not let this page copy."));
   }
+  tell("Copied");
+}
+
+function copyFromField(text) {
+  const focused = document.activeElement;
+  const field = document.body.appendChild(document.createElement("textarea"));
+  field.className = "hidden";
+  field.value = text;
+  field.select();
+  const isCopied = document.execCommand("copy");
+  field.remove();
+  focused?.focus();
+  return isCopied;
 }
 
 function download(text, type, ending) {
@@ -271,18 +243,24 @@ function download(text, type, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
+async function learnModel() {
+  model = await modelName();
+  by("model").textContent = plain(model);
+}
+
 async function connect() {
   try {
-    model = await modelName();
-    by("model").textContent = model;
+    await learnModel();
     by("problem").textContent = "";
   } catch (error) {
-    if (error.status === 401) askForKey();
+    if (error.status === 401) askForKey(error);
     else complain(error);
   }
 }
 
-function askForKey() {
+function askForKey(error) {
+  by("key-problem").textContent = error.code === "invalid_api_key" ? "The server does not know this key." : "";
+  by("key").returnValue = "";
   if (!by("key").open) by("key").showModal();
 }
 
@@ -295,12 +273,16 @@ function fit() {
   field.rows = Math.max(1, Math.min(12, Math.round((field.scrollHeight - 12) / line)));
 }
 
-function hideDrawer() {
-  const wasShown = by("drawer").classList.contains("shown");
-  by("drawer").classList.remove("shown");
-  by("shade").hidden = true;
-  by("drawer-open").setAttribute("aria-expanded", "false");
-  return wasShown;
+function showDrawer(isShown) {
+  by("drawer").classList.toggle("shown", isShown);
+  by("shade").hidden = !isShown;
+  by("app").inert = isShown; // what lies under the drawer cannot be reached while it is open
+  by("drawer-open").setAttribute("aria-expanded", String(isShown));
+  by(isShown ? "drawer-close" : "drawer-open").focus();
+}
+
+function drawerIsShown() {
+  return by("drawer").classList.contains("shown");
 }
 
 by("composer").addEventListener("submit", (event) => {
@@ -319,7 +301,7 @@ by("prompt").addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (hideDrawer()) by("drawer-open").focus();
+  if (drawerIsShown()) showDrawer(false);
   else if (running) running.controller.abort();
   else if (editing !== null) {
     editing = null;
@@ -333,29 +315,21 @@ by("stop").addEventListener("click", () => {
   by("prompt").focus();
 });
 by("new").addEventListener("click", () => change(begun()));
-by("drawer-open").addEventListener("click", () => {
-  by("drawer").classList.add("shown");
-  by("shade").hidden = false;
-  by("drawer-open").setAttribute("aria-expanded", "true");
-  by("drawer-close").focus();
-});
-by("drawer-close").addEventListener("click", () => {
-  hideDrawer();
-  by("drawer-open").focus();
-});
-by("shade").addEventListener("click", hideDrawer);
+by("drawer-open").addEventListener("click", () => showDrawer(true));
+by("drawer-close").addEventListener("click", () => showDrawer(false));
+by("shade").addEventListener("click", () => showDrawer(false));
 by("theme").addEventListener("click", () => {
   const isDark = document.documentElement.dataset.theme
     ? document.documentElement.dataset.theme === "dark"
     : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = isDark ? "light" : "dark";
-  localStorage.setItem("llmctl.theme", document.documentElement.dataset.theme);
+  remember("theme", document.documentElement.dataset.theme);
 });
 by("settings-open").addEventListener("click", () => by("settings").showModal());
 by("settings").addEventListener("close", () => {
   conversation.system = by("system").value.trim();
   if (conversation.messages.length) save(conversation);
-  localStorage.setItem("llmctl.settings", JSON.stringify(Object.fromEntries(SETTINGS.map((name) => [name, by(name).value]))));
+  remember("settings", Object.fromEntries(SETTINGS.map((name) => [name, by(name).value])));
 });
 by("export").addEventListener("click", () => {
   by("exporting").returnValue = "";
@@ -367,21 +341,29 @@ by("exporting").addEventListener("close", () => {
   if (kind === "md") download(asMarkdown(conversation, model), "text/markdown", "md");
 });
 by("key").addEventListener("close", () => {
-  useKey(by("key-value").value.trim());
+  const key = by("key-value").value.trim();
   by("key-value").value = "";
-  connect();
+  if (by("key").returnValue === "use" && key) {
+    useKey(key);
+    connect();
+  } else complain(new Error("This server answers only with an API key. It is asked for again when you send a message."));
 });
 by("log").addEventListener("click", (event) => {
   const asking = event.target.closest("[data-copy]");
   if (asking) copy(asking.closest(".code").querySelector("code").textContent);
 });
 
-const theme = localStorage.getItem("llmctl.theme");
+window.addEventListener("pagehide", () => { // what has come of an answer outlives the page
+  if (!running || isNothing(running.message)) return;
+  const { conversation: one, message } = running;
+  keep({ ...one, messages: [...one.messages.slice(0, -1), { ...message, stopped: true }] });
+});
+window.addEventListener("storage", showList); // another tab has changed it
+
+const theme = recall("theme");
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-try {
-  const kept = JSON.parse(localStorage.getItem("llmctl.settings") ?? "{}");
-  SETTINGS.forEach((name) => { by(name).value = kept[name] ?? ""; });
-} catch { /* they stay empty */ }
+const settings = recall("settings");
+SETTINGS.forEach((name) => { by(name).value = settings?.[name] ?? ""; });
 if (!["localhost", "127.0.0.1", "[::1]"].includes(location.hostname)) by("place").textContent = location.hostname;
 by("system").value = conversation.system;
 showAll();

@@ -1,11 +1,13 @@
 // Talking to the server that this page came from.
 
 const KEY = "llmctl.key"; // only until the tab is closed
+const BROKEN = "The answer broke off: the connection to the server is gone.";
 
 export class Refused extends Error {
-  constructor(message, status) {
+  constructor(message, status, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -26,7 +28,7 @@ async function ask(path, options = {}) {
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);
-    throw new Refused(body?.error?.message ?? `The server answered ${response.status}.`, response.status);
+    throw new Refused(body?.error?.message ?? `The server answered ${response.status}.`, response.status, body?.error?.code);
   }
   return response;
 }
@@ -52,13 +54,16 @@ export async function* answer(body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffered = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : new Refused(BROKEN, 0);
+    });
     buffered += value ?? "";
     const events = buffered.split("\n\n");
     buffered = done ? "" : events.pop();
     for (const event of events) {
       const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
-      if (!data || data === "[DONE]") continue;
+      if (data === "[DONE]") return;
+      if (!data) continue;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Refused(chunk.error.message, 500);
       const choice = chunk.choices?.[0];
@@ -69,6 +74,6 @@ export async function* answer(body, signal) {
         usage: chunk.usage ?? null,
       };
     }
-    if (done) return;
+    if (done) throw new Refused(BROKEN, 0);
   }
 }
