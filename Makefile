@@ -37,14 +37,15 @@ kills: $(VENV)/.tests-installed
 schemas: $(VENV)/.tests-installed
 	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/test_structure_schemas.py
 
-# Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
-# environment of their own (a few minutes, once), in which llmctl is not.
 # The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
 test-page: $(VENV)/.tests-installed
-	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "install Chromium: apt-get install chromium"; exit 1; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "there is no Chromium; on Debian: apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet playwright axe-playwright-python
-	$(BIN)/python -m pytest -n0 -m browser tests/serving/test_page.py
+	$(BIN)/python -m pytest -n0 -m browser tests/serving
 
+# Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
+# environment of their own (a few minutes, once), in which llmctl is not.
 test-clients: $(VENV)/.tests-installed $(CLIENTS)/.installed
 	LLMCTL_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
 		tests/serving/clients

@@ -1,27 +1,18 @@
 """The page in a real browser: `make test-page` installs what it needs and runs these."""
 
-import asyncio
 import json
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.page import Scripted, answered, say
 from tests.support.served import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: make test-page"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 HOSTILE = """Look: <script>window.owned = 1</script> <img src=x onerror="window.owned = 2">
 
 * [click](javascript:window.owned=3) and [data](data:text/html,hello) and [fine](https://example.com/a?b=c)
@@ -36,104 +27,6 @@ HOSTILE = """Look: <script>window.owned = 1</script> <img src=x onerror="window.
 | <b>x</b> | **bold** |
 
 \u001b[31mred\u202ereversed"""
-
-
-class Scripted:
-    """A server whose model says what it is told to, behind the real guard. Its state: what was asked."""
-
-    def __init__(self) -> None:
-        self.says: list[str] = ["Hello."]
-        self.reasoning = ""
-        self.wait_seconds = 0.0
-        self.bodies: list[dict[str, Any]] = []
-
-    def app(self) -> Any:
-        from fastapi import FastAPI, Request
-        from fastapi.responses import StreamingResponse
-
-        from llmctl.serving.guard import Guard, Rules
-        from llmctl.serving.page import PATHS, add_page
-
-        app = FastAPI()
-        add_page(app)
-
-        @app.get("/v1/models")
-        async def models() -> dict[str, Any]:
-            return {"data": [{"id": "org/scripted"}]}
-
-        async def chat(request: Request) -> StreamingResponse:
-            self.bodies.append(await request.json())
-
-            async def events() -> Any:
-                deltas = [{"reasoning_content": self.reasoning}] if self.reasoning else []
-                for delta in [*deltas, *({"content": piece} for piece in self.says)]:
-                    yield _event({"choices": [{"delta": delta, "finish_reason": None}]})
-                    await asyncio.sleep(self.wait_seconds)
-                yield _event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-                yield _event({"choices": [], "usage": {"completion_tokens": 9, "prompt_tokens": 3}})
-                yield "data: [DONE]\n\n"
-
-            return StreamingResponse(events(), media_type="text/event-stream")
-
-        app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)
-        return Guard(app, Rules(hosts=frozenset({"127.0.0.1"}), open_paths=PATHS))
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with playwright.sync_playwright() as play:
-        one = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield one
-        one.close()
-
-
-@pytest.fixture
-def page(browser: "Browser") -> Iterator["Page"]:
-    """A new browser's page. No error may show in its console, and nothing may leave its origin."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    one = context.new_page()
-    wrong: list[str] = []
-    own = ("http://127.0.0.1:", "blob:http://127.0.0.1:")
-    one.on("pageerror", lambda error: wrong.append(str(error)))
-    one.on("console", lambda said: wrong.append(said.text) if said.type == "error" and "401" not in said.text else None)
-    one.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
-    one.set_default_timeout(15_000)
-    yield one
-    context.close()
-    assert wrong == []
-
-
-@pytest.fixture
-def scripted() -> Iterator[tuple[Scripted, str]]:
-    """A scripted server and its address."""
-    import uvicorn
-
-    script = Scripted()
-    server = uvicorn.Server(uvicorn.Config(script.app(), port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield script, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-def say(page: "Page", text: str) -> None:
-    page.fill("#prompt", text)
-    page.keyboard.press("Enter")
-
-
-def answered(page: "Page", count: int) -> str:
-    """The text of the last answer once there are so many, and none is on its way."""
-    page.wait_for_function(
-        "n => document.querySelectorAll('.assistant').length === n && document.getElementById('stop').hidden", arg=count
-    )
-    return page.locator(".assistant .prose").last.inner_text()
 
 
 def test_a_conversation_with_a_model_goes_on_after_a_reload(page: "Page", tiny_models: Callable[[str], Path]) -> None:
@@ -253,8 +146,12 @@ def test_conversations_are_kept_apart_and_can_be_deleted(page: "Page", scripted:
     page.click("text=first talk")
     assert page.locator(".user .text").inner_text() == "first talk"
     page.locator("[aria-label='Delete: first talk']").click()
+    page.keyboard.press("Escape")
+    assert page.locator(".conversations li").count() == 2
+    page.locator("[aria-label='Delete: first talk']").click()
+    page.click("#deleting button[value=delete]")
+    page.wait_for_function("() => document.querySelectorAll('.conversations li').length === 1")
     assert page.locator(".user .text").inner_text() == "second talk"
-    assert page.locator(".conversations li").count() == 1
 
 
 def test_a_key_is_asked_for_and_used(page: "Page", tiny_models: Callable[[str], Path]) -> None:

@@ -1,0 +1,180 @@
+"""The page when things go wrong, and what the hands and eyes of its user were at meanwhile."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.page import Scripted, answered, say
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+FOCUSED = "document.activeElement.id || document.activeElement.getAttribute('aria-label')"
+Server = tuple[Scripted, str]
+
+
+def begin(page: "Page", script: Scripted) -> None:
+    """Let a long answer begin."""
+    script.says, script.wait_seconds = ["word "] * 500, 0.02
+    say(page, "go on and on")
+    page.wait_for_function("() => document.querySelector('.assistant .prose')?.textContent.includes('word word')")
+
+
+def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.breaks_off = True
+    page.goto(address)
+    say(page, "hello")
+    assert answered(page, 1) == "Hello."
+    assert "stopped" in page.inner_text(".assistant .figures")
+    assert "broke off" in page.inner_text("#problem")
+
+
+def test_what_came_of_an_answer_is_there_after_the_page_was_left(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    page.goto(address)
+    begin(page, script)
+    page.reload()
+    assert "word word" in answered(page, 1)
+    assert "stopped" in page.inner_text(".assistant .figures")
+
+
+def test_what_came_of_an_answer_is_there_after_another_conversation(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    page.goto(address)
+    begin(page, script)
+    page.click("#new")
+    page.click("text=go on and on")
+    assert "word word" in answered(page, 1)
+
+
+def test_an_answer_without_text_has_no_time_and_can_be_asked_for_again(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.says = []
+    page.goto(address)
+    say(page, "hello")
+    assert answered(page, 1) == ""
+    assert page.inner_text(".assistant .figures") == "9 tokens"
+    script.says = ["Here I am."]
+    page.click("[aria-label='Another answer']")
+    page.wait_for_function("() => document.querySelector('.assistant .prose').textContent === 'Here I am.'")
+
+
+def test_the_question_for_a_key_can_be_left_and_says_what_was_wrong(page: "Page", scripted: Server) -> None:
+    _, address = scripted
+    codes = iter([None, "invalid_api_key"])
+    page.route(
+        "**/v1/models",
+        lambda route: route.fulfill(status=401, json={"error": {"message": "no", "code": next(codes)}}),
+    )
+    page.goto(address)
+    page.wait_for_selector("#key[open]")
+    page.fill("#key-value", "wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.getElementById('key-problem').textContent")
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(100)
+    assert not page.is_visible("#key")
+    assert "API key" in page.inner_text("#problem")
+    page.unroute("**/v1/models")
+    say(page, "hello")  # the name of the model is asked for again
+    assert answered(page, 1) == "Hello."
+
+
+def test_the_focus_is_never_lost(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.says, script.wait_seconds = ["word "] * 10, 0.01
+    page.goto(address)
+    page.fill("#prompt", "one")
+    page.focus("#send")
+    page.keyboard.press("Enter")
+    assert page.evaluate(FOCUSED) == "prompt"
+    page.focus("#stop")
+    answered(page, 1)
+    assert page.evaluate(FOCUSED) == "prompt"
+    page.focus("[aria-label='Another answer']")
+    page.keyboard.press("Enter")
+    answered(page, 1)
+    assert page.evaluate(FOCUSED) == "prompt"
+    script.says, script.wait_seconds = ["word "] * 10, 0.05
+    say(page, "two")
+    page.locator(".assistant [aria-label=Copy]").first.focus()
+    answered(page, 2)
+    assert page.evaluate(FOCUSED) == "Copy"
+    page.click("#new")
+    say(page, "three")
+    answered(page, 1)
+    page.focus("[aria-label='Delete: one']")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('.conversations li').length === 1")
+    page.wait_for_timeout(50)
+    assert page.evaluate("document.activeElement !== document.body")
+
+
+def test_what_is_read_or_selected_stays_while_an_answer_arrives(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.reasoning = "Let me think."
+    script.says, script.wait_seconds = ["First paragraph.\n\n", *["word "] * 40], 0.02
+    page.goto(address)
+    say(page, "hello")
+    page.wait_for_function("() => document.querySelector('.assistant .prose')?.textContent.includes('word')")
+    page.click(".reasoning summary")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('.prose p'))")
+    page.wait_for_timeout(200)
+    assert page.evaluate("getSelection().toString()").strip() == "First paragraph."
+    answered(page, 1)
+    assert page.evaluate("document.querySelector('.reasoning').open")
+
+
+def test_the_screen_reader_is_told_of_an_answer_once(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.says, script.wait_seconds = ["word "] * 30, 0.01
+    page.goto(address)
+    page.evaluate(
+        "window.told = []; new MutationObserver(() => told.push(document.getElementById('status').textContent))"
+        ".observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true})"
+    )
+    say(page, "hello")
+    answered(page, 1)
+    page.wait_for_function("() => told.length > 1")
+    assert page.evaluate("told") == ["Answering", "Answered: " + "word " * 30]
+    assert page.locator("[aria-live], [role=log]").count() == 0
+
+
+def test_the_text_of_a_message_is_copied_where_there_is_no_clipboard(page: "Page", scripted: Server) -> None:
+    _, address = scripted
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.goto(address)
+    say(page, "hello")
+    answered(page, 1)
+    page.click(".assistant [aria-label=Copy]")
+    page.wait_for_function("() => document.getElementById('status').textContent === 'Copied'")
+    page.focus("#prompt")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#prompt") == "Hello."
+
+
+def test_what_lies_under_the_open_list_cannot_be_reached(browser: "Browser", scripted: Server) -> None:
+    _, address = scripted
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    page.click("#drawer-open")
+    assert page.evaluate(FOCUSED) == "drawer-close"
+    assert page.evaluate("document.getElementById('app').inert")
+    page.keyboard.press("Escape")
+    assert page.evaluate(FOCUSED) == "drawer-open"
+    page.close()
+
+
+@pytest.mark.parametrize("mark", ["`", "[", "__a", "**a ", "*a _b `c [d ", "~~a", "![", "> ", "http://,,", "|- "])
+def test_no_text_makes_rendering_slow(page: "Page", scripted: Server, mark: str) -> None:
+    _, address = scripted
+    page.goto(address)
+    milliseconds = page.evaluate(
+        "async text => { const { render } = await import('./markdown.js'); const begun = performance.now();"
+        " render(text); return performance.now() - begun; }",
+        mark * (12_000 // len(mark)),
+    )
+    assert milliseconds < 2000

@@ -1,0 +1,69 @@
+"""What the page of `llmctl serve` talks to and is driven by in its tests."""
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+class Scripted:
+    """A server whose model says what it is told to, behind the real guard. Its state: what was asked."""
+
+    def __init__(self) -> None:
+        self.says: list[str] = ["Hello."]
+        self.reasoning = ""
+        self.wait_seconds = 0.0
+        self.breaks_off = False
+        self.bodies: list[dict[str, Any]] = []
+
+    def app(self) -> Any:
+        from fastapi import FastAPI, Request
+        from fastapi.responses import StreamingResponse
+
+        from llmctl.serving.guard import Guard, Rules
+        from llmctl.serving.page import PATHS, add_page
+
+        app = FastAPI()
+        add_page(app)
+
+        @app.get("/v1/models")
+        async def models() -> dict[str, Any]:
+            return {"data": [{"id": "org/scripted"}]}
+
+        async def chat(request: Request) -> StreamingResponse:
+            self.bodies.append(await request.json())
+
+            async def events() -> Any:
+                deltas = [{"reasoning_content": self.reasoning}] if self.reasoning else []
+                for delta in [*deltas, *({"content": piece} for piece in self.says)]:
+                    yield _event({"choices": [{"delta": delta, "finish_reason": None}]})
+                    await asyncio.sleep(self.wait_seconds)
+                if self.breaks_off:
+                    return
+                yield _event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+                yield _event({"choices": [], "usage": {"completion_tokens": 9, "prompt_tokens": 3}})
+                yield "data: [DONE]\n\n"
+
+            return StreamingResponse(events(), media_type="text/event-stream")
+
+        app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)
+        return Guard(app, Rules(hosts=frozenset({"127.0.0.1"}), open_paths=PATHS))
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def say(page: "Page", text: str) -> None:
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+
+
+def answered(page: "Page", count: int) -> str:
+    """The text of the last answer once there are so many, and none is on its way."""
+    page.wait_for_function(
+        "n => document.querySelectorAll('.assistant').length === n && document.getElementById('stop').hidden", arg=count
+    )
+    return page.locator(".assistant .prose").last.inner_text()
