@@ -73,7 +73,7 @@ serve-load: $(VENV)/.tests-installed
 # tests as `llmctl serve`, a batch gives the same answers, and every argument that is translated exists.
 test-vllm: $(VENV)/.tests-installed $(VLLM)/.installed
 	LLMCTL_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) VLLM_CPU_KVCACHE_SPACE=1 \
-		$(BIN)/python -m pytest -n0 -v -m "vllm or not vllm" tests/serving/vllm/test_real.py tests/serving/vllm/test_clients.py
+		$(BIN)/python -m pytest -n0 -v -m vllm tests/serving/vllm/test_real.py tests/serving/vllm/test_clients.py
 
 # The package for CPUs brings torchvision, torchaudio and torchcodec, which do not load beside the CPU build of torch.
 $(VLLM)/.installed: constraints.txt

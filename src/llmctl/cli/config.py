@@ -195,9 +195,15 @@ def _explain(output: Output, settings: Settings, translation: "Translation", vll
         return
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in translation.environment.items())
     output.line(f"{variables} {shlex.join(command)}")
-    output.heading("")
-    rows = [(one.key, settings.origin(one.key), words[one.said.kind], one.said.text) for one in translation.keys]
-    output.table(("key", "from", "", "how, or why not"), rows)
+    for kind, word in words.items():
+        rows = [(one.key, one) for one in translation.keys if one.said.kind == kind]
+        if rows:
+            output.heading(f"\n{word}")
+            output.pairs([(key, f"{one.said.text}{_from(settings, key)}") for key, one in rows])
+
+
+def _from(settings: Settings, key: str) -> str:
+    return f"  ({settings.origin(key)})" if settings.is_set(key) else ""
 
 
 @app.command(cls=Command)

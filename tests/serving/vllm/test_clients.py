@@ -1,4 +1,4 @@
-"""The openai client, unmodified, on both engines: one test, two servers. vLLM takes part in `make test-vllm`."""
+"""The openai client, unmodified, on both engines: one test, two servers (`make test-vllm`)."""
 
 import json
 import os
@@ -20,10 +20,10 @@ ENGINES = {
     "transformers": [],
     "vllm": ["--engine", "vllm", "--set", "vllm.extra={enforce_eager: true}", "--set", "vllm.max_model_len=2048"],
 }
-pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.smollm, pytest.mark.xdist_group("smollm"), pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
 def client(
     request: pytest.FixtureRequest, smollm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
