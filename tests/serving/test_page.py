@@ -202,13 +202,18 @@ def test_axe_finds_no_serious_problem(
     say(page, "hello")
     answered(page, 1)
     found["answered"] = axe.run(page).response
-    page.click("#settings-open")
-    found["settings"] = axe.run(page).response
-    page.keyboard.press("Escape")
+    page.click(".reasoning summary")
+    for dialog, opens in (("settings", "#settings-open"), ("exporting", "#export")):
+        page.click(opens)
+        found[dialog] = axe.run(page).response
+        page.keyboard.press("Escape")
     if width == 390:
         page.click("#drawer-open")
         page.wait_for_timeout(300)
         found["drawer"] = axe.run(page).response
+        page.click("[aria-label='Delete: hello']")
+        found["deleting"] = axe.run(page).response
+        page.keyboard.press("Escape")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
     problems = [
