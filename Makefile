@@ -47,7 +47,7 @@ test-page: $(VENV)/.tests-installed
 # Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
 # environment of their own (a few minutes, once), in which llmctl is not.
 test-clients: $(VENV)/.tests-installed $(CLIENTS)/.installed
-	LLMCTL_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
 		tests/serving/clients
 
 $(CLIENTS)/.installed: tests/serving/clients/requirements.txt

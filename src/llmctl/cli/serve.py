@@ -130,6 +130,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) 
     """Serve until a signal comes."""
     import uvicorn
 
+    from llmctl.generation.tools import tool_format
     from llmctl.serving.app import make_app
     from llmctl.serving.connections import uvicorn_config
     from llmctl.serving.guard import Guard
@@ -148,5 +149,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) 
         timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
     )
     log_to(output)
+    if tool_format(loaded.tokenizer, loaded.config.chat).is_told_in_text:
+        output.note("tools: the chat template knows none; they are told to the model in words")
     output.note(f"serving {name} at http://{section.host}:{section.port}/v1")
     uvicorn.Server(config).run()

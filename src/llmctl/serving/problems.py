@@ -67,12 +67,21 @@ def error_of(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, UserError):
-        return RequestError(error.message)
+        return _of_user(error)
     if isinstance(error, MachineError):
         return RequestError(error.message, status=503, code="out_of_resources", headers={"Retry-After": "1"})
     if isinstance(error, LlmctlError):
         return RequestError(error.message, status=503)
     return RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
+
+
+def _of_user(error: UserError) -> RequestError:
+    """What the request has to change, and where."""
+    if {"prompt_tokens", "context_length"} <= error.details.keys():  # its message names the model's folder
+        tokens, context = error.details["prompt_tokens"], error.details["context_length"]
+        message = f"the prompt has {tokens} tokens, the context of this model holds {context}"
+        return RequestError(message, code="context_length_exceeded")
+    return RequestError(error.message, param=error.details.get("param"))
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 # llmctl's own environment; without it these suites are not for this run
-LLMCTL_PYTHON = os.environ.get("LLMCTL_PYTHON")
-collect_ignore_glob = [] if LLMCTL_PYTHON else ["test_*.py"]
+SERVER_PYTHON = os.environ.get("SERVER_PYTHON")
+collect_ignore_glob = [] if SERVER_PYTHON else ["test_*.py"]
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
@@ -18,6 +18,6 @@ def address() -> Iterator[str]:
     """Where SmolLM2 answers, in float32 so that scores do not depend on what else is computed with them."""
     from support.served import served
 
-    assert LLMCTL_PYTHON is not None
-    with served("--model-name", "smollm2", "--dtype", "fp32", python=LLMCTL_PYTHON) as found:
+    assert SERVER_PYTHON is not None
+    with served("--model-name", "smollm2", "--dtype", "fp32", python=SERVER_PYTHON) as found:
         yield found

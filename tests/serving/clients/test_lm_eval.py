@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-LLMCTL_PYTHON = os.environ["LLMCTL_PYTHON"]
+SERVER_PYTHON = os.environ["SERVER_PYTHON"]
 TASKS = Path(__file__).parent / "tasks"
 ROWS = [json.loads(line) for line in (TASKS / "capitals.jsonl").read_text().splitlines()]
 
@@ -48,7 +48,7 @@ def scored(row: dict[str, Any]) -> list[float]:
     choices = [part for choice in row["choices"] for part in ("--choice", f" {choice}")]
     asked = ("--json", "--dtype", "fp32", "--offline")
     ran = subprocess.run(
-        [LLMCTL_PYTHON, "-m", "llmctl", "score", "--raw", "--prompt", row["question"], *choices, *asked],
+        [SERVER_PYTHON, "-m", "llmctl", "score", "--raw", "--prompt", row["question"], *choices, *asked],
         capture_output=True,
         text=True,
         timeout=300,
