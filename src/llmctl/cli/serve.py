@@ -27,6 +27,8 @@ from llmctl.cli.serve_log import log_to
 from llmctl.errors import MachineError
 
 if TYPE_CHECKING:
+    import socket
+
     from llmctl.config import Settings
     from llmctl.loader import LoadedModel
     from llmctl.serving.guard import Rules
@@ -78,6 +80,7 @@ def serve(
       llmctl serve --config configs/llama3-70b-two-machines.yaml --engine vllm
     """
     from llmctl.loader import load_prepared
+    from llmctl.serving.address import bind
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
@@ -89,10 +92,11 @@ def serve(
         serve_vllm(output, settings, rules, offline=offline)
         return
     _check_packages()
+    sockets = bind(section.host, section.port)
     prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
-    _serve(output, loaded, rules, name=section.model_name or prepared.located.source)
+    _serve(output, loaded, rules, sockets)
 
 
 def rules_of(settings: "Settings") -> "Rules":
@@ -126,20 +130,22 @@ def _check_packages() -> None:
         raise MachineError(f"{' and '.join(missing)} is not installed", hint="pip install 'llmctl-hf[serve]'")
 
 
-def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) -> None:
+def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal comes."""
     import uvicorn
 
     from llmctl.generation.tools import tool_format
+    from llmctl.serving.address import url
     from llmctl.serving.app import make_app
     from llmctl.serving.connections import uvicorn_config
     from llmctl.serving.guard import Guard
-    from llmctl.serving.served import Served
+    from llmctl.serving.served import Served, names_of
     from llmctl.serving.worker import Worker
 
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
-    served = Served(name, loaded, worker, int(time.time()), section.request_seconds)
+    name, *others = names_of(loaded.located, section.model_name)
+    served = Served(name, loaded, worker, int(time.time()), section.request_seconds, other_names=tuple(others))
     guarded = Guard(make_app(served, drain_seconds=section.drain_seconds), rules)
     config = uvicorn_config(
         guarded,
@@ -151,5 +157,8 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", *, name: str) 
     log_to(output)
     if tool_format(loaded.tokenizer, loaded.config.chat).is_told_in_text:
         output.note("tools: the chat template knows none; they are told to the model in words")
-    output.note(f"serving {name} at http://{section.host}:{section.port}/v1")
-    uvicorn.Server(config).run()
+    address = f"{url(section.host, sockets)}/v1"
+    if output.as_json:
+        output.document("llmctl.serve/1", {"url": address, "model": name})
+    output.note(f"serving {name} at {address}; Ctrl-C ends it")
+    uvicorn.Server(config).run(sockets)

@@ -29,7 +29,9 @@ class ServeSection(Section):
     allowed_origins: Annotated[list[str], BeforeValidator(_list)] = Field(
         [], description="Sites whose pages may use the server from a browser: https://app.example.org, or * for all."
     )
-    model_name: str | None = Field(None, min_length=1, description="What clients call the model. Default: its id.")
+    model_name: str | None = Field(
+        None, min_length=1, description="What clients call the model; its id, or its folder's name, works as well."
+    )
     max_queue: int = Field(
         128, ge=1, le=100_000, description="So many requests may wait; further ones are answered 429."
     )

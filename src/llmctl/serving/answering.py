@@ -96,7 +96,7 @@ async def answer(
     Raises:
         LlmctlError, RequestError: it failed before anything was sent.
     """
-    from starlette.responses import JSONResponse, StreamingResponse
+    from starlette.responses import JSONResponse
 
     try:
         asked = served.worker.submit(asking, seconds=served.request_seconds)
@@ -105,12 +105,26 @@ async def answer(
         raise
     if stream:
         events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=wants_usage)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return _stream(served, asked, events)
     completions: list[Completion] = []
     with _watched(served, asked, completions) as watch:
         completions += await _unless_gone(http, _all(asked, watch))
     choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
     return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
+
+
+def _stream(served: "Served", asked: "Asked", events: AsyncIterator[str]) -> "Response":
+    """Events on their way. A client can go away before the first one is asked for: nothing in `events` has run then."""
+    from starlette.responses import StreamingResponse
+
+    class Events(StreamingResponse):
+        async def __call__(self, *arguments: Any) -> None:
+            try:
+                await super().__call__(*arguments)
+            finally:
+                served.worker.cancel(asked)
+
+    return Events(events, media_type="text/event-stream")
 
 
 class _LeftError(RequestError):

@@ -80,16 +80,18 @@ def _add_facts(app: "FastAPI", served: "Served") -> None:
 
     from llmctl.serving.problems import RequestError
 
-    entry = {"id": served.name, "object": "model", "created": served.created, "owned_by": "llmctl"}
+    entries = {
+        name: {"id": name, "object": "model", "created": served.created, "owned_by": "llmctl"} for name in served.names
+    }
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": list(entries.values())}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         served.check_name(name)
-        return entry
+        return entries[name]
 
     served.metrics.follow(served.worker)
 

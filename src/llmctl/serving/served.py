@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import Request, make_request
+from llmctl.locate import is_path
 from llmctl.serving.messages import Sampling
 from llmctl.serving.metrics import Metrics
 from llmctl.serving.penalties import Penalties
@@ -15,6 +16,7 @@ from llmctl.serving.prompts import Prompts
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
+    from llmctl.locate import Located
     from llmctl.serving.worker import Worker
 
 _COLDEST = 0.01  # below it logits may overflow; the likeliest token is all but certain there
@@ -32,6 +34,7 @@ class Served:
         created: When it was loaded, in seconds since 1970.
         request_seconds: The time of a request.
         metrics: What is counted.
+        other_names: What they may call it as well.
     """
 
     name: str
@@ -40,6 +43,12 @@ class Served:
     created: int
     request_seconds: float
     metrics: Metrics = field(default_factory=Metrics)
+    other_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, the first one first."""
+        return (self.name, *self.other_names)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -48,7 +57,7 @@ class Served:
 
     def check_name(self, name: str) -> None:
         """Raises a 404 for any other model: names are compared, never looked up."""
-        if name != self.name:
+        if name not in self.names:
             raise RequestError(
                 f"The model {name[:200]!r} does not exist here; this server has {self.name!r}",
                 status=404,
@@ -75,9 +84,15 @@ class Served:
         """The `n` requests of a prompt. Each has a seed of its own, the first that of the body.
 
         Raises:
-            UserError: the prompt is too long.
+            RequestError: the prompt is too long, or has ids that are no tokens.
         """
         self.check_ids(ids)
+        context = self.loaded.context_length
+        if context is not None and len(ids) >= context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, the context of this model holds {context}: shorten the prompt",
+                code="context_length_exceeded",
+            )
         seed = _seed(asking.config.seed if body.seed is None else body.seed)
         request = replace(make_request(asking, ids, seed=seed), **changes)
         return [replace(request, seed=_seed(seed + number)) for number in range(body.n or 1)]
@@ -96,6 +111,13 @@ class Served:
         most = len(self.loaded.tokenizer)
         if wrong := next((token for token in ids if token >= most), None):
             raise RequestError(f"{wrong} is no token of this model, which has {most}", param=param)
+
+
+def names_of(located: "Located", model_name: str | None) -> list[str]:
+    """What clients call a model: the configured name first, then its id. Of a folder they see the name alone: where it
+    lies is nobody's business."""
+    own = located.folder.resolve().name if is_path(located.source) else located.source
+    return list(dict.fromkeys([model_name or own, own]))
 
 
 def _seed(seed: int) -> int:

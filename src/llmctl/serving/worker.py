@@ -308,8 +308,14 @@ class Worker:
 
     def _fail_all(self, error: Exception) -> None:
         """What is under way cannot go on: memory ran out, or a bug. Those that wait get their turn."""
-        if isinstance(error, MachineError):
+        if isinstance(error, MachineError):  # it is about this machine, and for who runs it
             _log.warning("%s", error.message)
+            error = RequestError(
+                "memory ran out while this was answered: try again later, or with fewer tokens",
+                status=503,
+                code="out_of_memory",
+                headers={"Retry-After": "1"},
+            )
         tickets = [*self._running.values(), *([self._alone[0]] if self._alone else [])]
         self._running.clear()
         self._alone = None

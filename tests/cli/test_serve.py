@@ -1,0 +1,45 @@
+"""`llmctl serve` in a child process: what it says, and what is in its way."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+
+
+def test_a_taken_port_is_told_before_the_model_is_looked_for(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = run("serve", "/no/such/model", "--port", str(port))
+    assert ended.returncode == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in ended.stderr
+    assert "--port N" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_tells_its_real_address_and_ends_without_a_traceback(
+    tiny_models: Callable[[str], Path], number: signal.Signals
+) -> None:
+    model = tiny_models("llama")
+    command = [sys.executable, "-m", "llmctl", "--json", "serve", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        said = json.loads("".join(takewhile(lambda line: line != "}\n", child.stdout)) + "}")
+        assert (said["schema"], said["model"]) == ("llmctl.serve/1", model.name)
+        for line in child.stderr:
+            if line.startswith("serving"):
+                break
+        with urllib.request.urlopen(f"{said['url']}/models", timeout=20) as answer:
+            assert [one["id"] for one in json.load(answer)["data"]] == [model.name]
+        child.send_signal(number)
+        assert child.wait(20) in (0, 130)
+        assert "Traceback" not in child.stderr.read()
