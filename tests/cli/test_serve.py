@@ -29,7 +29,7 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
     tiny_models: Callable[[str], Path], number: signal.Signals
 ) -> None:
     model = tiny_models("llama")
-    command = [sys.executable, "-m", "llmctl", "--json", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "llmctl", "serve", str(model), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None

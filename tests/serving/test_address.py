@@ -26,7 +26,7 @@ def test_nobody_can_connect_before_it_listens() -> None:
 def test_a_taken_port_is_an_error_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port}: address already in use") as caught:
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port}: address already") as caught:
             bind("127.0.0.1", port)
     assert "--port" in (caught.value.hint or "")
 
