@@ -5,10 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,19 @@ def test_a_taken_port_is_told_before_the_model_is_looked_for(run: Run) -> None:
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in ended.stderr
     assert "--port N" in ended.stderr
+
+
+def models(url: str) -> Any:
+    """What is served, once the server listens: that is a moment after it has told its address."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/models", timeout=20) as answer:
+                return json.load(answer)
+        except urllib.error.URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -38,8 +54,7 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
         for line in child.stderr:
             if line.startswith("serving"):
                 break
-        with urllib.request.urlopen(f"{said['url']}/models", timeout=20) as answer:
-            assert [one["id"] for one in json.load(answer)["data"]] == [model.name]
+        assert [one["id"] for one in models(said["url"])["data"]] == [model.name]
         child.send_signal(number)
         assert child.wait(20) in (0, 130)
         assert "Traceback" not in child.stderr.read()
