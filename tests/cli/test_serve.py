@@ -47,14 +47,17 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
     model = tiny_models("llama")
     command = [sys.executable, "-m", "llmctl", "serve", str(model), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        said = json.loads("".join(takewhile(lambda line: line != "}\n", child.stdout)) + "}")
-        assert (said["schema"], said["model"]) == ("llmctl.serve/1", model.name)
-        for line in child.stderr:
-            if line.startswith("serving"):
-                break
-        assert [one["id"] for one in models(said["url"])["data"]] == [model.name]
-        child.send_signal(number)
-        assert child.wait(20) in (0, 130)
-        assert "Traceback" not in child.stderr.read()
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            said = json.loads("".join(takewhile(lambda line: line != "}\n", child.stdout)) + "}")
+            assert (said["schema"], said["model"]) == ("llmctl.serve/1", model.name)
+            for line in child.stderr:
+                if line.startswith("serving"):
+                    break
+            assert [one["id"] for one in models(said["url"])["data"]] == [model.name]
+            child.send_signal(number)
+            assert child.wait(20) in (0, 130)
+            assert "Traceback" not in child.stderr.read()
+        finally:
+            child.kill()  # where something above failed: leaving the context waits for its end

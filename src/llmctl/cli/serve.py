@@ -1,5 +1,6 @@
 """`llmctl serve`."""
 
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -161,4 +162,6 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     if output.as_json:
         output.document("llmctl.serve/1", {"url": address, "model": name})
     output.note(f"serving {name} at {address}; Ctrl-C ends it")
+    # uvicorn ends in good order and then raises the signal once more: a server that has drained ends with 0
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets)
