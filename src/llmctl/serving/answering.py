@@ -98,22 +98,18 @@ async def answer(
     """
     from starlette.responses import JSONResponse
 
-    try:
-        asked = served.worker.submit(asking, seconds=served.request_seconds)
-    except RequestError:
-        served.metrics.refused()
-        raise
+    asked = submitted(served, asking)
     if stream:
         events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=wants_usage)
-        return _stream(served, asked, events)
+        return stream_of(served, asked, events)
     completions: list[Completion] = []
-    with _watched(served, asked, completions) as watch:
-        completions += await _unless_gone(http, _all(asked, watch))
+    with watched(served, asked, completions) as watch:
+        completions += await unless_gone(http, all_of(asked, watch))
     choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
     return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
 
 
-def _stream(served: "Served", asked: "Asked", events: AsyncIterator[str]) -> "Response":
+def stream_of(served: "Served", asked: "Asked", events: AsyncIterator[str]) -> "Response":
     """Events on their way. A client can go away before the first one is asked for: nothing in `events` has run then."""
     from starlette.responses import StreamingResponse
 
@@ -127,12 +123,21 @@ def _stream(served: "Served", asked: "Asked", events: AsyncIterator[str]) -> "Re
     return Events(events, media_type="text/event-stream")
 
 
+def submitted(served: "Served", asking: Asking) -> "Asked":
+    """The answers, waiting for their turn. Raises RequestError where there is no room for them."""
+    try:
+        return served.worker.submit(asking, seconds=served.request_seconds)
+    except RequestError:
+        served.metrics.refused()
+        raise
+
+
 class _LeftError(RequestError):
     """The client went away: nobody reads this."""
 
 
 @contextmanager
-def _watched(served: "Served", asked: "Asked", completions: list[Completion]) -> Iterator[Watch]:
+def watched(served: "Served", asked: "Asked", completions: list[Completion]) -> Iterator[Watch]:
     """What is not done when the block is left is not wanted any more; what became of the request is counted."""
     watch = Watch()
     try:
@@ -148,7 +153,8 @@ def _watched(served: "Served", asked: "Asked", completions: list[Completion]) ->
         served.metrics.ended(watch, completions)
 
 
-async def _all(asked: "Asked", watch: Watch) -> list[Completion]:
+async def all_of(asked: "Asked", watch: Watch) -> list[Completion]:
+    """Every answer, in the order in which they were asked for."""
     found: dict[int, Completion] = {}
     async for news in asked.pieces():
         watch.text_came()
@@ -156,7 +162,7 @@ async def _all(asked: "Asked", watch: Watch) -> list[Completion]:
     return [found[index] for index in range(len(asked.tickets))]
 
 
-async def _unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
+async def unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
     """What `work` gives, unless the client goes away first."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(http))
@@ -181,7 +187,7 @@ async def _events(
     """Server-sent events; what has come meanwhile goes out together."""
     more: dict[str, Any] = {"usage": None} if wants_usage else {}
     completions: list[Completion] = []
-    with _watched(served, asked, completions) as watch:
+    with watched(served, asked, completions) as watch:
         if begun := "".join(_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
             yield begun
         try:

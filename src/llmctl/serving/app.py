@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.serving import page
-from llmctl.serving.messages import ChatBody, CompletionBody, TokenizeBody
+from llmctl.serving.messages import ChatBody, CompletionBody, ResponseBody, TokenizeBody
 from llmctl.serving.openapi import description
 from llmctl.serving.problems import answer_errors_in_shape
 
@@ -52,6 +52,7 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
 
     from llmctl.serving.chat import chat
     from llmctl.serving.completions import complete
+    from llmctl.serving.responses import respond
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, body: ChatBody) -> Response:
@@ -60,6 +61,10 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
     @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, body: CompletionBody) -> Response:
         return await complete(request, served, body)
+
+    @app.post("/v1/responses", response_model=None)
+    async def responses(request: Request, body: ResponseBody) -> Response:
+        return await respond(request, served, body)
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _TAIL_TOKENS = 16  # enough to see whether a template opens reasoning
 async def chat(http: "HttpRequest", served: "Served", body: ChatBody) -> "Response":
     """Answer a request."""
     served.check_name(body.model)
-    asking, shape, prompt_tokens = await asyncio.to_thread(_asking, served, body)
+    asking, shape, prompt_tokens = await asyncio.to_thread(asked_of, served, body)
     return await answer(
         http,
         served,
@@ -38,7 +38,7 @@ async def chat(http: "HttpRequest", served: "Served", body: ChatBody) -> "Respon
     )
 
 
-def _asking(served: "Served", body: ChatBody) -> tuple[Asking, "_Chat", int]:
+def asked_of(served: "Served", body: ChatBody) -> tuple[Asking, Shape, int]:
     """The answers that a body asks for, how they are written, and the tokens of the prompt."""
     tokenizer, config = served.loaded.tokenizer, served.loaded.config
     use = asked_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)

@@ -1,14 +1,17 @@
 """`POST /v1/completions`: a text goes on."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.generation.completion import Completion
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.scores import TokenLogprob, token_text
-from llmctl.serving.answering import Asking, Shape, answer, finish_reason, number
+from llmctl.generation.scoring import sequence_logprobs
+from llmctl.serving.answering import Asking, Shape, answer, finish_reason, number, usage
 from llmctl.serving.messages import CompletionBody
 from llmctl.serving.problems import RequestError
 
@@ -25,7 +28,10 @@ async def complete(http: "HttpRequest", served: "Served", body: CompletionBody) 
     """Answer a request."""
     served.check_name(body.model)
     asking, prompt_tokens = await asyncio.to_thread(_asking, served, body)
-    shape = _Plain(served, "text_completion", prefix="cmpl")
+    echoes = await _echoes(served, body, asking) if body.echo else None
+    shape = _Plain(served, body, echoes)
+    if body.max_tokens == 0:
+        return _prompts_alone(shape, len(asking), prompt_tokens)
     return await answer(
         http,
         served,
@@ -51,37 +57,77 @@ def _asking(served: "Served", body: CompletionBody) -> tuple[Asking, int]:
     return asking, tokens
 
 
+@dataclass(frozen=True)
+class _Echo:
+    """A prompt that is given back.
+
+    Attributes:
+        ids: Its tokens.
+        scores: What the model thought of each but the first, where that was asked for.
+    """
+
+    ids: tuple[int, ...]
+    scores: tuple[TokenLogprob, ...]
+
+
+async def _echoes(served: "Served", body: CompletionBody, asking: Asking) -> list[_Echo]:
+    """The prompts, once each."""
+    found = []
+    for request, _ in asking[:: body.n or 1]:
+        scores: tuple[TokenLogprob, ...] = ()
+        if body.logprobs is not None and len(request.ids) > 1:
+            score = partial(sequence_logprobs, served.loaded, request.ids, start=1, top=body.logprobs)
+            scores = await served.worker.call(score)
+        found.append(_Echo(request.ids, scores))
+    return found
+
+
+def _prompts_alone(shape: "_Plain", count: int, prompt_tokens: int) -> "Response":
+    from starlette.responses import JSONResponse
+
+    choices = [shape.choice(index, None) for index in range(count)]
+    return JSONResponse(shape.document(choices, usage=usage((), prompt_tokens)))
+
+
 class _Plain(Shape):
     """Choices with `text`."""
+
+    def __init__(self, served: "Served", body: CompletionBody, echoes: list[_Echo] | None) -> None:
+        super().__init__(served, "text_completion", prefix="cmpl")
+        self._echoes, self._count, self._scored = echoes, body.n or 1, body.logprobs is not None
 
     def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
         if text or end is not None:
             reason = finish_reason(end) if end is not None else None
-            logprobs = self._logprobs(end) if end is not None else None
+            logprobs = self._logprobs(None, end.logprobs or ()) if end is not None else None
             yield {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def choice(self, index: int, completion: Completion) -> dict[str, Any]:
+    def choice(self, index: int, completion: Completion | None) -> dict[str, Any]:
+        echo = self._echoes[index // self._count] if self._echoes else None
+        before = str(self.served.loaded.tokenizer.decode(list(echo.ids))) if echo else ""
         return {
             "index": index,
-            "text": completion.text,
-            "logprobs": self._logprobs(completion),
-            "finish_reason": finish_reason(completion),
+            "text": before + (completion.text if completion else ""),
+            "logprobs": self._logprobs(echo, (completion.logprobs if completion else None) or ()),
+            "finish_reason": finish_reason(completion) if completion else "length",
         }
 
-    def _logprobs(self, completion: Completion) -> dict[str, Any] | None:
-        """In the old shape: parallel lists."""
-        if completion.logprobs is None:
+    def _logprobs(self, echo: _Echo | None, said: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """In the old shape: parallel lists. The first token of a text has no probability."""
+        if not self._scored:
             return None
-        tokenizer = self.served.loaded.tokenizer
-        texts = [str(token_text(tokenizer, one.id)["token"]) for one in completion.logprobs]
-        starts = [sum(map(len, texts[:place])) for place in range(len(texts))]
+        scored: list[TokenLogprob | None] = [None, *echo.scores, *said] if echo else list(said)
+        ids = [*(echo.ids if echo else ()), *(one.id for one in said)]
+        texts = [self._text(token) for token in ids]
         return {
             "tokens": texts,
-            "token_logprobs": [number(one.logprob) for one in completion.logprobs],
-            "top_logprobs": [self._top(one) for one in completion.logprobs],
-            "text_offset": starts,
+            "token_logprobs": [None if one is None else number(one.logprob) for one in scored],
+            "top_logprobs": [None if one is None else self._top(one) for one in scored],
+            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
         }
 
     def _top(self, one: TokenLogprob) -> dict[str, float]:
-        tokenizer = self.served.loaded.tokenizer
-        return {str(token_text(tokenizer, other.id)["token"]): number(other.logprob) for other in one.top}
+        return {self._text(other.id): number(other.logprob) for other in one.top}
+
+    def _text(self, token: int) -> str:
+        return str(token_text(self.served.loaded.tokenizer, token)["token"])

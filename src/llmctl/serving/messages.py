@@ -81,8 +81,17 @@ class CompletionBody(Sampling):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    max_tokens: Tokens | None = 16
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    echo: bool | None = False
+
+    @model_validator(mode="after")
+    def _echo_whole(self) -> Self:
+        if self.stream and self.echo:
+            raise ValueError("echo cannot be streamed")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens has to be 1 or more, but with echo")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -162,6 +171,84 @@ class ChatBody(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
+
+
+class InputPart(Body):
+    """A part of an input: text is the only kind."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
+
+
+class InputMessage(Body):
+    """A message of an input."""
+
+    type: Literal["message"] | None = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
+
+    def message(self) -> Message:
+        """The same for the chat."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=text)
+
+
+class ResponseText(Body):
+    """The form of the answer: here the schema lies beside its name."""
+
+    class Format(Body):
+        """Of the text."""
+
+        type: Literal["text", "json_object", "json_schema"] = "text"
+        name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
+        schema_: dict[str, Any] | None = Field(None, alias="schema")
+        strict: bool | None = None
+
+        @model_validator(mode="after")
+        def _whole(self) -> Self:
+            if self.type == "json_schema" and (self.schema_ is None or self.name is None):
+                raise ValueError("json_schema needs a name and a schema")
+            return self
+
+    format: Format | None = None
+
+
+class ResponseBody(Body):
+    """`POST /v1/responses`, for text. Nothing is stored: each request carries its whole conversation."""
+
+    model: Annotated[str, Field(max_length=500)]
+    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=10_000)]
+    instructions: Text | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = False
+    text: ResponseText | None = None
+    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
+    previous_response_id: None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def chat(self) -> ChatBody:
+        """The same for the chat's route."""
+        messages = [Message(role="system", content=self.instructions)] if self.instructions is not None else []
+        if isinstance(self.input, str):
+            messages.append(Message(role="user", content=self.input))
+        else:
+            messages += [item.message() for item in self.input]
+        form = self.text.format if self.text else None
+        schema = None
+        if form is not None and form.schema_ is not None:
+            schema = JsonSchemaBody(name=form.name or "", schema=form.schema_, strict=form.strict)
+        return ChatBody(
+            model=self.model,
+            messages=messages,
+            max_completion_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            response_format=None if form is None else ResponseFormat(type=form.type, json_schema=schema),
+        )
 
 
 class TokenizeBody(Body):

@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,7 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._gone: set[Ticket] = set()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._running: dict[int, Ticket] = {}  # the thread's own
         self._alone: tuple[Ticket, Generator[Chunk, None, None]] | None = None  # the thread's own
         self._ends = False
@@ -155,12 +157,7 @@ class Worker:
             if self._ends:
                 raise RequestError("the server is going down", status=503, code="shutting_down")
             if self._waiting and len(self._waiting) + len(asked.tickets) > self.max_queue:
-                raise RequestError(
-                    f"{len(self._waiting)} requests wait already; try again later",
-                    status=429,
-                    code="queue_full",
-                    headers={"Retry-After": str(self._retry_seconds())},
-                )
+                raise _too_many(len(self._waiting), self._retry_seconds())
             self._waiting.extend(asked.tickets)
             self._changed.notify()
         return asked
@@ -170,6 +167,23 @@ class Worker:
         with self._changed:
             self._gone.update(asked.tickets)
             self._changed.notify()
+
+    async def call(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives, which needs the model: done in the thread, between two steps.
+
+        Raises:
+            RequestError: 429 when too many wait, 503 when the server ends.
+            Exception: whatever it raises.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._ends:
+                raise RequestError("the server is going down", status=503, code="shutting_down")
+            if len(self._calls) >= self.max_queue:
+                raise _too_many(len(self._calls), self._retry_seconds())
+            self._calls.append((work, future))
+            self._changed.notify()
+        return await asyncio.wrap_future(future)
 
     def load(self) -> Load:
         """How busy it is now."""
@@ -226,7 +240,7 @@ class Worker:
     def _take_in(self) -> bool:
         """Wait for something to do; let those in that have room. False when all is over."""
         with self._changed:
-            while not (self._waiting or self._gone or self._running or self._alone):
+            while not (self._waiting or self._gone or self._calls or self._running or self._alone):
                 if self._ends:
                     return False
                 self._changed.wait()
@@ -240,8 +254,21 @@ class Worker:
             self._leave(ticket)
             error = RequestError("the answer was not complete in time", status=503, code="deadline_exceeded")
             self._give_out([(ticket, "", error)])
+        self._answer_calls()
         self._admit()
         return True
+
+    def _answer_calls(self) -> None:
+        """One of those that wait, so that answers under way go on in between."""
+        if not self._calls:
+            return
+        work, future = self._calls.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 (it is raised where it is waited for)
+            future.set_exception(error)
 
     def _admit(self) -> None:
         while self._alone is None:
@@ -322,6 +349,15 @@ class Worker:
         if self._engine is not None:
             self._engine.drop_all()
         self._give_out([(ticket, "", error) for ticket in tickets])
+
+
+def _too_many(waiting: int, retry_seconds: int) -> RequestError:
+    return RequestError(
+        f"{waiting} requests wait already; try again later",
+        status=429,
+        code="queue_full",
+        headers={"Retry-After": str(retry_seconds)},
+    )
 
 
 def _put_all(found: list[tuple[Ticket, str, End]]) -> None:
