@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from itertools import takewhile
@@ -61,3 +62,29 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
             assert "Traceback" not in child.stderr.read()
         finally:
             child.kill()  # where something above failed: leaving the context waits for its end
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_second_signal_ends_it_although_a_request_is_under_way(
+    tiny_models: Callable[[str], Path], number: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "llmctl", "serve", str(tiny_models("llama")), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            said = json.loads("".join(takewhile(lambda line: line != "}\n", child.stdout)) + "}")
+            models(said["url"])
+            address = urllib.parse.urlsplit(said["url"])
+            with socket.create_connection((address.hostname, address.port), timeout=20) as opened:
+                head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                opened.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+                time.sleep(0.3)
+                child.send_signal(number)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    child.wait(1)
+                child.send_signal(number)
+                assert child.wait(10) == code
+            assert "Traceback" not in child.stderr.read()
+        finally:
+            child.kill()

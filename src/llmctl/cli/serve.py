@@ -133,12 +133,10 @@ def _check_packages() -> None:
 
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal comes."""
-    import uvicorn
-
     from llmctl.generation.tools import tool_format
     from llmctl.serving.address import url
     from llmctl.serving.app import make_app
-    from llmctl.serving.connections import uvicorn_config
+    from llmctl.serving.connections import Server, uvicorn_config
     from llmctl.serving.guard import Guard
     from llmctl.serving.served import Served, names_of
     from llmctl.serving.worker import Worker
@@ -164,4 +162,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     output.note(f"serving {name} at {address}; Ctrl-C ends it")
     # uvicorn ends in good order and then raises the signal once more: a server that has drained ends with 0
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(config).run(sockets)
+    server = Server(config)
+    server.run(sockets)
+    if server.force_exit:
+        raise typer.Exit(128 + signal.SIGTERM)

@@ -6,12 +6,15 @@ of connections one by one. This protocol has them, and answers in OpenAI's shape
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
@@ -52,6 +55,17 @@ def uvicorn_config(app: App, *, host: str, port: int, patience: Patience | None 
         h11_max_incomplete_event_size=HEAD_BYTES,
         **more,
     )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which a second signal ends at once, whichever it is. uvicorn itself hears only Ctrl-C twice."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for every signal."""
+        if self.should_exit:
+            self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # it would show a traceback for each request that is cut
+        super().handle_exit(sig, frame)
 
 
 class _Deadline:
