@@ -374,6 +374,21 @@ def test_a_streamed_response_tells_its_events_in_order(client: openai.OpenAI) ->
     assert last.response.output_text == "Hello, I am here."
 
 
+def test_tokens_there_and_back(client: openai.OpenAI) -> None:
+    """As vLLM has them: lm-eval cuts its texts with the server's tokenizer."""
+    root = str(client.base_url).removesuffix("v1/")
+    asked = {"prompt": "Hello, I", "add_special_tokens": False}
+    tokens = client.post(f"{root}tokenize", body=asked, cast_to=object)
+    assert isinstance(tokens, dict)
+    assert tokens["count"] == len(tokens["tokens"]) == 3
+    assert client.post(f"{root}detokenize", body={"tokens": tokens["tokens"]}, cast_to=object) == {"prompt": "Hello, I"}
+    about = client.get(f"{root}tokenizer_info", cast_to=object)
+    assert isinstance(about, dict)
+    assert about["eos_token"] == "<|endoftext|>"
+    with pytest.raises(openai.BadRequestError):
+        client.post(f"{root}detokenize", body={"tokens": [10**6]}, cast_to=object)
+
+
 async def _with_asyncio(address: str) -> str:
     async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key=KEY) as client:
         text = ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.serving import page
-from llmctl.serving.messages import ChatBody, CompletionBody, ResponseBody, TokenizeBody
+from llmctl.serving.messages import ChatBody, CompletionBody, DetokenizeBody, ResponseBody, TokenizeBody
 from llmctl.serving.openapi import description
 from llmctl.serving.problems import answer_errors_in_shape
 
@@ -76,8 +76,24 @@ def _add_completions(app: "FastAPI", served: "Served") -> None:
             prompt = [message.plain() for message in body.messages]
         else:
             config = config.model_copy(update={"raw": True, "system": None})
-        ids = await asyncio.to_thread(served.prompts.encode, prompt, config)
+        if body.prompt is not None and body.add_special_tokens is False:
+            ids = list(served.loaded.tokenizer(body.prompt, add_special_tokens=False)["input_ids"])
+        else:
+            ids = await asyncio.to_thread(served.prompts.encode, prompt, config)
         return {"count": len(ids), "max_model_len": served.loaded.context_length, "tokens": ids}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
+        if body.model is not None:
+            served.check_name(body.model)
+        served.check_ids(body.tokens, param="tokens")
+        return {"prompt": str(served.loaded.tokenizer.decode(body.tokens))}
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        tokenizer = served.loaded.tokenizer
+        names = ("bos_token", "eos_token", "pad_token")
+        return {"tokenizer_class": type(tokenizer).__name__, **{name: getattr(tokenizer, name) for name in names}}
 
 
 def _add_facts(app: "FastAPI", served: "Served") -> None:

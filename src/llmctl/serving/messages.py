@@ -257,9 +257,17 @@ class TokenizeBody(Body):
     model: Annotated[str, Field(max_length=500)] | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] | None = None
+    add_special_tokens: bool | None = True
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give prompt or messages")
         return self
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: Annotated[str, Field(max_length=500)] | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=MOST_TOKENS)]

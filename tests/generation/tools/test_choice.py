@@ -198,6 +198,14 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name(
     assert error.value.details["param"] == "tools[1].function.parameters"
 
 
+def test_a_tool_that_lists_no_properties_takes_none(with_template: WithTemplate) -> None:
+    tokenizer = with_template("qwen").tokenizer
+    use = tool_use(tokenizer, ChatSection(), [tool("stop", {"type": "object", "properties": {}})], choice="required")
+    form = use.structure(tokenizer)
+    assert takes(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>', whole=True)
+    assert not takes(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {"')
+
+
 def test_a_schema_that_need_not_be_enforced_may_say_anything(loaded: llmctl.LoadedModel) -> None:
     use = tool_use(loaded.tokenizer, ChatSection(), [tool("f", {"uniqueItems": True})])
     assert isinstance(use, ToolUse)

@@ -26,7 +26,8 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         once = {"parallel_tool_calls": False}  # so small a model calls the same tool twice, and the suite counts calls
-        fixed = {"temperature": 0, "max_tokens": 300, "max_retries": 0, "stream_usage": True}
+        # the penalty keeps it from saying the same without end
+        fixed = {"temperature": 0, "frequency_penalty": 0.5, "max_tokens": 400, "max_retries": 0, "stream_usage": True}
         return {"model": "smollm2", **fixed, "model_kwargs": once}
 
     @property
@@ -41,5 +42,6 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def enable_vcr_tests(self) -> bool:
         return False
 
-    @pytest.mark.skip(reason="SmolLM2-135M was never trained for tools: it calls one only where it must")
-    def test_agent_loop(self, model: BaseChatModel) -> None: ...
+    @pytest.mark.xfail(reason="SmolLM2-135M was never trained for tools: it calls one only where it must")
+    def test_agent_loop(self, model: BaseChatModel) -> None:
+        super().test_agent_loop(model)

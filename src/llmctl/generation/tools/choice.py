@@ -131,6 +131,8 @@ def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
     schema = _function(tool).get("parameters")
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
+    if schema.get("properties") == {} and not {"additionalProperties", "patternProperties", "$ref"} & schema.keys():
+        schema = {**schema, "additionalProperties": False}  # it lists its properties, and there are none
     return {"type": "object", **schema}
 
 
