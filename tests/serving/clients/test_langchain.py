@@ -45,3 +45,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="SmolLM2-135M was never trained for tools: it calls one only where it must")
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+    @pytest.mark.xfail(reason="json_object asks for any object: SmolLM2-135M writes one, with other values than asked")
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)
