@@ -337,6 +337,20 @@ class TestInBfloat16:
             texts.append([message.content for message in chat.messages])
         assert texts[0] == texts[1]
 
+    def test_a_turn_that_ends_with_its_first_token_says_what_it_computed(
+        self, tiny_models: Callable[[str], Path]
+    ) -> None:
+        loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 1})
+        chat = ChatSession(loaded)
+        computed = []
+        for _ in range(2):
+            list(chat.ask("the capital of france"))
+            assert chat.last is not None
+            computed.append((chat.last.prefilled_tokens, chat.last.prompt_tokens))
+        assert computed[0][0] == computed[0][1]
+        assert 0 < computed[1][0] < computed[1][1]
+        assert computed[1][0] != computed[0][0]
+
     def test_what_the_kernel_does_not_do_goes_to_torch(self, tiny_models: Callable[[str], Path]) -> None:
         loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
         ids = torch.tensor([[0, 0, 7, 8, 9], [5, 6, 7, 8, 9]])

@@ -204,17 +204,19 @@ class _EngineJob(_Job):
         before = engine.prefilled_tokens
         engine.add(self, self.request, self.own)
         try:
-            while not self._step(engine):
-                if self.reuse:
-                    self.reuse.prefilled_tokens = engine.prefilled_tokens - before
+            while not self._step(engine, before):
+                pass
         except BaseException:
             if self.reuse:
                 self.reuse.forget()
             raise
 
-    def _step(self, engine: Engine) -> bool:
+    def _step(self, engine: Engine, prefilled_before: int) -> bool:
         """One pass; True when the answer has ended."""
-        for event in engine.step():
+        events = engine.step()
+        if self.reuse:  # before the answer is told of: it may end with its first token
+            self.reuse.prefilled_tokens = engine.prefilled_tokens - prefilled_before
+        for event in events:
             if isinstance(event.end, LlmctlError):
                 raise event.end
             if event.text or event.end is not None:
