@@ -46,7 +46,6 @@ class _Architecture:
         has_four_norms: Whether attention and MLP are normed before and after (Gemma).
         scale: What attention scores are multiplied by, from the configuration and a head's width.
         window: A token sees so many of a layer; 0 for all.
-        softcap: Of attention scores, or 0.
         turns: Whether a layer's queries and keys are turned.
         residual, embedding, logits: What these are multiplied by.
         angles: Kinds of angles, by type of layer; None where there is one kind.
@@ -56,7 +55,6 @@ class _Architecture:
     has_four_norms: bool = False
     scale: Callable[[Any, int], float] = lambda config, width: width**-0.5
     window: Callable[[Any, int], int] = lambda config, layer: 0
-    softcap: Callable[[Any], float] = lambda config: 0.0
     turns: Callable[[Any, int], bool] = lambda config, layer: True
     residual: Callable[[Any], float] = lambda config: 1.0
     embedding: Callable[[Any], float] = lambda config: 1.0
@@ -318,7 +316,6 @@ class _Reader:
             layer=number,
             scale=self.kind.scale(self.config, width),
             window=self.kind.window(self.config, number),
-            softcap=self.kind.softcap(self.config),
         )
         self._linear(module.o_proj, attended, self.moved)
 

@@ -197,8 +197,23 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
             model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)
     if prepared.plan.uses_kernels:
         compile_model(model)
-    seconds = time.perf_counter() - started
-    loaded = LoadedModel(
+    measured = _measure(model, time.perf_counter() - started)
+    loaded = loaded_model(prepared, model=model, tokenizer=tokenizer, eos_token_ids=eos, measured=measured)
+    if prepared.draft is None:
+        return loaded
+    return replace(loaded, draft=load_draft(prepared.draft, loaded))
+
+
+def loaded_model(
+    prepared: Prepared,
+    *,
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    eos_token_ids: tuple[int, ...],
+    measured: Measured,
+) -> LoadedModel:
+    """What was prepared, with what came of it."""
+    return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         plan=prepared.plan,
@@ -206,13 +221,10 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         info=prepared.info,
         located=prepared.located,
         machine=prepared.machine,
-        eos_token_ids=eos,
-        measured=_measure(model, seconds),
+        eos_token_ids=eos_token_ids,
+        measured=measured,
         adapters=prepared.adapters,
     )
-    if prepared.draft is None:
-        return loaded
-    return replace(loaded, draft=load_draft(prepared.draft, loaded))
 
 
 def load_draft(prepared: Prepared, loaded: LoadedModel) -> LoadedModel:

@@ -165,13 +165,15 @@ class Kernels:
         Returns:
             Their numbers int32 and their shares float32, both [tokens, chosen], the likeliest first.
         """
+        import torch
+
         codes = self._codes or self._prepare()
         count = logits.shape[-1]
         rows = self._rows(logits, count)
         if not 0 < chosen <= count:
             raise ValueError(f"{chosen} of {count} experts cannot be chosen")
-        experts = logits.new_empty((rows, chosen), dtype=self._int)
-        shares = logits.new_empty((rows, chosen), dtype=next(iter(codes)))
+        experts = logits.new_empty((rows, chosen), dtype=torch.int32)
+        shares = logits.new_empty((rows, chosen), dtype=torch.float32)
         self._library.llmctl_route(
             logits.data_ptr(),
             codes[logits.dtype],

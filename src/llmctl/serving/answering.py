@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion
 from llmctl.generation.request import Request
+from llmctl.serving.messages import Sampling
 from llmctl.serving.metrics import Watch
 from llmctl.serving.problems import RequestError, error_of
 
@@ -33,7 +34,7 @@ class Shape:
         served: The model.
         kind: The `object` of a whole answer.
         prefix: What its id begins with.
-        prompt_tokens: Of all prompts together.
+        chunk_kind: The `object` of a piece, where it is another.
     """
 
     def __init__(self, served: "Served", kind: str, *, prefix: str, chunk_kind: str | None = None) -> None:
@@ -84,14 +85,13 @@ def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, in
 async def answer(
     http: "HttpRequest",
     served: "Served",
+    body: Sampling,
     asking: Asking,
     shape: Shape,
     *,
     prompt_tokens: int,
-    stream: bool,
-    wants_usage: bool,
 ) -> "Response":
-    """The response to one request.
+    """The response to one request, whole or streamed as its body asks.
 
     Raises:
         LlmctlError, RequestError: it failed before anything was sent.
@@ -99,8 +99,8 @@ async def answer(
     from starlette.responses import JSONResponse
 
     asked = submitted(served, asking)
-    if stream:
-        events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=wants_usage)
+    if body.stream:
+        events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=body.wants_usage)
         return stream_of(served, asked, events)
     completions: list[Completion] = []
     with watched(served, asked, completions) as watch:

@@ -27,15 +27,7 @@ async def chat(http: "HttpRequest", served: "Served", body: ChatBody) -> "Respon
     """Answer a request."""
     served.check_name(body.model)
     asking, shape, prompt_tokens = await asyncio.to_thread(asked_of, served, body)
-    return await answer(
-        http,
-        served,
-        asking,
-        shape,
-        prompt_tokens=prompt_tokens,
-        stream=bool(body.stream),
-        wants_usage=body.wants_usage,
-    )
+    return await answer(http, served, body, asking, shape, prompt_tokens=prompt_tokens)
 
 
 def asked_of(served: "Served", body: ChatBody) -> tuple[Asking, Shape, int]:

@@ -32,15 +32,7 @@ async def complete(http: "HttpRequest", served: "Served", body: CompletionBody) 
     shape = _Plain(served, body, echoes)
     if body.max_tokens == 0:
         return _prompts_alone(shape, len(asking), prompt_tokens)
-    return await answer(
-        http,
-        served,
-        asking,
-        shape,
-        prompt_tokens=prompt_tokens,
-        stream=bool(body.stream),
-        wants_usage=body.wants_usage,
-    )
+    return await answer(http, served, body, asking, shape, prompt_tokens=prompt_tokens)
 
 
 def _asking(served: "Served", body: CompletionBody) -> tuple[Asking, int]:

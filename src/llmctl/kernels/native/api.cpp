@@ -26,6 +26,7 @@ namespace {
 const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 
 }  // namespace
+
 // Changes whenever the functions below or the layout of weights do: a library that was built before is not used.
 LLMCTL_EXPORT int llmctl_version() { return 2; }
 

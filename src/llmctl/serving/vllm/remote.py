@@ -1,10 +1,10 @@
 """A model that vLLM computes, as far as prompts and settings need it here: its tokenizer and files, no weights."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config, Settings
 from llmctl.imports import lean_imports, without_peft
-from llmctl.loader import LoadedModel, Measured, Prepared, ready_tokenizer
+from llmctl.loader import LoadedModel, Measured, Prepared, loaded_model, ready_tokenizer
 from llmctl.locate import locate, locate_adapters
 from llmctl.machine import read_machine
 from llmctl.memory import Memory
@@ -66,15 +66,5 @@ def load_remote(prepared: Prepared) -> LoadedModel:
     """
     with lean_imports(), quiet_libraries(), without_peft():
         tokenizer, ends = ready_tokenizer(prepared)
-    return LoadedModel(
-        model=cast(Any, None),
-        tokenizer=tokenizer,
-        plan=prepared.plan,
-        config=prepared.config,
-        info=prepared.info,
-        located=prepared.located,
-        machine=prepared.machine,
-        eos_token_ids=ends,
-        measured=Measured(prepared.info.architecture, prepared.info.parameters, "", "", "", {}, {}, 0.0, 0),
-        adapters=prepared.adapters,
-    )
+    measured = Measured(prepared.info.architecture, prepared.info.parameters, "", "", "", {}, {}, 0.0, 0)
+    return loaded_model(prepared, model=None, tokenizer=tokenizer, eos_token_ids=ends, measured=measured)
