@@ -1,233 +1,31 @@
-"""A model of a known architecture, read once from its modules as one program of llmctl's kernels for CPUs.
+"""From the modules of a model to the operations of a program.
 
-What is known is written down below, class by class, with what differs from Llama. Anything unexpected in a model, a
-module more, a hook, an adapter, an activation without a kernel, and it runs module by module as every other one does.
+Anything unexpected, a module more, a hook, an adapter, an activation without a kernel, and there is no program.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, cast
 
-from llmctl import kernels
-from llmctl.kernels.operations import Activation, NormFlavour
+from llmctl.compiled.architectures import ROUTERS, Architecture
+from llmctl.kernels.operations import Activation
 from llmctl.kernels.program import Norm, Part, Program, ProgramWriter, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class Layout(Protocol):
-    """The packed tokens of several sequences; `Program.run` says what each tensor is."""
-
-    @property
-    def input_ids(self) -> "Tensor": ...
-    @property
-    def position_ids(self) -> "Tensor": ...
-    @property
-    def slots(self) -> "Tensor": ...
-    @property
-    def query_start(self) -> "Tensor": ...
-    @property
-    def kv_length(self) -> "Tensor": ...
-    @property
-    def page_table(self) -> "Tensor": ...
-    @property
-    def last(self) -> "Tensor": ...
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How a model's classes differ from Llama's.
-
-    Attributes:
-        norm: How the weights of norms are applied.
-        has_four_norms: Whether attention and MLP are normed before and after (Gemma).
-        scale: What attention scores are multiplied by, from the configuration and a head's width.
-        window: A token sees so many of a layer; 0 for all.
-        turns: Whether a layer's queries and keys are turned.
-        residual, embedding, logits: What these are multiplied by.
-        angles: Kinds of angles, by type of layer; None where there is one kind.
-    """
-
-    norm: NormFlavour = "norm_then_weight"
-    has_four_norms: bool = False
-    scale: Callable[[Any, int], float] = lambda config, width: width**-0.5
-    window: Callable[[Any, int], int] = lambda config, layer: 0
-    turns: Callable[[Any, int], bool] = lambda config, layer: True
-    residual: Callable[[Any], float] = lambda config: 1.0
-    embedding: Callable[[Any], float] = lambda config: 1.0
-    logits: Callable[[Any], float] = lambda config: 1.0
-    angles_by_type: bool = False
-
-
-def _everywhere(config: Any, _: int) -> int:
-    return getattr(config, "sliding_window", None) or 0
-
-
-def _by_type(config: Any, layer: int) -> int:
-    return (config.sliding_window or 0) if config.layer_types[layer] == "sliding_attention" else 0
-
-
-_GEMMA = _Architecture(
-    norm="one_plus_weight",
-    has_four_norms=True,
-    scale=lambda config, width: config.query_pre_attn_scalar**-0.5,
-    window=_by_type,
-)
-_KNOWN = {
-    "LlamaForCausalLM": _Architecture(),
-    "MistralForCausalLM": _Architecture(window=_everywhere),
-    "Qwen2ForCausalLM": _Architecture(window=_by_type),
-    "Qwen3ForCausalLM": _Architecture(window=_by_type),
-    "MixtralForCausalLM": _Architecture(window=_everywhere),
-    "Qwen3MoeForCausalLM": _Architecture(window=_everywhere),
-    "Phi3ForCausalLM": _Architecture(window=_everywhere),
-    "SmolLM3ForCausalLM": _Architecture(
-        window=lambda config, layer: _by_type(config, layer) if config.use_sliding_window else 0,
-        turns=lambda config, layer: bool(config.no_rope_layers[layer]),
-    ),
-    "Gemma3ForCausalLM": _Architecture(**{**vars(_GEMMA), "angles_by_type": True}),
-    "GraniteForCausalLM": _Architecture(
-        scale=lambda config, width: config.attention_multiplier,
-        residual=lambda config: config.residual_multiplier,
-        embedding=lambda config: config.embedding_multiplier,
-        logits=lambda config: 1 / config.logits_scaling,
-    ),
-}
-# transformers' routers, and whether they round a token's shares
-_ROUTERS = {"MixtralTopKRouter": False, "Qwen3MoeTopKRouter": True}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GEMMA_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 _DROPOUTS = {"resid_attn_dropout", "resid_mlp_dropout"}
 
 
-class _UnexpectedError(Exception):
+class UnexpectedError(Exception):
     """The model is not quite what its class says."""
 
 
-class Compiled:
-    """A model's program, with what is left to do in Python for each pass.
-
-    Attributes:
-        program: Everything between the tokens and the logits.
-    """
-
-    def __init__(self, model: Any, program: Program, architecture: _Architecture) -> None:
-        self.program = program
-        config = model.config
-        self._rotary = model.model.rotary_emb
-        self._types = sorted(set(config.layer_types)) if architecture.angles_by_type else None
-        self._logits_scale = architecture.logits(config)
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-
-    def forward(self, layout: "Layout", pools: "list[tuple[Tensor, Tensor]]") -> "Tensor":
-        """Logits float32 [sequences, vocabulary] after the last token of each sequence of a layout."""
-        import torch
-
-        with torch.inference_mode():
-            logits = self.program.run(
-                ids=layout.input_ids[0],
-                slots=layout.slots,
-                last=layout.last,
-                page_table=layout.page_table,
-                query_start=layout.query_start,
-                kv_length=layout.kv_length,
-                angles=self._angles(layout.position_ids),
-                pools=pools,
-            )
-            if self._logits_scale != 1.0:
-                logits = logits * self._logits_scale
-            if self._softcap:
-                logits = torch.tanh(logits / self._softcap) * self._softcap
-            return logits
-
-    def _angles(self, position_ids: "Tensor") -> "list[tuple[Tensor, Tensor]]":
-        import torch
-
-        like = torch.empty(0, dtype=self.program.dtype)
-        kinds = self._types or [None]
-        turned = (self._rotary(like, position_ids, *([kind] if kind else [])) for kind in kinds)
-        return [(cosines[0], sines[0]) for cosines, sines in turned]
-
-
-_PROGRAMS: "WeakKeyDictionary[Any, Compiled]" = WeakKeyDictionary()
-
-
-def compiled(model: Any) -> Compiled | None:
-    """The program of a model that `compile_model` made one for, or None."""
-    return _PROGRAMS.get(model)
-
-
-def compile_model(model: Any) -> bool:
-    """Make a program for a model on the CPU whose linear layers llmctl's kernels multiply; False where it is not known.
-
-    Norms and gates of the modules are then computed by the program's operations too, so that a pass of modules (beams,
-    drafts) rounds as the program does.
-    """
-    import torch
-
-    architecture, found = _KNOWN.get(type(model).__name__), kernels.load()
-    if architecture is None or found is None or model.dtype not in (torch.bfloat16, torch.float32):
-        return False
-    if any(tensor.device.type != "cpu" for tensor in model.parameters()):
-        return False
-    reader = _Reader(model, architecture, ProgramWriter(found, model.dtype))
-    try:
-        program = reader.program()
-    except _UnexpectedError:
-        return False
-    _PROGRAMS[model] = Compiled(model, program, architecture)
-    for module, norm in reader.norms:
-        module.forward = partial(_norm_forward, module, norm.epsilon, norm.flavour)
-    for module, activation in reader.gates:
-        module.forward = partial(_gated_forward, module, activation)
-    for module, how in reader.routers:
-        module.forward = partial(_router_forward, module, how)
-    return True
-
-
-def _norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor") -> "Tensor":
-    """x [..., width] normed."""
-    import torch
-
-    found = kernels.load()
-    if found is None or (torch.is_grad_enabled() and (x.requires_grad or module.weight.requires_grad)):
-        return cast("Tensor", type(module).forward(module, x))
-    return found.rms_norm(x, module.weight.detach(), epsilon, flavour)
-
-
-def _gated_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor":
-    """An MLP with a gate: x [..., hidden] to [..., hidden]."""
-    import torch
-
-    found = kernels.load()
-    if found is None or (torch.is_grad_enabled() and x.requires_grad):
-        return cast("Tensor", type(module).forward(module, x))
-    if hasattr(module, "gate_up_proj"):
-        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
-    else:
-        gate, up = module.gate_proj(x), module.up_proj(x)
-    return cast("Tensor", module.down_proj(found.gated(gate, up, activation)))
-
-
-def _router_forward(module: Any, how: dict[str, bool], x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-    """x [..., hidden] to logits [tokens, experts], shares [tokens, chosen] and experts [tokens, chosen]."""
-    import torch
-
-    found = kernels.load()
-    if found is None or (torch.is_grad_enabled() and (x.requires_grad or module.weight.requires_grad)):
-        return cast("tuple[Tensor, Tensor, Tensor]", type(module).forward(module, x))
-    logits = found.linear(x.reshape(-1, module.hidden_dim).contiguous(), module.weight.detach())
-    experts, shares = found.route(logits, module.top_k, **how)
-    return logits, shares.to(x.dtype) if how["rounded"] else shares, experts.long()
-
-
-class _Reader:
+class Reader:
     """Reads a model's modules into a program."""
 
-    def __init__(self, model: Any, architecture: _Architecture, writer: ProgramWriter) -> None:
+    def __init__(self, model: Any, architecture: Architecture, writer: ProgramWriter) -> None:
         self.model, self.config, self.kind, self.writer = model, model.config, architecture, writer
         self.hidden: int = model.config.hidden_size
         self.x, self.normed, self.moved = (writer.buffer(self.hidden) for _ in range(3))
@@ -241,7 +39,7 @@ class _Reader:
         body = self.model.model
         _children(body, {"embed_tokens", "layers", "norm", "rotary_emb"})
         if len(body.layers) != self.config.num_hidden_layers:
-            raise _UnexpectedError
+            raise UnexpectedError
         self._embed(body.embed_tokens)
         for number, layer in enumerate(body.layers):
             self._layer(layer, number)
@@ -262,7 +60,7 @@ class _Reader:
         elif isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"):
             scale *= float(cast("Tensor", module.embed_scale).to(module.weight.dtype))
         elif type(module) is not nn.Embedding:
-            raise _UnexpectedError
+            raise UnexpectedError
         _untouched(module)
         self.writer.embed(_weight(module), self.x, scale=scale)
 
@@ -330,7 +128,7 @@ class _Reader:
         activation = _activation(getattr(module, act))
         width: int = self.config.intermediate_size
         if activation is None:
-            raise _UnexpectedError
+            raise UnexpectedError
         self.gates.append((module, activation))
         if fused:
             gate = self._buffer("gate_up", 2 * width)
@@ -351,14 +149,14 @@ class _Reader:
         _children(router, set())
         packed = getattr(experts, "packed", None)
         names = set(dict(experts.named_children()))
-        if type(router).__name__ not in _ROUTERS or not isinstance(packed, dict) or names != {"act_fn"}:
-            raise _UnexpectedError
+        if type(router).__name__ not in ROUTERS or not isinstance(packed, dict) or names != {"act_fn"}:
+            raise UnexpectedError
         if experts._forward_hooks or experts._forward_pre_hooks:
-            raise _UnexpectedError
+            raise UnexpectedError
         count, hidden = router.weight.shape
         logits = self._buffer("router", count)
         self.writer.linear(Weight(router.weight.detach(), count, hidden), self.normed, logits)
-        how = {"normalised": getattr(router, "norm_topk_prob", True), "rounded": _ROUTERS[type(router).__name__]}
+        how = {"normalised": getattr(router, "norm_topk_prob", True), "rounded": ROUTERS[type(router).__name__]}
         routes = self.writer.route(logits, experts=count, chosen=router.top_k, **how)
         weights = (
             Weight(getattr(experts, name).detach(), packed[name].n, packed[name].k, packed[name].bits)
@@ -386,7 +184,7 @@ class _Reader:
         _untouched(module)
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if epsilon is None or not type(module).__name__.endswith("RMSNorm") or module.weight.shape != (width,):
-            raise _UnexpectedError
+            raise UnexpectedError
         norm = Norm(module.weight.detach(), epsilon, self.kind.norm)
         self.norms.append((module, norm))
         return norm
@@ -395,14 +193,14 @@ class _Reader:
         _untouched(module)
         weight = _weight(module)
         if out is not None and out.stride != weight.n:
-            raise _UnexpectedError
+            raise UnexpectedError
         self.writer.linear(weight, x, out, None if module.bias is None else module.bias.detach())
 
     def _rotated(self, width: int) -> int:
         rotary = self.model.model.rotary_emb
         sizes = {2 * buffer.numel() for name, buffer in rotary.named_buffers() if name.endswith("inv_freq")}
         if len(sizes) != 1 or max(sizes) > width:
-            raise _UnexpectedError
+            raise UnexpectedError
         return int(sizes.pop())
 
     def _angles(self, number: int) -> int:
@@ -429,7 +227,7 @@ def _weight(module: Any) -> Weight:
     if isinstance(module, KernelLinear | nn.Embedding):
         n, k = module.weight.shape
         return Weight(module.weight.detach(), n, k)
-    raise _UnexpectedError
+    raise UnexpectedError
 
 
 def _activation(module: Any) -> Activation:
@@ -437,7 +235,7 @@ def _activation(module: Any) -> Activation:
 
     found = ACTIVATION_OF.get(type(module).__name__)
     if found is None:
-        raise _UnexpectedError
+        raise UnexpectedError
     return found
 
 
@@ -445,10 +243,10 @@ def _children(module: Any, expected: set[str], *, optional: set[str] | None = No
     """Raise unless a module has these children and no others."""
     _untouched(module)
     if set(dict(module.named_children())) - (optional or set()) != expected:
-        raise _UnexpectedError
+        raise UnexpectedError
 
 
 def _untouched(module: Any) -> None:
     """Raise where something was hung onto a module that a program would pass by."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        raise _UnexpectedError
+        raise UnexpectedError
