@@ -29,7 +29,7 @@ class ReasoningSplitter:
     """
 
     def __init__(self, prompt_tail: str = "") -> None:
-        self._closing = next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
+        self._closing = closing_of(prompt_tail)
         self._at_start = self._closing is None
         self._held = ""
         self._strip = False
@@ -43,7 +43,7 @@ class ReasoningSplitter:
             return
         if self._closing is not None:
             before, tag, after = self._held.partition(self._closing)
-            keep = 0 if tag else _overlap(before, self._closing)
+            keep = 0 if tag else overlap(before, self._closing)
             if before[: len(before) - keep]:
                 yield Piece("reasoning", before[: len(before) - keep])
             self._held = after if tag else before[len(before) - keep :]
@@ -74,6 +74,11 @@ class ReasoningSplitter:
             yield Piece("answer", text)
 
 
-def _overlap(text: str, tag: str) -> int:
+def closing_of(prompt_tail: str) -> str | None:
+    """The tag that ends the reasoning which a prompt opens, or None."""
+    return next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
+
+
+def overlap(text: str, tag: str) -> int:
     """How many of the last characters could be the beginning of `tag`."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -102,9 +102,7 @@ async def answer(
     if body.stream:
         events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=body.wants_usage)
         return stream_of(served, asked, events)
-    completions: list[Completion] = []
-    with watched(served, asked, completions) as watch:
-        completions += await unless_gone(http, all_of(asked, watch))
+    completions = await whole_answers(http, served, asked)
     choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
     return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
 
@@ -132,6 +130,22 @@ def submitted(served: "Served", asking: Asking) -> "Asked":
         raise
 
 
+async def whole_answers(http: "HttpRequest", served: "Served", asked: "Asked") -> list[Completion]:
+    """Every answer, in the order in which they were asked for; given up when the client goes away."""
+    completions: list[Completion] = []
+    with watched(served, asked, completions) as watch:
+        completions += await _unless_gone(http, _all_of(asked, watch))
+    return completions
+
+
+def failed(watch: Watch, error: Exception) -> RequestError:
+    """What a stream, whose status is sent already, tells of an error."""
+    watch.outcome = "failed"
+    if not isinstance(error, LlmctlError | RequestError):
+        _log.exception("a bug while streaming")
+    return error_of(error)
+
+
 class _LeftError(RequestError):
     """The client went away: nobody reads this."""
 
@@ -153,8 +167,7 @@ def watched(served: "Served", asked: "Asked", completions: list[Completion]) -> 
         served.metrics.ended(watch, completions)
 
 
-async def all_of(asked: "Asked", watch: Watch) -> list[Completion]:
-    """Every answer, in the order in which they were asked for."""
+async def _all_of(asked: "Asked", watch: Watch) -> list[Completion]:
     found: dict[int, Completion] = {}
     async for news in asked.pieces():
         watch.text_came()
@@ -162,7 +175,7 @@ async def all_of(asked: "Asked", watch: Watch) -> list[Completion]:
     return [found[index] for index in range(len(asked.tickets))]
 
 
-async def unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
+async def _unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
     """What `work` gives, unless the client goes away first."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(http))
@@ -188,7 +201,7 @@ async def _events(
     more: dict[str, Any] = {"usage": None} if wants_usage else {}
     completions: list[Completion] = []
     with watched(served, asked, completions) as watch:
-        if begun := "".join(_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
+        if begun := "".join(data_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
             yield begun
         try:
             async for news in asked.pieces():
@@ -196,17 +209,15 @@ async def _events(
                 completions += [end for _, _, end in news if end is not None]
                 choices = [one for index, text, end in news for one in shape.pieces(index, text, end)]
                 if choices:
-                    yield "".join(_event(shape.document([one], chunk=True, **more)) for one in choices)
+                    yield "".join(data_event(shape.document([one], chunk=True, **more)) for one in choices)
         except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
-            watch.outcome = "failed"
-            if not isinstance(error, LlmctlError | RequestError):
-                _log.exception("a bug while streaming")
-            yield _event(error_of(error).body())
+            yield data_event(failed(watch, error).body())
             return
         if wants_usage:
-            yield _event(shape.document([], chunk=True, usage=usage(completions, prompt_tokens)))
+            yield data_event(shape.document([], chunk=True, usage=usage(completions, prompt_tokens)))
         yield "data: [DONE]\n\n"
 
 
-def _event(document: dict[str, Any]) -> str:
+def data_event(document: dict[str, Any]) -> str:
+    """One event of a stream."""
     return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"

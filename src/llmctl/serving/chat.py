@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
 from llmctl.generation.constrain import check_for
+from llmctl.generation.reasoning import Piece as Thought
 from llmctl.generation.reasoning import ReasoningSplitter
 from llmctl.generation.scores import token_text
-from llmctl.generation.tools import ToolUse, whole
+from llmctl.generation.tools import Piece, Said, ToolUse, whole
 from llmctl.serving.answering import Asking, Shape, answer, finish_reason, number
 from llmctl.serving.messages import ChatBody, ResponseFormat
 from llmctl.serving.problems import RequestError
@@ -44,7 +45,7 @@ def asked_of(served: "Served", body: ChatBody) -> tuple[Asking, Shape, int]:
         logprobs=logprobs,
         structure=_structure(body.response_format),
     )
-    changes: dict[str, Any] = {"shown_tokens": use.shown} if use.tools else {}
+    changes: dict[str, Any] = {"shown_tokens": use.shown}
     called = use.structure(tokenizer, prompt_tail=tail)
     if called is not None:
         if body.response_format is not None and body.response_format.type != "text":
@@ -71,24 +72,23 @@ class _Parts:
     def __init__(self, use: ToolUse, tail: str) -> None:
         self._reasoning = ReasoningSplitter(tail)
         self._calls = use.splitter()
-        self.has_called = False
 
-    def add(self, text: str, *, final: bool) -> Iterator[dict[str, Any]]:
-        """Deltas of new text."""
-        pieces = list(self._reasoning.add(text))
-        if final:
-            pieces += self._reasoning.finish()
-        for piece in pieces:
+    @property
+    def has_called(self) -> bool:
+        """Whether there was a call so far."""
+        return self._calls is not None and self._calls.call_count > 0
+
+    def add(self, text: str, *, final: bool) -> Iterator[Thought | Piece]:
+        """What new text brings; with the last of it what was held back."""
+        for piece in (*self._reasoning.add(text), *(self._reasoning.finish() if final else ())):
             if piece.kind == "reasoning":
-                yield {"reasoning_content": piece.text}
+                yield piece
             elif self._calls is None:
-                yield {"content": piece.text}
+                yield Said(piece.text)
             else:
-                yield from map(delta_in_shape, self._calls.add(piece.text))
-        if self._calls is not None:
-            if final:
-                yield from map(delta_in_shape, self._calls.finish())
-            self.has_called = self._calls.call_count > 0
+                yield from self._calls.add(piece.text)
+        if final and self._calls is not None:
+            yield from self._calls.finish()
 
 
 class _Chat(Shape):
@@ -96,7 +96,6 @@ class _Chat(Shape):
 
     def __init__(self, served: "Served", use: ToolUse, tail: str, *, count: int) -> None:
         super().__init__(served, "chat.completion", prefix="chatcmpl", chunk_kind="chat.completion.chunk")
-        self._use, self._tail = use, tail
         self._parts = [_Parts(use, tail) for _ in range(count)]
 
     def first(self) -> Iterator[dict[str, Any]]:
@@ -105,35 +104,27 @@ class _Chat(Shape):
 
     def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
         parts = self._parts[index]
-        for delta in parts.add(text, final=end is not None):
+        for piece in parts.add(text, final=end is not None):
+            delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else delta_in_shape(piece)
             yield _delta(index, delta)
         if end is not None:
             reason = _reason(end, has_called=parts.has_called)
             yield {**_delta(index, {}), "logprobs": self._logprobs(end), "finish_reason": reason}
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        reasoning, text = "", ""
-        splitter = ReasoningSplitter(self._tail)
-        for piece in (*splitter.add(completion.text), *splitter.finish()):
-            if piece.kind == "reasoning":
-                reasoning += piece.text
-            else:
-                text += piece.text
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        found = list(self._parts[index].add(completion.text, final=True))
+        reasoning = "".join(piece.text for piece in found if isinstance(piece, Thought))
+        text, calls = whole(piece for piece in found if not isinstance(piece, Thought))
+        message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning
-        calls = self._use.splitter()
-        has_called = False
-        if calls is not None:
-            text, found = whole((*calls.add(text), *calls.finish()))
-            has_called = bool(found)
-            if found:
-                message |= {"content": text or None, "tool_calls": calls_in_shape(found)}
+        if calls:
+            message["tool_calls"] = calls_in_shape(calls)
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(completion),
-            "finish_reason": _reason(completion, has_called=has_called),
+            "finish_reason": _reason(completion, has_called=bool(calls)),
         }
 
     def _logprobs(self, completion: Completion) -> dict[str, Any] | None:

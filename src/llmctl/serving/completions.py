@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
@@ -115,7 +116,7 @@ class _Plain(Shape):
             "tokens": texts,
             "token_logprobs": [None if one is None else number(one.logprob) for one in scored],
             "top_logprobs": [None if one is None else self._top(one) for one in scored],
-            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+            "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
         }
 
     def _top(self, one: TokenLogprob) -> dict[str, float]:

@@ -74,12 +74,10 @@ class _Deadline:
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[..., None], *arguments: Any
-    ) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]) -> None:
         """One that runs already goes on as it is."""
         if self._timer is None:
-            self._timer = loop.call_later(seconds, then, *arguments)
+            self._timer = loop.call_later(seconds, then)
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -49,7 +49,7 @@ def _is(name: str, allowed: str) -> bool:
 
 def origin_is_let_in(origin: str, host: str | None, origins: Iterable[str]) -> bool:
     """Whether a page of this origin may use the server: its own page, and those that the configuration lists."""
-    return any(origin_is_listed(origin, [listed]) for listed in origins) or _is_own(origin, host or "")
+    return origin_is_listed(origin, origins) or _is_own(origin, host or "")
 
 
 def origin_is_listed(origin: str, origins: Iterable[str]) -> bool:

@@ -22,7 +22,7 @@ class Penalties:
 
     def __init__(self, prompt_tokens: int, *, presence: float, frequency: float, bias: Mapping[int, float]) -> None:
         self._prompt_tokens, self._presence, self._frequency = prompt_tokens, presence, frequency
-        self._bias = dict(bias)
+        self._tokens, self._biases = list(bias), list(bias.values())
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
         """Ids [1, tokens], logits [1, vocabulary]."""
@@ -30,6 +30,6 @@ class Penalties:
         if len(generated):
             tokens, counts = generated.unique(return_counts=True)
             scores[0, tokens] -= self._presence + self._frequency * counts.to(scores.dtype)
-        for token, value in self._bias.items():
-            scores[0, token] += value
+        if self._tokens:
+            scores[0, self._tokens] += scores.new_tensor(self._biases)
         return scores

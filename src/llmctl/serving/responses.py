@@ -1,19 +1,24 @@
 """`POST /v1/responses`, for text: the chat in the words of OpenAI's newer API. Nothing is stored."""
 
 import asyncio
-import json
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion
-from llmctl.serving.answering import Shape, all_of, finish_reason, stream_of, submitted, unless_gone, watched
+from llmctl.serving.answering import (
+    Shape,
+    data_event,
+    failed,
+    finish_reason,
+    stream_of,
+    submitted,
+    watched,
+    whole_answers,
+)
 from llmctl.serving.chat import asked_of
 from llmctl.serving.messages import ResponseBody
-from llmctl.serving.problems import RequestError, error_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
 
     from llmctl.serving.served import Served
     from llmctl.serving.worker import Asked
-
-_log = logging.getLogger("llmctl.serve")
 
 
 async def respond(http: "HttpRequest", served: "Served", body: ResponseBody) -> "Response":
@@ -35,13 +38,10 @@ async def respond(http: "HttpRequest", served: "Served", body: ResponseBody) -> 
     form = _Form(served, body, prompt_tokens)
     if body.stream:
         return stream_of(served, asked, _events(served, asked, shape, form))
-    completions: list[Completion] = []
-    with watched(served, asked, completions) as watch:
-        completions += await unless_gone(http, all_of(asked, watch))
-    message = shape.choice(0, completions[0])["message"]
-    return JSONResponse(
-        form.document(form.output(message.get("reasoning_content"), message["content"]), completions[0])
-    )
+    [completion] = await whole_answers(http, served, asked)
+    message = shape.choice(0, completion)["message"]
+    output = form.output(message.get("reasoning_content"), message["content"])
+    return JSONResponse(form.document(output, completion))
 
 
 class _Form:
@@ -56,7 +56,7 @@ class _Form:
         """An event of a stream, numbered."""
         document = {"type": kind, "sequence_number": self._count, **more}
         self._count += 1
-        return f"event: {kind}\ndata: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        return f"event: {kind}\n{data_event(document)}"
 
     def message(self, text: str | None) -> dict[str, Any]:
         """The message of an answer; without a text one that has only begun."""
@@ -131,10 +131,7 @@ async def _events(served: "Served", asked: "Asked", shape: Shape, form: _Form) -
                         text += delta
                         yield form.event("response.output_text.delta", **place, delta=delta, logprobs=[])
         except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
-            watch.outcome = "failed"
-            if not isinstance(error, LlmctlError | RequestError):
-                _log.exception("a bug while streaming")
-            yield form.event("error", **error_of(error).body()["error"])
+            yield form.event("error", **failed(watch, error).body()["error"])
             return
         yield "".join(_ended(form, place, reasoning, text, completions[0]))
 

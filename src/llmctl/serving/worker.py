@@ -6,7 +6,6 @@ happens in the event loop, which hears of each step once.
 """
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -14,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
 
 _log = logging.getLogger("llmctl.serve")
-_numbers = itertools.count(1)
-
 
 End = Completion | Exception | None
 
@@ -53,7 +50,6 @@ class Ticket:
     index: int
     request: Request
     processors: Sequence[Any] = ()
-    number: int = field(default_factory=lambda: next(_numbers))
 
 
 class Asked:
@@ -65,7 +61,6 @@ class Asked:
 
     def __init__(self, deadline: float) -> None:
         self.loop, self.deadline = asyncio.get_running_loop(), deadline
-        self.begun = time.monotonic()
         self.tickets: list[Ticket] = []
         self._news: asyncio.Queue[tuple[int, str, End]] = asyncio.Queue()
 
@@ -128,7 +123,7 @@ class Worker:
         self._waiting: deque[Ticket] = deque()
         self._gone: set[Ticket] = set()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._running: dict[int, Ticket] = {}  # the thread's own
+        self._running: set[Ticket] = set()  # the thread's own
         self._alone: tuple[Ticket, Generator[Chunk, None, None]] | None = None  # the thread's own
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="llmctl-serve", daemon=True)
@@ -245,7 +240,8 @@ class Worker:
                     return False
                 self._changed.wait()
             gone, self._gone = self._gone, set()
-            late = {t for t in (*self._waiting, *self._running.values()) if t.asked.deadline < time.monotonic()}
+            now = time.monotonic()
+            late = {t for t in (*self._waiting, *self._running) if t.asked.deadline < now}
             if gone or late:
                 self._waiting = deque(t for t in self._waiting if t not in gone and t not in late)
         for ticket in gone:
@@ -297,8 +293,8 @@ class Worker:
         from llmctl.generation.stream import stream_request
 
         if self._engine is not None and self._is_for_engine(ticket):
-            self._engine.add(ticket.number, ticket.request, ticket.processors)
-            self._running[ticket.number] = ticket
+            self._engine.add(ticket, ticket.request, ticket.processors)
+            self._running.add(ticket)
         else:
             self._alone = ticket, stream_request(self.loaded, ticket.request, own=ticket.processors)
 
@@ -306,8 +302,9 @@ class Worker:
         if self._alone is not None and self._alone[0] is ticket:
             self._alone[1].close()
             self._alone = None
-        if self._running.pop(ticket.number, None) is not None and self._engine is not None:
-            self._engine.cancel(ticket.number)
+        if ticket in self._running and self._engine is not None:
+            self._running.remove(ticket)
+            self._engine.cancel(ticket)
 
     def _step(self) -> Iterator[tuple[Ticket, str, End]]:
         """What the next token of each answer brings."""
@@ -319,10 +316,9 @@ class Worker:
             yield ticket, chunk.text, chunk.completion
         elif self._engine is not None and self._running:
             for event in self._engine.step():
-                ticket = self._running[event.key]
                 if event.end is not None:
-                    del self._running[event.key]
-                yield ticket, event.text, event.end
+                    self._running.remove(event.key)
+                yield event.key, event.text, event.end
 
     def _give_out(self, news: Iterable[tuple[Ticket, str, End]]) -> None:
         """Tell the event loop, once for all of a step."""
@@ -343,7 +339,7 @@ class Worker:
                 code="out_of_memory",
                 headers={"Retry-After": "1"},
             )
-        tickets = [*self._running.values(), *([self._alone[0]] if self._alone else [])]
+        tickets = [*self._running, *([self._alone[0]] if self._alone else [])]
         self._running.clear()
         self._alone = None
         if self._engine is not None:

@@ -81,7 +81,7 @@ def test_a_conversation_with_calls_goes_through_every_template(template: str, tm
 def test_a_template_without_tools_gets_them_in_the_system_message(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, CHATML)
     use = tool_use(tokenizer, ChatSection(), [WEATHER])
-    assert use.is_told_in_text
+    assert use.form.is_told_in_text
     text = rendered(tokenizer, [{"role": "system", "content": "be kind"}, *TURNS], [WEATHER])
     assert text.startswith("<|im_start|>system\nbe kind\n\n# Tools")
     assert json.dumps(WEATHER) in text

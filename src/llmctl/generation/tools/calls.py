@@ -9,6 +9,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmctl.generation.reasoning import overlap
 from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.reading import Found, read_calls
 
@@ -81,7 +82,6 @@ class CallSplitter:
         self._begun = False  # whether there was any since the last call
         self._follower = _Follower(form, tools) if exact else None
         self._exact = calls_only and exact
-        self._ended = False
 
     @property
     def call_count(self) -> int:
@@ -91,15 +91,11 @@ class CallSplitter:
     def add(self, text: str) -> list[Piece]:
         """Take new text; returns what is certain."""
         self._held += text
-        return list(self._merged(self._advance(final=False)))
+        return list(self._advance(final=False))
 
     def finish(self) -> list[Piece]:
         """No more text: what was held back."""
-        return list(self._merged(self._advance(final=True)))
-
-    def _merged(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Without empty pieces of text."""
-        return (piece for piece in pieces if not (isinstance(piece, Said) and not piece.text))
+        return list(self._advance(final=True))
 
     def _advance(self, *, final: bool) -> Iterator[Piece]:
         while True:
@@ -155,7 +151,7 @@ class CallSplitter:
             begun = self._held.lstrip()
             return len(self._held) if not self._begun and "<|python_tag|>".startswith(begun) else 0
         text = self._held
-        part = next((n for n in range(min(len(text), len(opened) - 1), 0, -1) if opened.startswith(text[-n:])), 0)
+        part = overlap(text, opened)
         before = text[: len(text) - part]
         return part + len(before) - len(before.rstrip())
 

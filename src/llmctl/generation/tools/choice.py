@@ -10,7 +10,7 @@ from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
 from llmctl.generation.constrain import own_tokens
 from llmctl.generation.prompt import as_messages
-from llmctl.generation.reasoning import TAGS
+from llmctl.generation.reasoning import closing_of
 from llmctl.generation.structure import Structure, make_structure
 from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.format import ToolFormat, shown_tokens, tool_format
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Choice = Literal["none", "auto", "required"]
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TEXT = r"/(.|\n)*/"
 
 
@@ -48,11 +47,6 @@ class ToolUse:
     def is_exact(self) -> bool:
         """Whether every call is held to its form."""
         return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
-
-    @property
-    def is_told_in_text(self) -> bool:
-        """Whether the tools are told in words, as the template knows nothing of them."""
-        return bool(self.tools) and self.form.is_told_in_text
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages as the template takes them, and the arguments for it."""
@@ -114,7 +108,8 @@ def tool_use(
     for place, tool in enumerate(tools):
         if tool in chosen and (choice == "required" or _is_strict(tool)):
             _check_parameters(tool, place)
-    return ToolUse(chat, form, chosen, choice, parallel and form.between is not None, shown_tokens(tokenizer, form))
+    shown = shown_tokens(tokenizer, form) if chosen else frozenset()
+    return ToolUse(chat, form, chosen, choice, parallel and form.between is not None, shown)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,7 +156,7 @@ class _Grammar:
     def text(self, prompt_tail: str) -> str:
         """The whole grammar."""
         form, calls = self._form, self._calls(self._form.begin)
-        opened = next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
+        opened = closing_of(prompt_tail)
         think = "" if opened is None else "think "
         lines = []
         if self._use.choice == "required":
