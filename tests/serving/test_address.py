@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from llmctl.errors import UserError
-from llmctl.serving.address import bind, url
+from llmctl.serving.address import bind, port_of, url
 
 
 def test_port_0_is_one_free_port_for_every_address_of_the_name() -> None:
@@ -14,7 +14,7 @@ def test_port_0_is_one_free_port_for_every_address_of_the_name() -> None:
         sockets = [stack.enter_context(opened) for opened in bind("localhost", 0)]
         ports = {opened.getsockname()[1] for opened in sockets}
         assert len(ports) == 1
-        assert url("localhost", sockets) == f"http://localhost:{ports.pop()}"
+        assert url("localhost", port_of(sockets)) == f"http://localhost:{ports.pop()}"
 
 
 def test_nobody_can_connect_before_it_listens() -> None:
@@ -40,4 +40,4 @@ def test_an_address_of_another_machine_is_an_error(host: str) -> None:
 def test_an_address_of_version_6_stands_in_brackets() -> None:
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
-        assert url("::1", [opened]) == url("[::1]", [opened]) == f"http://[::1]:{port}"
+        assert url("::1", port_of([opened])) == url("[::1]", port_of([opened])) == f"http://[::1]:{port}"

@@ -183,7 +183,7 @@ def _explain(output: Output, settings: Settings, translation: "Translation", vll
         keys = [
             {
                 "key": one.key,
-                "value": one.value if not hasattr(one.value, "model_dump") else one.value.model_dump(mode="json"),
+                "value": _value(settings, one.key),
                 "from": settings.origin(one.key),
                 "outcome": words[one.said.kind],
                 "how": one.said.text,

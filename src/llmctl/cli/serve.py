@@ -134,7 +134,7 @@ def _check_packages() -> None:
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal comes."""
     from llmctl.generation.tools import tool_format
-    from llmctl.serving.address import url
+    from llmctl.serving.address import port_of, url
     from llmctl.serving.app import make_app
     from llmctl.serving.connections import Server, uvicorn_config
     from llmctl.serving.guard import Guard
@@ -156,7 +156,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     log_to(output)
     if tool_format(loaded.tokenizer, loaded.config.chat).is_told_in_text:
         output.note("tools: the chat template knows none; they are told to the model in words")
-    address = f"{url(section.host, sockets)}/v1"
+    address = f"{url(section.host, port_of(sockets))}/v1"
     if output.as_json:
         output.document("llmctl.serve/1", {"url": address, "model": name})
     output.note(f"serving {name} at {address}; Ctrl-C ends it")

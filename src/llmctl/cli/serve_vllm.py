@@ -24,7 +24,7 @@ def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: b
         LlmctlError: the configuration cannot be translated, vLLM is not there, or it ended.
     """
     from llmctl.locate import locate
-    from llmctl.serving.vllm.child import Child, check_port, free_port
+    from llmctl.serving.vllm.child import Child, free_port
     from llmctl.serving.vllm.found import find_vllm
     from llmctl.serving.vllm.start import make_start
     from llmctl.serving.vllm.target import make_target
@@ -32,9 +32,8 @@ def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: b
 
     vllm = find_vllm(settings.config.vllm.python)
     check(settings, make_target(settings, vllm, None))  # before anything is fetched
-    host, port = settings.config.serve.host, settings.config.serve.port
-    check_port(host, port)
-    port = port or free_port(host)
+    host = settings.config.serve.host
+    port = free_port(host, settings.config.serve.port)
     with download_shown(output, settings) as bar:
         located = locate(settings, offline=offline, progress=bar)
         target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=bar)

@@ -44,9 +44,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return found
 
 
-def url(host: str, sockets: Sequence[socket.socket]) -> str:
+def port_of(sockets: Sequence[socket.socket]) -> int:
+    """The port that sockets of `bind` have."""
+    return int(sockets[0].getsockname()[1])
+
+
+def url(host: str, port: int) -> str:
     """Where it is: `http://127.0.0.1:8000`."""
-    return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{sockets[0].getsockname()[1]}"
+    return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:

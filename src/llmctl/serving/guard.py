@@ -66,6 +66,20 @@ class Rules:
     body_seconds: float = 30.0
     json_depth: int = 64
 
+    def to_json(self) -> str:
+        """For a guard in another process; of keys only their hashes."""
+        digests = [digest.hex() for digest in self.keys.digests] if self.keys else []
+        return json.dumps({**vars(self), "open_paths": sorted(self.open_paths), "keys": digests})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Rules":
+        """What `to_json` wrote."""
+        said = json.loads(text)
+        digests = tuple(bytes.fromhex(digest) for digest in said.pop("keys"))
+        lists = {name: tuple(said.pop(name)) for name in ("hosts", "origins")}
+        keys = Keys(digests, "llmctl") if digests else None
+        return cls(**{**said, **lists, "open_paths": frozenset(said["open_paths"]), "keys": keys})
+
 
 class Guard:
     """The app, guarded.

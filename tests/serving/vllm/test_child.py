@@ -15,7 +15,7 @@ from llmctl.config import settings_from_mapping
 from llmctl.errors import LlmctlError, MachineError, ModelError, UserError
 from llmctl.serving.guard import Rules
 from llmctl.serving.keys import Keys
-from llmctl.serving.vllm.child import Child, Start, check_port, free_port
+from llmctl.serving.vllm.child import Child, Start, free_port
 from llmctl.serving.vllm.found import find_vllm
 from llmctl.serving.vllm.said import Target
 from llmctl.serving.vllm.start import make_start
@@ -166,9 +166,19 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UserError, match="Address already in use") as caught:
-            check_port("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(UserError, match="address already in use") as caught:
+            free_port("127.0.0.1", taken.getsockname()[1])
     assert "--port" in str(caught.value.hint)
+
+
+def test_a_free_port_is_found_on_an_address_of_version_6_too() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    assert 0 < free_port("::1") < 2**16
+    assert 0 < free_port("[::1]") < 2**16
 
 
 @pytest.mark.parametrize(

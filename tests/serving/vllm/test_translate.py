@@ -217,3 +217,11 @@ def test_explain_shows_the_command_and_each_key(capfd: pytest.CaptureFixture[str
     assert not document["possible"]
     [problem] = [one for one in document["keys"] if one["outcome"] == "not possible"]
     assert (problem["key"], problem["from"]) == ("chat.system", "--set")
+
+
+def test_explain_writes_values_of_every_kind_as_json(capfd: pytest.CaptureFixture[str]) -> None:
+    values = ("model.id=org/name", "model.adapters=[org/one]", "serve.api_key_file=keys.txt")
+    main(["config", "explain", "--engine", "vllm", *(part for one in values for part in ("--set", one)), "--json"])
+    keys = {one["key"]: one["value"] for one in json.loads(capfd.readouterr().out)["keys"]}
+    assert keys["model.adapters"][0]["id"] == "org/one"
+    assert keys["serve.api_key_file"].endswith("keys.txt")

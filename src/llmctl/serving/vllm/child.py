@@ -4,7 +4,6 @@ import http.client
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from llmctl.errors import LlmctlError, MachineError, UserError
+from llmctl.errors import LlmctlError, MachineError
 from llmctl.paths import log_dir
+from llmctl.serving.address import bind, port_of, url
 from llmctl.serving.vllm.trouble import explain, last_lines, newest_message
 
 GRACE_SECONDS = 20.0
@@ -49,8 +49,7 @@ class Start:
     @property
     def address(self) -> str:
         """Where this machine reaches it: `http://127.0.0.1:8000`."""
-        host = _ANY.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return url(_ANY.get(self.host, self.host), self.port)
 
 
 class Child:
@@ -181,26 +180,10 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def check_port(host: str, port: int) -> None:
-    """Say before anything is started that a port is taken.
-
-    Raises:
-        UserError: it is, or this machine has no such address.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-            probe.listen(1)
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host} port {port}: {error.strerror or error}", hint="give another one: --port N"
-            ) from error
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """A port that can be listened on at the moment: this one, or for 0 one that is free. Errors are those of `bind`."""
+    sockets = bind(host, port)
+    found = port_of(sockets)
+    for opened in sockets:
+        opened.close()
+    return found

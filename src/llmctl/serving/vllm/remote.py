@@ -42,7 +42,6 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
         decisions=(),
         seed=config.seed,
         deterministic=config.deterministic,
-        environment={"DISABLE_SAFETENSORS_CONVERSION": "1"},
     )
     adapters = locate_adapters(config, offline=offline, progress=progress)
     return Prepared(located, info, read_machine(), plan, config, adapters=adapters)

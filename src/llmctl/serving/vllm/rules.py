@@ -289,6 +289,16 @@ _FIXED: dict[str, Said] = {
     "engine": idle("what is asked here"),
     "deterministic": variable("VLLM_BATCH_INVARIANT", "1"),
 }
+# keys whose value is an option's as it is
+_OPTIONS = {
+    "load.dtype": "--dtype",
+    "seed": "--seed",
+    "vllm.tensor_parallel_size": "--tensor-parallel-size",
+    "vllm.pipeline_parallel_size": "--pipeline-parallel-size",
+    "vllm.distributed_executor_backend": "--distributed-executor-backend",
+    "vllm.gpu_memory_utilization": "--gpu-memory-utilization",
+    "vllm.max_model_len": "--max-model-len",
+}
 RULES: dict[str, Rule] = {
     **{key: _always(said) for key, said in _FIXED.items()},
     "model.id": _model,
@@ -296,7 +306,6 @@ RULES: dict[str, Rule] = {
     "model.adapters": _adapters,
     "model.use_safetensors": _format,
     "load.device_map": _device_map,
-    "load.dtype": _plain("--dtype", "load.dtype"),
     "load.attn_implementation": _attention,
     "tokenizer.model_max_length": _max_length,
     "quantization.bits": _bits,
@@ -341,12 +350,6 @@ RULES: dict[str, Rule] = {
     "serve.max_sequences": _of_server(lambda config: argument("--max-num-seqs", str(config.serve.max_sequences))),
     "serve.request_seconds": _of_server(lambda _: cannot("vLLM has no time limit for a request")),
     "serve.drain_seconds": _of_server(_drain),
-    "vllm.tensor_parallel_size": _plain("--tensor-parallel-size", "vllm.tensor_parallel_size"),
-    "vllm.pipeline_parallel_size": _plain("--pipeline-parallel-size", "vllm.pipeline_parallel_size"),
-    "vllm.distributed_executor_backend":
-        _plain("--distributed-executor-backend", "vllm.distributed_executor_backend"),
-    "vllm.gpu_memory_utilization": _plain("--gpu-memory-utilization", "vllm.gpu_memory_utilization"),
-    "vllm.max_model_len": _plain("--max-model-len", "vllm.max_model_len"),
+    **{key: _plain(option, key) for key, option in _OPTIONS.items()},
     "vllm.extra": _extra,
-    "seed": _plain("--seed", "seed"),
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """From a translation to what is started: the command with llmctl's guard in it, and its environment."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,18 +60,9 @@ def make_start(
 
 
 def _environment(rules: Rules) -> Mapping[str, str]:
-    said = {
-        "hosts": rules.hosts,
-        "origins": rules.origins,
-        "keys": [digest.hex() for digest in rules.keys.digests] if rules.keys else [],
-        "open_paths": sorted(rules.open_paths),
-        "body_bytes": rules.body_bytes,
-        "body_seconds": rules.body_seconds,
-        "json_depth": rules.json_depth,
-    }
     path = os.pathsep.join([str(_INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
     # an empty VLLM_API_KEY is none: the guard alone decides who comes in
-    return {_GUARD: json.dumps(said), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": ""}
+    return {_GUARD: rules.to_json(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": ""}
 
 
 def _is_all_here(config: Config, target: Target) -> bool:

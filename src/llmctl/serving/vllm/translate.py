@@ -21,13 +21,11 @@ class Key:
     Attributes:
         key: Its dotted path.
         value: Its value.
-        is_default: Whether that is its default.
         said: How vLLM is told, or why it is not.
     """
 
     key: str
     value: Any
-    is_default: bool
     said: Said
 
 
@@ -63,12 +61,12 @@ def translate(config: Config, target: Target | None = None) -> Translation:
         rule = RULES.get(key)
         if rule is None:
             if value != default:
-                keys.append(Key(key, value, False, cannot("vLLM has nothing like it that llmctl knows of")))
+                keys.append(Key(key, value, cannot("vLLM has nothing like it that llmctl knows of")))
             continue
         if value != default or key in ALWAYS:
             said = rule(config, target)
             if said is not None:
-                keys.append(Key(key, value, value == default, said))
+                keys.append(Key(key, value, said))
     arguments = [*(text for one in keys for text in one.said.arguments), *_sampling(config, target)]
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     for one in keys:

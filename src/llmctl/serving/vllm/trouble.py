@@ -8,6 +8,7 @@ from pathlib import Path
 from llmctl.errors import LlmctlError, MachineError, ModelError, UserError
 
 _READ_BYTES = 200_000
+_LINE_BYTES = 20_000  # enough for the newest line, which is asked for several times a second
 _LINES = 200
 _COLUMNS = 300
 _WHO = re.compile(r"^(\(\w+(?: pid=\d+)?\) )+")
@@ -86,12 +87,12 @@ def explain(lines: Sequence[str], code: int, *, port: int) -> Cause:
     return Cause(MachineError, f"{raised} ({how})" if raised else how)
 
 
-def last_lines(log: Path) -> list[str]:
+def last_lines(log: Path, *, read_bytes: int = _READ_BYTES) -> list[str]:
     """The last lines of a log without what vLLM writes in front of each, each cut to a length that can be shown."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _READ_BYTES))
+            file.seek(max(0, size - read_bytes))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
@@ -101,4 +102,4 @@ def last_lines(log: Path) -> list[str]:
 
 def newest_message(log: Path) -> str:
     """The newest line of a log, for a person who waits."""
-    return (last_lines(log) or [""])[-1]
+    return (last_lines(log, read_bytes=_LINE_BYTES) or [""])[-1]

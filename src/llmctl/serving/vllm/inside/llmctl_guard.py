@@ -5,7 +5,6 @@ of a body (vllm/entrypoints/serve/middleware/authenticate.py). vLLM's environmen
 takes the one that it lies in, and of that only what guards.
 """
 
-import json
 import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -37,20 +36,8 @@ class Inside:
         if "llmctl" not in sys.modules:
             _find_llmctl()
         from llmctl.serving.guard import Guard, Rules
-        from llmctl.serving.keys import Keys
 
-        said = json.loads(os.environ[VARIABLE])
-        digests = tuple(bytes.fromhex(digest) for digest in said["keys"])
-        rules = Rules(
-            hosts=tuple(said["hosts"]),
-            origins=tuple(said["origins"]),
-            keys=Keys(digests, "llmctl") if digests else None,
-            open_paths=frozenset(said["open_paths"]),
-            body_bytes=said["body_bytes"],
-            body_seconds=said["body_seconds"],
-            json_depth=said["json_depth"],
-        )
-        self._guard = Guard(app, rules)
+        self._guard = Guard(app, Rules.from_json(os.environ[VARIABLE]))
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         await self._guard(scope, receive, send)
