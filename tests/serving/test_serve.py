@@ -132,6 +132,14 @@ def test_every_number_and_list_has_a_bound(server: Running, field: str, value: A
     assert answer.error
 
 
+@pytest.mark.parametrize(("count", "says"), [(9_999, "context"), (10_000, "9999"), (10_001, "9999")])
+def test_instructions_count_as_a_message(server: Running, count: int, says: str) -> None:
+    messages = [{"role": "user", "content": ""}] * count
+    answer = server.post("/v1/responses", input=messages, instructions="be brief")
+    assert answer.status == 400
+    assert says in answer.body.decode()
+
+
 def test_a_template_of_a_request_has_no_effect(server: Running) -> None:
     messages = [{"role": "user", "content": "two plus two"}]
     plain = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4).body)

@@ -12,6 +12,7 @@ MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
 MOST_TOKENS = 1_000_000
 MOST_PROMPTS = 128
+MOST_MESSAGES = 10_000
 _LONGEST_STOP = 1000
 
 Text = Annotated[str, Field(max_length=4_000_000)]
@@ -156,7 +157,7 @@ class ResponseFormat(Body):
 class ChatBody(Sampling):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = False
@@ -217,7 +218,8 @@ class ResponseBody(Body):
     """`POST /v1/responses`, for text. Nothing is stored: each request carries its whole conversation."""
 
     model: Annotated[str, Field(max_length=500)]
-    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=10_000)]
+    # one less than a chat has: the instructions become a message too
+    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES - 1)]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -256,7 +258,7 @@ class TokenizeBody(Body):
 
     model: Annotated[str, Field(max_length=500)] | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
     add_special_tokens: bool | None = True
 
     @model_validator(mode="after")
