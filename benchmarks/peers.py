@@ -122,6 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.folder or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
         folder = (arguments.model or work / "llama-1b").absolute()
         if not folder.is_dir():
             make_model(folder)

@@ -20,6 +20,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "llmctl 8-bit": {"bits": 8, "backend": "llmctl"},
     "llmctl 4-bit": {"bits": 4, "backend": "llmctl"},
     "llmctl 4-bit, head 4": {"bits": 4, "backend": "llmctl", "head_bits": 4},
+    "torch 8-bit": {"bits": 8, "backend": "torch"},
+    "torch 4-bit": {"bits": 4, "backend": "torch"},
     "bitsandbytes nf4": {"bits": 4, "backend": "bitsandbytes"},
     "bitsandbytes 8-bit": {"bits": 8, "backend": "bitsandbytes"},
 }

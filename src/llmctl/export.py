@@ -12,6 +12,7 @@ from llmctl.errors import MachineError, UserError
 from llmctl.hub.disk import check_room, explain
 from llmctl.hub.selection import needed
 from llmctl.loader import Prepared, load_prepared
+from llmctl.modelinfo import is_packed_by_torch
 from llmctl.plan.copies import copy_bytes
 from llmctl.quantization.newfolder import NewFolder
 from llmctl.quantization.save import save_weights
@@ -78,6 +79,11 @@ def quantize(prepared: Prepared, output: Path) -> Quantized:
         raise UserError(
             f"{plan.source} is already quantised ({info.quantization_method})",
             hint="it can be used as it is: leave quantize away, or take the unquantised original",
+        )
+    if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
+        raise MachineError(
+            "weights for torch's kernels are packed for one processor and cannot be written",
+            hint="install llmctl with a C++ compiler on the PATH, or --set quantization.backend=bitsandbytes",
         )
     if prepared.adapters:
         raise UserError("adapters are not written with the model", hint="quantise it without them")

@@ -45,6 +45,7 @@ class Quantized:
         skip_modules: Names of modules that stay as they are.
         packed: Whether in llmctl's own format, which takes experts and the output head too.
         head_bits: In that format: bits of the output head and an embedding tied to it, or None.
+        by_torch: Whether packed for torch's kernels instead of llmctl's.
     """
 
     bits: Literal[4, 8]
@@ -52,6 +53,7 @@ class Quantized:
     skip_modules: tuple[str, ...] = ()
     packed: bool = False
     head_bits: Literal[4, 8] | None = None
+    by_torch: bool = False
 
 
 def parse_size(size: int | str) -> int:
@@ -80,7 +82,7 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None, is_
         return tensor.numel * DTYPE_SIZE_BYTES[dtype]
     if quantized.packed:
         *several, outputs, inputs = tensor.shape
-        return math.prod(several) * packed_bytes(outputs, inputs, bits)
+        return math.prod(several) * packed_bytes(outputs, inputs, bits, by_torch=quantized.by_torch)
     if bits == 8:
         return tensor.numel + 4 * tensor.shape[0]
     blocks = -(-tensor.numel // 64)
@@ -105,11 +107,15 @@ def quantized_bits(tensor: Tensor, quantized: Quantized | None, *, is_tied: bool
 _TIED = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 
 
-def packed_bytes(outputs: int, inputs: int, bits: int) -> int:
+def packed_bytes(outputs: int, inputs: int, bits: int, *, by_torch: bool = False) -> int:
     """Bytes of a weight [outputs, inputs] in llmctl's own format: blocks of 32 inputs with a float16 scale each.
 
-    Outputs are rounded up to groups of 16.
+    Outputs are rounded up to groups of 16. For torch's kernels 8 bits have one scale an output, blocks of 4 bits two
+    numbers each.
     """
+    if by_torch:
+        rows, columns = -(-outputs // 16) * 16, -(-inputs // 32) * 32
+        return rows * columns * bits // 8 + (2 * rows if bits == 8 else 4 * rows * columns // 32)
     return -(-outputs // 16) * -(-inputs // 32) * (16 * 32 * bits // 8 + 16 * 2)
 
 

@@ -37,6 +37,11 @@ def is_packed(quantization: Mapping[str, Any] | None) -> bool:
     return (quantization or {}).get("quant_method") == PACKED
 
 
+def is_packed_by_torch(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether such a one means the weights that torch's kernels multiply."""
+    return is_packed(quantization) and (quantization or {}).get("kernels") == "torch"
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A model, as its files describe it.

@@ -122,6 +122,13 @@ def test_a_quantised_model_takes_an_adapter(bits: int, adapters: dict[str, Path]
     assert "rounds them once more" in loaded.plan.reason("merge_adapters")
 
 
+@pytest.mark.parametrize("backend", ["llmctl", "torch"])
+def test_weights_packed_for_a_cpu_take_no_adapter(backend: str, adapters: dict[str, Path], tiny_models: Tiny) -> None:
+    with pytest.raises(UserError, match="adapters do not go on weights for") as refused:
+        load_with(tiny_models("llama"), *adapters.values(), quantization={"bits": 4, "backend": backend})
+    assert "bitsandbytes" in str(refused.value.hint)
+
+
 def test_an_adapter_of_another_model_is_refused_before_weights_are_read(
     adapters: dict[str, Path], tiny_models: Tiny, tmp_path: Path
 ) -> None:

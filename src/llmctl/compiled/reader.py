@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmctl.compiled.architectures import ROUTERS, Architecture
 from llmctl.kernels.operations import Activation
 from llmctl.kernels.program import Norm, Part, Program, ProgramWriter, Weight
+from llmctl.modelinfo import PACKED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +152,7 @@ class Reader:
         names = set(dict(experts.named_children()))
         if type(router).__name__ not in ROUTERS or not isinstance(packed, dict) or names != {"act_fn"}:
             raise UnexpectedError
-        if experts._forward_hooks or experts._forward_pre_hooks:
+        if experts._forward_hooks or experts._forward_pre_hooks or packed["down_proj"].made_by != PACKED:
             raise UnexpectedError
         count, hidden = router.weight.shape
         logits = self._buffer("router", count)
@@ -222,6 +223,8 @@ def _weight(module: Any) -> Weight:
 
     if isinstance(module, PackedLinear | PackedEmbedding):
         packed = module.packed
+        if packed.made_by != PACKED:
+            raise UnexpectedError
         codes, scales = packed.views(module.weight)
         return Weight(codes, packed.n, packed.k, packed.bits, scales)
     if isinstance(module, KernelLinear | nn.Embedding):

@@ -198,14 +198,16 @@ class TokenizerSection(_Section):
 class QuantizationSection(_Section):
     """Weights in 8 or 4 bits, quantised while loading."""
 
-    backend: Literal["auto", "bitsandbytes", "llmctl"] = Field(
+    backend: Literal["auto", "bitsandbytes", "llmctl", "torch"] = Field(
         "auto",
-        description="What quantises: bitsandbytes, or llmctl's own kernels, which are for CPUs and faster there.",
+        description="What quantises: bitsandbytes, or on a CPU llmctl's own kernels, which are the fastest there, or "
+        "torch's packed ones, which need no compiler.",
     )
     bits: Bits = Field(None, description="8, 4, or null for none (8bit and 4bit also work).")
     head_bits: Bits = Field(
         8,
-        description="llmctl's kernels: bits of the output head, and of an embedding tied to it; null leaves them.",
+        description="llmctl's kernels: bits of the output head, and of an embedding tied to it; null leaves them. "
+        "torch's take 8 for 4.",
     )
     quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit code: nf4 suits trained weights better.")
     use_double_quant: bool = Field(

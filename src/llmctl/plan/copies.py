@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.config import Config
 from llmctl.memory import parse_size
-from llmctl.modelinfo import ModelInfo, is_packed
+from llmctl.modelinfo import ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.quantization import unquantised_bytes
 
@@ -98,6 +98,8 @@ def _why_not_kept(plan: Plan, config: Config, free_bytes: int) -> str | None:
     limit, size = parse_size(config.quantization.cache_size), copy_bytes(plan)
     if not config.quantization.cache:
         return "quantization.cache is false"
+    if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
+        return "torch's kernels pack weights for the processor they run on"
     if len({device.partition(":")[0] for device in plan.devices}) > 1:
         return "part of the model lies in RAM, unquantised"
     if plan.model_kwargs["trust_remote_code"]:

@@ -8,7 +8,7 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine import Machine
 from llmctl.memory import Quantized, is_expert, quantized_bits, tied
-from llmctl.modelinfo import PACKED, ModelInfo, is_packed
+from llmctl.modelinfo import PACKED, ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Decision
 
 
@@ -42,8 +42,9 @@ def decide_quantization(
         return _keep(config, machine, info, devices=devices)
     if wanted.bits is None:
         return QuantizationChoice(None, None, (Decision("quantization", "none", "not asked for"),))
-    if choose_backend(config, machine, devices=devices) == "llmctl":
-        return _packed(config)
+    backend = choose_backend(config, machine, devices=devices)
+    if backend != "bitsandbytes":
+        return _packed(config, by_torch=backend == "torch")
     if "bitsandbytes" not in machine.packages:
         raise MachineError(
             f"{wanted.bits}-bit weights need the package bitsandbytes, which is not installed",
@@ -55,37 +56,43 @@ def decide_quantization(
 
 
 def choose_backend(config: Config, machine: Machine, *, devices: tuple[str, ...]) -> str:
-    """`llmctl` or `bitsandbytes`. The kernels are for CPUs, and have codes of their own.
+    """`llmctl`, `torch` or `bitsandbytes`. The kernels of the first two are for CPUs, and have codes of their own.
 
     Raises:
-        UserError: llmctl's kernels were asked for on a GPU.
-        MachineError: they were asked for and are not there.
+        UserError: such kernels were asked for on a GPU.
+        MachineError: llmctl's were asked for and are not there.
     """
     wanted = config.quantization
+    if wanted.backend in ("llmctl", "torch"):
+        _check_cpu(config, devices, wanted.backend)
     if wanted.backend == "llmctl":
-        _check_kernels(config, machine, devices)
+        _check_kernels(machine)
     if wanted.backend != "auto":
         return wanted.backend
-    if devices != ("cpu",) or machine.kernels is None or config.model.adapters or _bitsandbytes_keys(config):
+    if devices != ("cpu",) or config.model.adapters or _bitsandbytes_keys(config):
         return "bitsandbytes"
-    return "llmctl"
+    return "torch" if machine.kernels is None else "llmctl"
 
 
-def _check_kernels(config: Config, machine: Machine, devices: tuple[str, ...]) -> None:
+def _check_cpu(config: Config, devices: tuple[str, ...], backend: str) -> None:
+    kernels = "llmctl's own kernels" if backend == "llmctl" else "torch's packed kernels"
     if config.model.adapters:
         raise UserError(
-            "adapters do not go on weights in llmctl's own format",
+            f"adapters do not go on weights for {kernels}",
             hint="quantization.backend: bitsandbytes, or no quantisation",
         )
     if devices != ("cpu",):
         raise UserError(
-            f"llmctl's own kernels are for CPUs, and the model goes to {', '.join(devices)}",
+            f"{kernels} are for CPUs, and the model goes to {', '.join(devices)}",
             hint="--device-map cpu, or for weights that are not quantised yet quantization.backend: bitsandbytes",
         )
+
+
+def _check_kernels(machine: Machine) -> None:
     if machine.kernels is None:
         raise MachineError(
             "llmctl's own kernels are not there: they are compiled when llmctl is installed",
-            hint="install it again with a C++ compiler on the PATH",
+            hint="install it again with a C++ compiler on the PATH, or take the unquantised original of the model",
         )
 
 
@@ -95,17 +102,26 @@ def _bitsandbytes_keys(config: Config) -> list[str]:
     return sorted(wanted.model_fields_set & {"quant_type", "use_double_quant", "llm_int8_threshold", "compute_dtype"})
 
 
-def _packed(config: Config) -> QuantizationChoice:
-    """llmctl's own format: blocks of 32 weights with a scale each."""
+def _packed(config: Config, *, by_torch: bool) -> QuantizationChoice:
+    """llmctl's own format, blocks of 32 weights with a scale each, or what torch's kernels multiply."""
     wanted = config.quantization
     assert wanted.bits is not None  # noqa: S101 (asked before)
     arguments: dict[str, Any] = {"quant_method": PACKED, "bits": wanted.bits, "head_bits": wanted.head_bits}
+    if by_torch:
+        arguments |= {"kernels": "torch", "head_bits": 8 if wanted.head_bits else None}
     if wanted.skip_modules is not None:
         arguments["skip_modules"] = list(wanted.skip_modules)
-    head = f"the output head in {wanted.head_bits}" if wanted.head_bits else "the output head as it is"
-    why = "asked for" if wanted.backend == "llmctl" else "asked for; on a CPU by llmctl's own kernels"
-    reason = f"{why}: {wanted.bits}.5 bits a weight with the scales, {head}"
-    decision = Decision("quantization", f"llmctl {wanted.bits}-bit", reason)
+    why = "asked for"
+    if wanted.backend == "auto" and by_torch:
+        why += "; by torch's packed kernels: llmctl's own, which are faster, were not compiled"
+    elif wanted.backend == "auto":
+        why += "; on a CPU by llmctl's own kernels"
+    width = {4: "5", 8: "8"}[wanted.bits] if by_torch else f"{wanted.bits}.5"
+    head = f"the output head in {arguments['head_bits']}" if arguments["head_bits"] else "the output head as it is"
+    name = "torch" if by_torch else "llmctl"
+    decision = Decision(
+        "quantization", f"{name} {wanted.bits}-bit", f"{why}: {width} bits a weight with the scales, {head}"
+    )
     return QuantizationChoice(stored_as(arguments), arguments, (decision,))
 
 
@@ -132,7 +148,13 @@ def stored_as(arguments: Mapping[str, Any]) -> Quantized:
     """How the arguments of a quantisation store weights, for counting bytes."""
     if is_packed(arguments):
         skipped = tuple(arguments.get("skip_modules") or ())
-        return Quantized(arguments["bits"], skip_modules=skipped, packed=True, head_bits=arguments.get("head_bits"))
+        return Quantized(
+            arguments["bits"],
+            skip_modules=skipped,
+            packed=True,
+            head_bits=arguments.get("head_bits"),
+            by_torch=is_packed_by_torch(arguments),
+        )
     skipped = tuple(arguments.get("llm_int8_skip_modules") or ())
     double = bool(arguments.get("bnb_4bit_use_double_quant"))
     return Quantized(4 if arguments.get("load_in_4bit") else 8, double=double, skip_modules=skipped)
@@ -141,7 +163,8 @@ def stored_as(arguments: Mapping[str, Any]) -> Quantized:
 def _keep(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> QuantizationChoice:
     method = info.quantization_method or ""
     if method.startswith("llmctl"):
-        _check_kernels(config, machine, devices)
+        _check_cpu(config, devices, "llmctl")
+        _check_kernels(machine)
     if config.quantization.bits is not None and not method.endswith(f" {config.quantization.bits}-bit"):
         raise UserError(
             f"{info.source} is already quantised ({method}); it cannot be loaded in {config.quantization.bits}-bit",
@@ -207,6 +230,5 @@ def _common(config: Config, arguments: dict[str, Any]) -> None:
 def _cpu_warning(machine: Machine) -> str:
     if machine.gpus:
         return ""
-    if machine.kernels is not None:
-        return "; on a CPU it saves memory and costs speed, unlike quantization.backend: llmctl"
-    return "; on a CPU it saves memory and costs speed: llmctl's own kernels, which are faster, are not there"
+    better = "torch" if machine.kernels is None else "llmctl"
+    return f"; on a CPU it saves memory and costs speed, unlike quantization.backend: {better}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmctl.machine import Machine
 from llmctl.memory import is_expert
-from llmctl.modelinfo import ModelInfo, is_packed
+from llmctl.modelinfo import ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Plan
 from llmctl.presets import MACS, card_of
 
@@ -28,6 +28,8 @@ _DECODE_SHARES = {
     ("cpu with kernels", 16): (0.5, 1.0),
     ("cpu with kernels", 8): (0.5, 1.0),
     ("cpu with kernels", 4): (0.4, 1.0),
+    ("cpu with torch's kernels", 8): (0.25, 0.8),
+    ("cpu with torch's kernels", 4): (0.2, 0.6),
     ("cpu with AVX-512", 16): (0.3, 0.85),
     ("cpu with AVX-512", 8): (0.12, 0.4),
     ("cpu with AVX-512", 4): (0.1, 0.35),
@@ -75,8 +77,11 @@ def estimate_speed(
     resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not on_gpu)
     spilled = sum(plan.memory.weights.values()) - resident
     has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
-    has_kernels = is_packed(plan.quantization(info)) or (plan.uses_kernels and bits == 16)
+    arguments = plan.quantization(info)
+    has_kernels = is_packed(arguments) or (plan.uses_kernels and bits == 16)
     shares = "cpu with kernels" if has_kernels else "cpu with AVX-512" if has_avx512 else kind
+    if is_packed_by_torch(arguments):
+        shares = "cpu with torch's kernels"
     low, high = _DECODE_SHARES[shares, bits]
     moved = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
     bus = spilled * active / _SPILL_BANDWIDTH
@@ -85,7 +90,7 @@ def estimate_speed(
     fastest = moved / bandwidth / high + bus + info.layer_count * launch[0]
     work = 2 * info.parameters * active
     if kind == "cpu":
-        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not is_packed(plan.quantization(info)))
+        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not is_packed(arguments))
     else:
         prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
     return Speed((1 / slowest, 1 / fastest), prefill)

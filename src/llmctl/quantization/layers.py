@@ -3,6 +3,8 @@
 A quantised weight is one flat tensor of bytes under the name that it had: first the codes of all blocks, then their
 scales (`memory.packed_bytes` counts them). So everything that goes by names and identities, tied weights, saving,
 loading, device maps, goes on working. Experts of a mixture lie in one such tensor a layer, a row for each expert.
+
+Where the kernels were not compiled, `by_torch.TorchPacked` takes the place of `Packed`.
 """
 
 from functools import partial
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from llmctl import kernels
 from llmctl.kernels.operations import Activation
 from llmctl.memory import packed_bytes
+from llmctl.modelinfo import PACKED
 
 GROUP, BLOCK = 16, 32  # output rows that lie interleaved, inputs that share a scale
 # transformers' activations that the kernels know
@@ -23,6 +26,7 @@ ACTIVATION_OF: dict[str, Activation] = {
     "GELUTanh": "gelu_tanh",
     "PytorchGELUTanh": "gelu_tanh",
 }
+ROWS_TOGETHER = 64  # a weight is packed in multiples of so many rows
 _ROWS_AT_ONCE = 1 << 24  # of elements that are dequantised together for a lookup
 
 
@@ -34,16 +38,13 @@ def native() -> "kernels.Kernels":
     return found
 
 
-def parts(packed: Tensor, bits: int, n: int, k: int) -> tuple[Tensor, Tensor]:
-    """Views of one packed weight [n, k]: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""
-    groups, blocks = -(-n // GROUP), -(-k // BLOCK)
-    size = groups * blocks * 64 * bits
-    codes, scales = packed[:size], packed[size:]
-    return codes.view(groups, blocks, 64 * bits), scales.view(torch.float16).view(groups, blocks, GROUP)
-
-
 class Packed:
-    """How one packed weight is multiplied. The views are made once for each tensor that takes the weight's place."""
+    """How one weight [n, k] is packed and multiplied.
+
+    Views are made once for each tensor that takes the weight's place. `made_by` says whose kernels multiply it.
+    """
+
+    made_by = PACKED
 
     def __init__(self, bits: int, n: int, k: int) -> None:
         self.bits, self.n, self.k = bits, n, k
@@ -60,12 +61,36 @@ class Packed:
         """Bytes of the packed weight."""
         return packed_bytes(self.n, self.k, self.bits)
 
+    def parts(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a packed weight: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""
+        groups, blocks = -(-self.n // GROUP), -(-self.k // BLOCK)
+        size = groups * blocks * 64 * self.bits
+        codes, scales = packed[:size], packed[size:]
+        return codes.view(groups, blocks, 64 * self.bits), scales.view(torch.float16).view(groups, blocks, GROUP)
+
     def views(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and scales of the weight."""
+        """What `parts` gives, remembered."""
         seen = self._views
         if seen is None or seen[0] is not packed or seen[1] != packed.data_ptr():
-            seen = self._views = (packed, packed.data_ptr(), *parts(packed.detach(), self.bits, self.n, self.k))
+            seen = self._views = (packed, packed.data_ptr(), *self.parts(packed.detach()))
         return seen[2], seen[3]
+
+    def pack_rows(self, packed: Tensor, start: int, rows: Tensor) -> None:
+        """Write some rows [count, k] of the weight into the packed one. `start` is a multiple of ROWS_TOGETHER."""
+        found = native()
+        codes, scales = self.parts(packed)
+        some = slice(start // GROUP, -(-(start + len(rows)) // GROUP))
+        codes[some], scales[some] = (found.quantize_q4 if self.bits == 4 else found.quantize_q8)(rows)
+        if not all(torch.isfinite(end) for end in torch.aminmax(rows)):
+            scales[some] = torch.nan  # a code has no NaN: what is wrong with a weight shows in its scales
+
+    def rows(self, packed: Tensor, ids: Tensor) -> Tensor:
+        """Some rows [count, k] of the weight, as float32."""
+        found = native()
+        codes, scales = self.views(packed)
+        groups, place = torch.unique(ids // GROUP, return_inverse=True)
+        dequantize = found.dequantize_q4 if self.bits == 4 else found.dequantize_q8
+        return dequantize(codes[groups], scales[groups], len(groups) * GROUP, self.k)[place * GROUP + ids % GROUP]
 
     def multiply(
         self,
@@ -86,13 +111,13 @@ class PackedLinear(nn.Module):
 
     result_dtype: torch.dtype | None = None  # that of what comes in
 
-    def __init__(self, in_features: int, out_features: int, bits: int, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(self, packed: Packed, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.in_features, self.out_features, self.bits = packed.k, packed.n, packed.bits
         self.is_transposed = False  # whether the full weight is [in_features, out_features], as GPT-2's
-        self.packed = Packed(bits, out_features, in_features)
-        self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self.packed = packed
+        self.weight = nn.Parameter(torch.empty(packed.size_bytes, dtype=torch.uint8), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(packed.n, dtype=dtype), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in `result_dtype`."""
@@ -114,28 +139,22 @@ class PackedEmbedding(nn.Module):
     `scale` is what some architectures multiply embeddings with, rounded to their dtype.
     """
 
-    def __init__(self, original: nn.Embedding, bits: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, original: nn.Embedding, packed: Packed, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
-        self.padding_idx, self.bits, self.dtype = original.padding_idx, bits, dtype
+        self.padding_idx, self.bits, self.dtype = original.padding_idx, packed.bits, dtype
         scale = getattr(original, "scalar_embed_scale", None)
         self.scale = None if scale is None else float(torch.tensor(scale, dtype=dtype, device="cpu"))
-        self.packed = Packed(bits, self.num_embeddings, self.embedding_dim)
-        self.weight = nn.Parameter(torch.empty(self.packed.size_bytes, dtype=torch.uint8), requires_grad=False)
+        self.packed = packed
+        self.weight = nn.Parameter(torch.empty(packed.size_bytes, dtype=torch.uint8), requires_grad=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Ids [...] to rows [..., embedding_dim], in the model's dtype."""
-        codes, scales = self.packed.views(self.weight)
         ids = input_ids.reshape(-1)
         rows = torch.empty((len(ids), self.embedding_dim), dtype=self.dtype)
         step = max(_ROWS_AT_ONCE // (GROUP * self.embedding_dim), 1)
         for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            groups, place = torch.unique(part // GROUP, return_inverse=True)
-            found = native()
-            dequantize = found.dequantize_q4 if self.bits == 4 else found.dequantize_q8
-            values = dequantize(codes[groups], scales[groups], len(groups) * GROUP, self.embedding_dim)
-            rows[start : start + step] = values[place * GROUP + part % GROUP].to(self.dtype)
+            rows[start : start + step] = self.packed.rows(self.weight, ids[start : start + step]).to(self.dtype)
         rows = rows.view(*input_ids.shape, self.embedding_dim)
         return rows if self.scale is None else rows * self.scale
 
@@ -159,12 +178,12 @@ def can_pack_experts(module: nn.Module) -> bool:
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
 
 
-def pack_experts(module: Any, bits: int) -> None:
+def pack_experts(module: Any, kind: type[Packed], bits: int) -> None:
     """Let a module of experts hold packed weights, and compute with them."""
     module.packed = {}
     for name in EXPERT_WEIGHTS:
         count, n, k = getattr(module, name).shape
-        packed = module.packed[name] = Packed(bits, n, k)
+        packed = module.packed[name] = kind(bits, n, k)
         empty = torch.empty((count, packed.size_bytes), dtype=torch.uint8)
         setattr(module, name, nn.Parameter(empty, requires_grad=False))
     module.forward = partial(_experts_forward, module)
@@ -185,9 +204,9 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
         if expert >= len(module.gate_up_proj):
             continue  # transformers marks with it what no expert takes
         token, position = torch.where(top_k_index == expert)
-        inner = up.multiply(hidden_states[token], *parts(module.gate_up_proj[expert], up.bits, up.n, up.k))
+        inner = up.multiply(hidden_states[token], *up.parts(module.gate_up_proj[expert]))
         inner = _gated(module, inner)
-        inner = down.multiply(inner, *parts(module.down_proj[expert], down.bits, down.n, down.k))
+        inner = down.multiply(inner, *down.parts(module.down_proj[expert]))
         out.index_add_(0, token, (inner * top_k_weights[token, position, None]).to(out.dtype))
     return out
 
@@ -195,7 +214,7 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
 def _gated(module: Any, both: Tensor) -> Tensor:
     """Gates and ups [rows, 2 * inner] to activation(gate) times up."""
     activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
-    if activation is None:
+    if activation is None or module.packed["down_proj"].made_by != PACKED:
         found: Tensor = module._apply_gate(both)
         return found
     gate, up = both.chunk(2, dim=-1)

@@ -4,7 +4,7 @@
 `save_pretrained` writes what `from_pretrained` reads again.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.modelinfo import PACKED
 from llmctl.quantization import layers, mapped
-from llmctl.quantization.layers import EXPERT_WEIGHTS, GROUP, Packed, PackedEmbedding, PackedHead, PackedLinear
+from llmctl.quantization.by_torch import TorchPacked
+from llmctl.quantization.layers import (
+    EXPERT_WEIGHTS,
+    ROWS_TOGETHER,
+    Packed,
+    PackedEmbedding,
+    PackedHead,
+    PackedLinear,
+)
 
 FORMAT = 1  # raise it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # of a weight that are quantised together
@@ -32,6 +40,8 @@ class LlmctlConfig(QuantizationConfigMixin):
         head_bits: Of the output head and of an embedding that is tied to it; None leaves them as they are.
         skip_modules: Names of modules that stay as they are.
         format: The version of the layout.
+        kernels: What multiplies: `llmctl`'s own kernels, or `torch`'s, for which weights are packed otherwise, the head
+            always in 8 bits; these cannot be saved.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class LlmctlConfig(QuantizationConfigMixin):
         head_bits: int | None = 8,
         skip_modules: list[str] | None = None,
         format: int = FORMAT,
+        kernels: Literal["llmctl", "torch"] = "llmctl",
         **_: Any,
     ) -> None:
         if bits not in (4, 8) or head_bits not in (None, 4, 8):
@@ -48,6 +59,9 @@ class LlmctlConfig(QuantizationConfigMixin):
             raise ValueError(f"the weights are packed in format {format}, this llmctl reads format {FORMAT}")
         self.quant_method = PACKED
         self.bits, self.head_bits, self.skip_modules, self.format = bits, head_bits, skip_modules, format
+        self.kernels = kernels
+        if kernels == "torch" and head_bits is not None:
+            self.head_bits = 8
 
 
 @register_quantizer(PACKED)
@@ -58,13 +72,15 @@ class LlmctlQuantizer(HfQuantizer):
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """Refuse where it cannot run. Raises RuntimeError or ValueError."""
-        layers.native()
+        if self.quantization_config.kernels == "llmctl":
+            layers.native()
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
         if any(str(place) not in ("cpu", "auto") for place in places):
             raise ValueError("weights in llmctl's own format are for CPUs: load them with device_map cpu")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         wanted = self.quantization_config
+        kind = TorchPacked if wanted.kernels == "torch" else Packed
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
         self.files = mapped.MappedFiles(kwargs.get("checkpoint_files") or ())
         skipped = [*(wanted.skip_modules or ()), *(model._keep_in_fp32_modules or ())]
@@ -75,14 +91,14 @@ class LlmctlQuantizer(HfQuantizer):
                     continue
                 if name in (head, embedding):
                     if wanted.head_bits is not None:
-                        packed = _packed(module, wanted.head_bits, dtype)
+                        packed = _packed(module, kind, wanted.head_bits, dtype)
                         if name == head:
                             packed.__class__ = PackedHead
                         model.set_submodule(name, packed)
                 elif type(module) is nn.Linear or isinstance(module, Conv1D):
-                    model.set_submodule(name, _packed(module, wanted.bits, dtype))
+                    model.set_submodule(name, _packed(module, kind, wanted.bits, dtype))
                 elif layers.can_pack_experts(module):
-                    layers.pack_experts(module, wanted.bits)
+                    layers.pack_experts(module, kind, wanted.bits)
         if not self.pre_quantized:
             _expect_floats(model, dtype)
         return model
@@ -102,8 +118,8 @@ class LlmctlQuantizer(HfQuantizer):
         return Pack(self)
 
     def is_serializable(self) -> bool:
-        """Packed weights can be saved."""
-        return True
+        """Weights in llmctl's own format can be saved."""
+        return self.quantization_config.kernels == "llmctl"
 
     @property
     def is_trainable(self) -> bool:
@@ -131,31 +147,26 @@ class Pack(ConversionOps):
         return result
 
     def _pack(self, weight: Tensor, packed: Packed) -> Tensor:
-        found = layers.native()
-        quantize = found.quantize_q4 if packed.bits == 4 else found.quantize_q8
         whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
-        codes, scales = layers.parts(whole, packed.bits, packed.n, packed.k)
-        step = max(_PIECE_BYTES // (packed.k * weight.element_size()) // GROUP, 1) * GROUP
+        row_bytes = packed.k * weight.element_size()
+        step = max(_PIECE_BYTES // row_bytes // ROWS_TOGETHER, 1) * ROWS_TOGETHER
         for start in range(0, packed.n, step):
-            some = slice(start // GROUP, (start + step) // GROUP)
-            piece = weight[start : start + step].contiguous()
-            codes[some], scales[some] = quantize(piece)
-            if not all(torch.isfinite(end) for end in torch.aminmax(piece)):
-                scales[some] = torch.nan  # a code has no NaN: what is wrong with a weight shows in its scales
-            self.quantizer.files.let_go(step * packed.k * weight.element_size())
+            packed.pack_rows(whole, start, weight[start : start + step].contiguous())
+            self.quantizer.files.let_go(step * row_bytes)
         return whole
 
 
-def _packed(module: Any, bits: int, dtype: torch.dtype) -> nn.Module:
+def _packed(module: Any, kind: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:
     """The packed layer in place of a linear layer, GPT-2's transposed one, or an embedding."""
     if isinstance(module, nn.Embedding):
-        return PackedEmbedding(module, bits, dtype=dtype)
+        return PackedEmbedding(module, kind(bits, module.num_embeddings, module.embedding_dim), dtype=dtype)
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
-        layer = PackedLinear(inputs, outputs, bits, bias=True, dtype=dtype)
+        layer = PackedLinear(kind(bits, outputs, inputs), bias=True, dtype=dtype)
         layer.is_transposed = True
         return layer
-    return PackedLinear(module.in_features, module.out_features, bits, bias=module.bias is not None, dtype=dtype)
+    packed = kind(bits, module.out_features, module.in_features)
+    return PackedLinear(packed, bias=module.bias is not None, dtype=dtype)
 
 
 def _expect_floats(model: Any, dtype: torch.dtype) -> None:

@@ -36,6 +36,7 @@ struct InF32 {
     static V load_w(const W* p) { return Weight::load(p); }
     static Simd::F dot(Simd::F sum, V x, V w) { return Simd::fma(x, w, sum); }
 };
+constexpr Size kFewRows = 2;                          // of x, which are multiplied as fast as w is read
 constexpr int kTileRows = Simd::kLanes == 16 ? 4 : 2;  // by how many registers there are
 
 template <class Kind, int Rows, int Columns>
@@ -118,6 +119,7 @@ struct Widened : InF32<Weight> {
     using Kind = InF32<Weight>;
     using typename Kind::W;
     using typename Kind::X;
+    static constexpr Size kStreamed = 4;
     static void product(const X* x, Size x_stride, Size rows, const W* w, Size w_stride, Size count, Size depth, float* to,
                         bool is_first, float* panel) {
         Size n = 0;
@@ -142,10 +144,12 @@ inline void dense_columns(const llmctl::DenseLinear& job, Size n_begin, Size n_e
     float* panel = scratch + kDenseRows * kDenseTokens;
     const auto* x = static_cast<const typename Way::X*>(job.x);
     const auto* w = static_cast<const typename Way::W*>(job.w);
+    // Few rows of x wait for memory: then w is read nearly as it lies, a few whole rows at a time.
+    const Size height = job.rows <= kFewRows ? Way::kStreamed : kDenseRows;
     for (Size first = 0; first < job.rows; first += kDenseTokens) {
         const Size rows = job.rows - first < kDenseTokens ? job.rows - first : kDenseTokens;
-        for (Size begin = n_begin; begin < n_end; begin += kDenseRows) {
-            const Size count = n_end - begin < kDenseRows ? n_end - begin : kDenseRows;
+        for (Size begin = n_begin; begin < n_end; begin += height) {
+            const Size count = n_end - begin < height ? n_end - begin : height;
             for (Size k = 0; k < job.k; k += Way::kDepth) {
                 const Size depth = job.k - k < Way::kDepth ? job.k - k : Way::kDepth;
                 Way::product(x + first * job.x_stride + k, job.x_stride, rows, w + begin * job.k + k, job.k, count, depth,
@@ -283,7 +287,7 @@ inline void pair_rows(const uint16_t* x, Size x_stride, Size rows, const uint16_
 inline void pair_product(const uint16_t* x, Size x_stride, Size rows, const uint16_t* w, Size w_stride, Size count, Size depth,
                          float* to, bool is_first, uint16_t* panel) {
     const Size whole = llmctl::ceil_div(depth, kPairStep) * kPairStep;
-    if (rows > 2) {
+    if (rows > kFewRows) {
         for (Size n = 0; n < count; n += kPairColumns) {
             pack_pairs(w + n * w_stride, w_stride, count - n < kPairColumns ? count - n : kPairColumns, depth, panel);
             const Ahead next{w + (n + kPairColumns) * w_stride, w_stride, kPairColumns};
@@ -305,7 +309,7 @@ inline void pair_product(const uint16_t* x, Size x_stride, Size rows, const uint
 struct InPairs {
     using X = uint16_t;
     using W = uint16_t;
-    static constexpr Size kDepth = kDenseDepth;
+    static constexpr Size kDepth = kDenseDepth, kStreamed = 8;
     static void product(const X* x, Size x_stride, Size rows, const W* w, Size w_stride, Size count, Size depth, float* to,
                         bool is_first, float* panel) {
         pair_product(x, x_stride, rows, w, w_stride, count, depth, to, is_first, reinterpret_cast<uint16_t*>(panel));

@@ -92,22 +92,31 @@ struct Simd {
         _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
     }
 
-    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i.
+    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i. Four comparisons halve what is left;
+    // with what to compare next is looked up by how many points lie below so far.
     struct Nearest {
-        const float *middle, *points;
-        Nearest(const float* middle_of, const float* point_at) : middle(middle_of), points(point_at) {}
+        F first, second, third, fourth, low, high;
+        Nearest(const float* m, const float* point_at)
+            : first(set(m[8])),
+              second(_mm256_setr_ps(m[4], m[12], 0, 0, 0, 0, 0, 0)),
+              third(_mm256_setr_ps(m[2], m[6], m[10], m[14], 0, 0, 0, 0)),
+              fourth(_mm256_setr_ps(m[1], m[3], m[5], m[7], m[9], m[11], m[13], m[15])),
+              low(load(point_at)),
+              high(load(point_at + 8)) {}
+        static I less(F a, F b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+        I number(F v, I upper) const {
+            const auto doubled = [v](I found, F next) {
+                const I more = less(_mm256_permutevar8x32_ps(next, found), v);
+                return _mm256_sub_epi32(_mm256_add_epi32(found, found), more);
+            };
+            return doubled(doubled(doubled(_mm256_sub_epi32(_mm256_setzero_si256(), upper), second), third), fourth);
+        }
         F point(F v) const {
-            F found = set(points[0]);
-            for (int i = 1; i < 16; ++i) {
-                found = add(found, where_less(set(middle[i]), v, set(points[i] - points[i - 1]), zero()));
-            }
-            return found;
+            const I upper = less(first, v), found = number(v, upper);
+            return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, found), _mm256_permutevar8x32_ps(high, found),
+                                    _mm256_castsi256_ps(upper));
         }
-        F index(F v) const {
-            F found = zero();
-            for (int i = 1; i < 16; ++i) found = add(found, where_less(set(middle[i]), v, set(1.0f), zero()));
-            return found;
-        }
+        F index(F v) const { return floats(number(v, less(first, v))); }
     };
 
     static void transpose(F (&r)[8]) {

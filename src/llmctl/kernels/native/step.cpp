@@ -148,21 +148,28 @@ struct Running {
     Size linear(const Op* op, Size left) const {
         const auto y = [&](const Op& one) -> void* { return one.out < 0 ? static_cast<void*>(pass.logits) : buffer(one.out); };
         const auto y_dtype = [&](const Op& one) { return one.out < 0 ? static_cast<int>(kF32) : dtype; };
-        if (op->bits == 0) {
-            dense_product(in(*op, 0), dtype, rows(*op), op->k, op->weight, static_cast<int>(op->weight_dtype), op->n,
-                          op->bias, static_cast<int>(op->bias_dtype), y(*op), y_dtype(*op), threads);
-            return 1;
-        }
-        constexpr Size kMost = 8;
-        Product wanted[kMost];
-        Size count = 0;
-        do {
-            const Op& one = op[count];
-            wanted[count] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
-                             static_cast<int>(one.bias_dtype), y(one), y_dtype(one)};
+        Size count = 1;
+        while (count < left && count < kMostProducts && op[count].kind == kLinear && op[count].again &&
+               (op[count].bits == 0) == (op->bits == 0) && op[count].weight_dtype == op->weight_dtype) {
             ++count;
-        } while (count < left && count < kMost && op[count].kind == kLinear && op[count].again && op[count].bits);
-        products(in(*op, 0), dtype, rows(*op), op->k, wanted, static_cast<int>(count), threads);
+        }
+        if (op->bits == 0) {
+            DenseProduct wanted[kMostProducts];
+            for (Size i = 0; i < count; ++i) {
+                const Op& one = op[i];
+                wanted[i] = {one.n, one.weight, one.bias, static_cast<int>(one.bias_dtype), y(one), y_dtype(one)};
+            }
+            dense_products(in(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted,
+                           static_cast<int>(count), threads);
+        } else {
+            Product wanted[kMostProducts];
+            for (Size i = 0; i < count; ++i) {
+                const Op& one = op[i];
+                wanted[i] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
+                             static_cast<int>(one.bias_dtype), y(one), y_dtype(one)};
+            }
+            products(in(*op, 0), dtype, rows(*op), op->k, wanted, static_cast<int>(count), threads);
+        }
         return count;
     }
 };

@@ -45,7 +45,7 @@ struct PiecesOf {
 }  // namespace
 
 void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
-    constexpr int kMost = 8;
+    constexpr int kMost = kMostProducts;
     if (count > kMost) {
         products(x, x_dtype, rows, k, wanted, kMost, threads);
         products(x, x_dtype, rows, k, wanted + kMost, count - kMost, threads);
@@ -81,35 +81,49 @@ void products(const void* x, int x_dtype, Size rows, Size k, const Product* want
     });
 }
 
-void dense_product(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype, Size n, const void* bias,
-                   int bias_dtype, void* y, int y_dtype, int threads) {
-    if (rows == 0 || n == 0) return;
-    float* spare = bias && bias_dtype != kF32 ? static_cast<float*>(scratch(kBias, n * 4)) : nullptr;
-    DenseLinear job{x, x_dtype, rows, k, k, w, w_dtype, n, bias_f32(bias, bias_dtype, n, spare), y, y_dtype};
+void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const DenseProduct* wanted, int count,
+                    int threads) {
+    if (rows == 0) return;
+    Size stride = k;
     const bool in_pairs = isa->dot_bf16 && x_dtype == kBF16 && w_dtype == kBF16;
     if (k % 32 != 0 || (!in_pairs && x_dtype != kF32)) {  // padded with zeros, widened
-        job.x_stride = ceil_div(k, 32) * 32;
+        stride = ceil_div(k, 32) * 32;
         const Size size = in_pairs ? 2 : 4;
-        char* copy = static_cast<char*>(scratch(kInputs, rows * job.x_stride * size));
+        char* copy = static_cast<char*>(scratch(kInputs, rows * stride * size));
         parallel_for(rows, 8, threads, [&](Size begin, Size end) {
             for (Size t = begin; t < end; ++t) {
-                char* row = copy + t * job.x_stride * size;
+                char* row = copy + t * stride * size;
                 const char* from = static_cast<const char*>(x) + t * k * bytes_of(x_dtype);
                 if (in_pairs) {
                     std::memcpy(row, from, size_t(k) * 2);
                 } else {
                     isa->to_f32(from, x_dtype, reinterpret_cast<float*>(row), k);
                 }
-                std::memset(row + k * size, 0, size_t((job.x_stride - k) * size));
+                std::memset(row + k * size, 0, size_t((stride - k) * size));
             }
         });
-        job.x = copy;
-        if (!in_pairs) job.x_dtype = kF32;
+        x = copy;
+        if (!in_pairs) x_dtype = kF32;
     }
-    const Size pieces = ceil_div(n, kDenseRows);
-    parallel_for(pieces, 1, threads, [&](Size begin, Size end) {
+    Size biases = 0, first[kMostProducts + 1] = {};
+    for (int i = 0; i < count; ++i) biases += wanted[i].bias && wanted[i].bias_dtype != kF32 ? wanted[i].n : 0;
+    float* bias = biases ? static_cast<float*>(scratch(kBias, biases * 4)) : nullptr;
+    DenseLinear jobs[kMostProducts];
+    for (int i = 0; i < count; ++i) {
+        const DenseProduct& one = wanted[i];
+        jobs[i] = {x, x_dtype, rows, k, stride, one.weight, w_dtype, one.n,
+                   bias_f32(one.bias, one.bias_dtype, one.n, bias), one.y, one.y_dtype};
+        bias += one.bias && one.bias_dtype != kF32 ? one.n : 0;
+        first[i + 1] = first[i] + ceil_div(one.n, kDenseRows);
+    }
+    parallel_for(first[count], 1, threads, [&](Size begin, Size end) {
         float* work = static_cast<float*>(scratch(kWork, dense_scratch()));
-        isa->linear_dense(job, begin * kDenseRows, end * kDenseRows < n ? end * kDenseRows : n, work);
+        int i = 0;
+        for (Size piece = begin; piece < end; ++piece) {
+            while (first[i + 1] <= piece) ++i;
+            const Size n = (piece - first[i]) * kDenseRows;
+            isa->linear_dense(jobs[i], n, n + kDenseRows < jobs[i].n ? n + kDenseRows : jobs[i].n, work);
+        }
     });
 }
 

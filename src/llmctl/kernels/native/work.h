@@ -22,11 +22,24 @@ struct Product {
     int y_dtype;
 };
 
-// x [rows][k] times each of several quantised weights [n][k]. x is quantised once, the threads part all products at once.
+// x [rows][k] times each of several quantised weights [n][k], of any number. x is quantised once, the threads part all products at once.
 void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
 
-void dense_product(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype, Size n, const void* bias,
-                   int bias_dtype, void* y, int y_dtype, int threads);
+// A weight as torch stores it, likewise.
+struct DenseProduct {
+    Size n;
+    const void* weight;
+    const void* bias;
+    int bias_dtype;
+    void* y;
+    int y_dtype;
+};
+
+// x [rows][k] times each of several weights [n][k] of one type; the threads part all products at once.
+void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const DenseProduct* wanted, int count,
+                    int threads);
+
+constexpr int kMostProducts = 8;  // at once
 
 void attend(const Attention& job, int threads);
 

@@ -111,8 +111,8 @@ def _bits(config: Config, target: Target) -> Said:
         )
     if section.bits == 8:
         return cannot("vLLM's bitsandbytes quantises to 4 bits while it loads: 8 bits need a model that has them")
-    if section.backend == "llmctl":
-        return cannot("vLLM does not know llmctl's own format: quantization.backend is llmctl")
+    if section.backend in ("llmctl", "torch"):
+        return cannot(f"vLLM does not know such weights: quantization.backend is {section.backend}")
     return argument("--quantization", "bitsandbytes")
 
 
