@@ -116,7 +116,7 @@ def test_only_the_command_line_knows_typer_and_only_render_knows_rich(module: Pa
 
 
 # They define classes of torch and transformers, and are themselves imported inside functions only.
-WORKING = {"llmctl.quantization.layers", "llmctl.quantization.quantizer"}
+WORKING = {"llmctl.quantization.layers", "llmctl.quantization.by_torch", "llmctl.quantization.quantizer"}
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda m: str(m.relative_to(PACKAGE)))

@@ -98,6 +98,15 @@ def is_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
 
 
+def names_of(model: str, model_name: str | None) -> list[str]:
+    """What clients of a server call a model: the configured name first, then its id.
+
+    Of a folder they see the name alone: where it lies is nobody's business.
+    """
+    own = Path(model).expanduser().resolve().name if is_path(model) else model
+    return list(dict.fromkeys([model_name or own, own]))
+
+
 def _folder(name: str, reason: str) -> Located:
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():

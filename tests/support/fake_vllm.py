@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 how = os.environ.get("FAKE_VLLM", "healthy")
 parser = argparse.ArgumentParser(allow_abbrev=False)
-parser.add_argument("--host"), parser.add_argument("--port", type=int), parser.add_argument("--served-model-name")
+parser.add_argument("--host"), parser.add_argument("--port", type=int)
+parser.add_argument("--served-model-name", nargs="+")
 known, rest = parser.parse_known_args()
 print("(APIServer pid=1) INFO 11-25 07:38:41 [api_utils.py:347] arguments", json.dumps(sys.argv[1:]), flush=True)
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -134,16 +134,17 @@ def _check_packages() -> None:
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal comes."""
     from llmctl.generation.tools import tool_format
+    from llmctl.locate import names_of
     from llmctl.serving.address import port_of, url
     from llmctl.serving.app import make_app
     from llmctl.serving.connections import Server, uvicorn_config
     from llmctl.serving.guard import Guard
-    from llmctl.serving.served import Served, names_of
+    from llmctl.serving.served import Served
     from llmctl.serving.worker import Worker
 
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
-    name, *others = names_of(loaded.located, section.model_name)
+    name, *others = names_of(loaded.located.source, section.model_name)
     served = Served(name, loaded, worker, int(time.time()), section.request_seconds, other_names=tuple(others))
     guarded = Guard(make_app(served, drain_seconds=section.drain_seconds), rules)
     config = uvicorn_config(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.adjust import with_generation
 from llmctl.generation.request import Request, make_request
-from llmctl.locate import is_path
 from llmctl.serving.messages import Sampling
 from llmctl.serving.metrics import Metrics
 from llmctl.serving.penalties import Penalties
@@ -16,7 +15,6 @@ from llmctl.serving.prompts import Prompts
 
 if TYPE_CHECKING:
     from llmctl.loader import LoadedModel
-    from llmctl.locate import Located
     from llmctl.serving.worker import Worker
 
 _COLDEST = 0.01  # below it logits may overflow; the likeliest token is all but certain there
@@ -111,13 +109,6 @@ class Served:
         most = len(self.loaded.tokenizer)
         if wrong := next((token for token in ids if token >= most), None):
             raise RequestError(f"{wrong} is no token of this model, which has {most}", param=param)
-
-
-def names_of(located: "Located", model_name: str | None) -> list[str]:
-    """What clients call a model: the configured name first, then its id. Of a folder they see the name alone: where it
-    lies is nobody's business."""
-    own = located.folder.resolve().name if is_path(located.source) else located.source
-    return list(dict.fromkeys([model_name or own, own]))
 
 
 def _seed(seed: int) -> int:

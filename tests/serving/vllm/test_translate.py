@@ -142,6 +142,14 @@ def test_what_the_models_own_generation_config_asks_for_counts_too() -> None:
     assert "generation_config.json asks for 3" in why_not("generation.no_repeat_ngram_size", target)
 
 
+def test_the_models_id_works_beside_the_name_that_was_configured() -> None:
+    arguments = said(model={"id": "org/name"}, serve={"model_name": "smol"}).arguments
+    at = arguments.index("--served-model-name")
+    assert arguments[at + 1 : at + 3] == ("smol", "org/name")
+    folder = said(model={"id": "/models/mine/"}).arguments
+    assert after(folder, "--served-model-name") == "mine"
+
+
 def test_an_adapter_has_the_models_name() -> None:
     target = Target(adapter="/adapters/a", adapter_rank=10)
     arguments = said(target, model={"id": "org/name", "adapters": "a/b"}).arguments

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmctl import demo
 from llmctl.config import Config
+from llmctl.locate import names_of
 from llmctl.modelinfo import PACKED
 from llmctl.serving.vllm.said import Said, Target, argument, cannot, idle, variable
 
@@ -17,12 +18,9 @@ IN_REQUESTS = "in each request"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def served_name(config: Config) -> str:
-    """What clients call the model: its id; of a path, the folder's name."""
-    if config.serve.model_name is not None:
-        return config.serve.model_name
-    name = config.model.id or demo.MODEL_ID
-    return name.rstrip("/").rpartition("/")[2] if name.startswith((".", "/", "~")) else name
+def served_names(config: Config) -> list[str]:
+    """What clients call the model, as `llmctl serve` without vLLM."""
+    return names_of(config.model.id or demo.MODEL_ID, config.serve.model_name)
 
 
 def is_spread(config: Config) -> bool:
@@ -45,13 +43,13 @@ def _model(config: Config, target: Target) -> Said:
         return cannot("its weights are in llmctl's own format, which vLLM does not know")
     if target.quant_method == "bitsandbytes" and not target.has_bitsandbytes:
         return cannot("its weights are quantised with bitsandbytes, which this vLLM does not know")
-    name = served_name(config)
-    # with an adapter, that is what clients mean by the model's name
-    base = f"{name}:base" if config.model.adapters else name
+    names = served_names(config)
+    if config.model.adapters:  # it is what clients mean by the model's name
+        names = [f"{names[0]}:base"]
     model = config.model.id or demo.MODEL_ID
     if target.model is not None and not is_spread(config):
         model = target.model
-    return argument("--model", model, "--served-model-name", base)
+    return argument("--model", model, "--served-model-name", *names)
 
 
 def _revision(config: Config, target: Target) -> Said | None:
@@ -75,7 +73,7 @@ def _adapters(config: Config, target: Target) -> Said:
         return cannot(f"vLLM does not scale an adapter (here {spec.scale:g})")
     if spec.revision and target.adapter is None:
         return cannot("vLLM takes no revision of an adapter: download it, and give its folder")
-    name = served_name(config)
+    name = served_names(config)[0]
     module = {"name": name, "path": target.adapter or spec.id, "base_model_name": f"{name}:base"}
     rank = next((known for known in _LORA_RANKS if known >= (target.adapter_rank or 0)), None)
     if rank is None:

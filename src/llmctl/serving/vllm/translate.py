@@ -10,7 +10,7 @@ from llmctl.config.schema import all_keys, field_of
 from llmctl.errors import ConfigError, Problem
 from llmctl.modelinfo import ModelInfo
 from llmctl.plan.generation import decide_generation
-from llmctl.serving.vllm.rules import ALWAYS, RULES, served_name, value_of
+from llmctl.serving.vllm.rules import ALWAYS, RULES, served_names, value_of
 from llmctl.serving.vllm.said import Said, Target, cannot
 
 
@@ -71,7 +71,7 @@ def translate(config: Config, target: Target | None = None) -> Translation:
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     for one in keys:
         environment |= one.said.environment
-    return Translation(tuple(arguments), environment, served_name(config), tuple(keys))
+    return Translation(tuple(arguments), environment, served_names(config)[0], tuple(keys))
 
 
 def check(settings: Settings, target: Target) -> Translation:
