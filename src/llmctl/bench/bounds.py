@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # A product of square matrices of this size is large enough to reach the rate, and small enough to take a second.
 _CPU_SIZE, _GPU_SIZE = 2048, 8192
+_SLOW_SIZE = 256  # where torch has no fast product: bfloat16 without instructions for it can be a hundred times slower
 _ROUNDS = 4
 _COPY_BYTES = 1_000_000_000
 
@@ -37,11 +38,21 @@ def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
 def product_flops(device: str, dtype: str, *, size: int | None = None) -> float:
     """Operations a second of one square matrix product in `dtype`, a multiplication and an addition counted as two.
 
-    The best of a few rounds: what the device can do, not what it happened to do beside other work.
+    The best of a few rounds: what the device can do, not what it happened to do beside other work. On a CPU numbers of
+    16 bits can be widened first, so they count as fast as float32 at least.
     """
+    size = size or (_CPU_SIZE if device == "cpu" else _GPU_SIZE)
+    if device != "cpu":
+        return _flops(device, dtype, size)
+    best = _flops(device, "float32", size)
+    if dtype != "float32" and 2 * size**3 < _flops(device, dtype, min(size, _SLOW_SIZE)):  # less than a second
+        best = max(best, _flops(device, dtype, size))
+    return best
+
+
+def _flops(device: str, dtype: str, size: int) -> float:
     import torch
 
-    size = size or (_CPU_SIZE if device == "cpu" else _GPU_SIZE)
     left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     out = torch.empty_like(left)
     return 2 * size**3 / _best_seconds(device, lambda: torch.mm(left, right, out=out))
