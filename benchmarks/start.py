@@ -33,7 +33,7 @@ print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_token
 """
 
 LOAD = """
-import importlib, json, sys, time
+import json, sys, time
 from pathlib import Path
 import torch, transformers, llmctl, llmctl.loader, llmctl.quantization.quantizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

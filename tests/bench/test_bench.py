@@ -18,6 +18,7 @@ import pytest
 
 import llmctl
 from conftest import Run
+from llmctl.bench import bounds
 from llmctl.bench.children import ask
 from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
@@ -88,6 +89,23 @@ def test_a_row_is_the_median_of_the_runs_with_the_least_and_the_most(side_by_sid
                 values = [cell[figure] for cell in runs]
                 expected = {"median": statistics.median(values), "low": min(values), "high": max(values), "count": 2}
                 assert row[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "bound"), [(2e9, 1e11), (5e10, 1e11), (9e11, 9e11)], ids=["a hundred times slower", "slower", "faster"]
+)
+def test_16_bits_are_as_fast_as_float32_at_least_and_a_slow_product_is_not_waited_for(
+    rate: float, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def flops(device: str, dtype: str, size: int) -> float:
+        asked.append((dtype, size))
+        return rate if dtype == "bfloat16" else 1e11
+
+    monkeypatch.setattr(bounds, "_flops", flops)
+    assert bounds.product_flops("cpu", "bfloat16") == bound
+    assert sum(2 * size**3 / (rate if dtype == "bfloat16" else 1e11) for dtype, size in asked) < 1.5
 
 
 def test_bounds_are_measured_in_the_dtypes_that_are_used(side_by_side: Any) -> None:

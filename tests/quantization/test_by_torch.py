@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,8 @@ Copy = Callable[..., Path]
 LIMITS = {"max_new_tokens": 10}
 
 
-def load(folder: Path, bits: int, **more: Any) -> LoadedModel:
-    return llmctl.load(folder, quantization={"bits": bits, "backend": "torch"}, generation=LIMITS, **more)
+def load(folder: Path, bits: int) -> LoadedModel:
+    return llmctl.load(folder, quantization={"bits": bits, "backend": "torch"}, generation=LIMITS)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -49,7 +48,7 @@ def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most:
     whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
     for start in range(0, n, ROWS_TOGETHER):
         packed.pack_rows(whole, start, weight[start : start + ROWS_TOGETHER])
-    y = packed.multiply(x, *packed.views(whole), bias)
+    y = packed.multiply(x, packed.views(whole), bias)
     wanted = x.double() @ weight.double().T
     assert y.shape == (3, 2, n)
     assert y.dtype == torch.float32
@@ -59,7 +58,7 @@ def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most:
         assert torch.allclose(packed.rows(whole, ids), weight[ids], atol=most * weight.abs().max().item())
 
 
-def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept(tiny_models: Tiny) -> None:
+def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept() -> None:
     import torch
 
     from llmctl.quantization.by_torch import TorchPacked
@@ -69,7 +68,7 @@ def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept(tiny_models: Tiny) 
         whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
         weight = torch.cat([torch.zeros(8, 32), torch.full((8, 32), 0.5)])
         packed.pack_rows(whole, 0, weight)
-        y = packed.multiply(torch.ones(1, 32), *packed.views(whole))
+        y = packed.multiply(torch.ones(1, 32), packed.views(whole))
         assert torch.allclose(y, torch.tensor([[0.0] * 8 + [16.0] * 8]), rtol=0.01)
 
 

@@ -6,6 +6,7 @@ torch's events, written from the documentation of torch.cuda.Event and torch.mps
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmctl.bench.task import Say
@@ -35,21 +36,21 @@ def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
         )
 
 
-def product_flops(device: str, dtype: str, *, size: int | None = None) -> float:
+def product_flops(device: str, dtype: str) -> float:
     """Operations a second of one square matrix product in `dtype`, a multiplication and an addition counted as two.
 
     The best of a few rounds: what the device can do, not what it happened to do beside other work. On a CPU numbers of
     16 bits can be widened first, so they count as fast as float32 at least.
     """
-    size = size or (_CPU_SIZE if device == "cpu" else _GPU_SIZE)
     if device != "cpu":
-        return _flops(device, dtype, size)
-    best = _flops(device, "float32", size)
-    if dtype != "float32" and 2 * size**3 < _flops(device, dtype, min(size, _SLOW_SIZE)):  # less than a second
-        best = max(best, _flops(device, dtype, size))
+        return _flops(device, dtype, _GPU_SIZE)
+    best = _flops(device, "float32", _CPU_SIZE)
+    if dtype != "float32" and _flops(device, dtype, _SLOW_SIZE) > 2 * _CPU_SIZE**3:  # less than a second
+        best = max(best, _flops(device, dtype, _CPU_SIZE))
     return best
 
 
+@cache  # both 16-bit types ask for float32's
 def _flops(device: str, dtype: str, size: int) -> float:
     import torch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from llmctl.memory import packed_bytes
-from llmctl.quantization.layers import BLOCK, GROUP, Packed
+from llmctl.quantization.layers import BLOCK, GROUP, Dtype, Packed, Parts
 
 _LEVELS = 15  # between the least and the greatest of 4-bit codes
 
@@ -29,7 +29,7 @@ class TorchPacked(Packed):
     def _padded(self) -> tuple[int, int]:
         return -(-self.n // GROUP) * GROUP, -(-self.k // BLOCK) * BLOCK
 
-    def parts(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, packed: Tensor) -> Parts:
         """Views of a packed weight: codes int8 [n, k] and bfloat16 [n], or uint8 [n, k/2] and bfloat16 [k/32, n, 2]."""
         n, k = self._padded
         size = n * k * self.bits // 8
@@ -61,15 +61,12 @@ class TorchPacked(Packed):
         codes, scales = self.views(packed)
         return codes[ids, : self.k].float() * scales[ids].float()[:, None]
 
-    def multiply(
-        self,
-        x: Tensor,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """x [..., k] times the weight, plus a bias [n]: [..., n], in `dtype` or else x's. Computed in bfloat16."""
+    def multiply(self, x: Tensor, parts: Parts, bias: Tensor | None = None, dtype: Dtype = None) -> Tensor:
+        """x [..., k] times the weight in its parts, plus a bias [n]: [..., n], in `dtype` or else x's.
+
+        Computed in bfloat16.
+        """
+        codes, scales = parts
         flat = x.reshape(-1, self.k).to(torch.bfloat16)
         flat = pad(flat, (0, -self.k % BLOCK)).contiguous()
         if self.bits == 8:

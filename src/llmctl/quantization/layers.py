@@ -18,6 +18,8 @@ from llmctl.kernels.operations import Activation
 from llmctl.memory import packed_bytes
 from llmctl.modelinfo import PACKED
 
+Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
+Dtype = torch.dtype | None
 GROUP, BLOCK = 16, 32  # output rows that lie interleaved, inputs that share a scale
 # transformers' activations that the kernels know
 ACTIVATION_OF: dict[str, Activation] = {
@@ -61,14 +63,14 @@ class Packed:
         """Bytes of the packed weight."""
         return packed_bytes(self.n, self.k, self.bits)
 
-    def parts(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, packed: Tensor) -> Parts:
         """Views of a packed weight: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""
         groups, blocks = -(-self.n // GROUP), -(-self.k // BLOCK)
         size = groups * blocks * 64 * self.bits
         codes, scales = packed[:size], packed[size:]
         return codes.view(groups, blocks, 64 * self.bits), scales.view(torch.float16).view(groups, blocks, GROUP)
 
-    def views(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+    def views(self, packed: Tensor) -> Parts:
         """What `parts` gives, remembered."""
         seen = self._views
         if seen is None or seen[0] is not packed or seen[1] != packed.data_ptr():
@@ -92,18 +94,11 @@ class Packed:
         dequantize = found.dequantize_q4 if self.bits == 4 else found.dequantize_q8
         return dequantize(codes[groups], scales[groups], len(groups) * GROUP, self.k)[place * GROUP + ids % GROUP]
 
-    def multiply(
-        self,
-        x: Tensor,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """x [..., k] times the weight, plus a bias [n]: [..., n], in `dtype` or else x's."""
+    def multiply(self, x: Tensor, parts: Parts, bias: Tensor | None = None, dtype: Dtype = None) -> Tensor:
+        """x [..., k] times the weight in its parts, plus a bias [n]: [..., n], in `dtype` or else x's."""
         found = native()
         product = found.linear_q4 if self.bits == 4 else found.linear_q8
-        return product(x if x.is_contiguous() else x.contiguous(), codes, scales, self.n, self.k, bias, dtype)
+        return product(x if x.is_contiguous() else x.contiguous(), *parts, self.n, self.k, bias, dtype)
 
 
 class PackedLinear(nn.Module):
@@ -121,7 +116,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in `result_dtype`."""
-        return self.packed.multiply(x, *self.packed.views(self.weight), self.bias, self.result_dtype)
+        return self.packed.multiply(x, self.packed.views(self.weight), self.bias, self.result_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
@@ -204,9 +199,9 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
         if expert >= len(module.gate_up_proj):
             continue  # transformers marks with it what no expert takes
         token, position = torch.where(top_k_index == expert)
-        inner = up.multiply(hidden_states[token], *up.parts(module.gate_up_proj[expert]))
+        inner = up.multiply(hidden_states[token], up.parts(module.gate_up_proj[expert]))
         inner = _gated(module, inner)
-        inner = down.multiply(inner, *down.parts(module.down_proj[expert]))
+        inner = down.multiply(inner, down.parts(module.down_proj[expert]))
         out.index_add_(0, token, (inner * top_k_weights[token, position, None]).to(out.dtype))
     return out
 

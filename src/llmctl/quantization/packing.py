@@ -7,13 +7,12 @@ from typing import Any
 def describe(model: Any) -> str | None:
     """What the layers of a loaded model really are: `llmctl 4-bit, output head 8-bit`, or None. `torch` likewise."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    found = [packed for module, _, packed in _packed(model) if module is not head and module is not embedding]
-    if not found and not hasattr(head, "packed"):
+    inner = {packed.bits for module, _, packed in _packed(model) if module is not head and module is not embedding}
+    if not inner and not hasattr(head, "packed"):
         return None
-    bits = " and ".join(f"{count}-bit" for count in sorted({packed.bits for packed in found}))
-    return f"{(found or [head.packed])[0].made_by} {bits}" + (
-        f", output head {head.packed.bits}-bit" if hasattr(head, "packed") else ""
-    )
+    bits = " and ".join(f"{count}-bit" for count in sorted(inner))
+    made_by = next(packed.made_by for _, _, packed in _packed(model))
+    return f"{made_by} {bits}" + (f", output head {head.packed.bits}-bit" if hasattr(head, "packed") else "")
 
 
 def parameters(model: Any) -> int:

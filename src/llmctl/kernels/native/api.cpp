@@ -63,7 +63,7 @@ LLMCTL_EXPORT void llmctl_linear_quantized(int bits, const void* x, int x_dtype,
 
 LLMCTL_EXPORT void llmctl_linear(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype,
                                  Size n, const void* bias, int bias_dtype, void* y, int y_dtype, int threads) {
-    const DenseProduct one{n, w, bias, bias_dtype, y, y_dtype};
+    const Product one{0, n, w, nullptr, bias, bias_dtype, y, y_dtype};
     dense_products(x, x_dtype, rows, k, w_dtype, &one, 1, threads);
 }
 

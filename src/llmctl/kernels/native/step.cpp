@@ -144,31 +144,22 @@ struct Running {
         isa->add_row(op, dtype, sum, row, sum, work);
     }
 
-    // One product, or all that follow it with the same input; returns how many.
+    // One product, or all that follow it with the same input and weights of its kind; returns how many.
     Size linear(const Op* op, Size left) const {
-        const auto y = [&](const Op& one) -> void* { return one.out < 0 ? static_cast<void*>(pass.logits) : buffer(one.out); };
-        const auto y_dtype = [&](const Op& one) { return one.out < 0 ? static_cast<int>(kF32) : dtype; };
-        Size count = 1;
-        while (count < left && count < kMostProducts && op[count].kind == kLinear && op[count].again &&
-               (op[count].bits == 0) == (op->bits == 0) && op[count].weight_dtype == op->weight_dtype) {
+        Product wanted[kMostProducts];
+        int count = 0;
+        do {
+            const Op& one = op[count];
+            void* y = one.out < 0 ? static_cast<void*>(pass.logits) : buffer(one.out);
+            wanted[count] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
+                             static_cast<int>(one.bias_dtype), y, one.out < 0 ? static_cast<int>(kF32) : dtype};
             ++count;
-        }
+        } while (count < left && count < kMostProducts && op[count].kind == kLinear && op[count].again &&
+                 (op[count].bits == 0) == (op->bits == 0) && op[count].weight_dtype == op->weight_dtype);
         if (op->bits == 0) {
-            DenseProduct wanted[kMostProducts];
-            for (Size i = 0; i < count; ++i) {
-                const Op& one = op[i];
-                wanted[i] = {one.n, one.weight, one.bias, static_cast<int>(one.bias_dtype), y(one), y_dtype(one)};
-            }
-            dense_products(in(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted,
-                           static_cast<int>(count), threads);
+            dense_products(in(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted, count, threads);
         } else {
-            Product wanted[kMostProducts];
-            for (Size i = 0; i < count; ++i) {
-                const Op& one = op[i];
-                wanted[i] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
-                             static_cast<int>(one.bias_dtype), y(one), y_dtype(one)};
-            }
-            products(in(*op, 0), dtype, rows(*op), op->k, wanted, static_cast<int>(count), threads);
+            products(in(*op, 0), dtype, rows(*op), op->k, wanted, count, threads);
         }
         return count;
     }

@@ -8,11 +8,19 @@ const Isa* isa = nullptr;
 
 namespace {
 
-// A bias is short: it is brought to float32 once a call.
-const float* bias_f32(const void* bias, int dtype, Size n, float* to) {
-    if (bias == nullptr || dtype == kF32) return static_cast<const float*>(bias);
-    isa->to_f32(bias, dtype, to, n);
-    return to;
+// Biases are short: those of several products are brought to float32 once a call.
+void biases_f32(const Product* wanted, int count, const float** to) {
+    Size size = 0;
+    for (int i = 0; i < count; ++i) size += wanted[i].bias ? wanted[i].n : 0;
+    float* place = static_cast<float*>(scratch(kBias, size * 4));
+    for (int i = 0; i < count; ++i) {
+        const Product& one = wanted[i];
+        to[i] = static_cast<const float*>(one.bias);
+        if (one.bias == nullptr || one.bias_dtype == kF32) continue;
+        isa->to_f32(one.bias, one.bias_dtype, place, one.n);
+        to[i] = place;
+        place += one.n;
+    }
 }
 
 QuantizedRows quantized(const void* x, int dtype, Size rows, Size k, int threads) {
@@ -45,23 +53,21 @@ struct PiecesOf {
 }  // namespace
 
 void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
-    constexpr int kMost = kMostProducts;
-    if (count > kMost) {
-        products(x, x_dtype, rows, k, wanted, kMost, threads);
-        products(x, x_dtype, rows, k, wanted + kMost, count - kMost, threads);
+    if (count > kMostProducts) {
+        products(x, x_dtype, rows, k, wanted, kMostProducts, threads);
+        products(x, x_dtype, rows, k, wanted + kMostProducts, count - kMostProducts, threads);
         return;
     }
     if (rows == 0 || k == 0) return;
     const QuantizedRows input = quantized(x, x_dtype, rows, k, threads);
-    Size biases = 0, pieces = 0, first[kMost + 1], chunk[kMost];
-    for (int i = 0; i < count; ++i) biases += wanted[i].bias ? wanted[i].n : 0;
-    float* bias = static_cast<float*>(scratch(kBias, biases * 4));
-    QuantizedLinear jobs[kMost];
+    Size pieces = 0, first[kMostProducts + 1], chunk[kMostProducts];
+    const float* biases[kMostProducts];
+    biases_f32(wanted, count, biases);
+    QuantizedLinear jobs[kMostProducts];
     for (int i = 0; i < count; ++i) {
         const Product& one = wanted[i];
         jobs[i] = {input, static_cast<const uint8_t*>(one.weight), static_cast<const uint16_t*>(one.scales), one.n,
-                   one.bits, bias_f32(one.bias, one.bias_dtype, one.n, bias), one.y, one.y_dtype};
-        bias += one.bias ? one.n : 0;
+                   one.bits, biases[i], one.y, one.y_dtype};
         const Size groups = ceil_div(one.n, kGroup), bytes = input.blocks * (one.bits == 4 ? 288 : 544);
         // Pieces that are long enough to be streamed, and enough of them that a thread which was held up does less.
         chunk[i] = rows <= 8 ? ceil_div(65536, bytes) : 1;
@@ -81,7 +87,7 @@ void products(const void* x, int x_dtype, Size rows, Size k, const Product* want
     });
 }
 
-void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const DenseProduct* wanted, int count,
+void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
                     int threads) {
     if (rows == 0) return;
     Size stride = k;
@@ -105,15 +111,13 @@ void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, 
         x = copy;
         if (!in_pairs) x_dtype = kF32;
     }
-    Size biases = 0, first[kMostProducts + 1] = {};
-    for (int i = 0; i < count; ++i) biases += wanted[i].bias && wanted[i].bias_dtype != kF32 ? wanted[i].n : 0;
-    float* bias = biases ? static_cast<float*>(scratch(kBias, biases * 4)) : nullptr;
+    Size first[kMostProducts + 1] = {};
+    const float* biases[kMostProducts];
+    biases_f32(wanted, count, biases);
     DenseLinear jobs[kMostProducts];
     for (int i = 0; i < count; ++i) {
-        const DenseProduct& one = wanted[i];
-        jobs[i] = {x, x_dtype, rows, k, stride, one.weight, w_dtype, one.n,
-                   bias_f32(one.bias, one.bias_dtype, one.n, bias), one.y, one.y_dtype};
-        bias += one.bias && one.bias_dtype != kF32 ? one.n : 0;
+        const Product& one = wanted[i];
+        jobs[i] = {x, x_dtype, rows, k, stride, one.weight, w_dtype, one.n, biases[i], one.y, one.y_dtype};
         first[i + 1] = first[i] + ceil_div(one.n, kDenseRows);
     }
     parallel_for(first[count], 1, threads, [&](Size begin, Size end) {

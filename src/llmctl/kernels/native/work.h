@@ -10,7 +10,7 @@ extern const Isa* isa;  // the one in use
 
 inline Size bytes_of(int dtype) { return dtype == kF32 ? 4 : 2; }
 
-// A weight that is quantised, and where its products go: y [rows][n].
+// A weight [n][k], and where its products go: y [rows][n]. Without bits it lies as torch stores it, without scales.
 struct Product {
     int bits;
     Size n;
@@ -22,24 +22,14 @@ struct Product {
     int y_dtype;
 };
 
-// x [rows][k] times each of several quantised weights [n][k], of any number. x is quantised once, the threads part all products at once.
+constexpr int kMostProducts = 8;  // whose pieces the threads part at once
+
+// x [rows][k] times each of several quantised weights, of any number. x is quantised once.
 void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
 
-// A weight as torch stores it, likewise.
-struct DenseProduct {
-    Size n;
-    const void* weight;
-    const void* bias;
-    int bias_dtype;
-    void* y;
-    int y_dtype;
-};
-
-// x [rows][k] times each of several weights [n][k] of one type; the threads part all products at once.
-void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const DenseProduct* wanted, int count,
+// x [rows][k] times each of at most kMostProducts weights of one type.
+void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
                     int threads);
-
-constexpr int kMostProducts = 8;  // at once
 
 void attend(const Attention& job, int threads);
 
