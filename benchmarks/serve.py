@@ -107,7 +107,7 @@ def main() -> None:
 
 def demo_folder() -> str:
     """SmolLM2, as the demo extra carries it."""
-    from llmctl import demo
+    from llmctl.model import demo
 
     carried = demo.carried_gguf()
     if carried is None:

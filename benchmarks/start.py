@@ -35,7 +35,7 @@ print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_token
 LOAD = """
 import json, sys, time
 from pathlib import Path
-import torch, transformers, llmctl, llmctl.loader, llmctl.quantization.quantizer
+import torch, transformers, llmctl, llmctl.loading.loader, llmctl.quant.hf_quantizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(int(sys.argv[3]))
 AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(sys.argv[1]))]

@@ -78,7 +78,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """The real SmolLM2 of the demo extra, converted once for this checkout."""
-    from llmctl import demo
+    from llmctl.model import demo
 
     home = ROOT / ".demo"
     before = os.environ.get("LLMCTL_HOME")

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
     from llmctl.generation.batch.answers import RowAnswer
     from llmctl.generation.completion import Chunk, Completion
-    from llmctl.generation.scores import Alternative, TokenLogprob
+    from llmctl.generation.logprobs import Alternative, TokenLogprob
     from llmctl.generation.scoring import RankedChoice, Score
-    from llmctl.loader import LoadedModel
-    from llmctl.machine import Machine, read_machine
-    from llmctl.modelinfo import ModelInfo, read_model_info
+    from llmctl.loading.loader import LoadedModel
+    from llmctl.machine.detection import Machine, read_machine
+    from llmctl.model.info import ModelInfo, read_model_info
     from llmctl.plan import Plan, make_plan
 
 _HOMES = {
@@ -46,15 +46,15 @@ _HOMES = {
     "RowAnswer": "llmctl.generation.batch.answers",
     "Chunk": "llmctl.generation.completion",
     "Completion": "llmctl.generation.completion",
-    "Alternative": "llmctl.generation.scores",
-    "TokenLogprob": "llmctl.generation.scores",
+    "Alternative": "llmctl.generation.logprobs",
+    "TokenLogprob": "llmctl.generation.logprobs",
     "RankedChoice": "llmctl.generation.scoring",
     "Score": "llmctl.generation.scoring",
-    "LoadedModel": "llmctl.loader",
-    "Machine": "llmctl.machine",
-    "read_machine": "llmctl.machine",
-    "ModelInfo": "llmctl.modelinfo",
-    "read_model_info": "llmctl.modelinfo",
+    "LoadedModel": "llmctl.loading.loader",
+    "Machine": "llmctl.machine.detection",
+    "read_machine": "llmctl.machine.detection",
+    "ModelInfo": "llmctl.model.info",
+    "read_model_info": "llmctl.model.info",
     "Plan": "llmctl.plan",
     "make_plan": "llmctl.plan",
 }

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmctl import loader
 from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.errors import UserError
 from llmctl.generation.batch.answers import generate_batch
-from llmctl.generation.objects import generate_object
 from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
+from llmctl.generation.structured.objects import generate_object
+from llmctl.loading import loader
 
 __all__ = ["generate", "generate_batch", "generate_object", "load", "rank", "score", "stream"]
 
@@ -40,7 +40,7 @@ def load(
 
     Raises:
         ConfigError: every problem of the configuration.
-        LlmctlError: see `llmctl.loader.load`.
+        LlmctlError: see `llmctl.loading.loader.load`.
     """
     settings = _settings(config)
     values: dict[str, Any] = settings.config.model_dump(exclude_unset=True) if config is not None else {}

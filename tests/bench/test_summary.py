@@ -12,13 +12,13 @@ from llmctl.bench.plot import draw
 from llmctl.bench.summary import is_off, ratio
 from llmctl.bench.task import Cell, Spread, spread
 from llmctl.bench.work import decode_bytes, prefill_operations
-from llmctl.cli.bench_report import show, spread_text
-from llmctl.cli.render import Output
+from llmctl.cli._bench_report import show, spread_text
+from llmctl.cli._render import Output
 from llmctl.config import Settings, settings_from_mapping
 from llmctl.errors import MachineError
-from llmctl.loader import prepare
-from llmctl.machine import read_machine
-from llmctl.modelinfo import ModelInfo, read_model_info
+from llmctl.loading.loader import prepare
+from llmctl.machine.detection import read_machine
+from llmctl.model.info import ModelInfo, read_model_info
 from llmctl.plan.speed import Speed
 
 TASK = Task(prompt_tokens=(10,), batches=(1, 4), new_tokens=4, runs=3)

@@ -289,7 +289,7 @@ def test_what_cannot_be_done_is_said_in_one_message(batch: Run, here: Path, argu
 
 def test_a_lock_does_not_outlive_its_process_in_a_child(here: Path) -> None:
     """A template is rendered in a forked child: where the run is killed meanwhile, a rerun must not find a lock."""
-    from llmctl.bounded import run_bounded
+    from llmctl.machine.sandbox import run_bounded
 
     held = os.open(here / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)

@@ -12,9 +12,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from llmctl.cli import chat_commands
-from llmctl.cli.editor import needs_more, without_quotes
-from llmctl.cli.markdown import MarkdownStream
+from llmctl.cli import _chat_commands as chat_commands
+from llmctl.cli._line_editor import needs_more, without_quotes
+from llmctl.cli._markdown import MarkdownStream
 
 Run = Callable[..., Any]
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

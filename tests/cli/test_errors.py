@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.cli import main as boundary
-from llmctl.cli.render import bytes_text, visible
+from llmctl.cli._render import bytes_text, visible
 
 Run = Callable[..., "object"]
 BAD = """\

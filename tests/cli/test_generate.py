@@ -11,7 +11,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from llmctl import kernels
+from llmctl.cpu import kernels
 
 Run = Callable[..., Any]
 pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]

@@ -102,7 +102,7 @@ def test_a_wrong_combination_is_said_before_a_model_is_touched(run: Run, argumen
 def test_windows_that_do_not_fit_are_refused_before_the_model_is_loaded(
     ask: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmctl.loader.load_prepared", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("llmctl.loading.loader.load_prepared", lambda _: pytest.fail("it was loaded"))
     done = ask("score", "--text", "a b", "--stride", "256")
     assert done.returncode == 2
     assert "less than the window, 256; it is 256" in done.stderr

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from llmctl.config import read_settings, settings_from_mapping
+from llmctl.config.last_model import remember_model
 from llmctl.config.layers import Entry, read_only_file
 from llmctl.errors import ConfigError
 from llmctl.paths import config_file
-from llmctl.state import remember_model
 
 BAD = """\
 model:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.checkpoint import Tensor
 from llmctl.config.layers import read_only_file
-from llmctl.memory import Quantized, kv_cache_bytes, module_bytes
-from llmctl.modelinfo import ModelInfo
+from llmctl.model.checkpoint import Tensor
+from llmctl.model.info import ModelInfo
+from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -10,7 +10,7 @@ from llmctl.config import Config
 from llmctl.doctor import Check, Findings, diagnose
 from llmctl.doctor.diagnose import is_healthy
 from llmctl.doctor.findings import Computer, Disk, HubState, Refusal, Requirements, Trial
-from llmctl.machine import Machine, NvidiaDriver
+from llmctl.machine.detection import Machine, NvidiaDriver
 from support.machines import H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "flash_attn", "psutil")
@@ -229,7 +229,7 @@ def test_the_line_of_the_own_kernels_says_what_is_lost_without_them() -> None:
 
     def line(machine: Machine, outcome: Any = "imported", **facts: Any) -> Check:
         trial = Trial(outcome, facts, error="" if outcome == "imported" else "SIGILL")
-        return lines(findings(machine, trials={"llmctl.kernels": trial}))["CPU kernels"]
+        return lines(findings(machine, trials={"llmctl.cpu.kernels": trial}))["CPU kernels"]
 
     assert (line(LAPTOP, isa="avx2").status, line(LAPTOP, isa="avx2").reason) == ("ok", "in use, for avx2")
     assert "without vector instructions" in line(LAPTOP, isa="portable").reason

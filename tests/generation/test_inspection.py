@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.inspection import Inspection, inspect_prompt
-from llmctl.tokenization import load_tokenizer
+from llmctl.model.tokenizer import load_tokenizer
 from support.tiny import CHATML, write_tokenizer
 
 

@@ -10,7 +10,7 @@ import pytest
 from llmctl.config import ChatSection
 from llmctl.errors import ModelError, UserError
 from llmctl.generation.prompt import encode_prompt
-from llmctl.tokenization import end_of_turn_token, end_tokens, load_tokenizer
+from llmctl.model.tokenizer import end_of_turn_token, end_tokens, load_tokenizer
 from support.tiny import write_tokenizer
 
 LLAMA3 = (
@@ -156,7 +156,7 @@ HOSTILE = {
 def test_a_template_that_never_ends_or_eats_the_memory_is_stopped(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import llmctl.bounded as bounded
+    import llmctl.machine.sandbox as bounded
 
     monkeypatch.setattr(bounded.run_bounded, "__kwdefaults__", {"seconds": 2, "extra_bytes": 300_000_000})
     tokenizer = tokenizer_in(tmp_path, template=HOSTILE[name])

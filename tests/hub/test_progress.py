@@ -5,8 +5,8 @@ from io import StringIO
 
 import pexpect
 
-from llmctl.cli.bar import DownloadBar
-from llmctl.cli.render import Output
+from llmctl.cli._download_bar import DownloadBar
+from llmctl.cli._render import Output
 from support.hub_machine import LLMCTL, Machine
 from support.hub_standin import HubStandin
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import llmctl
-from llmctl import kernels
-from llmctl.memory import kv_cache_bytes
+from llmctl.cpu import kernels
+from llmctl.plan.memory import kv_cache_bytes
 from support.tiny import write_model, write_tokenizer
 
 BIGGER: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_the_planned_cache_is_within_two_percent_after_500_tokens(name: str, big
 PEAK = """
 import json, sys, llmctl
 from llmctl.config import settings_from_mapping
-from llmctl.loader import load_prepared, peak_memory_bytes, prepare
+from llmctl.loading.loader import load_prepared, peak_memory_bytes, prepare
 from llmctl.plan import make_plan
 settings = settings_from_mapping({"model": {"id": sys.argv[1]}, "load": {"dtype": sys.argv[2]}})
 prepared = prepare(settings)

@@ -8,7 +8,7 @@ The T4 by hand: of 15 GiB 0.5 are in use, 0.9 GB are overhead, and 2560 tokens t
 import pytest
 
 from llmctl.config import settings_from_mapping
-from llmctl.machine import Machine
+from llmctl.machine.detection import Machine
 from llmctl.plan import make_plan
 from support.machines import H100, LLAMA3_8B, RTX_4090, T4
 

@@ -10,8 +10,8 @@ import pytest
 
 from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import MachineError, UserError
-from llmctl.machine import Gpu, Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Gpu, Machine
+from llmctl.model.info import ModelInfo
 from llmctl.plan import Plan, make_plan
 from support.machines import (
     EVERYTHING,
@@ -338,11 +338,11 @@ def test_planning_is_pure_and_gives_the_same_twice() -> None:
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else
                      [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
     }  # fmt: skip
-    assert imported <= {"llmctl", "collections", "dataclasses", "typing", "pathlib"}
+    assert imported <= {"llmctl", "collections", "dataclasses", "math", "re", "typing", "pathlib"}
 
 
 def test_what_gives_memory_back_is_counted() -> None:
-    from llmctl.plan.relief import explain_out_of_memory, reliefs
+    from llmctl.plan.memory_advice import explain_out_of_memory, reliefs
 
     plan = plan_for(RTX_4090)
     found = {relief.knob: relief.saved_bytes / 1e9 for relief in reliefs(plan, LLAMA3_8B)}

@@ -6,12 +6,12 @@ Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, h
 
 import pytest
 
-from llmctl.checkpoint import Tensor
 from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import UserError
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.presets import card_of, imagined
+from llmctl.model.checkpoint import Tensor
+from llmctl.model.info import ModelInfo
 from llmctl.plan.survey import Way, recommended, survey
-from llmctl.presets import card_of, imagined
 from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
 
 CONFIG: Config = settings_from_mapping({}).config

@@ -35,7 +35,7 @@ def listening(app: Any, **patience: Any) -> Iterator[int]:
     """The port on which an ASGI app is served while the context lasts."""
     import uvicorn
 
-    from llmctl.serving.connections import Patience, uvicorn_config
+    from llmctl.server.connections import Patience, uvicorn_config
 
     config = uvicorn_config(app, host="127.0.0.1", port=0, patience=Patience(**patience), log_config=None)
     server = uvicorn.Server(config)

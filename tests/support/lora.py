@@ -6,7 +6,7 @@ from typing import Any
 
 def write_adapter(folder: Path, base: Path, *, seed: int = 1, **changes: Any) -> Path:
     """An adapter for the model in `base`. `changes` go into its LoraConfig."""
-    from llmctl.quantization.bnb import import_bitsandbytes
+    from llmctl.quant.bitsandbytes import import_bitsandbytes
 
     import_bitsandbytes()  # before peft does, which would let it look for code to fetch
     import torch

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from llmctl.checkpoint import Tensor
-from llmctl.machine import Gpu, Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Gpu, Machine
+from llmctl.model.checkpoint import Tensor
+from llmctl.model.info import ModelInfo
 
 GIB = 2**30
 EVERYTHING = {"torch": "2.13.0", "transformers": "5.24.0", "bitsandbytes": "0.50.2", "accelerate": "1.15.0"}

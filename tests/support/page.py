@@ -22,8 +22,8 @@ class Scripted:
         from fastapi import FastAPI, Request
         from fastapi.responses import StreamingResponse
 
-        from llmctl.serving.guard import Guard, Rules
-        from llmctl.serving.page import PATHS, add_page
+        from llmctl.server.page import PATHS, add_page
+        from llmctl.server.security.guard import Guard, Rules
 
         app = FastAPI()
         add_page(app)

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmctl.bench.task import Say
-from llmctl.machine import measure_ram_bandwidth
+from llmctl.machine.detection import measure_ram_bandwidth
 
 if TYPE_CHECKING:
     from torch import Tensor

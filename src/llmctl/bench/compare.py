@@ -13,8 +13,8 @@ from llmctl.bench.contender import Contender, bounding_device, dtype_of, estimat
 from llmctl.bench.measure import job
 from llmctl.bench.task import Cell, Task
 from llmctl.errors import LlmctlError
-from llmctl.loader import Prepared
-from llmctl.machine import Machine, read_machine
+from llmctl.loading.loader import Prepared
+from llmctl.machine.detection import Machine, read_machine
 from llmctl.plan.speed import Speed
 
 # Beyond this share of the processor, what others do is in the figures.

@@ -15,7 +15,7 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for
 from llmctl.generation.request import Request
 from llmctl.generation.stream import stream_request
-from llmctl.loader import (
+from llmctl.loading.loader import (
     LoadedModel,
     Prepared,
     generation_arguments,

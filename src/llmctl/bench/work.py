@@ -1,9 +1,9 @@
 """How much one cell moves and computes, by the model's own shapes: what a rate is held against a bound with. Pure."""
 
 from llmctl.bench.task import Cell
-from llmctl.checkpoint import Tensor
-from llmctl.memory import DTYPE_SIZE_BYTES, kv_cache_bytes, tied
-from llmctl.modelinfo import ModelInfo
+from llmctl.model.checkpoint import Tensor
+from llmctl.model.info import ModelInfo
+from llmctl.plan.memory import DTYPE_SIZE_BYTES, kv_cache_bytes, tied
 from llmctl.plan.speed import active_share
 
 _HEADS = ("lm_head", "embed_out")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     DeviceMapOption,
     OfflineOption,
     OvercommitOption,
@@ -18,8 +19,7 @@ from llmctl.cli.asking import (
     download_shown,
     settings_from_flags,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._render import Output
 from llmctl.config import Settings
 from llmctl.errors import EXIT_NO, EXIT_OK, LlmctlError, RemoteError, UserError
 
@@ -85,7 +85,7 @@ def bench(
       llmctl bench --config a.yaml --config b.yaml --quick --json
     """
     from llmctl.bench import compare
-    from llmctl.cli.bench_report import document, show
+    from llmctl.cli._bench_report import document, show
 
     output: Output = ctx.obj
     task = _task(prompt_tokens, batch, new_tokens, runs, quick=quick)
@@ -123,7 +123,7 @@ def bench(
 def _say_busy(output: Output) -> None:
     """Figures of a machine that does something else mean little: say so before an hour is spent on them."""
     from llmctl.bench.compare import BUSY_SHARE, read_load_average
-    from llmctl.machine import read_physical_cores
+    from llmctl.machine.detection import read_physical_cores
 
     load_average, cores = read_load_average(), read_physical_cores()
     if load_average is not None and load_average > BUSY_SHARE * cores:
@@ -181,7 +181,7 @@ def _contender(output: Output, name: str, settings: Settings, task: "Task", *, o
         RemoteError: the model has to be fetched and cannot be: there is nothing to compare.
     """
     from llmctl.bench import Contender
-    from llmctl.loader import prepare
+    from llmctl.loading.loader import prepare
 
     config = settings.config
     try:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     AdapterOption,
     AttentionOption,
     CacheOption,
@@ -34,14 +35,13 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._render import Output
 from llmctl.errors import LlmctlError, UserError
 
 if TYPE_CHECKING:
-    from llmctl.cli.conversation import Conversation
-    from llmctl.generation.transcript import Transcript
-    from llmctl.loader import LoadedModel
+    from llmctl.cli._chat_screen import Conversation
+    from llmctl.generation.chat.transcript import Transcript
+    from llmctl.loading.loader import LoadedModel
 
 app = new_app()
 
@@ -106,9 +106,9 @@ def chat(
 
       printf 'Hello\\nAnd in French?\\n' | llmctl chat --no-stats
     """
-    from llmctl.cli.conversation import Conversation, Looks
-    from llmctl.generation import transcript
-    from llmctl.generation.chat import ChatSession
+    from llmctl.cli._chat_screen import Conversation, Looks
+    from llmctl.generation.chat import transcript
+    from llmctl.generation.chat.conversation import ChatSession
 
     output: Output = ctx.obj
     saved = transcript.read(resume) if resume is not None else None
@@ -137,7 +137,7 @@ def chat(
 
 
 def _load(settings: Any, output: Output, *, offline: bool) -> "LoadedModel":
-    from llmctl.loader import load_prepared
+    from llmctl.loading.loader import load_prepared
 
     prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):
@@ -149,7 +149,7 @@ def _load(settings: Any, output: Output, *, offline: bool) -> "LoadedModel":
 
 def _pipe(conversation: "Conversation") -> None:
     """One message a line from standard input; the answers go to standard output, without reasoning."""
-    from llmctl.cli.conversation import statistics, turn_document
+    from llmctl.cli._chat_screen import statistics, turn_document
 
     session, output = conversation.session, conversation.output
     try:
@@ -170,8 +170,8 @@ def _pipe(conversation: "Conversation") -> None:
 
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
     """Messages and commands from the terminal until the person leaves."""
-    from llmctl.cli import chat_commands
-    from llmctl.cli.editor import Editor
+    from llmctl.cli import _chat_commands as chat_commands
+    from llmctl.cli._line_editor import Editor
     from llmctl.paths import state_dir
 
     output = conversation.output

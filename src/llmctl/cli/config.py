@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     AttentionOption,
     ConfigOption,
     DeviceMapOption,
@@ -21,16 +22,15 @@ from llmctl.cli.asking import (
     VllmPythonOption,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._render import Output
 from llmctl.config.document import starter_file
 from llmctl.config.layers import LOCAL_FILE, Settings, read_only_file
 from llmctl.config.schema import Config, all_keys
 from llmctl.errors import EXIT_NO, LlmctlError, UserError
 
 if TYPE_CHECKING:
-    from llmctl.serving.vllm.found import Vllm
-    from llmctl.serving.vllm.translate import Translation
+    from llmctl.vllm.detection import Vllm
+    from llmctl.vllm.translate import Translation
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _EXPLAINED = "0.32"
@@ -144,9 +144,9 @@ def explain(
 
       llmctl config explain --engine vllm --config configs/llama3-70b-two-machines.yaml
     """
-    from llmctl.serving.vllm.found import find_vllm
-    from llmctl.serving.vllm.target import locate_here, make_target
-    from llmctl.serving.vllm.translate import translate
+    from llmctl.vllm.detection import find_vllm
+    from llmctl.vllm.target import locate_here, make_target
+    from llmctl.vllm.translate import translate
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
@@ -174,7 +174,7 @@ def explain(
 
 def _explain(output: Output, settings: Settings, translation: "Translation", vllm: "Vllm | None") -> None:
     """The command, and each key."""
-    from llmctl.serving.vllm.found import serving
+    from llmctl.vllm.detection import serving
 
     said = translation.arguments
     command = list(vllm.command(said) if vllm else ("vllm", *serving(said)))

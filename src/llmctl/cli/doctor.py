@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import ConfigOption, ModelOption, OfflineOption, SetOption, settings_asked
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import ConfigOption, ModelOption, OfflineOption, SetOption, settings_asked
+from llmctl.cli._render import Output
 from llmctl.config import Config, Settings
 from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, MachineError, Problem, UserError
 

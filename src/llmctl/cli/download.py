@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
-from llmctl.cli.stopping import resumable
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._interrupts import resumable
+from llmctl.cli._render import Output, bytes_text
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def download(
 
 def _named(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
     """The model and the revision that are meant: the arguments, or those of the lock file."""
-    from llmctl.hub.record import read_file
+    from llmctl.hub.lockfile import read_file
 
     if locked is not None:
         record = read_file(locked)
@@ -128,11 +128,11 @@ class _Job:
 
     def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
         """Plan, show or ask, fetch."""
-        from llmctl.cli.bar import DownloadBar
+        from llmctl.cli._download_bar import DownloadBar
         from llmctl.hub.disk import check_room
         from llmctl.hub.download import carry_out, plan_download
         from llmctl.hub.http import refuse_if_offline
-        from llmctl.hub.record import read_file
+        from llmctl.hub.lockfile import read_file
         from llmctl.hub.repair import plan_locked
 
         bar = DownloadBar(self.output)
@@ -152,7 +152,7 @@ class _Job:
 
     def verify(self, *, offline: bool) -> None:
         """`--verify`: hash; say what is wrong; repair it unless the network is forbidden."""
-        from llmctl.cli.bar import DownloadBar
+        from llmctl.cli._download_bar import DownloadBar
         from llmctl.hub import settings
         from llmctl.hub.repair import repair
         from llmctl.hub.verify import verify
@@ -181,7 +181,7 @@ def _show_verification(output: Output, found: "Verification", *, is_repaired: bo
 
 
 def _finish(output: Output, done: "Downloaded") -> None:
-    from llmctl.state import remember_model
+    from llmctl.config.last_model import remember_model
 
     if done.is_loadable and not done.is_adapter:
         remember_model(done.repo_id, revision=done.revision, how="download")

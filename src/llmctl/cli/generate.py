@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._decoding_stats import gains_document, gains_text
+from llmctl.cli._options import (
     AdapterOption,
     AttentionOption,
     CacheOption,
@@ -42,16 +44,14 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.figures import gains_document, gains_text
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
+from llmctl.cli._render import Output, bytes_text
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.generation.completion import Completion
-    from llmctl.loader import LoadedModel
-    from llmctl.locate import Located
+    from llmctl.loading.loader import LoadedModel
+    from llmctl.model.resolve import Located
 
 app = new_app()
 _LONG_SECONDS = 2
@@ -159,7 +159,7 @@ def generate(
     output: Output = ctx.obj
     settings = settings_asked(ctx)
     if input_file is not None:
-        from llmctl.cli.batch import Files, batch
+        from llmctl.cli._batch import Files, batch
 
         if prompt is not None or prompt_file is not None or num_return != 1:
             raise UserError("--input has the prompts: leave --prompt, --prompt-file and --num-return away")
@@ -179,7 +179,7 @@ def generate(
 def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool) -> None:
     """Answer one prompt, `count` times."""
     from llmctl.generation.stream import generate_many
-    from llmctl.loader import load_prepared
+    from llmctl.loading.loader import load_prepared
 
     prepared = prepare_model(output, settings, offline=offline)
     with output.waiting(f"loading {prepared.located.source}"):
@@ -265,7 +265,7 @@ def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
 
 def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
     """The tokens of an answer with their log-probabilities, one a line, where they were asked for."""
-    from llmctl.generation.scores import shown
+    from llmctl.generation.logprobs import shown
 
     for scored in done.logprobs or ():
         output.note(shown(scored, loaded.tokenizer))
@@ -274,7 +274,7 @@ def tell_logprobs(output: Output, loaded: "LoadedModel", done: "Completion") -> 
 @contextmanager
 def hashing(output: Output, located: "Located") -> Iterator[None]:
     """Show that a model's files are hashed, where they have to be; say how long it took where that was long."""
-    from llmctl.hashes import unknown_bytes
+    from llmctl.reproduce.hashes import unknown_bytes
 
     size, began = unknown_bytes(located), time.perf_counter()
     if not size:
@@ -289,10 +289,10 @@ def hashing(output: Output, located: "Located") -> Iterator[None]:
 
 def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]) -> dict[str, Any]:
     """What `--json` says: the answers, the timings, and what is needed to repeat them."""
-    from llmctl.generation.scores import described
-    from llmctl.generation.structure import parsed_value
-    from llmctl.loader import peak_memory_bytes
-    from llmctl.manifest import make_manifest
+    from llmctl.generation.logprobs import described
+    from llmctl.generation.structured.structure import parsed_value
+    from llmctl.loading.loader import peak_memory_bytes
+    from llmctl.reproduce.manifest import make_manifest
 
     answers = []
     for done in completions:

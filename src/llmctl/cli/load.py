@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     AdapterOption,
     AttentionOption,
     ConfigOption,
@@ -26,12 +27,11 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
+from llmctl.cli._render import Output, bytes_text
 
 if TYPE_CHECKING:
-    from llmctl.adapters.files import AdapterInfo
-    from llmctl.loader import LoadedModel, Prepared
+    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.model.adapters import AdapterInfo
 
 app = new_app()
 
@@ -73,7 +73,7 @@ def load(
 
       llmctl load --show-code > run.py && python run.py
     """
-    from llmctl.loader import load_prepared
+    from llmctl.loading.loader import load_prepared
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
@@ -90,7 +90,7 @@ def load(
 
 
 def _show_code(output: Output, prepared: "Prepared", prompt: str | None) -> None:
-    from llmctl.script import EXAMPLE_PROMPT, transformers_script
+    from llmctl.reproduce.script import EXAMPLE_PROMPT, transformers_script
 
     code = transformers_script(prepared, prompt=prompt or EXAMPLE_PROMPT)
     if output.as_json:

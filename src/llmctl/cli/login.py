@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, visible
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._render import Output, visible
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort
 
 from llmctl._version import __version__
-from llmctl.cli.options import CONTEXT_SETTINGS, SHARED_OPTIONS
-from llmctl.cli.render import Output
+from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS
+from llmctl.cli._render import Output
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER, LlmctlError, UserError
 
 # name -> (module, the line that `llmctl --help` shows). The module's own help begins with the same line (tested).

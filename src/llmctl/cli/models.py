@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._render import Output, bytes_text
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
     from llmctl.hub.inventory import CachedModel, Waste
-    from llmctl.modelinfo import ModelInfo
-    from llmctl.plan.copies import QuantizedCopy
-    from llmctl.quantization.copies import Stale
+    from llmctl.model.info import ModelInfo
+    from llmctl.plan.quantized_cache import QuantizedCopy
+    from llmctl.quant.cache import Stale
 
 SUMMARY = "List, describe and remove models of the cache."
 app = new_app(help=SUMMARY, group=True)
@@ -33,7 +33,7 @@ def list_models(ctx: typer.Context) -> None:
       llmctl models list --json
     """
     from llmctl.hub.inventory import cached_models
-    from llmctl.quantization.copies import kept_copies
+    from llmctl.quant.cache import kept_copies
 
     output: Output = ctx.obj
     models, copies = cached_models(), kept_copies()
@@ -116,7 +116,7 @@ def lock(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
     import json
 
     from llmctl.hub.cache import record_of
-    from llmctl.hub.record import to_json
+    from llmctl.hub.lockfile import to_json
 
     output: Output = ctx.obj
     record = record_of(model, revision=revision)
@@ -164,8 +164,8 @@ def prune(
       llmctl models prune --dry-run
     """
     from llmctl.hub.inventory import find_waste, remove_waste
-    from llmctl.machine import read_machine
-    from llmctl.quantization.copies import find_stale, remove_stale
+    from llmctl.machine.detection import read_machine
+    from llmctl.quant.cache import find_stale, remove_stale
 
     output: Output = ctx.obj
     unneeded, stale = find_waste(), find_stale(read_machine())
@@ -191,8 +191,8 @@ def _remove(model: str, *, only_copies: bool) -> int:
     """Remove a model with its quantised copies, or only these; returns the bytes that this frees."""
     from llmctl.hub.inventory import remove_model
     from llmctl.hub.settings import repo_dir
-    from llmctl.locate import is_path
-    from llmctl.quantization.copies import remove_copies
+    from llmctl.model.resolve import is_path
+    from llmctl.quant.cache import remove_copies
 
     in_cache = not is_path(model) and repo_dir(model).is_dir()
     freed = remove_model(model) if in_cache and not only_copies else 0

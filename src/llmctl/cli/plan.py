@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     AdapterOption,
     AttentionOption,
     ConfigOption,
@@ -19,14 +20,13 @@ from llmctl.cli.asking import (
     SetOption,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
+from llmctl.cli._render import Output, bytes_text
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
-    from llmctl.look import Look
-    from llmctl.machine import Machine
+    from llmctl.machine.detection import Machine
+    from llmctl.model.inspect import Look
     from llmctl.plan.survey import Way
 
 app = new_app()
@@ -78,7 +78,7 @@ def plan(
 
       llmctl plan Qwen/Qwen3-4B --write llmctl.yaml
     """
-    from llmctl.look import look
+    from llmctl.model.inspect import look
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
@@ -104,10 +104,10 @@ Surveyed = tuple[str, "Machine", tuple["Way", ...], "Way | None"]
 
 
 def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batch: int) -> Surveyed:
-    from llmctl.machine import measure_ram_bandwidth, read_machine
+    from llmctl.machine.detection import measure_ram_bandwidth, read_machine
+    from llmctl.machine.presets import imagined
     from llmctl.plan.survey import recommended, survey
-    from llmctl.presets import imagined
-    from llmctl.quantization.copies import consider
+    from llmctl.quant.cache import consider
 
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
@@ -134,7 +134,7 @@ def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batc
 
 
 def _show_model(output: Output, seen: "Look") -> None:
-    from llmctl.checkpoint import dtype_bytes
+    from llmctl.model.checkpoint import dtype_bytes
 
     info = seen.info
     stored = ", ".join(f"{name} {bytes_text(size)}" for name, size in dtype_bytes(info.tensors).items())
@@ -228,7 +228,7 @@ def _bars(way: "Way") -> list[str]:
 
 
 def _document(seen: "Look", surveyed: list[Surveyed], *, context: int, batch: int) -> dict[str, Any]:
-    from llmctl.checkpoint import dtype_bytes
+    from llmctl.model.checkpoint import dtype_bytes
 
     info = seen.info
     return {

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     ConfigOption,
     ModelOption,
     OfflineOption,
@@ -15,8 +16,7 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._render import Output
 
 app = new_app()
 
@@ -57,8 +57,8 @@ def prompt(
     """
     from llmctl.cli.generate import read_prompt
     from llmctl.generation.inspection import inspect_prompt
-    from llmctl.loader import apply_environment, ready_tokenizer
-    from llmctl.quiet import quiet_libraries
+    from llmctl.loading.loader import apply_environment, ready_tokenizer
+    from llmctl.loading.quiet import quiet_libraries
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)

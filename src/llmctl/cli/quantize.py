@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     ConfigOption,
     DeviceMapOption,
     DtypeOption,
@@ -19,8 +20,7 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output, bytes_text
+from llmctl.cli._render import Output, bytes_text
 
 app = new_app()
 
@@ -53,8 +53,8 @@ def quantize(
 
       llmctl generate --model ./qwen3-4b-4bit --prompt "Hello"
     """
-    from llmctl.export import check_asked
-    from llmctl.export import quantize as quantize_prepared
+    from llmctl.quant.export import check_asked
+    from llmctl.quant.export import quantize as quantize_prepared
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)

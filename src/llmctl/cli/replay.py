@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli.asking import DraftOption, ModelOption, OvercommitOption, TrustOption, prepare_model
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import DraftOption, ModelOption, OvercommitOption, TrustOption, prepare_model
+from llmctl.cli._render import Output
 from llmctl.cli.generate import hashing
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
 from llmctl.errors import EXIT_NO
 
 if TYPE_CHECKING:
-    from llmctl.loader import LoadedModel
-    from llmctl.manifest import Manifest
-    from llmctl.replay import Difference, Outcome
+    from llmctl.loading.loader import LoadedModel
+    from llmctl.reproduce.manifest import Manifest
+    from llmctl.reproduce.replay import Difference, Outcome
 
 app = new_app()
 
@@ -44,7 +44,7 @@ def replay(
 
       llmctl replay run.json --model ./the-same-model --json
     """
-    from llmctl import replay as core
+    from llmctl.reproduce import replay as core
 
     output: Output = ctx.obj
     recordings = core.read_recordings(file)
@@ -72,8 +72,8 @@ def replay(
 def _load(
     output: Output, manifest: "Manifest", places: tuple[str | None, str | None], *, trust: bool, overcommit: bool
 ) -> "LoadedModel":
-    from llmctl.loader import load_prepared
-    from llmctl.replay import check_files, loading_settings, take_as_many_threads
+    from llmctl.loading.loader import load_prepared
+    from llmctl.reproduce.replay import check_files, loading_settings, take_as_many_threads
 
     model, draft = places
     settings = loading_settings(manifest, model=model, draft=draft, trust_remote_code=trust, overcommit=overcommit)

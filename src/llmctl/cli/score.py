@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     AttentionOption,
     ConfigOption,
     DeterministicOption,
@@ -26,15 +27,14 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._render import Output
 from llmctl.errors import UserError
 from llmctl.paths import write_atomically
 
 if TYPE_CHECKING:
     from llmctl.generation.prompt import Messages
     from llmctl.generation.scoring import RankedChoice, Score
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 app = new_app()
 _MOST_PROBLEMS = 5
@@ -132,7 +132,7 @@ def score(
       llmctl score --input rows.jsonl --output scored.jsonl
     """
     from llmctl.generation.scoring import make_windows, rank, score_each
-    from llmctl.loader import load_prepared
+    from llmctl.loading.loader import load_prepared
 
     output: Output = ctx.obj
     answers = [*(part.strip() for part in (listed or "").split(",") if part.strip()), *(choice or ())]
@@ -231,7 +231,7 @@ def _are_messages(value: Any) -> bool:
 
 
 def _document(done: "Score", loaded: "LoadedModel", *, tokens: bool) -> dict[str, Any]:
-    from llmctl.generation.scores import described
+    from llmctl.generation.logprobs import described
 
     document = {
         "text": done.text,
@@ -300,7 +300,7 @@ def _show_choices(
 
 
 def _show_tokens(output: Output, loaded: "LoadedModel", done: "Score", *, tokens: bool | None) -> None:
-    from llmctl.generation.scores import shown
+    from llmctl.generation.logprobs import shown
 
     for scored in done.logprobs if tokens else ():
         output.line(shown(scored, loaded.tokenizer))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli.asking import (
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._options import (
     ConfigOption,
     DeterministicOption,
     DeviceMapOption,
@@ -22,17 +23,16 @@ from llmctl.cli.asking import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
-from llmctl.cli.serve_log import log_to
+from llmctl.cli._render import Output
+from llmctl.cli._serve_log import log_to
 from llmctl.errors import MachineError
 
 if TYPE_CHECKING:
     import socket
 
     from llmctl.config import Settings
-    from llmctl.loader import LoadedModel
-    from llmctl.serving.guard import Rules
+    from llmctl.loading.loader import LoadedModel
+    from llmctl.server.security.guard import Rules
 
 app = new_app()
 
@@ -80,15 +80,15 @@ def serve(
 
       llmctl serve --config configs/llama3-70b-two-machines.yaml --engine vllm
     """
-    from llmctl.loader import load_prepared
-    from llmctl.serving.address import bind
+    from llmctl.loading.loader import load_prepared
+    from llmctl.server.listen_address import bind
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
     section = settings.config.serve
     rules = rules_of(settings)
     if settings.config.engine == "vllm":
-        from llmctl.cli.serve_vllm import serve_vllm
+        from llmctl.cli._serve_vllm import serve_vllm
 
         serve_vllm(output, settings, rules, offline=offline)
         return
@@ -106,10 +106,10 @@ def rules_of(settings: "Settings") -> "Rules":
     Raises:
         UserError: others can reach the address and there is no key; or the keys are no good.
     """
-    from llmctl.serving.app import OPEN_PATHS
-    from llmctl.serving.doors import host_names
-    from llmctl.serving.guard import Rules
-    from llmctl.serving.keys import read_keys, refuse_open_door
+    from llmctl.server.app import OPEN_PATHS
+    from llmctl.server.security.guard import Rules
+    from llmctl.server.security.hosts import host_names
+    from llmctl.server.security.keys import read_keys, refuse_open_door
 
     section = settings.config.serve
     keys = read_keys(section.api_key_file)
@@ -134,13 +134,13 @@ def _check_packages() -> None:
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal comes."""
     from llmctl.generation.tools import tool_format
-    from llmctl.locate import names_of
-    from llmctl.serving.address import port_of, url
-    from llmctl.serving.app import make_app
-    from llmctl.serving.connections import Server, uvicorn_config
-    from llmctl.serving.guard import Guard
-    from llmctl.serving.served import Served
-    from llmctl.serving.worker import Worker
+    from llmctl.model.resolve import names_of
+    from llmctl.server.app import make_app
+    from llmctl.server.connections import Server, uvicorn_config
+    from llmctl.server.listen_address import port_of, url
+    from llmctl.server.registry import Served
+    from llmctl.server.security.guard import Guard
+    from llmctl.server.worker import Worker
 
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)

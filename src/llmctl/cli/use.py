@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._render import Output
+from llmctl.config.last_model import current_model, forget_model, remember_model
 from llmctl.errors import UserError
-from llmctl.state import current_model, forget_model, remember_model
 
 app = new_app()
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._render import Output
 
 app = new_app()
 

@@ -2,8 +2,8 @@
 
 import typer
 
-from llmctl.cli.options import Command, new_app
-from llmctl.cli.render import Output
+from llmctl.cli._command import Command, new_app
+from llmctl.cli._render import Output
 
 app = new_app()
 

@@ -16,11 +16,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from llmctl.config.last_model import CurrentModel, current_model
 from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
-from llmctl.state import CurrentModel, current_model
 
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"

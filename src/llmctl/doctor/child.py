@@ -84,7 +84,7 @@ def _transformers(name: str) -> dict[str, Any]:
 
 
 def _bitsandbytes(name: str) -> dict[str, Any]:
-    importlib.import_module("llmctl.quantization.bnb").import_bitsandbytes()
+    importlib.import_module("llmctl.quant.bitsandbytes").import_bitsandbytes()
     extension: Any = importlib.import_module("bitsandbytes.cextension")
     is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
     return {
@@ -112,7 +112,7 @@ _PACKAGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "transformers": _transformers,
     "bitsandbytes": _bitsandbytes,
     "flash_attn": _flash_attn,
-    "llmctl.kernels": _own_kernels,
+    "llmctl.cpu.kernels": _own_kernels,
 }
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llmctl import demo
 from llmctl.config import Settings
 from llmctl.doctor.children import Answer, Question, ask_all
 from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
 from llmctl.doctor.look import proxy_of, read_computer, read_disk, read_requirements
 from llmctl.doctor.privacy import scrubbed, without_credentials
 from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
-from llmctl.locate import is_path
-from llmctl.machine import read_machine, read_nvidia_driver
-from llmctl.modelinfo import read_model_info
+from llmctl.machine.detection import read_machine, read_nvidia_driver
+from llmctl.model import demo
+from llmctl.model.info import read_model_info
+from llmctl.model.resolve import is_path
 
 # The slowest first: they run side by side, and the last to end decides how long it takes.
 PACKAGES = (

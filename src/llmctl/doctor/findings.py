@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, Problem
-from llmctl.machine import Machine, NvidiaDriver
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine, NvidiaDriver
+from llmctl.model.info import ModelInfo
 
 Status = Literal["ok", "warning", "broken", "skipped"]
 
@@ -17,7 +17,7 @@ Status = Literal["ok", "warning", "broken", "skipped"]
 BASE_ADDRESS_BYTES = 1_000_000_000
 
 # The name of the trial that opens llmctl's compiled kernels: what is imported for it.
-OWN_KERNELS = "llmctl.kernels"
+OWN_KERNELS = "llmctl.cpu.kernels"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from llmctl.doctor.need import Need
 from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
 from llmctl.doctor.versions import size_text, without_local
 from llmctl.errors import LlmctlError
-from llmctl.machine import Gpu
+from llmctl.machine.detection import Gpu
 from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
 from llmctl.plan.dtype import BF16_CAPABILITY
 from llmctl.plan.placement import candidate_devices

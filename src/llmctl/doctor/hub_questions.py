@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llmctl import demo
 from llmctl.errors import LlmctlError
 from llmctl.hub import access, auth, settings
 from llmctl.hub.cache import Snapshot, find_snapshot
 from llmctl.hub.http import Patience, get_json
 from llmctl.hub.listing import fetch_listing
 from llmctl.hub.selection import needed, no_weights
+from llmctl.model import demo
 
 _ONCE = Patience(attempts=1)
 

@@ -14,7 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 from llmctl.doctor.findings import Computer, Disk, Requirements
 from llmctl.doctor.privacy import without_credentials
 from llmctl.hub.disk import existing_parent, free_bytes
-from llmctl.machine import container_memory
+from llmctl.machine.detection import container_memory
 
 DISTRIBUTION = "llmctl-hf"
 # Variables whose values say how things are set up. Those that hold tokens are not among them.

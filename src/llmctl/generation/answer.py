@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llmctl.generation.completion import Completion, FinishReason, Gains
-from llmctl.generation.constrain import Follower, exact_decoder
+from llmctl.generation.detokenizer import TextAssembler
+from llmctl.generation.logprobs import TokenLogprob
 from llmctl.generation.request import Request
-from llmctl.generation.scores import TokenLogprob
-from llmctl.generation.text import TextAssembler
+from llmctl.generation.structured.constraint import Follower, exact_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llmctl.generation.scores import TokenLogprob
+from llmctl.generation.logprobs import TokenLogprob
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 

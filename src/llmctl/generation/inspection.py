@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmctl.bounded import FailedError, TooMuchError, run_bounded
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import Messages, as_messages, encode_prompt, template_text, uses_template
+from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.bounded import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded_each
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError
+from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
-from llmctl.generation.structure import Structure, make_structure, refuse_combinations
+from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def make_request(
     Raises:
         UserError: the prompt is longer than the model's context, or the structure that is asked for cannot be enforced.
     """
-    from llmctl.loader import generation_arguments
+    from llmctl.loading.loader import generation_arguments
 
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
@@ -62,7 +62,7 @@ def make_request(
         # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
         arguments["max_cache_len"] = 1 << (len(ids) + budget - 1).bit_length()
     if structure is not None:
-        from llmctl.generation.constrain import check_for
+        from llmctl.generation.structured.constraint import check_for
 
         refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
         check_for(structure, loaded.tokenizer)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
+from llmctl.generation.chat.kept_cache import KeptCache
+from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Messages, encode_prompt, uses_template
-from llmctl.generation.reuse import KeptCache
-from llmctl.generation.scores import TokenLogprob, token_logprobs
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 # Logits of a long text come in portions of at most this many elements (128 MiB in float32) and this many tokens.
 _PORTION_ELEMENTS = 2**25

@@ -12,27 +12,27 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmctl.compiled import compiled
 from llmctl.config import ChatSection
+from llmctl.cpu.program import compiled
 from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Chunk, Completion, FinishReason
-from llmctl.generation.constrain import processors
+from llmctl.generation.decoding_stats import Gauge
+from llmctl.generation.detokenizer import TextAssembler
 from llmctl.generation.draft import draft_arguments
 from llmctl.generation.engine import Engine, engine_size
-from llmctl.generation.engine.pages import PAGE_TOKENS
-from llmctl.generation.gains import Gauge
+from llmctl.generation.engine.kv_pages import PAGE_TOKENS
+from llmctl.generation.failures import explained
+from llmctl.generation.logprobs import RawLogits, TokenLogprob, token_logprob
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, generation_config, make_request
-from llmctl.generation.scores import RawLogits, TokenLogprob, token_logprob
 from llmctl.generation.scoring import sequence_logprobs
-from llmctl.generation.text import TextAssembler
-from llmctl.generation.trouble import explained
-from llmctl.quiet import quiet_libraries
+from llmctl.generation.structured.constraint import processors
+from llmctl.loading.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from llmctl.generation.reuse import KeptCache
-    from llmctl.loader import LoadedModel
+    from llmctl.generation.chat.kept_cache import KeptCache
+    from llmctl.loading.loader import LoadedModel
 
 
 def stream(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.hub import settings
-from llmctl.hub.record import Record, read_record
+from llmctl.hub.lockfile import Record, read_record
 from llmctl.hub.selection import ADAPTER, WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

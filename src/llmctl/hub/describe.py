@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.checkpoint import parse_header
 from llmctl.errors import LlmctlError, RemoteError
 from llmctl.hub import access, settings
 from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
 from llmctl.hub.selection import needed
-from llmctl.modelinfo import ModelInfo, check_bounds, check_kernels
+from llmctl.model.checkpoint import parse_header
+from llmctl.model.info import ModelInfo, check_bounds, check_kernels
 
 _JSON_LIMIT = 50_000_000
 _HEADER_LIMIT = 100_000_000

@@ -8,15 +8,15 @@ from pathlib import Path
 from llmctl.errors import LlmctlError, MachineError, ModelError, OfflineError
 from llmctl.hub import access, disk, settings
 from llmctl.hub.cache import Snapshot, cached_commit, find_snapshot, look_up, make_snapshot, shards_of
+from llmctl.hub.cache_paths import leftovers, link, write_ref
 from llmctl.hub.http import Patience, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, check_id, fetch_listing
-from llmctl.hub.lock import locked
+from llmctl.hub.lockfile import Record, read_record, write_record
 from llmctl.hub.partial import partial_path
-from llmctl.hub.place import leftovers, link, write_ref
 from llmctl.hub.progress import Progress, Silent
-from llmctl.hub.record import Record, read_record, write_record
 from llmctl.hub.selection import WEIGHTS_INDEX, Patterns, needed, required, select
 from llmctl.hub.transfer import Job, Transfer
+from llmctl.hub.writer_lock import locked
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import access, settings
 from llmctl.hub.cache import cached_commit, files_of, missing_files
-from llmctl.hub.lock import lock_path, locked
 from llmctl.hub.partial import OURS
-from llmctl.modelinfo import ModelInfo, read_model_info
+from llmctl.hub.writer_lock import lock_path, locked
+from llmctl.model.info import ModelInfo, read_model_info
 
 _YOUNG_SECONDS = 3600.0  # another program may still be writing a partial of this age
 

@@ -5,8 +5,8 @@ from llmctl.hub import settings
 from llmctl.hub.download import Downloaded, DownloadPlan, Limits, blob_path, carry_out, planned_file
 from llmctl.hub.http import refuse_if_offline
 from llmctl.hub.listing import RemoteFile
+from llmctl.hub.lockfile import Record, read_record
 from llmctl.hub.progress import Progress
-from llmctl.hub.record import Record, read_record
 from llmctl.hub.selection import Patterns, needed
 from llmctl.hub.verify import Verification
 

@@ -14,7 +14,7 @@ from llmctl.errors import OfflineError
 from llmctl.hub import settings
 from llmctl.hub.cache import cached_commit, files_of
 from llmctl.hub.listing import RemoteFile
-from llmctl.hub.record import read_record
+from llmctl.hub.lockfile import read_record
 from llmctl.hub.selection import needed
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

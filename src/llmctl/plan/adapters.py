@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from llmctl.adapters.files import AdapterInfo, check_fit
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.machine import Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine
+from llmctl.model.adapters import AdapterInfo, check_fit
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 from llmctl.plan.placement import Placement
 

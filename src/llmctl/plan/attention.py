@@ -7,8 +7,8 @@ mask padding inside a row: batches for it are packed, never padded. It combines 
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError, UserError
-from llmctl.machine import Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 
 FLASH_CAPABILITY = (8, 0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmctl.memory import Memory
-from llmctl.modelinfo import ModelInfo
+from llmctl.model.info import ModelInfo
+from llmctl.plan.memory import Memory
 
 LINEAR = "linear_kernels"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmctl.config import Config
-from llmctl.machine import Machine
+from llmctl.machine.detection import Machine
 from llmctl.plan.decision import Decision, Plan
 
 

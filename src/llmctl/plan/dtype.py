@@ -1,8 +1,8 @@
 """Which dtype the model computes in."""
 
 from llmctl.config import Config
-from llmctl.machine import Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 
 BF16_CAPABILITY = (8, 0)

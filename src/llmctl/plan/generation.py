@@ -4,7 +4,7 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import UserError
-from llmctl.modelinfo import ModelInfo
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")

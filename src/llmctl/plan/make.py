@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Config
 from llmctl.errors import UserError
-from llmctl.machine import Machine
-from llmctl.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine
+from llmctl.model.adapters import AdapterInfo
+from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import LINEAR, Decision, Plan
+from llmctl.plan.decoding import decide_faster
 from llmctl.plan.draft import beside, draft_config, with_draft
 from llmctl.plan.dtype import decide_dtype
-from llmctl.plan.faster import decide_faster
 from llmctl.plan.generation import decide_generation
+from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import QuantizationChoice, decide_quantization, tell_unquantised
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.machine import Gpu, Machine
-from llmctl.memory import GPU_OVERHEAD_BYTES, parse_size
+from llmctl.machine.detection import Gpu, Machine
 from llmctl.plan.decision import Decision
+from llmctl.plan.memory import GPU_OVERHEAD_BYTES, parse_size
 
 # bitsandbytes makes copies while it quantises: transformers keeps this share of the memory back as well.
 QUANTIZING_SHARE = 0.9

@@ -6,10 +6,10 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.machine import Machine
-from llmctl.memory import Quantized, is_expert, quantized_bits, tied
-from llmctl.modelinfo import PACKED, ModelInfo, is_packed, is_packed_by_torch
+from llmctl.machine.detection import Machine
+from llmctl.model.info import PACKED, ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Decision
+from llmctl.plan.memory import Quantized, is_expert, quantized_bits, tied
 
 
 @dataclass(frozen=True)

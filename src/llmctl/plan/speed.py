@@ -8,11 +8,11 @@ device's rate, times the share of it that is reached. The shares are ranges, tak
 
 from dataclasses import dataclass
 
-from llmctl.machine import Machine
-from llmctl.memory import is_expert
-from llmctl.modelinfo import ModelInfo, is_packed, is_packed_by_torch
+from llmctl.machine.detection import Machine
+from llmctl.machine.presets import MACS, card_of
+from llmctl.model.info import ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Plan
-from llmctl.presets import MACS, card_of
+from llmctl.plan.memory import is_expert
 
 # share of the memory bandwidth while decoding, by device and storage
 _DECODE_SHARES = {

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from llmctl.adapters.files import AdapterInfo
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
-from llmctl.machine import Machine
-from llmctl.modelinfo import ModelInfo
+from llmctl.machine.detection import Machine
+from llmctl.model.adapters import AdapterInfo
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.make import make_plan

@@ -80,7 +80,7 @@ def test_a_template_that_never_ends_or_refuses_costs_one_row(
     loaded: llmctl.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "llmctl.bounded.run_bounded_each.__kwdefaults__", {"seconds": 1.0, "extra_bytes": 1_000_000_000}
+        "llmctl.machine.sandbox.run_bounded_each.__kwdefaults__", {"seconds": 1.0, "extra_bytes": 1_000_000_000}
     )
     template = tmp_path / "hangs.jinja"
     template.write_text(

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.config import ChatSection
 from llmctl.generation.tools import Arguments, Call, CallSplitter, Piece, Said, ToolFormat, tool_format, whole
-from llmctl.tokenization import load_tokenizer
+from llmctl.model.tokenizer import load_tokenizer
 from support.tiny import write_tokenizer
 
 TEMPLATES = Path(__file__).parents[2] / "support" / "templates"

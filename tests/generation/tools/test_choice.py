@@ -14,11 +14,11 @@ from llguidance import LLMatcher
 import llmctl
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation.constrain import _vocabulary, check_for
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
-from llmctl.generation.structure import Structure
+from llmctl.generation.structured.constraint import _vocabulary, check_for
+from llmctl.generation.structured.structure import Structure
 from llmctl.generation.tools import ToolCall, ToolUse, tool_use, whole
 from support.tiny import write_model
 

@@ -11,7 +11,7 @@ from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.tools import tool_format, tool_use
-from llmctl.tokenization import load_tokenizer
+from llmctl.model.tokenizer import load_tokenizer
 from support.tiny import CHATML, write_tokenizer
 
 TEMPLATES = Path(__file__).parents[2] / "support" / "templates"

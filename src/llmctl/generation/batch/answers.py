@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.errors import ConfigError, LlmctlError, UserError
-from llmctl.generation.adjust import with_generation
 from llmctl.generation.batch.order import InOrder
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for
+from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import encode_prompts
 from llmctl.generation.request import Request, make_request
 
 if TYPE_CHECKING:
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 
 @dataclass(frozen=True)

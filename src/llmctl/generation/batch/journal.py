@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.generation.batch.keys import Identity
-from llmctl.hub.lock import try_lock
+from llmctl.hub.writer_lock import try_lock
 
 PARTIAL, NEW, REPLACED = ".partial", ".new", ".replaced"
 _SYNC_SECONDS = 1.0

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.prompt import template_text
-from llmctl.hashes import adapter_files, model_files
+from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
-    from llmctl.loader import LoadedModel, Prepared
+    from llmctl.loading.loader import LoadedModel, Prepared
 
 ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
 # keys of `generation` whose effect is in the plan's arguments, where a default and its value are the same

@@ -10,13 +10,13 @@ from llmctl.generation.batch.answers import Made, Outcome, answers, in_one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion
-from llmctl.generation.scores import described
-from llmctl.generation.structure import parsed_value
-from llmctl.manifest import make_manifest
+from llmctl.generation.logprobs import described
+from llmctl.generation.structured.structure import parsed_value
+from llmctl.reproduce.manifest import make_manifest
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.journal import Found
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 
 class Sink(Protocol):

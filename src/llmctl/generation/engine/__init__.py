@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from llmctl.generation.engine.capacity import engine_size
 from llmctl.generation.engine.engine import Engine, Event, Size
-from llmctl.generation.engine.fit import why_not
-from llmctl.generation.engine.size import engine_size
+from llmctl.generation.engine.packable import why_not
 
 if TYPE_CHECKING:
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 __all__ = ["Engine", "Event", "Size", "engine_for", "engine_size"]
 

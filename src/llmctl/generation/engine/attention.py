@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llmctl import kernels
-from llmctl.kernels.attention import visible
+from llmctl.cpu import kernels
+from llmctl.cpu.attention import visible
 
 if TYPE_CHECKING:
     from torch import Tensor

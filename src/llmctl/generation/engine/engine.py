@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Completion
-from llmctl.generation.constrain import processors as structure_processors
-from llmctl.generation.engine.choose import KNOWN, Chooser, Choosers
+from llmctl.generation.engine.kv_pages import PAGE_TOKENS, Pages, Shared
 from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
-from llmctl.generation.engine.pages import PAGE_TOKENS, Pages, Shared
+from llmctl.generation.engine.sampler import KNOWN, Chooser, Choosers
+from llmctl.generation.failures import explained
+from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
-from llmctl.generation.scores import TokenLogprob, token_logprob
-from llmctl.generation.trouble import explained
+from llmctl.generation.structured.constraint import processors as structure_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmctl.loader import LoadedModel
+    from llmctl.loading.loader import LoadedModel
 
 
 @dataclass(frozen=True)

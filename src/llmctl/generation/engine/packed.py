@@ -162,8 +162,8 @@ def forward(model: Any, layout: Layout, pool: Pool) -> "Tensor":
     """
     import torch
 
-    from llmctl.compiled import compiled
-    from llmctl.generation.reuse import cache_argument
+    from llmctl.cpu.program import compiled
+    from llmctl.generation.chat.kept_cache import cache_argument
 
     program = compiled(model)
     if program is not None:

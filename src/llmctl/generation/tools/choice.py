@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
-from llmctl.generation.constrain import own_tokens
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import closing_of
-from llmctl.generation.structure import Structure, make_structure
+from llmctl.generation.structured.constraint import own_tokens
+from llmctl.generation.structured.structure import Structure, make_structure
 from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.format import ToolFormat, shown_tokens, tool_format
 from llmctl.generation.tools.messages import for_template

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from llmctl.bounded import FailedError, TooMuchError, run_bounded
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import template_text
+from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,1 +1,0 @@
-"""Adapters: small weights on top of a model's (LoRA), read safely, checked against the model, put in by peft."""

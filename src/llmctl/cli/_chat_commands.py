@@ -1,0 +1,187 @@
+"""What can be typed in a conversation instead of a message: `/help`, `/undo` and their like."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from llmctl.cli._chat_screen import Conversation, Looks
+from llmctl.config import GenerationSection
+from llmctl.errors import UserError
+from llmctl.generation.chat import transcript
+
+_SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
+_FIXED = "extra_eos_tokens"  # decided when the model is loaded
+_LOOKS = tuple(Looks.__dataclass_fields__)
+
+
+class Leave(Exception):  # noqa: N818 (nothing went wrong)
+    """`/exit` was typed."""
+
+
+class Entry(NamedTuple):
+    """A command: what may follow it, what it does in words, and what does it."""
+
+    arguments: str
+    summary: str
+    act: Callable[[Conversation, str], None]
+
+
+def run(conversation: Conversation, line: str) -> None:
+    """Do what a line that begins with `/` says.
+
+    Raises:
+        UserError: there is no such command, or it cannot do that.
+        Leave: it is `/exit`.
+    """
+    name, _, argument = line.strip().partition(" ")
+    entry = COMMANDS.get(name)
+    if entry is None:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "/help shows them; a space before / makes it a message"
+        raise UserError(f"there is no command {name}", hint=hint)
+    entry.act(conversation, argument.strip())
+
+
+def completions() -> dict[str, Sequence[str]]:
+    """What Tab completes: the commands, and what may follow `/set`."""
+    return {
+        name: (*_LOOKS, "reuse", "seed", *GenerationSection.model_fields) if name == "/set" else () for name in COMMANDS
+    }
+
+
+def _help(conversation: Conversation, _: str) -> None:
+    conversation.output.pairs(
+        [(f"{name} {entry.arguments}".strip(), entry.summary) for name, entry in COMMANDS.items()]
+    )
+    conversation.output.line('Enter sends. A new line: Alt-Enter, or a backslash at the end, or a block between """.')
+    conversation.output.line("Ctrl-C stops an answer; at an empty prompt it leaves, as Ctrl-D does.")
+
+
+def _system(conversation: Conversation, text: str) -> None:
+    session = conversation.session
+    if text:
+        session.system = "" if text in ("none", '""') else text
+    conversation.output.line(f"system prompt: {session.system or 'none'}")
+
+
+def _set(conversation: Conversation, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    value = value.strip()
+    if not name:
+        _show(conversation, "")
+    elif not value:
+        raise UserError(f"/set {name}: the value is missing")
+    elif name in _LOOKS or name == "reuse":
+        if value not in _SWITCHES:
+            raise UserError(f"/set {name}: {value} is none of on, off, show, hide")
+        setattr(conversation.session if name == "reuse" else conversation.looks, name, _SWITCHES[value])
+    elif name == _FIXED:
+        raise UserError(f"/set {name}: this is decided when the model is loaded", hint=f"--set generation.{name}=[…]")
+    else:
+        conversation.session.set_generation(**{name: value})
+
+
+def _show(conversation: Conversation, _: str) -> None:
+    session, looks = conversation.session, conversation.looks
+    plan = session.loaded.plan
+    generation = {**plan.generation_kwargs, "seed": plan.seed}
+    conversation.output.pairs(
+        [
+            ("model", plan.source),
+            ("system", session.system or "none"),
+            ("messages", str(len(session.messages))),
+            *((name, str(value)) for name, value in generation.items()),
+            *((name, "on" if getattr(looks, name) else "off") for name in _LOOKS),
+            ("reuse", "on" if session.reuse else "off"),
+        ]
+    )
+
+
+def _retry(conversation: Conversation, _: str) -> None:
+    if not conversation.session.loaded.plan.generation_kwargs.get("do_sample"):
+        conversation.output.note("without sampling the answer is the same again; /set temperature 0.8 changes that")
+    conversation.retry()
+
+
+def _undo(conversation: Conversation, _: str) -> None:
+    text = conversation.session.undo()
+    conversation.output.line(f"taken back: {text.splitlines()[0][:70]}")
+
+
+def _edit(conversation: Conversation, text: str) -> None:
+    conversation.replace(text or conversation.edit(conversation.session.last_text))
+
+
+def _save(conversation: Conversation, argument: str) -> None:
+    file = _file(argument) if argument else conversation.file
+    if file is None:
+        raise UserError("/save: the file is missing", hint="/save FILE")
+    transcript.save(conversation.session.transcript(), file)
+    conversation.file = file
+    conversation.output.line(f"saved {len(conversation.session.messages)} messages in {file}")
+
+
+def _load(conversation: Conversation, argument: str) -> None:
+    if not argument:
+        raise UserError("/load: the file is missing", hint="/load FILE")
+    file = _file(argument)
+    found = transcript.read(file)
+    session = conversation.session
+    session.clear()
+    session.messages, session.system = list(found.messages), found.system
+    conversation.file = file
+    conversation.output.line(f"{len(found.messages)} messages from {file}")
+    if found.model != session.loaded.plan.source:
+        conversation.output.note(f"they were with {found.model}; this is {session.loaded.plan.source}")
+
+
+def _export(conversation: Conversation, argument: str) -> None:
+    if not argument:
+        raise UserError("/export: the file is missing", hint="/export FILE.md")
+    file = _file(argument)
+    transcript.export_markdown(conversation.session.transcript(), file)
+    conversation.output.line(f"exported to {file}")
+
+
+def _tokens(conversation: Conversation, _: str) -> None:
+    room = conversation.session.room()
+    context = f" of {room.context_length}, {room.left} left" if room.context_length is not None else ""
+    conversation.output.line(f"{room.prompt_tokens} tokens{context}")
+
+
+def _clear(conversation: Conversation, _: str) -> None:
+    conversation.session.clear()
+    conversation.output.line("the conversation is empty; the system prompt stays")
+
+
+def _model(conversation: Conversation, name: str) -> None:
+    if name:
+        conversation.switch_model(name)
+    conversation.output.line(f"model: {conversation.session.loaded.plan.source}")
+
+
+def _exit(_conversation: Conversation, _: str) -> None:
+    raise Leave
+
+
+def _file(argument: str) -> Path:
+    return Path(argument).expanduser()
+
+
+COMMANDS = {
+    "/help": Entry("", "Show this.", _help),
+    "/system": Entry("[TEXT]", "Show or set the system prompt; none takes it away.", _system),
+    "/set": Entry("NAME VALUE", "stats, markdown, reasoning or reuse on or off; seed, temperature and the like.", _set),
+    "/show": Entry("", "Show the model and every setting.", _show),
+    "/retry": Entry("", "Answer the last message once more, with the next seed.", _retry),
+    "/undo": Entry("", "Take the last message and its answer back.", _undo),
+    "/edit": Entry("[TEXT]", "Change the last message and answer it anew.", _edit),
+    "/save": Entry("[FILE]", "Save the conversation as JSON Lines.", _save),
+    "/load": Entry("FILE", "Go on with a saved conversation.", _load),
+    "/export": Entry("FILE", "Write the conversation as Markdown, to read.", _export),
+    "/tokens": Entry("", "Show how full the context is.", _tokens),
+    "/clear": Entry("", "Forget every message.", _clear),
+    "/model": Entry("[MODEL]", "Show the model, or go on with another.", _model),
+    "/exit": Entry("", "Leave.", _exit),
+}

@@ -1,0 +1,209 @@
+"""A conversation on the screen: how an answer looks, and what is asked when the context is nearly full."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.cli._decoding_stats import gains_document, gains_text
+from llmctl.cli._markdown import MarkdownStream
+from llmctl.cli._render import Output
+from llmctl.cli.generate import tell_logprobs
+from llmctl.errors import LlmctlError
+
+if TYPE_CHECKING:
+    from llmctl.generation.chat.conversation import ChatSession, Pieces, Turn
+    from llmctl.generation.reasoning import Piece
+    from llmctl.loading.loader import LoadedModel
+
+
+@dataclass
+class Looks:
+    """What is shown. Changed by `/set`.
+
+    Attributes:
+        stats: A line of figures after each answer.
+        markdown: Markdown is rendered.
+        reasoning: Reasoning is shown, dimmed.
+    """
+
+    stats: bool = True
+    markdown: bool = True
+    reasoning: bool = True
+
+
+@dataclass
+class Conversation:
+    """A chat session with its place on the screen. Its state: the session, the looks, and the file it is saved in.
+
+    Attributes:
+        session: The conversation.
+        output: How this run speaks.
+        load: Loads another model by name, for `/model`.
+        confirm: Asks a question; without a terminal the answer is yes.
+        edit: Lets a text be changed.
+        looks: What is shown.
+        file: Where `/save` writes when no file is named.
+    """
+
+    session: "ChatSession"
+    output: Output
+    load: "Callable[[str], LoadedModel]"
+    confirm: Callable[[str], bool] = lambda _: True
+    edit: Callable[[str], str] = lambda text: text
+    looks: Looks = field(default_factory=Looks)
+    file: Path | None = None
+
+    def ask(self, text: str) -> None:
+        """Say something and show the answer."""
+        self.make_room(text)
+        self.show(self.session.ask(text))
+
+    def retry(self) -> None:
+        """Answer the last message once more."""
+        self.make_room(self.session.last_text, instead=True)
+        self.show(self.session.retry())
+
+    def replace(self, text: str) -> None:
+        """Say something else instead of the last message."""
+        if text.strip():
+            self.make_room(text, instead=True)
+        self.show(self.session.edit(text))
+
+    def show(self, pieces: "Pieces") -> None:
+        """Show an answer as it comes. Ctrl-C stops it; what there is of it is kept."""
+        printer, stopped = _Printer(self.output, self.looks), False
+        before = self.session.last
+        with _first_interrupt_only():
+            try:
+                with closing(pieces):
+                    for piece in pieces:
+                        printer.add(piece)
+            except KeyboardInterrupt:
+                stopped = True
+            printer.finish()
+        if stopped:
+            kept = self.session.last is not before
+            self.output.note("stopped; " + ("what there is of the answer is kept" if kept else "nothing came yet"))
+        elif self.looks.stats and self.session.last is not None:
+            self.output.note(statistics(self.session.last))
+        if not stopped and self.session.last is not None and self.session.last.completion is not None:
+            tell_logprobs(self.output, self.session.loaded, self.session.last.completion)
+
+    def make_room(self, text: str, *, instead: bool = False) -> None:
+        """Where the context is nearly full, say so and offer to drop the oldest turns, if there are any to drop."""
+        room = self.session.room(text, instead=instead)
+        turns = sum(message.role == "user" for message in self.session.messages)
+        if not room.is_tight or turns <= instead:
+            return
+        left = max(room.left or 0, 0)
+        self.output.warn(
+            f"the context is nearly full: {room.prompt_tokens} of {room.context_length} tokens, {left} left"
+        )
+        if self.confirm("drop the oldest turns?"):
+            dropped = self.session.drop_oldest(text, instead=instead)
+            self.output.note(f"dropped the oldest {dropped} messages")
+
+    def switch_model(self, name: str) -> None:
+        """Go on with another model; the one in use comes back when that fails."""
+        from llmctl.loading.loader import load_prepared
+
+        before = self.session.release()
+        try:
+            loaded = self.load(name)
+        except (LlmctlError, KeyboardInterrupt):
+            self.session.use(load_prepared(before))
+            raise
+        self.session.use(loaded)
+
+
+class _Printer:
+    """Shows one answer. Its state: the Markdown so far, and what kind of text came last."""
+
+    def __init__(self, output: Output, looks: Looks) -> None:
+        self._output, self._looks = output, looks
+        self._markdown = MarkdownStream()
+        self._kind = ""
+
+    def add(self, piece: "Piece") -> None:
+        if piece.kind == "reasoning":
+            if self._looks.reasoning:
+                self._kind = piece.kind
+                self._output.styled(piece.text, "dim")
+            return
+        if self._kind == "reasoning":
+            self._output.piece("\n\n")
+        self._kind = piece.kind
+        if not self._looks.markdown:
+            self._output.piece(piece.text)
+            return
+        for span in self._markdown.add(piece.text):
+            self._output.styled(span.text, span.style)
+
+    def finish(self) -> None:
+        for span in self._markdown.finish():
+            self._output.styled(span.text, span.style)
+        self._output.piece("\n")
+
+
+@contextmanager
+def _first_interrupt_only() -> Iterator[None]:
+    """Ctrl-C once: the answer is put away in peace, and a second one in the meantime does nothing."""
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def statistics(turn: "Turn") -> str:
+    """The line after an answer."""
+    read = f"{turn.prompt_tokens} tokens in, {turn.prefilled_tokens} of them new"
+    done = turn.completion
+    if done is None:
+        return f"{read}; stopped"
+    rate = f", {done.tokens_per_second:.1f} tokens/s" if done.tokens_per_second else ""
+    why = {
+        "length": "max_new_tokens reached, or the context is full",
+        "stop_string": f"stop string {done.stop_string!r}",
+    }
+    line = (
+        f"{read}, {len(done.token_ids)} out, first after {done.first_token_seconds:.2f} s{rate}; "
+        f"{why.get(done.finish_reason, 'end of answer')}"
+    )
+    return "\n".join([line, *gains_text(done)])
+
+
+def turn_document(session: "ChatSession") -> str:
+    """One answer as a line of JSON."""
+    from llmctl.generation.logprobs import described
+    from llmctl.generation.structured.structure import parsed_value
+
+    turn, message = session.last, session.messages[-1]
+    done = turn.completion if turn else None
+    document: dict[str, Any] = {"schema": "llmctl.chat_turn/1", "text": message.content}
+    if message.reasoning:
+        document["reasoning"] = message.reasoning
+    if turn is not None and done is not None:
+        document |= parsed_value(done)
+        document |= {
+            "finish_reason": done.finish_reason,
+            "seed": done.seed,
+            "prompt_tokens": turn.prompt_tokens,
+            "prefilled_tokens": turn.prefilled_tokens,
+            "completion_tokens": len(done.token_ids),
+            "first_token_seconds": round(done.first_token_seconds, 4),
+            "seconds": round(done.seconds, 4),
+            **gains_document(done),
+        }
+        if done.logprobs is not None:
+            document["logprobs"] = [described(scored, session.loaded.tokenizer) for scored in done.logprobs]
+    return json.dumps(document, ensure_ascii=False)

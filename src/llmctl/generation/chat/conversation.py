@@ -1,0 +1,291 @@
+"""A conversation with a loaded model: its messages, and the keys and values of what the model has read already."""
+
+import gc
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmctl.errors import UserError
+from llmctl.generation.chat.kept_cache import KeptCache
+from llmctl.generation.chat.transcript import Message, Transcript
+from llmctl.generation.completion import Completion
+from llmctl.generation.overrides import with_generation
+from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.reasoning import Piece, ReasoningSplitter
+from llmctl.generation.request import make_request
+from llmctl.generation.stream import stream_request
+
+if TYPE_CHECKING:
+    from llmctl.loading.loader import LoadedModel, Prepared
+
+
+Pieces = Generator[Piece, None, None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The figures of one answer.
+
+    Attributes:
+        prompt_tokens: Tokens of the whole conversation up to the answer.
+        prefilled_tokens: How many of them had to be computed; the others were kept from earlier turns.
+        completion: The answer's own figures; None when it was stopped.
+    """
+
+    prompt_tokens: int
+    prefilled_tokens: int
+    completion: Completion | None
+
+
+@dataclass(frozen=True)
+class Room:
+    """How full the context is.
+
+    Attributes:
+        prompt_tokens: Tokens of the conversation, the next message included.
+        context_length: How many fit, answer included; None where the model does not say.
+        answer_tokens: How many the answer should have at least.
+    """
+
+    prompt_tokens: int
+    context_length: int | None
+    answer_tokens: int
+
+    @property
+    def left(self) -> int | None:
+        """Tokens left for the answer; below zero when the conversation itself does not fit."""
+        return None if self.context_length is None else self.context_length - self.prompt_tokens
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the answer may be cut short by the end of the context."""
+        return self.left is not None and self.left < self.answer_tokens
+
+
+class ChatSession:
+    """A conversation. Its state: the messages, the kept cache, and the figures of the last turn.
+
+    Args:
+        loaded: What `load` returned.
+        system: The system prompt; the configuration's when None.
+        messages: A conversation to go on with.
+        reuse: Keep keys and values between turns. Without it every turn computes the whole conversation.
+    """
+
+    def __init__(
+        self,
+        loaded: "LoadedModel",
+        *,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        reuse: bool = True,
+    ) -> None:
+        self.loaded = loaded
+        self.system = loaded.config.chat.system if system is None else system
+        self.messages = list(messages)
+        self.reuse = reuse
+        self.last: Turn | None = None
+        self._kept = KeptCache()
+        self._attempt = 0
+        self._changed: dict[str, Any] = {}  # what `set_generation` was told, for the next model
+
+    # -- turns
+
+    def ask(self, text: str) -> Pieces:
+        """Say something and get the answer, piece by piece.
+
+        Closing the iterator, or Ctrl-C, stops the answer: what there is of it stays in the conversation, marked. Where
+        there is nothing yet, or an error comes, the conversation is as it was.
+
+        Raises:
+            UserError: the text is empty, or does not fit in the context.
+            MachineError: memory ran out.
+        """
+        if not text.strip():
+            raise UserError("the message is empty")
+        yield from self._answer([*self.messages, Message("user", text)], attempt=0)
+
+    def retry(self) -> Pieces:
+        """Answer the last message once more, with the next seed. Errors are those of `ask`."""
+        before, text = self._before_last()
+        yield from self._answer([*before, Message("user", text)], attempt=self._attempt + 1)
+
+    def edit(self, text: str) -> Pieces:
+        """Say something else instead of the last message. Errors are those of `ask`."""
+        before, _ = self._before_last()
+        if not text.strip():
+            raise UserError("the message is empty")
+        yield from self._answer([*before, Message("user", text)], attempt=0)
+
+    def undo(self) -> str:
+        """Take the last message and its answer back; returns the message.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.messages, text = self._before_last()
+        return text
+
+    @property
+    def last_text(self) -> str:
+        """What was said last.
+
+        Raises:
+            UserError: nothing yet.
+        """
+        return self._before_last()[1]
+
+    def clear(self) -> None:
+        """Forget every message; the system prompt stays."""
+        self.messages, self.last = [], None
+        self._kept.forget()
+
+    def _before_last(self) -> tuple[list[Message], str]:
+        for place in range(len(self.messages) - 1, -1, -1):
+            if self.messages[place].role == "user":
+                return self.messages[:place], self.messages[place].content
+        raise UserError("nothing has been said yet")
+
+    def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
+        ids, seed = self._encode(messages), self.loaded.plan.seed + attempt
+        if not self.reuse:
+            self._kept.forget()
+        splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(ids[-8:])))
+        pieces: list[Piece] = []
+        completion = None
+        request = make_request(self.loaded, ids, seed=seed)
+        try:
+            with closing(stream_request(self.loaded, request, reuse=self._kept)) as chunks:
+                for chunk in chunks:
+                    for piece in splitter.add(chunk.text):
+                        pieces.append(piece)
+                        yield piece
+                    completion = chunk.completion
+            for piece in splitter.finish():
+                pieces.append(piece)
+                yield piece
+        except (KeyboardInterrupt, GeneratorExit):
+            pieces += splitter.finish()
+            if pieces:
+                self._record(messages, pieces, len(ids), completion, attempt=attempt)
+            raise
+        self._record(messages, pieces, len(ids), completion, attempt=attempt)
+
+    def _record(
+        self, messages: list[Message], pieces: list[Piece], prompt_tokens: int, done: Completion | None, *, attempt: int
+    ) -> None:
+        text, reasoning = (
+            "".join(piece.text for piece in pieces if piece.kind == kind) for kind in ("answer", "reasoning")
+        )
+        self.messages = [*messages, Message("assistant", text, reasoning=reasoning, stopped=done is None)]
+        prefilled = self._kept.prefilled_tokens if self.loaded.config.generation.num_beams == 1 else prompt_tokens
+        self.last = Turn(prompt_tokens, prefilled, done)
+        self._attempt = attempt
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation. Reasoning is left out, as the templates of reasoning models expect."""
+        sent = [{"role": message.role, "content": message.content} for message in messages]
+        chat = self.loaded.config.chat.model_copy(update={"system": self.system or None})
+        return encode_prompt(self.loaded.tokenizer, sent, chat)
+
+    # -- the context
+
+    def room(self, text: str = "", *, instead: bool = False) -> Room:
+        """How full the context is, or would be with `text` as the next message, or `instead` of the last one."""
+        kept = self._before_last()[0] if instead else self.messages
+        return self._room([*kept, *([Message("user", text)] if text else [])])
+
+    def _room(self, messages: Sequence[Message]) -> Room:
+        context = self.loaded.context_length
+        wanted = self.loaded.config.generation.max_new_tokens
+        used = len(self._encode(messages)) if messages else 0
+        return Room(used, context, wanted if context is None else min(wanted, context // 4))
+
+    def drop_oldest(self, text: str = "", *, instead: bool = False) -> int:
+        """Drop the oldest turns until `text` and its answer have room, a quarter of the context where possible.
+
+        Args:
+            text: The next message.
+            instead: It takes the place of the last message, which stays until it is answered.
+
+        Returns:
+            How many messages are gone.
+
+        Raises:
+            UserError: the text does not fit even alone; the conversation is as it was.
+        """
+        new = [Message("user", text)] if text else []
+        rest = self._before_last()[0] if instead else list(self.messages)
+        last = self.messages[len(rest) :]
+        while rest:
+            room = self._room([*rest, *new])
+            if room.left is None or room.left >= max(room.answer_tokens, (room.context_length or 0) // 4):
+                break
+            rest = _without_oldest_turn(rest)
+        room = self._room([*rest, *new])
+        if room.left is not None and room.left <= 0:
+            raise UserError(
+                f"the message has {room.prompt_tokens} tokens, the context holds {room.context_length}",
+                hint="shorten it, or take a model with a longer context",
+            )
+        dropped = len(self.messages) - len(rest) - len(last)
+        self.messages = [*rest, *last]
+        return dropped
+
+    # -- the model
+
+    def set_generation(self, *, seed: int | str | None = None, **values: Any) -> None:
+        """Change how answers are generated, from the next one on: `set_generation(temperature="0.8")`.
+
+        Raises:
+            UserError: an unknown key, or a value that the schema refuses.
+        """
+        self.loaded = with_generation(self.loaded, values, seed=seed)
+        self._changed |= values if seed is None else {**values, "seed": seed}
+
+    def release(self) -> "Prepared":
+        """Let the model go, so that its memory is free for another. `use` must follow; until then there is none.
+
+        Returns:
+            What loads the same model again.
+        """
+        from llmctl.loading.loader import prepared_again
+
+        old = self.loaded
+        prepared = prepared_again(old)
+        self._kept = KeptCache()
+        del self.loaded, old
+        _free_memory()
+        return prepared
+
+    def use(self, loaded: "LoadedModel") -> None:
+        """Go on with another model. The messages stay, and what `set_generation` changed.
+
+        Raises:
+            UserError: the model cannot do what was changed; it is in use then without that.
+        """
+        self.loaded = loaded
+        self._kept = KeptCache()
+        changed, self._changed = self._changed, {}
+        if changed:
+            self.set_generation(**changed)
+
+    def transcript(self) -> Transcript:
+        """The conversation as it is saved."""
+        plan = self.loaded.plan
+        return Transcript(plan.source, plan.commit, self.system, tuple(self.messages))
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()  # modules hold each other in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _without_oldest_turn(messages: list[Message]) -> list[Message]:
+    """The conversation from its second user message on."""
+    following = (place for place, message in enumerate(messages) if place and message.role == "user")
+    return messages[next(following, len(messages)) :]

@@ -1,0 +1,118 @@
+"""What faster decoding brought to one answer: looked at while it is generated, never taken from what was asked."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llmctl.generation.completion import Gains
+from llmctl.generation.request import Request
+from llmctl.plan.memory import kv_cache_bytes
+
+if TYPE_CHECKING:
+    from llmctl.loading.loader import LoadedModel
+
+
+class Gauge:
+    """Looks on while one answer is generated. Its state: the passes so far, their tokens, the cache, the seconds.
+
+    Args:
+        loaded: The model.
+        request: What is generated.
+        prefilled_tokens: Tokens of the prompt that the first pass computes.
+    """
+
+    def __init__(self, loaded: "LoadedModel", request: Request, *, prefilled_tokens: int | None = None) -> None:
+        self._loaded = loaded
+        self._proposing = "prompt_lookup_num_tokens" in request.arguments or loaded.draft is not None
+        self._compiling = "compile_config" in request.arguments
+        self._caching = loaded.config.generation.cache_implementation is not None or self._compiling
+        self._expected = len(request.ids) if prefilled_tokens is None else prefilled_tokens
+        self._passes = self._drafted = 0
+        self._cache: Any = None
+        self._compile_seconds = self._compile_started = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look on until the block ends."""
+        if not (self._proposing or self._caching):
+            yield
+            return
+        self._hook = self._loaded.model.register_forward_pre_hook(self._before_pass, with_kwargs=True)
+        try:
+            with self._clocking():
+                yield
+        finally:
+            self._hook.remove()
+
+    def _before_pass(self, _module: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        cache = inputs.get("cache")
+        self._cache = inputs.get("past_key_values") if cache is None else cache
+        tokens = inputs["input_ids"].shape[1]
+        self._drafted += tokens - (1 if self._passes else self._expected)
+        self._passes += 1
+        if self._compiling:  # the first pass is not compiled, and the others must be free of what is Python's
+            self._hook.remove()
+
+    @contextmanager
+    def _clocking(self) -> Iterator[None]:
+        """Count the seconds that torch compiles."""
+        if not self._compiling:
+            yield
+            return
+        from torch._dynamo.callback import callback_handler
+
+        callback_handler.register_start_callback(self._compiling_starts)
+        callback_handler.register_end_callback(self._compiling_ends)
+        try:
+            yield
+        finally:
+            callback_handler.remove_start_callback(self._compiling_starts)
+            callback_handler.remove_end_callback(self._compiling_ends)
+
+    def _compiling_starts(self, _: Any) -> None:
+        self._compile_started = time.perf_counter()
+
+    def _compiling_ends(self, _: Any) -> None:
+        self._compile_seconds += time.perf_counter() - self._compile_started
+
+    def gains(self, token_count: int) -> Gains | None:
+        """What it brought to an answer of `token_count` tokens; None where nothing was asked for."""
+        if not (self._proposing or self._caching):
+            return None
+        gains: dict[str, Any] = {}
+        if self._proposing:
+            accepted = max(token_count - self._passes, 0)
+            gains = {"forward_passes": self._passes, "drafted_tokens": self._drafted, "accepted_tokens": accepted}
+        if self._caching and self._cache is not None:
+            plan, info = self._loaded.plan, self._loaded.info
+            length, dtype = int(self._cache.get_seq_length()), plan.model_kwargs["dtype"]
+            gains["cache_bytes"] = cache_bytes(self._cache)
+            gains["dynamic_cache_bytes"] = kv_cache_bytes(info, context=length, dtype=dtype)
+        if self._compiling:
+            gains["compile_seconds"] = self._compile_seconds
+        return Gains(**gains)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of a KV cache as it lies in memory, wherever and in whatever form its layers keep their tensors."""
+    import torch
+
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            inner = [getattr(value, name) for name in getattr(value, "__tensor_flatten__", lambda: ([], None))()[0]]
+            if inner:
+                visit(inner)
+            elif value.numel():
+                seen[value.data_ptr()] = max(seen.get(value.data_ptr(), 0), value.numel() * value.element_size())
+        elif isinstance(value, list | tuple):
+            for part in value:
+                visit(part)
+        elif isinstance(value, dict):
+            visit(list(value.values()))
+
+    for layer in cache.layers:
+        visit(vars(layer))
+    return sum(seen.values())

@@ -1,0 +1,1 @@
+"""Answers in a required form: JSON schemas, regular expressions, choices and grammars."""

@@ -1,0 +1,220 @@
+"""A structure applied to tokens: which may come next, when the answer is whole, and its text to the byte."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from llmctl.errors import ModelError, UserError
+from llmctl.generation.structured.structure import Structure, in_words
+from llmctl.machine.sandbox import SECONDS, FailedError, TooMuchError, run_bounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from llmctl.generation.request import Request
+
+MAX_LEXER_STATES = 50_000  # of one to two kilobytes each
+_vocabularies: "WeakKeyDictionary[Any, _Vocabulary]" = WeakKeyDictionary()
+
+
+def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
+    """Logits processors for one answer: none, or the one that enforces the request's structure.
+
+    Each is called with (input_ids [1, length], scores [1, vocabulary]) and returns scores of that shape. It belongs to
+    this answer alone.
+    """
+    if request.structure is None:
+        return []
+    return [StructureProcessor(_vocabulary(tokenizer), request.structure, len(request.ids), request.eos_token_ids)]
+
+
+def check_for(structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Compile a structure for a tokenizer, under limits of time and memory; it is kept.
+
+    Raises:
+        UserError: it is too large, names a token that does not exist, or no text at all has this form.
+        ModelError: the tokenizer is of a kind that cannot be used.
+    """
+    _vocabulary(tokenizer).matcher(structure)
+
+
+class StructureProcessor:
+    """Leaves only the tokens with which the answer can still get its form. Its state: the tokens it has followed.
+
+    It follows whatever prompt and answer it is called with, also when that is shorter than before or differs from it:
+    tokens that another model proposed may have been taken back.
+    """
+
+    def __init__(
+        self, vocabulary: "_Vocabulary", structure: Structure, prompt_length: int, eos_token_ids: frozenset[int]
+    ) -> None:
+        self._vocabulary, self._structure = vocabulary, structure
+        self._prompt_length = prompt_length
+        self._ends = eos_token_ids
+        self._matcher = vocabulary.matcher(structure)
+        self._tokens: list[int] = []
+
+    def __call__(self, input_ids: "Tensor", scores: "Tensor") -> "Tensor":
+        """`scores` with minus infinity for every token that may not come next."""
+        if input_ids.shape[0] != 1:
+            raise UserError("a structure is enforced for one answer at a time, not for beams")
+        answer = input_ids[0, self._prompt_length :].tolist()
+        if not self._ends.isdisjoint(answer):  # nothing is asked of what comes after the end
+            return scores
+        self._follow(answer)
+        allowed = self._allowed(scores)
+        masked = scores.masked_fill(~allowed, float("-inf"))
+        # where what came before has ruled out all that the structure allows, the structure has the last word
+        return masked.where(masked.isfinite().any(-1, keepdim=True), scores.new_zeros(()).where(allowed, -float("inf")))
+
+    def _follow(self, answer: list[int]) -> None:
+        same = 0
+        for ours, theirs in zip(self._tokens, answer, strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        if same < len(self._tokens):
+            self._matcher.rollback(len(self._tokens) - same)
+        self._matcher.consume_tokens(answer[same:])
+        self._tokens = answer
+        _must_work(self._matcher, self._structure)
+
+    def _allowed(self, scores: "Tensor") -> "Tensor":
+        """Which tokens may come next: [vocabulary] of truth values, on the device of `scores`."""
+        import torch
+
+        bits = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
+        _must_work(self._matcher, self._structure)
+        bits[self._vocabulary.eos_token_id] = False
+        size = scores.shape[-1]
+        allowed = torch.zeros(size, dtype=torch.bool)  # a model may have more rows than its tokenizer has tokens
+        allowed[: len(bits)] = bits[:size]
+        allowed[[token for token in self._ends if token < size]] = self._matcher.is_accepting()
+        if not bool(allowed.any()):
+            raise UserError(
+                "no token can follow: the structure needs one that ends answers (generation.extra_eos_tokens)"
+            )
+        return allowed.to(scores.device)
+
+
+class Follower:
+    """Follows an answer's tokens to see when its structure is whole and nothing more can come."""
+
+    def __init__(self, structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._matcher = _vocabulary(tokenizer).matcher(structure)
+
+    def is_whole_after(self, token: int) -> bool:
+        """Take the next token; whether the answer can only end now."""
+        return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
+
+
+def exact_decoder(
+    tokenizer: "PreTrainedTokenizerBase", *, shown: Collection[int] = ()
+) -> Callable[[Sequence[int]], str]:
+    """Decodes tokens to the text that the structure saw; of the special ones, those in `shown` alone.
+
+    A tokenizer's own `decode` may tidy up spaces before punctuation or drop the first one, inside a value as well.
+    """
+    return partial(_vocabulary(tokenizer).decode, shown=shown)
+
+
+def own_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """The tokens that a grammar has to name by their ids (`<[370]>`), by their texts.
+
+    The engine takes added tokens that look like `<this>` for special ones, also where the tokenizer does not; as text
+    in a grammar it would force them and then refuse them (llguidance 1.9).
+    """
+    return _vocabulary(tokenizer).own_tokens()
+
+
+class _Vocabulary:
+    """What the engine knows of a tokenizer. Its state: compiled structures, of which every answer gets a copy."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        from llguidance import LLTokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError("structured output needs a tokenizer of the tokenizers library; this model has another")
+        self.eos_token_id = 0 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        try:
+            self._inner = LLTokenizer(_description(backend), eos_token=self.eos_token_id)
+        except ValueError as error:
+            raise ModelError(
+                f"structured output cannot read this model's tokenizer: {str(error).splitlines()[0][:200]}",
+                hint="leave --json-schema, --regex, --choices and --grammar away",
+            ) from error
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
+        self.matcher_of = lru_cache(maxsize=256)(self._compile)
+
+    def matcher(self, structure: Structure) -> Any:
+        """A fresh matcher for one answer."""
+        return self.matcher_of(structure).deep_copy()
+
+    def decode(self, token_ids: Sequence[int], *, shown: Collection[int] = ()) -> str:
+        """The text of tokens, special ones left out but for `shown`; an incomplete character at the end is U+FFFD."""
+        kept = [token for token in token_ids if token in shown or token not in self._special]
+        return self._inner.decode_bytes(kept).decode("utf-8", "replace")
+
+    def own_tokens(self) -> dict[str, int]:
+        """As the function of that name."""
+        added = self._added.items()
+        return {content: number for number, content in added if self._inner.is_special_token(number)}
+
+    def _compile(self, structure: Structure) -> Any:
+        def trial() -> str:
+            matcher = self._new(structure)
+            matcher.compute_logit_bias()
+            return str(matcher.get_error())
+
+        try:
+            problem = run_bounded(trial, seconds=SECONDS)
+        except TooMuchError as error:
+            raise UserError(
+                f"structure.{structure.kind}: it takes more than {SECONDS} seconds, or too much memory, to prepare",
+                hint="large multiples, long lists of formats and counted repetitions cost most",
+            ) from error
+        except FailedError as error:
+            raise UserError(f"structure.{structure.kind}: {error}") from error
+        if problem:
+            _complain(problem, structure)
+        return self._new(structure)
+
+    def _new(self, structure: Structure) -> Any:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        return LLMatcher(self._inner, structure.grammar, log_level=0, limits=limits)
+
+
+def _description(backend: Any) -> str:
+    """A tokenizer's JSON, with a decoder that the engine knows: `Metaspace` in its three steps."""
+    text = str(backend.to_str())
+    if type(backend.decoder).__name__ != "Metaspace":
+        return text
+    mark = {"String": backend.decoder.replacement}
+    steps = [{"type": "Replace", "pattern": mark, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return json.dumps({**json.loads(text), "decoder": {"type": "Sequence", "decoders": steps}})
+
+
+def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:
+    """Made once for a tokenizer: it takes a second or two for a large one."""
+    if tokenizer not in _vocabularies:
+        _vocabularies[tokenizer] = _Vocabulary(tokenizer)
+    return _vocabularies[tokenizer]
+
+
+def _must_work(matcher: Any, structure: Structure) -> None:
+    if matcher.is_error():
+        _complain(str(matcher.get_error()), structure)
+
+
+def _complain(problem: str, structure: Structure) -> None:
+    first = in_words(problem)
+    if "NoExtension" in first:
+        first = "no text has this form"
+    raise UserError(f"structure.{structure.kind}: {first}")

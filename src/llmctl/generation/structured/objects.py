@@ -1,0 +1,66 @@
+"""Answers as Python objects: a pydantic model in, an instance of it out."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+from llmctl.config import ChatSection
+from llmctl.errors import UserError
+from llmctl.generation.overrides import with_generation
+from llmctl.generation.prompt import Messages
+from llmctl.generation.stream import generate
+
+if TYPE_CHECKING:
+    from llmctl.loading.loader import LoadedModel
+
+T = TypeVar("T")
+
+
+def generate_object(
+    loaded: "LoadedModel",
+    prompt: "str | Messages",
+    shape: type[T],
+    *,
+    seed: int | None = None,
+    max_new_tokens: int | None = None,
+    chat: ChatSection | None = None,
+) -> T:
+    """Generate one answer of a form and return it as an object: `generate_object(loaded, "Who was Ada?", Person)`.
+
+    The prompt is not told of the form: say in it what you want.
+
+    Args:
+        loaded: What `load` returned.
+        prompt: A text, or messages.
+        shape: A pydantic model, or any type that pydantic knows: a dataclass, `list[int]`, `Literal["a", "b"]`.
+        seed: Instead of the configuration's.
+        max_new_tokens: Instead of the configuration's.
+        chat: Instead of the configuration's chat section.
+
+    Raises:
+        UserError: the form cannot be enforced, the answer was cut before it was whole (`error.details["text"]` has what
+            there is), or it has the form but not what the model's own validators ask for.
+    """
+    from pydantic import PydanticInvalidForJsonSchema, TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(shape)
+    try:
+        schema = adapter.json_schema()
+    except PydanticInvalidForJsonSchema as error:
+        raise UserError(f"{shape} has no JSON schema: {error.message}") from error
+    settled = with_generation(loaded, {}, structure={"json_schema": schema})
+    done = generate(settled, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat)
+    details = {"text": done.text, "finish_reason": done.finish_reason}
+    if done.finish_reason != "stop":
+        raise UserError(
+            f"the answer was cut after {len(done.token_ids)} tokens, before it was whole",
+            hint="raise max_new_tokens, or bound the lengths of texts and lists in the model",
+            details=details,
+        )
+    try:
+        return adapter.validate_json(done.text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the value"
+        raise UserError(
+            f"the answer has the form, but {place} does not pass the model's own validation: {first['msg']}",
+            details=details,
+        ) from error

@@ -1,0 +1,224 @@
+"""What form an answer must have: a JSON schema, a regular expression, one of some texts, or a grammar.
+
+The work is llguidance's; docs/explanation/decisions.md says why. Here the form is read, checked and turned into what
+the engine takes, before any model is loaded; `constrain` applies it to the tokens.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from llmctl.config import Config, StructureSection
+from llmctl.config.structure import MAX_BYTES, written_out
+from llmctl.errors import UserError
+from llmctl.generation.completion import Completion
+from llmctl.generation.structured.schema_check import check_schema, schema_text, schemas_in
+
+Kind = Literal["json_schema", "regex", "choices", "grammar"]
+# One space, or a new line and its indentation: enough for every way to write JSON, and no endless white space.
+_JSON_OPTIONS = {
+    "whitespace_pattern": r"\n[ \t]{0,40}| ",
+    "json_allowed_escapes": 'nrbtf\\"',  # \uXXXX would let one name be written in two ways
+}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A form that answers must have, checked.
+
+    Attributes:
+        kind: What it was given as.
+        grammar: The form in the engine's own words.
+    """
+
+    kind: Kind
+    grammar: str
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is a JSON value."""
+        return self.kind == "json_schema"
+
+
+def make_structure(section: StructureSection) -> Structure | None:
+    """The structure that a configuration asks for, or None.
+
+    Raises:
+        UserError: it is not valid, cannot be enforced to the letter, or its file cannot be read.
+    """
+    section = written_out(section)
+    if section.json_schema is not None:
+        return _json_structure(schema_text(section.json_schema))
+    if section.regex is not None:
+        return _text_structure("regex", section.regex)
+    if section.choices is not None:
+        return _text_structure("choices", "|".join(_literally(choice) for choice in section.choices))
+    if section.grammar is not None:
+        return _text_structure("grammar", section.grammar)
+    return None
+
+
+def check_structure(config: Config) -> None:
+    """Say before the model is loaded whether its answers can have the form that is asked for.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if make_structure(config.structure) is not None:
+        refuse_combinations(config.generation.model_dump(exclude_none=True))
+
+
+def refuse_combinations(arguments: Mapping[str, Any]) -> None:
+    """What cannot go together with a structure.
+
+    Args:
+        arguments: Keys of the section `generation`.
+
+    Raises:
+        UserError: naming the key.
+    """
+    reasons = {
+        "num_beams": (arguments.get("num_beams", 1) > 1, "beams are extended before a structure could be checked"),
+        "stop_strings": (bool(arguments.get("stop_strings")), "the answer could end in the middle of its structure"),
+        "no_repeat_ngram_size": (
+            bool(arguments.get("no_repeat_ngram_size")),
+            'structured text repeats itself, as `", "` does',
+        ),
+    }
+    for key, (is_set, reason) in reasons.items():
+        if is_set:
+            off = {"num_beams": "1", "stop_strings": "[]", "no_repeat_ngram_size": "0"}[key]
+            raise UserError(
+                f"generation.{key} cannot be combined with a structure: {reason}",
+                hint=f"--set generation.{key}={off}",
+            )
+
+
+def parsed_value(completion: Completion) -> dict[str, Any]:
+    """{"parsed": value} where an answer is a whole JSON value; nothing where it was cut, or is not meant to be one."""
+    if not completion.is_json:
+        return {}
+    try:
+        return {"parsed": parse_json(completion.text)}
+    except ValueError:
+        return {}
+
+
+def parse_json(text: str) -> Any:
+    """The value of a finished answer whose structure is JSON.
+
+    Raises:
+        ValueError: a number in it is larger than Python's or JSON's readers take, or it is nested too deep for them.
+    """
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if value in (float("inf"), float("-inf")):
+            raise ValueError(f"the number {digits[:40]} is larger than 1.8e308")
+        return value
+
+    try:
+        return json.loads(text, parse_float=number)
+    except RecursionError as error:
+        raise ValueError("the value is nested too deep") from error
+
+
+# -- from the configuration to the engine's words
+
+
+def _literally(text: str) -> str:
+    """`text` as a regular expression that matches it alone."""
+    return re.sub(r"([\\.+*?()|\[\]{}^$/])", r"\\\1", text)
+
+
+@lru_cache(maxsize=256)
+def _json_structure(text: str) -> Structure:
+    schema = check_schema(json.loads(text))
+    structure = Structure("json_schema", _json_grammar(schema))
+    if problem := _problem(structure.grammar):
+        place, problem = _innermost(problem, schema)
+        if problem.startswith("oneOf"):
+            raise UserError(
+                f"structure.json_schema: {place}/oneOf: a value could fit two of these schemas",
+                hint="use anyOf, or give each of them a property with a const of its own",
+            )
+        place += "/pattern" if problem.startswith("regex parse error") else ""
+        raise UserError(f"structure.json_schema: {place}: {in_words(problem)}")
+    return structure
+
+
+def _json_grammar(schema: Mapping[str, Any]) -> str:
+    from llguidance import LLMatcher
+
+    options: Any = _JSON_OPTIONS
+    return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
+
+
+@lru_cache(maxsize=256)
+def _text_structure(kind: Kind, text: str) -> Structure:
+    from llguidance import LLMatcher
+
+    if len(text) > MAX_BYTES:
+        raise UserError(f"structure.{kind}: it has {len(text)} characters, the limit is {MAX_BYTES}")
+    if kind == "grammar":
+        structure = Structure(kind, str(LLMatcher.grammar_from_lark(_with_checked_schemas(text))))
+    else:
+        structure = Structure(kind, str(LLMatcher.grammar_from_regex(text)))
+    if problem := _problem(structure.grammar):
+        raise UserError(f"structure.{kind}: {in_words(problem)}")
+    return structure
+
+
+def _problem(grammar: str) -> str:
+    """What the engine has against a grammar; an empty text for nothing."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LLParserLimits(verbose_errors=False))
+    return str(messages[0]) if is_error else ""
+
+
+def _innermost(problem: str, schema: Mapping[str, Any]) -> tuple[str, str]:
+    """Where in a schema a problem arises, and what it is there: the innermost part that has one of its kind alone."""
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    parts = [(place, part) for place, part in schemas_in(schema) if isinstance(part, dict)]
+    kind = problem.partition(":")[0]
+    for place, part in reversed(parts):
+        found = _problem(_json_grammar({**shared, **part}))
+        if found == problem or found.startswith(f"{kind}:"):
+            return place, found
+    return "#", problem
+
+
+def in_words(problem: str) -> str:
+    """The engine's message without what surrounds it: `line 2, column 7: unknown name: "foo"`."""
+    first, *rest = problem.strip().split("\n")
+    regex = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), None)
+    if regex is not None:
+        return regex
+    place = re.match(r"(?:at )?(\d+)\((\d+)\): (.*)", first)
+    return f"line {place[1]}, column {place[2]}: {place[3]}" if place else first
+
+
+def _with_checked_schemas(grammar: str) -> str:
+    """A grammar whose `%json` schemas are checked as any other, with the same white space.
+
+    Raises:
+        UserError: a schema in it cannot be enforced, or it asks for what only another program would do.
+    """
+    if grammar.lstrip().startswith("{"):  # the engine has a form of its own, in which schemas would go unchecked
+        raise UserError("structure.grammar: this is JSON, and a grammar is Lark", hint="a schema goes to --json-schema")
+    if re.search(r"\[[^\]\n]*\btemperature\s*=", grammar):
+        raise UserError("structure.grammar: a rule's temperature cannot be set here", hint="--temperature is for all")
+    parts, rest = [], grammar
+    while (found := re.search(r"%json\s*(?=[{])", rest)) is not None:
+        parts.append(rest[: found.end()])
+        try:
+            schema, end = json.JSONDecoder().raw_decode(rest[found.end() :])
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"structure.grammar: the schema after %json is not JSON: {error}") from error
+        parts.append(json.dumps({**check_schema(schema), "x-guidance": _JSON_OPTIONS}))
+        rest = rest[found.end() + end :]
+    return "".join([*parts, rest])

@@ -1,0 +1,143 @@
+"""The lock file of a model: what was fetched, by which patterns, with the size and the hash of every file.
+
+It lies in the model's folder of the cache (`llmctl/COMMIT.json`), so it goes where the cache goes. With it a model
+can be checked without the Hub, found complete without the Hub, and fetched again elsewhere, file by file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import UserError
+from llmctl.hub import settings
+from llmctl.hub.cache_paths import write_shared
+from llmctl.hub.listing import _COMMIT, _SHA256, RemoteFile, is_safe_path
+from llmctl.hub.selection import Patterns
+
+SCHEMA = "llmctl.model-lock/1"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one download took.
+
+    Attributes:
+        repo_id: The model.
+        revision: The branch, tag or commit that was asked for, or None for the default branch.
+        commit: The commit it was then.
+        patterns: What was asked to be taken.
+        files: Every file that was taken, with size and hash.
+        needed: The paths that loading needs; all of them are in `files` unless a pattern left one out.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    patterns: Patterns
+    files: tuple[RemoteFile, ...]
+    needed: tuple[str, ...]
+
+
+def record_path(repo_id: str, commit: str) -> Path:
+    """Where the lock file of a model lies."""
+    return settings.repo_dir(repo_id) / "llmctl" / f"{commit}.json"
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The lock file as a JSON document."""
+    return {
+        "schema": SCHEMA,
+        "repo_id": record.repo_id,
+        "revision": record.revision,
+        "commit": record.commit,
+        "patterns": {
+            "include": list(record.patterns.include),
+            "exclude": list(record.patterns.exclude),
+            "trust_remote_code": record.patterns.trust_remote_code,
+        },
+        "files": [{"path": f.path, "size_bytes": f.size_bytes, f.algorithm: f.digest} for f in record.files],
+        "needed": list(record.needed),
+    }
+
+
+def from_json(document: Any) -> Record:
+    """A record from its JSON document.
+
+    Raises:
+        ValueError: The document is not a lock file, or names a file outside the model's folder.
+    """
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"it does not say {SCHEMA}")
+    try:
+        patterns = document["patterns"]
+        record = Record(
+            repo_id=str(document["repo_id"]),
+            revision=document["revision"],
+            commit=str(document["commit"]),
+            patterns=Patterns(
+                tuple(patterns["include"]), tuple(patterns["exclude"]), bool(patterns["trust_remote_code"])
+            ),
+            files=tuple(_file(entry) for entry in document["files"]),
+            needed=tuple(str(path) for path in document["needed"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a part is missing or of the wrong kind: {error}") from None
+    if not _COMMIT.fullmatch(record.commit):
+        raise ValueError(f"{record.commit!r} is not a commit")
+    return record
+
+
+def _file(entry: dict[str, Any]) -> RemoteFile:
+    path, size = entry["path"], entry["size_bytes"]
+    if not isinstance(path, str) or not is_safe_path(path) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{path!r} is not a file of a model")
+    if "sha256" in entry and _SHA256.fullmatch(str(entry["sha256"])):
+        return RemoteFile(path, size, "sha256", entry["sha256"])
+    if "git_sha1" in entry and _COMMIT.fullmatch(str(entry["git_sha1"])):
+        return RemoteFile(path, size, "git_sha1", entry["git_sha1"])
+    raise ValueError(f"{path!r} has no hash")
+
+
+def read_record(repo_id: str, commit: str) -> Record | None:
+    """The lock file of a model in the cache, or None where there is none that can be read."""
+    try:
+        record = from_json(json.loads(record_path(repo_id, commit).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return record if record.repo_id == repo_id and record.commit == commit else None
+
+
+def read_file(path: Path) -> Record:
+    """A lock file that somebody names.
+
+    Raises:
+        UserError: It cannot be read, or is no lock file.
+    """
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a lock file of llmctl: {error}", hint="llmctl models lock MODEL prints one"
+        ) from None
+
+
+def write_record(record: Record) -> Path:
+    """Write the lock file of a model, together with the files that earlier downloads of the same commit took."""
+    before = read_record(record.repo_id, record.commit)
+    files = {f.path: f for f in (before.files if before else ())} | {f.path: f for f in record.files}
+    merged = Record(
+        repo_id=record.repo_id,
+        revision=record.revision,
+        commit=record.commit,
+        patterns=record.patterns,
+        files=tuple(files[path] for path in sorted(files)),
+        needed=record.needed,
+    )
+    path = record_path(record.repo_id, record.commit)
+    text = json.dumps(to_json(merged), indent=1) + "\n"
+    if before is None or to_json(before) != to_json(merged):
+        write_shared(path, text)
+    return path

@@ -1,0 +1,329 @@
+"""What this computer is: read cheaply, without importing torch, or built by hand in a test."""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from llmctl.cpu import kernels
+
+PACKAGES = (
+    "transformers",
+    "torch",
+    "accelerate",
+    "bitsandbytes",
+    "flash_attn",
+    "kernels",
+    "huggingface_hub",
+    "safetensors",
+    "tokenizers",
+    "triton",
+    "optimum-quanto",
+    "hqq",
+    "peft",
+    "llguidance",
+)
+# The flags of /proc/cpuinfo that decide how fast a model runs (names as Linux spells them).
+CPU_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator.
+
+    Attributes:
+        index: Its number, as in `cuda:0`.
+        name: As the driver names it.
+        capability: The CUDA compute capability; (0, 0) for Apple's.
+        total_bytes: Its memory.
+        free_bytes: What of it is free now.
+        kind: `cuda`, or `mps` for Apple's, whose memory is the machine's RAM.
+    """
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+    kind: Literal["cuda", "mps"] = "cuda"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This computer, or one imagined.
+
+    Attributes:
+        system: `Linux`, `Darwin` or `Windows`.
+        architecture: `x86_64`, `arm64`, …
+        cpu_features: Those of `CPU_FEATURES` that the processor has.
+        physical_cores: Cores, not threads.
+        ram_total_bytes: RAM, or the container's limit where that is lower.
+        ram_available_bytes: What of it a new process can take.
+        gpus: What torch could use. Empty where torch has no build for it.
+        packages: Installed versions by name; absent ones are left out.
+        torch_cuda: The CUDA version that torch is built for, or None.
+        idle_gpus: GPUs the driver shows but this torch cannot use.
+        kernels: The instruction set of llmctl's own kernels for CPUs, or None where they are not there.
+        compiler: The C++ compiler that torch.compile would call, or an empty string.
+    """
+
+    system: str
+    architecture: str
+    ram_total_bytes: int
+    ram_available_bytes: int
+    physical_cores: int = 1
+    cpu_features: frozenset[str] = frozenset()
+    gpus: tuple[Gpu, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    torch_cuda: str | None = None
+    idle_gpus: tuple[Gpu, ...] = ()
+    compiler: str = ""
+    kernels: str | None = None
+
+    @property
+    def cpu_multiplies_bf16(self) -> bool:
+        """Whether the processor has instructions for bfloat16 products (AVX512-BF16, AMX, Arm's BF16)."""
+        return bool(self.cpu_features & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True)
+class NvidiaDriver:
+    """NVIDIA's driver, as NVML shows it.
+
+    Attributes:
+        version: Its version, or None where it could not be asked.
+        cuda: The newest CUDA version that it serves.
+        error: NVML's number for why it could not be asked; None where it answered, or where there is no NVML at all.
+        cards_on_bus: NVIDIA cards that the PCI bus shows (Linux), whether or not a driver serves them.
+    """
+
+    version: str | None = None
+    cuda: tuple[int, int] | None = None
+    error: int | None = None
+    cards_on_bus: int = 0
+
+
+def read_machine() -> Machine:
+    """Look at this computer. Imports neither torch nor transformers."""
+    import psutil
+
+    limit, _ = container_memory()
+    total = min(psutil.virtual_memory().total, limit or 2**62)
+    available = read_free_ram_bytes()
+    packages = _packages()
+    own = kernels.load()
+    cuda = _torch_cuda_version()
+    system, architecture = platform.system(), platform.machine()
+    cards = _nvidia_gpus()
+    gpus = cards if cuda else ()
+    if system == "Darwin" and architecture == "arm64" and "torch" in packages:
+        gpus = (Gpu(0, "Apple GPU", (0, 0), total, available, kind="mps"),)
+    return Machine(
+        system=system,
+        architecture=architecture,
+        ram_total_bytes=total,
+        ram_available_bytes=available,
+        physical_cores=psutil.cpu_count(logical=False) or 1,
+        cpu_features=_cpu_features(),
+        gpus=gpus,
+        packages=packages,
+        torch_cuda=cuda,
+        idle_gpus=() if cuda else cards,
+        compiler=_compiler(),
+        kernels=own.isa if own is not None else None,
+    )
+
+
+def read_free_ram_bytes() -> int:
+    """RAM that a process can take now: what the system has free, or the container's rest where that is less."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = container_memory()
+    return max(0, min(available, limit - used) if limit else available)
+
+
+def _compiler() -> str:
+    """The C++ compiler that torch's inductor would call (torch._inductor.config.cpp.cxx), where it is installed."""
+    name = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    return name if shutil.which(name) else ""
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _torch_cuda_version() -> str | None:
+    """What torch was built for, from its version.py, which can be read without importing torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _cpu_features() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(match[1].split() if match else ()) & frozenset(CPU_FEATURES)
+
+
+def container_memory() -> tuple[int | None, int]:
+    """The memory limit of the cgroup (v2) that this process is in, and what is used of it, in bytes."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().splitlines()[-1].split("::")[-1]
+        folder = root / own.lstrip("/")
+        folder = folder if (folder / "memory.max").is_file() else root
+        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
+        if limit == "max":
+            return None, 0
+        return int(limit), int((folder / "memory.current").read_text(encoding="utf-8"))
+    except (OSError, ValueError, IndexError):
+        return None, 0
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def read_nvidia_driver() -> NvidiaDriver:
+    """Ask NVIDIA's driver for its version, and the PCI bus for cards. Makes no CUDA context."""
+    cards, nvml = _cards_on_bus(), _nvml()
+    if nvml is None:
+        return NvidiaDriver(cards_on_bus=cards)
+    error = nvml.nvmlInit_v2()
+    if error != 0:
+        return NvidiaDriver(error=error, cards_on_bus=cards)
+    try:
+        text, cuda = ctypes.create_string_buffer(80), ctypes.c_int()
+        nvml.nvmlSystemGetDriverVersion(text, 80)
+        nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+    finally:
+        nvml.nvmlShutdown()
+    # 12040 is 12.4 (NVML_CUDA_DRIVER_VERSION_MAJOR and _MINOR)
+    version = text.value.decode(errors="replace") or None
+    return NvidiaDriver(version, (cuda.value // 1000, cuda.value % 1000 // 10) if cuda.value else None, None, cards)
+
+
+def _cards_on_bus() -> int:
+    """Display controllers (PCI class 03) of NVIDIA (vendor 10de)."""
+    count = 0
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+        except OSError:
+            continue
+        count += vendor == "0x10de" and kind.startswith("0x03")
+    return count
+
+
+def _nvml() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libnvidia-ml.so.1" if os.name != "nt" else "nvml.dll")
+    except OSError:
+        return None
+
+
+def _nvidia_gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA cards that the driver shows and CUDA_VISIBLE_DEVICES leaves, through NVML (no CUDA context made)."""
+    nvml = _nvml()
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        return ()
+    try:
+        count = ctypes.c_uint()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        cards = [_nvidia_gpu(nvml, number) for number in range(count.value)]
+    finally:
+        nvml.nvmlShutdown()
+    chosen = _visible([card for card in cards if card is not None])
+    return tuple(
+        Gpu(place, card.name, card.capability, card.total_bytes, card.free_bytes) for place, card in enumerate(chosen)
+    )
+
+
+def _nvidia_gpu(nvml: ctypes.CDLL, number: int) -> Gpu | None:
+    handle = ctypes.c_void_p()
+    if nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle)) != 0:
+        return None
+    name = ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetName(handle, name, 96)
+    major, minor, memory = ctypes.c_int(), ctypes.c_int(), _NvmlMemory()
+    nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+    nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    text = name.value.decode(errors="replace")
+    return Gpu(number, text, (major.value, minor.value), memory.total, memory.free)
+
+
+def _visible(cards: list[Gpu]) -> list[Gpu]:
+    """Apply CUDA_VISIBLE_DEVICES as CUDA does for numbers: stop at the first one that does not exist."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return cards
+    chosen = []
+    for item in wanted.split(","):
+        text = item.strip()
+        if not text.isdigit() or int(text) >= len(cards):
+            break
+        chosen.append(cards[int(text)])
+    return chosen
+
+
+def measure_ram_bandwidth(*, threads: int | None = None) -> float:
+    """Bytes per second that copying moves through RAM, reads and writes counted, on all physical cores. Takes 0.1 s.
+
+    The best of a few rounds: what the memory can do, not what it happened to do beside other work.
+    """
+    import threading
+    import time
+
+    size, rounds = 64_000_000, 3
+    count = threads or min(read_physical_cores(), 8)
+    pairs = [(ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)) for _ in range(count)]
+    best = 0.0
+    for _ in range(rounds + 1):  # the first round brings the pages in
+        workers = [threading.Thread(target=ctypes.memmove, args=(to, source, size)) for to, source in pairs]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, 2 * size * count / (time.perf_counter() - began))
+    return best
+
+
+def read_physical_cores() -> int:
+    """Physical cores, at least one."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1

@@ -1,0 +1,222 @@
+"""An adapter as files: adapter_config.json and adapter_model.safetensors, read without executing anything of them.
+
+Which modules it changes, and in which rank, is taken from the weights themselves. The patterns of adapter_config.json
+are regular expressions from a repository, which can be made to match for years: none of them is ever evaluated.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import ModelError, UserError
+from llmctl.model.checkpoint import PICKLE_SUFFIXES, Tensor, read_json, read_tensors
+from llmctl.model.info import ModelInfo
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PART = re.compile(r"^(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight|\.bias)?$")
+_PLAIN = re.compile(r"^[\w.]+$")
+# What decides the result, and is handed on to peft.
+_TAKEN = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "alpha_pattern",
+)
+# What says how it was trained or what the weights say themselves, and what is only about initialising.
+_PASSED_OVER = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode",
+        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type",
+        "peft_version", "qalora_group_size", "rank_pattern", "revision", "runtime_config", "target_modules",
+        "task_type", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
+    }
+)  # fmt: skip
+# Ways to initialise that change the model's own weights as well: without them the adapter means something else.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_RANK_LIMIT = 16_384
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A LoRA adapter, as its files describe it.
+
+    Attributes:
+        source: The Hub id, or the path of the folder.
+        folder: Where its files lie.
+        commit: The commit on the Hub, or None for a plain folder.
+        base_model: The model that it was made for, as it says; None where it does not.
+        settings: What of adapter_config.json decides the result.
+        tensors: Its tensors, by the name of the module they belong to.
+        ranks: The rank of each module that it changes.
+        scale: What its effect is multiplied with.
+    """
+
+    source: str
+    folder: Path
+    commit: str | None
+    base_model: str | None
+    settings: Mapping[str, Any]
+    tensors: tuple[Tensor, ...] = field(repr=False)
+    ranks: Mapping[str, int] = field(repr=False)
+    scale: float = 1.0
+
+    @property
+    def parameters(self) -> int:
+        """The number of its weights."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in memory: peft computes adapters in float32."""
+        return 4 * self.parameters
+
+
+def read_adapter(folder: Path, *, source: str, commit: str | None = None, scale: float = 1.0) -> AdapterInfo:
+    """Read an adapter from a folder on this machine.
+
+    Raises:
+        ModelError: it is not an adapter's folder, its files are unsafe or absurd, or it is of a kind not loaded here.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        whole = (folder / "config.json").is_file()
+        raise ModelError(
+            f"{source} is a whole model, not an adapter" if whole else f"{source} has no {CONFIG_FILE}",
+            hint="give it with --model" if whole else "give the folder that holds an adapter as peft saves it",
+        )
+    config = read_json(folder / CONFIG_FILE)
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / CONFIG_FILE} is not a mapping")
+    _check_kind(config, source)
+    tensors = read_tensors((_weights(folder, source),))
+    base = config.get("base_model_name_or_path")
+    return AdapterInfo(
+        source=source,
+        folder=folder,
+        commit=commit,
+        base_model=base if isinstance(base, str) and base else None,
+        settings={name: config[name] for name in _TAKEN if config.get(name)},
+        tensors=tensors,
+        ranks=_ranks(tensors, source),
+        scale=scale,
+    )
+
+
+def _weights(folder: Path, source: str) -> Path:
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise ModelError(
+                f"{source} has its weights only as a pickle ({pickles[0]}), which can run code when read",
+                hint="look for a safetensors revision, or load and save it with peft on a machine that you can lose",
+                details={"pickles": pickles},
+            )
+        raise ModelError(f"{source} has no {WEIGHTS_FILE}", hint="download it again, or save it again with peft")
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":  # the Hub cache: files are links into ../../blobs
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    if not any(file.resolve().is_relative_to(place) for place in allowed):
+        raise ModelError(f"{file} is a link that leads outside its folder", hint="nothing was read from it")
+    return file
+
+
+def _check_kind(config: Mapping[str, Any], source: str) -> None:
+    """Refuse everything but LoRA in the forms that can be put on a model as it is."""
+    kind = str(config.get("peft_type")).upper()
+    if kind != "LORA":
+        raise ModelError(
+            f"{source} is an adapter of the kind {kind}; llmctl loads LoRA", hint="take a LoRA of the model"
+        )
+    how = str(config.get("init_lora_weights", True)).lower()
+    if how.startswith(_CHANGES_THE_BASE):
+        raise ModelError(
+            f"{source} was initialised by {how}, which changes the model's own weights as well",
+            hint="save it again with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it",
+        )
+    wrong = [name for name, value in config.items() if name not in (*_TAKEN, *_PASSED_OVER) and value]
+    if config.get("bias") not in (None, "none"):
+        wrong.append("bias")
+    for name in wrong:
+        raise ModelError(
+            f"{source} uses {name}, which llmctl does not load", hint="it loads plain LoRA, rsLoRA and DoRA"
+        )
+    patterns = config.get("alpha_pattern") or {}
+    numbers = [config.get("lora_alpha", 8), *(patterns.values() if isinstance(patterns, dict) else [None])]
+    names = [*(patterns if isinstance(patterns, dict) else []), *(config.get("modules_to_save") or [])]
+    if not all(isinstance(n, int | float) and math.isfinite(n) and abs(n) <= 1e6 for n in numbers):
+        raise ModelError(
+            f"{source}: lora_alpha is not a number that an adapter can have", hint="save it again with peft"
+        )
+    if not all(isinstance(name, str) and _PLAIN.match(name) for name in names):
+        raise ModelError(
+            f"{source} names modules by a pattern in alpha_pattern or modules_to_save, which is not evaluated",
+            hint="write the names of the modules there",
+        )
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor of an adapter belongs to: `model.layers.0.self_attn.q_proj`."""
+    bare = name.removeprefix(_PREFIX)
+    match = _PART.match(bare)
+    return match[1] if match else bare.rpartition(".")[0]
+
+
+def _ranks(tensors: tuple[Tensor, ...], source: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        match = _PART.match(tensor.name.removeprefix(_PREFIX))
+        if match and match[2] in ("lora_A", "lora_embedding_A"):
+            if len(tensor.shape) != 2 or not 1 <= tensor.shape[0] <= _RANK_LIMIT:
+                raise ModelError(f"{source}: {tensor.name} of the shape {tensor.shape} is no half of a LoRA")
+            found[match[1]] = tensor.shape[0]
+    if not found:
+        raise ModelError(f"{source} has no LoRA weights in {WEIGHTS_FILE}", hint="was it saved by peft?")
+    return found
+
+
+def check_fit(adapter: AdapterInfo, info: ModelInfo) -> None:
+    """Refuse an adapter that was made for another model, as far as names and shapes tell.
+
+    Raises:
+        UserError: it changes modules that the model lacks, or that have another shape there.
+    """
+    if info.quantization is not None:
+        return  # packed weights have other shapes; peft checks once the layers are there
+    bases = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in info.tensors}
+    bases |= {name.partition(".")[2]: shape for name, shape in bases.items() if "." in name}
+    missing = [module for module in adapter.ranks if _find(bases, module) is None and "lm_head" not in module]
+    if missing:
+        raise _misfit(adapter, info, f"it changes {missing[0]}, which the model does not have")
+    halves = {tensor.name.removeprefix(_PREFIX): tensor.shape for tensor in adapter.tensors}
+    for module in adapter.ranks:
+        shape = _find(bases, module)
+        before, after = halves.get(f"{module}.lora_A.weight"), halves.get(f"{module}.lora_B.weight")
+        if shape is None or before is None or after is None:
+            continue
+        wanted = (after[0], before[1])
+        if wanted not in (shape, shape[::-1] if info.model_type == "gpt2" else shape):
+            raise _misfit(
+                adapter, info, f"it expects {module} of the shape {list(wanted)}, the model has {list(shape)}"
+            )
+
+
+def _find(bases: Mapping[str, tuple[int, ...]], module: str) -> tuple[int, ...] | None:
+    return bases.get(module) or bases.get(module.partition(".")[2])
+
+
+def _misfit(adapter: AdapterInfo, info: ModelInfo, why: str) -> UserError:
+    made_for = f" was made for {adapter.base_model} and" if adapter.base_model else ""
+    return UserError(
+        f"the adapter {adapter.source}{made_for} does not fit {info.source}: {why}",
+        hint=f"--model {adapter.base_model}" if adapter.base_model else "load the model that it was made for",
+        details={"base_model": adapter.base_model},
+    )

@@ -1,0 +1,233 @@
+"""What a model is, read without loading it: its config.json, its files, the headers of its weights."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import ModelError
+from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
+
+# No model that exists comes near these; a config.json beyond them is broken or made to hang what reads it.
+BOUNDS = {
+    "num_hidden_layers": 2_000,
+    "n_layer": 2_000,
+    "hidden_size": 500_000,
+    "n_embd": 500_000,
+    "intermediate_size": 5_000_000,
+    "num_attention_heads": 10_000,
+    "n_head": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 100_000,
+    "vocab_size": 20_000_000,
+    "max_position_embeddings": 1_000_000_000,
+    "num_local_experts": 20_000,
+    "num_experts": 20_000,
+    "n_routed_experts": 20_000,
+}
+_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+PACKED = "llmctl"  # the quant_method of llmctl's own format
+
+
+def is_packed(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether a quantization_config, planned or stored, means llmctl's own format."""
+    return (quantization or {}).get("quant_method") == PACKED
+
+
+def is_packed_by_torch(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether such a one means the weights that torch's kernels multiply."""
+    return is_packed(quantization) and (quantization or {}).get("kernels") == "torch"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model, as its files describe it.
+
+    Attributes:
+        source: The Hub id, or the path of the folder: what a person would call it.
+        folder: Where its files lie, or None when they are not on this machine.
+        commit: The commit on the Hub, or None for a plain folder.
+        config: config.json, as it is.
+        generation_config: generation_config.json, or empty.
+        tensors: Every tensor of the checkpoint.
+        has_chat_template: Whether a chat template comes with it.
+    """
+
+    source: str
+    config: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    folder: Path | None = None
+    commit: str | None = None
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    has_chat_template: bool = False
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of config.json about the language model, which multimodal models nest."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    @property
+    def model_type(self) -> str:
+        """transformers' name of the architecture."""
+        return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def architecture(self) -> str:
+        """The class that the model was saved from."""
+        names = self.config.get("architectures") or ["unknown"]
+        return str(names[0])
+
+    @property
+    def layer_count(self) -> int:
+        """The number of decoder blocks that config.json states; 0 where it does not."""
+        return int(self.text_config.get("num_hidden_layers") or self.text_config.get("n_layer") or 0)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that the model attends to, or None where config.json does not say."""
+        value = self.text_config.get("max_position_embeddings") or self.text_config.get("n_positions")
+        return int(value) if isinstance(value, int) and value > 0 else None
+
+    @property
+    def parameters(self) -> int:
+        """Elements in the checkpoint. For packed quantised weights this counts the packed elements."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of weights on disk."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+    @property
+    def stored_dtype(self) -> str:
+        """What most of the weights are stored in, as torch names it.
+
+        Of a quantised checkpoint: what its config.json names, since the scales can outweigh what is not quantised.
+        """
+        named = str(self.text_config.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype"))
+        if self.quantization is not None and named in _TORCH_NAMES.values():
+            return named
+        for name in dtype_bytes(self.tensors):
+            if name in _TORCH_NAMES:
+                return _TORCH_NAMES[name]
+        return "float32"
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """The quantisation that the checkpoint was saved with, or None."""
+        found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The name of that quantisation: `bitsandbytes 4-bit`, `gptq`, `fp8`, …"""
+        if self.quantization is None:
+            return None
+        method = str(self.quantization.get("quant_method", "unknown"))
+        if method.startswith("bitsandbytes"):
+            return f"bitsandbytes {4 if self.quantization.get('load_in_4bit') else 8}-bit"
+        if is_packed(self.quantization):
+            return f"llmctl {self.quantization.get('bits')}-bit"
+        return method
+
+    @property
+    def has_remote_code(self) -> bool:
+        """Whether the repository brings Python code of its own for the model."""
+        return bool(self.config.get("auto_map"))
+
+    @property
+    def head_dim(self) -> int | None:
+        """The width of one attention head, or None where config.json does not say."""
+        text = self.text_config
+        if isinstance(text.get("head_dim"), int):
+            return int(text["head_dim"])
+        width = text.get("hidden_size") or text.get("n_embd")
+        heads = text.get("num_attention_heads") or text.get("n_head")
+        return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+
+
+def read_model_info(folder: Path, *, source: str | None = None, commit: str | None = None) -> ModelInfo:
+    """Read a model from a folder on this machine.
+
+    Raises:
+        ModelError: it is not a model's folder, or its files are unsafe, incomplete or absurd. Nothing was executed.
+    """
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{source or folder} is an adapter, not a model", hint="give it with --adapter")
+        raise ModelError(
+            f"{folder} has no config.json",
+            hint="give the folder that holds the model's config.json and weights",
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is not a mapping")
+    check_bounds(config, name=str(folder / "config.json"))
+    check_kernels(config, name=str(folder / "config.json"))
+    generation_file = folder / "generation_config.json"
+    generation = read_json(generation_file) if generation_file.is_file() else {}
+    info = ModelInfo(
+        source=source or str(folder),
+        folder=folder,
+        commit=commit,
+        config=config,
+        generation_config=generation if isinstance(generation, dict) else {},
+        tensors=read_tensors(weight_files(folder)),
+        has_chat_template=_has_chat_template(folder),
+    )
+    check_layers(info)
+    return info
+
+
+def check_bounds(config: Mapping[str, Any], *, name: str) -> None:
+    """Refuse a config.json whose numbers no model has. Raises ModelError."""
+    parts = {
+        "": config,
+        **{f"{k}.": v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict)},
+    }
+    wrong = []
+    for prefix, part in parts.items():
+        for key, limit in BOUNDS.items():
+            value = part.get(key)
+            if value is None or isinstance(value, list):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+                wrong.append(f"{prefix}{key} is {str(value)[:40]} (at most {limit})")
+    if wrong:
+        raise ModelError(f"{name} is absurd: {'; '.join(wrong)}", hint="take the model from a source you trust")
+
+
+def check_kernels(config: Any, *, name: str) -> None:
+    """Refuse a config.json that names an implementation to be fetched from the Hub and run. Raises ModelError."""
+    for key, value in config.items():
+        if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            raise ModelError(
+                f"{name} asks for compiled code from the Hub: {key} is {str(value)[:80]}",
+                hint="nothing from a model's repository is executed; take the model from a source you trust",
+            )
+        if isinstance(value, dict):
+            check_kernels(value, name=name)
+
+
+def check_layers(info: ModelInfo) -> None:
+    """Refuse a checkpoint with fewer blocks than config.json says, before anything is built from it."""
+    numbers = {int(match[1]) for tensor in info.tensors if (match := _LAYER.search(tensor.name))}
+    if numbers and info.layer_count > max(numbers) + 1:
+        raise ModelError(
+            f"{info.source}: config.json says {info.layer_count} layers, the weights have {max(numbers) + 1}",
+            hint="the checkpoint is incomplete: download it again, or take it from its source",
+        )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return False
+    settings = read_json(file)
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))

@@ -1,0 +1,144 @@
+"""A model quantised once, as a folder that loads anywhere."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmctl.config import Config
+from llmctl.errors import MachineError, UserError
+from llmctl.hub.disk import check_room, explain
+from llmctl.hub.selection import needed
+from llmctl.loading.loader import Prepared, load_prepared
+from llmctl.loading.quiet import quiet_libraries
+from llmctl.model.checkpoint import lies_inside
+from llmctl.model.info import is_packed_by_torch
+from llmctl.plan.quantized_cache import copy_bytes
+from llmctl.quant.atomic_folder import NewFolder
+from llmctl.quant.save import save_weights
+
+if TYPE_CHECKING:
+    from llmctl.loading.loader import LoadedModel
+
+# What goes with the weights besides what loading needs: the words about them.
+_ABOUT = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_SMALL_FILES_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A folder with a quantised model.
+
+    Attributes:
+        folder: Where it is.
+        quantization: What its layers are, read off them: `bitsandbytes 4-bit nf4, computing in bfloat16`.
+        dtype: The dtype of what is not quantised.
+        size_bytes: The size of its files.
+        original_bytes: The size of the weights that it was made from.
+        seconds: How long it took.
+        files: The names of its files.
+    """
+
+    folder: Path
+    quantization: str
+    dtype: str
+    size_bytes: int
+    original_bytes: int
+    seconds: float
+    files: tuple[str, ...]
+
+
+def check_asked(config: Config, output: Path) -> None:
+    """Refuse what cannot be, before anything is downloaded.
+
+    Raises:
+        UserError: no width was asked for, or `output` has something in it or is no folder.
+    """
+    if config.quantization.bits is None:
+        raise UserError("the number of bits is missing", hint="say --quant 4bit or --quant 8bit")
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(
+            f"{output} has something in it, and is not written over", hint="name a folder that is not there"
+        )
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file", hint="name a folder that is not there")
+
+
+def quantize(prepared: Prepared, output: Path) -> Quantized:
+    """Load the model quantised, and write it with its tokenizer to `output`: there whole, or not at all.
+
+    Raises:
+        UserError: it is quantised already, or as `check_asked`.
+        MachineError: there is no room for it on the disk or in memory, or another process writes to `output`.
+    """
+    started = time.perf_counter()
+    check_asked(prepared.config, output)
+    plan, info = prepared.plan, prepared.info
+    if "quantization_config" not in plan.model_kwargs:
+        raise UserError(
+            f"{plan.source} is already quantised ({info.quantization_method})",
+            hint="it can be used as it is: leave quantize away, or take the unquantised original",
+        )
+    if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
+        raise MachineError(
+            "weights for torch's kernels are packed for one processor and cannot be written",
+            hint="install llmctl with a C++ compiler on the PATH, or --set quantization.backend=bitsandbytes",
+        )
+    if prepared.adapters:
+        raise UserError("adapters are not written with the model", hint="quantise it without them")
+    if len({device.partition(":")[0] for device in plan.devices}) > 1:
+        raise MachineError(
+            "the model does not fit on the GPU, and what would lie in RAM would stay unquantised",
+            hint="--device-map cpu quantises all of it in RAM",
+        )
+    output = output.expanduser().absolute()
+    needed_bytes = copy_bytes(plan) + _SMALL_FILES_BYTES
+    check_room(needed_bytes, output)
+    new = _begin(output)
+    try:
+        # not from a kept copy: transformers 5 cannot save bitsandbytes weights that it loaded quantised
+        loaded = load_prepared(replace(prepared, plan=replace(plan, keep_copy=False, copy_folder=None)))
+        _write(loaded, new.path)
+        new.place()
+    except OSError as error:
+        new.drop()
+        raise explain(error, output, needed_bytes=needed_bytes) or error from error
+    except BaseException:
+        new.drop()
+        raise
+    files = {path.relative_to(output).as_posix(): path.stat().st_size for path in output.rglob("*") if path.is_file()}
+    return Quantized(
+        folder=output,
+        quantization=loaded.measured.quantization,
+        dtype=loaded.measured.dtype,
+        size_bytes=sum(files.values()),
+        original_bytes=info.size_bytes,
+        seconds=time.perf_counter() - started,
+        files=tuple(sorted(files)),
+    )
+
+
+def _begin(output: Path) -> NewFolder:
+    try:
+        return NewFolder(output)
+    except BlockingIOError as error:
+        raise MachineError(f"another process is writing {output} now", hint="wait for it, or name another") from error
+    except OSError as error:
+        raise MachineError(
+            f"{output} cannot be written: {error.strerror}", hint="name a folder that you may write to"
+        ) from error
+
+
+def _write(loaded: "LoadedModel", folder: Path) -> None:
+    """Weights and configuration from the model, everything else as it is in the model's own folder."""
+    with quiet_libraries():
+        save_weights(loaded.model, folder)
+    source = loaded.located.folder
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    taken = {name for name in needed(names) if ".safetensors" not in name and name != "config.json"}
+    taken |= {path.name for pattern in _ABOUT for path in source.glob(pattern) if path.is_file()}
+    for name in sorted(taken):
+        if lies_inside(source, source / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)

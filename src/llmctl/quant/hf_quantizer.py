@@ -1,0 +1,195 @@
+"""llmctl's own format in transformers' registry: importing this module is what registers it.
+
+`AutoModelForCausalLM.from_pretrained(model, quantization_config=LlmctlConfig(bits=4))` quantises while it loads,
+`save_pretrained` writes what `from_pretrained` reads again.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from llmctl.cpu import layers
+from llmctl.cpu.layers import (
+    EXPERT_WEIGHTS,
+    ROWS_TOGETHER,
+    Packed,
+    PackedEmbedding,
+    PackedHead,
+    PackedLinear,
+)
+from llmctl.loading import mapped_files as mapped
+from llmctl.model.info import PACKED
+from llmctl.quant.torch_packed import TorchPacked
+
+FORMAT = 1  # raise it when the layout of packed weights changes
+_PIECE_BYTES = 64 << 20  # of a weight that are quantised together
+
+
+@register_quantization_config(PACKED)
+class LlmctlConfig(QuantizationConfigMixin):
+    """How the weights are stored.
+
+    Attributes:
+        bits: Of linear layers and experts, 8 or 4: 8.5 or 4.5 with the scales.
+        head_bits: Of the output head and of an embedding that is tied to it; None leaves them as they are.
+        skip_modules: Names of modules that stay as they are.
+        format: The version of the layout.
+        kernels: What multiplies: `llmctl`'s own kernels, or `torch`'s, for which weights are packed otherwise, the head
+            always in 8 bits; these cannot be saved.
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        head_bits: int | None = 8,
+        skip_modules: list[str] | None = None,
+        format: int = FORMAT,
+        kernels: Literal["llmctl", "torch"] = "llmctl",
+        **_: Any,
+    ) -> None:
+        if bits not in (4, 8) or head_bits not in (None, 4, 8):
+            raise ValueError("bits is 4 or 8, head_bits is 4, 8 or None")
+        if format != FORMAT:
+            raise ValueError(f"the weights are packed in format {format}, this llmctl reads format {FORMAT}")
+        self.quant_method = PACKED
+        self.bits, self.head_bits, self.skip_modules, self.format = bits, head_bits, skip_modules, format
+        self.kernels = kernels
+        if kernels == "torch" and head_bits is not None:
+            self.head_bits = 8
+
+
+@register_quantizer(PACKED)
+class LlmctlQuantizer(HfQuantizer):
+    """Puts packed layers into the skeleton of a model, and fills them from full or from packed weights."""
+
+    quantization_config: LlmctlConfig
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """Refuse where it cannot run. Raises RuntimeError or ValueError."""
+        if self.quantization_config.kernels == "llmctl":
+            layers.native()
+        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
+        if any(str(place) not in ("cpu", "auto") for place in places):
+            raise ValueError("weights in llmctl's own format are for CPUs: load them with device_map cpu")
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        wanted = self.quantization_config
+        kind = TorchPacked if wanted.kernels == "torch" else Packed
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        self.files = mapped.MappedFiles(kwargs.get("checkpoint_files") or ())
+        skipped = [*(wanted.skip_modules or ()), *(model._keep_in_fp32_modules or ())]
+        head, embedding = _head(model), _tied_embedding(model)
+        with torch.device("meta"):
+            for name, module in list(model.named_modules()):
+                if not should_convert_module(name, skipped):
+                    continue
+                if name in (head, embedding):
+                    if wanted.head_bits is not None:
+                        packed = _packed(module, kind, wanted.head_bits, dtype)
+                        if name == head:
+                            packed.__class__ = PackedHead
+                        model.set_submodule(name, packed)
+                elif type(module) is nn.Linear or isinstance(module, Conv1D):
+                    model.set_submodule(name, _packed(module, kind, wanted.bits, dtype))
+                elif layers.can_pack_experts(module):
+                    layers.pack_experts(module, kind, wanted.bits)
+        if not self.pre_quantized:
+            _expect_floats(model, dtype)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        model._weight_conversions = []  # packed weights are saved under the model's own names
+        self.files = mapped.MappedFiles(())
+        return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether a parameter is a packed weight."""
+        module, name = get_module_from_name(model, param_name)
+        return hasattr(module, "packed") and name in ("weight", *EXPERT_WEIGHTS)
+
+    def get_quantize_ops(self) -> "Pack":
+        """What turns a weight into a packed one."""
+        return Pack(self)
+
+    def is_serializable(self) -> bool:
+        """Weights in llmctl's own format can be saved."""
+        return self.quantization_config.kernels == "llmctl"
+
+    @property
+    def is_trainable(self) -> bool:
+        """They cannot be trained."""
+        return False
+
+
+class Pack(ConversionOps):
+    """Quantises one weight, in pieces, and lets go of the pages of the file that it came from."""
+
+    def __init__(self, quantizer: LlmctlQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Tensor]:
+        """Packed weights for full ones, by the names of the model's parameters."""
+        result = {}
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            module, own = get_module_from_name(model, name)
+            if isinstance(module.packed, dict):
+                result[name] = torch.stack([self._pack(expert, module.packed[own]) for expert in weight])
+            else:
+                weight = weight.T if getattr(module, "is_transposed", False) else weight
+                result[name] = self._pack(weight, module.packed)
+        return result
+
+    def _pack(self, weight: Tensor, packed: Packed) -> Tensor:
+        whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
+        row_bytes = packed.k * weight.element_size()
+        step = max(_PIECE_BYTES // row_bytes // ROWS_TOGETHER, 1) * ROWS_TOGETHER
+        for start in range(0, packed.n, step):
+            packed.pack_rows(whole, start, weight[start : start + step].contiguous())
+            self.quantizer.files.let_go(step * row_bytes)
+        return whole
+
+
+def _packed(module: Any, kind: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:
+    """The packed layer in place of a linear layer, GPT-2's transposed one, or an embedding."""
+    if isinstance(module, nn.Embedding):
+        return PackedEmbedding(module, kind(bits, module.num_embeddings, module.embedding_dim), dtype=dtype)
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        layer = PackedLinear(kind(bits, outputs, inputs), bias=True, dtype=dtype)
+        layer.is_transposed = True
+        return layer
+    packed = kind(bits, module.out_features, module.in_features)
+    return PackedLinear(packed, bias=module.bias is not None, dtype=dtype)
+
+
+def _expect_floats(model: Any, dtype: torch.dtype) -> None:
+    """Let the skeleton's packed weights look like floats until they are packed.
+
+    transformers 5.18 casts what it reads to the dtype of the parameter that it is for, and only then packs it.
+    """
+    for module in model.modules():
+        for name in ("weight", *EXPERT_WEIGHTS) if hasattr(module, "packed") else ():
+            if hasattr(module, name):
+                empty = torch.empty_like(getattr(module, name), dtype=dtype, device="meta")
+                setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
+def _head(model: Any) -> str | None:
+    """The name of the output head, where it is a linear layer."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head and type(head) is nn.Linear), None)
+
+
+def _tied_embedding(model: Any) -> str | None:
+    """The name of the input embedding, where the output head shares its weights."""
+    embedding, tied = model.get_input_embeddings(), model.all_tied_weights_keys
+    name = next((name for name, module in model.named_modules() if module is embedding), None)
+    return name if f"{name}.weight" in (*tied, *tied.values()) else None

@@ -1,0 +1,273 @@
+"""What is needed to repeat a run, and to say why a repetition differs: files, settings, versions, hardware."""
+
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from llmctl._version import __version__
+from llmctl.config import Config
+from llmctl.config.structure import written_out
+from llmctl.errors import UserError
+from llmctl.hub.listing import Algorithm, RemoteFile, is_safe_path
+from llmctl.machine.detection import read_machine, read_nvidia_driver
+from llmctl.reproduce.hashes import adapter_files, model_files
+
+if TYPE_CHECKING:
+    from llmctl.loading.loader import LoadedModel
+    from llmctl.model.adapters import AdapterInfo
+
+SCHEMA = "llmctl.manifest/1"
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class _Noun(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class FileHash(_Noun):
+    """A file that loading reads.
+
+    Attributes:
+        path: Its path in the model's folder, with forward slashes.
+        size_bytes: Its size.
+        algorithm: `sha256` of the content, or `git_sha1`, by which the Hub names small files.
+        digest: The hash in hexadecimal.
+    """
+
+    path: Text
+    size_bytes: int = Field(ge=0)
+    algorithm: Algorithm
+    digest: str = Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if not is_safe_path(value):
+            raise ValueError("it is not a path inside a model's folder")
+        return value
+
+    def as_file(self) -> RemoteFile:
+        """The same for `llmctl.reproduce.hashes`."""
+        return RemoteFile(self.path, self.size_bytes, self.algorithm, self.digest)
+
+
+class Hardware(_Noun):
+    """The computer, as far as it can change a result.
+
+    Attributes:
+        system: `Linux`, `Darwin` or `Windows`.
+        architecture: `x86_64`, `arm64`, …
+        cpu: The processor's name.
+        cpu_isa: The instructions that torch uses on it.
+        threads: How many threads torch computes with.
+        gpus: The GPUs in use, with their compute capability.
+        driver: The version of NVIDIA's driver.
+    """
+
+    system: Text
+    architecture: Text
+    cpu: Text
+    cpu_isa: Text
+    threads: int = Field(ge=1)
+    gpus: tuple[Text, ...] = ()
+    driver: Text | None = None
+
+
+class DraftRecord(_Noun):
+    """The draft model that proposed tokens.
+
+    Attributes:
+        source: The Hub id or the folder, as it was named.
+        commit: The commit on the Hub, or None.
+        folder: The folder that was loaded.
+        files: Every file that loading reads.
+        model_kwargs: What `AutoModelForCausalLM.from_pretrained` got.
+    """
+
+    source: Text
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    folder: Text | None = None
+    files: tuple[FileHash, ...] = Field(min_length=1, max_length=10_000)
+    model_kwargs: dict[str, Any]
+
+
+class AdapterRecord(_Noun):
+    """An adapter that was on the model.
+
+    Attributes:
+        source: The Hub id or the folder, as it was named.
+        commit: The commit on the Hub, or None.
+        folder: The folder that was loaded.
+        files: Every file that loading reads.
+        scale: What its effect was multiplied with.
+        base_model: The model that it was made for, as it says.
+    """
+
+    source: Text
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    folder: Text | None = None
+    files: tuple[FileHash, ...] = Field(min_length=1, max_length=10_000)
+    scale: float = 1.0
+    base_model: Text | None = None
+
+
+class Manifest(_Noun):
+    """A run, but for its prompt and its answers. Plain values; nothing in one that was read is trusted.
+
+    Attributes:
+        schema_name: Names this shape and its version.
+        source: The Hub id or the folder, as it was named.
+        commit: The commit on the Hub, or None.
+        folder: The folder that was loaded.
+        files: Every file that loading reads.
+        config: What was asked, without defaults.
+        seed: Of the first answer; each further one counts up.
+        deterministic: Whether torch was asked for deterministic algorithms.
+        model_kwargs: What `AutoModelForCausalLM.from_pretrained` got.
+        tokenizer_kwargs: What `AutoTokenizer.from_pretrained` got.
+        generation_kwargs: What `GenerationConfig` got.
+        environment: Variables that were set for the libraries.
+        attn_implementation: The attention in use.
+        quantization: The quantisation in use.
+        quantized_copy: Whether a copy of the weights that an earlier run had quantised was read.
+        device_map: Where each part lay.
+        draft: The draft model, or None.
+        adapters: Those on the model, in their order.
+        versions: Of Python, llmctl and the libraries.
+        hardware: The computer.
+    """
+
+    schema_name: Literal["llmctl.manifest/1"] = Field("llmctl.manifest/1", alias="schema")
+    source: Text
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    folder: Text | None = None
+    files: tuple[FileHash, ...] = Field(min_length=1, max_length=10_000)
+    config: dict[str, Any]
+    seed: int = Field(ge=0, le=2**32 - 1)
+    deterministic: bool
+    model_kwargs: dict[str, Any]
+    tokenizer_kwargs: dict[str, Any]
+    generation_kwargs: dict[str, Any]
+    environment: dict[str, str]
+    attn_implementation: Text
+    quantization: Text
+    quantized_copy: bool = False
+    device_map: dict[str, str]
+    draft: DraftRecord | None = None
+    adapters: tuple[AdapterRecord, ...] = Field((), max_length=1000)
+    versions: dict[str, str]
+    hardware: Hardware
+
+    def document(self) -> dict[str, Any]:
+        """The manifest as JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def make_manifest(loaded: "LoadedModel") -> Manifest:
+    """The manifest of what a loaded model generates. Files in a folder are hashed the first time: a second a gigabyte.
+
+    Raises:
+        OSError: a file of the model cannot be read any more.
+    """
+    plan, measured = loaded.plan, loaded.measured
+    return Manifest(
+        **_model(loaded),
+        config=_asked(loaded.config),
+        seed=plan.seed,
+        deterministic=plan.deterministic,
+        tokenizer_kwargs=dict(plan.tokenizer_kwargs),
+        generation_kwargs={**plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)},
+        environment=dict(plan.environment),
+        attn_implementation=measured.attn_implementation,
+        quantization=measured.quantization,
+        quantized_copy=plan.copy_folder is not None,
+        device_map=dict(measured.device_map),
+        draft=DraftRecord(**_model(loaded.draft)) if loaded.draft else None,
+        adapters=tuple(_adapter(one) for one in loaded.adapters),
+        versions=read_versions(),
+        hardware=read_hardware(),
+    )
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """What was asked, a structure's file written out: a repetition reads no file that a manifest names."""
+    return config.model_copy(update={"structure": written_out(config.structure)}).model_dump(
+        mode="json", exclude_unset=True
+    )
+
+
+def _model(loaded: "LoadedModel") -> dict[str, Any]:
+    plan = loaded.plan
+    files = model_files(loaded.located, trust_remote_code=bool(plan.model_kwargs.get("trust_remote_code")))
+    return {
+        "source": plan.source,
+        "commit": plan.commit,
+        "folder": str(loaded.located.folder),
+        "files": _hashes(files),
+        "model_kwargs": dict(plan.model_kwargs),
+    }
+
+
+def _adapter(adapter: "AdapterInfo") -> AdapterRecord:
+    return AdapterRecord(
+        source=adapter.source,
+        commit=adapter.commit,
+        folder=str(adapter.folder),
+        files=_hashes(adapter_files(adapter)),
+        scale=adapter.scale,
+        base_model=adapter.base_model,
+    )
+
+
+def _hashes(files: Iterable[RemoteFile]) -> tuple[FileHash, ...]:
+    return tuple(FileHash(path=f.path, size_bytes=f.size_bytes, algorithm=f.algorithm, digest=f.digest) for f in files)
+
+
+def manifest_from(document: Any, *, where: str) -> Manifest:
+    """A manifest that was read from somewhere.
+
+    Raises:
+        UserError: it is none, or a value in it is out of bounds.
+    """
+    if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+        raise UserError(f"{where} has no manifest of the form {SCHEMA}", hint="llmctl generate --json writes one")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: the manifest is damaged: {key}: {first['msg']}") from None
+
+
+def read_versions() -> dict[str, str]:
+    """Of Python, llmctl, and the libraries that are installed."""
+    return {"python": platform.python_version(), "llmctl": __version__, **read_machine().packages}
+
+
+def read_hardware() -> Hardware:
+    """This computer, as torch uses it."""
+    import torch
+
+    gpus = read_machine().gpus
+    return Hardware(
+        system=platform.system(),
+        architecture=platform.machine(),
+        cpu=_cpu_name(),
+        cpu_isa=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        gpus=tuple(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in gpus),
+        driver=read_nvidia_driver().version if any(gpu.kind == "cuda" for gpu in gpus) else None,
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or "unknown"
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or "unknown"

@@ -1,0 +1,162 @@
+"""The plain transformers script that does what llmctl does: for reading, for leaving, for reporting a bug upstream."""
+
+import json
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from llmctl.config import Config
+from llmctl.generation.prompt import as_messages, uses_template
+from llmctl.generation.structured.structure import make_structure
+from llmctl.loading.loader import Prepared, generation_arguments, ready_tokenizer
+from llmctl.model.info import is_packed
+from llmctl.plan import Plan
+
+_ROUNDING = "# Here llmctl multiplies with kernels of its own: last digits differ (load.cpu_kernels)."
+EXAMPLE_PROMPT = "What is the capital of France?"
+
+
+def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> str:
+    """A script without llmctl that prints the same text as `llmctl generate` for the same prompt.
+
+    Reads the tokenizer, not the weights.
+
+    Raises:
+        ModelError: the tokenizer cannot be read.
+    """
+    plan, config, draft = prepared.plan, prepared.config, prepared.draft
+    tokenizer, eos = ready_tokenizer(prepared)
+    arguments = generation_arguments(plan, tokenizer, eos)
+    templated = uses_template(tokenizer, config.chat, prompt)
+    parts = [
+        _head(plan),
+        _load(plan, _where(prepared), pad_token=tokenizer.pad_token),
+        *([_load_adapters(prepared)] if prepared.adapters else []),
+        *([_load_draft(prepared, draft)] if draft else []),
+        _prompt(config, prompt, templated=templated),
+        _generate(prepared, arguments),
+    ]
+    return "\n".join(parts)
+
+
+def _where(prepared: Prepared) -> str:
+    plan = prepared.plan
+    return f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))
+
+
+def _head(plan: Plan) -> str:
+    lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
+    lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
+    names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
+    if "quantization_config" in plan.model_kwargs and not is_packed(plan.model_kwargs.get("quantization_config")):
+        names.insert(2, "BitsAndBytesConfig")
+    if "compile_config" in plan.generation_kwargs:
+        names.insert(2, "CompileConfig")
+    if plan.deterministic:
+        names.append("enable_full_determinism")
+    lines += ["import torch", f"from transformers import {', '.join(names)}"]
+    if is_packed(plan.model_kwargs.get("quantization_config")):
+        lines.append("from llmctl.quant.hf_quantizer import LlmctlConfig  # registers the format with transformers")
+    lines.append("")
+    if plan.deterministic:
+        lines.append(f"enable_full_determinism({plan.seed}, warn_only=True)")
+    return "\n".join(lines)
+
+
+def _load(plan: Plan, where: str, *, pad_token: str) -> str:
+    lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
+    lines.append(f"tokenizer.pad_token = {pad_token!r}")
+    if plan.uses_kernels:
+        lines.append(_ROUNDING)
+    return "\n".join([*lines, *_load_model("model", plan, where), ""])
+
+
+def _load_adapters(prepared: Prepared) -> str:
+    """The lines that put the adapters on the model."""
+    names = [f"adapter_{number}" for number in range(len(prepared.adapters))]
+    lines = ["from peft import PeftModel", "from peft.tuners.lora import LoraLayer", ""]
+    for name, adapter in zip(names, prepared.adapters, strict=True):
+        where = f'"{adapter.source}", revision="{adapter.commit}"' if adapter.commit else repr(str(adapter.folder))
+        verb = "model = PeftModel.from_pretrained(model, " if name == names[0] else "model.load_adapter("
+        lines.append(f'{verb}{where}, adapter_name="{name}")')
+    lines.append(f"model.base_model.set_adapter({names!r})")
+    for name, adapter in zip(names, prepared.adapters, strict=True):
+        if adapter.scale != 1:
+            lines.append("for layer in model.modules():\n    if isinstance(layer, LoraLayer):")
+            lines.append(f'        layer.set_scale("{name}", {adapter.scale!r})')
+    merge = prepared.config.model.merge_adapters
+    lines.append(f"model = model.{'merge_and_unload(safe_merge=True)' if merge else 'get_base_model()'}")
+    return "\n".join([*lines, "model.eval()", ""])
+
+
+def _load_draft(prepared: Prepared, draft: Prepared) -> str:
+    """The lines that load the draft model."""
+    lines = _load_model("draft", draft.plan, _where(draft))
+    for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
+        value = getattr(prepared.config.draft, name)
+        if value is not None:
+            lines.append(f"draft.generation_config.{name} = {value!r}")
+    return "\n".join([*lines, ""])
+
+
+def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
+    reasons = {decision.key: decision.reason for decision in plan.decisions}
+    lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
+    for name, value in plan.model_kwargs.items():
+        if name == "quantization_config":
+            kept = {key: item for key, item in value.items() if key != "quant_method"}
+            shown = f"{'LlmctlConfig' if is_packed(value) else 'BitsAndBytesConfig'}({_keywords(kept)})"
+        else:
+            shown = f"torch.{value}" if name == "dtype" else repr(value)
+        reason = f"  # {reasons[name]}" if name in reasons else ""
+        lines.append(f"    {name}={shown},{reason}")
+    return [*lines, ")", f"{variable}.eval()"]
+
+
+def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
+    if not templated:
+        return f'inputs = tokenizer({prompt!r}, return_tensors="pt").to(model.device)\n'
+    chat = config.chat
+    arguments = ["messages"]
+    if chat.template:
+        text = Path(chat.template).expanduser().read_text(encoding="utf-8")
+        arguments.append(f"chat_template={text!r}")
+    arguments += ["add_generation_prompt=True", "tokenize=True", "return_dict=True", 'return_tensors="pt"']
+    arguments += [f"{name}={value!r}" for name, value in chat.template_kwargs.items()]
+    messages = json.dumps(as_messages(prompt, chat), indent=4, ensure_ascii=False)
+    return f"messages = {messages}\ninputs = tokenizer.apply_chat_template({', '.join(arguments)}).to(model.device)\n"
+
+
+def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
+    stops, draft = prepared.config.generation.stop_strings, prepared.draft
+    more = [f"stop_strings={stops!r}"] if stops else []
+    lines = []
+    if draft is not None:
+        more.append("assistant_model=draft")
+        if draft.info.text_config.get("vocab_size") != prepared.info.text_config.get("vocab_size"):
+            lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_where(draft)}, trust_remote_code=False)")
+            more.append("assistant_tokenizer=draft_tokenizer")
+    if any(part.startswith(("stop_strings", "assistant_tokenizer")) for part in more):
+        more.append("tokenizer=tokenizer")
+    if make_structure(prepared.config.structure) is not None:
+        lines.append("# the structure that is asked for is not part of this script: llmctl's own processor enforces it")
+    compiling = arguments.pop("compile_config", None)
+    lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
+    if compiling is not None:
+        lines.append(f"generation_config.compile_config = CompileConfig({_keywords(compiling)})")
+        lines.append("generation_config.compile_config._compile_all_devices = True  # for GPUs only without it")
+    lines += [
+        f"set_seed({prepared.plan.seed})",
+        f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *more])})",
+        'text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
+    ]
+    for stop in stops:
+        lines.append(f"text = text.partition({stop!r})[0]")
+    return "\n".join([*lines, "print(text)", ""])
+
+
+def _keywords(values: Any) -> str:
+    return ", ".join(
+        f"{name}=torch.{value}" if name == "bnb_4bit_compute_dtype" else f"{name}={value!r}"
+        for name, value in values.items()
+    )

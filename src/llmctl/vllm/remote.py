@@ -1,0 +1,69 @@
+"""A model that vLLM computes, as far as prompts and settings need it here: its tokenizer and files, no weights."""
+
+from typing import TYPE_CHECKING, Any
+
+from llmctl.config import Config, Settings
+from llmctl.loading.imports import lean_imports, without_peft
+from llmctl.loading.loader import LoadedModel, Measured, Prepared, loaded_model, ready_tokenizer
+from llmctl.loading.quiet import quiet_libraries
+from llmctl.machine.detection import read_machine
+from llmctl.model.info import read_model_info
+from llmctl.model.resolve import locate, locate_adapters
+from llmctl.plan import Plan
+from llmctl.plan.generation import decide_generation
+from llmctl.plan.memory import Memory
+
+if TYPE_CHECKING:
+    from llmctl.hub.progress import Progress
+
+_NOTHING = Memory(weights={}, kv_cache_bytes=0, activation_bytes=0, context=0)
+
+
+def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> Prepared:
+    """Everything that is decided here about a model that is computed elsewhere. This machine's room is not looked at.
+
+    Raises:
+        LlmctlError: the model is not there, or its files cannot be read.
+    """
+    config = _with_context(settings.config)
+    located = locate(settings, offline=offline, progress=progress)
+    info = read_model_info(located.folder, source=located.source, commit=located.commit)
+    trusted = config.model.trust_remote_code and info.has_remote_code
+    tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trusted}
+    plan = Plan(
+        source=located.source,
+        folder=located.folder,
+        commit=located.commit,
+        tokenizer_kwargs=tokenizer_kwargs,
+        model_kwargs={"trust_remote_code": trusted},
+        generation_kwargs=decide_generation(config, info)[0],
+        devices=(),
+        memory=_NOTHING,
+        decisions=(),
+        seed=config.seed,
+        deterministic=config.deterministic,
+    )
+    adapters = locate_adapters(config, offline=offline, progress=progress)
+    return Prepared(located, info, read_machine(), plan, config, adapters=adapters)
+
+
+def _with_context(config: Config) -> Config:
+    """The same with vLLM's bound of the context as the tokenizer's: prompts and answers keep to it."""
+    bound = config.vllm.max_model_len
+    if bound is None:
+        return config
+    tokenizer = config.tokenizer.model_copy(update={"model_max_length": bound})
+    return config.model_copy(update={"tokenizer": tokenizer})
+
+
+def load_remote(prepared: Prepared) -> LoadedModel:
+    """What stands for the loaded model here: whatever needs its weights fails.
+
+    Raises:
+        ModelError: the tokenizer cannot be read.
+        UserError: an extra end token does not exist.
+    """
+    with lean_imports(), quiet_libraries(), without_peft():
+        tokenizer, ends = ready_tokenizer(prepared)
+    measured = Measured(prepared.info.architecture, prepared.info.parameters, "", "", "", {}, {}, 0.0, 0)
+    return loaded_model(prepared, model=None, tokenizer=tokenizer, eos_token_ids=ends, measured=measured)

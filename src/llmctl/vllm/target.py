@@ -1,0 +1,60 @@
+"""What a translation has to know of this machine: which vLLM there is, and which files of the model."""
+
+from typing import TYPE_CHECKING
+
+from llmctl.config import Settings
+from llmctl.errors import LlmctlError
+from llmctl.model.info import read_model_info
+from llmctl.model.resolve import Located, is_path, locate, locate_adapters
+from llmctl.vllm.arguments import Purpose, Target
+from llmctl.vllm.detection import Vllm
+
+if TYPE_CHECKING:
+    from llmctl.hub.progress import Progress
+
+
+def make_target(
+    settings: Settings,
+    vllm: Vllm | None,
+    located: Located | None,
+    *,
+    purpose: Purpose = "serve",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    offline: bool = False,
+    progress: "Progress | None" = None,
+) -> Target:
+    """What is known: of the model where it is on this machine, of its adapters, of vLLM where it was found.
+
+    Raises:
+        LlmctlError: a file of the model or of an adapter cannot be read, or the adapter cannot be fetched.
+    """
+    device, has_bitsandbytes = (vllm.device, vllm.has_bitsandbytes) if vllm else (None, False)
+    if located is None:
+        return Target(purpose, has_bitsandbytes=has_bitsandbytes, device=device, host=host, port=port)
+    info = read_model_info(located.folder, source=located.source, commit=located.commit)
+    adapters = locate_adapters(settings.config, offline=offline, progress=progress)
+    return Target(
+        purpose,
+        model=str(located.folder),
+        commit=located.commit,
+        generation_config=info.generation_config,
+        quant_method=(info.quantization or {}).get("quant_method"),
+        adapter=str(adapters[0].folder) if adapters else None,
+        adapter_rank=max(adapters[0].ranks.values(), default=1) if adapters else None,
+        has_bitsandbytes=has_bitsandbytes,
+        device=device,
+        host=host,
+        port=port,
+    )
+
+
+def locate_here(settings: Settings) -> Located | None:
+    """The model if it is on this machine already. Nothing is fetched."""
+    model = settings.config.model
+    try:
+        return locate(settings, offline=True)
+    except LlmctlError:
+        if model.id is not None and is_path(model.id):
+            raise
+        return None

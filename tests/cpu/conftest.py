@@ -1,0 +1,27 @@
+from collections.abc import Iterator
+
+import pytest
+
+import llmctl.cpu.kernels
+from llmctl.cpu.kernels import Kernels
+
+FOUND = llmctl.cpu.kernels.load()
+
+
+@pytest.fixture(params=FOUND.usable if FOUND else ["none"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The kernels of every instruction set that can run here, one after the other."""
+    if FOUND is None:
+        pytest.skip(str(llmctl.cpu.kernels.missing()))
+    before = FOUND.isa
+    FOUND.use(request.param)
+    yield FOUND
+    FOUND.use(before)
+
+
+@pytest.fixture
+def best() -> Kernels:
+    """The kernels that are used here."""
+    if FOUND is None:
+        pytest.skip(str(llmctl.cpu.kernels.missing()))
+    return FOUND

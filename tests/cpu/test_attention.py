@@ -1,0 +1,141 @@
+"""Attention over a paged pool: right to rounding, and the same bits however a prompt is cut and batched."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from llmctl.cpu.kernels import Kernels
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Heads:
+    query: int = 4
+    key: int = 2
+    width: int = 24
+    value_width: int = 40
+
+
+@dataclass(frozen=True)
+class Sequence:
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def sequence(length: int, queries: int, heads: Heads, *, dtype: torch.dtype, seed: int = 0) -> Sequence:
+    made = torch.Generator().manual_seed(seed + length)
+    q = torch.randn((length, heads.query, heads.width), generator=made)[length - queries :]
+    k = torch.randn((length, heads.key, heads.width), generator=made)
+    v = torch.randn((length, heads.key, heads.value_width), generator=made)
+    return Sequence(q.to(dtype), k.to(dtype), v.to(dtype))
+
+
+def attend(kernels: Kernels, those: list[Sequence], **how: float) -> list[torch.Tensor]:
+    """Lay the keys and values into blocks in a mixed order, with what must not be read between them."""
+    counts = [-(-len(one.keys) // BLOCK_SIZE) for one in those]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(7)).int()
+    first = those[0]
+    pools = [
+        torch.full((sum(counts), BLOCK_SIZE, *t.shape[1:]), torch.nan, dtype=t.dtype)
+        for t in (first.keys, first.values)
+    ]
+    table, place = torch.full((len(those), max(counts)), -1, dtype=torch.int32), 0
+    for row, (one, count) in enumerate(zip(those, counts, strict=True)):
+        table[row, :count] = order[place : place + count]
+        place += count
+        for position in range(len(one.keys)):
+            block, slot = table[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+            pools[0][block, slot], pools[1][block, slot] = one.keys[position], one.values[position]
+    starts = torch.tensor([0, *torch.tensor([len(one.queries) for one in those]).cumsum(0)], dtype=torch.int32)
+    lengths = torch.tensor([len(one.keys) for one in those], dtype=torch.int32)
+    q = torch.cat([one.queries for one in those])
+    out = kernels.packed_attention(q, *pools, table, starts, lengths, **how)
+    return list(out.split([len(one.queries) for one in those]))
+
+
+def reference(one: Sequence, *, scale: float, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+    length, queries = len(one.keys), len(one.queries)
+    group = one.queries.shape[1] // one.keys.shape[1]
+    k, v = (t.double().repeat_interleave(group, dim=1) for t in (one.keys, one.values))
+    scores = torch.einsum("qhd,khd->hqk", one.queries.double(), k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    at, key = torch.arange(length - queries, length)[:, None], torch.arange(length)[None]
+    seen = (key <= at) & ((at - key < window) if window else True)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+def off_by(y: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((y.double() - expected).norm() / expected.norm()).item()
+
+
+HOW = [{}, {"window": 5}, {"window": 70}, {"softcap": 2.0}, {"window": 33, "softcap": 30.0}]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_every_sequence_attends_to_its_own_tokens(kernels: Kernels, how: dict[str, float], dtype: torch.dtype) -> None:
+    for heads in (Heads(), Heads(6, 1, 64, 64), Heads(3, 3, 128, 128), Heads(8, 2, 16, 8)):
+        sizes = ((1, 1), (300, 1), (65, 65), (200, 37), (64, 3), (17, 0))
+        those = [sequence(length, queries, heads, dtype=dtype) for length, queries in sizes]
+        for one, out in zip(those, attend(kernels, those, scale=0.3, **how), strict=True):
+            if len(one.queries):
+                assert off_by(out, reference(one, scale=0.3, **how)) < ROUNDING[dtype], (heads, len(one.keys))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_whoever_stands_beside_it(
+    kernels: Kernels, how: dict[str, float], dtype: torch.dtype
+) -> None:
+    heads, length = Heads(8, 2, 64, 64), 150
+    whole = sequence(length, length, heads, dtype=dtype)
+    neighbours = [sequence(n, n, heads, dtype=dtype, seed=3) for n in (3, 90)]
+    together = attend(kernels, [neighbours[0], whole, neighbours[1]], scale=0.1, **how)[1]
+    threads = torch.get_num_threads()
+    try:
+        for end, queries in ((1, 1), (64, 64), (65, 1), (100, 36), (150, 50), (150, 1)):
+            torch.set_num_threads(1 + queries % 3)
+            part = Sequence(whole.queries[end - queries : end], whole.keys[:end], whole.values[:end])
+            assert torch.equal(attend(kernels, [part], scale=0.1, **how)[0], together[end - queries : end]), end
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_pools_may_have_any_strides(best: Kernels) -> None:
+    heads = Heads(4, 2, 32, 32)
+    one = sequence(BLOCK_SIZE, 5, heads, dtype=torch.float32)
+    by_head = torch.stack([one.keys.transpose(0, 1), one.values.transpose(0, 1)])  # [2, heads, slots, width]
+    pool = by_head.permute(0, 2, 1, 3)[:, None]
+    numbers = (torch.tensor(n, dtype=torch.int32) for n in ([[0]], [0, 5], [BLOCK_SIZE]))
+    out = best.packed_attention(one.queries, pool[0], pool[1], *numbers, scale=1.0)
+    assert off_by(out, reference(one, scale=1.0)) < 3e-6
+
+
+def test_tables_that_would_lead_outside_are_refused(best: Kernels) -> None:
+    q, pool = torch.zeros(2, 4, 8), torch.zeros(3, BLOCK_SIZE, 2, 8)
+
+    def told(table: object = ((0, 1),), start: object = (0, 2), length: object = (20,), query: object = q) -> None:
+        numbers = (torch.tensor(n, dtype=torch.int32) for n in (table, start, length))
+        best.packed_attention(query, pool, pool, *numbers, scale=1.0)
+
+    told()
+    for wrong in (
+        {"length": (33,)},
+        {"length": (1,)},
+        {"start": (0, 3)},
+        {"start": (1, 2)},
+        {"table": ((0, 3),)},
+        {"table": ((-1, 0),)},
+        {"table": ((0, 1), (0, 1))},
+        {"query": torch.zeros(2, 3, 8)},
+        {"query": torch.zeros(2, 4, 9)},
+        {"query": torch.zeros(2, 4, 8, dtype=torch.float64)},
+    ):
+        with pytest.raises(ValueError, match=r"fit|has to|have to|needs|outside"):
+            told(**wrong)

@@ -1,0 +1,186 @@
+"""Linear layers: right to rounding for every shape and type, and the same bits whatever stands beside a row."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmctl.cpu.kernels import Kernels
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 1), (3, 7), (16, 32), (33, 50), (20, 96), (64, 4100), (161, 64))
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
+# of results, rounded to a type of 16 bits or not, against their own size
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rounded_to_8_bits(x: torch.Tensor) -> torch.Tensor:
+    """x as the quantised kernels see it: 8 bits in blocks of 32, as float64."""
+    k = x.shape[-1]
+    blocks = torch.nn.functional.pad(x.float(), (0, -k % 32)).unflatten(-1, (-1, 32))
+    peaks = blocks.abs().amax(-1, keepdim=True)
+    codes = torch.round(blocks * torch.where(peaks > 0, 127.0 / peaks, 0.0))
+    return (codes.double() * (peaks / 127.0)).flatten(-2)[..., :k]
+
+
+def off_by(y: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((y.double() - reference).norm() / reference.norm().clamp_min(1e-30)).item()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_products_are_those_of_the_dequantised_weights(kernels: Kernels, bits: int) -> None:
+    for (n, k), rows in product(SHAPES, ROWS):
+        dtype = TYPES[rows % 3]
+        qweight, scales = getattr(kernels, f"quantize_q{bits}")(numbers(n, k, seed=1))
+        weights = getattr(kernels, f"dequantize_q{bits}")(qweight, scales, n, k).double()
+        x, bias = numbers(rows, k, dtype=dtype), numbers(n, seed=2) if rows % 2 else None
+        y = getattr(kernels, f"linear_q{bits}")(x, qweight, scales, n, k, bias)
+        reference = rounded_to_8_bits(x) @ weights.T + (0 if bias is None else bias.double())
+        assert y.dtype == dtype
+        assert off_by(y, reference) < ROUNDING[dtype], (n, k, rows, dtype)
+
+
+def test_products_with_weights_as_torch_stores_them(kernels: Kernels) -> None:
+    for (n, k), rows in product(SHAPES, ROWS):
+        for x_dtype, w_dtype in product(TYPES, TYPES):
+            x, weight = numbers(rows, k, dtype=x_dtype), numbers(n, k, dtype=w_dtype, seed=1)
+            bias = numbers(n, dtype=w_dtype, seed=2) if rows % 2 else None
+            y = kernels.linear(x, weight, bias, dtype=torch.float32)
+            reference = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+            assert off_by(y, reference) < 1e-5, (n, k, rows, x_dtype, w_dtype)
+    assert kernels.linear(x, weight).dtype == x.dtype
+
+
+@pytest.mark.parametrize("rows", [64, 257])
+def test_many_rows_at_once(kernels: Kernels, rows: int) -> None:
+    x, weight = numbers(2, rows, 320), numbers(70, 320, seed=1)
+    qweight, scales = kernels.quantize_q4(weight)
+    reference = rounded_to_8_bits(x) @ kernels.dequantize_q4(qweight, scales, 70, 320).double().T
+    assert off_by(kernels.linear_q4(x, qweight, scales, 70, 320), reference) < 2e-6
+    for dtype in TYPES:
+        y = kernels.linear(x.to(dtype), weight.to(dtype), dtype=torch.float32)
+        assert off_by(y, x.to(dtype).double() @ weight.to(dtype).double().T) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["q4", "q8", "linear"])
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads(
+    kernels: Kernels, kind: str, dtype: torch.dtype
+) -> None:
+    n, k = 77, 2500
+    x, weight = numbers(150, k, dtype=dtype), numbers(n, k, dtype=dtype, seed=1)
+
+    def product_of(rows: torch.Tensor) -> torch.Tensor:
+        if kind == "linear":
+            return kernels.linear(rows, weight)
+        return getattr(kernels, f"linear_{kind}")(rows, *quantised, n, k)
+
+    quantised = getattr(kernels, f"quantize_{kind}")(weight) if kind != "linear" else ()
+    threads = torch.get_num_threads()
+    together = product_of(x)
+    try:
+        for height in (1, 2, 3, 5, 8, 11, 64):
+            torch.set_num_threads(1 + height % 3)
+            for first in (0, 7, 131):
+                part = x[first : first + height]
+                assert torch.equal(product_of(part), together[first : first + height]), (height, first)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_products(best: Kernels) -> None:
+    weight, x = numbers(48, 640, dtype=torch.bfloat16, seed=1), numbers(9, 640)
+    seen = []
+    isa = best.isa
+    try:
+        for name in best.usable:
+            best.use(name)
+            codes4, codes8 = best.quantize_q4(weight), best.quantize_q8(weight)
+            seen.append([*codes4, *codes8, best.linear_q4(x, *codes4, 48, 640), best.linear_q8(x, *codes8, 48, 640)])
+    finally:
+        best.use(isa)
+    for name, those in zip(best.usable, seen, strict=True):
+        # the portable one has no fused multiply-add, and rounds some sums otherwise
+        exact = those[:4] if name == "portable" else those
+        assert all(torch.equal(a, b) for a, b in zip(exact, seen[0], strict=False)), name
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(those[4:], seen[0][4:], strict=True))
+
+
+def test_four_bits_lose_what_the_best_code_for_normal_numbers_loses(best: Kernels) -> None:
+    weight = numbers(512, 1024)
+    assert off_by(best.dequantize_q4(*best.quantize_q4(weight), 512, 1024), weight.double()) < 0.0735
+    assert off_by(best.dequantize_q8(*best.quantize_q8(weight), 512, 1024), weight.double()) < 0.0056
+
+
+def test_weights_of_any_size_survive(kernels: Kernels) -> None:
+    weight = torch.zeros(16, 96)
+    weight[1], weight[2], weight[3, 5] = 1e-6, -3e4, 0.25
+    for bits in (4, 8):
+        made = getattr(kernels, f"quantize_q{bits}")(weight)
+        back = getattr(kernels, f"dequantize_q{bits}")(*made, 16, 96)
+        assert torch.equal(back[0], weight[0])
+        assert torch.allclose(back[2:], weight[2:], rtol=0.01, atol=0.005)
+        assert back.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_spoils_no_other(kernels: Kernels, wrong: float) -> None:
+    x, weight = numbers(5, 64), numbers(20, 64, seed=1)
+    quantised = kernels.quantize_q4(weight)
+    clean = kernels.linear_q4(x, *quantised, 20, 64)
+    x[2, 40] = wrong
+    y = kernels.linear_q4(x, *quantised, 20, 64)
+    assert y[2].isnan().all()
+    assert torch.equal(y[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+
+
+def test_no_rows_give_no_rows(best: Kernels) -> None:
+    weight = numbers(20, 64)
+    assert best.linear(numbers(0, 64), weight).shape == (0, 20)
+    assert best.linear_q4(numbers(2, 0, 64), *best.quantize_q4(weight), 20, 64).shape == (2, 0, 20)
+
+
+def test_what_does_not_fit_is_refused(best: Kernels) -> None:
+    x, weight = numbers(3, 64), numbers(20, 64)
+    qweight, scales = best.quantize_q4(weight)
+    for refused in (
+        lambda: best.linear(numbers(3, 63), weight),
+        lambda: best.linear(x.double(), weight),
+        lambda: best.linear(numbers(64, 3).T, weight),
+        lambda: best.linear(x, weight, numbers(19)),
+        lambda: best.linear(x, numbers(64)),
+        lambda: best.linear_q4(x, qweight, scales, 40, 64),
+        lambda: best.linear_q8(x, qweight, scales, 20, 64),
+        lambda: best.linear_q4(x, qweight, scales.float(), 20, 64),
+        lambda: best.linear_q4(x, qweight.mT, scales, 20, 64),
+        lambda: best.quantize_q4(weight.to("meta")),
+        lambda: best.use("abacus"),
+    ):
+        with pytest.raises(ValueError, match=r"has|have|are no|not one of"):
+            refused()
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_four_bits_answer_closer_to_a_trained_model_than_nf4_does(best: Kernels, smollm: Path) -> None:
+    """The error of x @ w^T on weights of SmolLM2, against bitsandbytes' NF4 in blocks of 64: 4.5 bits a weight, too."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from safetensors import safe_open
+
+    ours, theirs = [], []
+    with safe_open(smollm / "model.safetensors", framework="pt") as file:
+        for layer in (0, 15, 29):
+            for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+                weight = file.get_tensor(f"model.layers.{layer}.{part}.weight")
+                x = numbers(16, weight.shape[1])
+                expected = x.double() @ weight.double().T
+                n, k = weight.shape
+                ours.append(off_by(best.linear_q4(x, *best.quantize_q4(weight), n, k), expected))
+                code, state = quantize_4bit(weight.float(), blocksize=64, quant_type="nf4")
+                theirs.append(off_by(x @ dequantize_4bit(code, state).T, expected))
+    assert max(a / b for a, b in zip(ours, theirs, strict=True)) < 0.9, (ours, theirs)

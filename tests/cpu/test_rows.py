@@ -1,0 +1,58 @@
+"""What lies between the products of matrices, against sums in float64."""
+
+import pytest
+import torch
+
+from llmctl.cpu.kernels import Kernels
+
+DTYPES = {"float32": 1e-6, "bfloat16": 8e-3, "float16": 1e-3}
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 64, 100, 2048])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("flavour", ["norm_then_weight", "one_plus_weight", "weighted_norm"])
+def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour: str, dtype: str, width: int) -> None:
+    torch.manual_seed(width)
+    x, weight = torch.randn(5, width).to(getattr(torch, dtype)), torch.randn(width).to(getattr(torch, dtype))
+    found = kernels.rms_norm(x, weight, 1e-5, flavour)
+    normed = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = normed * (weight.double() + (flavour == "one_plus_weight"))
+    assert found.dtype == x.dtype
+    assert torch.allclose(found.double(), expected, rtol=2 * DTYPES[dtype], atol=DTYPES[dtype])
+    assert torch.equal(kernels.rms_norm(x[3:4], weight, 1e-5, flavour)[0], found[3])
+
+
+@pytest.mark.parametrize("width", [1, 15, 256, 300, 1000])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_a_gate_is_its_activation_times_the_rest(kernels: Kernels, activation: str, dtype: str, width: int) -> None:
+    torch.manual_seed(width)
+    gate, up = (8 * torch.randn(3, width)).to(getattr(torch, dtype)), torch.randn(3, width).to(getattr(torch, dtype))
+    found = kernels.gated(gate, up, activation)
+    wide = gate.double()
+    by = torch.nn.functional.silu(wide) if activation == "silu" else torch.nn.functional.gelu(wide, approximate="tanh")
+    assert found.dtype == gate.dtype
+    assert torch.allclose(found.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "chosen"), [(4, 2), (8, 8), (60, 4), (128, 8)])
+def test_a_token_takes_its_likeliest_experts(kernels: Kernels, count: int, chosen: int, dtype: str) -> None:
+    torch.manual_seed(count)
+    logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).to(getattr(torch, dtype))
+    probabilities = torch.softmax(logits.double(), -1)
+    for normalised in (False, True):
+        experts, shares = kernels.route(logits, chosen, normalised=normalised, rounded=False)
+        expected = probabilities.gather(1, experts.long())
+        assert torch.equal(expected, probabilities.topk(chosen).values)
+        if normalised:
+            expected = expected / expected.sum(-1, keepdim=True)
+        assert torch.allclose(shares.double(), expected, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(best: Kernels) -> None:
+    x = torch.randn(2, 8)
+    with pytest.raises(ValueError, match="weight has to be"):
+        best.rms_norm(x, torch.randn(7), 1e-5, "norm_then_weight")
+    with pytest.raises(ValueError, match="do not fit together"):
+        best.gated(x, torch.randn(2, 7), "silu")

@@ -1,0 +1,287 @@
+"""A conversation: turns, undo, retry, what is computed anew, and what is never changed by it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.errors import UserError
+from llmctl.generation.chat.conversation import ChatSession
+from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
+from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.reasoning import ReasoningSplitter
+
+Tiny = Callable[[str], Path]
+
+
+def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
+    return llmctl.load(folder, generation={"max_new_tokens": 12, **generation}, load={"dtype": "float32"})
+
+
+def say(session: ChatSession, text: str) -> str:
+    return "".join(piece.text for piece in session.ask(text))
+
+
+def conversation(session: ChatSession) -> list[str]:
+    """Turns with an undo, a retry and an edit among them; every answer."""
+    answers = [say(session, "the capital of france"), say(session, "and of italy ?"), say(session, "two plus two")]
+    session.undo()
+    answers.append(say(session, "a small model"))
+    answers.append("".join(piece.text for piece in session.retry()))
+    session.undo()
+    session.undo()
+    answers.append(say(session, "every book"))
+    answers.append("".join(piece.text for piece in session.edit("every library")))
+    return answers
+
+
+def prefilled(session: ChatSession) -> int:
+    assert session.last is not None
+    return session.last.prefilled_tokens
+
+
+def prompt_ids(session: ChatSession, messages: Sequence[Message]) -> list[int]:
+    sent = [{"role": message.role, "content": message.content} for message in messages]
+    return encode_prompt(session.loaded.tokenizer, sent, session.loaded.config.chat)
+
+
+def test_what_is_kept_of_earlier_turns_changes_no_text(architecture: str, tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models(architecture))
+    assert conversation(ChatSession(loaded)) == conversation(ChatSession(loaded, reuse=False))
+
+
+def test_the_second_turn_computes_only_what_is_new(tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"))
+    session = ChatSession(loaded)
+    say(session, "the capital of france")
+    assert session.last is not None
+    assert session.last.completion is not None
+    assert prefilled(session) == session.last.prompt_tokens
+    read_already = prompt_ids(session, session.messages[:1]) + list(session.last.completion.token_ids[:-1])
+    say(session, "and of italy ?")
+    now = prompt_ids(session, session.messages[:3])
+    # the random text of a random model is not always cut into tokens as the model wrote it
+    common = next(n for n, pair in enumerate(zip(read_already, now, strict=False)) if pair[0] != pair[1])
+    assert prefilled(session) == len(now) - common
+    assert common > 20
+
+
+def test_a_retry_computes_one_token_of_the_prompt(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    first = say(session, "the capital of france")
+    assert "".join(piece.text for piece in session.retry()) == first
+    assert prefilled(session) == 1
+
+
+def test_a_passed_sliding_window_goes_on_and_after_an_undo_begins_anew(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("gemma3")))
+    say(session, "the capital of france")
+    say(session, "and of italy ?")
+    assert session.last is not None
+    assert prefilled(session) < session.last.prompt_tokens
+    session.undo()
+    say(session, "a small model")
+    assert prefilled(session) == session.last.prompt_tokens
+
+
+def test_without_reuse_everything_is_computed_every_time(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")), reuse=False)
+    say(session, "the capital of france")
+    say(session, "and of italy ?")
+    assert session.last is not None
+    assert prefilled(session) == session.last.prompt_tokens
+
+
+def test_a_retry_takes_the_next_seed_and_a_new_message_the_first(tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"), temperature=1.5)
+    session = ChatSession(loaded)
+    first = say(session, "the capital of france")
+    second, third = ("".join(piece.text for piece in session.retry()) for _ in range(2))
+    assert len({first, second, third}) == 3
+    session.undo()
+    assert say(session, "the capital of france") == first
+
+
+def test_an_answer_that_is_stopped_stays_and_is_marked(tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"), max_new_tokens=150)
+    session = ChatSession(loaded)
+    pieces = session.ask("the capital of france")
+    begun = next(pieces).text
+    pieces.close()
+    assert session.messages[-1].role == "assistant"
+    assert session.messages[-1].content.startswith(begun)
+    assert session.messages[-1].stopped
+    session.set_generation(max_new_tokens=12)
+    after = say(session, "and of italy ?")
+    other = ChatSession(session.loaded, messages=session.messages[:2], reuse=False)
+    assert say(other, "and of italy ?") == after
+
+
+def test_an_error_leaves_the_conversation_as_it_was(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    say(session, "the capital of france")
+    before = list(session.messages)
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.loaded.model, "generate", fail)
+        with pytest.raises(RuntimeError, match="planted"):
+            say(session, "and of italy ?")
+    assert session.messages == before
+    fresh = ChatSession(session.loaded, messages=before, reuse=False)
+    assert say(session, "two plus two") == say(fresh, "two plus two")
+
+
+def test_nothing_can_be_undone_or_retried_before_something_is_said(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    with pytest.raises(UserError, match="nothing has been said yet"):
+        session.undo()
+    with pytest.raises(UserError, match="nothing has been said yet"):
+        list(session.retry())
+    with pytest.raises(UserError, match="the message is empty"):
+        list(session.ask(" \n"))
+
+
+def test_near_the_end_of_the_context_the_oldest_turns_can_be_dropped(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=20))
+    said = 0
+    while not session.room("one more word").is_tight:
+        said += 1
+        say(session, f"the capital of france {said}")
+    before = list(session.messages)
+    dropped = session.drop_oldest("one more word")
+    assert 0 < dropped < len(before)
+    assert session.messages == before[dropped:]
+    assert session.messages[0].role == "user"
+    assert not session.room("one more word").is_tight
+    assert say(session, "one more word")
+
+
+def test_before_a_retry_the_oldest_turns_can_be_dropped_and_the_last_stays(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=20))
+    while not session.room(session.last_text if session.messages else "", instead=bool(session.messages)).is_tight:
+        say(session, f"the capital of france {len(session.messages)}")
+    before = list(session.messages)
+    dropped = session.drop_oldest(session.last_text, instead=True)
+    assert 0 < dropped < len(before)
+    assert session.messages == before[dropped:]
+    list(session.retry())
+    assert [message.content for message in session.messages[:-1]] == [m.content for m in before[dropped:-1]]
+
+
+def test_what_was_set_stays_with_another_model(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    session.set_generation(temperature="0.7")
+    session.set_generation(seed="9")
+    session.release()
+    session.use(load_tiny(tiny_models("qwen3")))
+    assert session.loaded.plan.generation_kwargs["temperature"] == 0.7
+    assert session.loaded.plan.seed == 9
+    assert "Qwen3" in type(session.loaded.model).__name__
+
+
+def test_a_message_that_does_not_fit_even_alone_costs_nothing(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    say(session, "the capital of france")
+    with pytest.raises(UserError, match=r"the message has \d{3,} tokens, the context holds 256"):
+        session.drop_oldest("word " * 400)
+    assert len(session.messages) == 2
+
+
+def test_a_setting_that_the_schema_refuses_changes_nothing(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    before = session.loaded
+    with pytest.raises(UserError):
+        session.set_generation(temperature="-1")
+    assert session.loaded is before
+    session.set_generation(temperature="0.7")
+    assert session.loaded.plan.generation_kwargs["temperature"] == 0.7
+    assert session.loaded.plan.generation_kwargs["do_sample"] is True
+
+
+def test_reasoning_is_not_sent_back(tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"))
+    turns = [Message("user", "two plus two"), Message("assistant", "is four", reasoning="every book" * 9)]
+    plain = [turns[0], Message("assistant", "is four")]
+    assert ChatSession(loaded, messages=turns).room() == ChatSession(loaded, messages=plain).room()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("text", "tail", "reasoning", "answer"),
+    [
+        ("\n<think>a < b</think>\n\nFour. <think>", "", "a < b", "Four. <think>"),
+        ("of course</think>\nFour.", "assistant\n<think>\n", "of course", "Four."),
+        ("Four, <thi", "", "", "Four, <thi"),
+        ("<thi", "", "", "<thi"),
+        ("[THINK]never ends", "", "never ends", ""),
+        ("the tag <think> is no reasoning</think>", "", "", "the tag <think> is no reasoning</think>"),
+    ],
+)
+def test_reasoning_is_told_apart_however_the_text_arrives(
+    size: int, text: str, tail: str, reasoning: str, answer: str
+) -> None:
+    splitter = ReasoningSplitter(tail)
+    pieces = [piece for at in range(0, len(text), size) for piece in splitter.add(text[at : at + size])]
+    pieces += splitter.finish()
+    assert "".join(piece.text for piece in pieces if piece.kind == "reasoning") == reasoning
+    assert "".join(piece.text for piece in pieces if piece.kind == "answer") == answer
+
+
+TALK = Transcript(
+    "org/name",
+    None,
+    "Be brief.",
+    (Message("user", "two\nlines \u2028"), Message("assistant", "é", reasoning="hm", stopped=True)),
+)
+
+
+def test_a_saved_conversation_is_read_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    save(TALK, file)
+    assert read(file) == TALK
+    assert len(file.read_text(encoding="utf-8").split("\n")) == 4, "a header, a line a message, the last newline"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a saved conversation"),
+        ("{}\n", "not a saved conversation"),
+        ("nonsense\n", ":1: this is not JSON"),
+        ('{"schema": "llmctl.chat/1", "model": "m"}\n[]\n', ":2: this is not a JSON object"),
+        ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "tool"}\n', ":2: role is neither"),
+        ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user"}\n', ":2: content is not a text"),
+    ],
+)
+def test_a_file_that_is_no_conversation_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read(file)
+
+
+def test_an_exported_conversation_is_markdown_without_reasoning(tmp_path: Path) -> None:
+    file = tmp_path / "talk.md"
+    export_markdown(TALK, file)
+    text = file.read_text(encoding="utf-8")
+    assert "## Assistant (stopped)\n\né\n" in text
+    assert "hm" not in text
+
+
+@pytest.mark.smollm
+@pytest.mark.xdist_group("smollm")
+def test_a_real_model_says_the_same_and_its_second_turn_computes_only_the_new_tokens(smollm: Path) -> None:
+    loaded = llmctl.load(smollm, generation={"max_new_tokens": 24})
+    session = ChatSession(loaded)
+    say(session, "What is the capital of France?")
+    assert session.last is not None
+    assert session.last.completion is not None
+    known = session.last.prompt_tokens + len(session.last.completion.token_ids) - 1
+    say(session, "And of Italy?")
+    assert prefilled(session) == session.last.prompt_tokens - known
+    assert conversation(ChatSession(loaded)) == conversation(ChatSession(loaded, reuse=False))

@@ -1,0 +1,361 @@
+"""Many sequences in one pass answer as each would alone."""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import llmctl
+from llmctl.cpu import kernels
+from llmctl.errors import MachineError, UserError
+from llmctl.generation.chat.conversation import ChatSession
+from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, Size, engine_for
+from llmctl.generation.engine.kv_pages import Pages
+from llmctl.generation.engine.packable import why_not
+from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
+from llmctl.generation.overrides import with_generation
+from llmctl.generation.request import Request, make_request
+from llmctl.generation.stream import stream_request
+from llmctl.loading.loader import LoadedModel
+
+ROOMY, CROWDED = Size(64, 512, 4096), Size(8, 40, 400)
+
+
+def alone(loaded: LoadedModel, request: Request) -> Completion:
+    return next(c.completion for c in stream_request(loaded, request) if c.completion is not None)
+
+
+def requests_for(loaded: LoadedModel, count: int, *, longest: int = 90) -> list[Request]:
+    chance = random.Random(1)
+    prompts = [[chance.randrange(5, 300) for _ in range(chance.randrange(1, longest))] for _ in range(count)]
+    return [make_request(loaded, ids, seed=100 + number) for number, ids in enumerate(prompts)]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_models: Callable[[str], Path]) -> LoadedModel:
+    return llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
+
+
+@pytest.mark.parametrize("size", [ROOMY, CROWDED], ids=["roomy", "crowded"])
+def test_packed_answers_equal_those_alone(tiny_models: Callable[[str], Path], architecture: str, size: Size) -> None:
+    loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
+    if why_not(loaded):
+        assert architecture == "deepseek_v3"
+        assert engine_for(loaded) is None
+        return
+    requests = requests_for(loaded, 10)
+    engine = Engine(loaded, size)
+    found = dict(engine.run(enumerate(requests)))
+    for number, request in enumerate(requests):
+        expected = alone(loaded, request)
+        assert isinstance(found[number], Completion)
+        assert found[number].token_ids == expected.token_ids
+        assert found[number].text == expected.text
+        assert found[number].finish_reason == expected.finish_reason
+    assert engine.pages.free == engine.pages.count
+
+
+def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[str], Path]) -> None:
+    settings = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
+    requests = requests_for(loaded, 12)
+    together = dict(Engine(loaded, ROOMY).run(enumerate(requests)))
+    backwards = dict(Engine(loaded, CROWDED).run(reversed(list(enumerate(requests)))))
+    for number, request in enumerate(requests):
+        assert together[number].token_ids == alone(loaded, request).token_ids == backwards[number].token_ids
+    assert len({answer.token_ids for answer in together.values()}) == len(requests)
+
+
+def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> None:
+    plain = make_request(llama, [7, 8, 9])
+    text = alone(llama, plain).text
+    stopping = Request(plain.ids, plain.arguments, plain.seed, plain.budget, (text[5:9],))
+    short = make_request(llama, [7, 8, 9], max_new_tokens=3)
+    found = dict(Engine(llama, ROOMY).run([("stop", stopping), ("short", short)]))
+    assert found["stop"].finish_reason == "stop_string"
+    assert found["stop"].text == text.partition(text[5:9])[0]
+    assert found["short"].finish_reason == "length"
+    assert len(found["short"].token_ids) == 3
+
+
+def test_log_probabilities_are_those_of_one_by_one(tiny_models: Callable[[str], Path]) -> None:
+    settings = {"max_new_tokens": 8, "temperature": 0.9, "logprobs": 2}
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
+    requests = requests_for(loaded, 4)
+    found = dict(Engine(loaded, ROOMY).run(enumerate(requests)))
+    for number, request in enumerate(requests):
+        ours, theirs = found[number].logprobs, alone(loaded, request).logprobs
+        assert [one.id for one in ours] == list(found[number].token_ids)
+        assert [one.logprob for one in ours] == pytest.approx([one.logprob for one in theirs], abs=1e-4)
+        assert [[other.id for other in one.top] for one in ours] == [[other.id for other in one.top] for one in theirs]
+
+
+def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(llama.model, "forward", full)
+    with pytest.raises(MachineError, match="generating with"):
+        dict(Engine(llama, ROOMY).run([(0, make_request(llama, [5, 6]))]))
+
+
+def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
+    beginning = list(range(10, 74))
+    engine = Engine(llama, ROOMY)
+    first = make_request(llama, [*beginning, 5])
+    second = make_request(llama, [*beginning, 6, 7])
+    dict(engine.run([(1, first)]))
+    assert engine.prefilled_tokens == 65
+    answer = dict(engine.run([(2, second)]))[2]
+    assert engine.prefilled_tokens == 65 + 2
+    assert answer.token_ids == alone(llama, second).token_ids
+
+
+def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_models: Callable[[str], Path]) -> None:
+    loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "float32"}, generation={"max_new_tokens": 8})
+    engine = Engine(loaded, ROOMY)
+    beginning = list(range(10, 36))
+    dict(engine.run([(1, make_request(loaded, [*beginning, 5, 6, 7]))]))
+    before = engine.prefilled_tokens
+    turned = make_request(loaded, [*beginning, 9, 8])
+    answer = dict(engine.run([(2, turned)]))[2]
+    assert engine.prefilled_tokens == before + 2
+    assert answer.token_ids == alone(loaded, turned).token_ids
+    assert engine.pages.free == engine.pages.count
+
+
+def test_an_answer_can_be_ended_where_it_is(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    engine.add("mine", make_request(llama, [5, 6, 7]))
+    for _ in range(4):
+        engine.step()
+    ended = engine.end("mine")
+    assert ended is not None
+    assert len(ended[1].token_ids) == 4
+    assert ended[1].finish_reason == "cancelled"
+    assert not engine.is_busy
+    assert engine.end("mine") is None
+
+
+def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
+    engine = Engine(llama, Size(8, 64, 64))
+    long, short = make_request(llama, list(range(5, 85))), make_request(llama, [5, 6])
+    found = dict(engine.run([("long", long), ("short", short)]))
+    assert isinstance(found["long"], MachineError)
+    assert "104 tokens" in str(found["long"])
+    assert found["short"].token_ids == alone(llama, short).token_ids
+
+
+def test_cancelled_answers_give_their_pages_back(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    for number, request in enumerate(requests_for(llama, 3)):
+        engine.add(number, request)
+    engine.step()
+    engine.cancel(1)
+    ended = set()
+    while engine.is_busy:
+        ended |= {event.key for event in engine.step() if event.end is not None}
+    assert ended == {0, 2}
+    assert engine.pages.free == engine.pages.count
+
+
+def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    answers = engine.run(enumerate(requests_for(llama, 5)))
+    next(answers)
+    answers.close()
+    assert not engine.is_busy
+    assert engine.pages.free == engine.pages.count
+
+
+def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> None:
+    pulled = []
+
+    def source() -> object:
+        for number, request in enumerate(requests_for(llama, 20)):
+            pulled.append(number)
+            yield number, request
+
+    answers = Engine(llama, Size(4, 512, 4096)).run(source())
+    next(answers)
+    assert len(pulled) <= 6
+    answers.close()
+
+
+def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel) -> None:
+    request = requests_for(llama, 1)[0]
+    before = alone(llama, request)
+    dict(Engine(llama, ROOMY).run([(0, request)]))
+    assert alone(llama, request).token_ids == before.token_ids
+    assert llama.model.config._attn_implementation == llama.measured.attn_implementation
+
+
+def test_arguments_the_engine_does_not_know_go_another_way(llama: LoadedModel) -> None:
+    request = make_request(llama, [5, 6])
+    assert Engine.can(request)
+    beams = Request(request.ids, {**request.arguments, "num_beams": 3}, 1, 5, ())
+    assert not Engine.can(beams)
+
+
+class TestPages:
+    def test_a_full_page_is_found_by_everything_up_to_its_end(self) -> None:
+        pages = Pages(4, page_tokens=2)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4], start=0)
+        assert pages.share([1, 2, 3, 4, 5]).pages == held
+        assert pages.share([1, 2, 3, 4]).pages == held[:1]  # the last token has to be computed
+        assert pages.share([9, 2, 3, 4, 5]).held == []
+
+    def test_of_a_page_that_goes_on_otherwise_the_agreeing_tokens_are_found(self) -> None:
+        pages = Pages(8, page_tokens=4)
+        first, second = [pages.take(), pages.take()], [pages.take(), pages.take()]
+        pages.remember(first, [1, 2, 3, 4, 5, 6, 7, 8], start=0)
+        pages.remember(second, [1, 2, 3, 4, 5, 6, 9], start=0, last_too=True)
+        found = pages.share([1, 2, 3, 4, 5, 6, 9, 9])
+        assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], second[1], 3)
+        found = pages.share([1, 2, 3, 4, 5, 6, 7, 7])
+        assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], first[1], 3)
+        found = pages.share([1, 2, 3])
+        assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
+
+    def test_a_page_that_is_given_away_is_found_no_more(self) -> None:
+        pages = Pages(2, page_tokens=4)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+        pages.release(held)
+        assert pages.take() == held[1]
+        found = pages.share([1, 2, 3, 4, 5, 6, 7])
+        assert (found.pages, found.partial) == ([held[0]], None)
+
+    def test_an_idle_page_keeps_its_contents_until_the_room_is_needed(self) -> None:
+        pages = Pages(2, page_tokens=2)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4], start=0)
+        pages.release(held)
+        assert pages.free == 2
+        assert pages.share([1, 2, 3, 4, 5]).held == held
+        pages.release(held)
+        assert pages.take() == held[1]  # the end of a text goes before its beginning
+        assert pages.share([1, 2, 3, 4, 5]).held == held[:1]
+
+    def test_texts_that_never_come_again_do_not_fill_the_memory(self) -> None:
+        pages = Pages(1000, page_tokens=2, most_idle=4)
+        for number in range(100):
+            held = [pages.take() for _ in range(3)]
+            pages.remember(held, [number] * 6, start=0)
+            assert max(page for page in held if page is not None) < 4 + 3
+            pages.release(held)
+        assert len(pages.share([99] * 7).held) == 3
+        assert pages.share([98] * 7).held  # and the latest are still known
+        assert pages.share([90] * 7).held == []
+
+    def test_the_same_text_again_and_again_takes_no_more_pages(self) -> None:
+        pages = Pages(1000, page_tokens=4)
+        for _ in range(50):
+            shared = pages.share([1, 2, 3, 4, 5, 6])
+            held = [*shared.pages, *(pages.take() for _ in range(2 - len(shared.pages)))]
+            pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+            pages.release([*held, *shared.held[len(shared.pages) :]])
+            assert max(held) < 4
+
+    def test_a_held_page_is_never_given_away(self) -> None:
+        pages = Pages(2, page_tokens=2)
+        mine = pages.take()
+        other = pages.take()
+        assert {mine, other} == {0, 1}
+        assert pages.take() is None
+        pages.release([other])
+        assert pages.take() == other
+
+
+def test_structures_are_enforced_in_one_pass_with_other_sequences(llama: LoadedModel) -> None:
+    hot = {"temperature": 1.5, "max_new_tokens": 60}
+    schema = {"type": "array", "items": {"enum": [1, 20]}, "minItems": 3, "maxItems": 3}
+    asked = [
+        with_generation(llama, hot, structure=structure)
+        for structure in ({"choices": ["yes", "no"]}, {"json_schema": schema}, {}, {"regex": "[a-c]{4}"})
+    ]
+    requests = [make_request(loaded, [7, 8, 9], seed=n) for n, loaded in enumerate(asked)]
+    found = dict(Engine(llama, ROOMY).run(enumerate(requests)))
+    texts = [completion.text if isinstance(completion, Completion) else "" for _, completion in sorted(found.items())]
+    assert texts[0] in ("yes", "no")
+    assert len(json.loads(texts[1])) == 3
+    assert re.fullmatch("[a-c]{4}", texts[3])
+    assert texts[1] == alone(llama, requests[1]).text
+
+
+def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmctl.generation.structured.constraint import StructureProcessor
+
+    def fail(*_: object) -> None:
+        raise UserError("planted")
+
+    monkeypatch.setattr(StructureProcessor, "_follow", fail)
+    structured = make_request(with_generation(llama, {}, structure={"regex": "a+"}), [7, 8])
+    found = dict(Engine(llama, ROOMY).run([(0, structured), (1, make_request(llama, [7, 8]))]))
+    assert isinstance(found[0], UserError)
+    assert isinstance(found[1], Completion)
+
+
+@pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
+class TestInBfloat16:
+    """Half precision rounds often and coarsely: only what is computed alike gives the same text."""
+
+    def test_logits_alone_and_packed_are_the_same_bit_for_bit(
+        self, tiny_models: Callable[[str], Path], architecture: str
+    ) -> None:
+        loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16"})
+        if why_not(loaded):
+            return
+        prompts = [list(request.ids) for request in requests_for(loaded, 4, longest=40)]
+        rows, pages = [], 0
+        for ids in prompts:
+            rows.append(Segment(ids, 0, range(pages, pages + 3)))
+            pages += 3
+        packed = forward(loaded.model, lay_out(rows, page_tokens=16), Pool(pages, 16))
+        for ids, found in zip(prompts, packed, strict=True):
+            with torch.inference_mode():
+                one = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert torch.equal(found, one)
+
+    def test_a_chat_that_reuses_keys_and_values_computes_what_one_without_does(
+        self, tiny_models: Callable[[str], Path]
+    ) -> None:
+        loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 30})
+        texts = []
+        for reuse in (True, False):
+            chat = ChatSession(loaded, reuse=reuse)
+            for message in ("the capital of france", "and of italy", "two plus two"):
+                list(chat.ask(message))
+            texts.append([message.content for message in chat.messages])
+        assert texts[0] == texts[1]
+
+    def test_a_turn_that_ends_with_its_first_token_says_what_it_computed(
+        self, tiny_models: Callable[[str], Path]
+    ) -> None:
+        loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 1})
+        chat = ChatSession(loaded)
+        computed = []
+        for _ in range(2):
+            list(chat.ask("the capital of france"))
+            assert chat.last is not None
+            computed.append((chat.last.prefilled_tokens, chat.last.prompt_tokens))
+        assert computed[0][0] == computed[0][1]
+        assert 0 < computed[1][0] < computed[1][1]
+        assert computed[1][0] != computed[0][0]
+
+    def test_what_the_kernel_does_not_do_goes_to_torch(self, tiny_models: Callable[[str], Path]) -> None:
+        loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
+        ids = torch.tensor([[0, 0, 7, 8, 9], [5, 6, 7, 8, 9]])
+        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+        with torch.inference_mode():
+            padded = loaded.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(0))
+            one = loaded.model(input_ids=torch.tensor([[7, 8, 9]]))
+        assert torch.allclose(padded.logits[0, -1].float(), one.logits[0, -1].float(), atol=0.3)

@@ -1,0 +1,265 @@
+"""Loading: what the plan says is what is in memory, and what cannot be trusted is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.config import settings_from_mapping
+from llmctl.cpu import kernels
+from llmctl.errors import MachineError, ModelError, UserError
+from llmctl.loading.loader import load, prepare
+from llmctl.plan.memory import module_bytes
+from support.tiny import edit_json
+
+Tiny = Callable[[str], Path]
+Copy = Callable[..., Path]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_architecture_loads_as_planned(architecture: str, dtype: str, tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models(architecture), load={"dtype": dtype})
+    assert not loaded.model.training
+    assert loaded.measured.dtype == dtype
+    through_kernel = dtype == "bfloat16" and kernels.load() is not None
+    assert loaded.measured.attn_implementation == ("llmctl_cpu" if through_kernel else "sdpa")
+    assert loaded.measured.device_map == {"": "cpu"}
+    planned, found = loaded.plan.memory.weights["cpu"], loaded.measured.device_bytes["cpu"]
+    assert planned == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_quantised_models_really_load_and_generate_on_a_cpu(bits: int, name: str, tiny_models: Tiny) -> None:
+    loaded = llmctl.load(
+        tiny_models(name), quantization={"bits": bits, "backend": "bitsandbytes"}, generation={"max_new_tokens": 4}
+    )
+    expected = "bitsandbytes 4-bit nf4, computing in bfloat16" if bits == 4 else "bitsandbytes 8-bit"
+    assert loaded.measured.quantization == expected
+    assert llmctl.generate(loaded, "hello").token_ids
+    planned, found = loaded.plan.memory.weights["cpu"], loaded.measured.device_bytes["cpu"]
+    assert planned == pytest.approx(found, rel=0.02)
+
+
+def test_double_quantisation_is_found_in_the_layers(tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models("llama"), quantization={"bits": 4, "use_double_quant": True})
+    assert loaded.measured.quantization == "bitsandbytes 4-bit nf4 double, computing in bfloat16"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2", "mixtral"])
+def test_the_planned_modules_are_modules_of_the_loaded_model(name: str, tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models(name))
+    modules = dict(loaded.model.named_modules())
+    planned = module_bytes(loaded.info, dtype="bfloat16", quantized=None)
+    assert [module for module in planned if module not in modules] == []
+    covered = {p for p, _ in loaded.model.named_parameters() for m in planned if p.startswith(f"{m}.")}
+    assert covered == {p for p, _ in loaded.model.named_parameters()}
+
+
+def test_an_explicit_map_is_what_is_loaded(tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models("llama"), load={"device_map": {"model": "cpu", "lm_head": "cpu"}})
+    assert set(loaded.measured.device_map.values()) == {"cpu"}
+
+
+def test_eager_attention_when_asked(tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models("llama"), load={"attn_implementation": "eager"})
+    assert loaded.measured.attn_implementation == "eager"
+
+
+def test_flash_attention_on_this_machine_is_an_error_before_anything_is_loaded(tiny_models: Tiny) -> None:
+    with pytest.raises(MachineError, match="flash_attention_2 needs an NVIDIA GPU"):
+        llmctl.load(tiny_models("llama"), load={"attn_implementation": "flash_attention_2"})
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_half_a_checkpoint_is_refused(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    rewrite(folder, lambda t: [t.pop(name) for name in sorted(t)[::2]] and None)
+    with pytest.raises(ModelError, match=r"has \d+ missing weights, for example"):
+        llmctl.load(folder)
+
+
+def test_weights_that_no_module_wants_are_refused(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    rewrite(folder, lambda t: t.update({"model.layers.0.extra.weight": next(iter(t.values())).clone()}))
+    with pytest.raises(ModelError, match=r"1 unexpected weights, for example model\.layers\.0\.extra"):
+        llmctl.load(folder)
+
+
+def test_weights_of_another_shape_are_refused(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", intermediate_size=96)
+    with pytest.raises(ModelError):
+        llmctl.load(folder)
+
+
+def test_weights_that_are_not_numbers_are_refused(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    rewrite(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * float("nan")}))
+    with pytest.raises(ModelError, match=r"the weight model\.norm\.weight contains NaN or infinity"):
+        llmctl.load(folder)
+
+
+def test_large_but_finite_weights_are_not_mistaken_for_damage(tiny_copy: Copy) -> None:
+    import torch
+
+    folder = tiny_copy(dtype="float32")
+    largest = torch.full((64,), torch.finfo(torch.float32).max)
+    rewrite(folder, lambda t: t.update({"model.norm.weight": largest}))
+    assert llmctl.load(folder).model is not None
+
+
+def test_code_of_the_repository_is_never_run_unasked(tiny_copy: Copy, tmp_path: Path) -> None:
+    folder, mark = tiny_copy(), tmp_path / "it-ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    edit_json(
+        folder / "config.json",
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"},
+    )
+    with pytest.raises(UserError, match="needs Python code from its repository"):
+        llmctl.load(folder)
+    assert not mark.exists()
+
+
+def test_a_known_architecture_does_not_need_the_code_that_comes_with_it(tiny_copy: Copy, tmp_path: Path) -> None:
+    folder, mark = tiny_copy(), tmp_path / "it-ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.EvilModel"})
+    assert llmctl.load(folder).measured.model_class == "LlamaForCausalLM"
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
+def test_a_kernel_named_by_the_repository_is_refused(key: str, tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", **{key: "evil/kernel"})
+    with pytest.raises(ModelError, match="asks for compiled code from the Hub"):
+        llmctl.load(folder)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("named", ["eager", "flash_attention_2"])
+def test_the_attention_that_the_repository_names_does_not_win_over_ours(key: str, named: str, tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", **{key: named})
+    assert llmctl.load(folder, load={"dtype": "float32"}).measured.attn_implementation == "sdpa"
+
+
+def test_an_unknown_architecture_says_what_might_help(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", model_type="llama17")
+    with pytest.raises(UserError, match="llama17 is not known to this transformers"):
+        llmctl.load(folder)
+
+
+def test_a_model_that_does_not_generate_text_is_refused(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", model_type="vit", architectures=["ViTModel"])
+    with pytest.raises(UserError, match="vit is not a model that generates text"):
+        llmctl.load(folder)
+
+
+def test_bitsandbytes_cannot_fetch_a_kernel_while_it_is_imported(tmp_path: Path) -> None:
+    """Planted: a `kernels` package that leaves a mark when it is asked for a kernel."""
+    import subprocess
+    import sys
+
+    (tmp_path / "kernels.py").write_text(
+        f"def get_kernel(*a, **k):\n    open({str(tmp_path / 'asked')!r}, 'w')\n    raise RuntimeError\n"
+    )
+    code = (
+        "from llmctl.quant.bitsandbytes import import_bitsandbytes as i; i(); import kernels; print(kernels.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "kernels.py" in done.stdout, "afterwards it can be imported again"
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_folder_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        llmctl.load(tmp_path / "nothing")
+
+
+def test_preparing_reads_no_weights_and_imports_no_torch(tiny_models: Tiny) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from llmctl.config import settings_from_mapping as s; from llmctl.loading.loader import prepare;"
+        f"p = prepare(s({{'model': {{'id': {str(tiny_models('llama'))!r}}}}}));"
+        "print(p.plan.model_kwargs['dtype'], 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["bfloat16", "False", "False"]
+
+
+def test_the_machine_can_be_given(tiny_models: Tiny) -> None:
+    from support.machines import LAPTOP
+
+    prepared = prepare(settings_from_mapping({"model": {"id": str(tiny_models("llama"))}}), machine=LAPTOP)
+    assert prepared.machine is LAPTOP
+    assert "--dtype fp32" in prepared.plan.reason("dtype")
+
+
+def test_determinism_is_asked_of_torch(tiny_models: Tiny) -> None:
+    import torch
+
+    settings = settings_from_mapping({"model": {"id": str(tiny_models("llama"))}, "deterministic": True})
+    try:
+        load(settings)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+LIMITED = """
+import resource, sys
+import torch, transformers.models.llama.modeling_llama
+used = int(open('/proc/self/statm').read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)
+from llmctl.cli.main import main
+sys.exit(main(["load", "--model", sys.argv[1], "--dtype", "fp32", "--overcommit"]))
+"""
+
+
+def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_much_back(tiny_copy: Copy) -> None:
+    """A model of 190 million weights (0.8 GB in float32) under a limit of 0.6 GB more than the imports take."""
+    import os
+    import subprocess
+    import sys
+
+    folder = tiny_copy(hidden_size=2048, intermediate_size=8192, num_attention_heads=16, head_dim=128)
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 3, done.stderr
+    assert "memory ran out while loading" in done.stderr
+    assert "--quant 4bit gives back 0." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_load_that_cannot_fit_is_refused_before_it_begins_and_can_be_forced(tiny_models: Tiny) -> None:
+    from dataclasses import replace
+
+    from support.machines import LAPTOP
+
+    small = replace(LAPTOP, ram_available_bytes=100_000)
+    asked = {"model": {"id": str(tiny_models("llama"))}}
+    with pytest.raises(MachineError, match="of RAM are free"):
+        load(settings_from_mapping(asked), machine=small)
+    forced = settings_from_mapping({**asked, "load": {"overcommit": True}})
+    assert load(forced, machine=small).measured.parameters > 0

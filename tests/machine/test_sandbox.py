@@ -1,0 +1,113 @@
+"""A child that does one kind of work again and again, within limits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.machine.sandbox import BoundedChild, FailedError, TooMuchError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the work is done here, without limits")
+
+
+def work(argument: Any) -> Any:
+    """Whatever the test asks for."""
+    match argument:
+        case ["sleep", seconds]:
+            time.sleep(seconds)
+        case ["spin"]:
+            while True:
+                pass
+        case ["allocate", count]:
+            return len(bytearray(count))
+        case ["raise", message]:
+            raise ValueError(message)
+        case ["pid"]:
+            return os.getpid()
+        case ["exit"]:
+            os._exit(3)
+        case ["open files"]:
+            return [str(file) for file in Path("/proc/self/fd").iterdir()]
+    return argument
+
+
+@pytest.fixture
+def child() -> Iterator[BoundedChild]:
+    made = BoundedChild(work, seconds=1, extra_bytes=300_000_000)
+    yield made
+    made.close()
+
+
+def test_one_child_does_it_all(child: BoundedChild) -> None:
+    assert child(["pid"]) == child(["pid"]) != os.getpid()
+    assert child({"a": ["ü\n", None, 1.5]}) == {"a": ["ü\n", None, 1.5]}
+    assert child("x" * 3_000_000) == "x" * 3_000_000
+
+
+def test_work_that_raises_is_told_and_the_child_goes_on(child: BoundedChild) -> None:
+    pid = child(["pid"])
+    with pytest.raises(FailedError, match="no good") as caught:
+        child(["raise", "no good"])
+    assert caught.value.kind == "ValueError"
+    assert child(["pid"]) == pid
+
+
+@pytest.mark.parametrize("too_much", [["sleep", 60], ["spin"], ["allocate", 1_000_000_000]])
+def test_work_without_end_is_ended_and_the_next_is_done(child: BoundedChild, too_much: list[Any]) -> None:
+    started = time.monotonic()
+    with pytest.raises(TooMuchError):
+        child(too_much)
+    assert time.monotonic() - started < 5
+    assert child("next") == "next"
+
+
+def test_a_child_that_somebody_ended_is_made_anew(child: BoundedChild) -> None:
+    pid = child(["pid"])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.1)
+    assert child(["pid"]) != pid
+    with pytest.raises(TooMuchError):
+        child(["exit"])
+    assert child("next") == "next"
+
+
+def test_after_many_calls_the_child_is_made_anew() -> None:
+    child = BoundedChild(work, most=3)
+    assert len({child(["pid"]) for _ in range(7)}) == 3
+    child.close()
+
+
+def test_threads_get_their_own_results(child: BoundedChild) -> None:
+    found: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: [child(n) for _ in range(50)]})) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [n] * 50 for n in range(8)}
+
+
+def test_the_child_has_none_of_our_files_open(child: BoundedChild) -> None:
+    with Path("/etc/hostname").open("rb"):
+        assert len(child(["open files"])) <= 6  # its three standard ones, two pipes, and the listing itself
+
+
+def test_the_child_ends_with_us() -> None:
+    code = (
+        "import os, time\nfrom llmctl.machine.sandbox import BoundedChild\n"
+        "print(BoundedChild(lambda _: os.getpid())(None), flush=True)\nos._exit(0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pid = json.loads(ended.stdout)
+    end = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()

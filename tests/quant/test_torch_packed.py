@@ -1,0 +1,113 @@
+"""Weights for torch's packed kernels, which take the place of llmctl's own where there was no compiler."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import llmctl
+from llmctl.config import settings_from_mapping
+from llmctl.errors import MachineError, ModelError
+from llmctl.loading.loader import LoadedModel, prepare
+from llmctl.quant.export import quantize
+
+Tiny = Callable[[str], Path]
+Copy = Callable[..., Path]
+LIMITS = {"max_new_tokens": 10}
+
+
+def load(folder: Path, bits: int) -> LoadedModel:
+    return llmctl.load(folder, quantization={"bits": bits, "backend": "torch"}, generation=LIMITS)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_architecture_loads_and_generates(architecture: str, bits: int, tiny_models: Tiny) -> None:
+    loaded = load(tiny_models(architecture), bits)
+    assert loaded.measured.quantization == f"torch {bits}-bit, output head 8-bit"
+    assert loaded.measured.device_bytes["cpu"] == pytest.approx(loaded.plan.memory.weights["cpu"], rel=0.02)
+    assert loaded.measured.parameters == llmctl.load(tiny_models(architecture)).measured.parameters
+    assert llmctl.generate(loaded, "the capital").token_ids
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.12), (8, 0.01)])
+@pytest.mark.parametrize("shape", [(64, 64), (80, 32), (7, 33), (200, 96), (1, 5)])
+def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most: float, shape: tuple[int, int]) -> None:
+    import torch
+
+    from llmctl.cpu.layers import ROWS_TOGETHER
+    from llmctl.quant.torch_packed import TorchPacked
+
+    torch.manual_seed(0)
+    n, k = shape
+    weight, x, bias = torch.randn(n, k) * 0.02, torch.randn(3, 2, k), torch.randn(n)
+    packed = TorchPacked(bits, n, k)
+    whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
+    for start in range(0, n, ROWS_TOGETHER):
+        packed.pack_rows(whole, start, weight[start : start + ROWS_TOGETHER])
+    y = packed.multiply(x, packed.views(whole), bias)
+    wanted = x.double() @ weight.double().T
+    assert y.shape == (3, 2, n)
+    assert y.dtype == torch.float32
+    assert (y - bias - wanted).norm() <= most * wanted.norm()
+    if bits == 8:
+        ids = torch.tensor([n - 1, 0])
+        assert torch.allclose(packed.rows(whole, ids), weight[ids], atol=most * weight.abs().max().item())
+
+
+def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept() -> None:
+    import torch
+
+    from llmctl.quant.torch_packed import TorchPacked
+
+    for bits in (4, 8):
+        packed = TorchPacked(bits, 16, 32)
+        whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
+        weight = torch.cat([torch.zeros(8, 32), torch.full((8, 32), 0.5)])
+        packed.pack_rows(whole, 0, weight)
+        y = packed.multiply(torch.ones(1, 32), packed.views(whole))
+        assert torch.allclose(y, torch.tensor([[0.0] * 8 + [16.0] * 8]), rtol=0.01)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_found(bits: int, wrong: float, tiny_copy: Copy) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_copy()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = wrong
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight contains"):
+        load(folder, bits)
+
+
+def test_nothing_is_kept_or_written_of_what_is_packed_for_one_processor(tiny_models: Tiny, tmp_path: Path) -> None:
+    asked = {"model": {"id": str(tiny_models("llama"))}, "quantization": {"bits": 4, "backend": "torch"}}
+    prepared = prepare(settings_from_mapping(asked))
+    assert "quantized_copy=none: torch's kernels pack weights for the processor" in " ".join(
+        map(str, prepared.plan.decisions)
+    )
+    with pytest.raises(MachineError, match="cannot be written") as refused:
+        quantize(prepared, tmp_path / "out")
+    assert "quantization.backend=bitsandbytes" in str(refused.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+WITHOUT = """
+import json, sys, llmctl
+loaded = llmctl.load(sys.argv[1], quantization={"bits": 4}, generation={"max_new_tokens": 4})
+print(json.dumps([loaded.measured.quantization, llmctl.generate(loaded, "the capital").token_ids]))
+"""
+
+
+def test_it_is_what_an_installation_without_compiled_kernels_uses(tiny_models: Tiny, tmp_path: Path) -> None:
+    environment = os.environ | {"LLMCTL_KERNELS_LIBRARY": str(tmp_path / "none.so")}
+    command = [sys.executable, "-c", WITHOUT, str(tiny_models("llama"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    quantization, ids = json.loads(done.stdout)
+    assert quantization == "torch 4-bit, output head 8-bit"
+    assert len(ids) == 4

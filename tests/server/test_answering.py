@@ -1,0 +1,55 @@
+"""What a client sees of an answer on its way, and what becomes of answers that nobody waits for."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llmctl
+from llmctl.model.resolve import names_of
+from llmctl.server.app import make_app
+from llmctl.server.registry import Served
+from llmctl.server.worker import Worker
+
+
+def test_a_client_that_leaves_before_the_first_byte_of_a_stream_frees_its_place(
+    tiny_models: Callable[[str], Path],
+) -> None:
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
+    worker = Worker(loaded, max_queue=4)
+    app = make_app(Served("tiny", loaded, worker, 1, 60.0), drain_seconds=2)
+    body = b'{"model": "tiny", "prompt": "once", "max_tokens": 240, "stream": true, "logit_bias": {"0": -100}}'
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "asgi": {"spec_version": "2.3"}}
+
+    async def ask() -> None:
+        messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            await asyncio.sleep(60)
+
+        await app(scope, receive, send)
+
+    async def main() -> None:
+        begun = time.monotonic()
+        await asyncio.wait_for(ask(), 20)
+        worker.start()
+        await worker.drain(20)
+        assert not worker.is_alive
+        assert worker.load().generated_tokens < 3, time.monotonic() - begun
+
+    asyncio.run(main())
+
+
+def test_of_a_folder_clients_see_the_name_alone(tiny_models: Callable[[str], Path]) -> None:
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
+    folder = tiny_models("llama").name
+    assert names_of(loaded.located.source, None) == [folder]
+    assert names_of(loaded.located.source, "gpt-4o") == ["gpt-4o", folder]
+    served = Served("gpt-4o", loaded, Worker(loaded, max_queue=1), 1, 60.0, other_names=(folder,))
+    served.check_name(folder)
+    served.check_name("gpt-4o")

@@ -1,0 +1,38 @@
+"""The files of the page, without a browser: all of them are served, and none does what the policy forbids."""
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from llmctl.server.page import FILES, PATHS, read
+
+
+def test_every_file_of_the_page_is_served_and_nothing_else() -> None:
+    there = {
+        one.name for one in files("llmctl.server.page").iterdir() if one.name.endswith(("html", "css", "js", "svg"))
+    }
+    assert {name for name, _ in FILES.values()} == there
+    for path in PATHS:
+        assert read(path)[0]
+    for path in ("/../app.py", "/__init__.py", "/page.css/"):
+        with pytest.raises(KeyError):
+            read(path)
+
+
+def test_scripts_import_only_what_is_served_and_never_make_elements_of_text() -> None:
+    for path in (path for path in PATHS if path.endswith(".js")):
+        script = read(path)[0].decode()
+        imported = set(re.findall(r'from "\./([^"]+)"', script))
+        assert {f"/{name}" for name in imported} <= PATHS
+        assert len(imported) == len(re.findall(r"^import |import\(", script, re.MULTILINE))
+        assert not re.findall(
+            r"(inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\b|new Function|srcdoc", script
+        )
+
+
+def test_nothing_of_the_page_is_inline_or_from_elsewhere() -> None:
+    page, style = read("/")[0].decode(), read("/page.css")[0].decode()
+    assert not re.findall(r"\son\w+=|\sstyle=|<style|<script(?![^>]*\ssrc=)|javascript:", page)
+    assert not re.findall(r"(?:src|href)=\"(?:\w+:|//)", page)
+    assert not re.findall(r"url\(|@import", style)

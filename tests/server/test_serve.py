@@ -1,0 +1,258 @@
+"""The server as clients meet it: a tiny model behind the real app, guard and uvicorn."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.generation.request import make_request
+from llmctl.generation.stream import stream_request
+from llmctl.server.app import OPEN_PATHS, make_app
+from llmctl.server.registry import Served
+from llmctl.server.security.guard import Guard, Rules
+from llmctl.server.worker import Worker
+from support.listening import Answer, call, connected, listening
+
+QUEUE = 6
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server under test."""
+
+    port: int
+    served: Served
+
+    def post(self, path: str, **body: Any) -> Answer:
+        return call(self.port, path=path, body={"model": "tiny", **body})
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"temperature": 0})
+    worker = Worker(loaded, max_queue=QUEUE, max_sequences=4)
+    served = Served("tiny", loaded, worker, 1, 60.0)
+    app = Guard(make_app(served, drain_seconds=1), Rules(open_paths=OPEN_PATHS))
+    with listening(app) as port:
+        yield Running(port, served)
+
+
+def alone(served: Served, prompt: str, tokens: int) -> str:
+    """What the model writes after a prompt, by itself."""
+    loaded = served.loaded
+    request = make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
+    return "".join(chunk.text for chunk in stream_request(loaded, request))
+
+
+def streamed(answer: Answer) -> list[dict[str, Any]]:
+    """The documents of a stream, which ends as it must."""
+    lines = [line for line in answer.body.decode().split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_completion_is_the_text_of_that_prompt_alone_whole_and_streamed(server: Running) -> None:
+    expected = alone(server.served, "once upon a time", 20)
+    whole = server.post("/v1/completions", prompt="once upon a time", max_tokens=20)
+    document = json.loads(whole.body)
+    assert document["choices"][0]["text"] == expected
+    assert document["usage"]["completion_tokens"] <= 20
+    asked = {"prompt": "once upon a time", "max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
+    pieces = streamed(server.post("/v1/completions", **asked))
+    assert "".join(choice["text"] for piece in pieces for choice in piece["choices"]) == expected
+    assert pieces[-1]["usage"] == document["usage"]
+
+
+def test_many_clients_at_once_get_their_own_texts(server: Running) -> None:
+    prompts = [f"the {word} of" for word in ("capital", "library", "book", "model")]
+    expected = [alone(server.served, prompt, 24) for prompt in prompts]
+    found: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        answer = server.post("/v1/completions", prompt=prompts[number], max_tokens=24, stream=number % 2 == 0)
+        documents = streamed(answer) if number % 2 == 0 else [json.loads(answer.body)]
+        found[number] = "".join(choice["text"] for one in documents for choice in one["choices"])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(len(prompts))] == expected
+
+
+def test_a_conversation_is_answered_and_streamed(server: Running) -> None:
+    messages = [{"role": "user", "content": "two plus two"}]
+    whole = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=8).body)
+    message = whole["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    pieces = streamed(server.post("/v1/chat/completions", messages=messages, max_tokens=8, stream=True))
+    assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == message["content"]
+    assert pieces[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+
+
+def test_each_of_n_answers_has_its_own_seed_and_the_same_seeds_give_the_same_answers(server: Running) -> None:
+    asked = {"prompt": "the", "max_tokens": 12, "n": 3, "temperature": 2, "seed": 5}
+    first = json.loads(server.post("/v1/completions", **asked).body)
+    again = json.loads(server.post("/v1/completions", **asked).body)
+    texts = [choice["text"] for choice in first["choices"]]
+    assert len(set(texts)) == 3
+    assert texts == [choice["text"] for choice in again["choices"]]
+
+
+def test_only_the_served_model_is_known_and_never_a_path(server: Running) -> None:
+    for name in ("other", "../tiny", "/etc/passwd", str(server.served.loaded.located.folder)):
+        answer = call(server.port, path="/v1/completions", body={"model": name, "prompt": "x"})
+        assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert call(server.port, "GET", "/v1/models/tiny").status == 200
+    assert call(server.port, "GET", "/v1/models/..%2Ftiny").status == 404
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0), ("n", 1000), ("n", "2"), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 10**9),
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "hot"), ("temperature", [1]), ("top_p", 0),
+        ("logprobs", 21), ("logprobs", -1), ("stop", ""), ("stop", ["x"] * 17), ("stop", ["x" * 2000]), ("stop", 7),
+        ("presence_penalty", 3), ("logit_bias", {"x": 1}), ("logit_bias", {"1": 1000}), ("logit_bias", {"99999": 1}),
+        ("seed", 2**70), ("stream", "yes"), ("prompt", ""), ("prompt", []), ("prompt", [[]]), ("prompt", {}),
+        ("prompt", [99999]), ("prompt", ["a", 7]), ("prompt", "word " * 2000), ("model", None), ("model", 7),
+    ],
+)  # fmt: skip
+def test_every_number_and_list_has_a_bound(server: Running, field: str, value: Any) -> None:
+    answer = server.post("/v1/completions", **{"prompt": "x", "max_tokens": 1, field: value})
+    assert answer.status == 400
+    assert answer.error
+
+
+@pytest.mark.parametrize(("count", "says"), [(9_999, "context"), (10_000, "9999"), (10_001, "9999")])
+def test_instructions_count_as_a_message(server: Running, count: int, says: str) -> None:
+    messages = [{"role": "user", "content": ""}] * count
+    answer = server.post("/v1/responses", input=messages, instructions="be brief")
+    assert answer.status == 400
+    assert says in answer.body.decode()
+
+
+def test_a_template_of_a_request_has_no_effect(server: Running) -> None:
+    messages = [{"role": "user", "content": "two plus two"}]
+    plain = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4).body)
+    for name in ("chat_template", "template", "chat_template_kwargs"):
+        more = {name: "{{ cycler.__init__.__globals__ }}" if name != "chat_template_kwargs" else {"chat_template": "x"}}
+        told = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4, **more).body)
+        assert told["choices"] == plain["choices"]
+        assert told["usage"] == plain["usage"]
+
+
+def test_what_does_not_fit_into_the_queue_is_refused_with_retry_after(server: Running) -> None:
+    """And everything else is answered."""
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        answers.append(server.post("/v1/completions", prompt="once", max_tokens=150))
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 4 + QUEUE
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.error["code"] == "queue_full"
+    assert int(refused.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_place(server: Running, stream: bool) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "once", "max_tokens": 200, "stream": stream}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connected(server.port) as opened:
+        opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        _until(lambda: server.served.worker.load().running == 1)
+    _until(lambda: server.served.worker.load().running == 0, seconds=1.0)
+
+
+def test_a_request_that_takes_too_long_is_given_up(server: Running) -> None:
+    from dataclasses import replace
+
+    hasty = replace(server.served, name="hasty", request_seconds=0.01)
+    with listening(Guard(make_app_of(hasty), Rules())) as port:
+        answer = call(port, path="/v1/completions", body={"model": "hasty", "prompt": "x", "max_tokens": 200})
+    assert (answer.status, answer.error["code"]) == (503, "deadline_exceeded")
+
+
+def make_app_of(served: Served) -> Any:
+    """The app around a worker that runs already."""
+    from fastapi import FastAPI
+
+    from llmctl.server.app import _add_completions
+    from llmctl.server.http_errors import answer_errors_in_shape
+
+    app = FastAPI()
+    answer_errors_in_shape(app)
+    _add_completions(app, served)
+    return app
+
+
+@pytest.mark.parametrize("error", ["memory", "bug"])
+def test_a_step_that_fails_is_answered_and_the_server_goes_on(
+    server: Running, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    from llmctl.errors import MachineError
+    from llmctl.generation.engine import Engine
+
+    raised = MachineError("memory ran out") if error == "memory" else RuntimeError("a bug")
+    step = Engine.step
+
+    def failing(engine: Engine) -> Any:
+        monkeypatch.setattr(Engine, "step", step)
+        raise raised
+
+    monkeypatch.setattr(Engine, "step", failing)
+    answer = server.post("/v1/completions", prompt="once", max_tokens=5)
+    assert answer.status == (503 if error == "memory" else 500)
+    assert answer.error["type"] == "server_error"
+    assert server.post("/v1/completions", prompt="once", max_tokens=5).status == 200
+
+
+def test_health_and_readiness_need_no_key_and_say_nothing(server: Running) -> None:
+    assert json.loads(call(server.port, "GET", "/health").body) == {"status": "ok"}
+    assert json.loads(call(server.port, "GET", "/ready").body) == {"status": "ok"}
+    assert call(server.port, "GET", "/docs").status == 404
+
+
+def _until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_what_happens_is_counted_for_prometheus(server: Running) -> None:
+    before = metrics(server)
+    server.post("/v1/completions", prompt="once upon", max_tokens=5)
+    server.post("/v1/completions", prompt="once upon", max_tokens=5, stream=True)
+    server.post("/v1/completions", prompt=[99999])
+    after = metrics(server)
+    assert after["llmctl_generated_tokens_total"] - before["llmctl_generated_tokens_total"] == 10
+    assert after['llmctl_requests_total{outcome="answered"}'] - before['llmctl_requests_total{outcome="answered"}'] == 2
+    first = "llmctl_time_to_first_token_seconds_count"
+    assert after[first] - before[first] == 2
+    assert after["llmctl_answers_running"] == after["llmctl_answers_waiting"] == 0
+    assert after["llmctl_kv_cache_usage_ratio"] == 0
+
+
+def metrics(server: Running) -> dict[str, float]:
+    """What Prometheus reads."""
+    answer = call(server.port, "GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

@@ -1,0 +1,133 @@
+"""The thread that computes, without HTTP: what one request does wrong is that request's alone."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine
+from llmctl.generation.request import Request, make_request
+from llmctl.generation.stream import stream_request
+from llmctl.loading.loader import LoadedModel
+from llmctl.server.http_errors import RequestError
+from llmctl.server.penalties import Penalties
+from llmctl.server.worker import Worker
+
+TOKENS = 12
+PROMPT = "two plus two"
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_models: Callable[[str], Path]) -> LoadedModel:
+    return llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"temperature": 0})
+
+
+@contextmanager
+def working(loaded: LoadedModel) -> Iterator[Worker]:
+    worker = Worker(loaded, max_queue=50, max_sequences=4)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        asyncio.run(worker.drain(5))
+        assert not worker._thread.is_alive()
+
+
+def request(loaded: LoadedModel, prompt: str = PROMPT, tokens: int = TOKENS) -> Request:
+    return make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
+
+
+def answers(worker: Worker, *asking: tuple[Request, Sequence[Any]]) -> list[Completion]:
+    """The answers to what one client asks for."""
+
+    async def ask() -> list[Completion]:
+        asked = worker.submit(asking, seconds=20)
+        found: dict[int, Completion] = {}
+        async for news in asked.pieces():
+            found |= {index: end for index, _, end in news if end is not None}
+        return [found[index] for index in sorted(found)]
+
+    return asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def alone(request: Request, loaded: LoadedModel) -> str:
+    return "".join(chunk.text for chunk in stream_request(loaded, request))
+
+
+def test_a_bug_at_the_beginning_of_an_answer_is_that_answers_alone(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = Engine.add
+
+    def adding(engine: Engine, key: Any, request: Request, processors: Sequence[Any] = ()) -> None:
+        if processors:
+            raise ValueError("a secret of the machine")
+        add(engine, key, request, processors)
+
+    monkeypatch.setattr(Engine, "add", adding)
+    with working(llama) as worker:
+        with pytest.raises(RequestError, match="its log says why") as caught:
+            answers(worker, (request(llama), [lambda _, scores: scores]))
+        assert caught.value.status == 500
+        assert worker.is_alive
+        assert answers(worker, (request(llama), []))[0].text == alone(request(llama), llama)
+    assert "a secret of the machine" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "deepseek_v3"])
+def test_penalties_count_whether_requests_are_packed_or_go_one_by_one(
+    tiny_models: Callable[[str], Path], architecture: str
+) -> None:
+    loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"temperature": 0})
+    plain, own = request(loaded), request(loaded)
+    biased = Penalties(len(own.ids), presence=0.0, frequency=0.0, bias={7: 100.0})
+    barred = Penalties(len(own.ids), presence=100.0, frequency=0.0, bias={7: 100.0, 9: 50.0})
+    with working(loaded) as worker:
+        first, second, third = answers(worker, (plain, []), (own, [biased]), (own, [barred]))
+    assert first.text == alone(plain, loaded)
+    assert second.token_ids == (7,) * TOKENS
+    # 7, then 9 and 7 in turn at most: a token that has come once is no likelier than before its bias
+    assert third.token_ids[:2] == (7, 9)
+    assert third.token_ids.count(7) < TOKENS // 2
+
+
+def test_requests_that_go_one_by_one_are_all_answered_in_turn(tiny_models: Callable[[str], Path]) -> None:
+    loaded = llmctl.load(tiny_models("deepseek_v3"), load={"dtype": "float32"}, generation={"temperature": 0})
+    asked = [request(loaded, word) for word in ("library", "the capital of", PROMPT)]
+    with working(loaded) as worker:
+        found = answers(worker, *((one, []) for one in asked))
+    assert [one.text for one in found] == [alone(one, loaded) for one in asked]
+
+
+def test_what_the_engine_does_not_know_waits_its_turn_and_starves_nobody(llama: LoadedModel) -> None:
+    plain = request(llama)
+    other = replace(plain, arguments={**plain.arguments, "prompt_lookup_num_tokens": 2})
+    with working(llama) as worker:
+        found = answers(worker, (plain, []), (other, []), (plain, []), (other, []))
+    assert {one.text for one in found} == {alone(plain, llama)}
+
+
+def test_what_can_never_have_room_is_refused_before_it_waits(llama: LoadedModel) -> None:
+    with working(llama) as worker:
+        assert worker._engine is not None
+        worker._engine.pages.count = 3
+        with pytest.raises(RequestError, match="room for 48") as caught:
+            answers(worker, (request(llama, tokens=60), []))
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_settings_that_never_come_again_are_not_kept(llama: LoadedModel) -> None:
+    """Every client may ask for a temperature of its own."""
+    plain = request(llama, tokens=1)
+    with working(llama) as worker:
+        many = [replace(plain, arguments={**plain.arguments, "repetition_penalty": 1 + n / 1000}) for n in range(100)]
+        for number in range(0, 100, 25):
+            answers(worker, *((one, []) for one in many[number : number + 25]))
+        assert worker._engine is not None
+        assert len(worker._engine._choosers._kept) < 80

@@ -1,0 +1,235 @@
+"""A configuration in vLLM's words: what is said, what need not be, and what cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.cli.main import main
+from llmctl.config import Config, settings_from_mapping
+from llmctl.config.layers import read_only_file
+from llmctl.config.schema import all_keys
+from llmctl.errors import ConfigError
+from llmctl.vllm.arguments import Target
+from llmctl.vllm.detection import serving
+from llmctl.vllm.rules import RULES
+from llmctl.vllm.translate import Translation, check, translate
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def config(**sections: Any) -> Config:
+    return settings_from_mapping(sections).config
+
+
+def said(target: Target | None = None, **sections: Any) -> Translation:
+    return translate(config(**sections), target)
+
+
+def after(arguments: tuple[str, ...], option: str) -> str:
+    """The value of an option, which is there once."""
+    assert arguments.count(option) == 1, arguments
+    return arguments[arguments.index(option) + 1]
+
+
+def why_not(key: str, target: Target | None = None, **sections: Any) -> str:
+    """Why a key cannot be said."""
+    one = next(one for one in said(target, **sections).keys if one.key == key)
+    assert one.said.kind == "problem", one
+    return one.said.text
+
+
+def test_every_key_of_the_schema_has_a_rule() -> None:
+    assert sorted(set(all_keys()) - set(RULES)) == []
+
+
+def test_defaults_say_the_model_safetensors_the_seed_and_greedy() -> None:
+    translation = said(model={"id": "org/name"})
+    assert translation.problems(settings_from_mapping({})) == []
+    assert translation.arguments == (
+        "--model", "org/name", "--served-model-name", "org/name", "--load-format", "safetensors",
+        "--host", "127.0.0.1", "--port", "8000", "--shutdown-timeout", "30", "--seed", "42",
+        "--generation-config", "vllm", "--override-generation-config", '{"temperature": 0.0}',
+    )  # fmt: skip
+    assert translation.environment == {"VLLM_NO_USAGE_STATS": "1"}
+
+
+def test_several_gpus_and_machines() -> None:
+    arguments = translate(read_only_file(ROOT / "configs/llama3-70b-two-machines.yaml").config).arguments
+    assert after(arguments, "--tensor-parallel-size") == "4"
+    assert after(arguments, "--pipeline-parallel-size") == "2"
+    assert after(arguments, "--distributed-executor-backend") == "ray"
+    assert after(arguments, "--dtype") == "bfloat16"
+    assert after(arguments, "--max-model-len") == "8192"
+    assert serving(arguments)[:2] == ("serve", "meta-llama/Meta-Llama-3-70B-Instruct")
+
+
+def test_one_machine_serves_the_folder_several_find_the_model_by_its_id_and_commit() -> None:
+    target = Target(model="/cache/snapshot", commit="c" * 40)
+    one = said(target, model={"id": "org/name", "revision": "v1"})
+    assert after(one.arguments, "--model") == "/cache/snapshot"
+    assert "--revision" not in one.arguments
+    assert one.served_name == "org/name"
+    several = said(target, model={"id": "org/name"}, vllm={"distributed_executor_backend": "ray"})
+    assert after(several.arguments, "--model") == "org/name"
+    assert after(several.arguments, "--revision") == "c" * 40
+
+
+@pytest.mark.parametrize(
+    ("generation", "stored", "expected"),
+    [
+        ({}, {}, {"temperature": 0.0}),
+        ({"temperature": 0}, {"do_sample": True, "temperature": 0.6}, {"temperature": 0.0}),
+        ({}, {"do_sample": True, "temperature": 0.6}, {"temperature": 0.6, "top_k": 50, "top_p": 1.0}),
+        ({"temperature": 0.7, "top_k": 0}, {}, {"temperature": 0.7, "top_k": 0, "top_p": 1.0}),
+        (
+            {"repetition_penalty": 1.2, "max_new_tokens": 9},
+            {},
+            {"temperature": 0.0, "repetition_penalty": 1.2, "max_new_tokens": 9},
+        ),
+    ],
+)
+def test_requests_that_say_nothing_are_answered_as_transformers_would(
+    generation: dict[str, Any], stored: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    arguments = said(Target(generation_config=stored), generation=generation).arguments
+    assert json.loads(after(arguments, "--override-generation-config")) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("load.device_map", {"load": {"device_map": "balanced"}}),
+        ("load.attn_implementation", {"load": {"attn_implementation": "sdpa"}}),
+        ("load.max_memory", {"load": {"max_memory": {0: "20GiB"}}}),
+        ("model.merge_adapters", {"model": {"adapters": "a/b", "merge_adapters": True}}),
+        ("model.adapters", {"model": {"adapters": ["a/b", "c/d"]}}),
+        ("model.adapters", {"model": {"adapters": {"id": "a/b", "scale": 0.5}}}),
+        ("quantization.bits", {"quantization": {"bits": 4}}),
+        ("quantization.bits", {"quantization": {"bits": 8}}),
+        ("generation.num_beams", {"generation": {"num_beams": 4}}),
+        ("generation.typical_p", {"generation": {"typical_p": 0.9}}),
+        ("generation.stop_strings", {"generation": {"stop_strings": ["x"]}}),
+        ("generation.cache_implementation", {"generation": {"cache_implementation": "static"}}),
+        ("structure.regex", {"structure": {"regex": "a+"}}),
+        ("chat.system", {"chat": {"system": "Be brief."}}),
+        ("draft.id", {"draft": {"id": "a/b"}}),
+        ("serve.max_queue", {"serve": {"max_queue": 9}}),
+        ("tokenizer.model_max_length", {"tokenizer": {"model_max_length": 9}, "vllm": {"max_model_len": 8}}),
+    ],
+)
+def test_what_cannot_be_said_is_a_problem(key: str, sections: dict[str, Any]) -> None:
+    assert why_not(key, **sections)
+
+
+def test_bitsandbytes_where_this_vllm_has_it() -> None:
+    target = Target(has_bitsandbytes=True)
+    arguments = said(target, quantization={"bits": 4}).arguments
+    assert after(arguments, "--quantization") == "bitsandbytes"
+    assert after(arguments, "--load-format") == "bitsandbytes"
+    assert "4 bits while it loads" in why_not("quantization.bits", target, quantization={"bits": 8})
+    assert "nf4" in why_not("quantization.quant_type", target, quantization={"bits": 4, "quant_type": "fp4"})
+
+
+def test_a_model_in_a_format_that_vllm_does_not_know_is_a_problem() -> None:
+    assert "llmctl's own format" in why_not("model.id", Target(quant_method="llmctl"), model={"id": "a/b"})
+    assert "bitsandbytes" in why_not("model.id", Target(quant_method="bitsandbytes"), model={"id": "a/b"})
+
+
+def test_what_the_models_own_generation_config_asks_for_counts_too() -> None:
+    target = Target(generation_config={"no_repeat_ngram_size": 3})
+    assert "generation_config.json asks for 3" in why_not("generation.no_repeat_ngram_size", target)
+
+
+def test_the_models_id_works_beside_the_name_that_was_configured() -> None:
+    arguments = said(model={"id": "org/name"}, serve={"model_name": "smol"}).arguments
+    at = arguments.index("--served-model-name")
+    assert arguments[at + 1 : at + 3] == ("smol", "org/name")
+    folder = said(model={"id": "/models/mine/"}).arguments
+    assert after(folder, "--served-model-name") == "mine"
+
+
+def test_an_adapter_has_the_models_name() -> None:
+    target = Target(adapter="/adapters/a", adapter_rank=10)
+    arguments = said(target, model={"id": "org/name", "adapters": "a/b"}).arguments
+    assert after(arguments, "--served-model-name") == "org/name:base"
+    module = json.loads(after(arguments, "--lora-modules"))
+    assert module == {"name": "org/name", "path": "/adapters/a", "base_model_name": "org/name:base"}
+    assert after(arguments, "--max-lora-rank") == "16"
+
+
+def test_more_is_said_as_it_stands() -> None:
+    more = {"enforce_eager": True, "enable_prefix_caching": False, "block-size": 16, "hf_overrides": {"a": 1}}
+    arguments = " ".join(said(vllm={"extra": more}).arguments)
+    expected = '--enforce-eager --no-enable-prefix-caching --block-size 16 --hf-overrides {"a": 1} --seed 42'
+    assert expected in arguments
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"api_key": "top-secret"}, "goes in the environment"),
+        ({"api-ke": "top-secret"}, "goes in the environment"),
+        ({"hf_token": "top-secret"}, "llmctl login"),
+        ({"dtype": "half"}, "said by load.dtype"),
+        ({"no-trust-remote-code": True}, "said by model.trust_remote_code"),
+        ({"tp": 2}, "said by vllm.tensor_parallel_size"),
+        ({"--foo": 1}, "no name of an argument"),
+        ({"a b": 1}, "no name of an argument"),
+        ({"middleware": "x.y"}, "imports Python by name"),
+        ({"trust_request_chat_template": True}, "without end"),
+    ],
+)
+def test_arguments_that_open_doors_or_are_said_elsewhere_are_refused_without_their_values(
+    extra: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings_from_mapping({"vllm": {"extra": extra}})
+    assert says in caught.value.message
+    assert "top-secret" not in caught.value.message
+
+
+def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("load:\n  device_map: balanced\nchat:\n  system: Be brief.\n")
+    with pytest.raises(ConfigError) as caught:
+        check(read_only_file(file), Target())
+    assert [(one.where, one.key) for one in caught.value.problems] == [
+        (f"{file}:2", "load.device_map"),
+        (f"{file}:4", "chat.system"),
+    ]
+
+
+def test_a_batch_says_in_each_request_what_a_server_cannot_have() -> None:
+    sections = {
+        "generation": {"stop_strings": ["x"], "logprobs": 30},
+        "chat": {"system": "s"},
+        "structure": {"regex": "a"},
+    }
+    translation = said(Target("batch"), **sections)
+    assert translation.problems(settings_from_mapping(sections)) == []
+    assert after(translation.arguments, "--max-logprobs") == "30"
+    assert "--override-generation-config" not in translation.arguments
+
+
+def test_explain_shows_the_command_and_each_key(capfd: pytest.CaptureFixture[str]) -> None:
+    file = str(ROOT / "configs/llama3-70b-two-machines.yaml")
+    assert main(["config", "explain", "--config", file]) == 0
+    out = capfd.readouterr().out
+    assert "vllm serve meta-llama/Meta-Llama-3-70B-Instruct" in out
+    assert "--tensor-parallel-size 4 --pipeline-parallel-size 2 --distributed-executor-backend ray" in out
+    assert main(["config", "explain", "--config", file, "--set", "chat.system=x", "--json"]) == 1
+    document = json.loads(capfd.readouterr().out)
+    assert document["schema"] == "llmctl.explain/1"
+    assert not document["possible"]
+    [problem] = [one for one in document["keys"] if one["outcome"] == "not possible"]
+    assert (problem["key"], problem["from"]) == ("chat.system", "--set")
+
+
+def test_explain_writes_values_of_every_kind_as_json(capfd: pytest.CaptureFixture[str]) -> None:
+    values = ("model.id=org/name", "model.adapters=[org/one]", "serve.api_key_file=keys.txt")
+    main(["config", "explain", "--engine", "vllm", *(part for one in values for part in ("--set", one)), "--json"])
+    keys = {one["key"]: one["value"] for one in json.loads(capfd.readouterr().out)["keys"]}
+    assert keys["model.adapters"][0]["id"] == "org/one"
+    assert keys["serve.api_key_file"].endswith("keys.txt")
