@@ -9,7 +9,7 @@ from typing import Any
 import llmctl
 from llmctl.model.resolve import names_of
 from llmctl.server.app import make_app
-from llmctl.server.registry import Served
+from llmctl.server.registry import ModelRegistry
 from llmctl.server.worker import Worker
 
 
@@ -18,7 +18,7 @@ def test_a_client_that_leaves_before_the_first_byte_of_a_stream_frees_its_place(
 ) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
     worker = Worker(loaded, max_queue=4)
-    app = make_app(Served("tiny", loaded, worker, 1, 60.0), drain_seconds=2)
+    app = make_app(ModelRegistry("tiny", loaded, worker, 1, 60.0), drain_seconds=2)
     body = b'{"model": "tiny", "prompt": "once", "max_tokens": 240, "stream": true, "logit_bias": {"0": -100}}'
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b""}
     scope |= {"headers": [(b"content-type", b"application/json")], "asgi": {"spec_version": "2.3"}}
@@ -50,6 +50,6 @@ def test_of_a_folder_clients_see_the_name_alone(tiny_models: Callable[[str], Pat
     folder = tiny_models("llama").name
     assert names_of(loaded.located.source, None) == [folder]
     assert names_of(loaded.located.source, "gpt-4o") == ["gpt-4o", folder]
-    served = Served("gpt-4o", loaded, Worker(loaded, max_queue=1), 1, 60.0, other_names=(folder,))
-    served.check_name(folder)
-    served.check_name("gpt-4o")
+    registry = ModelRegistry("gpt-4o", loaded, Worker(loaded, max_queue=1), 1, 60.0, other_names=(folder,))
+    registry.check_model(folder)
+    registry.check_model("gpt-4o")

@@ -14,7 +14,7 @@ import pytest
 
 import llmctl
 from llmctl.server.app import make_app
-from llmctl.server.registry import Served
+from llmctl.server.registry import ModelRegistry
 from llmctl.server.security.guard import Guard, Rules
 from llmctl.server.worker import Worker
 from support.listening import call, listening
@@ -57,7 +57,7 @@ STRANGE: list[Any] = [
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = write_model(tmp_path_factory.mktemp("long") / "llama", max_position_embeddings=4096)
     loaded = llmctl.load(folder, load={"dtype": "float32"}, generation={"max_new_tokens": 3})
-    model = Served("tiny", loaded, Worker(loaded, max_queue=100), 1, 60.0)
+    model = ModelRegistry("tiny", loaded, Worker(loaded, max_queue=100), 1, 60.0)
     with listening(Guard(make_app(model, drain_seconds=1), Rules())) as number:
         yield number
 

@@ -5,15 +5,17 @@ from importlib.resources import files
 
 import pytest
 
-from llmctl.server.page import FILES, PATHS, read
+from llmctl.server.routes.page import FILES, OPEN_PATHS, read
 
 
 def test_every_file_of_the_page_is_served_and_nothing_else() -> None:
     there = {
-        one.name for one in files("llmctl.server.page").iterdir() if one.name.endswith(("html", "css", "js", "svg"))
+        one.name
+        for one in files("llmctl.server").joinpath("page").iterdir()
+        if one.name.endswith(("html", "css", "js", "svg"))
     }
     assert {name for name, _ in FILES.values()} == there
-    for path in PATHS:
+    for path in OPEN_PATHS:
         assert read(path)[0]
     for path in ("/../app.py", "/__init__.py", "/page.css/"):
         with pytest.raises(KeyError):
@@ -21,10 +23,10 @@ def test_every_file_of_the_page_is_served_and_nothing_else() -> None:
 
 
 def test_scripts_import_only_what_is_served_and_never_make_elements_of_text() -> None:
-    for path in (path for path in PATHS if path.endswith(".js")):
+    for path in (path for path in OPEN_PATHS if path.endswith(".js")):
         script = read(path)[0].decode()
         imported = set(re.findall(r'from "\./([^"]+)"', script))
-        assert {f"/{name}" for name in imported} <= PATHS
+        assert {f"/{name}" for name in imported} <= OPEN_PATHS
         assert len(imported) == len(re.findall(r"^import |import\(", script, re.MULTILINE))
         assert not re.findall(
             r"(inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\b|new Function|srcdoc", script

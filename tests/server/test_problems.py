@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from llmctl.errors import MachineError, RemoteError, UserError
-from llmctl.server.http_errors import RequestError, answer_errors_in_shape
+from llmctl.server.http_errors import RequestError, add_error_handlers
 from llmctl.server.security.guard import Guard, Rules
 from support.listening import call, listening
 
@@ -33,7 +33,7 @@ RAISED: dict[str, Exception] = {
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     app = FastAPI()
-    answer_errors_in_shape(app)
+    add_error_handlers(app)
 
     @app.post("/v1/things")
     async def things(body: Body, q: int = 0) -> int:

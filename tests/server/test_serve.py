@@ -14,7 +14,7 @@ import llmctl
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 from llmctl.server.app import OPEN_PATHS, make_app
-from llmctl.server.registry import Served
+from llmctl.server.registry import ModelRegistry
 from llmctl.server.security.guard import Guard, Rules
 from llmctl.server.worker import Worker
 from support.listening import Answer, call, connected, listening
@@ -27,7 +27,7 @@ class Running:
     """A server under test."""
 
     port: int
-    served: Served
+    registry: ModelRegistry
 
     def post(self, path: str, **body: Any) -> Answer:
         return call(self.port, path=path, body={"model": "tiny", **body})
@@ -37,15 +37,15 @@ class Running:
 def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"temperature": 0})
     worker = Worker(loaded, max_queue=QUEUE, max_sequences=4)
-    served = Served("tiny", loaded, worker, 1, 60.0)
-    app = Guard(make_app(served, drain_seconds=1), Rules(open_paths=OPEN_PATHS))
+    registry = ModelRegistry("tiny", loaded, worker, 1, 60.0)
+    app = Guard(make_app(registry, drain_seconds=1), Rules(open_paths=OPEN_PATHS))
     with listening(app) as port:
-        yield Running(port, served)
+        yield Running(port, registry)
 
 
-def alone(served: Served, prompt: str, tokens: int) -> str:
+def alone(registry: ModelRegistry, prompt: str, tokens: int) -> str:
     """What the model writes after a prompt, by itself."""
-    loaded = served.loaded
+    loaded = registry.loaded
     request = make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
     return "".join(chunk.text for chunk in stream_request(loaded, request))
 
@@ -58,7 +58,7 @@ def streamed(answer: Answer) -> list[dict[str, Any]]:
 
 
 def test_a_completion_is_the_text_of_that_prompt_alone_whole_and_streamed(server: Running) -> None:
-    expected = alone(server.served, "once upon a time", 20)
+    expected = alone(server.registry, "once upon a time", 20)
     whole = server.post("/v1/completions", prompt="once upon a time", max_tokens=20)
     document = json.loads(whole.body)
     assert document["choices"][0]["text"] == expected
@@ -71,7 +71,7 @@ def test_a_completion_is_the_text_of_that_prompt_alone_whole_and_streamed(server
 
 def test_many_clients_at_once_get_their_own_texts(server: Running) -> None:
     prompts = [f"the {word} of" for word in ("capital", "library", "book", "model")]
-    expected = [alone(server.served, prompt, 24) for prompt in prompts]
+    expected = [alone(server.registry, prompt, 24) for prompt in prompts]
     found: dict[int, str] = {}
 
     def ask(number: int) -> None:
@@ -108,7 +108,7 @@ def test_each_of_n_answers_has_its_own_seed_and_the_same_seeds_give_the_same_ans
 
 
 def test_only_the_served_model_is_known_and_never_a_path(server: Running) -> None:
-    for name in ("other", "../tiny", "/etc/passwd", str(server.served.loaded.located.folder)):
+    for name in ("other", "../tiny", "/etc/passwd", str(server.registry.loaded.located.folder)):
         answer = call(server.port, path="/v1/completions", body={"model": name, "prompt": "x"})
         assert (answer.status, answer.error["code"]) == (404, "model_not_found")
     assert call(server.port, "GET", "/v1/models/tiny").status == 200
@@ -176,29 +176,29 @@ def test_a_client_that_goes_away_frees_its_place(server: Running, stream: bool) 
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with connected(server.port) as opened:
         opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        _until(lambda: server.served.worker.load().running == 1)
-    _until(lambda: server.served.worker.load().running == 0, seconds=1.0)
+        _until(lambda: server.registry.worker.load().running == 1)
+    _until(lambda: server.registry.worker.load().running == 0, seconds=1.0)
 
 
 def test_a_request_that_takes_too_long_is_given_up(server: Running) -> None:
     from dataclasses import replace
 
-    hasty = replace(server.served, name="hasty", request_seconds=0.01)
+    hasty = replace(server.registry, name="hasty", request_seconds=0.01)
     with listening(Guard(make_app_of(hasty), Rules())) as port:
         answer = call(port, path="/v1/completions", body={"model": "hasty", "prompt": "x", "max_tokens": 200})
     assert (answer.status, answer.error["code"]) == (503, "deadline_exceeded")
 
 
-def make_app_of(served: Served) -> Any:
+def make_app_of(registry: ModelRegistry) -> Any:
     """The app around a worker that runs already."""
     from fastapi import FastAPI
 
-    from llmctl.server.app import _add_completions
-    from llmctl.server.http_errors import answer_errors_in_shape
+    from llmctl.server.http_errors import add_error_handlers
+    from llmctl.server.routes import add_routes
 
     app = FastAPI()
-    answer_errors_in_shape(app)
-    _add_completions(app, served)
+    add_error_handlers(app)
+    add_routes(app, registry)
     return app
 
 

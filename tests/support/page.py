@@ -22,11 +22,11 @@ class Scripted:
         from fastapi import FastAPI, Request
         from fastapi.responses import StreamingResponse
 
-        from llmctl.server.page import PATHS, add_page
+        from llmctl.server.routes import page
         from llmctl.server.security.guard import Guard, Rules
 
         app = FastAPI()
-        add_page(app)
+        page.add_routes(app)
 
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Scripted:
             return StreamingResponse(events(), media_type="text/event-stream")
 
         app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)
-        return Guard(app, Rules(hosts=frozenset({"127.0.0.1"}), open_paths=PATHS))
+        return Guard(app, Rules(hosts=frozenset({"127.0.0.1"}), open_paths=page.OPEN_PATHS))
 
 
 def _event(value: dict[str, Any]) -> str:

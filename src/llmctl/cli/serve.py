@@ -138,15 +138,15 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     from llmctl.server.app import make_app
     from llmctl.server.connections import Server, uvicorn_config
     from llmctl.server.listen_address import port_of, url
-    from llmctl.server.registry import Served
+    from llmctl.server.registry import ModelRegistry
     from llmctl.server.security.guard import Guard
     from llmctl.server.worker import Worker
 
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
     name, *others = names_of(loaded.located.source, section.model_name)
-    served = Served(name, loaded, worker, int(time.time()), section.request_seconds, other_names=tuple(others))
-    guarded = Guard(make_app(served, drain_seconds=section.drain_seconds), rules)
+    registry = ModelRegistry(name, loaded, worker, int(time.time()), section.request_seconds, other_names=tuple(others))
+    guarded = Guard(make_app(registry, drain_seconds=section.drain_seconds), rules)
     config = uvicorn_config(
         guarded,
         host=section.host,

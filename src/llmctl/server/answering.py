@@ -1,79 +1,99 @@
-"""From a client that asks to an answer on its way: whole or streamed, cancelled when the client goes away."""
+"""Answer one HTTP request: submit it to the worker, write it whole or as a stream, cancel it when the client leaves."""
 
 import asyncio
 import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion
 from llmctl.generation.request import Request
 from llmctl.server.http_errors import RequestError, error_of
-from llmctl.server.metrics import Watch
+from llmctl.server.metrics import RequestTimer
 from llmctl.server.schemas import Sampling
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
-    from llmctl.server.registry import Served
+    from llmctl.server.registry import ModelRegistry
     from llmctl.server.worker import Asked
 
 _log = logging.getLogger("llmctl.serve")
-Asking = Sequence[tuple[Request, Sequence[Any]]]
 
 
-class Shape:
-    """How answers of one kind are written: OpenAI's chat or plain completions. Its state: what has been told of each.
+@dataclass(frozen=True)
+class Submission:
+    """The generation requests of one HTTP request.
 
-    Args:
-        served: The model.
-        kind: The `object` of a whole answer.
-        prefix: What its id begins with.
-        chunk_kind: The `object` of a piece, where it is another.
+    Attributes:
+        requests: Each request with its own logits processors.
+        prompt_tokens: Tokens of all prompts; a prompt with several answers counts once.
     """
 
-    def __init__(self, served: "Served", kind: str, *, prefix: str, chunk_kind: str | None = None) -> None:
-        self.served = served
-        self.kind, self.chunk_kind = kind, chunk_kind or kind
-        self.id = f"{prefix}-{secrets.token_hex(12)}"
-        self.created = int(time.time())
+    requests: Sequence[tuple[Request, Sequence[Any]]]
+    prompt_tokens: int
 
-    def document(self, choices: list[Any], *, chunk: bool = False, **more: Any) -> dict[str, Any]:
-        """A whole answer, or a piece of one."""
-        kind = self.chunk_kind if chunk else self.kind
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
-        return {**head, "choices": choices, **more}
 
-    def first(self) -> Iterator[dict[str, Any]]:
-        """Choices that a stream begins with."""
+class ChoiceWriter:
+    """Writes answers in one of OpenAI's shapes. Subclasses may keep the state of each answer.
+
+    Args:
+        registry: The model.
+        object_name: `object` of a whole answer.
+        id_prefix: The beginning of its id.
+        chunk_object: `object` of a chunk, if it differs.
+    """
+
+    def __init__(
+        self, registry: "ModelRegistry", object_name: str, *, id_prefix: str, chunk_object: str | None = None
+    ) -> None:
+        self.registry = registry
+        self._object, self._chunk_object = object_name, chunk_object or object_name
+        self._id = f"{id_prefix}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def document(self, choices: list[Any], *, chunk: bool = False, **fields: Any) -> dict[str, Any]:
+        """Return a whole answer, or a chunk of one."""
+        return {
+            "id": self._id,
+            "object": self._chunk_object if chunk else self._object,
+            "created": self._created,
+            "model": self.registry.name,
+            "choices": choices,
+            **fields,
+        }
+
+    def opening_choices(self) -> Iterator[dict[str, Any]]:
+        """Yield the choices at the start of a stream."""
         return iter(())
 
-    def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
-        """Choices of a stream for what is new of an answer."""
+    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
+        """Yield the choices of a stream for new text of an answer; `end` comes with the last text."""
         raise NotImplementedError
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        """The choice of a whole answer."""
+        """Return the choice of a whole answer."""
         raise NotImplementedError
 
 
 def finish_reason(completion: Completion) -> str:
-    """OpenAI's word for why an answer ended."""
+    """Return OpenAI's name of a finish reason."""
     return "length" if completion.finish_reason == "length" else "stop"
 
 
-def number(logprob: float) -> float:
-    """A log-probability as JSON has it: OpenAI's -9999 for minus infinity."""
+def json_logprob(logprob: float) -> float:
+    """Return a log-probability that JSON can hold: OpenAI writes -9999 for minus infinity."""
     return max(logprob, -9999.0)
 
 
 def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, int]:
-    """The tokens of all answers; a prompt with several of them counts once."""
+    """Return the token counts of all answers."""
     generated = sum(len(completion.token_ids) for completion in completions)
     return {
         "prompt_tokens": prompt_tokens,
@@ -83,141 +103,139 @@ def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, in
 
 
 async def answer(
-    http: "HttpRequest",
-    served: "Served",
-    body: Sampling,
-    asking: Asking,
-    shape: Shape,
-    *,
-    prompt_tokens: int,
+    http: "HttpRequest", registry: "ModelRegistry", body: Sampling, submission: Submission, writer: ChoiceWriter
 ) -> "Response":
-    """The response to one request, whole or streamed as its body asks.
+    """Return the response to one request: whole, or streamed if its body asks for that.
 
     Raises:
         LlmctlError, RequestError: it failed before anything was sent.
     """
     from starlette.responses import JSONResponse
 
-    asked = submitted(served, asking)
+    pending = submit(registry, submission)
     if body.stream:
-        events = _events(served, asked, shape, prompt_tokens=prompt_tokens, wants_usage=body.wants_usage)
-        return stream_of(served, asked, events)
-    completions = await whole_answers(http, served, asked)
-    choices = [shape.choice(index, completion) for index, completion in enumerate(completions)]
-    return JSONResponse(shape.document(choices, usage=usage(completions, prompt_tokens)))
+        events = _chunk_events(registry, pending, writer, submission, wants_usage=body.wants_usage)
+        return event_stream(registry, pending, events)
+    completions = await collect_completions(http, registry, pending)
+    choices = [writer.choice(index, completion) for index, completion in enumerate(completions)]
+    return JSONResponse(writer.document(choices, usage=usage(completions, submission.prompt_tokens)))
 
 
-def stream_of(served: "Served", asked: "Asked", events: AsyncIterator[str]) -> "Response":
-    """Events on their way. A client can go away before the first one is asked for: nothing in `events` has run then."""
+def submit(registry: "ModelRegistry", submission: Submission) -> "Asked":
+    """Queue the requests. Raises RequestError if the queue is full."""
+    try:
+        return registry.worker.submit(submission.requests, seconds=registry.request_seconds)
+    except RequestError:
+        registry.metrics.count_refused()
+        raise
+
+
+def event_stream(registry: "ModelRegistry", pending: "Asked", events: AsyncIterator[str]) -> "Response":
+    """Return a streamed response. The client may leave before the first event is read: no code of `events` runs then,
+    so the response itself cancels what is pending."""
     from starlette.responses import StreamingResponse
 
-    class Events(StreamingResponse):
+    class EventStream(StreamingResponse):
         async def __call__(self, *arguments: Any) -> None:
             try:
                 await super().__call__(*arguments)
             finally:
-                served.worker.cancel(asked)
+                registry.worker.cancel(pending)
 
-    return Events(events, media_type="text/event-stream")
-
-
-def submitted(served: "Served", asking: Asking) -> "Asked":
-    """The answers, waiting for their turn. Raises RequestError where there is no room for them."""
-    try:
-        return served.worker.submit(asking, seconds=served.request_seconds)
-    except RequestError:
-        served.metrics.refused()
-        raise
+    return EventStream(events, media_type="text/event-stream")
 
 
-async def whole_answers(http: "HttpRequest", served: "Served", asked: "Asked") -> list[Completion]:
-    """Every answer, in the order in which they were asked for; given up when the client goes away."""
+async def collect_completions(http: "HttpRequest", registry: "ModelRegistry", pending: "Asked") -> list[Completion]:
+    """Return every answer in the order of the requests; cancel them if the client leaves."""
     completions: list[Completion] = []
-    with watched(served, asked, completions) as watch:
-        completions += await _unless_gone(http, _all_of(asked, watch))
+    with tracked(registry, pending, completions) as timer:
+        completions += await _unless_disconnected(http, _completions(pending, timer))
     return completions
 
 
-def failed(watch: Watch, error: Exception) -> RequestError:
-    """What a stream, whose status is sent already, tells of an error."""
-    watch.outcome = "failed"
+def stream_error(timer: RequestTimer, error: Exception) -> RequestError:
+    """Return the error to write into a stream, whose status has been sent already."""
+    timer.outcome = "failed"
     if not isinstance(error, LlmctlError | RequestError):
         _log.exception("a bug while streaming")
     return error_of(error)
 
 
-class _LeftError(RequestError):
-    """The client went away: nobody reads this."""
+class _DisconnectedError(RequestError):
+    """The client has left; nobody reads this error."""
 
 
 @contextmanager
-def watched(served: "Served", asked: "Asked", completions: list[Completion]) -> Iterator[Watch]:
-    """What is not done when the block is left is not wanted any more; what became of the request is counted."""
-    watch = Watch()
+def tracked(registry: "ModelRegistry", pending: "Asked", completions: list[Completion]) -> Iterator[RequestTimer]:
+    """Count the outcome of a request; cancel what is still pending at the end of the block."""
+    timer = RequestTimer()
     try:
-        yield watch
-    except (GeneratorExit, asyncio.CancelledError, _LeftError):
-        watch.outcome = "cancelled"
+        yield timer
+    except (GeneratorExit, asyncio.CancelledError, _DisconnectedError):
+        timer.outcome = "cancelled"
         raise
     except Exception:
-        watch.outcome = "failed"
+        timer.outcome = "failed"
         raise
     finally:
-        served.worker.cancel(asked)
-        served.metrics.ended(watch, completions)
+        registry.worker.cancel(pending)
+        registry.metrics.count_ended(timer, completions)
 
 
-async def _all_of(asked: "Asked", watch: Watch) -> list[Completion]:
-    found: dict[int, Completion] = {}
-    async for news in asked.pieces():
-        watch.text_came()
-        found |= {index: end for index, _, end in news if end is not None}
-    return [found[index] for index in range(len(asked.tickets))]
+async def _completions(pending: "Asked", timer: RequestTimer) -> list[Completion]:
+    by_index: dict[int, Completion] = {}
+    async for updates in pending.pieces():
+        timer.note_first_text()
+        by_index |= {index: end for index, _, end in updates if end is not None}
+    return [by_index[index] for index in range(len(pending.tickets))]
 
 
-async def _unless_gone(http: "HttpRequest", work: Any) -> list[Completion]:
-    """What `work` gives, unless the client goes away first."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(http))
+async def _unless_disconnected(http: "HttpRequest", work: Coroutine[Any, Any, list[Completion]]) -> list[Completion]:
+    working = asyncio.ensure_future(work)
+    disconnected = asyncio.ensure_future(_disconnect(http))
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise _LeftError("the client went away", status=499)
-        return list(doing.result())
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _DisconnectedError("the client has disconnected", status=499)
+        return working.result()
     finally:
-        doing.cancel()
-        leaving.cancel()
+        working.cancel()
+        disconnected.cancel()
 
 
-async def _left(http: "HttpRequest") -> None:
+async def _disconnect(http: "HttpRequest") -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _events(
-    served: "Served", asked: "Asked", shape: Shape, *, prompt_tokens: int, wants_usage: bool
+async def _chunk_events(
+    registry: "ModelRegistry", pending: "Asked", writer: ChoiceWriter, submission: Submission, *, wants_usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events; what has come meanwhile goes out together."""
-    more: dict[str, Any] = {"usage": None} if wants_usage else {}
+    """Yield server-sent events, all that are ready at a time."""
+    fields: dict[str, Any] = {"usage": None} if wants_usage else {}
+
+    def chunks(choices: Iterator[dict[str, Any]]) -> str:
+        return "".join(data_event(writer.document([choice], chunk=True, **fields)) for choice in choices)
+
     completions: list[Completion] = []
-    with watched(served, asked, completions) as watch:
-        if begun := "".join(data_event(shape.document([one], chunk=True, **more)) for one in shape.first()):
-            yield begun
+    with tracked(registry, pending, completions) as timer:
+        if opening := chunks(writer.opening_choices()):
+            yield opening
         try:
-            async for news in asked.pieces():
-                watch.text_came()
-                completions += [end for _, _, end in news if end is not None]
-                choices = [one for index, text, end in news for one in shape.pieces(index, text, end)]
-                if choices:
-                    yield "".join(data_event(shape.document([one], chunk=True, **more)) for one in choices)
-        except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
-            yield data_event(failed(watch, error).body())
+            async for updates in pending.pieces():
+                timer.note_first_text()
+                completions += [end for _, _, end in updates if end is not None]
+                if text := chunks(choice for update in updates for choice in writer.chunk_choices(*update)):
+                    yield text
+        except Exception as error:  # noqa: BLE001 (the status has been sent, so the stream carries the error)
+            yield data_event(stream_error(timer, error).body())
             return
         if wants_usage:
-            yield data_event(shape.document([], chunk=True, usage=usage(completions, prompt_tokens)))
+            total = usage(completions, submission.prompt_tokens)
+            yield data_event(writer.document([], chunk=True, usage=total))
         yield "data: [DONE]\n\n"
 
 
 def data_event(document: dict[str, Any]) -> str:
-    """One event of a stream."""
+    """Return one event of a stream."""
     return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,4 +1,4 @@
-"""Errors of the HTTP interface, in OpenAI's shape and with its status codes.
+"""Errors of the HTTP API, in OpenAI's shape and with its status codes.
 
     {"error": {"message": "…", "type": "invalid_request_error", "param": "messages[0].role", "code": null}}
 
@@ -13,21 +13,22 @@ from llmctl.errors import LlmctlError, MachineError, UserError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
 
-_LONGEST_MESSAGE = 2000
-_MOST_PROBLEMS = 5
+_MAX_MESSAGE_LENGTH = 2000
+_MAX_PROBLEMS = 5
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer.
+    """A request that is answered with an error.
 
     Args:
-        message: What is wrong and what would be right, for whoever wrote the request. Never a secret, never the prompt.
+        message: What is wrong and how to fix it, for the author of the request. Never a secret, never the prompt.
         status: The HTTP status.
-        type: OpenAI's name for the kind of error; without it the one that goes with the status.
-        param: The part of the request that it is about: `messages[0].content`.
-        code: A short name that a program can tell it by: `model_not_found`.
-        headers: Further headers of the answer: Retry-After.
+        type: OpenAI's error type; by default, the one of the status.
+        param: The wrong part of the request: `messages[0].content`.
+        code: A short name for programs: `model_not_found`.
+        headers: Further response headers: Retry-After.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "…"
+        self.message = message if len(message) <= _MAX_MESSAGE_LENGTH else message[:_MAX_MESSAGE_LENGTH] + "…"
         self.status = status
         self.type = type or _type_of(status)
         self.param = param
@@ -49,7 +50,7 @@ class RequestError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The document that is answered."""
+        """Return the JSON document of the response."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -60,43 +61,43 @@ def _type_of(status: int) -> str:
 
 
 def error_of(error: Exception) -> RequestError:
-    """What the client is told about an error that came up while its request was answered.
+    """Return the error that the client sees.
 
-    What only the operator may know (paths, tracebacks, the message of a bug) stays out of it.
+    Paths, tracebacks and messages of bugs stay out of it; they are for the operator alone.
     """
     if isinstance(error, RequestError):
         return error
     if isinstance(error, UserError):
-        return _of_user(error)
+        return _from_user_error(error)
     if isinstance(error, MachineError):
         return RequestError(error.message, status=503, code="out_of_resources", headers={"Retry-After": "1"})
     if isinstance(error, LlmctlError):
         return RequestError(error.message, status=503)
-    return RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
+    return RequestError("the server failed on this request; see its log", status=500, code="internal_error")
 
 
-def _of_user(error: UserError) -> RequestError:
-    """What the request has to change, and where."""
-    if {"prompt_tokens", "context_length"} <= error.details.keys():  # its message names the model's folder
+def _from_user_error(error: UserError) -> RequestError:
+    if {"prompt_tokens", "context_length"} <= error.details.keys():  # its message contains the model's folder
         tokens, context = error.details["prompt_tokens"], error.details["context_length"]
-        message = f"the prompt has {tokens} tokens, the context of this model holds {context}"
+        message = f"the prompt has {tokens} tokens, but the model's context length is {context}: shorten the prompt"
         return RequestError(message, code="context_length_exceeded")
     return RequestError(error.message, param=error.details.get("param"))
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """One problem for all that pydantic found: `errors` as its `errors()` gives them. The values stay out of it."""
+    """Return one error for all of pydantic's `errors()`. The values of the request stay out of it."""
     if errors and errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", code="invalid_json")
-    found = [(_param(error["loc"]), str(error["msg"]).removeprefix("Value error, ")) for error in errors]
-    lines = [f"{param}: {message}" if param else message for param, message in found[:_MOST_PROBLEMS]]
-    if len(found) > _MOST_PROBLEMS:
-        lines.append(f"and {len(found) - _MOST_PROBLEMS} more")
-    return RequestError("; ".join(lines) or "the request is not valid", param=(found[0][0] or None) if found else None)
+    problems = [(_param(error["loc"]), str(error["msg"]).removeprefix("Value error, ")) for error in errors]
+    lines = [f"{param}: {message}" if param else message for param, message in problems[:_MAX_PROBLEMS]]
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+    param = (problems[0][0] or None) if problems else None
+    return RequestError("; ".join(lines) or "the request is not valid", param=param)
 
 
 def _param(loc: Sequence[int | str]) -> str:
-    """`messages[0].content` for ("body", "messages", 0, "content"), without the types that were tried in a union."""
+    """Return `messages[0].content` for ("body", "messages", 0, "content"), without the types of a union."""
     text = ""
     loc = [part for part in loc if isinstance(part, int) or part.isidentifier()]
     for part in loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc:
@@ -104,34 +105,35 @@ def _param(loc: Sequence[int | str]) -> str:
     return text
 
 
-def answer_errors_in_shape(app: "FastAPI") -> None:
-    """Whatever goes wrong inside `app` is answered in OpenAI's shape: unknown routes and methods, bodies that do not
-    validate (400), errors of llmctl, and bugs (500, with their traceback in the log)."""
+def add_error_handlers(app: "FastAPI") -> None:
+    """Answer every error inside `app` in OpenAI's shape: unknown routes and methods, invalid bodies (400), llmctl's own
+    errors, and bugs (500, with a traceback in the log)."""
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
-    def answer(problem: RequestError) -> Response:
-        return JSONResponse(problem.body(), status_code=problem.status, headers=problem.headers)
+    def respond(error: RequestError) -> Response:
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
-    async def invalid(request: Request, error: Any) -> Response:
-        return answer(validation_error(error.errors()))
+    async def invalid_body(request: Request, error: Any) -> Response:
+        return respond(validation_error(error.errors()))
 
-    async def of_http(request: Request, error: Any) -> Response:
-        return answer(_of_status(error.status_code, str(error.detail), request.method, request.url.path, error.headers))
+    async def http_exception(request: Request, error: Any) -> Response:
+        return respond(_from_http_exception(error, request.method, request.url.path))
 
-    async def known(request: Request, error: Exception) -> Response:
-        return answer(error_of(error))
+    async def other_error(request: Request, error: Exception) -> Response:
+        return respond(error_of(error))
 
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(RequestError, known)
-    app.add_exception_handler(LlmctlError, known)
-    app.add_exception_handler(Exception, known)  # the guard around the app logs it
+    app.add_exception_handler(RequestValidationError, invalid_body)
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_exception_handler(RequestError, other_error)
+    app.add_exception_handler(LlmctlError, other_error)
+    app.add_exception_handler(Exception, other_error)  # the guard around the app logs it
 
 
-def _of_status(status: int, detail: str, method: str, path: str, headers: Mapping[str, str] | None) -> RequestError:
+def _from_http_exception(error: "HTTPException", method: str, path: str) -> RequestError:
+    status, detail, headers = error.status_code, str(error.detail), error.headers
     if status == 404 and detail == "Not Found":
         return RequestError(f"Invalid URL ({method} {path})", status=404, code="unknown_url", headers=headers)
     if status == 405:

@@ -1,4 +1,4 @@
-"""What Prometheus can ask for at /metrics."""
+"""Counters for Prometheus."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -18,36 +18,34 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass
-class Watch:
-    """One request on its way. Its state: when it began and when its first text came."""
+class RequestTimer:
+    """The times and the outcome of one request. Its state: when its first text came, and how it ended."""
 
-    begun: float = field(default_factory=time.monotonic)
-    first: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    first_text: float | None = None
     outcome: Outcome = "answered"
 
-    def text_came(self) -> None:
-        """There is text; only the first time counts."""
-        self.first = self.first or time.monotonic()
+    def note_first_text(self) -> None:
+        """Note the time of the first text; later calls have no effect."""
+        self.first_text = self.first_text or time.monotonic()
 
 
 class Metrics:
-    """Counts of one server. Its state: a registry of its own, so that several servers in a process do not mix."""
+    """The counters of one server. Its state: its own Prometheus registry, so that servers in one process do not mix."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "llmctl_requests", "Requests, by what became of them.", ["outcome"], registry=self.registry
-        )
-        self._first = Histogram(
+        self._requests = Counter("llmctl_requests", "Requests by outcome.", ["outcome"], registry=self.registry)
+        self._first_token = Histogram(
             "llmctl_time_to_first_token_seconds",
-            "From a request to its first text, waiting included.",
+            "Time from a request to its first text, including the wait.",
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._whole = Histogram(
-            "llmctl_request_seconds", "From a request to its end.", buckets=_SECONDS, registry=self.registry
+        self._duration = Histogram(
+            "llmctl_request_seconds", "Time from a request to its end.", buckets=_SECONDS, registry=self.registry
         )
         self._speed = Histogram(
             "llmctl_answer_tokens_per_second",
@@ -57,53 +55,55 @@ class Metrics:
         )
 
     def follow(self, worker: "Worker") -> None:
-        """Ask a worker how busy it is whenever somebody asks for the metrics."""
-        self.registry.register(_OfLoad(worker))
+        """Report a worker's load with every scrape."""
+        self.registry.register(_LoadCollector(worker))
 
-    def refused(self) -> None:
-        """A request was not taken."""
+    def count_refused(self) -> None:
+        """Count a request that was not accepted."""
         self._requests.labels("refused").inc()
 
-    def ended(self, watch: Watch, completions: Sequence[Completion]) -> None:
-        """A request has its answers, or will have none."""
-        self._requests.labels(watch.outcome).inc()
-        if watch.first is not None:
-            self._first.observe(watch.first - watch.begun)
-        if watch.outcome == "answered":
-            self._whole.observe(time.monotonic() - watch.begun)
+    def count_ended(self, timer: RequestTimer, completions: Sequence[Completion]) -> None:
+        """Count a request that has ended."""
+        self._requests.labels(timer.outcome).inc()
+        if timer.first_text is not None:
+            self._first_token.observe(timer.first_text - timer.started)
+        if timer.outcome == "answered":
+            self._duration.observe(time.monotonic() - timer.started)
         for completion in completions:
             if completion.tokens_per_second is not None:
                 self._speed.observe(completion.tokens_per_second)
 
     def text(self) -> tuple[bytes, str]:
-        """The document and its content type."""
+        """Return Prometheus' text format and its content type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 
-class _OfLoad:
-    """Reads a worker's load when it is asked. prometheus_client calls `collect`.
+class _LoadCollector:
+    """Reads a worker's load for each scrape; prometheus_client calls `collect`.
 
-    Its state: the tokens at the last time it was asked, for the speed since then.
+    Its state: the time and the token count of the last scrape, for the speed since then.
     """
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
-        self._before = time.monotonic(), 0
+        self._last_scrape = time.monotonic(), 0
 
     def collect(self) -> "Iterable[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         load = self._worker.load()
-        yield GaugeMetricFamily("llmctl_answers_waiting", "Answers that have not begun.", load.waiting)
-        yield GaugeMetricFamily("llmctl_answers_running", "Answers under way.", load.running)
-        yield GaugeMetricFamily("llmctl_kv_cache_usage_ratio", "Pages that answers under way hold.", load.pages_used)
-        yield CounterMetricFamily("llmctl_prompt_tokens", "Computed for prompts.", load.prefilled_tokens)
-        yield CounterMetricFamily("llmctl_generated_tokens", "Generated.", load.generated_tokens)
-        yield GaugeMetricFamily("llmctl_tokens_per_second", "Generated since this was last asked.", self._speed(load))
+        yield GaugeMetricFamily("llmctl_answers_waiting", "Answers in the queue.", load.waiting)
+        yield GaugeMetricFamily("llmctl_answers_running", "Answers being generated.", load.running)
+        yield GaugeMetricFamily("llmctl_kv_cache_usage_ratio", "Share of KV cache pages in use.", load.pages_used)
+        yield CounterMetricFamily("llmctl_prompt_tokens", "Prompt tokens computed.", load.prefilled_tokens)
+        yield CounterMetricFamily("llmctl_generated_tokens", "Tokens generated.", load.generated_tokens)
+        yield GaugeMetricFamily(
+            "llmctl_tokens_per_second", "Tokens generated per second since the last scrape.", self._speed(load)
+        )
 
     def _speed(self, load: "Load") -> float:
-        (then, tokens), now = self._before, time.monotonic()
-        self._before = now, load.generated_tokens
-        return (load.generated_tokens - tokens) / max(now - then, 1e-3)
+        (last_time, last_tokens), now = self._last_scrape, time.monotonic()
+        self._last_scrape = now, load.generated_tokens
+        return (load.generated_tokens - last_tokens) / max(now - last_time, 1e-3)

@@ -1,4 +1,4 @@
-"""Penalties as OpenAI defines them: on what has been generated, taken off the logits; and biases for single tokens.
+"""OpenAI's penalties, which lower the logits of generated tokens, and its biases of single tokens.
 
 https://platform.openai.com/docs/guides/advanced-usage: logits[j] -= count[j] * frequency + (count[j] > 0) * presence.
 """
@@ -14,9 +14,9 @@ class Penalties:
     """A logits processor of one answer.
 
     Args:
-        prompt_tokens: So many tokens at the beginning are the prompt, which is not penalised.
-        presence: Taken off a token that has been generated.
-        frequency: Taken off for each time that it has been.
+        prompt_tokens: Length of the prompt, which is not penalised.
+        presence: Subtracted from the logit of each token that has been generated.
+        frequency: Subtracted once for each time that it has been.
         bias: Added to the logits of single tokens.
     """
 
@@ -25,7 +25,7 @@ class Penalties:
         self._tokens, self._biases = list(bias), list(bias.values())
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
-        """Ids [1, tokens], logits [1, vocabulary]."""
+        """Change logits of shape [1, vocabulary] after ids of shape [1, tokens]."""
         generated: Any = ids[0, self._prompt_tokens :]
         if len(generated):
             tokens, counts = generated.unique(return_counts=True)

@@ -1,4 +1,4 @@
-"""Conversations as token ids, through the chat template, in a child that lives as long as the server."""
+"""Encode conversations through the chat template, in a child process that lives as long as the server."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,32 +11,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Prompts:
-    """What `encode_prompt` gives, without a fork for each conversation.
-
-    Args:
-        tokenizer: The tokenizer. The child has a copy of it.
-    """
+class PromptRenderer:
+    """`encode_prompt` without a fork for each conversation. Its state: the child, which has a copy of the tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._child = BoundedChild(self._render)
 
     def start(self) -> None:
-        """Make the child now, while nothing else runs."""
+        """Fork the child now, before other threads run."""
         self._child.start()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the child."""
         self._child.close()
 
     def encode(
         self, prompt: "str | Messages", chat: ChatSection, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """The ids of a prompt. Arguments and errors are those of `encode_prompt`."""
+        """Return the ids of a prompt. Arguments and errors are those of `encode_prompt`."""
         if not uses_template(self._tokenizer, chat, prompt):
             return encode_prompt(self._tokenizer, prompt, chat)
-        rendering(self._tokenizer, prompt, chat, tools)  # raises what is wrong with it before the template sees it
+        rendering(self._tokenizer, prompt, chat, tools)  # raises errors of the messages before the template sees them
         given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
         try:
             return list(self._child([given, chat.model_dump(mode="json"), [dict(t) for t in tools] if tools else None]))
@@ -44,6 +40,6 @@ class Prompts:
             raise template_trouble(error) from error
 
     def _render(self, argument: Any) -> list[int]:
-        """In the child."""
+        """Render and encode; runs in the child."""
         prompt, chat, tools = argument
         return rendering(self._tokenizer, prompt, ChatSection.model_validate(chat), tools)()

@@ -1,6 +1,6 @@
-"""The model that is served, and how a body becomes requests to it."""
+"""The served model, its names, and the conversion of a request body into generation requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,29 +10,29 @@ from llmctl.generation.request import Request, make_request
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
 from llmctl.server.penalties import Penalties
-from llmctl.server.prompt_renderer import Prompts
+from llmctl.server.prompt_renderer import PromptRenderer
 from llmctl.server.schemas import Sampling
 
 if TYPE_CHECKING:
     from llmctl.loading.loader import LoadedModel
     from llmctl.server.worker import Worker
 
-_COLDEST = 0.01  # below it logits may overflow; the likeliest token is all but certain there
-_OWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_MIN_TEMPERATURE = 0.01  # below it logits may overflow; sampling is all but greedy there
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model behind a name.
+class ModelRegistry:
+    """The one model of a server and its names.
 
     Attributes:
-        name: What clients call it.
-        loaded: What `load` returned.
-        worker: The thread that computes.
-        created: When it was loaded, in seconds since 1970.
-        request_seconds: The time of a request.
-        metrics: What is counted.
-        other_names: What they may call it as well.
+        name: The name that answers carry.
+        loaded: The result of `load`.
+        worker: The thread that generates.
+        created: Load time in seconds since 1970.
+        request_seconds: Time limit of a request.
+        metrics: The server's counters.
+        other_names: Further names that clients may use.
     """
 
     name: str
@@ -45,31 +45,38 @@ class Served:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, the first one first."""
+        """All names, `name` first."""
         return (self.name, *self.other_names)
 
     @cached_property
-    def prompts(self) -> Prompts:
-        """Renders conversations."""
-        return Prompts(self.loaded.tokenizer)
+    def prompts(self) -> PromptRenderer:
+        """The renderer of conversations."""
+        return PromptRenderer(self.loaded.tokenizer)
 
-    def check_name(self, name: str) -> None:
-        """Raises a 404 for any other model: names are compared, never looked up."""
+    def check_model(self, name: str) -> None:
+        """Raise a 404 for any other model. Names are only compared, never used as a path or a Hub id."""
         if name not in self.names:
             raise RequestError(
-                f"The model {name[:200]!r} does not exist here; this server has {self.name!r}",
+                f"The model {name[:200]!r} does not exist; this server has {self.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
 
-    def settings(
+    def with_settings(
         self, body: Sampling, *, max_tokens: int | None, logprobs: int | None, structure: dict[str, Any] | None = None
     ) -> "LoadedModel":
-        """The model, answering as a body asks."""
-        values: dict[str, Any] = {name: value for name in _OWN if (value := getattr(body, name)) is not None}
-        if 0 < values.get("temperature", 0) < _COLDEST:
-            values["temperature"] = _COLDEST
+        """Return the model with the settings of a body.
+
+        Args:
+            body: The request.
+            max_tokens: Token limit of the answer; None keeps the configuration's.
+            logprobs: Alternatives per token; None for no log-probabilities.
+            structure: A section `structure` in place of the configuration's.
+        """
+        values: dict[str, Any] = {key: value for key in _SAMPLING_KEYS if (value := getattr(body, key)) is not None}
+        if 0 < values.get("temperature", 0) < _MIN_TEMPERATURE:
+            values["temperature"] = _MIN_TEMPERATURE
         if max_tokens is not None:
             values["max_new_tokens"] = max_tokens
         if body.stops:
@@ -78,39 +85,39 @@ class Served:
             values["logprobs"] = logprobs
         return with_generation(self.loaded, values, structure=structure)
 
-    def requests(self, asking: "LoadedModel", body: Sampling, ids: Sequence[int], **changes: Any) -> list[Request]:
-        """The `n` requests of a prompt. Each has a seed of its own, the first that of the body.
+    def requests(self, model: "LoadedModel", body: Sampling, ids: Sequence[int], **changes: Any) -> list[Request]:
+        """Return the `n` requests of one prompt, each with its own seed; the first has the body's.
 
         Raises:
-            RequestError: the prompt is too long, or has ids that are no tokens.
+            RequestError: the prompt is too long, or has ids outside the vocabulary.
         """
-        self.check_ids(ids)
+        self.check_token_ids(ids)
         context = self.loaded.context_length
         if context is not None and len(ids) >= context:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, the context of this model holds {context}: shorten the prompt",
+                f"the prompt has {len(ids)} tokens, but the model's context length is {context}: shorten the prompt",
                 code="context_length_exceeded",
             )
-        seed = _seed(asking.config.seed if body.seed is None else body.seed)
-        request = replace(make_request(asking, ids, seed=seed), **changes)
-        return [replace(request, seed=_seed(seed + number)) for number in range(body.n or 1)]
+        seed = _fold_seed(model.config.seed if body.seed is None else body.seed)
+        request = replace(make_request(model, ids, seed=seed), **changes)
+        return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 
     def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:
-        """The logits processors of one answer."""
+        """Return the logits processors of one answer."""
         presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
         if not (presence or frequency or bias):
             return []
-        self.check_ids(bias, param="logit_bias")
+        self.check_token_ids(bias, param="logit_bias")
         return [Penalties(prompt_tokens, presence=presence, frequency=frequency, bias=bias)]
 
-    def check_ids(self, ids: Any, *, param: str = "prompt") -> None:
-        """Raises a 400 where an id is none of the model's tokens."""
-        most = len(self.loaded.tokenizer)
-        if wrong := next((token for token in ids if token >= most), None):
-            raise RequestError(f"{wrong} is no token of this model, which has {most}", param=param)
+    def check_token_ids(self, ids: Iterable[int], *, param: str = "prompt") -> None:
+        """Raise a 400 for ids outside the vocabulary."""
+        size = len(self.loaded.tokenizer)
+        if wrong := next((token for token in ids if token >= size), None):
+            raise RequestError(f"{wrong} is not a token id; the vocabulary has {size} tokens", param=param)
 
 
-def _seed(seed: int) -> int:
-    """Any integer, folded into those that generators take."""
+def _fold_seed(seed: int) -> int:
+    """Fold any integer into the range of the random generators."""
     return seed % 2**32

@@ -1,85 +1,128 @@
-"""`POST /v1/chat/completions`: a conversation goes on, with tools, reasoning apart, and answers of a given form."""
+"""`POST /v1/chat/completions`: continue a conversation, with tools, separate reasoning and structured answers."""
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from llmctl.generation.completion import Completion
-from llmctl.generation.logprobs import token_text
+from llmctl.generation.logprobs import Alternative, TokenLogprob, token_text
 from llmctl.generation.reasoning import Piece as Thought
 from llmctl.generation.reasoning import ReasoningSplitter
 from llmctl.generation.structured.constraint import check_for
 from llmctl.generation.tools import Piece, Said, ToolUse, whole
-from llmctl.server.answering import Asking, Shape, answer, finish_reason, number
+from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob
 from llmctl.server.http_errors import RequestError
-from llmctl.server.schemas import ChatBody, ResponseFormat
-from llmctl.server.tool_calls import asked_use, calls_in_shape, delta_in_shape
+from llmctl.server.schemas import MAX_MESSAGES, MAX_TOP_LOGPROBS, Body, Message, Sampling, SchemaName, Tokens
+from llmctl.server.tool_calls import ToolChoiceBody, ToolsBody, asked_use, calls_in_shape, delta_in_shape
 
 if TYPE_CHECKING:
-    from starlette.requests import Request as HttpRequest
-    from starlette.responses import Response
+    from fastapi import FastAPI
 
-    from llmctl.server.registry import Served
+    from llmctl.server.registry import ModelRegistry
 
-_TAIL_TOKENS = 16  # enough to see whether a template opens reasoning
-
-
-async def chat(http: "HttpRequest", served: "Served", body: ChatBody) -> "Response":
-    """Answer a request."""
-    served.check_name(body.model)
-    asking, shape, prompt_tokens = await asyncio.to_thread(asked_of, served, body)
-    return await answer(http, served, body, asking, shape, prompt_tokens=prompt_tokens)
+_TAIL_TOKENS = 16  # enough to see if the template opens reasoning
 
 
-def asked_of(served: "Served", body: ChatBody) -> tuple[Asking, Shape, int]:
-    """The answers that a body asks for, how they are written, and the tokens of the prompt."""
-    tokenizer, config = served.loaded.tokenizer, served.loaded.config
+class JsonSchemaBody(Body):
+    """A schema and its name."""
+
+    name: SchemaName
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """The structure of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaBody | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+    def structure_section(self) -> dict[str, Any]:
+        """Return the section `structure` of a configuration that means the same."""
+        if self.type == "json_schema" and self.json_schema is not None:
+            return {"json_schema": self.json_schema.schema_}
+        return {"json_schema": {"type": "object"}} if self.type == "json_object" else {}
+
+
+class ChatBody(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: ToolsBody | None = None
+    tool_choice: ToolChoiceBody | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+
+def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
+    """Add the route."""
+    from fastapi import Request
+    from fastapi.responses import Response
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request, body: ChatBody) -> Response:
+        registry.check_model(body.model)
+        submission, writer = await asyncio.to_thread(prepare_chat, registry, body)
+        return await answer(request, registry, body, submission, writer)
+
+
+def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission, MessageWriter]":
+    """Return the requests of a body, and the writer of their answers."""
+    tokenizer, config = registry.loaded.tokenizer, registry.loaded.config
     use = asked_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
-    messages, arguments = use.conversation([message.plain() for message in body.messages])
-    ids = served.prompts.encode(messages, config.chat, **arguments)
+    messages, arguments = use.conversation([message.for_template() for message in body.messages])
+    ids = registry.prompts.encode(messages, config.chat, **arguments)
     tail = str(tokenizer.decode(ids[-_TAIL_TOKENS:]))
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    model = served.settings(
+    model = registry.with_settings(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        logprobs=logprobs,
-        structure=_structure(body.response_format),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        structure=None if body.response_format is None else body.response_format.structure_section(),
     )
     changes: dict[str, Any] = {"shown_tokens": use.shown}
-    called = use.structure(tokenizer, prompt_tail=tail)
-    if called is not None:
+    structure = use.structure(tokenizer, prompt_tail=tail)
+    if structure is not None:
         if body.response_format is not None and body.response_format.type != "text":
-            raise RequestError("response_format and tools that are enforced exclude each other", param="tools")
-        check_for(called, tokenizer)
-        changes["structure"] = called
-    requests = served.requests(model, body, ids, **changes)
-    asking = [(one, served.processors(body, len(ids))) for one in requests]
-    return asking, _Chat(served, use, tail, count=len(requests)), len(ids)
+            raise RequestError("response_format cannot be combined with enforced tools", param="tools")
+        check_for(structure, tokenizer)
+        changes["structure"] = structure
+    requests = registry.requests(model, body, ids, **changes)
+    submission = Submission([(request, registry.processors(body, len(ids))) for request in requests], len(ids))
+    return submission, MessageWriter(registry, use, tail, count=len(requests))
 
 
-def _structure(form: ResponseFormat | None) -> dict[str, Any] | None:
-    """The section `structure` that a response_format means; None for that of the configuration."""
-    if form is None:
-        return None
-    if form.type == "json_schema" and form.json_schema is not None:
-        return {"json_schema": form.json_schema.schema_}
-    return {"json_schema": {"type": "object"}} if form.type == "json_object" else {}
+class _AnswerSplitter:
+    """Splits one answer into reasoning, text and calls as it arrives. Its state: the text held back."""
 
-
-class _Parts:
-    """One answer, split into reasoning, text and calls as it arrives. Its state: what is held back."""
-
-    def __init__(self, use: ToolUse, tail: str) -> None:
-        self._reasoning = ReasoningSplitter(tail)
+    def __init__(self, use: ToolUse, prompt_tail: str) -> None:
+        self._reasoning = ReasoningSplitter(prompt_tail)
         self._calls = use.splitter()
 
     @property
     def has_called(self) -> bool:
-        """Whether there was a call so far."""
+        """True once the answer has a tool call."""
         return self._calls is not None and self._calls.call_count > 0
 
     def add(self, text: str, *, final: bool) -> Iterator[Thought | Piece]:
-        """What new text brings; with the last of it what was held back."""
+        """Yield the pieces of new text; `final` releases the text held back."""
         for piece in (*self._reasoning.add(text), *(self._reasoning.finish() if final else ())):
             if piece.kind == "reasoning":
                 yield piece
@@ -91,30 +134,30 @@ class _Parts:
             yield from self._calls.finish()
 
 
-class _Chat(Shape):
-    """Choices with a message."""
+class MessageWriter(ChoiceWriter):
+    """Writes choices with a message."""
 
-    def __init__(self, served: "Served", use: ToolUse, tail: str, *, count: int) -> None:
-        super().__init__(served, "chat.completion", prefix="chatcmpl", chunk_kind="chat.completion.chunk")
-        self._parts = [_Parts(use, tail) for _ in range(count)]
+    def __init__(self, registry: "ModelRegistry", use: ToolUse, prompt_tail: str, *, count: int) -> None:
+        super().__init__(registry, "chat.completion", id_prefix="chatcmpl", chunk_object="chat.completion.chunk")
+        self._splitters = [_AnswerSplitter(use, prompt_tail) for _ in range(count)]
 
-    def first(self) -> Iterator[dict[str, Any]]:
-        for index in range(len(self._parts)):
-            yield _delta(index, {"role": "assistant", "content": ""})
+    def opening_choices(self) -> Iterator[dict[str, Any]]:
+        for index in range(len(self._splitters)):
+            yield _delta_choice(index, {"role": "assistant", "content": ""})
 
-    def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
-        parts = self._parts[index]
-        for piece in parts.add(text, final=end is not None):
+    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
+        splitter = self._splitters[index]
+        for piece in splitter.add(text, final=end is not None):
             delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else delta_in_shape(piece)
-            yield _delta(index, delta)
+            yield _delta_choice(index, delta)
         if end is not None:
-            reason = _reason(end, has_called=parts.has_called)
-            yield {**_delta(index, {}), "logprobs": self._logprobs(end), "finish_reason": reason}
+            reason = _chat_finish_reason(end, has_called=splitter.has_called)
+            yield {**_delta_choice(index, {}), "logprobs": self._logprobs(end), "finish_reason": reason}
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        found = list(self._parts[index].add(completion.text, final=True))
-        reasoning = "".join(piece.text for piece in found if isinstance(piece, Thought))
-        text, calls = whole(piece for piece in found if not isinstance(piece, Thought))
+        pieces = list(self._splitters[index].add(completion.text, final=True))
+        reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+        text, calls = whole(piece for piece in pieces if not isinstance(piece, Thought))
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -124,28 +167,28 @@ class _Chat(Shape):
             "index": index,
             "message": message,
             "logprobs": self._logprobs(completion),
-            "finish_reason": _reason(completion, has_called=bool(calls)),
+            "finish_reason": _chat_finish_reason(completion, has_called=bool(calls)),
         }
 
     def _logprobs(self, completion: Completion) -> dict[str, Any] | None:
         if completion.logprobs is None:
             return None
         content = [
-            {**self._token(one), "top_logprobs": [self._token(other) for other in one.top]}
-            for one in completion.logprobs
+            {**self._token(token), "top_logprobs": [self._token(other) for other in token.top]}
+            for token in completion.logprobs
         ]
         return {"content": content, "refusal": None}
 
-    def _token(self, one: Any) -> dict[str, Any]:
-        found = token_text(self.served.loaded.tokenizer, one.id)
-        data = found.get("bytes") or list(str(found["token"]).encode())
-        return {"token": found["token"], "logprob": number(one.logprob), "bytes": data}
+    def _token(self, token: TokenLogprob | Alternative) -> dict[str, Any]:
+        shown = token_text(self.registry.loaded.tokenizer, token.id)
+        data = shown.get("bytes") or list(str(shown["token"]).encode())
+        return {"token": shown["token"], "logprob": json_logprob(token.logprob), "bytes": data}
 
 
-def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+def _delta_choice(index: int, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _reason(completion: Completion, *, has_called: bool) -> str:
+def _chat_finish_reason(completion: Completion, *, has_called: bool) -> str:
     reason = finish_reason(completion)
     return "tool_calls" if has_called and reason == "stop" else reason

@@ -1,126 +1,160 @@
-"""`POST /v1/completions`: a text goes on."""
+"""`POST /v1/completions`: continue a text."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from llmctl.config import ChatSection
 from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import TokenLogprob, token_text
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.scoring import sequence_logprobs
-from llmctl.server.answering import Asking, Shape, answer, finish_reason, number, usage
+from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob, usage
 from llmctl.server.http_errors import RequestError
-from llmctl.server.schemas import CompletionBody
+from llmctl.server.schemas import MAX_TOKENS, MAX_TOP_LOGPROBS, Sampling, Text, TokenId
 
 if TYPE_CHECKING:
-    from starlette.requests import Request as HttpRequest
-    from starlette.responses import Response
+    from fastapi import FastAPI
 
-    from llmctl.server.registry import Served
+    from llmctl.server.registry import ModelRegistry
 
+_MAX_PROMPTS = 128
 _RAW = ChatSection(raw=True)
+_Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
 
 
-async def complete(http: "HttpRequest", served: "Served", body: CompletionBody) -> "Response":
-    """Answer a request."""
-    served.check_name(body.model)
-    asking, prompt_tokens = await asyncio.to_thread(_asking, served, body)
-    echoes = await _echoes(served, body, asking) if body.echo else None
-    shape = _Plain(served, body, echoes)
-    if body.max_tokens == 0:
-        return _prompts_alone(shape, len(asking), prompt_tokens)
-    return await answer(http, served, body, asking, shape, prompt_tokens=prompt_tokens)
+class CompletionBody(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        Text
+        | _Ids
+        | Annotated[list[Text], Field(min_length=1, max_length=_MAX_PROMPTS)]
+        | Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = False
+
+    @model_validator(mode="after")
+    def _echo_is_not_streamed(self) -> Self:
+        if self.stream and self.echo:
+            raise ValueError("echo cannot be streamed")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens must be at least 1; 0 is for echo")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Every prompt, as text or as token ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return [prompt]
+        return list(prompt)  # type: ignore[arg-type]
 
 
-def _asking(served: "Served", body: CompletionBody) -> tuple[Asking, int]:
-    """The answers that a body asks for: `n` of each prompt, in order; and the tokens of the prompts."""
-    if len(body.prompts) * (body.n or 1) > served.worker.max_queue:
-        raise RequestError(f"more answers than the {served.worker.max_queue} that may wait", param="prompt")
-    model = served.settings(body, max_tokens=body.max_tokens or 16, logprobs=body.logprobs)
-    asking: list[Any] = []
-    tokens = 0
+def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
+    """Add the route."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse, Response
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, body: CompletionBody) -> Response:
+        registry.check_model(body.model)
+        submission = await asyncio.to_thread(_submission, registry, body)
+        echoes = await _echoes(registry, body, submission) if body.echo else None
+        writer = _TextWriter(registry, body, echoes)
+        if body.max_tokens == 0:
+            choices = [writer.choice(index, None) for index in range(len(submission.requests))]
+            return JSONResponse(writer.document(choices, usage=usage((), submission.prompt_tokens)))
+        return await answer(request, registry, body, submission, writer)
+
+
+def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
+    """Return `n` requests for each prompt, in order."""
+    if len(body.prompts) * (body.n or 1) > registry.worker.max_queue:
+        raise RequestError(f"at most {registry.worker.max_queue} answers can be queued", param="prompt")
+    model = registry.with_settings(body, max_tokens=body.max_tokens or 16, logprobs=body.logprobs)
+    requests: list[Any] = []
+    prompt_tokens = 0
     for prompt in body.prompts:
-        ids = encode_prompt(served.loaded.tokenizer, prompt, _RAW) if isinstance(prompt, str) else prompt
-        tokens += len(ids)
-        asking += [(one, served.processors(body, len(ids))) for one in served.requests(model, body, ids)]
-    return asking, tokens
+        ids = encode_prompt(registry.loaded.tokenizer, prompt, _RAW) if isinstance(prompt, str) else prompt
+        prompt_tokens += len(ids)
+        processors = registry.processors
+        requests += [(request, processors(body, len(ids))) for request in registry.requests(model, body, ids)]
+    return Submission(requests, prompt_tokens)
 
 
 @dataclass(frozen=True)
 class _Echo:
-    """A prompt that is given back.
+    """A prompt to return with its answer.
 
     Attributes:
         ids: Its tokens.
-        scores: What the model thought of each but the first, where that was asked for.
+        scores: Log-probabilities of every token after the first, if requested.
     """
 
     ids: tuple[int, ...]
     scores: tuple[TokenLogprob, ...]
 
 
-async def _echoes(served: "Served", body: CompletionBody, asking: Asking) -> list[_Echo]:
-    """The prompts, once each."""
-    found = []
-    for request, _ in asking[:: body.n or 1]:
+async def _echoes(registry: "ModelRegistry", body: CompletionBody, submission: Submission) -> list[_Echo]:
+    """Return one echo per prompt."""
+    echoes = []
+    for request, _ in submission.requests[:: body.n or 1]:
         scores: tuple[TokenLogprob, ...] = ()
         if body.logprobs is not None and len(request.ids) > 1:
-            score = partial(sequence_logprobs, served.loaded, request.ids, start=1, top=body.logprobs)
-            scores = await served.worker.call(score)
-        found.append(_Echo(request.ids, scores))
-    return found
+            score = partial(sequence_logprobs, registry.loaded, request.ids, start=1, top=body.logprobs)
+            scores = await registry.worker.call(score)
+        echoes.append(_Echo(request.ids, scores))
+    return echoes
 
 
-def _prompts_alone(shape: "_Plain", count: int, prompt_tokens: int) -> "Response":
-    from starlette.responses import JSONResponse
+class _TextWriter(ChoiceWriter):
+    """Writes choices with `text`."""
 
-    choices = [shape.choice(index, None) for index in range(count)]
-    return JSONResponse(shape.document(choices, usage=usage((), prompt_tokens)))
+    def __init__(self, registry: "ModelRegistry", body: CompletionBody, echoes: list[_Echo] | None) -> None:
+        super().__init__(registry, "text_completion", id_prefix="cmpl")
+        self._echoes, self._answers_per_prompt = echoes, body.n or 1
+        self._wants_logprobs = body.logprobs is not None
 
-
-class _Plain(Shape):
-    """Choices with `text`."""
-
-    def __init__(self, served: "Served", body: CompletionBody, echoes: list[_Echo] | None) -> None:
-        super().__init__(served, "text_completion", prefix="cmpl")
-        self._echoes, self._count, self._scored = echoes, body.n or 1, body.logprobs is not None
-
-    def pieces(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
+    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
         if text or end is not None:
             reason = finish_reason(end) if end is not None else None
             logprobs = self._logprobs(None, end.logprobs or ()) if end is not None else None
             yield {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def choice(self, index: int, completion: Completion | None) -> dict[str, Any]:
-        echo = self._echoes[index // self._count] if self._echoes else None
-        before = str(self.served.loaded.tokenizer.decode(list(echo.ids))) if echo else ""
+        echo = self._echoes[index // self._answers_per_prompt] if self._echoes else None
+        prompt = str(self.registry.loaded.tokenizer.decode(list(echo.ids))) if echo else ""
         return {
             "index": index,
-            "text": before + (completion.text if completion else ""),
+            "text": prompt + (completion.text if completion else ""),
             "logprobs": self._logprobs(echo, (completion.logprobs if completion else None) or ()),
             "finish_reason": finish_reason(completion) if completion else "length",
         }
 
-    def _logprobs(self, echo: _Echo | None, said: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        """In the old shape: parallel lists. The first token of a text has no probability."""
-        if not self._scored:
+    def _logprobs(self, echo: _Echo | None, generated: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """Return parallel lists, as this older API has them. The first token of a text has no log-probability."""
+        if not self._wants_logprobs:
             return None
-        scored: list[TokenLogprob | None] = [None, *echo.scores, *said] if echo else list(said)
-        ids = [*(echo.ids if echo else ()), *(one.id for one in said)]
-        texts = [self._text(token) for token in ids]
+        scored: list[TokenLogprob | None] = [None, *echo.scores, *generated] if echo else list(generated)
+        ids = [*(echo.ids if echo else ()), *(token.id for token in generated)]
+        texts = [self._token_text(token) for token in ids]
         return {
             "tokens": texts,
-            "token_logprobs": [None if one is None else number(one.logprob) for one in scored],
-            "top_logprobs": [None if one is None else self._top(one) for one in scored],
+            "token_logprobs": [None if token is None else json_logprob(token.logprob) for token in scored],
+            "top_logprobs": [None if token is None else self._top_logprobs(token) for token in scored],
             "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
         }
 
-    def _top(self, one: TokenLogprob) -> dict[str, float]:
-        return {self._text(other.id): number(other.logprob) for other in one.top}
+    def _top_logprobs(self, token: TokenLogprob) -> dict[str, float]:
+        return {self._token_text(other.id): json_logprob(other.logprob) for other in token.top}
 
-    def _text(self, token: int) -> str:
-        return str(token_text(self.served.loaded.tokenizer, token)["token"])
+    def _token_text(self, token: int) -> str:
+        return str(token_text(self.registry.loaded.tokenizer, token)["token"])

@@ -1,105 +1,196 @@
-"""`POST /v1/responses`, for text: the chat in the words of OpenAI's newer API. Nothing is stored."""
+"""`POST /v1/responses`, for text: the chat in the shape of OpenAI's newer API. Nothing is stored."""
 
 import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from llmctl.generation.completion import Completion
 from llmctl.server.answering import (
-    Shape,
+    collect_completions,
     data_event,
-    failed,
+    event_stream,
     finish_reason,
-    stream_of,
-    submitted,
-    watched,
-    whole_answers,
+    stream_error,
+    submit,
+    tracked,
 )
-from llmctl.server.routes.chat import asked_of
-from llmctl.server.schemas import ResponseBody
+from llmctl.server.routes.chat import ChatBody, JsonSchemaBody, MessageWriter, ResponseFormat, prepare_chat
+from llmctl.server.schemas import MAX_MESSAGES, Body, Message, SchemaName, Text, Tokens
 
 if TYPE_CHECKING:
-    from starlette.requests import Request as HttpRequest
-    from starlette.responses import Response
+    from fastapi import FastAPI
 
-    from llmctl.server.registry import Served
+    from llmctl.server.registry import ModelRegistry
     from llmctl.server.worker import Asked
 
 
-async def respond(http: "HttpRequest", served: "Served", body: ResponseBody) -> "Response":
-    """Answer a request."""
-    from starlette.responses import JSONResponse
+class InputPart(Body):
+    """A text part of an input."""
 
-    served.check_name(body.model)
-    asking, shape, prompt_tokens = await asyncio.to_thread(asked_of, served, body.chat())
-    asked = submitted(served, asking)
-    form = _Form(served, body, prompt_tokens)
-    if body.stream:
-        return stream_of(served, asked, _events(served, asked, shape, form))
-    [completion] = await whole_answers(http, served, asked)
-    message = shape.choice(0, completion)["message"]
-    output = form.output(message.get("reasoning_content"), message["content"])
-    return JSONResponse(form.document(output, completion))
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
 
 
-class _Form:
-    """How an answer is written. Its state: how many events there were."""
+class InputMessage(Body):
+    """A message of an input."""
 
-    def __init__(self, served: "Served", body: ResponseBody, prompt_tokens: int) -> None:
-        self._served, self._body, self._prompt_tokens = served, body, prompt_tokens
-        self.id, self.item, self.reasoning_item = (f"{kind}_{secrets.token_hex(12)}" for kind in ("resp", "msg", "rs"))
-        self._created, self._count = int(time.time()), 0
+    type: Literal["message"] | None = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
 
-    def event(self, kind: str, **more: Any) -> str:
-        """An event of a stream, numbered."""
-        document = {"type": kind, "sequence_number": self._count, **more}
-        self._count += 1
-        return f"event: {kind}\n{data_event(document)}"
+    def message(self) -> Message:
+        """Return the same as a message of a chat."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=text)
+
+
+class ResponseText(Body):
+    """The structure of the answer; here the schema lies beside its name."""
+
+    class Format(Body):
+        """The format of the text."""
+
+        type: Literal["text", "json_object", "json_schema"] = "text"
+        name: SchemaName | None = None
+        schema_: dict[str, Any] | None = Field(None, alias="schema")
+        strict: bool | None = None
+
+        @model_validator(mode="after")
+        def _has_its_schema(self) -> Self:
+            if self.type == "json_schema" and (self.schema_ is None or self.name is None):
+                raise ValueError("json_schema needs a name and a schema")
+            return self
+
+        def response_format(self) -> ResponseFormat:
+            """Return the same as the `response_format` of a chat."""
+            schema = None
+            if self.schema_ is not None:
+                schema = JsonSchemaBody(name=self.name or "", schema=self.schema_, strict=self.strict)
+            return ResponseFormat(type=self.type, json_schema=schema)
+
+    format: Format | None = None
+
+
+class ResponseBody(Body):
+    """`POST /v1/responses`, for text. Nothing is stored: each request carries its whole conversation."""
+
+    model: Annotated[str, Field(max_length=500)]
+    # One message less than a chat has: the instructions become a message too.
+    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES - 1)]
+    instructions: Text | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = False
+    text: ResponseText | None = None
+    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
+    previous_response_id: None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def chat(self) -> ChatBody:
+        """Return the same as a chat request."""
+        messages = [Message(role="system", content=self.instructions)] if self.instructions is not None else []
+        if isinstance(self.input, str):
+            messages.append(Message(role="user", content=self.input))
+        else:
+            messages += [item.message() for item in self.input]
+        text_format = self.text.format if self.text else None
+        return ChatBody(
+            model=self.model,
+            messages=messages,
+            max_completion_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            response_format=None if text_format is None else text_format.response_format(),
+        )
+
+
+def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
+    """Add the route."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse, Response
+
+    @app.post("/v1/responses", response_model=None)
+    async def responses(request: Request, body: ResponseBody) -> Response:
+        registry.check_model(body.model)
+        submission, choices = await asyncio.to_thread(prepare_chat, registry, body.chat())
+        pending = submit(registry, submission)
+        writer = _ResponseWriter(registry, body, submission.prompt_tokens)
+        if body.stream:
+            return event_stream(registry, pending, _events(registry, pending, choices, writer))
+        [completion] = await collect_completions(request, registry, pending)
+        message = choices.choice(0, completion)["message"]
+        output = writer.output(message.get("reasoning_content"), message["content"])
+        return JSONResponse(writer.document(output, completion))
+
+
+class _ResponseWriter:
+    """Writes one answer and its events. Its state: the number of events so far."""
+
+    def __init__(self, registry: "ModelRegistry", body: ResponseBody, prompt_tokens: int) -> None:
+        self._registry, self._body, self._prompt_tokens = registry, body, prompt_tokens
+        self._id, self._message_id, self._reasoning_id = (
+            f"{prefix}_{secrets.token_hex(12)}" for prefix in ("resp", "msg", "rs")
+        )
+        self.position = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
+        self._created, self._event_count = int(time.time()), 0
+
+    def event(self, name: str, **fields: Any) -> str:
+        """Return an event of a stream, numbered."""
+        document = {"type": name, "sequence_number": self._event_count, **fields}
+        self._event_count += 1
+        return f"event: {name}\n{data_event(document)}"
 
     def message(self, text: str | None) -> dict[str, Any]:
-        """The message of an answer; without a text one that has only begun."""
+        """Return the message of an answer; without a text, one in progress."""
         status = "in_progress" if text is None else "completed"
-        content = [] if text is None else [part(text)]
-        return {"type": "message", "id": self.item, "status": status, "role": "assistant", "content": content}
+        content = [] if text is None else [_text_part(text)]
+        return {"type": "message", "id": self._message_id, "status": status, "role": "assistant", "content": content}
 
     def output(self, reasoning: str | None, text: str | None) -> list[dict[str, Any]]:
-        """What a whole answer consists of."""
+        """Return the output items of a whole answer."""
         content = [{"type": "reasoning_text", "text": reasoning}]
-        thought = {"type": "reasoning", "id": self.reasoning_item, "summary": [], "content": content}
-        return [*([thought] if reasoning else []), self.message(text or "")]
+        item = {"type": "reasoning", "id": self._reasoning_id, "summary": [], "content": content}
+        return [*([item] if reasoning else []), self.message(text or "")]
 
-    def document(self, output: list[dict[str, Any]], done: Completion | None) -> dict[str, Any]:
-        """The whole response, done or only begun."""
+    def document(self, output: list[dict[str, Any]], completion: Completion | None) -> dict[str, Any]:
+        """Return the whole response; without a completion, one in progress."""
         body = self._body
-        is_cut = done is not None and finish_reason(done) == "length"
-        asked = body.text.format if body.text else None
+        is_cut = completion is not None and finish_reason(completion) == "length"
+        text_format = body.text.format if body.text else None
         return {
-            "id": self.id,
+            "id": self._id,
             "object": "response",
             "created_at": self._created,
-            "status": "in_progress" if done is None else "incomplete" if is_cut else "completed",
+            "status": "in_progress" if completion is None else "incomplete" if is_cut else "completed",
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "model": self._served.name,
+            "model": self._registry.name,
             "output": output,
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "temperature": body.temperature,
-            "text": {"format": asked.model_dump(by_alias=True, exclude_none=True) if asked else {"type": "text"}},
+            "text": {
+                "format": text_format.model_dump(by_alias=True, exclude_none=True) if text_format else {"type": "text"}
+            },
             "tool_choice": "none",
             "tools": [],
             "top_p": body.top_p,
             "truncation": "disabled",
-            "usage": None if done is None else self._usage(done),
+            "usage": None if completion is None else self._usage(completion),
             "metadata": body.metadata or {},
         }
 
-    def _usage(self, done: Completion) -> dict[str, Any]:
-        tokens = len(done.token_ids)
+    def _usage(self, completion: Completion) -> dict[str, Any]:
+        tokens = len(completion.token_ids)
         return {
             "input_tokens": self._prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -109,43 +200,43 @@ class _Form:
         }
 
 
-def part(text: str) -> dict[str, Any]:
-    """The part of a message that is its text."""
+def _text_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-async def _events(served: "Served", asked: "Asked", shape: Shape, form: _Form) -> AsyncIterator[str]:
-    """OpenAI's events; reasoning comes with the whole answer, at the end."""
+async def _events(
+    registry: "ModelRegistry", pending: "Asked", choices: MessageWriter, writer: _ResponseWriter
+) -> AsyncIterator[str]:
+    """Yield OpenAI's events; reasoning comes at the end, with the whole answer."""
     completions: list[Completion] = []
     reasoning = text = ""
-    place = {"item_id": form.item, "output_index": 0, "content_index": 0}
-    with watched(served, asked, completions) as watch:
-        yield "".join(_begun(form, place))
+    with tracked(registry, pending, completions) as timer:
+        yield "".join(_opening_events(writer))
         try:
-            async for news in asked.pieces():
-                watch.text_came()
-                completions += [end for _, _, end in news if end is not None]
-                for choice in (one for index, new, end in news for one in shape.pieces(index, new, end)):
+            async for updates in pending.pieces():
+                timer.note_first_text()
+                completions += [end for _, _, end in updates if end is not None]
+                for choice in (choice for update in updates for choice in choices.chunk_choices(*update)):
                     reasoning += choice["delta"].get("reasoning_content") or ""
                     if delta := choice["delta"].get("content"):
                         text += delta
-                        yield form.event("response.output_text.delta", **place, delta=delta, logprobs=[])
-        except Exception as error:  # noqa: BLE001 (the status is sent already: it is told in the stream)
-            yield form.event("error", **failed(watch, error).body()["error"])
+                        yield writer.event("response.output_text.delta", **writer.position, delta=delta, logprobs=[])
+        except Exception as error:  # noqa: BLE001 (the status has been sent, so the stream carries the error)
+            yield writer.event("error", **stream_error(timer, error).body()["error"])
             return
-        yield "".join(_ended(form, place, reasoning, text, completions[0]))
+        yield "".join(_closing_events(writer, reasoning, text, completions[0]))
 
 
-def _begun(form: _Form, place: dict[str, Any]) -> Iterator[str]:
-    yield form.event("response.created", response=form.document([], None))
-    yield form.event("response.in_progress", response=form.document([], None))
-    yield form.event("response.output_item.added", output_index=0, item=form.message(None))
-    yield form.event("response.content_part.added", **place, part=part(""))
+def _opening_events(writer: _ResponseWriter) -> Iterator[str]:
+    yield writer.event("response.created", response=writer.document([], None))
+    yield writer.event("response.in_progress", response=writer.document([], None))
+    yield writer.event("response.output_item.added", output_index=0, item=writer.message(None))
+    yield writer.event("response.content_part.added", **writer.position, part=_text_part(""))
 
 
-def _ended(form: _Form, place: dict[str, Any], reasoning: str, text: str, done: Completion) -> Iterator[str]:
-    yield form.event("response.output_text.done", **place, text=text, logprobs=[])
-    yield form.event("response.content_part.done", **place, part=part(text))
-    yield form.event("response.output_item.done", output_index=0, item=form.message(text))
-    kind = "response.incomplete" if finish_reason(done) == "length" else "response.completed"
-    yield form.event(kind, response=form.document(form.output(reasoning, text), done))
+def _closing_events(writer: _ResponseWriter, reasoning: str, text: str, completion: Completion) -> Iterator[str]:
+    yield writer.event("response.output_text.done", **writer.position, text=text, logprobs=[])
+    yield writer.event("response.content_part.done", **writer.position, part=_text_part(text))
+    yield writer.event("response.output_item.done", output_index=0, item=writer.message(text))
+    name = "response.incomplete" if finish_reason(completion) == "length" else "response.completed"
+    yield writer.event(name, response=writer.document(writer.output(reasoning, text), completion))

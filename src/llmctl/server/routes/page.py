@@ -1,4 +1,4 @@
-"""The page at `/`: a chat in the browser, made of files without a build step and without a request to anybody else."""
+"""`GET /`: a chat page for the browser, made of static files without a build step or requests to other servers."""
 
 from functools import cache
 from importlib.resources import files
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# every file by the path it is served at; nothing else of the folder can be asked for
+    from llmctl.server.registry import ModelRegistry
+
+# Every file by its path; no other file of the folder is served.
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -17,18 +19,18 @@ FILES = {
         for name in ("page", "messages", "markdown", "server", "conversations")
     },
 }
-PATHS = frozenset(FILES)
+OPEN_PATHS = frozenset(FILES)
 
 
 @cache
 def read(path: str) -> tuple[bytes, str]:
-    """A file of the page and its media type. Raises KeyError for any other path."""
+    """Return a file of the page and its media type. Raises KeyError for any other path."""
     name, media_type = FILES[path]
-    return files(__package__).joinpath(name).read_bytes(), media_type
+    return files("llmctl.server").joinpath("page", name).read_bytes(), media_type
 
 
-def add_page(app: "FastAPI") -> None:
-    """Let an app serve the page."""
+def add_routes(app: "FastAPI", _registry: "ModelRegistry | None" = None) -> None:
+    """Add a route for each file."""
     from fastapi import Request
     from fastapi.responses import Response
 
