@@ -12,6 +12,7 @@ PACKAGE = Path(llmctl.__file__).parent
 FLOORS = {
     "errors": 0,
     "_version": 0,
+    "units": 0,
     "paths": 1,
     "loading.quiet": 1,
     "loading.mapped_files": 1,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmctl.cli import main as boundary
-from llmctl.cli._render import bytes_text, visible
+from llmctl.cli._render import visible
+from llmctl.units import format_bytes
 
 Run = Callable[..., "object"]
 BAD = """\
@@ -119,4 +120,4 @@ def test_control_characters_are_made_visible() -> None:
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (269_060_552, "269 MB"), (16.06e9, "16.1 GB")]
 )
 def test_sizes_are_written_for_people(count: int, text: str) -> None:
-    assert bytes_text(int(count)) == text
+    assert format_bytes(int(count)) == text

@@ -247,7 +247,7 @@ def test_a_limit_of_address_space_is_named(doctor: Any) -> None:
     found = doctor(prefix=("prlimit", "--as=2000000000"))
     line = found["line"]["address space"]
     assert line["status"] == "warning"
-    assert "ulimit -v allows 2.0 GB" in line["reason"]
+    assert "ulimit -v allows 2 GB" in line["reason"]
     assert line["fix"] == "ulimit -v unlimited"
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from llmctl.model.checkpoint import Tensor
-from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes, parse_size, tensor_bytes
+from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes, tensor_bytes
+from llmctl.units import parse_bytes
 from support.machines import LLAMA3_8B, LLAMA3_70B, decoder_info
 
 # Llama 3 8B: 32 blocks of 4096*4096*2 (q, o) + 4096*1024*2 (k, v) + 4096*14336*3 (mlp) + 2*4096 (norms)
@@ -75,9 +76,9 @@ def test_sliding_layers_keep_at_most_their_window() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("20GiB", 20 * 2**30), ("1.5GB", 1_500_000_000), ("7", 7), (8, 8)])
 def test_sizes_as_people_write_them(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_bytes(text) == size
 
 
 def test_a_size_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not a size"):
-        parse_size("plenty")
+        parse_bytes("plenty")

@@ -10,7 +10,8 @@ from llmctl.bench import Comparison, Outcome, Summary, summarise
 from llmctl.bench.compare import BUSY_SHARE
 from llmctl.bench.summary import CellSummary, is_off
 from llmctl.bench.task import Spread
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
+from llmctl.units import format_bytes
 
 
 def show(output: Output, comparison: Comparison) -> None:
@@ -66,13 +67,13 @@ def _memory_row(outcome: Outcome, summary: Summary | None) -> tuple[str, ...]:
     if summary is None:
         return (outcome.contender.name, "failed" if outcome.failure else "not run", "", "", "", "", "")
     sizes = (summary.resident_bytes, summary.anonymous_bytes, summary.peak_memory_bytes)
-    gpus = "".join(f", {device} {bytes_text(size)}" for device, size in summary.gpu_peak_bytes.items())
-    texts = [bytes_text(int(size.median)) if size else "?" for size in sizes]
+    gpus = "".join(f", {device} {format_bytes(size)}" for device, size in summary.gpu_peak_bytes.items())
+    texts = [format_bytes(int(size.median)) if size else "?" for size in sizes]
     return (
         summary.name,
         spread_text(summary.load_seconds),
         spread_text(summary.cold_first_token_seconds),
-        bytes_text(summary.weights_bytes),
+        format_bytes(summary.weights_bytes),
         texts[0],
         texts[1],
         texts[2] + gpus,

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli._render import bytes_text
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.generation.completion import Completion
@@ -21,8 +21,10 @@ def gains_text(done: "Completion") -> list[str]:
         rate = f"{len(done.token_ids) / gains.forward_passes:.2f} tokens per pass of the model"
         lines.append(f"{taken}{share}, {rate}")
     if gains.cache_bytes is not None:
-        other = f"; a dynamic one would be {bytes_text(gains.dynamic_cache_bytes)}" if gains.dynamic_cache_bytes else ""
-        lines.append(f"cache {bytes_text(gains.cache_bytes)}{other}")
+        other = (
+            f"; a dynamic one would be {format_bytes(gains.dynamic_cache_bytes)}" if gains.dynamic_cache_bytes else ""
+        )
+        lines.append(f"cache {format_bytes(gains.cache_bytes)}{other}")
     if gains.compile_seconds is not None:
         what = f"compiled in {gains.compile_seconds:.1f} s" if gains.compile_seconds else "nothing was left to compile"
         lines.append(what)

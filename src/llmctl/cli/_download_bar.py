@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.cli._render import Output, bytes_text, visible
+from llmctl.cli._render import Output, visible
+from llmctl.units import format_bytes
 
 _WINDOW_SECONDS = 5.0
 _STALL_SECONDS = 3.0
@@ -37,10 +38,10 @@ class DownloadBar:
         self._total = sum(size for _, size, _ in files)
         self._done = sum(here for _, _, here in files)
         self._last_byte = time.monotonic()
-        resumed = f", {bytes_text(self._done)} of them already here" if self._done else ""
+        resumed = f", {format_bytes(self._done)} of them already here" if self._done else ""
         if files:
             plural = "" if len(files) == 1 else "s"
-            self._output.note(f"fetching {len(files)} file{plural}, {bytes_text(self._total)}{resumed}")
+            self._output.note(f"fetching {len(files)} file{plural}, {format_bytes(self._total)}{resumed}")
         if files and sys.stderr.isatty() and not self._output.quiet:
             self._bar = self._output.progress_bar()
             self._task = self._bar.add_task("", total=self._total, completed=self._done, state="")
@@ -56,7 +57,7 @@ class DownloadBar:
 
     def finished(self, path: str, size_bytes: int) -> None:
         """One line for a file that is done."""
-        self._line(f"{path}  {bytes_text(size_bytes)}  checked")
+        self._line(f"{path}  {format_bytes(size_bytes)}  checked")
 
     def note(self, text: str) -> None:
         """One line for something worth knowing."""
@@ -93,7 +94,7 @@ class DownloadBar:
         """The rate and the remaining time, or since when nothing came."""
         while self._recent and self._recent[0][0] < now - _WINDOW_SECONDS:
             self._recent.popleft()
-        figures = f"{bytes_text(self._done)}/{bytes_text(self._total)}"
+        figures = f"{format_bytes(self._done)}/{format_bytes(self._total)}"
         silent = now - self._last_byte
         if silent >= _STALL_SECONDS:
             return f"{figures} stalled for {silent:.0f} s"
@@ -103,7 +104,7 @@ class DownloadBar:
         if rate <= 0:
             return figures
         left = (self._total - self._done) / rate
-        return f"{figures} {bytes_text(int(rate))}/s {time_text(left)}"
+        return f"{figures} {format_bytes(int(rate))}/s {time_text(left)}"
 
 
 def time_text(seconds: float) -> str:

@@ -172,13 +172,3 @@ class Output:
         from rich.console import Console
 
         return Console(file=stream, no_color=self.plain, highlight=False)
-
-
-def bytes_text(count: int) -> str:
-    """A number of bytes for people, in decimal units as the Hub shows them: `269 MB`."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"

@@ -9,8 +9,9 @@ import typer
 
 from llmctl.cli._command import Command, new_app
 from llmctl.cli._interrupts import resumable
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
 from llmctl.errors import EXIT_NO, UserError
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.hub.download import Downloaded, DownloadPlan, Limits
@@ -191,7 +192,7 @@ def _finish(output: Output, done: "Downloaded") -> None:
     output.line(str(done.folder))
     speed = f" in {done.seconds:.1f} s" if done.fetched_bytes else ", all of it was here"
     output.note(
-        f"{done.repo_id} at commit {done.commit}: {len(done.files)} files, {bytes_text(done.size_bytes)}{speed}"
+        f"{done.repo_id} at commit {done.commit}: {len(done.files)} files, {format_bytes(done.size_bytes)}{speed}"
     )
     if done.is_adapter:
         output.note(f"an adapter; next: llmctl generate --adapter {done.repo_id} --prompt 'Hello'")
@@ -225,23 +226,23 @@ def _show_plan(output: Output, plan: "DownloadPlan") -> None:
         body = {"repo_id": plan.repo_id, "revision": plan.revision, "commit": plan.commit}
         output.document("llmctl.download-plan/1", {**body, "files": files, **figures, "folder": str(plan.folder)})
         return
-    rows = [(p.file.path, bytes_text(p.file.size_bytes), _here(p.bytes_here, p.file.size_bytes)) for p in plan.files]
+    rows = [(p.file.path, format_bytes(p.file.size_bytes), _here(p.bytes_here, p.file.size_bytes)) for p in plan.files]
     output.table(("file", "size", "here"), rows)
     output.note(
-        f"{plan.repo_id} at commit {plan.commit}: {bytes_text(plan.size_bytes)}, "
-        f"of which {bytes_text(plan.fetch_bytes)} would be fetched; {bytes_text(free)} are free"
+        f"{plan.repo_id} at commit {plan.commit}: {format_bytes(plan.size_bytes)}, "
+        f"of which {format_bytes(plan.fetch_bytes)} would be fetched; {format_bytes(free)} are free"
     )
 
 
 def _here(bytes_here: int, size_bytes: int) -> str:
     if bytes_here == size_bytes:
         return "yes"
-    return bytes_text(bytes_here) if bytes_here else "no"
+    return format_bytes(bytes_here) if bytes_here else "no"
 
 
 def _confirm(plan: "DownloadPlan", *, yes: bool) -> None:
     """Ask a person before what is merely large. What does not fit is refused later, whatever is answered."""
     if yes or plan.fetch_bytes <= LARGE_BYTES or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    if not typer.confirm(f"Fetch {bytes_text(plan.fetch_bytes)}?", err=True):
+    if not typer.confirm(f"Fetch {format_bytes(plan.fetch_bytes)}?", err=True):
         raise UserError("nothing was fetched", hint="--dry-run shows the files; --yes does not ask")

@@ -44,8 +44,9 @@ from llmctl.cli._options import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
 from llmctl.errors import EXIT_NO, UserError
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
@@ -280,11 +281,13 @@ def hashing(output: Output, located: "Located") -> Iterator[None]:
     if not size:
         yield
         return
-    with output.waiting(f"hashing {bytes_text(size)} of the model's files, once"):
+    with output.waiting(f"hashing {format_bytes(size)} of the model's files, once"):
         yield
     seconds = time.perf_counter() - began
     if seconds > _LONG_SECONDS:
-        output.note(f"hashed {bytes_text(size)} of the model's files in {seconds:.0f} s; remembered until they change")
+        output.note(
+            f"hashed {format_bytes(size)} of the model's files in {seconds:.0f} s; remembered until they change"
+        )
 
 
 def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from llmctl.cli._options import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.loading.loader import LoadedModel, Prepared
@@ -140,8 +141,8 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
     output.heading("decided")
     output.pairs([(decision.key, f"{decision.value}  ({decision.reason})") for decision in plan.decisions])
     output.heading("measured")
-    where = ", ".join(f"{device} {bytes_text(size)}" for device, size in measured.device_bytes.items())
-    planned = bytes_text(sum(plan.memory.weights.values()) + plan.memory.adapter_bytes)
+    where = ", ".join(f"{device} {format_bytes(size)}" for device, size in measured.device_bytes.items())
+    planned = format_bytes(sum(plan.memory.weights.values()) + plan.memory.adapter_bytes)
     output.pairs(
         [
             ("class", f"{measured.model_class}, {measured.parameters / 1e6:,.0f} million parameters"),
@@ -152,7 +153,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
             ("device map", _map_text(measured.device_map)),
             ("weights", f"{where}; planned {planned}"),
             ("loaded in", f"{measured.load_seconds:.1f} s"),
-            ("peak memory", bytes_text(measured.peak_memory_bytes)),
+            ("peak memory", format_bytes(measured.peak_memory_bytes)),
             *[("adapter", _adapter_text(loaded, adapter)) for adapter in loaded.adapters],
             *([("draft", _draft_text(loaded.draft))] if loaded.draft else []),
         ]
@@ -177,14 +178,14 @@ def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
 
 def _adapter_text(loaded: "LoadedModel", adapter: "AdapterInfo") -> str:
     """One adapter in one line."""
-    how = "merged" if loaded.config.model.merge_adapters else bytes_text(adapter.size_bytes)
+    how = "merged" if loaded.config.model.merge_adapters else format_bytes(adapter.size_bytes)
     return f"{adapter.source}: {adapter.parameters / 1e6:,.3g} million parameters, {how}"
 
 
 def _draft_text(draft: "LoadedModel") -> str:
     """The draft model in one line."""
     measured = draft.measured
-    size = bytes_text(sum(measured.device_bytes.values()))
+    size = format_bytes(sum(measured.device_bytes.values()))
     kind = measured.dtype if measured.quantization == "none" else f"{measured.dtype}, {measured.quantization}"
     return (
         f"{draft.plan.source}: {measured.model_class}, {measured.parameters / 1e6:,.3g} million parameters, "

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
 from llmctl.errors import EXIT_NO, UserError
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.hub.inventory import CachedModel, Waste
@@ -45,8 +46,8 @@ def list_models(ctx: typer.Context) -> None:
     output.table(columns, [*map(_row, models), *map(_copy_row, copies)])
     total = sum(model.size_bytes for model in models)
     plural = "" if len(models) == 1 else "s"
-    kept = f"; {len(copies)} quantised, {bytes_text(sum(c.size_bytes for c in copies))}" if copies else ""
-    said = f"{len(models)} model{plural}, {bytes_text(total)}{kept}"
+    kept = f"; {len(copies)} quantised, {format_bytes(sum(c.size_bytes for c in copies))}" if copies else ""
+    said = f"{len(models)} model{plural}, {format_bytes(total)}{kept}"
     output.note(said if models or copies else "none yet: llmctl download org/name")
 
 
@@ -148,7 +149,7 @@ def remove(
         output.document("llmctl.models-rm/1", {"removed": freed})
         return
     for model, size in freed.items():
-        output.line(f"removed {model}, {bytes_text(size)}")
+        output.line(f"removed {model}, {format_bytes(size)}")
 
 
 @app.command("prune", cls=Command)
@@ -171,12 +172,12 @@ def prune(
     unneeded, stale = find_waste(), find_stale(read_machine())
     waste: tuple[Waste | Stale, ...] = (*unneeded, *stale)
     total = sum(item.size_bytes for item in waste)
-    rows = [(item.repo_id, item.why, bytes_text(item.size_bytes), item.path.name) for item in waste]
+    rows = [(item.repo_id, item.why, format_bytes(item.size_bytes), item.path.name) for item in waste]
     if not output.as_json and waste:
         output.table(("model", "what", "size", "name"), rows)
     freed = 0
     if waste and not dry_run:
-        _ask(f"Remove these {len(waste)}, {bytes_text(total)}?", yes=yes)
+        _ask(f"Remove these {len(waste)}, {format_bytes(total)}?", yes=yes)
         freed = remove_waste(unneeded) + remove_stale(stale)
     if output.as_json:
         items = [{"repo_id": w.repo_id, "why": w.why, "size_bytes": w.size_bytes, "path": str(w.path)} for w in waste]
@@ -184,7 +185,7 @@ def prune(
     elif not waste:
         output.note("nothing to remove")
     else:
-        output.note(f"{bytes_text(total)} would be freed" if dry_run else f"{bytes_text(freed)} freed")
+        output.note(f"{format_bytes(total)} would be freed" if dry_run else f"{format_bytes(freed)} freed")
 
 
 def _remove(model: str, *, only_copies: bool) -> int:
@@ -216,7 +217,7 @@ def _row(model: "CachedModel") -> tuple[str, ...]:
     return (
         model.repo_id,
         f"{', '.join(model.revisions) or '-'} {model.commit[:8]}",
-        bytes_text(model.size_bytes),
+        format_bytes(model.size_bytes),
         info.stored_dtype if info else "?",
         _count(info.parameters) if info else "?",
         (info.quantization_method or "no") if info else "?",
@@ -226,7 +227,7 @@ def _row(model: "CachedModel") -> tuple[str, ...]:
 
 
 def _copy_row(copy: "QuantizedCopy") -> tuple[str, ...]:
-    size, used = bytes_text(copy.size_bytes), _date(copy.last_used)
+    size, used = format_bytes(copy.size_bytes), _date(copy.last_used)
     return (copy.source, "quantised copy", size, copy.dtype, "", copy.kind, "yes", used)
 
 
@@ -277,7 +278,7 @@ def _facts(info: "ModelInfo | None") -> dict[str, Any]:
 
 def _text(key: str, value: Any) -> str:
     if key.endswith("_bytes"):
-        return bytes_text(value)
+        return format_bytes(value)
     if key == "parameters":
         return _count(value)
     if isinstance(value, dict):

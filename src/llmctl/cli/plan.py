@@ -20,8 +20,9 @@ from llmctl.cli._options import (
     SetOption,
     settings_asked,
 )
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
 from llmctl.errors import UserError
+from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
@@ -137,7 +138,7 @@ def _show_model(output: Output, seen: "Look") -> None:
     from llmctl.model.checkpoint import dtype_bytes
 
     info = seen.info
-    stored = ", ".join(f"{name} {bytes_text(size)}" for name, size in dtype_bytes(info.tensors).items())
+    stored = ", ".join(f"{name} {format_bytes(size)}" for name, size in dtype_bytes(info.tensors).items())
     rows = [
         ("model", f"{info.source} ({seen.reason})"),
         ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
@@ -148,11 +149,13 @@ def _show_model(output: Output, seen: "Look") -> None:
         from llmctl.hub.disk import free_bytes
         from llmctl.hub.settings import cache_dir
 
-        rows.append(("download", f"{bytes_text(seen.download_bytes)}; {bytes_text(free_bytes(cache_dir()))} are free"))
+        rows.append(
+            ("download", f"{format_bytes(seen.download_bytes)}; {format_bytes(free_bytes(cache_dir()))} are free")
+        )
     else:
         rows.append(("download", "nothing: it is here"))
     for adapter in seen.adapters:
-        rows.append(("adapter", f"{adapter.source}: {bytes_text(adapter.size_bytes)}; counted in the totals"))
+        rows.append(("adapter", f"{adapter.source}: {format_bytes(adapter.size_bytes)}; counted in the totals"))
     if seen.draft is not None:
         small = seen.draft.info
         rows.append(("draft", f"{small.source}: {small.parameters / 1e6:,.3g} million; counted in the totals"))
@@ -189,11 +192,11 @@ def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
     return (
         mark,
         way.name,
-        bytes_text(sum(memory.weights.values())),
-        bytes_text(way.unquantised_bytes) if way.unquantised_bytes else "",
-        bytes_text(memory.working_bytes + memory.beside_bytes),
-        bytes_text(memory.total_bytes),
-        bytes_text(way.free_bytes),
+        format_bytes(sum(memory.weights.values())),
+        format_bytes(way.unquantised_bytes) if way.unquantised_bytes else "",
+        format_bytes(memory.working_bytes + memory.beside_bytes),
+        format_bytes(memory.total_bytes),
+        format_bytes(way.free_bytes),
         speed,
         verdict,
     )
@@ -223,7 +226,7 @@ def _bars(way: "Way") -> list[str]:
         filled = max(round(size / total * _BAR_WIDTH), 1)
         names = modules.get(device, [""])
         what = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
-        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {bytes_text(size):>8}  {what}")
+        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {format_bytes(size):>8}  {what}")
     return lines
 
 

@@ -20,7 +20,8 @@ from llmctl.cli._options import (
     prepare_model,
     settings_asked,
 )
-from llmctl.cli._render import Output, bytes_text
+from llmctl.cli._render import Output
+from llmctl.units import format_bytes
 
 app = new_app()
 
@@ -70,5 +71,5 @@ def quantize(
         )
         return
     output.line(str(done.folder))
-    sizes = f"{bytes_text(done.size_bytes)} instead of {bytes_text(done.original_bytes)}"
+    sizes = f"{format_bytes(done.size_bytes)} instead of {format_bytes(done.original_bytes)}"
     output.note(f"{done.quantization}, {sizes}, {done.seconds:.1f} s; next: llmctl generate --model {output_folder}")

@@ -12,6 +12,7 @@ from llmctl.config.section import Section as _Section
 from llmctl.config.serve import ServeSection
 from llmctl.config.structure import StructureSection
 from llmctl.config.vllm import VllmSection
+from llmctl.units import parse_bytes
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
@@ -31,7 +32,6 @@ _ATTENTION_ALIASES = {
     "flash": "flash_attention_2",
     "flash_attn": "flash_attention_2",
 }
-_MEMORY = re.compile(r"^\d+(\.\d+)?\s*(B|[KMGT]i?B)$", re.IGNORECASE)
 _DEVICE = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
 _PLACE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
 
@@ -177,10 +177,7 @@ class LoadSection(_Section):
         for device, size in (value or {}).items():
             if not re.match(r"^(\d+|cpu|mps)$", str(device)):
                 raise ValueError(f"{device!r} is not a GPU number, cpu or mps")
-            if isinstance(size, str) and not size.isdigit() and not _MEMORY.match(size):
-                raise ValueError(f"{size!r} is not a size such as 20GiB or 500MB")
-            if isinstance(size, int) and size < 0:
-                raise ValueError(f"{size} is negative")
+            parse_bytes(size)
         return value
 
 
@@ -242,10 +239,7 @@ class QuantizationSection(_Section):
     @field_validator("cache_size")
     @classmethod
     def _known_size(cls, value: int | str) -> int | str:
-        if isinstance(value, str) and not value.isdigit() and not _MEMORY.match(value):
-            raise ValueError(f"{value!r} is not a size such as 20GiB or 500MB")
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{value} is negative")
+        parse_bytes(value)
         return value
 
 

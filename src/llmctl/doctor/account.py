@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llmctl.doctor.findings import Check, Findings, HubState, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
-from llmctl.doctor.versions import size_text
+from llmctl.units import format_bytes
 
 SLOW_SECONDS = 2.0
 
@@ -59,4 +59,4 @@ def _access(hub: HubState, need: Need) -> Check:
         return fault("model access", hub.access_refused.message, hub.access_refused.hint, needed=need.download)
     if hub.download_bytes is None:
         return skipped("model access", f"the Hub could not be asked for {hub.wanted}")
-    return ok("model access", f"{hub.wanted} may be read: {size_text(hub.download_bytes)} to download")
+    return ok("model access", f"{hub.wanted} may be read: {format_bytes(hub.download_bytes)} to download")

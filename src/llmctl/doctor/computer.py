@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from llmctl.doctor.findings import BASE_ADDRESS_BYTES, OWN_KERNELS, Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
-from llmctl.doctor.versions import size_text
 from llmctl.errors import LlmctlError
 from llmctl.plan import Plan
+from llmctl.units import format_bytes
 
 LITTLE_DISK_BYTES = 5_000_000_000
 LITTLE_RAM_BYTES = 2_000_000_000
@@ -45,15 +45,15 @@ def _cache(findings: Findings, need: Need) -> Check:
         return skipped("cache folder", "not looked at")
     elsewhere = "export HF_HOME=FOLDER   (one that you may write to)"
     if disk.obstacle == "full":
-        reason = f"the disk of {disk.folder} is full: {size_text(disk.free_bytes)} free"
+        reason = f"the disk of {disk.folder} is full: {format_bytes(disk.free_bytes)} free"
         return fault("cache folder", reason, "llmctl models prune", needed=need.download)
     if disk.obstacle is not None:
         reason = f"nothing can be written to {disk.folder}: {disk.message}"
         return fault("cache folder", reason, elsewhere, needed=need.download)
     wanted = hub.download_bytes if hub is not None else None
-    text = f"{disk.folder} is writable, {size_text(disk.free_bytes)} free"
+    text = f"{disk.folder} is writable, {format_bytes(disk.free_bytes)} free"
     if wanted is not None and wanted > disk.free_bytes:
-        reason = f"{text}, and {hub.wanted if hub else 'the model'} takes {size_text(wanted)}"
+        reason = f"{text}, and {hub.wanted if hub else 'the model'} takes {format_bytes(wanted)}"
         return fault("cache folder", reason, "llmctl models prune", needed=need.download)
     if disk.free_bytes < LITTLE_DISK_BYTES:
         return warning("cache folder", f"{text}: little for a model", "llmctl models prune")
@@ -65,7 +65,9 @@ def _memory(findings: Findings) -> Check:
     if machine is None:
         return skipped("memory", "psutil is broken")
     free, total = machine.ram_available_bytes, machine.ram_total_bytes
-    text = f"{size_text(free)} of {size_text(total)} RAM free, " + (f"{size_text(swap)} swap" if swap else "no swap")
+    text = f"{format_bytes(free)} of {format_bytes(total)} RAM free, " + (
+        f"{format_bytes(swap)} swap" if swap else "no swap"
+    )
     if free < LITTLE_RAM_BYTES:
         return warning("memory", f"{text}: little for a model", "close other programs")
     return ok("memory", text)
@@ -76,9 +78,9 @@ def _container(findings: Findings) -> Check:
     if limit is None:
         return ok("container limit", "none (cgroup v2)")
     if limit < 2 * LITTLE_RAM_BYTES:
-        reason = f"the container may use {size_text(limit)} of memory: little for a model"
+        reason = f"the container may use {format_bytes(limit)} of memory: little for a model"
         return warning("container limit", reason, "start it with more: docker run --memory 16g")
-    return ok("container limit", f"the container may use {size_text(limit)} of memory")
+    return ok("container limit", f"the container may use {format_bytes(limit)} of memory")
 
 
 def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Check:
@@ -86,13 +88,13 @@ def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | No
     limit = findings.computer.address_limit_bytes
     if limit is None:
         return ok("address space", "no limit (ulimit -v)")
-    text, fix = f"ulimit -v allows {size_text(limit)}", "ulimit -v unlimited"
+    text, fix = f"ulimit -v allows {format_bytes(limit)}", "ulimit -v unlimited"
     planned = plan.memory.total_bytes if isinstance(plan, Plan) else 0
     wanted = BASE_ADDRESS_BYTES + planned
     if need.cuda and findings.machine is not None:
         wanted += sum(gpu.total_bytes for gpu in findings.machine.gpus)
     if wanted > limit:
-        reason = f"{text}, and loading this model maps about {size_text(wanted)}"
+        reason = f"{text}, and loading this model maps about {format_bytes(wanted)}"
         return fault("address space", reason, fix, needed="the model is loaded in one process")
     return warning("address space", f"{text} for everything that is mapped, weights included", fix)
 

@@ -8,9 +8,9 @@ from llmctl.doctor.findings import Check, Findings, ok, skipped
 from llmctl.doctor.gpu import check_gpu
 from llmctl.doctor.need import needs, plan_of
 from llmctl.doctor.software import check_software
-from llmctl.doctor.versions import size_text
 from llmctl.errors import LlmctlError
 from llmctl.plan import Plan
+from llmctl.units import format_bytes
 
 
 def diagnose(findings: Findings) -> tuple[Check, ...]:
@@ -65,4 +65,4 @@ def _summary(plan: Plan) -> str:
     dtype, attention = plan.model_kwargs["dtype"], plan.model_kwargs["attn_implementation"]
     quantized = next((d.value for d in plan.decisions if d.key == "quantization"), "none")
     stored = f", {quantized}" if quantized != "none" else ""
-    return f"{', '.join(plan.devices)}: {dtype}{stored}, {attention}, {size_text(plan.memory.total_bytes)} of memory"
+    return f"{', '.join(plan.devices)}: {dtype}{stored}, {attention}, {format_bytes(plan.memory.total_bytes)} of memory"

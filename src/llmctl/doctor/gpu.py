@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
 from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
-from llmctl.doctor.versions import size_text, without_local
+from llmctl.doctor.versions import without_local
 from llmctl.errors import LlmctlError
 from llmctl.machine.detection import Gpu
 from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
 from llmctl.plan.dtype import BF16_CAPABILITY
 from llmctl.plan.placement import candidate_devices
+from llmctl.units import format_bytes
 
 # The oldest driver for a major version of CUDA, whose later minor versions run on it as well:
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -157,7 +158,7 @@ def _out_of_reach(findings: Findings, need: Need) -> Check | None:
 
 
 def _card(gpu: Gpu) -> str:
-    memory = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
+    memory = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free"
     return f"{gpu.name}, {memory}" + (f", compute capability {_dotted(gpu.capability)}" if gpu.kind == "cuda" else "")
 
 

@@ -43,8 +43,3 @@ def lower_first(wanted: str) -> str:
 def without_local(version: str) -> str:
     """A version without the part after the plus: `2.13.0+cpu` becomes `2.13.0`."""
     return version.partition("+")[0]
-
-
-def size_text(count: int) -> str:
-    """A number of bytes in gigabytes or megabytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

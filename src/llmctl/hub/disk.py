@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmctl.errors import MachineError
 from llmctl.hub import settings
+from llmctl.units import format_bytes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -61,16 +62,7 @@ def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> M
 def _no_room(needed_bytes: int, free: int, path: Path) -> MachineError:
     place = existing_parent(path)
     return MachineError(
-        f"the disk is too full: {_text(needed_bytes)} are needed and {_text(free)} are free at {place}",
+        f"the disk is too full: {format_bytes(needed_bytes)} are needed and {format_bytes(free)} are free at {place}",
         hint="make room (llmctl models prune), or point HF_HOME to a larger disk; what arrived is kept",
         details={"needed_bytes": needed_bytes, "free_bytes": free, "path": str(place)},
     )
-
-
-def _text(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.4g} TB"

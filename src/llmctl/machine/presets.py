@@ -13,6 +13,7 @@ import yaml
 
 from llmctl.errors import UserError
 from llmctl.machine.detection import Gpu, Machine
+from llmctl.units import parse_bytes
 
 GIB = 2**30
 _PACKAGES = {
@@ -112,12 +113,11 @@ def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Mach
 
 def _from_file(path: Path) -> Machine:
     """`{gpus: [rtx3090, rtx3090], ram: 64GiB}`, or `{cores: 8, ram: 32GiB, features: [avx2]}` without a GPU."""
-    from llmctl.plan.memory import parse_size
 
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         names = list(content.get("gpus", []))
-        ram = parse_size(content.get("ram", "32GiB"))
+        ram = parse_bytes(content.get("ram", "32GiB"))
         cards = [CARDS[name] for name in names]
         features = frozenset(content.get("features", ["avx2"]))
         cores = int(content.get("cores", 8))

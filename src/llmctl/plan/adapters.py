@@ -9,6 +9,7 @@ from llmctl.model.adapters import AdapterInfo, check_fit
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 from llmctl.plan.placement import Placement
+from llmctl.units import format_bytes
 
 
 def decide_adapters(
@@ -57,7 +58,7 @@ def decide_adapters(
 def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
     ranks = sorted(set(adapter.ranks.values()))
     rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    size = f"rank {rank} on {len(adapter.ranks)} modules, {_size(adapter.size_bytes)} in float32"
+    size = f"rank {rank} on {len(adapter.ranks)} modules, {format_bytes(adapter.size_bytes)} in float32"
     scale = f", times {adapter.scale:g}" if adapter.scale != 1 else ""
     made_for = adapter.base_model
     if made_for is None:
@@ -67,10 +68,6 @@ def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
     else:
         origin = f"made for {made_for}, whose shapes this model has"
     return f"asked for: {size}{scale}; {origin}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count >= 10**7 else f"{count / 1e3:,.0f} kB"
 
 
 def _merging(info: ModelInfo, *, quantized: bool) -> str:

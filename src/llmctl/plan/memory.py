@@ -14,9 +14,6 @@ DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GPU_OVERHEAD_BYTES = 900_000_000
 # A Python process with torch and transformers imported and a tokenizer loaded, measured on Linux.
 RUNTIME_BYTES = 400_000_000
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)$", re.IGNORECASE)
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block)\.\d+)\.")
 _EMBEDDINGS = (
     "embed_tokens",
@@ -54,18 +51,6 @@ class Quantized:
     packed: bool = False
     head_bits: Literal[4, 8] | None = None
     by_torch: bool = False
-
-
-def parse_size(size: int | str) -> int:
-    """`20GiB`, `500MB` or a number, as bytes. Raises ValueError."""
-    if isinstance(size, int):
-        return size
-    if size.isdigit():
-        return int(size)
-    match = _SIZE.match(size)
-    if not match:
-        raise ValueError(f"{size!r} is not a size such as 20GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None, is_tied: bool = False) -> int:

@@ -8,6 +8,7 @@ from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Plan
 from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes
+from llmctl.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,15 @@ def explain_out_of_memory(
     weights = sum(memory.weights.values())
     free = {f"cuda:{gpu.index}" if gpu.kind == "cuda" else "mps": gpu.free_bytes for gpu in machine.gpus}
     free["cpu"] = machine.ram_available_bytes
-    were = ", ".join(f"{_gb(free[device])} on {device}" for device in plan.devices if device in free)
+    were = ", ".join(f"{format_bytes(free[device])} on {device}" for device in plan.devices if device in free)
     message = (
-        f"memory ran out while {doing} {plan.source}: planned {_gb(memory.total_bytes)} (weights {_gb(weights)}, "
-        f"cache and activations for {memory.context} tokens {_gb(memory.working_bytes)}, "
-        f"runtime {_gb(memory.overhead_bytes)}); free were {were}"
+        f"memory ran out while {doing} {plan.source}: planned {format_bytes(memory.total_bytes)} "
+        f"(weights {format_bytes(weights)}, "
+        f"cache and activations for {memory.context} tokens {format_bytes(memory.working_bytes)}, "
+        f"runtime {format_bytes(memory.overhead_bytes)}); free were {were}"
     )
     knobs = reliefs(plan, info)
-    hint = "; ".join(f"{relief.knob} gives back {_gb(relief.saved_bytes)}" for relief in knobs[:3])
+    hint = "; ".join(f"{relief.knob} gives back {format_bytes(relief.saved_bytes)}" for relief in knobs[:3])
     on_gpu = any(device.startswith("cuda") for device in plan.devices)
     if on_gpu and config.load.device_map not in ("auto", "cpu"):
         hint = "; ".join(part for part in (hint, "--device-map auto lets part of it lie in RAM") if part)
@@ -86,7 +88,3 @@ def explain_out_of_memory(
         "gives_back": {relief.knob: relief.saved_bytes for relief in knobs},
     }
     return message, hint or "take a smaller model, or close other programs", details
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -11,7 +11,8 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Gpu, Machine
 from llmctl.plan.decision import Decision
-from llmctl.plan.memory import GPU_OVERHEAD_BYTES, parse_size
+from llmctl.plan.memory import GPU_OVERHEAD_BYTES
+from llmctl.units import format_bytes, parse_bytes
 
 # bitsandbytes makes copies while it quantises: transformers keeps this share of the memory back as well.
 QUANTIZING_SHARE = 0.9
@@ -117,7 +118,8 @@ def place(
     first = next(iter(gpus))
     alone = first if wanted == "sequential" else best
     if gpus[alone] >= total and (wanted not in ("balanced", "balanced_low_0") or len(gpus) == 1):
-        reason = f"all {_gb(total)} of weights fit on it, and {_gb(reserved_bytes)} for KV cache and activations"
+        reserved = format_bytes(reserved_bytes)
+        reason = f"all {format_bytes(total)} of weights fit on it, and {reserved} for KV cache and activations"
         return Placement({"": alone}, {alone: total}, (), Decision("device_map", alone, reason))
     if wanted != "sequential":
         budgets |= _even_budgets(sizes, gpus)
@@ -151,7 +153,7 @@ def _budgets(
     config: Config, machine: Machine, devices: tuple[str, ...], *, reserved_bytes: int, quantized: bool
 ) -> dict[str, int]:
     """Bytes of weights that each device can take, RAM last."""
-    limits = {device_name(k): parse_size(v) for k, v in (config.load.max_memory or {}).items()}
+    limits = {device_name(k): parse_bytes(v) for k, v in (config.load.max_memory or {}).items()}
     gpus = [gpu for gpu in machine.gpus if f"cuda:{gpu.index}" in devices and gpu.kind == "cuda"]
     budgets: dict[str, int] = {}
     for gpu in gpus:
@@ -181,8 +183,8 @@ def _whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
     if total + ram.working_bytes > ram.room_bytes and not ram.overcommit:
         limited = "allowed by max_memory" if ram.room_bytes < int(ram.free_bytes * RAM_SHARE) else "free"
         raise MachineError(
-            f"the weights take {_gb(total)}, cache and activations {_gb(ram.working_bytes)}; "
-            f"{_gb(ram.room_bytes)} of RAM are {limited}",
+            f"the weights take {format_bytes(total)}, cache and activations {format_bytes(ram.working_bytes)}; "
+            f"{format_bytes(ram.room_bytes)} of RAM are {limited}",
             hint="try --quant 4bit, --dtype bf16 or a smaller model; --overcommit tries it all the same",
             details={"weights_bytes": total, "working_bytes": ram.working_bytes, "ram_bytes": ram.room_bytes},
         )
@@ -248,20 +250,16 @@ def _spread(
     device_map, weights = filled
     spilled = tuple(module for module, device in device_map.items() if device == "cpu")
     used = {device: size for device, size in weights.items() if size}
-    split = ", ".join(f"{_gb(size)} on {device}" for device, size in used.items())
-    reason = f"spilled: the GPUs have no room for all {_gb(total)}" if spilled else "spread over the GPUs"
+    split = ", ".join(f"{format_bytes(size)} on {device}" for device, size in used.items())
+    reason = f"spilled: the GPUs have no room for all {format_bytes(total)}" if spilled else "spread over the GPUs"
     return Placement(device_map, used, spilled, Decision("device_map", split, reason))
 
 
 def _too_large(total: int, budgets: Mapping[str, int], *, where: str, asked: str) -> MachineError:
-    room = ", ".join(f"{device} has room for {_gb(size)}" for device, size in budgets.items())
+    room = ", ".join(f"{device} has room for {format_bytes(size)}" for device, size in budgets.items())
     other = "" if asked == "auto" else "--device-map auto, "
     return MachineError(
-        f"the weights take {_gb(total)}, too much for {where}: {room}",
+        f"the weights take {format_bytes(total)}, too much for {where}: {room}",
         hint=f"try --quant 4bit or 8bit, {other}or a smaller model",
         details={"weights_bytes": total, "room_bytes": dict(budgets)},
     )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -7,8 +7,8 @@ from pathlib import Path
 from llmctl.config import Config
 from llmctl.model.info import ModelInfo, is_packed, is_packed_by_torch
 from llmctl.plan.decision import Decision, Plan
-from llmctl.plan.memory import parse_size
 from llmctl.plan.quantization import unquantised_bytes
+from llmctl.units import format_bytes, parse_bytes
 
 KEY = "quantized_copy"
 # What keeping copies leaves free on the disk.
@@ -60,11 +60,11 @@ def decide_copy(plan: Plan, config: Config, info: ModelInfo, *, found: Quantized
         return plan
     if found is not None and config.quantization.cache:
         reason = "kept by an earlier run, so nothing is quantised now; quantization.cache: false does it anew"
-        decision = Decision(KEY, f"{_gb(found.size_bytes)} from {found.made[:10]}", reason)
+        decision = Decision(KEY, f"{format_bytes(found.size_bytes)} from {found.made[:10]}", reason)
         memory = replace(plan.memory, mapped_bytes=_mapped_bytes(plan, info))
         return replace(plan, decisions=(*plan.decisions, decision), copy_folder=found.folder, memory=memory)
     why_not = _why_not_kept(plan, config, free_bytes)
-    size = _gb(copy_bytes(plan))
+    size = format_bytes(copy_bytes(plan))
     if why_not is not None:
         decision = Decision(KEY, "none", why_not)
     else:
@@ -95,7 +95,7 @@ def told(plan: Plan, value: str, reason: str) -> Plan:
 
 
 def _why_not_kept(plan: Plan, config: Config, free_bytes: int) -> str | None:
-    limit, size = parse_size(config.quantization.cache_size), copy_bytes(plan)
+    limit, size = parse_bytes(config.quantization.cache_size), copy_bytes(plan)
     if not config.quantization.cache:
         return "quantization.cache is false"
     if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
@@ -105,11 +105,8 @@ def _why_not_kept(plan: Plan, config: Config, free_bytes: int) -> str | None:
     if plan.model_kwargs["trust_remote_code"]:
         return "the model's own code runs, and llmctl cannot know what it does to the weights"
     if size > limit:
-        return f"it would take {_gb(size)}, and quantization.cache_size is {_gb(limit)}"
+        return f"it would take {format_bytes(size)}, and quantization.cache_size is {format_bytes(limit)}"
     if free_bytes - size < RESERVE_BYTES:
-        return f"it would take {_gb(size)}, and the disk has {_gb(free_bytes)} free, of which 5 GiB stay so"
+        free = format_bytes(free_bytes)
+        return f"it would take {format_bytes(size)}, and the disk has {free} free, of which 5 GiB stay so"
     return None
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -22,10 +22,10 @@ from llmctl.model.checkpoint import read_header, weight_files
 from llmctl.model.info import ModelInfo, is_packed
 from llmctl.paths import cache_dir
 from llmctl.plan import Plan
-from llmctl.plan.memory import parse_size
 from llmctl.plan.quantized_cache import QuantizedCopy, decide_copy, told
 from llmctl.quant.atomic_folder import NewFolder, abandoned, remove_abandoned
 from llmctl.quant.save import save_weights
+from llmctl.units import parse_bytes
 
 FORMAT = 1  # raise it when the layout changes: older copies are then outdated
 RECORD = "copy.json"
@@ -90,7 +90,7 @@ def keep(model: Any, plan: Plan, config: Config, info: ModelInfo, machine: Machi
     except BaseException:
         new.drop()
         raise
-    limit = parse_size(config.quantization.cache_size)
+    limit = parse_bytes(config.quantization.cache_size)
     threading.Thread(target=_finish, args=(new, limit), name="llmctl-quantized-copy").start()
     return plan
 
