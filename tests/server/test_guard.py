@@ -56,7 +56,7 @@ def port() -> Iterator[int]:
 def locked_port() -> Iterator[int]:
     """A server with keys; its page is open."""
     rules = Rules(
-        keys=Keys.of([KEY, OTHER], source="a test"),
+        keys=Keys.from_plain([KEY, OTHER], source="a test"),
         open_paths=frozenset({"/page", "/health"}),
         origins=("https://app.example",),
     )
@@ -289,10 +289,10 @@ def test_what_is_not_strict_json_is_a_400(port: int, body: bytes) -> None:
 
 def test_json_of_very_many_parts_is_a_400() -> None:
     from llmctl.server.http_errors import RequestError
-    from llmctl.server.request_body import MOST_BRACKETS, check_json
+    from llmctl.server.request_body import MAX_CONTAINERS, check_json
 
     with pytest.raises(RequestError, match="lists and objects"):
-        check_json(b"[" + b"[]," * MOST_BRACKETS + b"[]]", most_depth=64)
+        check_json(b"[" + b"[]," * MAX_CONTAINERS + b"[]]", max_depth=64)
 
 
 def test_a_body_that_is_not_json_is_refused_by_its_type(port: int) -> None:

@@ -31,13 +31,13 @@ class Answer:
 
 
 @contextlib.contextmanager
-def listening(app: Any, **patience: Any) -> Iterator[int]:
+def listening(app: Any, **limits: Any) -> Iterator[int]:
     """The port on which an ASGI app is served while the context lasts."""
     import uvicorn
 
-    from llmctl.server.connections import Patience, uvicorn_config
+    from llmctl.server.connections import ConnectionLimits, uvicorn_config
 
-    config = uvicorn_config(app, host="127.0.0.1", port=0, patience=Patience(**patience), log_config=None)
+    config = uvicorn_config(app, host="127.0.0.1", port=0, limits=ConnectionLimits(**limits), log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

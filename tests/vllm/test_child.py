@@ -31,7 +31,7 @@ def begin(*, grace_seconds: float = 5.0) -> Start:
     config = settings_from_mapping({"model": {"id": "org/name"}}).config
     target = Target(port=free_port())
     start = make_start(
-        find_vllm(None), config, translate(config, target), target, Rules(keys=Keys.of([KEY], source="test"))
+        find_vllm(None), config, translate(config, target), target, Rules(keys=Keys.from_plain([KEY], source="test"))
     )
     return Start(start.command, start.environment, start.host, start.port, start.log, grace_seconds)
 

@@ -46,7 +46,7 @@ def vllm_computer(output: Output, settings: Settings, *, offline: bool) -> Itera
     with hashing(output, prepared.located):
         run = identity(prepared, engine=deciding(translation))
     key = new_key()
-    rules = Rules(keys=Keys.of([key], source="this run"), open_paths=OPEN_PATHS, body_bytes=256 << 20)
+    rules = Rules(keys=Keys.from_plain([key], source="this run"), open_paths=OPEN_PATHS, body_bytes=256 << 20)
     with ExitStack() as stack:
         started: list[Remote] = []
 

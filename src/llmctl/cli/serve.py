@@ -108,14 +108,14 @@ def rules_of(settings: "Settings") -> "Rules":
     """
     from llmctl.server.app import OPEN_PATHS
     from llmctl.server.security.guard import Rules
-    from llmctl.server.security.hosts import host_names
-    from llmctl.server.security.keys import read_keys, refuse_open_door
+    from llmctl.server.security.hosts import allowed_hosts
+    from llmctl.server.security.keys import check_bind_address, read_keys
 
     section = settings.config.serve
     keys = read_keys(section.api_key_file)
-    refuse_open_door(section.host, keys, without_key=section.no_api_key)
+    check_bind_address(section.host, keys, without_key=section.no_api_key)
     return Rules(
-        hosts=host_names(section.host, section.allowed_hosts),
+        hosts=allowed_hosts(section.host, section.allowed_hosts),
         origins=tuple(section.allowed_origins),
         keys=keys,
         open_paths=OPEN_PATHS,

@@ -1,7 +1,8 @@
-"""What uvicorn leaves open: connections that cost nothing to hold.
+"""Connection limits that uvicorn lacks.
 
-uvicorn has no deadline for the head of a request, none for a client that does not read its answer, and answers a flood
-of connections one by one. This protocol has them, and answers in OpenAI's shape what never becomes a request.
+uvicorn has no deadline for the head of a request, no deadline for a client that does not read its response, and answers
+a flood of connections one by one. This protocol adds the limits, and answers in OpenAI's shape even when no request
+ever becomes complete.
 """
 
 import asyncio
@@ -19,18 +20,18 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from llmctl.server.http_errors import RequestError
-from llmctl.server.security.guard import HEAD_BYTES, App
+from llmctl.server.security.guard import HEAD_BYTES, HEAD_TOO_LARGE, App
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a connection may do nothing.
+class ConnectionLimits:
+    """Limits of connections.
 
     Attributes:
-        head_seconds: From the first byte of a request (of a connection, for the first) to the end of its headers.
-        idle_seconds: Between two requests.
-        stall_seconds: A client that takes nothing of its answer for so long is gone.
-        connections: So many at once; further ones are answered 503.
+        head_seconds: Time for the head of a request, from its first byte (for the first request, from the connection).
+        idle_seconds: Time between two requests.
+        stall_seconds: Time without reading any of the response; then the client is taken for gone.
+        connections: Maximum number at a time; further ones get 503.
     """
 
     head_seconds: float = 10.0
@@ -39,43 +40,49 @@ class Patience:
     connections: int = 512
 
 
-def uvicorn_config(app: App, *, host: str, port: int, patience: Patience | None = None, **more: Any) -> Config:
-    """uvicorn's settings for a guarded app: no access log of its own (it has query strings in it), no trust in
-    headers of a proxy, no Server header, no web sockets."""
-    patience = patience or Patience()
+def uvicorn_config(
+    app: App, *, host: str, port: int, limits: ConnectionLimits | None = None, **settings: Any
+) -> Config:
+    """Return uvicorn's settings for a guarded app: no web sockets, no Server header, and no trust in a proxy's headers.
+
+    uvicorn's own access log stays off, since it contains query strings.
+    """
+    limits = limits or ConnectionLimits()
     return Config(
         app,
         host=host,
         port=port,
-        http=type("PatientProtocol", (_PatientProtocol,), {"patience": patience}),
+        http=type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits}),
         ws="none",
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=patience.idle_seconds,
+        timeout_keep_alive=limits.idle_seconds,
         h11_max_incomplete_event_size=HEAD_BYTES,
-        **more,
+        **settings,
     )
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which a second signal ends at once, whichever it is. uvicorn itself hears only Ctrl-C twice."""
+    """uvicorn's server, but any second signal stops it at once. uvicorn itself does that only for a second Ctrl-C."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called for every signal."""
+        """Handle every signal."""
         if self.should_exit:
             self.force_exit = True
-            logging.getLogger("uvicorn.error").disabled = True  # it would show a traceback for each request that is cut
+            logging.getLogger(
+                "uvicorn.error"
+            ).disabled = True  # it would log a traceback for each request that is cut off
         super().handle_exit(sig, frame)
 
 
 class _Deadline:
-    """Something that happens unless it is stopped in time. Its state: the timer that runs."""
+    """An action that happens unless it is stopped in time. Its state: the running timer."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]) -> None:
-        """One that runs already goes on as it is."""
+        """Start the timer; a running one goes on unchanged."""
         if self._timer is None:
             self._timer = loop.call_later(seconds, then)
 
@@ -85,17 +92,17 @@ class _Deadline:
             self._timer = None
 
 
-class _PatientProtocol(H11Protocol):
-    """One connection."""
+class _LimitedProtocol(H11Protocol):
+    """One connection. Its state: its two deadlines."""
 
-    patience = Patience()
+    limits = ConnectionLimits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._head, self._stall = _Deadline(), _Deadline()
         super().connection_made(transport)
-        self.access_log = False  # it writes queries down; whether Config(access_log=False) holds depends on loggers
-        transport.set_write_buffer_limits(0)  # a client that takes nothing is noticed by the first byte that stays here
-        if len(self.connections) > self.patience.connections:
+        self.access_log = False  # it logs queries; Config(access_log=False) depends on loggers
+        transport.set_write_buffer_limits(0)  # the first unsent byte reveals a client that does not read
+        if len(self.connections) > self.limits.connections:
             self._refuse(RequestError("too many connections", status=503, headers={"Retry-After": "1"}))
         else:
             self._expect_head()
@@ -116,47 +123,47 @@ class _PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall.start(self.loop, self.patience.stall_seconds, self.transport.abort)
+        self._stall.start(self.loop, self.limits.stall_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._stall.stop()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is not HTTP, called while it handles h11's error."""
+        """Answer input that is not HTTP; uvicorn calls this while it handles h11's error."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         if status == 431:
-            msg = f"the request line and the headers have more than {HEAD_BYTES} bytes"
+            msg = HEAD_TOO_LARGE
         self._refuse(RequestError(msg, status=status))
 
     def _expect_head(self) -> None:
-        """From now on the head of a request has to arrive in time."""
-        self._head.start(self.loop, self.patience.head_seconds, self._head_is_late)
+        """Start the deadline of the next request's head."""
+        self._head.start(self.loop, self.limits.head_seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self.conn.trailing_data[0]:
-            seconds = self.patience.head_seconds
+            seconds = self.limits.head_seconds
             self._refuse(RequestError(f"the headers were not complete after {seconds:g} seconds", status=408))
-        else:  # an answer to nothing could be taken for one to a request that is just on its way
+        else:  # a client could take a response for that to a request which it is just sending
             self.transport.close()
 
-    def _refuse(self, problem: RequestError) -> None:
-        """Answer outside of any request, and close."""
+    def _refuse(self, error: RequestError) -> None:
+        """Send an error outside of any request, and close."""
         if self.transport.is_closing():
             return
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
-        body = json.dumps(problem.body()).encode()
+        body = json.dumps(error.body()).encode()
         headers = [
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
             ("Cache-Control", "no-store"),
-            *problem.headers.items(),
+            *error.headers.items(),
         ]
-        start = h11.Response(status_code=problem.status, headers=headers, reason=STATUS_PHRASES[problem.status])
+        start = h11.Response(status_code=error.status, headers=headers, reason=STATUS_PHRASES[error.status])
         for event in (start, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

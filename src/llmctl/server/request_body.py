@@ -1,4 +1,4 @@
-"""Bodies of requests: read within a size and a time, and parsed strictly before anything else sees them."""
+"""Request bodies: read within limits of size and time, and checked as strict JSON before the app sees them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -9,31 +9,31 @@ from llmctl.server.http_errors import RequestError
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-# An empty list takes three bytes here and sixty in memory. No conversation has so many.
-MOST_BRACKETS = 200_000
+# An empty list takes three bytes of JSON and sixty in memory. No conversation needs this many.
+MAX_CONTAINERS = 200_000
 _LINGER_SECONDS = 1.0
 
 
-class Gone(Exception):  # noqa: N818 (nobody is told of it)
-    """The client went away before its request was whole."""
+class ClientDisconnected(Exception):  # noqa: N818 (nobody is told of it)
+    """The client disconnected before its request was complete."""
 
 
-async def read_body(headers: Mapping[str, str], receive: Receive, *, most_bytes: int, seconds: float) -> bytes:
-    """The whole body.
+async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: int, seconds: float) -> bytes:
+    """Return the whole body.
 
     Args:
-        headers: Those of the request, names in lower case.
+        headers: The request's, with names in lower case.
         receive: ASGI's.
-        most_bytes: A longer body is refused, before it is read where its length is declared.
-        seconds: The time that all of it may take.
+        max_bytes: Size limit; a declared Content-Length is refused before the body is read.
+        seconds: Time limit for the whole body.
 
     Raises:
-        RequestError: 413 for a body that is too long, 408 for one that is too slow.
-        Gone: the client went away.
+        RequestError: 413 if the body is too long, 408 if it is too slow.
+        ClientDisconnected: the client disconnected.
     """
     declared = headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 18 or int(declared) > most_bytes):
-        raise _too_large(most_bytes)
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
+        raise _too_large(max_bytes)
     parts: list[bytes] = []
     length = 0
     try:
@@ -41,10 +41,10 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, most_bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Gone
+                    raise ClientDisconnected
                 length += len(message.get("body", b""))
-                if length > most_bytes:
-                    raise _too_large(most_bytes)
+                if length > max_bytes:
+                    raise _too_large(max_bytes)
                 parts.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     return b"".join(parts)
@@ -55,7 +55,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, most_bytes:
 
 
 async def discard_rest(receive: Receive) -> None:
-    """Let a client that was refused finish sending, for a moment: many read no answer before that."""
+    """Let a refused client finish sending, for a moment: many read the response only after that."""
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
             while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
@@ -64,26 +64,25 @@ async def discard_rest(receive: Receive) -> None:
         pass
 
 
-def check_json(body: bytes, *, most_depth: int) -> None:
-    """Refuse what is not strict JSON, or nested deeper than `most_depth` lists and objects.
+def check_json(body: bytes, *, max_depth: int) -> None:
+    """Refuse anything but strict JSON, and nesting deeper than `max_depth`.
 
-    Python's own parser lets NaN, lone surrogates and any depth through, which fail later, in places that do not expect
-    them.
+    Python's own parser accepts NaN, lone surrogates and any depth. Those fail later, in places that do not expect them.
 
     Raises:
         RequestError: 400.
     """
     from pydantic_core import from_json
 
-    if body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
-        raise RequestError(f"the JSON has more than {MOST_BRACKETS} lists and objects", code="json_too_large")
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        raise RequestError(f"the JSON has more than {MAX_CONTAINERS} lists and objects", code="json_too_large")
     try:
         level = [from_json(body, allow_inf_nan=False)]
     except ValueError as error:
-        if "recursion limit" in str(error):  # pydantic_core has no class of its own for it
-            raise _too_deep(most_depth) from None
+        if "recursion limit" in str(error):  # pydantic_core has no exception class for it
+            raise _too_deep(max_depth) from None
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    for _ in range(most_depth):
+    for _ in range(max_depth):
         level = [
             child
             for value in level
@@ -93,12 +92,12 @@ def check_json(body: bytes, *, most_depth: int) -> None:
         ]
         if not level:
             return
-    raise _too_deep(most_depth)
+    raise _too_deep(max_depth)
 
 
-def _too_large(most_bytes: int) -> RequestError:
-    return RequestError(f"the body is larger than {most_bytes} bytes", status=413, code="request_too_large")
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(f"the body is larger than {max_bytes} bytes", status=413, code="request_too_large")
 
 
-def _too_deep(most_depth: int) -> RequestError:
-    return RequestError(f"the JSON is nested deeper than {most_depth} levels", code="json_too_deep")
+def _too_deep(max_depth: int) -> RequestError:
+    return RequestError(f"the JSON is nested deeper than {max_depth} levels", code="json_too_deep")

@@ -1,7 +1,7 @@
-"""What stands around the whole app: it decides who comes in, and with what.
+"""The guard around the whole app: it checks Host, Origin, API key and body of every request.
 
-Plain ASGI without a framework, so it guards pages, documentation and unknown paths as it guards the API. The order is
-that of what costs least: Host, Origin, key, and only then the body.
+It is plain ASGI without a framework, so that pages, documentation and unknown paths are guarded like the API. The
+cheapest checks come first, and the body is read last.
 """
 
 import json
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.server.http_errors import RequestError, error_of
-from llmctl.server.request_body import Gone, Message, Receive, check_json, discard_rest, read_body
-from llmctl.server.security.hosts import host_is_let_in, host_names, origin_is_let_in, origin_is_listed
+from llmctl.server.request_body import ClientDisconnected, Message, Receive, check_json, discard_rest, read_body
+from llmctl.server.security.hosts import allowed_hosts, host_is_allowed, origin_is_allowed, origin_is_listed
 from llmctl.server.security.keys import Keys
 
 Scope = MutableMapping[str, Any]
@@ -25,7 +25,7 @@ Header = tuple[bytes, bytes]
 access_log = logging.getLogger("llmctl.serve.access")
 _log = logging.getLogger("llmctl.serve")
 
-# No request leaves the page but to its own server, no script or style stands inside the HTML, nobody frames it.
+# The page sends requests to its own server only, its HTML has no inline script or style, and nobody can frame it.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -39,6 +39,7 @@ _SECURITY_HEADERS: tuple[Header, ...] = (
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
 HEAD_BYTES = 16 * 1024  # request line and headers
+HEAD_TOO_LARGE = f"the request line and the headers have more than {HEAD_BYTES} bytes"
 _EXPOSED = b"x-request-id, retry-after"
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _PREFLIGHT_SECONDS = b"600"
@@ -46,19 +47,19 @@ _PREFLIGHT_SECONDS = b"600"
 
 @dataclass(frozen=True)
 class Rules:
-    """Who comes in, and with what.
+    """The access rules of a server.
 
     Attributes:
-        hosts: What a Host header may say (`host_names`).
-        origins: Origins of pages that may use the server besides its own; `*` for all of them.
-        keys: The API keys, or None where none is needed.
-        open_paths: What can be read without a key: the files of the page, whether the server is well.
-        body_bytes: The longest body.
-        body_seconds: The time for all of a body to arrive.
-        json_depth: So many lists and objects may lie in each other.
+        hosts: Allowed Host headers (`allowed_hosts`).
+        origins: Allowed origins of other sites' pages; `*` for all.
+        keys: The API keys; None if no key is needed.
+        open_paths: Paths that can be read without a key.
+        body_bytes: Maximum size of a body.
+        body_seconds: Time limit for a whole body.
+        json_depth: Maximum nesting depth of a JSON body.
     """
 
-    hosts: tuple[str, ...] = host_names("127.0.0.1")
+    hosts: tuple[str, ...] = allowed_hosts("127.0.0.1")
     origins: tuple[str, ...] = ()
     keys: Keys | None = None
     open_paths: frozenset[str] = frozenset()
@@ -67,28 +68,28 @@ class Rules:
     json_depth: int = 64
 
     def to_json(self) -> str:
-        """For a guard in another process; of keys only their hashes."""
+        """Serialise for a guard in another process, with the hashes of keys."""
         digests = [digest.hex() for digest in self.keys.digests] if self.keys else []
         return json.dumps({**vars(self), "open_paths": sorted(self.open_paths), "keys": digests})
 
     @classmethod
     def from_json(cls, text: str) -> "Rules":
-        """What `to_json` wrote."""
-        said = json.loads(text)
-        digests = tuple(bytes.fromhex(digest) for digest in said.pop("keys"))
-        lists = {name: tuple(said.pop(name)) for name in ("hosts", "origins")}
-        keys = Keys(digests, "llmctl") if digests else None
-        return cls(**{**said, **lists, "open_paths": frozenset(said["open_paths"]), "keys": keys})
+        """Read the output of `to_json`."""
+        document = json.loads(text)
+        digests = tuple(bytes.fromhex(digest) for digest in document["keys"])
+        converted = {
+            "hosts": tuple(document["hosts"]),
+            "origins": tuple(document["origins"]),
+            "keys": Keys(digests, "llmctl") if digests else None,
+            "open_paths": frozenset(document["open_paths"]),
+        }
+        return cls(**{**document, **converted})
 
 
 class Guard:
-    """The app, guarded.
+    """An ASGI app behind access rules.
 
-    Every answer gets the security headers and an id; whatever is refused, and every bug, is answered in OpenAI's shape.
-
-    Args:
-        app: Any ASGI app.
-        rules: Who comes in.
+    Every response gets the security headers and a request id. Refusals and bugs are answered in OpenAI's shape.
     """
 
     def __init__(self, app: App, rules: Rules) -> None:
@@ -104,39 +105,38 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        answer = _Answer(scope, send, _cors_headers(headers, self.rules))
-        scope.setdefault("state", {})["request_id"] = answer.request_id
+        response = _Response(scope, send, _cors_headers(headers, self.rules))
+        scope.setdefault("state", {})["request_id"] = response.request_id
         try:
-            self._let_in(scope, headers)
+            self._check_access(scope, headers)
             if _is_preflight(scope, headers):
-                await answer.send_empty(_preflight_headers(headers))
+                await response.send_empty(_preflight_headers(headers))
                 return
-            await self.app(scope, await self._checked_body(headers, receive), answer.send)
-        except Gone:
+            await self.app(scope, await self._checked_body(headers, receive), response.send)
+        except ClientDisconnected:
             pass
-        except RequestError as problem:
-            await answer.refuse(problem, receive)
-        except Exception as error:  # noqa: BLE001 (it is logged whole, and the next request is not its victim)
-            _log.exception("%s: a bug", answer.request_id)
-            await answer.refuse(error_of(error), receive)
+        except RequestError as error:
+            await response.refuse(error, receive)
+        except Exception as error:  # noqa: BLE001 (it is logged with its traceback; later requests must not suffer)
+            _log.exception("%s: a bug", response.request_id)
+            await response.refuse(error_of(error), receive)
         finally:
-            answer.note()
+            response.log_access()
 
-    def _let_in(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Raises a problem for whoever may not come in."""
+    def _check_access(self, scope: Scope, headers: Mapping[str, str]) -> None:
         rules = self.rules
         host, origin = headers.get("host"), headers.get("origin")
-        if _head_bytes(scope) > HEAD_BYTES:  # the server's own limit holds only while a head is not complete
-            raise RequestError(f"the request line and the headers have more than {HEAD_BYTES} bytes", status=431)
-        if not host_is_let_in(host, rules.hosts):
+        if _head_bytes(scope) > HEAD_BYTES:  # the server's own limit covers incomplete heads only
+            raise RequestError(HEAD_TOO_LARGE, status=431)
+        if not host_is_allowed(host, rules.hosts):
             raise RequestError(
-                "this server does not answer to the name in the Host header; serve.allowed_hosts lists its names",
+                "the name in the Host header is not allowed; add it to serve.allowed_hosts",
                 status=403,
                 code="host_not_allowed",
             )
-        if origin is not None and not origin_is_let_in(origin, host, rules.origins):
+        if origin is not None and not origin_is_allowed(origin, host, rules.origins):
             raise RequestError(
-                "pages of this origin may not use this server; serve.allowed_origins lists those that may",
+                "the origin of this page is not allowed; add it to serve.allowed_origins",
                 status=403,
                 code="origin_not_allowed",
             )
@@ -145,24 +145,24 @@ class Guard:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            raise _unauthorized("an API key is needed, as the header Authorization: Bearer KEY", None)
-        if not rules.keys.open_to(key.strip().encode("latin-1")):
-            raise _unauthorized("the API key is not one of this server's", "invalid_api_key")
+            raise _unauthorized("an API key is required, in the header Authorization: Bearer KEY", None)
+        if not rules.keys.accepts(key.strip().encode("latin-1")):
+            raise _unauthorized("the API key is not valid", "invalid_api_key")
 
     async def _checked_body(self, headers: Mapping[str, str], receive: Receive) -> Receive:
-        """Read the body, and give back what hands it on; None is read where there is none."""
+        """Read and check the body; return a `receive` that replays it."""
         if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
             return receive
         rules = self.rules
-        body = await read_body(headers, receive, most_bytes=rules.body_bytes, seconds=rules.body_seconds)
+        body = await read_body(headers, receive, max_bytes=rules.body_bytes, seconds=rules.body_seconds)
         if body:
-            _refuse_other_types(headers)
-            check_json(body, most_depth=rules.json_depth)
+            _check_content_type(headers)
+            check_json(body, max_depth=rules.json_depth)
         return _replay(body, receive)
 
 
-class _Answer:
-    """The answer to one request on its way out. Its state: what has been sent of it."""
+class _Response:
+    """The response to one request. Its state: the status that has been sent."""
 
     def __init__(self, scope: Scope, send: Send, cors: list[Header]) -> None:
         self.request_id = f"req_{uuid.uuid4().hex}"
@@ -171,41 +171,41 @@ class _Answer:
         self._started = time.monotonic()
 
     async def send(self, message: Message) -> None:
-        """ASGI's send, with our headers on what begins an answer."""
+        """Send an ASGI message; the start of a response gets llmctl's headers."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            own = [(b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS, *self._cors]
+            added = [(b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS, *self._cors]
             if not self._cors:
-                own.append((b"cross-origin-resource-policy", b"same-origin"))
-            given = list(message.get("headers", ()))
-            names = {name.lower() for name, _ in given}
+                added.append((b"cross-origin-resource-policy", b"same-origin"))
+            headers = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in headers}
             if b"cache-control" not in names:
-                own.append((b"cache-control", b"no-store"))
-            message = {**message, "headers": [*given, *(header for header in own if header[0] not in names)]}
+                added.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": [*headers, *(header for header in added if header[0] not in names)]}
         await self._send(message)
 
     async def send_empty(self, headers: list[Header]) -> None:
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
         await self.send({"type": "http.response.body", "body": b""})
 
-    async def refuse(self, problem: RequestError, receive: Receive) -> None:
-        """Answer with a problem, and close the connection: what is left of the request is not read."""
-        if self._status is not None:  # too late for a status; uvicorn closes an answer that was left unfinished
+    async def refuse(self, error: RequestError, receive: Receive) -> None:
+        """Send an error and close the connection without reading the rest of the request."""
+        if self._status is not None:  # too late for a status; uvicorn closes unfinished responses
             return
-        body = json.dumps(problem.body()).encode()
-        headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+        body = json.dumps(error.body()).encode()
+        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
         headers += [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
         ]
-        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
         await discard_rest(receive)
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def note(self) -> None:
-        """One line in the access log: neither the query nor any header, which may carry secrets."""
+    def log_access(self) -> None:
+        """Write a line to the access log, without query and headers, which may carry secrets."""
         client = self._scope.get("client") or ("-",)
         path = self._scope["path"][:200].encode("unicode_escape").decode()  # no line breaks, no control characters
         seconds = time.monotonic() - self._started
@@ -221,12 +221,12 @@ class _Answer:
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """The headers of a request, names in lower case; those that come more than once are joined by commas."""
-    found: dict[str, str] = {}
+    """Return the headers of a request, with names in lower case; repeated ones are joined by commas."""
+    headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
 
 
 def _head_bytes(scope: Scope) -> int:
@@ -239,12 +239,12 @@ def _unauthorized(message: str, code: str | None) -> RequestError:
 
 
 def _is_preflight(scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Whether a browser asks, before it sends a page's request, if it may."""
+    """Return True for a CORS preflight: a browser asks for permission before it sends a page's request."""
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def _cors_headers(headers: Mapping[str, str], rules: Rules) -> list[Header]:
-    """What tells a browser that a page of a listed origin may read the answer."""
+    """Return the headers that let a page of a listed origin read the response."""
     origin = headers.get("origin")
     if origin is None or not origin_is_listed(origin, rules.origins):
         return []
@@ -258,22 +258,22 @@ def _cors_headers(headers: Mapping[str, str], rules: Rules) -> list[Header]:
 
 
 def _preflight_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Which requests a page may send. The `openai` client for browsers has many headers of its own: all are let in,
-    since the origin has been."""
-    asked = headers.get("access-control-request-headers", "authorization, content-type")
-    found = [
+    """Return the answer to a preflight. All headers are allowed, since the origin is: the `openai` client for browsers
+    sends many of its own."""
+    requested = headers.get("access-control-request-headers", "authorization, content-type")
+    allowed = [
         (b"access-control-allow-methods", _METHODS),
-        (b"access-control-allow-headers", asked.encode("latin-1")),
+        (b"access-control-allow-headers", requested.encode("latin-1")),
         (b"access-control-max-age", _PREFLIGHT_SECONDS),
     ]
     if headers.get("access-control-request-private-network") == "true":
-        found.append((b"access-control-allow-private-network", b"true"))
-    return found
+        allowed.append((b"access-control-allow-private-network", b"true"))
+    return allowed
 
 
-def _refuse_other_types(headers: Mapping[str, str]) -> None:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+def _check_content_type(headers: Mapping[str, str]) -> None:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         raise RequestError(
             "send the body as JSON, with the header Content-Type: application/json",
             status=415,
@@ -284,7 +284,7 @@ def _refuse_other_types(headers: Mapping[str, str]) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, and then what comes after it: that the client goes away."""
+    """Return a `receive` that yields the body and then later messages: the client's disconnect."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,8 +1,7 @@
-"""Which Host and Origin headers are let in: what keeps other web pages away from a server on this machine.
+"""Allowed Host and Origin headers: they keep other web pages away from a server on this machine.
 
-A page from anywhere can make a browser send requests to 127.0.0.1. Those carry the page's Origin. A page whose name is
-pointed at 127.0.0.1 while it is open (DNS rebinding) is of the same origin as the server for the browser, but its
-requests carry that name as their Host.
+Any web page can make a browser send requests to 127.0.0.1. Those carry the page's Origin. With DNS rebinding, a page
+points its own name at 127.0.0.1; the browser then sees one origin, but the requests carry that name as their Host.
 """
 
 import re
@@ -18,56 +17,56 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 ANY_ADDRESS = "<any address>"
 
 
-def host_names(host: str, extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """What a Host header may say of a server that listens on `host`: names, `*.name`, or `*`, without ports.
+def allowed_hosts(bind_address: str, extra: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the allowed Host headers without ports: names, `*.name`, or `*`.
 
-    On the loopback that is this machine by its loopback names. Elsewhere it is `host`, this machine's name, and every
-    literal address, since no name was resolved to reach one.
+    A server on the loopback answers to the loopback names. Another also answers to its bind address, this machine's
+    name, and every literal address: no DNS name was resolved to reach one.
     """
-    names = ["localhost", "127.0.0.1", "[::1]", _bracketed(host)]
-    if not is_loopback(host):
+    names = ["localhost", "127.0.0.1", "[::1]", _bracketed(bind_address)]
+    if not is_loopback(bind_address):
         names += [socket.gethostname(), socket.getfqdn(), ANY_ADDRESS]
     return tuple(dict.fromkeys(name.lower().rstrip(".") for name in [*names, *map(_bracketed, extra)]))
 
 
-def host_is_let_in(header: str | None, names: Iterable[str]) -> bool:
-    """Whether a Host header names this server."""
+def host_is_allowed(header: str | None, allowed: Iterable[str]) -> bool:
+    """Return True if a Host header names this server."""
     match = _HOST.fullmatch(header or "")
     if match is None:
         return False
     name = match[1].lower().rstrip(".")
-    return any(_is(name, allowed) for allowed in names)
+    return any(_matches(name, pattern) for pattern in allowed)
 
 
-def _is(name: str, allowed: str) -> bool:
-    if allowed == ANY_ADDRESS:
+def _matches(name: str, pattern: str) -> bool:
+    if pattern == ANY_ADDRESS:
         return _is_address(name)
-    if allowed.startswith("*."):
-        return name.endswith(allowed[1:])
-    return allowed in ("*", name)
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:])
+    return pattern in ("*", name)
 
 
-def origin_is_let_in(origin: str, host: str | None, origins: Iterable[str]) -> bool:
-    """Whether a page of this origin may use the server: its own page, and those that the configuration lists."""
-    return origin_is_listed(origin, origins) or _is_own(origin, host or "")
+def origin_is_allowed(origin: str, host: str | None, listed: Iterable[str]) -> bool:
+    """Return True for the origin of the server's own page and for origins listed in the configuration."""
+    return origin_is_listed(origin, listed) or _is_same_origin(origin, host or "")
 
 
-def origin_is_listed(origin: str, origins: Iterable[str]) -> bool:
-    """Whether the configuration lists an origin: exactly, or by `*`."""
-    return any(listed in ("*", origin) for listed in origins)
+def origin_is_listed(origin: str, listed: Iterable[str]) -> bool:
+    """Return True if the configuration lists an origin, exactly or by `*`."""
+    return any(entry in ("*", origin) for entry in listed)
 
 
-def _is_own(origin: str, host: str) -> bool:
-    """Whether an origin is that of a page which came from `host`. Its scheme may be https: a proxy may speak that."""
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Compare an origin with the Host header. The scheme may be https: a proxy in front may speak TLS."""
     try:
         parts = urlsplit(origin)
     except ValueError:
         return False
-    default = _DEFAULT_PORTS.get(parts.scheme)
-    match, own = _HOST.fullmatch(parts.netloc), _HOST.fullmatch(host)
-    if default is None or match is None or own is None:
+    default_port = _DEFAULT_PORTS.get(parts.scheme)
+    theirs, ours = _HOST.fullmatch(parts.netloc), _HOST.fullmatch(host)
+    if default_port is None or theirs is None or ours is None:
         return False
-    return (match[1].lower(), match[2] or default) == (own[1].lower(), own[2] or default)
+    return (theirs[1].lower(), theirs[2] or default_port) == (ours[1].lower(), ours[2] or default_port)
 
 
 def _bracketed(host: str) -> str:

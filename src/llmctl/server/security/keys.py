@@ -1,4 +1,4 @@
-"""API keys: who may use the server. Only their hashes are kept, so that no log, repr or error can show one."""
+"""API keys. Only their hashes are kept, so that no log, repr or error can show a key."""
 
 import hashlib
 import hmac
@@ -12,51 +12,51 @@ from pathlib import Path
 from llmctl.errors import UserError
 
 VARIABLE = "LLMCTL_API_KEY"
-SHORTEST = 16
-_LARGEST_FILE_BYTES = 64 * 1024
-_MAKE_ONE = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+MIN_LENGTH = 16
+_MAX_FILE_BYTES = 64 * 1024
+_GENERATE = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys that open the server.
+    """The accepted API keys.
 
     Attributes:
-        digests: SHA-256 of each key. Enough for random keys, which cannot be guessed; these are no passwords.
-        source: Where they came from: a file, or the environment.
+        digests: SHA-256 of each key. A plain hash is enough: keys are random, unlike passwords.
+        source: The file or environment variable that they came from.
     """
 
     digests: tuple[bytes, ...] = field(repr=False)
     source: str
 
     @classmethod
-    def of(cls, keys: Sequence[str], *, source: str) -> "Keys":
-        """From the keys themselves.
+    def from_plain(cls, keys: Sequence[str], *, source: str) -> "Keys":
+        """Hash the keys.
 
         Raises:
             UserError: there is none, or one is too short or has characters that a header cannot carry. The message
-                says which one by its number, never what it is.
+                names the key by its number and never shows it.
         """
         if not keys:
-            raise UserError(f"there is no API key in {source}", hint=f"write one a line; to make one: {_MAKE_ONE}")
+            raise UserError(f"no API key in {source}", hint=f"write one key per line; generate one with: {_GENERATE}")
         for number, key in enumerate(keys, start=1):
             if _KEY.fullmatch(key) is None:
-                raise UserError(f"API key {number} in {source} has spaces or characters that are not ASCII")
-            if len(key) < SHORTEST:
+                raise UserError(f"API key {number} in {source} has spaces or non-ASCII characters")
+            if len(key) < MIN_LENGTH:
                 raise UserError(
-                    f"API key {number} in {source} has fewer than {SHORTEST} characters: it could be guessed",
-                    hint=f"to make one: {_MAKE_ONE}",
+                    f"API key {number} in {source} has fewer than {MIN_LENGTH} characters and could be guessed",
+                    hint=f"generate one with: {_GENERATE}",
                 )
         return cls(tuple(_digest(key.encode()) for key in keys), source)
 
-    def open_to(self, key: bytes) -> bool:
-        """Whether `key` is one of them. It takes equally long whichever it is, and if it is none."""
+    def accepts(self, key: bytes) -> bool:
+        """Return True if `key` is one of them, in constant time."""
         digest = _digest(key)
-        found = False
-        for one in self.digests:
-            found |= hmac.compare_digest(one, digest)
-        return found
+        accepted = False
+        for own in self.digests:
+            accepted |= hmac.compare_digest(own, digest)
+        return accepted
 
 
 def _digest(key: bytes) -> bytes:
@@ -64,51 +64,52 @@ def _digest(key: bytes) -> bytes:
 
 
 def read_keys(file: Path | None, *, environ: Mapping[str, str] | None = None) -> Keys | None:
-    """The keys of a file (one a line; empty lines and those that begin with # are skipped), or else those in
-    LLMCTL_API_KEY (with commas between them); None where neither is there.
+    """Return the keys of a file, or else those in LLMCTL_API_KEY; None without both.
+
+    A file has one key per line; empty lines and lines that start with # are skipped. The variable has them separated by
+    commas.
 
     Raises:
-        UserError: the file cannot be read, or a key is no good.
+        UserError: the file cannot be read, or a key is not usable.
     """
     if file is not None:
-        lines = [line.strip() for line in _text_of(file).splitlines()]
-        return Keys.of([line for line in lines if line and not line.startswith("#")], source=str(file))
+        lines = [line.strip() for line in _read_text(file).splitlines()]
+        return Keys.from_plain([line for line in lines if line and not line.startswith("#")], source=str(file))
     text = (os.environ if environ is None else environ).get(VARIABLE)
     if text is None:
         return None
-    return Keys.of([part.strip() for part in text.split(",") if part.strip()], source=VARIABLE)
+    return Keys.from_plain([part.strip() for part in text.split(",") if part.strip()], source=VARIABLE)
 
 
-def _text_of(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         with file.expanduser().open("rb") as opened:
-            data = opened.read(_LARGEST_FILE_BYTES + 1)
+            data = opened.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UserError(f"cannot read the file of API keys {file}: {error.strerror}") from error
-    if len(data) > _LARGEST_FILE_BYTES:
-        raise UserError(f"the file of API keys {file} has more than {_LARGEST_FILE_BYTES} bytes: is it the right one?")
+        raise UserError(f"cannot read the API key file {file}: {error.strerror}") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise UserError(f"the API key file {file} has more than {_MAX_FILE_BYTES} bytes; is it the right file?")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise UserError(f"the file of API keys {file} is not text") from None
+        raise UserError(f"the API key file {file} is not text") from None
 
 
-def refuse_open_door(host: str, keys: Keys | None, *, without_key: bool) -> None:
-    """An address that others can reach needs a key, or the word of whoever starts the server.
+def check_bind_address(host: str, keys: Keys | None, *, without_key: bool) -> None:
+    """Require a key, or explicit consent, for an address that other machines can reach.
 
     Raises:
-        UserError: `host` is not this machine's loopback, there are no keys, and `without_key` is not said.
+        UserError: `host` is not on the loopback, there are no keys, and `without_key` is false.
     """
     if keys is None and not without_key and not is_loopback(host):
         raise UserError(
             f"{host} can be reached from other machines, and no API key is set",
-            hint=f"set {VARIABLE} or --api-key-file FILE; or --no-api-key, if everybody there may use this machine",
+            hint=f"set {VARIABLE} or --api-key-file FILE; or use --no-api-key to let everybody on that network in",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address: `localhost`, 127.0.0.0/8, ::1. A name that is not `localhost`
-    may be anything."""
+    """Return True for `localhost`, 127.0.0.0/8 and ::1. Other names may resolve to any address."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

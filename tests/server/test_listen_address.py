@@ -1,4 +1,4 @@
-"""The address is taken at once, and what is in the way is told before anything is loaded."""
+"""The bind address: bound at once, with clear errors."""
 
 import socket
 from contextlib import ExitStack, closing
@@ -17,27 +17,27 @@ def test_port_0_is_one_free_port_for_every_address_of_the_name() -> None:
         assert url("localhost", port_of(sockets)) == f"http://localhost:{ports.pop()}"
 
 
-def test_nobody_can_connect_before_it_listens() -> None:
+def test_nobody_can_connect_before_the_server_listens() -> None:
     (opened,) = bind("127.0.0.1", 0)
     with closing(opened), pytest.raises(ConnectionRefusedError):
         socket.create_connection(opened.getsockname(), timeout=2)
 
 
-def test_a_taken_port_is_an_error_that_names_it() -> None:
+def test_the_error_of_a_taken_port_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port}: address already") as caught:
+        with pytest.raises(UserError, match=f"127.0.0.1 port {port}") as caught:
             bind("127.0.0.1", port)
     assert "--port" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
 def test_an_address_of_another_machine_is_an_error(host: str) -> None:
-    with pytest.raises(UserError, match=f"cannot listen on {host}"):
+    with pytest.raises(UserError, match=host):
         bind(host, 0)
 
 
-def test_an_address_of_version_6_stands_in_brackets() -> None:
+def test_an_ipv6_address_has_brackets_in_its_url() -> None:
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
         assert url("::1", port_of([opened])) == url("[::1]", port_of([opened])) == f"http://[::1]:{port}"
