@@ -1,6 +1,7 @@
 """Who may import whom: from the command line down to the errors, never upwards."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "_version": 0,
     "units": 0,
+    "platform_support": 0,
     "paths": 1,
     "loading.quiet": 1,
     "loading.mapped_files": 1,
@@ -133,6 +135,37 @@ def test_heavy_packages_are_imported_inside_functions(module: Path) -> None:
         return
     assert imports(module, top_level_only=True) & WORKING == set()
     assert {name.split(".")[0] for name in imports(module, top_level_only=True)} & HEAVY == set()
+
+
+# Modules and functions that some systems do not have, and paths of Linux.
+SOME_SYSTEMS_MODULES = {"resource", "fcntl", "termios", "tty", "pty", "pwd", "grp", "select", "msvcrt", "_winapi"}
+SOME_SYSTEMS_NAMES = {
+    "os": {
+        *("fork", "forkpty", "killpg", "setsid", "getpgid", "getuid", "geteuid", "getgid", "waitpid", "waitid", "wait"),
+        *("sched_getaffinity", "sysconf", "getloadavg", "pread", "pwrite", "uname", "O_CLOEXEC", "O_BINARY"),
+    },
+    "signal": {"SIGKILL", "SIGHUP", "SIGCHLD", "SIGALRM", "SIGUSR1", "alarm", "setitimer", "pthread_sigmask"},
+}
+# The supervisor of vLLM is a script for Linux and macOS that uses the standard library alone.
+SYSTEM_MODULES = {"llmctl.platform_support", "llmctl.vllm.supervisor"}
+
+
+def _parts_of_some_systems(module: Path) -> Iterator[str]:
+    yield from {name.split(".")[0] for name in imports(module)} & SOME_SYSTEMS_MODULES
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if name in SOME_SYSTEMS_NAMES.get(owner, ()):
+                yield f"{owner}.{name}"
+
+
+def test_only_platform_support_uses_what_some_systems_lack() -> None:
+    used = {
+        f"{dotted}: {name}"
+        for module in modules()
+        if (dotted := ".".join(["llmctl", *module.relative_to(PACKAGE).with_suffix("").parts])) not in SYSTEM_MODULES
+        for name in _parts_of_some_systems(module)
+    }
+    assert used == set()
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda m: str(m.relative_to(PACKAGE)))

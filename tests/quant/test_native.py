@@ -175,7 +175,7 @@ def test_who_quantises_follows_from_the_machine_and_what_was_asked_and_is_said(t
 PEAK = """
 import json, sys, llmctl
 from pathlib import Path
-from llmctl.loading.loader import peak_memory_bytes
+from llmctl.platform_support import peak_memory_bytes
 loaded = llmctl.load(sys.argv[1], quantization={"bits": 8, "cache": False})
 after = int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
 print(json.dumps([peak_memory_bytes(), after, sum(loaded.measured.device_bytes.values())]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmctl.bench.task import Say
+from llmctl.machine.child_process import Say
 from llmctl.machine.detection import measure_ram_bandwidth
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""What runs in a process of its own: the bounds of this machine are measured, or one configuration once.
+"""The child process of a benchmark: it measures the limits of this machine, or runs one configuration once.
 
 The job is one line of JSON on standard input, which then stays open: when it closes, the parent is gone and this
-process ends too. Each line on standard output is a JSON object, written as soon as it is known. What libraries print
-goes to standard error.
+process ends too. Each line on standard output is a JSON object, written as soon as it is known.
 """
 
 import json
@@ -10,31 +9,25 @@ import os
 import sys
 import threading
 from importlib import import_module
-from typing import Any
 
 from llmctl.errors import LlmctlError
+from llmctl.machine.child_process import take_over_stdout
 
 _QUESTIONS = {"bounds": ("llmctl.bench.bounds", "say_bounds"), "run": ("llmctl.bench.measure", "say_run")}
 
 
 def main() -> None:
     """Do one job. Errors for people are an answer; anything else ends the process with its traceback."""
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    say = take_over_stdout()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def say(**facts: Any) -> None:
-        answer.write(json.dumps(facts) + "\n")
-        answer.flush()
-
     module, name = _QUESTIONS[job.pop("question")]
     try:
         getattr(import_module(module), name)(say, **job)
         say(done=True)
     except LlmctlError as error:
         say(failed={"kind": error.kind, "message": error.message, "hint": error.hint})
-    os._exit(0)  # without the interpreter's farewell, which takes seconds with a large model in memory
+    os._exit(0)  # without the interpreter's clean-up, which takes seconds with a large model in memory
 
 
 def _end_with_parent() -> None:

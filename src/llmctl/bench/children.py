@@ -1,8 +1,7 @@
-"""One child process at a time: started, listened to, and ended whatever happens here."""
+"""The child process of a benchmark: one at a time, listened to, and ended whatever happens here."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,73 +10,51 @@ from contextlib import suppress
 from typing import IO, Any
 
 from llmctl.errors import LlmctlError, MachineError, ModelError, RemoteError, UserError
+from llmctl.machine.child_process import end_child, exit_text, json_lines, start_child
+from llmctl.platform_support import was_killed
 
-_KINDS: dict[str, type[LlmctlError]] = {
-    kind.kind: kind for kind in (UserError, ModelError, MachineError, RemoteError)
+_ERRORS: dict[str, type[LlmctlError]] = {
+    error.kind: error for error in (UserError, ModelError, MachineError, RemoteError)
 }  # fmt: skip
-_TALK_BYTES = 4000
-Said = Generator[Mapping[str, Any], None, None]
+_LOG_TAIL_BYTES = 4000
+Messages = Generator[Mapping[str, Any], None, None]
 
 
-def ask(question: str, **job: Any) -> Said:
-    """Ask a fresh process, and yield what it says as it says it. Closing the iterator ends the process.
+def ask(question: str, **job: Any) -> Messages:
+    """Give a job to a fresh process, and yield its messages as they arrive. Closing the iterator ends the process.
 
     Raises:
         LlmctlError: the child's own error, or that it died.
     """
-    with tempfile.TemporaryFile() as talk:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "llmctl.bench.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which then ends the child
-        )
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-P", "-m", "llmctl.bench.child"]
+        process = start_child(command, stdin=subprocess.PIPE, stderr=log)
         try:
-            yield from _listen(process, {"question": question, **job}, talk)
+            yield from _messages(process, {"question": question, **job}, log)
         finally:
-            _end(process)
+            end_child(process)
 
 
-def _listen(process: "subprocess.Popen[bytes]", job: Mapping[str, Any], talk: IO[bytes]) -> Said:
+def _messages(process: "subprocess.Popen[bytes]", job: Mapping[str, Any], log: IO[bytes]) -> Messages:
     assert process.stdin is not None  # noqa: S101 (both are pipes)
     assert process.stdout is not None  # noqa: S101
-    with suppress(BrokenPipeError):  # it died at once: its end is told below
+    with suppress(BrokenPipeError):  # it died at once: the error below tells how
         process.stdin.write(json.dumps(job).encode() + b"\n")
         process.stdin.flush()
-    for line in process.stdout:
-        try:
-            said: dict[str, Any] = json.loads(line)
-        except ValueError:  # cut short by a crash
-            break
-        if said.get("done"):
+    for message in json_lines(process.stdout):
+        if message.get("done"):
             return
-        if failed := said.get("failed"):
-            raise _KINDS.get(failed["kind"], UserError)(failed["message"], hint=failed["hint"])
-        yield said
-    raise _died(process.wait(), talk)
+        if failed := message.get("failed"):
+            raise _ERRORS.get(failed["kind"], UserError)(failed["message"], hint=failed["hint"])
+        yield message
+    raise _death(process.wait(), log)
 
 
-def _died(code: int, talk: IO[bytes]) -> LlmctlError:
-    """How a process ended that did not say so itself."""
-    talk.seek(max(0, talk.seek(0, os.SEEK_END) - _TALK_BYTES))
-    said = talk.read().decode("utf-8", errors="replace").strip()
-    last = (said.splitlines() or ["it said nothing"])[-1][:300]
-    if code == -signal.SIGKILL:
-        return MachineError("the system killed the process: memory ran out, most likely", details={"talk": said})
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return MachineError(f"the process ended with {how}: {last}", details={"talk": said})
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and what it started, and wait until it is gone."""
-    if os.name == "posix":
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
+def _death(code: int, log: IO[bytes]) -> LlmctlError:
+    """Return the error for a process that ended without a message."""
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+    log_tail = log.read().decode("utf-8", errors="replace").strip()
+    if was_killed(code):
+        return MachineError("the system killed the process; most likely memory ran out", details={"talk": log_tail})
+    last_line = (log_tail.splitlines() or ["it printed nothing"])[-1][:300]
+    return MachineError(f"the process ended with {exit_text(code)}: {last_line}", details={"talk": log_tail})

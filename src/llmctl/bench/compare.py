@@ -1,6 +1,5 @@
 """Configurations side by side: each run of each in a process of its own, one after the other, taking turns."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from llmctl import platform_support
 from llmctl.bench.children import ask
 from llmctl.bench.contender import Contender, bounding_device, dtype_of, estimates
 from llmctl.bench.measure import job
@@ -108,7 +108,7 @@ def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda 
     Raises:
         MachineError: the bounds could not be measured: torch does not work here.
     """
-    load_average, machine = read_load_average(), read_machine()
+    load_average, machine = platform_support.load_average(), read_machine()
     bounds = measure_bounds(contenders, tell)
     runs: dict[str, list[Run]] = {one.name: [] for one in contenders}
     failures = {one.name: one.failure for one in contenders}
@@ -175,11 +175,6 @@ def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
             else:
                 ended = said["ended"]
     return Run(loaded, cells, ended, others)
-
-
-def read_load_average() -> float | None:
-    """Programs that ran or wanted to, on average over the last minute."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def read_others_share() -> float:

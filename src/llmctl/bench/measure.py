@@ -4,11 +4,10 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmctl.bench.contender import pinned
-from llmctl.bench.task import Cell, Say, Task
+from llmctl.bench.task import Cell, Task
 from llmctl.config import Config, Settings
 from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion
@@ -20,9 +19,10 @@ from llmctl.loading.loader import (
     Prepared,
     generation_arguments,
     load_prepared,
-    peak_memory_bytes,
     prepare,
 )
+from llmctl.machine.child_process import Say
+from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
 # An end token that no vocabulary has: nothing ends an answer before its budget does.
 _NO_TOKEN = 2**31 - 1
@@ -89,20 +89,11 @@ def memory_bytes() -> dict[str, Any]:
     if torch.cuda.is_available():
         peaks = {f"cuda:{n}": torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())}
     return {
-        "resident_bytes": _status_bytes("VmRSS"),
-        "anonymous_bytes": _status_bytes("RssAnon"),
+        "resident_bytes": process_status_bytes("VmRSS"),
+        "anonymous_bytes": process_status_bytes("RssAnon"),
         "peak_memory_bytes": peak_memory_bytes(),
         "gpu_peak_bytes": peaks,
     }
-
-
-def _status_bytes(name: str) -> int | None:
-    """A figure of /proc/self/status; None where there is no such file."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition(f"{name}:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 class Prompts:

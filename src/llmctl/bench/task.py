@@ -1,10 +1,8 @@
 """What is to be measured, and how figures of several runs are put together."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-Say = Callable[..., None]  # how a child process says facts: `say(cell={…})`
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,11 @@ def bench(
 
 def _say_busy(output: Output) -> None:
     """Figures of a machine that does something else mean little: say so before an hour is spent on them."""
-    from llmctl.bench.compare import BUSY_SHARE, read_load_average
-    from llmctl.machine.detection import read_physical_cores
+    from llmctl import platform_support
+    from llmctl.bench.compare import BUSY_SHARE
+    from llmctl.machine.threads import physical_cores
 
-    load_average, cores = read_load_average(), read_physical_cores()
+    load_average, cores = platform_support.load_average(), physical_cores()
     if load_average is not None and load_average > BUSY_SHARE * cores:
         output.warn(f"this machine is busy (load average {load_average:.1f} on {cores} cores): figures mean little")
 

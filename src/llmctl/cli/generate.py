@@ -1,6 +1,5 @@
 """`llmctl generate`."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +45,7 @@ from llmctl.cli._options import (
 )
 from llmctl.cli._render import Output
 from llmctl.errors import EXIT_NO, UserError
+from llmctl.platform_support import stdin_has_input
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
             raise UserError(f"--prompt-file {prompt_file}: {reason}") from error
     if prompt == "-" or not sys.stdin.isatty():
         try:
-            given = sys.stdin.read() if prompt == "-" or not parts or _has_input() else ""
+            given = sys.stdin.read() if prompt == "-" or not parts or stdin_has_input() else ""
         except UnicodeDecodeError as error:
             raise UserError("standard input is not UTF-8 text") from error
         parts.append(given)
@@ -231,23 +231,6 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if not text:
         raise UserError("there is no prompt", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
     return text
-
-
-def _has_input() -> bool:
-    """Whether standard input is a file or has something to read at once: an open, silent pipe must not be waited for.
-
-    Only asked when the prompt is already known from elsewhere.
-    """
-    import select
-    import stat
-
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return True
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        return False
-    readable, _, _ = select.select([sys.stdin], [], [], 0.2)
-    return bool(readable)
 
 
 def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
@@ -294,7 +277,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
     """What `--json` says: the answers, the timings, and what is needed to repeat them."""
     from llmctl.generation.logprobs import described
     from llmctl.generation.structured.structure import parsed_value
-    from llmctl.loading.loader import peak_memory_bytes
+    from llmctl.platform_support import peak_memory_bytes
     from llmctl.reproduce.manifest import make_manifest
 
     answers = []

@@ -73,7 +73,8 @@ def _load(
     output: Output, manifest: "Manifest", places: tuple[str | None, str | None], *, trust: bool, overcommit: bool
 ) -> "LoadedModel":
     from llmctl.loading.loader import load_prepared
-    from llmctl.reproduce.replay import check_files, loading_settings, take_as_many_threads
+    from llmctl.machine.threads import use_threads_of_recording
+    from llmctl.reproduce.replay import check_files, loading_settings
 
     model, draft = places
     settings = loading_settings(manifest, model=model, draft=draft, trust_remote_code=trust, overcommit=overcommit)
@@ -82,7 +83,7 @@ def _load(
         check_files(manifest, prepared)
     with output.waiting(f"loading {prepared.located.source}"):
         loaded = load_prepared(prepared)
-    take_as_many_threads(manifest)
+    use_threads_of_recording(manifest.hardware.threads)
     return loaded
 
 

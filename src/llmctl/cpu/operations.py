@@ -4,6 +4,8 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from llmctl.platform_support import mapped_regions
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
@@ -444,13 +446,8 @@ def _openmp_region(torch_folder: Path) -> int | None:
 
     Only Linux lists the libraries of a process; elsewhere the library has threads of its own.
     """
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
     names = ("libgomp", "libiomp5", "libomp")
-    paths = {line.split(maxsplit=5)[5] for line in lines if line.count("/") and len(line.split(maxsplit=5)) == 6}
-    loaded = [Path(path) for path in paths if Path(path).name.startswith(names)]
+    loaded = {Path(region.path) for region in mapped_regions() if Path(region.path).name.startswith(names)}
     of_torch = sorted(loaded, key=lambda path: not path.is_relative_to(torch_folder.parent))
     for path in of_torch:
         try:

@@ -1,34 +1,24 @@
-"""What runs inside a child process: one package is imported, or the Hub is asked, and the answer goes to the parent.
+"""The child process of `llmctl doctor`: it imports one package, or asks the Hub, and writes the answer for the parent.
 
-Run by its path, so that the folder from which llmctl was started cannot stand in for a package; it imports nothing
-but the standard library before the one thing that is tried. Each line on standard output is a JSON object, written as
-soon as it is known: what was found before a crash or a hang is not lost. What packages print goes to standard error.
+It is run by its path, so that no package in the folder from which llmctl was started takes the place of an installed
+one, and imports only the standard library and `machine.child_process` before the package under test. Each line on
+standard output is a JSON object, written as soon as it is known: a crash or a hang does not lose what came before.
 """
 
 import importlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Say = Callable[..., None]
-
 
 def main(question: str, asked: dict[str, Any], *, limit_seconds: float) -> None:
-    """Answer one question. Ends the process without the interpreter's farewell, in which broken libraries crash."""
-    if hasattr(signal, "alarm"):  # a parent that was killed stops nobody
-        signal.alarm(int(limit_seconds) + 5)
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(**facts: Any) -> None:
-        answer.write(json.dumps(facts) + "\n")
-        answer.flush()
-
+    """Answer one question, then end without the interpreter's clean-up, in which broken libraries crash."""
     sys.path.append(str(Path(__file__).resolve().parents[2]))
+    importlib.import_module("llmctl.platform_support").end_after(limit_seconds + 5)  # the parent may have been killed
+    say = importlib.import_module("llmctl.machine.child_process").take_over_stdout()
     try:
         if question == "hub":
             importlib.import_module("llmctl.doctor.hub_questions").ask(say, **asked)
@@ -37,13 +27,12 @@ def main(question: str, asked: dict[str, Any], *, limit_seconds: float) -> None:
         say(done=True)
     except BaseException as error:  # noqa: BLE001 (whatever a package raises, SystemExit included, is the answer)
         say(failed=_described(error), done=True)
-    answer.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 def _described(error: BaseException) -> dict[str, Any]:
-    """An exception as data. Only the dynamic loader's text tells that a compiled file belongs to another library."""
+    """Return an exception as data. Only the dynamic loader's text tells that a compiled file needs another library."""
     message = str(error)
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     foreign = isinstance(error, ImportError) and "undefined symbol" in message
@@ -75,7 +64,7 @@ def _torch(name: str) -> dict[str, Any]:
 
 
 def _transformers(name: str) -> dict[str, Any]:
-    """The classes that llmctl loads models with: transformers imports almost nothing until they are asked for."""
+    """Import the classes that llmctl loads models with: transformers imports almost nothing before they are used."""
     transformers: Any = importlib.import_module(name)
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018 (asking for them imports them)
     limits = importlib.import_module("transformers.utils.import_utils")
@@ -95,13 +84,13 @@ def _bitsandbytes(name: str) -> dict[str, Any]:
 
 
 def _flash_attn(name: str) -> dict[str, Any]:
-    """Its function as transformers takes it; the compiled file behind it is loaded on the way."""
+    """Look up the function as transformers does, which loads the compiled file behind it."""
     module: Any = importlib.import_module(name)
     return {"version": module.__version__, "has_function": bool(module.flash_attn_func)}
 
 
 def _own_kernels(name: str) -> dict[str, Any]:
-    """llmctl's compiled kernels: a library that belongs to another processor can kill the process."""
+    """Load llmctl's compiled kernels: a library for another processor can kill the process."""
     module: Any = importlib.import_module(name)
     found = module.load()
     return {"isa": found.isa if found else None, "missing": module.missing()}

@@ -1,20 +1,20 @@
-"""Child processes: started side by side, bounded in time, and stopped with everything they started."""
+"""The child processes of `llmctl doctor`: run side by side, limited in time, and ended with all they started."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmctl.doctor.findings import Trial
+from llmctl.machine.child_process import exit_text, json_lines, start_child
+from llmctl.platform_support import kill_group
 
 CHILD = Path(__file__).with_name("child.py")
 _TALK_CHARACTERS = 2000
@@ -46,7 +46,7 @@ class Answer:
 
 
 class _Group:
-    """The processes that run now. It changes: an interrupt has to end every one of them, and let no other begin."""
+    """The processes that run now. An interrupt ends all of them, and no other starts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,36 +54,29 @@ class _Group:
         self._ended = False
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a process in a session of its own, so that it can be ended with what it starts."""
+        """Start a process, unless the group has been ended."""
         with self._lock:
             if self._ended:
-                raise InterruptedError("no process is started any more")
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
-                start_new_session=True,
-            )
+                raise InterruptedError("the processes are being ended")
+            process = start_child(command, environment={"PYTHONFAULTHANDLER": "1", **environment})
             self._running.add(process)
         return process
 
     def forget(self, process: "subprocess.Popen[bytes]") -> None:
-        """A process has ended."""
+        """Remove a process that has ended."""
         with self._lock:
             self._running.discard(process)
 
     def end(self) -> None:
-        """End what runs, and let nothing else begin."""
+        """Kill all processes, and let no other start."""
         with self._lock:
             self._ended = True
             for process in self._running:
-                _kill(process)
+                kill_group(process)
 
 
 def ask_all(questions: Sequence[Question], *, at_once: int | None = None) -> dict[str, Answer]:
-    """Ask every question in a process of its own, in this order, and return the answers by name."""
+    """Ask each question in a process of its own, and return the answers by the questions' names."""
     group = _Group()
     with ThreadPoolExecutor(max_workers=at_once or max(4, min(os.cpu_count() or 4, 8))) as pool:
         try:
@@ -103,21 +96,19 @@ def _ask(question: Question, group: _Group) -> Answer:
         out, talk = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         hung = True
-        _kill(process)
+        kill_group(process)
         out, talk = process.communicate()
     group.forget(process)
-    said, text = _said(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
+    said, text = _facts(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
     seconds = time.monotonic() - began
     return Answer(said, _trial(said, process.returncode, hung=hung, talk=text, seconds=seconds, question=question))
 
 
-def _said(out: bytes) -> dict[str, Any]:
-    """All the lines as one object; a line cut short by a crash is left out."""
-    said: dict[str, Any] = {}
-    for line in out.decode("utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            said |= json.loads(line)
-    return said
+def _facts(out: bytes) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for line in json_lines(out.splitlines()):
+        facts |= line
+    return facts
 
 
 def _trial(said: Mapping[str, Any], code: int, *, hung: bool, talk: str, seconds: float, question: Question) -> Trial:
@@ -128,21 +119,4 @@ def _trial(said: Mapping[str, Any], code: int, *, hung: bool, talk: str, seconds
         return Trial("imported", facts, talk=talk, seconds=seconds)
     if hung:
         return Trial("hung", facts, f"no end after {question.limit_seconds:g} s", talk=talk, seconds=seconds)
-    return Trial("crashed", facts, _death(code), talk=talk, seconds=seconds)
-
-
-def _death(code: int) -> str:
-    """How a process died, in words: the name of the signal, or its exit code."""
-    with suppress(ValueError):
-        if code < 0:
-            return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and what it started."""
-    if os.name == "posix":
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+    return Trial("crashed", facts, exit_text(code), talk=talk, seconds=seconds)

@@ -1,7 +1,6 @@
 """Reading this computer: what `Machine` leaves out, the disk of the cache, and the ranges in llmctl's own metadata."""
 
 import errno
-import math
 import os
 import platform
 import re
@@ -14,7 +13,9 @@ from urllib.request import getproxies, proxy_bypass
 from llmctl.doctor.findings import Computer, Disk, Requirements
 from llmctl.doctor.privacy import without_credentials
 from llmctl.hub.disk import existing_parent, free_bytes
-from llmctl.machine.detection import container_memory
+from llmctl.machine.detection import container_memory, read_cpu_name
+from llmctl.machine.threads import usable_cores
+from llmctl.platform_support import read_system_file, resource_limit
 
 DISTRIBUTION = "llmctl-hf"
 # Variables whose values say how things are set up. Those that hold tokens are not among them.
@@ -45,12 +46,12 @@ def read_computer() -> Computer:
     return Computer(
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu_name=_cpu_name(),
-        usable_cores=_usable_cores(),
+        cpu_name=read_cpu_name(),
+        usable_cores=usable_cores(),
         swap_bytes=_swap_bytes(),
         container_limit_bytes=container_memory()[0],
-        address_limit_bytes=_limit("RLIMIT_AS"),
-        file_limit=_limit("RLIMIT_NOFILE"),
+        address_limit_bytes=resource_limit("RLIMIT_AS"),
+        file_limit=resource_limit("RLIMIT_NOFILE"),
         variables=_variables(),
     )
 
@@ -118,39 +119,6 @@ def _variables() -> dict[str, str]:
     return found
 
 
-def _limit(name: str) -> int | None:
-    """A soft limit of this process, or None where there is none."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    soft, _ = resource.getrlimit(getattr(resource, name))
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _usable_cores() -> int:
-    """Cores by affinity, or fewer where the container's quota of time (cgroup v2) says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return cores if quota == "max" else min(cores, max(math.ceil(int(quota) / int(period)), 1))
-    except (OSError, ValueError):
-        return cores
-
-
 def _swap_bytes() -> int:
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    match = re.search(r"^SwapTotal:\s+(\d+) kB", text, re.MULTILINE)
+    match = re.search(r"^SwapTotal:\s+(\d+) kB", read_system_file("/proc/meminfo"), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    match = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return match[1] if match else platform.processor()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmctl.hub.listing import RemoteFile
+from llmctl.platform_support import open_descriptor, read_at, write_at
 
 OURS = ".llmctl."
 SUFFIX = f"{OURS}incomplete"  # huggingface_hub counts `blobs/*.incomplete` as unfinished downloads and can prune them
@@ -27,7 +28,7 @@ class Partial:
         self.blob, self.file, self.path = blob, file, partial_path(blob)
         self.size_bytes = 0
         self._go_on = go_on
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
         try:
             self.read_again()
         except BaseException:
@@ -40,27 +41,25 @@ class Partial:
         self.size_bytes = 0
         if os.fstat(self._descriptor).st_size > self.file.size_bytes:
             os.ftruncate(self._descriptor, 0)
-        while piece := os.pread(self._descriptor, _READ_BYTES, self.size_bytes):
+        while piece := read_at(self._descriptor, _READ_BYTES, self.size_bytes):
             self._go_on()
             self._hash.update(piece)
             self.size_bytes += len(piece)
 
     def adopt(self, path: Path) -> None:
         """Take a file that was brought whole by other means in place of what is here, and hash it."""
+        self.close()  # Windows replaces no open file
         path.replace(self.path)
-        os.close(self._descriptor)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self._descriptor = open_descriptor(self.path, os.O_RDWR)
         self.read_again()
 
     def write(self, piece: bytes) -> int:
         """Append a piece, cut to what the file may still take; returns how much was taken."""
         view = memoryview(piece)[: self.file.size_bytes - self.size_bytes]
         self._hash.update(view)
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], self.size_bytes + done)
-        self.size_bytes += done
-        return done
+        write_at(self._descriptor, view, self.size_bytes)
+        self.size_bytes += len(view)
+        return len(view)
 
     def start_over(self) -> int:
         """Throw away every byte; returns how many there were."""
@@ -83,6 +82,7 @@ class Partial:
     def place(self) -> None:
         """Let the file take its place: on the disk first, under its name then."""
         os.fsync(self._descriptor)
+        self.close()  # Windows renames no open file
         self.path.replace(self.blob)
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
-"""One writer for each model in the cache: who holds the lock, since when, and how long to wait for it.
+"""The lock that allows one writer for each model in the cache.
 
-The lock is an advisory one of the kernel (`flock`), so it goes with its holder, however that ends. It saves work;
-it does not protect the content, which the hashes do. Where there is no `flock` there is no lock.
+It is an advisory lock of the system (`platform_support.try_lock`), which ends with its holder however that ends. It
+saves work; the content is protected by its hashes.
 """
 
-import errno
 import json
 import os
 import socket
@@ -17,11 +16,11 @@ from typing import IO
 
 from llmctl.errors import MachineError
 from llmctl.hub import settings
+from llmctl.platform_support import try_lock
 
 _POLL_SECONDS = 0.2
 _FIRST_WORD_SECONDS = 1.0
 _NEXT_WORD_SECONDS = 60.0
-_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def lock_path(repo_id: str) -> Path:
@@ -66,22 +65,6 @@ def _acquire(file: IO[str], repo_id: str, timeout_seconds: float | None, note: C
             note(f"waiting for {_holder(file)}, which is downloading {repo_id}")
             next_word = waited + _NEXT_WORD_SECONDS
         time.sleep(_POLL_SECONDS)
-
-
-def try_lock(file: IO[str] | int) -> bool:
-    """Whether the file (or descriptor) is locked for this process now; it is where there is no `flock`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    return True
 
 
 def _holder(file: IO[str]) -> str:

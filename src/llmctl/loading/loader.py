@@ -4,8 +4,6 @@
 """
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +25,7 @@ from llmctl.model.tokenizer import check_pair, end_tokens, load_tokenizer
 from llmctl.plan import Decision, Plan, make_plan
 from llmctl.plan.make import check_remote_code
 from llmctl.plan.memory_advice import explain_out_of_memory
+from llmctl.platform_support import peak_memory_bytes
 from llmctl.quant import bitsandbytes as bnb
 from llmctl.quant import cache as copies
 from llmctl.quant import packing
@@ -524,16 +523,3 @@ def _device_bytes(model: Any) -> dict[str, int]:
             seen.add(part.data_ptr())
             found[str(part.device)] = found.get(str(part.device), 0) + part.numel() * part.element_size()
     return found
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far.
-
-    On Linux from VmHWM: the figure of getrusage is inherited from a larger parent process. macOS counts in bytes.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

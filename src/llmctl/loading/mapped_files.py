@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmctl.platform_support import mapped_regions
+
 _EVERY_BYTES = 64 << 20
 _DONTNEED = 4  # MADV_DONTNEED, the same on every architecture of Linux
 
@@ -40,11 +42,4 @@ class MappedFiles:
         """Where the files are mapped."""
         if not self._files:
             return []
-        found = []
-        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                fields = line.rstrip("\n").split(maxsplit=5)
-                if len(fields) == 6 and fields[5] in self._files:
-                    start, end = fields[0].split("-")
-                    found.append((int(start, 16), int(end, 16)))
-        return found
+        return [(start, end) for start, end, path in mapped_regions() if path in self._files]

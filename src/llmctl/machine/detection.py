@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from llmctl.cpu import kernels
+from llmctl.machine.threads import physical_cores
+from llmctl.platform_support import read_system_file
 
 PACKAGES = (
     "transformers",
@@ -140,7 +142,7 @@ def read_machine() -> Machine:
         architecture=architecture,
         ram_total_bytes=total,
         ram_available_bytes=available,
-        physical_cores=psutil.cpu_count(logical=False) or 1,
+        physical_cores=physical_cores(),
         cpu_features=_cpu_features(),
         gpus=gpus,
         packages=packages,
@@ -190,19 +192,21 @@ def _torch_cuda_version() -> str | None:
 
 
 def _cpu_features() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
     return frozenset(match[1].split() if match else ()) & frozenset(CPU_FEATURES)
+
+
+def read_cpu_name() -> str:
+    """Return the processor's own name; an empty string where the system does not tell it."""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
+    return match[1].strip() if match else platform.processor()
 
 
 def container_memory() -> tuple[int | None, int]:
     """The memory limit of the cgroup (v2) that this process is in, and what is used of it, in bytes."""
     root = Path("/sys/fs/cgroup")
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().splitlines()[-1].split("::")[-1]
+        own = read_system_file("/proc/self/cgroup").strip().splitlines()[-1].split("::")[-1]
         folder = root / own.lstrip("/")
         folder = folder if (folder / "memory.max").is_file() else root
         limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
@@ -308,7 +312,7 @@ def measure_ram_bandwidth(*, threads: int | None = None) -> float:
     import time
 
     size, rounds = 64_000_000, 3
-    count = threads or min(read_physical_cores(), 8)
+    count = threads or min(physical_cores(), 8)
     pairs = [(ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)) for _ in range(count)]
     best = 0.0
     for _ in range(rounds + 1):  # the first round brings the pages in
@@ -320,10 +324,3 @@ def measure_ram_bandwidth(*, threads: int | None = None) -> float:
             worker.join()
         best = max(best, 2 * size * count / (time.perf_counter() - began))
     return best
-
-
-def read_physical_cores() -> int:
-    """Physical cores, at least one."""
-    import psutil
-
-    return psutil.cpu_count(logical=False) or 1

@@ -1,34 +1,46 @@
-"""Work that comes from a model's repository, done where it can be stopped: in a forked child with limits.
+"""Work that comes from a model's repository, such as a chat template, run where it can be stopped.
 
 The Jinja sandbox keeps a chat template from reaching Python, but not from looping for hours or building a string of
-gigabytes, and neither can be interrupted from inside the process. So the template runs in a child that the system ends.
+gigabytes, and neither can be interrupted from inside the process. So the template runs in a forked child that the
+system ends when it passes a limit of time or memory.
+
+Outside Linux, forking a process that has loaded torch is not safe, and the work cannot be sent to a fresh process: it
+is a closure over a tokenizer. There it runs in a thread with a limit of time alone. A loop of Python code, which a
+template is, is interrupted at that limit; compiled code runs on in the background. Memory is not limited.
 """
 
-import itertools
+import ctypes
 import json
 import os
-import select
 import signal
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from llmctl.platform_support import (
+    CAN_FORK_SAFELY,
+    close_files_except,
+    confine_process,
+    exit_now,
+    fork,
+    kill_forked,
+    limit_processor_time,
+    wait_readable,
+)
+
 SECONDS = 10
 EXTRA_BYTES = 1_000_000_000
 RESULT_LIMIT_BYTES = 100_000_000
-IS_BOUNDED = sys.platform == "linux"  # elsewhere forking a process that has loaded torch is not safe
 
 
 class TooMuchError(Exception):
-    """It took more time or memory than it may, or its result is too large."""
+    """The work passed a limit of time or memory, or its result is too large."""
 
 
 class FailedError(Exception):
-    """It raised. `kind` is the name of the exception's class."""
+    """The work raised an exception. `kind` is the name of the exception's class."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -36,21 +48,17 @@ class FailedError(Exception):
 
 
 def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES) -> Any:
-    """The result of `work`, which must be JSON, computed in a child process with limits.
-
-    Only on Linux: elsewhere forking a process that has loaded torch is not safe, and `work` runs here without limits.
+    """Run `work`, which returns JSON and must not compute with torch, within limits; return its result.
 
     Args:
-        work: What to do. It must not compute with torch.
-        seconds: The most seconds, of processor time and of the clock.
-        extra_bytes: The most memory beyond what this process has.
+        work: The function to run.
+        seconds: Limit of processor time and of the clock.
+        extra_bytes: Limit of memory beyond what this process has.
 
     Raises:
         TooMuchError: a limit was passed.
         FailedError: `work` raised.
     """
-    if not IS_BOUNDED:
-        return _here(work)
     [outcome] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
     if isinstance(outcome, TooMuchError | FailedError):
         raise outcome
@@ -60,34 +68,34 @@ def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_byte
 def run_bounded_each(
     works: Sequence[Callable[[], Any]], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES
 ) -> Iterator[Any]:
-    """The result of each of `works` as `run_bounded` computes it, or its error, at the price of one fork.
+    """Run each of `works` as `run_bounded` does, at the price of one fork.
 
-    The time is for each of them, the memory for all. One that passes a limit ends the child; the next goes on with
-    those after it.
+    The limit of time is for each of them, that of memory for all. Work that passes a limit ends the child; a new one
+    goes on with the next.
 
     Yields:
-        For each, in order: its result, a `TooMuchError` or a `FailedError`.
+        For each work, in order: its result, a `TooMuchError` or a `FailedError`.
     """
-    if not IS_BOUNDED:
-        yield from map(_outcome_here, works)
+    if not CAN_FORK_SAFELY:
+        yield from (_run_in_thread(work, seconds=seconds) for work in works)
         return
     done = 0
     while done < len(works):
-        for outcome in _in_one_child(works[done:], seconds=seconds, extra_bytes=extra_bytes):
+        for outcome in _run_in_one_child(works[done:], seconds=seconds, extra_bytes=extra_bytes):
             yield outcome
             done += 1
 
 
 class BoundedChild:
-    """One kind of work again and again, in a child that lives on: to fork for each takes tens of milliseconds.
+    """A child process that does one kind of work again and again; forking for each call takes tens of milliseconds.
 
-    Its state: the child, and how much it has done. Calls from several threads wait for each other.
+    Calls from several threads wait for each other. The state is the child and the number of calls it has served.
 
     Args:
-        work: What to do with an argument that is JSON, for a result that is JSON. It must not compute with torch.
-        seconds: The most seconds for one call, of processor time and of the clock.
-        extra_bytes: The most memory beyond what this process has when the child is made.
-        most: After so many calls the child is made anew, so that nothing piles up in it.
+        work: Function of a JSON argument that returns JSON. It must not compute with torch.
+        seconds: Limit for one call, of processor time and of the clock.
+        extra_bytes: Limit of memory beyond what this process has when the child starts.
+        calls_per_child: Calls after which the child is replaced, so that nothing piles up in it.
     """
 
     def __init__(
@@ -96,102 +104,104 @@ class BoundedChild:
         *,
         seconds: float = SECONDS,
         extra_bytes: int = EXTRA_BYTES,
-        most: int = 10_000,
+        calls_per_child: int = 10_000,
     ) -> None:
-        self._work, self._seconds, self._extra_bytes, self._most = work, seconds, extra_bytes, most
+        self._work, self._seconds, self._extra_bytes = work, seconds, extra_bytes
+        self._calls_per_child = calls_per_child
         self._lock = threading.Lock()
-        self._child: tuple[int, int, _Lines, int] | None = None  # its id, where it reads, what it writes, and that file
-        self._done = 0
+        self._child: _Running | None = None
+        self._calls = 0
 
     def start(self) -> None:
-        """Make the child now rather than for the first call."""
+        """Start the child now rather than at the first call."""
         with self._lock:
-            if IS_BOUNDED and self._child is None:
+            if CAN_FORK_SAFELY and self._child is None:
                 self._start()
 
     def __call__(self, argument: Any) -> Any:
-        """The result of `work`.
+        """Return the result of `work`.
 
         Raises:
             TooMuchError: a limit was passed.
             FailedError: `work` raised.
         """
-        if not IS_BOUNDED:
-            return _here(lambda: self._work(argument))
         with self._lock:
-            line = self._answered(json.dumps(argument).encode() + b"\n")
-            if line is None:
-                self._stop()
-                raise TooMuchError
-            outcome = _outcome(json.loads(line))
+            if CAN_FORK_SAFELY:
+                outcome = self._call_child(argument)
+            else:
+                outcome = _run_in_thread(partial(self._work, argument), seconds=self._seconds)
         if isinstance(outcome, TooMuchError | FailedError):
             raise outcome
         return outcome
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child."""
         with self._lock:
             self._stop()
 
-    def _answered(self, data: bytes) -> bytes | None:
-        """The line that the child answers with, or None when it does not; one that somebody ended is made anew."""
-        if self._done >= self._most:
+    def _call_child(self, argument: Any) -> Any:
+        """Return the outcome of one call. A child that something else has ended is replaced once."""
+        if self._calls >= self._calls_per_child:
             self._stop()
+        data = json.dumps(argument).encode() + b"\n"
         for _ in range(2):
-            _, writing, lines, _ = self._child or self._start()
-            self._done += 1
+            child = self._child or self._start()
+            self._calls += 1
             try:
-                _write(writing, data)
+                _write(child.input, data)
             except BrokenPipeError:
                 self._stop()
                 continue
-            return lines.next(until=time.monotonic() + self._seconds)
-        return None
+            line = child.lines.next(until=time.monotonic() + self._seconds)
+            if line is not None:
+                return _outcome(json.loads(line))
+            break
+        self._stop()
+        return TooMuchError()
 
-    def _start(self) -> "tuple[int, int, _Lines, int]":
-        (its_reading, writing), (reading, its_writing) = os.pipe(), os.pipe()
-        child = _fork()
-        if child == 0:
-            self._live(its_reading, its_writing)
-        os.close(its_reading)
-        os.close(its_writing)
-        self._child, self._done = (child, writing, _Lines(reading), reading), 0
+    def _start(self) -> "_Running":
+        (child_input, our_output), (our_input, child_output) = os.pipe(), os.pipe()
+        pid = fork()
+        if pid == 0:
+            self._serve(child_input, child_output)
+        os.close(child_input)
+        os.close(child_output)
+        self._child, self._calls = _Running(pid, our_output, our_input), 0
         return self._child
 
-    def _live(self, reading: int, writing: int) -> None:
-        """The child's whole life: it never returns, and ends when nobody writes to it any more."""
+    def _serve(self, reading: int, writing: int) -> None:
+        """Serve calls in the child until nobody writes any more. Never returns."""
         try:
             _confine(reading, writing, extra_bytes=self._extra_bytes)
             with os.fdopen(reading, "rb") as lines:
                 for line in lines:
-                    if not _do(partial(self._work, json.loads(line)), writing, seconds=self._seconds):
+                    if not _write_outcome(partial(self._work, json.loads(line)), writing, seconds=self._seconds):
                         break
         finally:
-            os._exit(0)
+            exit_now(0)
 
     def _stop(self) -> None:
         if self._child is not None:
-            child, writing, _, reading = self._child
-            self._child = None
-            os.close(writing)
-            os.close(reading)
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            child, self._child = self._child, None
+            os.close(child.input)
+            os.close(child.output)
+            kill_forked(child.pid)
 
 
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python warns of forking with threads; the child computes and writes, and takes no lock of theirs
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+class _Running:
+    """A child that runs: its process id, and our ends of its pipes."""
+
+    def __init__(self, pid: int, input_: int, output: int) -> None:
+        self.pid, self.input, self.output = pid, input_, output
+        self.lines = _Lines(output)
 
 
-def _in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_bytes: int) -> Iterator[Any]:
-    """What one child gets done, and the error of the work that ended it, if one did."""
+def _run_in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_bytes: int) -> Iterator[Any]:
+    """Yield the outcomes of one child: of all works, or up to the one that passed a limit."""
     reading, writing = os.pipe()
-    child = _fork()
+    child = fork()
     if child == 0:
-        _in_child(works, writing, seconds=seconds, extra_bytes=extra_bytes)
+        _do_works(works, writing, seconds=seconds, extra_bytes=extra_bytes)
     os.close(writing)
     try:
         lines = _Lines(reading)
@@ -203,8 +213,7 @@ def _in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_b
             yield _outcome(json.loads(line))
     finally:
         os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill_forked(child)
 
 
 def _outcome(document: dict[str, Any]) -> Any:
@@ -214,49 +223,56 @@ def _outcome(document: dict[str, Any]) -> Any:
     return TooMuchError() if kind == "MemoryError" else FailedError(kind, message)
 
 
-def _outcome_here(work: Callable[[], Any]) -> Any:
-    try:
-        return _here(work)
-    except FailedError as error:
-        return error
+class _TimeIsUp(BaseException):
+    """The limit of time of a thread has passed."""
 
 
-def _here(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except Exception as error:
-        raise FailedError(type(error).__name__, str(error)) from error
+def _run_in_thread(work: Callable[[], Any], *, seconds: float) -> Any:
+    """Return the outcome of `work`, run in a thread that is interrupted when its time is over."""
+    outcomes: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcomes.append(work())
+        except _TimeIsUp:
+            return
+        except MemoryError:
+            outcomes.append(TooMuchError())
+        except Exception as error:  # noqa: BLE001 (it goes to the caller)
+            outcomes.append(FailedError(type(error).__name__, str(error)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcomes:
+        # it is raised at the thread's next bytecode
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimeIsUp))
+        return TooMuchError()
+    return outcomes[0]
 
 
-def _in_child(works: Sequence[Callable[[], Any]], writing: int, *, seconds: float, extra_bytes: int) -> None:
-    """The child's whole life: it never returns."""
+def _do_works(works: Sequence[Callable[[], Any]], writing: int, *, seconds: float, extra_bytes: int) -> None:
+    """Do all works in the child. Never returns."""
     try:
         _confine(writing, extra_bytes=extra_bytes)
         for work in works:
-            if not _do(work, writing, seconds=seconds):
+            if not _write_outcome(work, writing, seconds=seconds):
                 break
     finally:
-        os._exit(0)
+        exit_now(0)
 
 
 def _confine(*kept: int, extra_bytes: int) -> None:
-    """From now on this process has limits, and of the files that were open only those in `kept`."""
-    import resource
-
+    """Give this process limits, and close all files but `kept`: a lock of the parent must not outlive it here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # a lock that the parent holds on a file must not outlive it here
-    for before, after in itertools.pairwise((2, *sorted(kept), os.sysconf("SC_OPEN_MAX"))):
-        os.closerange(before + 1, after)
-    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: PTH123, SIM115
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + extra_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    close_files_except(kept)
+    confine_process(extra_memory_bytes=extra_bytes)
 
 
-def _do(work: Callable[[], Any], writing: int, *, seconds: float) -> bool:
-    """Write the outcome of `work` as a line; False if it is too large."""
-    _limit_processor_time(seconds)
+def _write_outcome(work: Callable[[], Any], writing: int, *, seconds: float) -> bool:
+    """Write the outcome of `work` as one line; return False if it is too large."""
+    limit_processor_time(seconds)
     try:
         data = json.dumps({"result": work()}).encode()
     except BaseException as error:  # noqa: BLE001 (everything goes to the parent)
@@ -272,18 +288,8 @@ def _write(writing: int, data: bytes) -> None:
         data = data[os.write(writing, data) :]
 
 
-def _limit_processor_time(seconds: float) -> None:
-    """From now on this process may compute for so long; the system ends it then."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    most = int(used.ru_utime + used.ru_stime + seconds) + 1
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
 class _Lines:
-    """The lines that arrive through a pipe. Its state: what has been read of the next ones."""
+    """The lines that arrive through a pipe. Its state is what has been read of the next ones."""
 
     def __init__(self, reading: int) -> None:
         self._reading = reading
@@ -291,10 +297,9 @@ class _Lines:
         self._whole: list[bytes] = []
 
     def next(self, *, until: float) -> bytes | None:
-        """The next line; None when it is too late or the pipe has ended."""
+        """Return the next line; None when the time is over or the pipe has ended."""
         while not self._whole:
-            ready, _, _ = select.select([self._reading], [], [], max(until - time.monotonic(), 0))
-            part = os.read(self._reading, 1 << 20) if ready else b""
+            part = os.read(self._reading, 1 << 20) if wait_readable(self._reading, until - time.monotonic()) else b""
             if not part:
                 return None
             *ended, rest = part.split(b"\n")

@@ -6,6 +6,7 @@ from typing import Any
 from llmctl.config import Config
 from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
+from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
@@ -174,9 +175,7 @@ def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
     if sum(device.startswith("cuda") for device in devices) > 0:
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
     if devices == ("cpu",):
-        # Threads that wait for each other turn round for a millisecond before they sleep (libgomp's default). Where
-        # another program has one of the cores, a token took five times as long; with a shorter turn nothing is lost.
-        environment["GOMP_SPINCOUNT"] = "5000"
+        environment |= THREAD_ENVIRONMENT
     if config.deterministic:
         # as transformers' enable_full_determinism sets them, but before any library is there to read them
         environment |= {

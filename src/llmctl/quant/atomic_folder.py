@@ -5,6 +5,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from llmctl.platform_support import lock_folder, sync_to_disk
+
 SUFFIX = ".llmctl-incomplete"
 
 
@@ -31,10 +33,10 @@ class NewFolder:
         """Let it take its target's place, on the disk first. The target is not there, or is an empty folder."""
         for file in sorted(self.path.rglob("*")):
             if file.is_file():
-                _sync(file)
-        _sync(self.path)
+                sync_to_disk(file)
+        sync_to_disk(self.path)
         self.path.replace(self.target)
-        _sync(self.target.parent)
+        sync_to_disk(self.target.parent)
         self._release()
 
     def drop(self) -> None:
@@ -53,7 +55,7 @@ def abandoned(parent: Path) -> tuple[Path, ...]:
     found = []
     for path in sorted(parent.glob(f".*{SUFFIX}")):
         try:
-            descriptor = _lock(path)
+            descriptor = lock_folder(path)
         except OSError:  # it is being written, or was placed this moment
             continue
         if descriptor is not None:
@@ -73,7 +75,7 @@ def _claim(path: Path) -> int | None:
     """Make the folder, empty, and lock it. None where the system has no such locks."""
     while True:
         path.mkdir(exist_ok=True)
-        descriptor = _lock(path)
+        descriptor = lock_folder(path)
         if descriptor is None:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
@@ -87,30 +89,3 @@ def _claim(path: Path) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)  # another process removed or placed it between the two lines above
-
-
-def _lock(path: Path) -> int | None:
-    """Lock a folder; None where the system has no such locks. Raises BlockingIOError where another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return  # Windows opens no folders
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

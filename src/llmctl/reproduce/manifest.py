@@ -1,9 +1,7 @@
 """What is needed to repeat a run, and to say why a repetition differs: files, settings, versions, hardware."""
 
 import platform
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,7 +11,7 @@ from llmctl.config import Config
 from llmctl.config.structure import written_out
 from llmctl.errors import UserError
 from llmctl.hub.listing import Algorithm, RemoteFile, is_safe_path
-from llmctl.machine.detection import read_machine, read_nvidia_driver
+from llmctl.machine.detection import read_cpu_name, read_machine, read_nvidia_driver
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
@@ -256,18 +254,9 @@ def read_hardware() -> Hardware:
     return Hardware(
         system=platform.system(),
         architecture=platform.machine(),
-        cpu=_cpu_name(),
+        cpu=read_cpu_name() or "unknown",
         cpu_isa=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         gpus=tuple(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in gpus),
         driver=read_nvidia_driver().version if any(gpu.kind == "cuda" for gpu in gpus) else None,
     )
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or "unknown"
-    match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or "unknown"

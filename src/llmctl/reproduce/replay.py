@@ -6,7 +6,6 @@ unless the caller trusts it; and the model's files must be those whose hashes we
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,14 +264,6 @@ def _circumstances(manifest: Manifest) -> dict[str, Any]:
         "device_map": manifest.device_map,
         "eos_token_id": manifest.generation_kwargs.get("eos_token_id"),
     }
-
-
-def take_as_many_threads(manifest: Manifest) -> None:
-    """Let torch compute with as many threads as it did then, where this computer has them: sums depend on it."""
-    import torch
-
-    if manifest.hardware.threads <= (os.cpu_count() or 1):
-        torch.set_num_threads(manifest.hardware.threads)
 
 
 def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:

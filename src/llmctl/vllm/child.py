@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Self
 
 from llmctl.errors import LlmctlError, MachineError
+from llmctl.machine.child_process import start_child
 from llmctl.paths import log_dir
+from llmctl.platform_support import open_descriptor
 from llmctl.server.listen_address import bind, port_of, url
 from llmctl.vllm.failures import explain, last_lines, newest_message
 
@@ -62,15 +64,14 @@ class Child:
         self.start = start
         self._began = time.monotonic()
         start.log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = open_descriptor(start.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as log:
-            self._process = subprocess.Popen(
+            self._process = start_child(
                 [sys.executable, "-I", "-S", str(_SUPERVISOR), str(start.grace_seconds), *start.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **start.environment},
-                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which then ends the child
+                environment=start.environment,
             )
 
     def __enter__(self) -> Self:

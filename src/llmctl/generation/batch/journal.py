@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.generation.batch.keys import Identity
-from llmctl.hub.writer_lock import try_lock
+from llmctl.platform_support import open_descriptor, read_at, remove_open_file, sync_to_disk, try_lock, write_at
 
 PARTIAL, NEW, REPLACED = ".partial", ".new", ".replaced"
 _SYNC_SECONDS = 1.0
@@ -134,7 +134,7 @@ class Journal:
         place = self._end
         with explained(self.path):
             try:
-                _write(self._partial, line, place)
+                write_at(self._partial, line, place)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(self._partial, place)
@@ -156,10 +156,13 @@ class Journal:
                 self._write_beside(self._beside(NEW), self._places, "wb")
                 if left and not self._overwrite:
                     self._write_beside(self._beside(REPLACED), left, "ab")
+                if self._output is not None:
+                    self._output.close()  # Windows replaces no open file
                 self._beside(NEW).replace(self.path)
-                _sync_folder(self.path.parent)
+                with suppress(OSError):  # not every file system lets a folder be synced
+                    sync_to_disk(self.path.parent)
             self._end = 0
-            self._beside(PARTIAL).unlink()
+            os.ftruncate(self._partial, 0)  # `close` removes it
         return len(left)
 
     def _is_as_it_was(self, left: list[int]) -> bool:
@@ -182,7 +185,7 @@ class Journal:
         if place & _IN_OUTPUT and self._output is not None:
             descriptor, place = self._output.fileno(), place & ~_IN_OUTPUT
         parts: list[bytes] = []
-        while part := os.pread(descriptor, _READ_BYTES << len(parts), place):
+        while part := read_at(descriptor, _READ_BYTES << len(parts), place):
             line, newline, _ = part.partition(b"\n")
             parts.append(line)
             place += len(part)
@@ -196,11 +199,14 @@ class Journal:
             self._output.close()
         if self._partial < 0:
             return
+        is_empty = False
         with suppress(OSError):
             os.fsync(self._partial)
-            if os.fstat(self._partial).st_size == 0:
-                self._beside(PARTIAL).unlink(missing_ok=True)
-        os.close(self._partial)
+            is_empty = os.fstat(self._partial).st_size == 0
+        if is_empty:
+            remove_open_file(self._beside(PARTIAL), self._partial)
+        else:
+            os.close(self._partial)
         self._partial = -1
 
     def _beside(self, suffix: str) -> Path:
@@ -220,16 +226,10 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         at += len(line)
 
 
-def _write(descriptor: int, data: bytes, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], at + done)
-
-
 def _open_locked(path: Path) -> int:
     """Open OUTPUT.partial for one process alone. Raises MachineError."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
         if not try_lock(descriptor):
             os.close(descriptor)
             raise MachineError(
@@ -239,15 +239,6 @@ def _open_locked(path: Path) -> int:
         if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
             return descriptor
         os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system lets a folder be synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _made_otherwise(path: Path, others: Mapping[str, int]) -> UserError:

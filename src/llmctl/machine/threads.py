@@ -1,0 +1,35 @@
+"""The threads that a computation on the CPU uses: how many this computer allows, and how they wait for each other."""
+
+import math
+import os
+
+from llmctl.platform_support import read_system_file, usable_cpus
+
+# Threads that wait for each other spin for a millisecond before they sleep (libgomp's default). Where another program
+# has one of the cores, a token took five times as long; with a shorter spin nothing is lost.
+THREAD_ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
+
+
+def physical_cores() -> int:
+    """Return the number of physical cores, at least one."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1
+
+
+def usable_cores() -> int:
+    """Return the cores this process may use: its affinity, or less under a container's CPU quota (cgroup v2)."""
+    try:
+        quota, period = read_system_file("/sys/fs/cgroup/cpu.max").split()
+        limit = math.inf if quota == "max" else max(math.ceil(int(quota) / int(period)), 1)
+    except ValueError:
+        limit = math.inf
+    return int(min(usable_cpus(), limit))
+
+
+def use_threads_of_recording(count: int) -> None:
+    """Let torch compute with `count` threads where this computer has them: the order of sums depends on the number."""
+    import torch
+
+    if count <= (os.cpu_count() or 1):
+        torch.set_num_threads(count)
