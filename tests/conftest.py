@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from support import forkserver
 from support.tiny import ARCHITECTURES, write_model
 
 # Two test processes with two threads each on two cores run many times slower than with one: spinning threads.
@@ -28,21 +28,13 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """The real command line in a child process, through pipes, in an empty folder: `run("generate", "--json")`."""
+    """The command line in a process of its own, through pipes, in an empty folder: `run("generate", "--json")`."""
     folder = tmp_path / "work"
     folder.mkdir()
 
     def command(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "llmctl", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            timeout=240,
-            check=False,
-        )
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        return forkserver.run(*arguments, stdin=stdin, env=env, cwd=folder)
 
     return command
 

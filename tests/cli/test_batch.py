@@ -19,6 +19,7 @@ import pytest
 
 import llmctl
 from llmctl.cli.main import main
+from support import forkserver
 from support.tiny import write_model
 
 KILLS = int(os.environ.get("LLMCTL_BATCH_KILLS", "2"))
@@ -77,14 +78,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def start(folder: Path, *arguments: str, **more: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmctl", "generate", "--model", str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
+def start(folder: Path, *arguments: str, **more: Any) -> Any:
+    pipe: Any = subprocess.PIPE
+    return forkserver.start("generate", "--model", str(folder), *arguments, stdout=pipe, stderr=pipe, text=True, **more)
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from llmctl.cli import _chat_commands as chat_commands
 from llmctl.cli._line_editor import needs_more, without_quotes
 from llmctl.cli._markdown import MarkdownStream
+from support.terminal import Terminal
 
 Run = Callable[..., Any]
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -24,15 +24,8 @@ class Chat:
     """A conversation in a pseudo-terminal."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "llmctl", "chat", *arguments],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
-            cwd=str(folder),
-            dimensions=(24, 100),
-            timeout=120,
-            encoding="utf-8",
-        )
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.child = Terminal("chat", *arguments, env=env, cwd=folder, columns=100)
         self.child.expect("Ctrl-D leaves")
         self.prompt()
 
@@ -140,7 +133,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     assert "stopped" not in saved[3]
 
 
-def test_what_is_typed_on_a_terminal(terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]) -> None:
+def test_what_is_typed_on_a_terminal(
+    terminal: Callable[..., Chat], tiny_models: Callable[[str], Path], tmp_path: Path
+) -> None:
     chat = terminal("--model", str(tiny_models("llama")), "-n", "4", "--no-stats")
     assert "tokens in" not in chat.say("the capital")
     assert "did you mean /save?" in chat.say("/sve")
@@ -155,7 +150,7 @@ def test_what_is_typed_on_a_terminal(terminal: Callable[..., Chat], tiny_models:
     chat.child.expect("tokens in")
     chat.prompt()
     chat.say("/save talk.jsonl")
-    assert messages(Path(chat.child.cwd) / "talk.jsonl")[2]["content"] == "two\nlines\nand three"
+    assert messages(tmp_path / "talk.jsonl")[2]["content"] == "two\nlines\nand three"
     chat.child.send("never sent")
     chat.child.expect("sent")
     chat.child.send("\x03")

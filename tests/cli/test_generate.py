@@ -1,9 +1,6 @@
 """`llmctl generate` and `llmctl load` with the real SmolLM2, through pipes and on a terminal."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,8 @@ import pexpect
 import pytest
 
 from llmctl.cpu import kernels
+from support import forkserver
+from support.terminal import Terminal
 
 Run = Callable[..., Any]
 pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]
@@ -133,7 +132,8 @@ def test_the_script_that_load_shows_prints_what_generate_prints(
     script = tmp_path / "s.py"
     script.write_text(ask("load", "--show-code", *short).stdout)
     assert "llmctl" not in script.read_text().split("\n", 1)[1].replace(str(smollm), "")  # the folder may be named so
-    plain = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    plain = forkserver.run(program=(str(script),))
+    assert plain.returncode == 0, plain.stderr
     assert plain.stdout == ask("generate", "--quiet", "--prompt", CAPITAL, *short).stdout
 
 
@@ -161,17 +161,8 @@ def terminal(smollm: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     children = []
 
     def start(*arguments: str) -> Any:
-        child = pexpect.spawn(
-            sys.executable,
-            ["-m", "llmctl", *arguments],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color"},
-            cwd=str(tmp_path),
-            dimensions=(24, 80),
-            timeout=120,
-            encoding="utf-8",
-        )
-        children.append(child)
-        return child
+        children.append(Terminal(*arguments, cwd=tmp_path))
+        return children[-1]
 
     yield start
     for child in children:

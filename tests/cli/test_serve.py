@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
+from support import forkserver
 
 
 def test_a_taken_port_is_told_before_the_model_is_looked_for(run: Run) -> None:
@@ -46,8 +46,8 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
     tiny_models: Callable[[str], Path], number: signal.Signals
 ) -> None:
     model = tiny_models("llama")
-    command = [sys.executable, "-m", "llmctl", "serve", str(model), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    command = ["serve", str(model), "--port", "0", "--json"]
+    with forkserver.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             assert child.stderr is not None
@@ -68,8 +68,8 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
 def test_a_second_signal_ends_it_although_a_request_is_under_way(
     tiny_models: Callable[[str], Path], number: signal.Signals, code: int
 ) -> None:
-    command = [sys.executable, "-m", "llmctl", "serve", str(tiny_models("llama")), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    command = ["serve", str(tiny_models("llama")), "--port", "0", "--json"]
+    with forkserver.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             assert child.stderr is not None

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support import forkserver
 from support.hub_standin import HubStandin
 from support.tiny import write_model
 
@@ -34,15 +33,7 @@ def type_line(hub: HubStandin, tmp_path: Path) -> Story:
     """Type one line of the story."""
 
     def line(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "llmctl", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_ENDPOINT": hub.url},
-            cwd=tmp_path,
-            check=False,
-        )
+        return forkserver.run(*arguments, stdin=stdin, env={**os.environ, "HF_ENDPOINT": hub.url}, cwd=tmp_path)
 
     return line
 
@@ -83,8 +74,8 @@ def test_the_script_for_a_hub_model_names_its_commit(type_line: Story, hub: HubS
 def test_sigterm_during_a_download_on_the_way_to_an_answer_says_how_to_go_on(hub: HubStandin, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_good"}
     hub.fault(path=r"/cdn/", action="stall", after=10_000, seconds=20, times=-1)
-    child: Any = subprocess.Popen(
-        [sys.executable, "-m", "llmctl", "generate", "--model", "acme/llama", "--prompt", "hi"],
+    child = forkserver.start(
+        *("generate", "--model", "acme/llama", "--prompt", "hi"),
         env=environment,
         cwd=tmp_path,
         stderr=subprocess.PIPE,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support import forkserver
 from support.hub_machine import make_model
 from support.hub_standin import HubStandin
 
@@ -80,12 +81,15 @@ class Doctor:
     ) -> "subprocess.CompletedProcess[str]":
         """The process as it ended. Imports may take long where several tests share two cores."""
         patient = () if "--time-limit" in arguments else ("--time-limit", "200")
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        if not prefix:
+            return forkserver.run("doctor", *patient, *arguments, env=env, cwd=self.folder, timeout=280)
         return subprocess.run(
             [*prefix, sys.executable, "-m", "llmctl", "doctor", *patient, *arguments],
             capture_output=True,
             text=True,
             cwd=self.folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            env=env,
             timeout=280,
             check=False,
         )

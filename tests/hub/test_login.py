@@ -8,8 +8,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from support.hub_machine import HF, LLMCTL, Machine
+from support.hub_machine import HF, Machine
 from support.hub_standin import HubStandin
+from support.terminal import Terminal
 
 Settle = Callable[[dict[str, Any]], None]
 TWO = {
@@ -20,15 +21,8 @@ TWO = {
 }
 
 
-def _terminal(machine: Machine, *arguments: str, **more: str) -> "pexpect.spawn[str]":
-    return pexpect.spawn(
-        LLMCTL,
-        list(arguments),
-        env=machine.env | {"TERM": "xterm"} | more,
-        encoding="utf-8",
-        timeout=20,
-        dimensions=(24, 200),
-    )
+def _terminal(machine: Machine, *arguments: str, **more: str) -> Terminal:
+    return Terminal(*arguments, env=machine.env | {"TERM": "xterm"} | more, columns=200, timeout=20)
 
 
 def test_a_token_from_standard_input_is_checked_and_stored_for_its_owner_only(

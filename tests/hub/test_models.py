@@ -10,8 +10,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from support.hub_machine import LLMCTL, Machine, make_model
+from support.hub_machine import Machine, make_model
 from support.hub_standin import HubStandin
+from support.terminal import Terminal
 
 Settle = Callable[[dict[str, Any]], None]
 
@@ -127,7 +128,7 @@ def test_rm_removes_one_model_and_asks_before(machine: Machine, sharded: str) ->
 @pytest.mark.parametrize("answer", ["y", "n"])
 def test_rm_on_a_terminal_obeys_the_answer(machine: Machine, answer: str) -> None:
     machine.run("download", "acme/tiny")
-    terminal = pexpect.spawn(LLMCTL, ["models", "rm", "acme/tiny"], env=machine.env, encoding="utf-8", timeout=20)
+    terminal = Terminal("models", "rm", "acme/tiny", env=machine.env, timeout=20)
     terminal.expect("Remove acme/tiny from the cache")
     terminal.sendline(answer)
     terminal.expect(pexpect.EOF)

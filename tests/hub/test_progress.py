@@ -7,8 +7,9 @@ import pexpect
 
 from llmctl.cli._download_bar import DownloadBar
 from llmctl.cli._render import Output
-from support.hub_machine import LLMCTL, Machine
+from support.hub_machine import Machine
 from support.hub_standin import HubStandin
+from support.terminal import Terminal
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -16,9 +17,7 @@ CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def _watch(machine: Machine, *arguments: str) -> tuple[str, int | None]:
     seen = StringIO()
     env = machine.env | {"TERM": "xterm-256color", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
-    terminal = pexpect.spawn(
-        LLMCTL, ["download", *arguments], env=env, encoding="utf-8", timeout=60, dimensions=(24, 80)
-    )
+    terminal = Terminal("download", *arguments, env=env, timeout=60)
     terminal.logfile_read = seen
     terminal.expect(pexpect.EOF)
     terminal.close()

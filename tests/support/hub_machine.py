@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support import forkserver
 from support.hub_standin import HubStandin
 
 LLMCTL = str(Path(sys.executable).with_name("llmctl"))
@@ -101,32 +102,24 @@ class Machine:
         }
         return env | self.more
 
-    def start(self, *arguments: str, program: str = LLMCTL, **more: str) -> "subprocess.Popen[str]":
-        """A process, running."""
-        return subprocess.Popen(
-            [program, *arguments],
-            env=self.env | more,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.home,
-        )
+    def start(self, *arguments: str, program: str | None = None, stdin: int = subprocess.DEVNULL, **more: str) -> Any:
+        """Start llmctl, or another program; its outputs are pipes."""
+        env, cwd, pipe = self.env | more, self.home, subprocess.PIPE
+        if program is None:
+            return forkserver.start(*arguments, env=env, stdin=stdin, stdout=pipe, stderr=pipe, text=True, cwd=cwd)
+        command = [program, *arguments]
+        return subprocess.Popen(command, env=env, stdin=stdin, stdout=pipe, stderr=pipe, text=True, cwd=cwd)
 
-    def run(self, *arguments: str, program: str = LLMCTL, stdin: str = "", **more: str) -> Result:
-        """A process, ended."""
+    def run(self, *arguments: str, program: str | None = None, stdin: str = "", **more: str) -> Result:
+        """Run llmctl, or another program, to its end."""
         began = time.monotonic()
-        done = subprocess.run(
-            [program, *arguments],
-            env=self.env | more,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            cwd=self.home,
-        )
-        return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+        process = self.start(*arguments, program=program, stdin=subprocess.PIPE, **more)
+        try:
+            out, err = process.communicate(stdin, timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return Result(process.returncode, out, err, time.monotonic() - began)
 
     def repo(self, repo_id: str) -> Path:
         """The folder of a model in the cache."""

@@ -10,6 +10,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from support import forkserver
 
 
 @contextlib.contextmanager
@@ -29,13 +32,15 @@ def served(
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     with log_to.open("w+") if log_to else tempfile.TemporaryFile("w+") as log:
-        child = subprocess.Popen(
-            [python, "-m", "llmctl", "serve", *arguments, "--port", str(port)],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        command = ["serve", *arguments, "--port", str(port)]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        child: Any
+        if python == sys.executable:
+            child = forkserver.start(*command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        else:
+            child = subprocess.Popen(
+                [python, "-m", "llmctl", *command], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         try:
             until = time.monotonic() + 120
             while not _is_ready(address):

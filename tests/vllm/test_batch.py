@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from llmctl.cli.main import main
+from support import forkserver
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -116,8 +116,8 @@ def test_a_run_that_is_killed_leaves_nothing_running_and_goes_on(
     batch: Run, fake_vllm: Path, tiny_models: Callable[[str], Path]
 ) -> None:
     write_rows(*({"prompt": f"number {number}"} for number in range(400)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llmctl", *words(tiny_models("llama"))],
+    process = forkserver.start(
+        *words(tiny_models("llama")),
         stderr=subprocess.DEVNULL,
         env={**os.environ, "FAKE_VLLM_SECONDS": "0.3"},
     )

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from llmctl.vllm.command import make_start
 from llmctl.vllm.detection import find_vllm
 from llmctl.vllm.failures import explain, last_lines
 from llmctl.vllm.translate import translate
+from support import forkserver
 from support.fake_vllm import VERSION
 
 KEY = "0123456789abcdef-secret"
@@ -210,9 +212,9 @@ def test_known_ends_are_told_apart(line: str, kind: type[LlmctlError], says: str
     assert says in cause.message
 
 
-def start_serving(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmctl", "serve", "--engine", "vllm", *arguments],
+def start_serving(*arguments: str) -> Any:
+    return forkserver.start(
+        *("serve", "--engine", "vllm", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
