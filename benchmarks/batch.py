@@ -20,7 +20,7 @@ from typing import Any
 import llmctl
 from llmctl.generation.engine import engine_for
 from llmctl.generation.request import make_request
-from llmctl.loading.loader import LoadedModel
+from llmctl.loading.model import LoadedModel
 from llmctl.model import demo
 
 Ids = list[int]

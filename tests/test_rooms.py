@@ -16,6 +16,7 @@ FLOORS = {
     "units": 0,
     "platform_support": 0,
     "paths": 1,
+    "loading.transformers_compat": 1,
     "loading.quiet": 1,
     "loading.mapped_files": 1,
     "cpu": 2,
@@ -174,3 +175,24 @@ def test_the_core_never_prints(module: Path) -> None:
         return
     calls = [n for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
     assert [ast.unparse(c) for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"] == []
+
+
+COMPAT = PACKAGE / "loading" / "transformers_compat.py"
+
+
+def _private_names(module: Path) -> set[str]:
+    """The private attributes that a module reads or sets, by a dot or by getattr and vars."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            names.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            names.add(node.value)
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def test_only_one_module_knows_private_names_of_transformers() -> None:
+    known = _private_names(COMPAT) | {"_model_mapping", "_keep_in_fp32_modules_strict", "_tied_weights_keys"}
+    assert "_prepare_generation_config" in known
+    others = {str(m.relative_to(PACKAGE)): _private_names(m) & known for m in modules() if m != COMPAT}
+    assert {name: found for name, found in others.items() if found} == {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmctl.generation.completion import Chunk, Completion
     from llmctl.generation.logprobs import Alternative, TokenLogprob
     from llmctl.generation.scoring import RankedChoice, Score
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.machine.detection import Machine, read_machine
     from llmctl.model.info import ModelInfo, read_model_info
     from llmctl.plan import Plan, make_plan
@@ -50,7 +50,7 @@ _HOMES = {
     "TokenLogprob": "llmctl.generation.logprobs",
     "RankedChoice": "llmctl.generation.scoring",
     "Score": "llmctl.generation.scoring",
-    "LoadedModel": "llmctl.loading.loader",
+    "LoadedModel": "llmctl.loading.model",
     "Machine": "llmctl.machine.detection",
     "read_machine": "llmctl.machine.detection",
     "ModelInfo": "llmctl.model.info",

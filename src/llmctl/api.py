@@ -12,6 +12,7 @@ from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
 from llmctl.generation.structured.objects import generate_object
 from llmctl.loading import loader
+from llmctl.loading.model import LoadedModel
 
 __all__ = ["generate", "generate_batch", "generate_object", "load", "rank", "score", "stream"]
 
@@ -24,7 +25,7 @@ def load(
     merge_adapters: bool = False,
     offline: bool = False,
     **sections: Mapping[str, Any] | int | bool,
-) -> loader.LoadedModel:
+) -> LoadedModel:
     """Load a model, as `llmctl load` does, but reading only what is passed here: no user file, no environment.
 
     Args:

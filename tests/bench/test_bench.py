@@ -24,7 +24,7 @@ from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
 from llmctl.errors import MachineError
 from llmctl.generation.engine import engine_for
-from llmctl.loading.loader import LoadedModel
+from llmctl.loading.model import LoadedModel
 from support.tiny import edit_json
 
 NEW_TOKENS = 5

@@ -16,7 +16,7 @@ from llmctl.cli._bench_report import show, spread_text
 from llmctl.cli._render import Output
 from llmctl.config import Settings, settings_from_mapping
 from llmctl.errors import MachineError
-from llmctl.loading.loader import prepare
+from llmctl.loading.prepare import prepare
 from llmctl.machine.detection import read_machine
 from llmctl.model.info import ModelInfo, read_model_info
 from llmctl.plan.speed import Speed

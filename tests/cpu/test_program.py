@@ -11,7 +11,7 @@ import llmctl
 from llmctl.cpu import kernels
 from llmctl.cpu.program import compile_model, compiled
 from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
-from llmctl.loading.loader import LoadedModel
+from llmctl.loading.model import LoadedModel
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
 PROMPTS = [[3, 5, 7, 11, 13, 17, 19, 23, 29] * 3, [2, 4, 6], [9]]

@@ -10,7 +10,8 @@ import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.cpu import kernels
 from llmctl.errors import MachineError, ModelError, UserError
-from llmctl.loading.loader import load, prepare
+from llmctl.loading.loader import load
+from llmctl.loading.prepare import prepare
 from llmctl.plan.memory import module_bytes
 from support.tiny import edit_json
 
@@ -198,7 +199,7 @@ def test_preparing_reads_no_weights_and_imports_no_torch(tiny_models: Tiny) -> N
     import sys
 
     code = (
-        "import sys; from llmctl.config import settings_from_mapping as s; from llmctl.loading.loader import prepare;"
+        "import sys; from llmctl.config import settings_from_mapping as s; from llmctl.loading.prepare import prepare;"
         f"p = prepare(s({{'model': {{'id': {str(tiny_models('llama'))!r}}}}}));"
         "print(p.plan.model_kwargs['dtype'], 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
@@ -248,7 +249,7 @@ def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_muc
     )
     assert done.returncode == 3, done.stderr
     assert "memory ran out while loading" in done.stderr
-    assert "--quant 4bit gives back 0." in done.stderr
+    assert "--quant 4bit saves 0." in done.stderr
     assert "Traceback" not in done.stderr
 
 

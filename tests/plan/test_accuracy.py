@@ -112,8 +112,9 @@ def test_the_planned_cache_is_within_two_percent_after_500_tokens(name: str, big
 PEAK = """
 import json, sys, llmctl
 from llmctl.config import settings_from_mapping
-from llmctl.loading.loader import load_prepared, prepare
+from llmctl.loading.loader import load_prepared
 from llmctl.platform_support import peak_memory_bytes
+from llmctl.loading.prepare import prepare
 from llmctl.plan import make_plan
 settings = settings_from_mapping({"model": {"id": sys.argv[1]}, "load": {"dtype": sys.argv[2]}})
 prepared = prepare(settings)

@@ -15,9 +15,11 @@ import pytest
 import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.cpu import kernels
-from llmctl.loading.loader import LoadedModel, prepare
+from llmctl.loading.model import LoadedModel
+from llmctl.loading.prepare import prepare
 from llmctl.plan import quantized_cache as plan_copies
 from llmctl.quant import cache as copies
+from llmctl.units import format_bytes
 from support.tiny import edit_json
 
 Tiny = Callable[[str], Path]
@@ -63,7 +65,7 @@ def test_the_second_start_of_every_architecture_reads_the_copy_and_says_the_same
 def test_what_becomes_of_a_copy_is_a_decision_with_a_reason(tiny_models: Tiny) -> None:
     assert told(load(tiny_models("llama"))).startswith("quantized_copy=will be kept, ")
     second = told(load(tiny_models("llama")))
-    assert second.startswith(f"quantized_copy={copies.kept_copies()[0].size_bytes / 1e6:.3g} MB from 20")
+    assert second.startswith(f"quantized_copy={format_bytes(copies.kept_copies()[0].size_bytes)} from 20")
     assert told(load(tiny_models("llama"), cache=False)) == "quantized_copy=none: quantization.cache is false"
 
 

@@ -15,7 +15,7 @@ import pytest
 import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.errors import MachineError, UserError
-from llmctl.loading.loader import prepare
+from llmctl.loading.prepare import prepare
 from llmctl.quant import export
 from llmctl.quant.atomic_folder import NewFolder
 
@@ -113,7 +113,7 @@ KILLED = """
 import os, signal, sys
 from llmctl.quant import export
 from llmctl.config import settings_from_mapping
-from llmctl.loading.loader import prepare
+from llmctl.loading.prepare import prepare
 from pathlib import Path
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 export.shutil.copyfile = die

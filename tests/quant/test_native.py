@@ -14,7 +14,8 @@ import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.cpu import kernels
 from llmctl.errors import MachineError, ModelError, UserError
-from llmctl.loading.loader import LoadedModel, prepare
+from llmctl.loading.model import LoadedModel
+from llmctl.loading.prepare import prepare
 from llmctl.plan import make_plan
 from llmctl.quant import export
 from support import machines

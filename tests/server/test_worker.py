@@ -14,7 +14,7 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
-from llmctl.loading.loader import LoadedModel
+from llmctl.loading.model import LoadedModel
 from llmctl.server.http_errors import RequestError
 from llmctl.server.penalties import Penalties
 from llmctl.server.worker import Worker

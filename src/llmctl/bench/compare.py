@@ -13,7 +13,7 @@ from llmctl.bench.contender import Contender, bounding_device, dtype_of, estimat
 from llmctl.bench.measure import job
 from llmctl.bench.task import Cell, Task
 from llmctl.errors import LlmctlError
-from llmctl.loading.loader import Prepared
+from llmctl.loading.prepare import Prepared
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.plan.speed import Speed
 

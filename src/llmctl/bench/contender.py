@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from llmctl.bench.task import Cell, Task
 from llmctl.config import Config
 from llmctl.errors import LlmctlError
-from llmctl.loading.loader import Prepared
+from llmctl.loading.prepare import Prepared
 from llmctl.machine.detection import Machine
 from llmctl.plan import make_plan
 from llmctl.plan.speed import Speed, estimate_speed

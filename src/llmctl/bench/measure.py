@@ -14,13 +14,9 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for
 from llmctl.generation.request import Request
 from llmctl.generation.stream import stream_request
-from llmctl.loading.loader import (
-    LoadedModel,
-    Prepared,
-    generation_arguments,
-    load_prepared,
-    prepare,
-)
+from llmctl.loading.loader import load_prepared
+from llmctl.loading.model import LoadedModel
+from llmctl.loading.prepare import Prepared, prepare
 from llmctl.machine.child_process import Say
 from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
@@ -111,7 +107,8 @@ class Prompts:
         self._ordinary = [token for token in range(known) if token not in special]
         self._chance = random.Random(seed)  # noqa: S311 (prompts, not secrets)
         self._arguments = {
-            **generation_arguments(loaded.plan, loaded.tokenizer, (_NO_TOKEN,)),
+            **loaded.generation_arguments(),
+            "eos_token_id": [_NO_TOKEN],
             "do_sample": False,
             "repetition_penalty": 1.0,
             "no_repeat_ngram_size": 0,

@@ -19,7 +19,8 @@ from llmctl.errors import UserError
 if TYPE_CHECKING:
     from llmctl.generation.batch.keys import Identity
     from llmctl.generation.batch.run import Compute, Sink, Tally
-    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.loading.model import LoadedModel, PromptModel
+    from llmctl.loading.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def batch(
     """
     from llmctl.generation.batch.rows import count_rows, input_format, read_rows
     from llmctl.generation.batch.run import run_batch
+    from llmctl.loading.model import LoadedModel
     from llmctl.reproduce.manifest import make_manifest
 
     if files.to_stdout and output.as_json:
@@ -73,12 +75,12 @@ def batch(
         manifest: dict[str, Any] | None = None
         with _sink(output, files, run, progress) as sink, Gentle() as gentle:
 
-            def ready() -> "LoadedModel":
+            def ready() -> "PromptModel":
                 nonlocal manifest
                 loaded = computer.load()
                 gentle.begin()
                 progress.begin()
-                if output.as_json and computer.engine == "transformers":
+                if output.as_json and isinstance(loaded, LoadedModel):
                     manifest = make_manifest(loaded).document()
                 return loaded
 
@@ -119,7 +121,7 @@ class Computer:
 
     prepared: "Prepared"
     run: "Identity"
-    load: "Callable[[], LoadedModel]"
+    load: "Callable[[], PromptModel]"
     compute: "Compute"
     engine: str = "transformers"
 

@@ -13,7 +13,7 @@ from llmctl.config import Settings
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.answers import Outcome
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import PromptModel
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def vllm_computer(output: Output, settings: Settings, *, offline: bool) -> Itera
     with ExitStack() as stack:
         started: list[Remote] = []
 
-        def load() -> "LoadedModel":
+        def load() -> "PromptModel":
             loaded = load_remote(prepared)
             start = make_start(vllm, settings.config, translation, target, rules, offline=offline)
             output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {start.log}")

@@ -17,7 +17,7 @@ from llmctl.errors import LlmctlError
 if TYPE_CHECKING:
     from llmctl.generation.chat.conversation import ChatSession, Pieces, Turn
     from llmctl.generation.reasoning import Piece
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 @dataclass

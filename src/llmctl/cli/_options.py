@@ -17,7 +17,7 @@ from llmctl.config import Settings, read_settings
 from llmctl.config.layers import Entry
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import Prepared
+    from llmctl.loading.prepare import Prepared
 
 FLAGS = {
     "model": "model.id",
@@ -188,7 +188,7 @@ def prepare_model(output: Output, settings: Settings, *, offline: bool) -> "Prep
         LlmctlError: as `loader.prepare`.
     """
     from llmctl.generation.structured.structure import check_structure
-    from llmctl.loading.loader import prepare
+    from llmctl.loading.prepare import prepare
 
     check_structure(settings.config)
     with download_shown(output, settings) as bar:

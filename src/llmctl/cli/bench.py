@@ -182,7 +182,7 @@ def _contender(output: Output, name: str, settings: Settings, task: "Task", *, o
         RemoteError: the model has to be fetched and cannot be: there is nothing to compare.
     """
     from llmctl.bench import Contender
-    from llmctl.loading.loader import prepare
+    from llmctl.loading.prepare import prepare
 
     config = settings.config
     try:

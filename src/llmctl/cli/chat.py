@@ -41,7 +41,7 @@ from llmctl.errors import LlmctlError, UserError
 if TYPE_CHECKING:
     from llmctl.cli._chat_screen import Conversation
     from llmctl.generation.chat.transcript import Transcript
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 app = new_app()
 

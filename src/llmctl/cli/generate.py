@@ -51,7 +51,7 @@ from llmctl.units import format_bytes
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.generation.completion import Completion
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.model.resolve import Located
 
 app = new_app()

@@ -31,7 +31,8 @@ from llmctl.cli._render import Output
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.loading.model import LoadedModel
+    from llmctl.loading.prepare import Prepared
     from llmctl.model.adapters import AdapterInfo
 
 app = new_app()

@@ -57,8 +57,9 @@ def prompt(
     """
     from llmctl.cli.generate import read_prompt
     from llmctl.generation.inspection import inspect_prompt
-    from llmctl.loading.loader import apply_environment, ready_tokenizer
-    from llmctl.loading.quiet import quiet_libraries
+    from llmctl.loading.loader import apply_environment
+    from llmctl.loading.model import load_prompt_model
+    from llmctl.loading.transformers_compat import quiet_libraries
 
     output: Output = ctx.obj
     settings = settings_asked(ctx)
@@ -67,13 +68,13 @@ def prompt(
     apply_environment(prepared.plan)
     asked = settings.config
     with quiet_libraries():
-        tokenizer, eos_token_ids = ready_tokenizer(prepared)
-        context = asked.tokenizer.model_max_length or prepared.info.context_length
+        prompt_model = load_prompt_model(prepared)
+        context = prompt_model.context_length
         seen = inspect_prompt(
-            tokenizer,
+            prompt_model.tokenizer,
             words,
             asked.chat,
-            eos_token_ids=eos_token_ids,
+            eos_token_ids=prompt_model.eos_token_ids,
             context_length=context,
             max_new_tokens=asked.generation.max_new_tokens,
         )

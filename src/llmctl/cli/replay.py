@@ -14,7 +14,7 @@ from llmctl.cli.generate import hashing
 from llmctl.errors import EXIT_NO
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.reproduce.manifest import Manifest
     from llmctl.reproduce.replay import Difference, Outcome
 

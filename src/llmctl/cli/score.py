@@ -34,7 +34,7 @@ from llmctl.paths import write_atomically
 if TYPE_CHECKING:
     from llmctl.generation.prompt import Messages
     from llmctl.generation.scoring import RankedChoice, Score
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 app = new_app()
 _MOST_PROBLEMS = 5

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import socket
 
     from llmctl.config import Settings
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.server.security.guard import Rules
 
 app = new_app()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.kernels import load
+from llmctl.loading.transformers_compat import attention_of, set_attention, takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +22,11 @@ def use_attention(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.config._attn_implementation != "sdpa" or not getattr(model, "_supports_attention_backend", False):
+    if attention_of(model.config) != "sdpa" or not takes_registered_attention(model):
         return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.config._attn_implementation = ATTENTION
+    set_attention(model.config, ATTENTION)
 
 
 def _attend(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmctl.cpu import kernels
 from llmctl.cpu.operations import Activation, Kernels
+from llmctl.loading.transformers_compat import gate_experts
 from llmctl.model.info import PACKED
 from llmctl.plan.memory import packed_bytes
 
@@ -210,8 +211,8 @@ def _gated(module: Any, both: Tensor) -> Tensor:
     """Gates and ups [rows, 2 * inner] to activation(gate) times up."""
     activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
     if activation is None or module.packed["down_proj"].made_by != PACKED:
-        found: Tensor = module._apply_gate(both)
-        return found
+        gated: Tensor = gate_experts(module, both)
+        return gated
     gate, up = both.chunk(2, dim=-1)
     return native().gated(gate, up, activation)
 

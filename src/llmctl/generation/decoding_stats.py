@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Gains
 from llmctl.generation.request import Request
+from llmctl.loading.transformers_compat import cache_of
 from llmctl.plan.memory import kv_cache_bytes
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 class Gauge:
@@ -46,8 +47,7 @@ class Gauge:
             self._hook.remove()
 
     def _before_pass(self, _module: Any, _args: Any, inputs: dict[str, Any]) -> None:
-        cache = inputs.get("cache")
-        self._cache = inputs.get("past_key_values") if cache is None else cache
+        self._cache = cache_of(inputs)
         tokens = inputs["input_ids"].shape[1]
         self._drafted += tokens - (1 if self._passes else self._expected)
         self._passes += 1

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.generation.request import Request
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 def draft_arguments(loaded: "LoadedModel", request: Request) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 def explained(error: BaseException, loaded: "LoadedModel") -> BaseException:
     """Memory that ran out, with what was planned and what gives how much back. Any other error is as it was."""
-    from llmctl.loading.loader import is_out_of_memory, out_of_memory
+    from llmctl.loading.weights import is_out_of_memory
+    from llmctl.plan.memory_advice import out_of_memory_error
 
     if not is_out_of_memory(error):
         return error
-    return out_of_memory(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")
+    return out_of_memory_error(loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmctl.config import Config, settings_from_mapping
 from llmctl.model.tokenizer import end_tokens
@@ -10,16 +10,19 @@ from llmctl.plan.decoding import decide_faster
 from llmctl.plan.generation import decide_generation
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import PromptModel
+
+
+Model = TypeVar("Model", bound="PromptModel")
 
 
 def with_generation(
-    loaded: "LoadedModel",
+    loaded: Model,
     values: Mapping[str, Any],
     *,
     structure: Mapping[str, Any] | None = None,
     seed: int | str | None = None,
-) -> "LoadedModel":
+) -> Model:
     """The same model, answering by other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
 
     Args:
@@ -44,4 +47,4 @@ def with_generation(
         stored = loaded.info.generation_config.get("eos_token_id")
         ends = tuple(end_tokens(loaded.tokenizer, stored, new.generation.extra_eos_tokens))
     plan = replace(plan, generation_kwargs=arguments | faster, seed=new.seed)
-    return replace(loaded, config=new, plan=plan, eos_token_ids=ends)
+    return replace(loaded, prepared=replace(loaded.prepared, config=new, plan=plan), eos_token_ids=ends)

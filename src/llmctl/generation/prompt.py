@@ -1,12 +1,12 @@
 """From a prompt to token ids: through the chat template, or as it is."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError
+from llmctl.loading.transformers_compat import template_arguments
 from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded_each
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def rendering(
     arguments: dict[str, Any] = dict(chat.template_kwargs)
     if tools:
         arguments["tools"] = list(tools)
-    if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
-        arguments["sanitize_control_tokens"] = True
+    if sanitising := template_arguments(tokenizer):
+        arguments |= sanitising
     else:
         _refuse_control_tokens(tokenizer, [*messages, *(tools or ())])
 

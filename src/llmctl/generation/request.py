@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
+from llmctl.loading.transformers_compat import compile_on_cpu
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import PromptModel
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,17 @@ class Request:
 
 
 def make_request(
-    loaded: "LoadedModel", ids: Sequence[int], *, seed: int | None = None, max_new_tokens: int | None = None
+    loaded: "PromptModel", ids: Sequence[int], *, seed: int | None = None, max_new_tokens: int | None = None
 ) -> Request:
     """The request that `loaded`'s configuration means for a prompt.
 
     Raises:
         UserError: the prompt is longer than the model's context, or the structure that is asked for cannot be enforced.
     """
-    from llmctl.loading.loader import generation_arguments
-
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
     budget = _budget(loaded, len(ids), max_new_tokens or generation.max_new_tokens)
-    arguments = generation_arguments(loaded.plan, loaded.tokenizer, loaded.eos_token_ids)
+    arguments = loaded.generation_arguments()
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
         # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
@@ -85,12 +84,11 @@ def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":
     compiling = values.pop("compile_config", None)
     if compiling is not None:
         values["compile_config"] = CompileConfig(**compiling)
-        # without it transformers compiles for GPUs only
-        values["compile_config"]._compile_all_devices = True
+        compile_on_cpu(values["compile_config"])
     return GenerationConfig(**values)
 
 
-def _budget(loaded: "LoadedModel", prompt_tokens: int, wanted: int) -> int:
+def _budget(loaded: "PromptModel", prompt_tokens: int, wanted: int) -> int:
     """How many tokens may be generated before the context is full."""
     context = loaded.context_length
     if context is None:

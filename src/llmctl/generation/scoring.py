@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 # Logits of a long text come in portions of at most this many elements (128 MiB in float32) and this many tokens.
 _PORTION_ELEMENTS = 2**25

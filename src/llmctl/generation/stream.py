@@ -28,11 +28,11 @@ from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, generation_config, make_request
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.structured.constraint import processors
-from llmctl.loading.quiet import quiet_libraries
+from llmctl.loading.transformers_compat import quiet_libraries
 
 if TYPE_CHECKING:
     from llmctl.generation.chat.kept_cache import KeptCache
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 def stream(

@@ -66,6 +66,11 @@ class Gpu:
     free_bytes: int
     kind: Literal["cuda", "mps"] = "cuda"
 
+    @property
+    def device(self) -> str:
+        """torch's name of it: `cuda:0`, or `mps`."""
+        return f"cuda:{self.index}" if self.kind == "cuda" else "mps"
+
 
 @dataclass(frozen=True)
 class Machine:

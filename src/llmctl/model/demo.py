@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import MachineError
-from llmctl.loading.quiet import quiet_libraries
+from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.paths import data_dir
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

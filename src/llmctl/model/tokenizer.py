@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ModelError, UserError
+from llmctl.loading.transformers_compat import is_stateful
 from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def check_pair(
     Raises:
         UserError: the ids mean something else, or one of the models cannot take a token back.
     """
-    stateful = next((m for m in (model, draft) if getattr(m, "_is_stateful", False)), None)
+    stateful = next((m for m in (model, draft) if is_stateful(m)), None)
     if stateful is not None:
         raise UserError(
             f"{type(stateful).__name__} keeps a state from which refused tokens cannot be taken back",

@@ -65,7 +65,7 @@ def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, .
             MachineError(f"needs an NVIDIA GPU of compute capability 8.0 or more, {_no_gpu(machine)}", hint=_SDPA)
         )
     for gpu in cuda:
-        if f"cuda:{gpu.index}" in devices and gpu.capability < FLASH_CAPABILITY:
+        if gpu.device in devices and gpu.capability < FLASH_CAPABILITY:
             major, minor = gpu.capability
             found.append(
                 MachineError(f"needs compute capability 8.0 or more, {gpu.name} has {major}.{minor}", hint=_SDPA)

@@ -1,14 +1,12 @@
 """The nouns of planning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmctl.model.info import ModelInfo
 from llmctl.plan.memory import Memory
-
-LINEAR = "linear_kernels"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class Plan:
         deterministic: Whether torch is asked for deterministic algorithms.
         copy_folder: A quantised copy of the weights that is read instead of quantising, or None.
         keep_copy: Whether such a copy is written once the model is loaded.
-        draft: The plan of the draft model, or None where none was asked for.
+        draft: The plan of the draft model, or None.
+        kernels: Kernels that compute unquantised layers and attention: llmctl's own on a CPU, else torch's.
     """
 
     source: str
@@ -67,16 +66,16 @@ class Plan:
     copy_folder: Path | None = None
     keep_copy: bool = False
     draft: "Plan | None" = None
-
-    @property
-    def uses_kernels(self) -> bool:
-        """Whether llmctl's kernels compute what stays in bfloat16 on a CPU."""
-        return any(d.key == LINEAR and d.value != "torch" for d in self.decisions)
+    kernels: Literal["llmctl", "torch"] = "torch"
 
     def quantization(self, info: ModelInfo) -> Mapping[str, Any]:
         """How the weights are quantised once they are loaded: as planned, else as they are stored; empty for not."""
         return self.model_kwargs.get("quantization_config") or info.quantization or {}
 
     def reason(self, key: str) -> str:
-        """The reason of a decision. Raises KeyError."""
+        """Return the reason of a decision, for a person. Raises StopIteration if there is none."""
         return next(d.reason for d in self.decisions if d.key == key)
+
+    def with_decision(self, decision: Decision) -> "Plan":
+        """Return the plan with the decision of the same key replaced."""
+        return replace(self, decisions=tuple(decision if d.key == decision.key else d for d in self.decisions))

@@ -5,14 +5,13 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
+from llmctl.loading.transformers_compat import FP8_CACHE_SINCE
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 
 # The packages of the backends of a quantised cache; fp8 needs none.
 _BACKENDS = {"quanto": "optimum-quanto", "hqq": "hqq"}
-# The first transformers that quantises a cache in fp8.
-FP8_SINCE = (5, 21)
 # Compiling with CUDA graphs (transformers' own "reduce-overhead") ties the graphs to the thread that recorded them,
 # and every answer is generated in a thread of its own.
 COMPILE_MODE = "default"
@@ -149,8 +148,8 @@ def _backend(config: Config, machine: Machine) -> tuple[str, str]:
             hint=f"pip install {package}, or take fp8, which needs none",
         )
     transformers = machine.packages.get("transformers")
-    if backend == "fp8" and transformers and _version(transformers) < FP8_SINCE:
-        since = ".".join(map(str, FP8_SINCE))
+    if backend == "fp8" and transformers and _version(transformers) < FP8_CACHE_SINCE:
+        since = ".".join(map(str, FP8_CACHE_SINCE))
         raise MachineError(
             f"a cache quantised in fp8 needs transformers {since}, {transformers} is installed",
             hint=f"pip install --upgrade transformers, or: pip install {_BACKENDS['quanto']}",

@@ -42,7 +42,7 @@ def beside(machine: Machine, plan: Plan) -> Machine:
         taken[device] = taken.get(device, 0) + plan.memory.working_bytes // len(plan.devices)
     on_ram = sum(size for device, size in taken.items() if not device.startswith("cuda"))
     gpus = tuple(
-        replace(gpu, free_bytes=max(gpu.free_bytes - taken.get(f"cuda:{gpu.index}", 0), 0))
+        replace(gpu, free_bytes=max(gpu.free_bytes - taken.get(gpu.device, 0), 0))
         if gpu.kind == "cuda"
         else replace(gpu, free_bytes=max(gpu.free_bytes - on_ram, 0))
         for gpu in machine.gpus

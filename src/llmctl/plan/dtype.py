@@ -25,7 +25,7 @@ def decide_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: 
 
 
 def _on_cuda(machine: Machine, devices: tuple[str, ...], *, stored: str, half_wanted: bool) -> Decision:
-    used = [gpu for gpu in machine.gpus if f"cuda:{gpu.index}" in devices]
+    used = [gpu for gpu in machine.gpus if gpu.device in devices]
     old = [gpu for gpu in used if gpu.capability < BF16_CAPABILITY]
     if stored == "float32" and not half_wanted:
         return Decision("dtype", "float32", "the weights are stored in it; --dtype bf16 halves the memory")

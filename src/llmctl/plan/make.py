@@ -1,17 +1,16 @@
 """Config x Machine x ModelInfo -> Plan."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from llmctl.config import Config
-from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
-from llmctl.plan.decision import LINEAR, Decision, Plan
+from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.decoding import decide_faster
 from llmctl.plan.draft import beside, draft_config, with_draft
 from llmctl.plan.dtype import decide_dtype
@@ -103,8 +102,8 @@ def _make_plan(
     adapted = decide_adapters(
         config, machine, info, adapters, placement=placement, quantized=quantization.stored is not None
     )
-    linear = _linear(config, machine, dtype=dtype.value, devices=used)
-    order = [placement.decision, dtype, *linear, attention]
+    kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=used)
+    order = [placement.decision, dtype, *kernel_decisions, attention]
     order += [*quantization.decisions, *offload, trust_decision, *adapted]
     return Plan(
         source=info.source,
@@ -127,20 +126,23 @@ def _make_plan(
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, used),
+        kernels=kernels,
     )
 
 
-def _linear(config: Config, machine: Machine, *, dtype: str, devices: tuple[str, ...]) -> list[Decision]:
-    """What multiplies the weights that stay in bfloat16 on a CPU, and computes its attention."""
+def _decide_kernels(
+    config: Config, machine: Machine, *, dtype: str, devices: tuple[str, ...]
+) -> tuple[Literal["llmctl", "torch"], list[Decision]]:
+    """Choose the kernels that multiply bfloat16 weights on a CPU and compute its attention."""
+    key = "linear_kernels"
     if devices != ("cpu",) or dtype != "bfloat16" or machine.kernels is None:
-        return []
+        return "torch", []
     if config.generation.compile:
-        return [Decision(LINEAR, "torch", "generation.compile: torch compiles what is its own")]
+        return "torch", [Decision(key, "torch", "generation.compile: torch compiles only its own operations")]
     if not config.load.cpu_kernels:
-        return [Decision(LINEAR, "torch", "load.cpu_kernels is false")]
-    return [
-        Decision(LINEAR, f"llmctl ({machine.kernels})", "weights and attention: a result does not depend on its batch")
-    ]
+        return "torch", [Decision(key, "torch", "load.cpu_kernels is false")]
+    reason = "weights and attention: a result does not depend on its batch"
+    return "llmctl", [Decision(key, f"llmctl ({machine.kernels})", reason)]
 
 
 _OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
@@ -184,17 +186,3 @@ def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
             "FLASH_ATTENTION_DETERMINISTIC": "1",
         }
     return environment
-
-
-def check_remote_code(info: ModelInfo, *, known_type: bool, trusted: bool) -> None:
-    """Refuse a model that only its own code can build, unless that code is trusted. Raises UserError."""
-    if not known_type and not trusted:
-        wants = "needs Python code from its repository" if info.has_remote_code else "is not known to this transformers"
-        raise UserError(
-            f"{info.source}: the architecture {info.model_type} {wants}",
-            hint=(
-                "read that code, then set model.trust_remote_code: true"
-                if info.has_remote_code
-                else "a newer transformers may know it: pip install --upgrade transformers"
-            ),
-        )

@@ -47,7 +47,7 @@ def candidate_devices(config: Config, machine: Machine) -> tuple[str, ...]:
         MachineError: the device map names a device that is not here.
     """
     wanted = config.load.device_map
-    here = {f"cuda:{gpu.index}" if gpu.kind == "cuda" else "mps": gpu for gpu in machine.gpus}
+    here = {gpu.device: gpu for gpu in machine.gpus}
     if isinstance(wanted, dict):
         named = tuple(dict.fromkeys(device_name(place) for place in wanted.values()))
     elif wanted in ("auto", "balanced", "balanced_low_0", "sequential"):
@@ -154,16 +154,16 @@ def _budgets(
 ) -> dict[str, int]:
     """Bytes of weights that each device can take, RAM last."""
     limits = {device_name(k): parse_bytes(v) for k, v in (config.load.max_memory or {}).items()}
-    gpus = [gpu for gpu in machine.gpus if f"cuda:{gpu.index}" in devices and gpu.kind == "cuda"]
+    gpus = [gpu for gpu in machine.gpus if gpu.device in devices and gpu.kind == "cuda"]
     budgets: dict[str, int] = {}
     for gpu in gpus:
-        budgets[f"cuda:{gpu.index}"] = _gpu_budget(gpu, limits, share=reserved_bytes // len(gpus), quantized=quantized)
+        budgets[gpu.device] = _gpu_budget(gpu, limits, share=reserved_bytes // len(gpus), quantized=quantized)
     budgets["cpu"] = min(limits.get("cpu", limits.get("mps", 2**62)), int(machine.ram_available_bytes * RAM_SHARE))
     return budgets
 
 
 def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: bool) -> int:
-    limit = limits.get(f"cuda:{gpu.index}")
+    limit = limits.get(gpu.device)
     room = limit if limit is not None else gpu.free_bytes - GPU_OVERHEAD_BYTES - share
     return max(int(room * (QUANTIZING_SHARE if quantized else 1)), 0)
 

@@ -78,7 +78,7 @@ def estimate_speed(
     spilled = sum(plan.memory.weights.values()) - resident
     has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
     arguments = plan.quantization(info)
-    has_kernels = is_packed(arguments) or (plan.uses_kernels and bits == 16)
+    has_kernels = is_packed(arguments) or (plan.kernels == "llmctl" and bits == 16)
     shares = "cpu with kernels" if has_kernels else "cpu with AVX-512" if has_avx512 else kind
     if is_packed_by_torch(arguments):
         shares = "cpu with torch's kernels"
@@ -124,7 +124,7 @@ def _rates(machine: Machine, on_gpu: list[str], ram_bandwidth: float | None) -> 
             known = MACS.get(gpu.name.removeprefix("Apple "))
             if known:
                 found.append((known[1] * 1e9, known[2] * 1e12))
-        elif f"cuda:{gpu.index}" in on_gpu and (card := card_of(gpu)) is not None:
+        elif gpu.device in on_gpu and (card := card_of(gpu)) is not None:
             found.append((card.bandwidth_gb * 1e9, card.half_tflops * 1e12))
     return min(found) if found else None
 

@@ -1,7 +1,7 @@
 """Every way to run a model on a machine, side by side: what each takes, whether it fits, and which one to take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmctl.config import Config
@@ -169,7 +169,7 @@ def _way(
         return Way(name, changes, "impossible", reason=error.message)
     if plan.model_kwargs["dtype"] in _HALF and config.load.dtype == "auto":
         reason = _half_dtype(config, machine, info)  # the way set it; this is why it is this one
-        plan = replace(plan, decisions=tuple(reason if d.key == "dtype" else d for d in plan.decisions))
+        plan = plan.with_decision(reason)
     spilled = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]
     beside_gpu = bool(spilled) and bool(machine.gpus) and asked.load.device_map != "cpu"
     fits_whole = None
@@ -196,7 +196,7 @@ def _blocks(modules: list[str], info: ModelInfo) -> int:
 
 
 def _free(plan: Plan, machine: Machine) -> int:
-    gpus = {f"cuda:{gpu.index}" if gpu.kind == "cuda" else "mps": gpu.free_bytes for gpu in machine.gpus}
+    gpus = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     return sum(gpus.get(device, machine.ram_available_bytes) for device in plan.devices)
 
 

@@ -10,8 +10,9 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.hub.disk import check_room, explain
 from llmctl.hub.selection import needed
-from llmctl.loading.loader import Prepared, load_prepared
-from llmctl.loading.quiet import quiet_libraries
+from llmctl.loading.loader import load_prepared
+from llmctl.loading.prepare import Prepared
+from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.model.checkpoint import lies_inside
 from llmctl.model.info import is_packed_by_torch
 from llmctl.plan.quantized_cache import copy_bytes
@@ -19,7 +20,7 @@ from llmctl.quant.atomic_folder import NewFolder
 from llmctl.quant.save import save_weights
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 # What goes with the weights besides what loading needs: the words about them.
 _ABOUT = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")

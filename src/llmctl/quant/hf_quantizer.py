@@ -24,7 +24,8 @@ from llmctl.cpu.layers import (
     PackedHead,
     PackedLinear,
 )
-from llmctl.loading import mapped_files as mapped
+from llmctl.loading.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
+from llmctl.machine.mapped_files import MappedFiles
 from llmctl.model.info import PACKED
 from llmctl.quant.torch_packed import TorchPacked
 
@@ -83,8 +84,8 @@ class LlmctlQuantizer(HfQuantizer):
         wanted = self.quantization_config
         kind = TorchPacked if wanted.kernels == "torch" else Packed
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        self.files = mapped.MappedFiles(kwargs.get("checkpoint_files") or ())
-        skipped = [*(wanted.skip_modules or ()), *(model._keep_in_fp32_modules or ())]
+        self.files = MappedFiles(kwargs.get("checkpoint_files") or ())
+        skipped = [*(wanted.skip_modules or ()), *modules_kept_in_float32(model)]
         head, embedding = _head(model), _tied_embedding(model)
         with torch.device("meta"):
             for name, module in list(model.named_modules()):
@@ -105,8 +106,8 @@ class LlmctlQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        model._weight_conversions = []  # packed weights are saved under the model's own names
-        self.files = mapped.MappedFiles(())
+        save_under_loaded_names(model)
+        self.files = MappedFiles(())
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
@@ -190,6 +191,6 @@ def _head(model: Any) -> str | None:
 
 def _tied_embedding(model: Any) -> str | None:
     """The name of the input embedding, where the output head shares its weights."""
-    embedding, tied = model.get_input_embeddings(), model.all_tied_weights_keys
+    embedding, tied = model.get_input_embeddings(), tied_weights(model)
     name = next((name for name, module in model.named_modules() if module is embedding), None)
     return name if f"{name}.weight" in (*tied, *tied.values()) else None

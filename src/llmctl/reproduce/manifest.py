@@ -15,7 +15,7 @@ from llmctl.machine.detection import read_cpu_name, read_machine, read_nvidia_dr
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.model.adapters import AdapterInfo
 
 SCHEMA = "llmctl.manifest/1"

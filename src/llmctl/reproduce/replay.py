@@ -24,7 +24,8 @@ from llmctl.reproduce.manifest import AdapterRecord, DraftRecord, Manifest, make
 
 if TYPE_CHECKING:
     from llmctl.generation.completion import Completion
-    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.loading.model import LoadedModel
+    from llmctl.loading.prepare import Prepared
 
 MOST_BYTES = 256 << 20
 _MOST_TOKENS = 10_000_000

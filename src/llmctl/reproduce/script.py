@@ -8,7 +8,8 @@ from typing import Any
 from llmctl.config import Config
 from llmctl.generation.prompt import as_messages, uses_template
 from llmctl.generation.structured.structure import make_structure
-from llmctl.loading.loader import Prepared, generation_arguments, ready_tokenizer
+from llmctl.loading.model import load_prompt_model
+from llmctl.loading.prepare import Prepared
 from llmctl.model.info import is_packed
 from llmctl.plan import Plan
 
@@ -25,8 +26,8 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
         ModelError: the tokenizer cannot be read.
     """
     plan, config, draft = prepared.plan, prepared.config, prepared.draft
-    tokenizer, eos = ready_tokenizer(prepared)
-    arguments = generation_arguments(plan, tokenizer, eos)
+    prompt_model = load_prompt_model(prepared)
+    tokenizer, arguments = prompt_model.tokenizer, prompt_model.generation_arguments()
     templated = uses_template(tokenizer, config.chat, prompt)
     parts = [
         _head(plan),
@@ -66,7 +67,7 @@ def _head(plan: Plan) -> str:
 def _load(plan: Plan, where: str, *, pad_token: str) -> str:
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
     lines.append(f"tokenizer.pad_token = {pad_token!r}")
-    if plan.uses_kernels:
+    if plan.kernels == "llmctl":
         lines.append(_ROUNDING)
     return "\n".join([*lines, *_load_model("model", plan, where), ""])
 

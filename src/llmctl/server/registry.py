@@ -14,7 +14,7 @@ from llmctl.server.prompt_renderer import PromptRenderer
 from llmctl.server.schemas import Sampling
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
     from llmctl.server.worker import Worker
 
 _MIN_TEMPERATURE = 0.01  # below it logits may overflow; sampling is all but greedy there

@@ -19,7 +19,7 @@ from llmctl.vllm.translate import Translation
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import PromptModel
 
 # vLLM puts them together as they fit; more than it takes at once wait there
 AT_ONCE = 128
@@ -54,7 +54,7 @@ class Remote:
         self._child, self._translation, self._key = child, translation, key
 
     def answers(
-        self, loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
+        self, loaded: "PromptModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
     ) -> Iterator[Outcome]:
         """As `generation.batch.answers.answers`, computed there.
 

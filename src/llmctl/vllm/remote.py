@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config, Settings
-from llmctl.loading.imports import lean_imports, without_peft
-from llmctl.loading.loader import LoadedModel, Measured, Prepared, loaded_model, ready_tokenizer
-from llmctl.loading.quiet import quiet_libraries
+from llmctl.loading.lean_imports import lean_imports
+from llmctl.loading.model import PromptModel, load_prompt_model
+from llmctl.loading.prepare import Prepared
+from llmctl.loading.transformers_compat import quiet_libraries, without_peft
 from llmctl.machine.detection import read_machine
 from llmctl.model.info import read_model_info
 from llmctl.model.resolve import locate, locate_adapters
@@ -56,14 +57,12 @@ def _with_context(config: Config) -> Config:
     return config.model_copy(update={"tokenizer": tokenizer})
 
 
-def load_remote(prepared: Prepared) -> LoadedModel:
-    """What stands for the loaded model here: whatever needs its weights fails.
+def load_remote(prepared: Prepared) -> PromptModel:
+    """Load the tokenizer of a model that vLLM runs.
 
     Raises:
         ModelError: the tokenizer cannot be read.
         UserError: an extra end token does not exist.
     """
     with lean_imports(), quiet_libraries(), without_peft():
-        tokenizer, ends = ready_tokenizer(prepared)
-    measured = Measured(prepared.info.architecture, prepared.info.parameters, "", "", "", {}, {}, 0.0, 0)
-    return loaded_model(prepared, model=None, tokenizer=tokenizer, eos_token_ids=ends, measured=measured)
+        return load_prompt_model(prepared)

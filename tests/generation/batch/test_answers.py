@@ -98,7 +98,8 @@ def with_template(loaded: llmctl.LoadedModel, template: Path) -> llmctl.LoadedMo
     from dataclasses import replace
 
     chat = loaded.config.chat.model_copy(update={"template": str(template)})
-    return replace(loaded, config=loaded.config.model_copy(update={"chat": chat}))
+    config = loaded.config.model_copy(update={"chat": chat})
+    return replace(loaded, prepared=replace(loaded.prepared, config=config))
 
 
 def test_the_key_is_what_decides_the_answer(tiny_models: Tiny, tmp_path: Path) -> None:

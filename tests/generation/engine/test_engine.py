@@ -21,7 +21,7 @@ from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
-from llmctl.loading.loader import LoadedModel
+from llmctl.loading.model import LoadedModel
 
 ROOMY, CROWDED = Size(64, 512, 4096), Size(8, 40, 400)
 

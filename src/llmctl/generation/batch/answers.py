@@ -19,7 +19,7 @@ from llmctl.generation.prompt import encode_prompts
 from llmctl.generation.request import Request, make_request
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel, PromptModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Made:
         request: The request.
     """
 
-    loaded: "LoadedModel"
+    loaded: "PromptModel"
     request: Request
 
 
@@ -136,11 +136,11 @@ def _alone(loaded: "LoadedModel", request: Request, on_piece: Callable[[int], No
     return completion
 
 
-def requests_of(loaded: "LoadedModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
+def requests_of(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
     """The requests that rows mean, or what is wrong with them."""
 
     @lru_cache(maxsize=256)
-    def adjusted(own: str) -> "LoadedModel | LlmctlError":
+    def adjusted(own: str) -> "PromptModel | LlmctlError":
         said = json.loads(own)
         try:
             return with_generation(loaded, said.get("generation", {}), structure=said.get("structure"))

@@ -16,7 +16,8 @@ from llmctl.generation.prompt import template_text
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.loading.model import PromptModel
+    from llmctl.loading.prepare import Prepared
 
 ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
 # keys of `generation` whose effect is in the plan's arguments, where a default and its value are the same
@@ -39,7 +40,7 @@ class Identity:
     model: str
 
 
-def identity(of: "Prepared | LoadedModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
+def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
     """The identity of a run. The files of a local folder are hashed, once; of a Hub model the commit is enough.
 
     Args:

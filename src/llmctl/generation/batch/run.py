@@ -16,7 +16,7 @@ from llmctl.reproduce.manifest import make_manifest
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.journal import Found
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import PromptModel
 
 
 class Sink(Protocol):
@@ -53,9 +53,7 @@ class Tally:
 class Compute(Protocol):
     """What computes: `answers` here, or another engine elsewhere."""
 
-    def __call__(
-        self, loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None]
-    ) -> Iterator[Outcome]:
+    def __call__(self, loaded: Any, rows: Iterable[Row], *, on_pass: Callable[[int], None]) -> Iterator[Outcome]:
         """What becomes of rows, as `answers` says it."""
 
 
@@ -76,7 +74,7 @@ def run_batch(
     rows: Iterable[Row],
     sink: Sink,
     run: Identity,
-    ready: "Callable[[], LoadedModel]",
+    ready: Callable[[], Any],
     *,
     listener: Listener,
     on_pass: Callable[[int], None] = lambda _: None,
@@ -90,7 +88,8 @@ def run_batch(
         rows: The rows; they are read as they are needed.
         sink: Where answers go.
         run: What the keys of this run end with.
-        ready: Gives the model. It is called when the first row needs it, so not where every row is answered.
+        ready: Gives the model that `compute` takes. It is called when the first row needs it, so not where every row
+            is answered.
         listener: Who is told how it goes.
         on_pass: Called before every pass with the tokens generated so far; what it raises ends the run, and what is
             answered is kept.
@@ -122,7 +121,7 @@ class _Run:
     def __init__(self, sink: Sink, run: Identity, listener: Listener, *, more: Sequence[str]) -> None:
         self.tally = Tally()
         self._sink, self._run, self._listener, self._more = sink, run, listener, more
-        self._manifest: tuple[LoadedModel, dict[str, Any]] | None = None
+        self._manifest: tuple[PromptModel, dict[str, Any]] | None = None
 
     def pending(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that have to be computed; the others are settled on the way."""
@@ -170,8 +169,11 @@ class _Run:
         self.tally.completion_tokens += len(completion.token_ids)
         self._settled()
 
-    def _manifest_of(self, loaded: "LoadedModel") -> dict[str, Any]:
+    def _manifest_of(self, loaded: "PromptModel") -> dict[str, Any]:
         """The manifest of a row's settings; neighbours mostly share theirs."""
+        from llmctl.loading.model import LoadedModel
+
+        assert isinstance(loaded, LoadedModel)  # noqa: S101 (only transformers' answers carry manifests)
         if self._manifest is None or self._manifest[0] is not loaded:
             self._manifest = (loaded, make_manifest(loaded).document())
         return self._manifest[1]

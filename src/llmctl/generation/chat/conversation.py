@@ -17,7 +17,8 @@ from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel, Prepared
+    from llmctl.loading.model import LoadedModel
+    from llmctl.loading.prepare import Prepared
 
 
 Pieces = Generator[Piece, None, None]
@@ -250,10 +251,8 @@ class ChatSession:
         Returns:
             What loads the same model again.
         """
-        from llmctl.loading.loader import prepared_again
-
         old = self.loaded
-        prepared = prepared_again(old)
+        prepared = old.prepared
         self._kept = KeptCache()
         del self.loaded, old
         _free_memory()

@@ -1,11 +1,12 @@
 """Keys and values of earlier turns, kept so that the next turn computes only what is new."""
 
-import inspect
 from typing import TYPE_CHECKING, Any
+
+from llmctl.loading.transformers_compat import cache_argument, supports_dynamic_cache
 
 if TYPE_CHECKING:
     from llmctl.generation.engine import Engine
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 class KeptCache:
@@ -70,17 +71,9 @@ class KeptCache:
         self._cache, self._engine, self._ids = None, None, []
 
 
-def cache_argument() -> str:
-    """What `generate` calls the cache: `past_key_values` up to transformers 5.2x, `cache` after."""
-    from transformers import GenerationMixin
-
-    parameters = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
-
-
 def _can_be_kept(model: Any) -> bool:
     """Whether the model keeps its past in transformers' own cache classes; a few have one of their own."""
-    return bool(model._supports_default_dynamic_cache()) and not model.config.is_encoder_decoder
+    return supports_dynamic_cache(model) and not model.config.is_encoder_decoder
 
 
 def _new_cache(model: Any) -> Any:

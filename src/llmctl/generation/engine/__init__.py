@@ -7,7 +7,7 @@ from llmctl.generation.engine.engine import Engine, Event, Size
 from llmctl.generation.engine.packable import why_not
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 __all__ = ["Engine", "Event", "Size", "engine_for", "engine_size"]
 

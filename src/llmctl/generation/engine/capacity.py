@@ -6,7 +6,7 @@ from llmctl.generation.engine.engine import Size
 from llmctl.plan.memory import activation_bytes, kv_cache_bytes
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 # Beyond these nothing is gained: a CPU is busy with its arithmetic, a GPU with its memory.
 _MOST_SEQUENCES = {"cpu": 64, "cuda": 256}

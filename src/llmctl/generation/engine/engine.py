@@ -24,7 +24,7 @@ from llmctl.generation.structured.constraint import processors as structure_proc
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.kv_pages import PAGE_TOKENS
 from llmctl.generation.engine.packed import Pool, Segment, UnsupportedAttentionError, forward, lay_out
+from llmctl.loading.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -17,7 +18,7 @@ def why_not(loaded: "LoadedModel") -> str | None:
     text = loaded.info.text_config
     if model.config.is_encoder_decoder:
         return "it is an encoder and a decoder"
-    if not getattr(model, "_supports_attention_backend", False):
+    if not takes_registered_attention(model):
         return f"{type(model).__name__} has an attention of its own"
     other = set(text.get("layer_types") or ()) - _LAYERS
     if other:

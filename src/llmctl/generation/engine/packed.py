@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llmctl.loading.transformers_compat import attention_of, cache_argument, set_attention
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -163,7 +165,6 @@ def forward(model: Any, layout: Layout, pool: Pool) -> "Tensor":
     import torch
 
     from llmctl.cpu.program import compiled
-    from llmctl.generation.chat.kept_cache import cache_argument
 
     program = compiled(model)
     if program is not None:
@@ -191,12 +192,12 @@ def _packed_attention(model: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attend)
-    before = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION
+    before = attention_of(model.config)
+    set_attention(model.config, ATTENTION)
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        set_attention(model.config, before)
 
 
 def _packed_cache() -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.top_sampling import Sampler, split
 from llmctl.generation.request import Request
+from llmctl.loading.transformers_compat import logits_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,16 +90,10 @@ class Choosers:
 
     def _transformers_processors(self, request: Request, more: Sequence[Any]) -> tuple[Any, bool]:
         """What `model.generate` would use for these arguments and the model's stored settings."""
-        from transformers import GenerationConfig, LogitsProcessorList
+        from transformers import GenerationConfig
 
-        model = self._model
-        config, _ = model._prepare_generation_config(GenerationConfig(**request.arguments))
-        model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=model.device)
-        processors = model._get_logits_processor(
-            config,
-            input_ids_seq_length=len(request.ids),
-            device=model.device,
-            logits_processor=LogitsProcessorList(more),
+        processors, config = logits_processors(
+            self._model, GenerationConfig(**request.arguments), prompt_tokens=len(request.ids), extra=more
         )
         return processors, bool(config.do_sample)
 

@@ -9,7 +9,7 @@ from llmctl.generation.prompt import Messages
 from llmctl.generation.stream import generate
 
 if TYPE_CHECKING:
-    from llmctl.loading.loader import LoadedModel
+    from llmctl.loading.model import LoadedModel
 
 T = TypeVar("T")
 

@@ -1,0 +1,96 @@
+"""Checks before and after weights are read: the architecture, its attention, and the weights themselves."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from llmctl.errors import ModelError, UserError
+from llmctl.loading import transformers_compat as compat
+from llmctl.loading.prepare import Prepared
+from llmctl.model.info import ModelInfo
+from llmctl.plan import Decision, Plan
+from llmctl.quant import packing
+
+
+def check_architecture(prepared: Prepared) -> Prepared:
+    """Check that transformers knows the architecture, and return the plan with an attention that it supports.
+
+    Raises:
+        UserError: the architecture needs code of its own that is not trusted, does not generate text, or does not
+            support the attention that the user asked for.
+    """
+    info = prepared.info
+    trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
+    if not compat.knows_architecture(info.model_type):
+        if not trusted:
+            raise _unknown_architecture(info)
+        return prepared
+    if trusted:
+        return prepared
+    model_class = compat.causal_model_class(info.model_type)
+    if model_class is None:
+        raise UserError(
+            f"{info.source}: {info.model_type} is not a model that generates text", hint="choose another model"
+        )
+    return replace(prepared, plan=_with_supported_attention(prepared, model_class))
+
+
+def _unknown_architecture(info: ModelInfo) -> UserError:
+    if info.has_remote_code:
+        return UserError(
+            f"{info.source}: the architecture {info.model_type} needs Python code from its repository",
+            hint="read that code, then set model.trust_remote_code: true",
+        )
+    return UserError(
+        f"{info.source}: the architecture {info.model_type} is not known to this transformers",
+        hint="a newer transformers may know it: pip install --upgrade transformers",
+    )
+
+
+def _with_supported_attention(prepared: Prepared, model_class: Any) -> Plan:
+    plan, requested = prepared.plan, prepared.config.load.attn_implementation
+    planned = plan.model_kwargs["attn_implementation"]
+    if compat.supports_attention(model_class, planned):
+        return plan
+    reason = f"{model_class.__name__} does not support {planned} here"
+    if requested != "auto":
+        raise UserError(f"{plan.source}: {reason}", hint="omit --attn")
+    fallback = "sdpa" if compat.supports_attention(model_class, "sdpa") else "eager"
+    decision = Decision("attn_implementation", fallback, reason)
+    return replace(plan.with_decision(decision), model_kwargs={**plan.model_kwargs, "attn_implementation": fallback})
+
+
+def check_keys(source: str, report: Mapping[str, Any]) -> None:
+    """Refuse missing and unexpected weights, which transformers only warns about: the missing ones are random numbers.
+
+    Raises:
+        ModelError: the weights do not belong to the configuration.
+    """
+    for problem in ("missing", "mismatched", "unexpected"):
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{problem}_keys") or ())
+        if keys:
+            raise ModelError(
+                f"{source} has {len(keys)} {problem} weights, for example {', '.join(keys[:3])}",
+                hint="the weights do not belong to this config.json, or are incomplete: download them again",
+                details={f"{problem}_keys": keys[:100]},
+            )
+
+
+def check_finite(source: str, model: Any) -> None:
+    """Refuse weights that contain NaN or infinity: all text generated from them would be noise.
+
+    Raises:
+        ModelError: naming the first such weight.
+    """
+    import torch
+
+    for name, parameter in chain(model.named_parameters(), packing.scales(model)):
+        if not parameter.is_floating_point() or parameter.is_meta or parameter.element_size() < 2:
+            continue
+        smallest, largest = torch.aminmax(parameter.detach())  # NaN wins in both; ten times faster than isfinite
+        if not torch.isfinite(smallest) or not torch.isfinite(largest):
+            raise ModelError(
+                f"{source}: the weight {name} contains NaN or infinity",
+                hint="the checkpoint is damaged: download it again",
+            )

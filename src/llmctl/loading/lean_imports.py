@@ -1,0 +1,114 @@
+"""Importing transformers without what one process on one machine does not need: a third of a cold start's time.
+
+Two things cost it. transformers imports torch.distributed.tensor for models spread over several processes, unless torch
+was built without it. It decorates a few functions for torch.compile, which imports torch._dynamo and sympy; a stand-in
+takes the decorations, and the real module is imported when a function is compiled. `LLMCTL_PLAIN_IMPORTS=1` leaves both
+as they are. A third is peft; see `transformers_compat.without_peft`.
+"""
+
+import functools
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from llmctl.loading.transformers_compat import hide_distributed
+
+_DYNAMO = "torch._dynamo"
+_MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """Import transformers without torch.distributed and torch._dynamo inside the block; torch is unchanged after it."""
+    if os.environ.get("LLMCTL_PLAIN_IMPORTS") or _DYNAMO in sys.modules:
+        yield
+        return
+    with _without_garbage_collection():
+        import torch
+
+        hide_distributed()
+        stand_in = _Dynamo()
+        sys.modules[_DYNAMO] = stand_in
+        sys.modules[_MASKS] = stand_in.masks
+        torch.__dict__["_dynamo"] = stand_in
+        try:
+            yield
+        finally:
+            stand_in.step_aside()
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch the garbage collector off: modules live as long as the process, so scanning them finds nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+            gc.freeze()
+
+
+class _Dynamo(ModuleType):
+    """A stand-in for torch._dynamo. Any attribute that it lacks makes it give way to the real module."""
+
+    def __init__(self) -> None:
+        super().__init__(_DYNAMO)
+        self.__path__: list[str] = []
+        self.masks = ModuleType(_MASKS)
+        vars(self.masks)["TransformGetItemToIndex"] = self._real_masks
+
+    def step_aside(self) -> None:
+        """Make room for the real module, which is imported on first use."""
+        import torch
+
+        for name, module in ((_DYNAMO, self), (_MASKS, self.masks)):
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+        if torch.__dict__.get("_dynamo") is self:
+            del torch.__dict__["_dynamo"]
+
+    def _real_masks(self) -> Any:
+        """Import the real module and return its context manager for vectorised masks."""
+        self.step_aside()
+        return importlib.import_module(_MASKS).TransformGetItemToIndex()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.step_aside()
+        return getattr(importlib.import_module(_DYNAMO), name)
+
+    @staticmethod
+    def assume_constant_result(function: Any) -> Any:
+        """Mark the function as the real decorator does; only a compiler reads the mark."""
+        function._dynamo_marked_constant = True
+        return function
+
+    @staticmethod
+    def allow_in_graph(function: Any) -> Any:
+        """Return the function unmarked: a later compiler breaks its graph here."""
+        return function
+
+    @staticmethod
+    def disable(function: Any = None, recursive: bool = True, *, reason: str | None = None, **_: Any) -> Any:
+        """Wrap a function so that the compiler skips it, once the real compiler is imported."""
+        if function is None:
+            return lambda inner: _Dynamo.disable(inner, recursive, reason=reason)
+
+        @functools.wraps(function)
+        def uncompiled(*arguments: Any, **keywords: Any) -> Any:
+            if _DYNAMO not in sys.modules or isinstance(sys.modules[_DYNAMO], _Dynamo):
+                return function(*arguments, **keywords)
+            import torch
+
+            compiler: Any = torch.compiler
+            return compiler.disable(function, recursive, reason=reason)(*arguments, **keywords)
+
+        return uncompiled

@@ -1,0 +1,74 @@
+"""Facts about a model in memory, read from its modules and tensors rather than from the plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from llmctl.loading.transformers_compat import attention_of
+from llmctl.platform_support import peak_memory_bytes
+from llmctl.quant import bitsandbytes as bnb
+from llmctl.quant import packing
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Facts about a loaded model.
+
+    Attributes:
+        model_class: Python class of the model.
+        parameters: Number of parameters, tied ones counted once. A packed weight counts as the weights it encodes.
+        dtype: Dtype of the weights that are not quantised.
+        attn_implementation: Attention in use.
+        quantization: `bitsandbytes 4-bit nf4, computing in bfloat16`, or `none`.
+        device_map: Device of each part.
+        device_bytes: Bytes of parameters and buffers by device.
+        load_seconds: Seconds from the first import of transformers to a model ready to generate.
+        peak_memory_bytes: Largest resident memory of this process so far.
+    """
+
+    model_class: str
+    parameters: int
+    dtype: str
+    attn_implementation: str
+    quantization: str
+    device_map: Mapping[str, str]
+    device_bytes: Mapping[str, int]
+    load_seconds: float
+    peak_memory_bytes: int
+
+
+def measure(model: Any, *, load_seconds: float) -> Measured:
+    """Return the facts about a model that has just been loaded."""
+    devices = getattr(model, "hf_device_map", None) or {"": model.device}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return Measured(
+        model_class=type(model).__name__,
+        parameters=packing.parameters(model),
+        dtype=str(dtype).removeprefix("torch."),
+        attn_implementation=attention_of(model.config),
+        quantization=_quantization_in_use(model),
+        device_map={name: str(device) for name, device in devices.items()},
+        device_bytes=_device_bytes(model),
+        load_seconds=load_seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _quantization_in_use(model: Any) -> str:
+    stored = getattr(model.config, "quantization_config", None)
+    return bnb.describe(model) or packing.describe(model) or str(getattr(stored, "quant_method", "none"))
+
+
+def _device_bytes(model: Any) -> dict[str, int]:
+    """Return the bytes of parameters, buffers and quantisation scales by device, each storage counted once."""
+    sizes: dict[str, int] = {}
+    seen: set[int] = set()
+    for tensor in chain(model.parameters(), model.buffers()):
+        for part in (tensor, *bnb.scale_tensors(tensor)):
+            if part.is_meta or part.data_ptr() in seen:
+                continue
+            seen.add(part.data_ptr())
+            device = str(part.device)
+            sizes[device] = sizes.get(device, 0) + part.numel() * part.element_size()
+    return sizes

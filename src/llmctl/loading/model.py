@@ -1,0 +1,107 @@
+"""A model that prompts can be made for, and a model that is in memory."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmctl.loading.measure import Measured
+from llmctl.loading.prepare import Prepared
+from llmctl.model.tokenizer import end_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmctl.config import Config
+    from llmctl.machine.detection import Machine
+    from llmctl.model.adapters import AdapterInfo
+    from llmctl.model.info import ModelInfo
+    from llmctl.model.resolve import Located
+    from llmctl.plan import Plan
+
+
+@dataclass(frozen=True)
+class PromptModel:
+    """A model without its weights: all that prompts, requests and overrides need.
+
+    Attributes:
+        prepared: The files, the machine, the configuration and the plan.
+        tokenizer: The tokenizer, with left padding and a pad token.
+        eos_token_ids: Every token that ends an answer.
+    """
+
+    prepared: Prepared
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def plan(self) -> "Plan":
+        """The decisions."""
+        return self.prepared.plan
+
+    @property
+    def config(self) -> "Config":
+        """The user's configuration."""
+        return self.prepared.config
+
+    @property
+    def info(self) -> "ModelInfo":
+        """The configuration of the model and the headers of its weights."""
+        return self.prepared.info
+
+    @property
+    def located(self) -> "Located":
+        """The folder of the model."""
+        return self.prepared.located
+
+    @property
+    def machine(self) -> "Machine":
+        """The computer that the plan was made for."""
+        return self.prepared.machine
+
+    @property
+    def adapters(self) -> "tuple[AdapterInfo, ...]":
+        """The adapters on the model, or merged into it."""
+        return self.prepared.adapters
+
+    @property
+    def context_length(self) -> int | None:
+        """The maximum tokens of prompt and answer together, or None if the model does not state it."""
+        return self.config.tokenizer.model_max_length or self.info.context_length
+
+    def generation_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `GenerationConfig`, the ids of special tokens included."""
+        arguments = dict(self.plan.generation_kwargs)
+        arguments["eos_token_id"] = list(self.eos_token_ids)
+        arguments["pad_token_id"] = self.tokenizer.pad_token_id
+        if self.tokenizer.bos_token_id is not None:
+            arguments["bos_token_id"] = self.tokenizer.bos_token_id
+        return arguments
+
+
+@dataclass(frozen=True)
+class LoadedModel(PromptModel):
+    """A model in memory.
+
+    Attributes:
+        model: The transformers model, in eval mode.
+        measured: Facts measured after loading.
+        draft: The draft model, loaded the same way, or None.
+    """
+
+    model: "PreTrainedModel" = field(repr=False)
+    measured: Measured
+    draft: "LoadedModel | None" = None
+
+
+def load_prompt_model(prepared: Prepared) -> PromptModel:
+    """Load the tokenizer of a prepared model, and no weights.
+
+    Raises:
+        ModelError: the files of the tokenizer cannot be read.
+        UserError: a token of `generation.extra_eos_tokens` does not exist.
+    """
+    plan = prepared.plan
+    tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
+    stored = prepared.info.generation_config.get("eos_token_id")
+    return PromptModel(
+        prepared, tokenizer, tuple(end_tokens(tokenizer, stored, prepared.config.generation.extra_eos_tokens))
+    )

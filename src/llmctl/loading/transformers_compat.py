@@ -1,0 +1,224 @@
+"""Every private or version-dependent name of transformers that llmctl uses, each behind one function.
+
+Supported are transformers 5.18 and newer releases of 5.x. A comment says which versions a name is for; without one it
+holds for all of them. Nothing heavy is imported with this module, and any other module may import it.
+"""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+# First release that quantises a KV cache in fp8 (cache_utils.py).
+FP8_CACHE_SINCE = (5, 21)
+
+
+# -- importing and logging
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the warnings and progress bars of transformers: llmctl turns what matters into decisions and errors.
+
+    A verbosity that the user raised (TRANSFORMERS_VERBOSITY=info, or `--debug`) is kept.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if verbosity >= logging.WARNING:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def without_peft() -> Iterator[None]:
+    """Hide from transformers that peft is installed.
+
+    transformers takes an adapter_config.json beside a model for an order: it loads the base model named there, from
+    wherever that is, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). set_seed is
+    defined beside the Trainer, which imports peft, and peft imports bitsandbytes, which fetches code from the Hub if
+    `kernels` is installed.
+    """
+    import transformers.utils  # noqa: F401 (so that the name below exists)
+    from transformers.utils import import_utils
+
+    original = import_utils.is_peft_available
+
+    def unavailable() -> bool:
+        return False
+
+    def swap(old: Any, new: Any) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers") and vars(module).get("is_peft_available") is old:
+                vars(module)["is_peft_available"] = new
+
+    swap(original, unavailable)
+    try:
+        yield
+    finally:
+        swap(unavailable, original)
+
+
+def hide_distributed() -> None:
+    """Tell transformers that this torch has no torch.distributed, so that it does not import it."""
+    import transformers.utils
+    from transformers.utils import import_utils
+
+    for module in (transformers.utils, import_utils):
+        vars(module)["is_torch_distributed_available"] = lambda: False
+
+
+# -- architectures
+
+
+def knows_architecture(model_type: str) -> bool:
+    """Return whether transformers has a configuration class for a model type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def causal_model_class(model_type: str) -> Any:
+    """Return the class that generates text for a model type, or None."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
+
+    config_class = type(AutoConfig.for_model(model_type))
+    if config_class not in CLASSES:
+        return None
+    model_class = CLASSES[config_class]
+    return model_class[0] if isinstance(model_class, tuple) else model_class
+
+
+def is_stateful(model: Any) -> bool:
+    """Return whether a model keeps a state from which tokens cannot be removed (Mamba and its like)."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
+def supports_dynamic_cache(model: Any) -> bool:
+    """Return whether a model keeps its past in DynamicCache; a few have a cache class of their own."""
+    return bool(model._supports_default_dynamic_cache())
+
+
+# -- attention
+
+
+def supports_attention(model_class: Any, implementation: str) -> bool:
+    """Return whether a model class can use `eager`, `sdpa`, `flash_attention_2` or `flex_attention` here."""
+    if implementation == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        # if flash_attn is installed but unusable, transformers fetches a kernel from the Hub in its place
+        return bool(getattr(model_class, "_supports_flash_attn", False) and is_flash_attn_2_available())
+    flags = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
+    return implementation == "eager" or bool(getattr(model_class, flags[implementation], False))
+
+
+def takes_registered_attention(model: Any) -> bool:
+    """Return whether a model calls its attention through AttentionInterface."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def attention_of(config: Any) -> str:
+    """Return the attention implementation that a configuration selects."""
+    return str(config._attn_implementation)
+
+
+def set_attention(config: Any, implementation: str) -> None:
+    """Select the attention implementation."""
+    config._attn_implementation = implementation
+
+
+def use_default_experts(config: Any) -> None:
+    """Drop an experts implementation named by config.json, which can be a kernel from the Hub."""
+    config._experts_implementation = None
+
+
+# -- generation
+
+
+def cache_argument() -> str:
+    """Return the name of the KV cache argument of `generate`.
+
+    It is `past_key_values` in 5.18 and `cache` in the releases that deprecate that name.
+    """
+    from transformers import GenerationMixin
+
+    parameters = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """Return the KV cache among the keyword arguments of a forward pass, under either name, or None."""
+    cache = inputs.get("cache")
+    return inputs.get("past_key_values") if cache is None else cache
+
+
+def template_arguments(tokenizer: Any) -> dict[str, Any]:
+    """Return the arguments of `apply_chat_template` that make control tokens in messages ordinary text.
+
+    Empty in 5.18, which has no such argument.
+    """
+    if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
+        return {"sanitize_control_tokens": True}
+    return {}
+
+
+def logits_processors(
+    model: Any, generation_config: Any, *, prompt_tokens: int, extra: Sequence[Any] = ()
+) -> tuple[Any, Any]:
+    """Return the logits processors that `generate` would use, and the generation config it would complete.
+
+    Args:
+        extra: Processors to add after the penalties and before those that make it sample.
+    """
+    from transformers import LogitsProcessorList
+
+    config, _ = model._prepare_generation_config(generation_config)
+    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=model.device)
+    processors = model._get_logits_processor(
+        config,
+        input_ids_seq_length=prompt_tokens,
+        device=model.device,
+        logits_processor=LogitsProcessorList(extra),
+    )
+    return processors, config
+
+
+def compile_on_cpu(compile_config: Any) -> None:
+    """Let `generate` compile on every device; by default it compiles on GPUs only."""
+    compile_config._compile_all_devices = True
+
+
+# -- weights
+
+
+def modules_kept_in_float32(model: Any) -> tuple[str, ...]:
+    """Return the names of modules that a model keeps out of half precision."""
+    return tuple(model._keep_in_fp32_modules or ())
+
+
+def save_under_loaded_names(model: Any) -> None:
+    """Drop the conversions that rename weights when a model is saved."""
+    model._weight_conversions = []
+
+
+def tied_weights(model: Any) -> Mapping[str, str]:
+    """Return the tied weights of a model: the name of each, and the name of the one it shares."""
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    return tied
+
+
+def gate_experts(experts: Any, gate_up: Any) -> Any:
+    """Return activation(gate) * up as the experts' own class computes it."""
+    return experts._apply_gate(gate_up)

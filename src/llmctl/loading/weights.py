@@ -1,0 +1,144 @@
+"""Reading the weights: the call of `from_pretrained`, from the model's own files or from their quantised copy."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import MachineError, ModelError
+from llmctl.loading import transformers_compat as compat
+from llmctl.loading.checks import check_finite, check_keys
+from llmctl.loading.prepare import Prepared
+from llmctl.model.info import is_packed
+from llmctl.plan import Plan
+from llmctl.plan.memory_advice import out_of_memory_error
+from llmctl.quant import bitsandbytes as bnb
+from llmctl.quant import cache as copies
+
+
+def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
+    """Load the model from its quantised copy if the plan has one, else from its own files; keep a copy if planned.
+
+    Returns:
+        The model, and the inputs with the plan that was followed: a damaged copy is replaced.
+    """
+    plan = prepared.plan
+    if plan.copy_folder is not None:
+        try:
+            model = _load(prepared, plan.copy_folder)
+            copies.mark_used(plan.copy_folder)
+            return prepared, model
+        except ModelError as error:  # whatever is wrong with a copy, the original is still available
+            copies.forget(plan.copy_folder)
+            plan = copies.without_copy(plan, f"the one that was kept is damaged: {error.message}")
+            prepared = replace(prepared, plan=plan)
+    model = _load(prepared)
+    if plan.keep_copy:
+        plan = copies.keep(model, plan, prepared.config, prepared.info, prepared.machine)
+        prepared = replace(prepared, plan=plan)
+    return prepared, model
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that memory ran out.
+
+    GPUs raise a class of their own. The CPU's allocator raises a bare RuntimeError and can only be known by its name in
+    the text (c10/core/impl/alloc_cpu.cpp): the one place where a message is searched.
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
+    """Call `from_pretrained`, and refuse what it only warns about.
+
+    Only the weights are read from a quantised copy; the configuration is the model's own.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    plan = prepared.plan
+    try:
+        _import_quantization(prepared)
+        arguments = _model_arguments(plan)
+        quantization = arguments.pop("quantization_config") if copy_folder is not None else None
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(copy_folder or prepared.located.folder),
+            config=_read_config(prepared, quantization),
+            local_files_only=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    except ImportError as error:
+        raise MachineError(
+            f"loading {plan.source} needs a package that cannot be imported: {_first_line(error)}",
+            hint="install it, or omit the option that needs it (--attn, --quant)",
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory_error(
+                plan, prepared.info, prepared.machine, prepared.config, doing="loading"
+            ) from error
+        raise ModelError(
+            f"{plan.source} cannot be loaded: {_first_line(error)}",
+            hint="are its files complete, and does this transformers know it? --debug shows the cause",
+        ) from error
+    check_keys(plan.source, report)
+    check_finite(plan.source, model)
+    if plan.kernels == "llmctl":
+        from llmctl.cpu.attention import use_attention
+        from llmctl.cpu.layers import use_kernels
+
+        use_kernels(model)
+        use_attention(model)
+    model.eval()
+    return model
+
+
+def _import_quantization(prepared: Prepared) -> None:
+    """Import the support for the format of the weights, so that transformers finds it."""
+    arguments = prepared.plan.quantization(prepared.info)
+    if is_packed(arguments):
+        import llmctl.quant.hf_quantizer  # noqa: F401
+    elif "load_in_4bit" in arguments or "load_in_8bit" in arguments:
+        bnb.import_bitsandbytes()
+
+
+def _model_arguments(plan: Plan) -> dict[str, Any]:
+    """Return the arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
+    arguments = dict(plan.model_kwargs)
+    quantization = arguments.get("quantization_config")
+    if quantization is not None and is_packed(quantization):
+        from llmctl.quant.hf_quantizer import LlmctlConfig
+
+        arguments["quantization_config"] = LlmctlConfig(**quantization)
+    elif quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(**quantization)
+    return arguments
+
+
+def _read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
+    """Read config.json with transformers, and set the planned attention in it.
+
+    `_attn_implementation` in a config.json wins over the argument of the same meaning unless the configuration is read
+    first, and can name a kernel that transformers would fetch from the Hub and run.
+    """
+    from transformers import AutoConfig
+
+    arguments = prepared.plan.model_kwargs
+    config = AutoConfig.from_pretrained(
+        str(prepared.located.folder), local_files_only=True, trust_remote_code=arguments["trust_remote_code"]
+    )
+    compat.set_attention(config, arguments["attn_implementation"])
+    compat.use_default_experts(config)
+    if quantization_config is not None:
+        config.quantization_config = quantization_config.to_dict()
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
