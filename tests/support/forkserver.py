@@ -258,8 +258,9 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 def _import_everything() -> None:
     """Import what commands import, in the way that they do it."""
-    import llmctl
     from llmctl.loading.imports import lean_imports
+
+    import llmctl
 
     with lean_imports():
         import transformers
