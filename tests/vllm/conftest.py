@@ -1,4 +1,4 @@
-"""What the tests of vLLM share: one that is a small script."""
+"""A fake vLLM for the tests."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ from support.fake_vllm import write_fake_vllm
 
 @pytest.fixture
 def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Python of this process has a vLLM that does what the variable FAKE_VLLM says. Gives a file that will hold the
-    process ids of its server and of the worker below it."""
+    """Install a fake vLLM, which behaves as the variable FAKE_VLLM says. Return the file for the process ids of its
+    server and worker."""
     folder = write_fake_vllm(tmp_path / "fake-vllm")
     pids = tmp_path / "pids"
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))

@@ -1,4 +1,4 @@
-"""`generate --input --engine vllm` through the command line, on a vLLM that is a small script."""
+"""`generate --input --engine vllm` on a fake vLLM."""
 
 import json
 import os
@@ -26,21 +26,21 @@ def batch(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Run:
-    """`llmctl generate --input in.jsonl --output out.jsonl --engine vllm` in this process and an empty folder."""
+    """Return a function that runs `llmctl generate --input … --engine vllm` in this process."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
 
     def command(*arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = main([*words(tiny_models("llama")), *arguments])
+        code = main([*command_line(tiny_models("llama")), *arguments])
         out, err = capfd.readouterr()
         return code, out, err
 
     return command
 
 
-def words(folder: Path) -> list[str]:
+def command_line(folder: Path) -> list[str]:
     files = ["--input", "in.jsonl", "--output", "out.jsonl"]
     return ["generate", "--model", str(folder), "--engine", "vllm", "--offline", *files]
 
@@ -53,7 +53,7 @@ def read() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_row_is_asked_with_all_that_decides_it(batch: Run) -> None:
+def test_each_request_carries_the_settings_of_its_row(batch: Run) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     write_rows(
         {"prompt": "the capital"},
@@ -64,34 +64,35 @@ def test_each_row_is_asked_with_all_that_decides_it(batch: Run) -> None:
     )
     code, _, err = batch("-n", "9")
     assert code == 0, err
-    asked = [json.loads(answer["text"]) for answer in read()]
-    assert [one["temperature"] for one in asked] == [0.0, 0.5, 0.0, 0.0, 0.0]
-    assert [one["seed"] for one in asked] == [42, 7, 42, 42, 42]
-    assert [one["max_tokens"] for one in asked] == [9, 5, 9, 9, 9]
-    assert (asked[1]["top_k"], asked[4]["stop"]) == (3, ["x"])
-    assert asked[2]["structured_outputs"]["json"]["required"] == ["a"]
-    assert asked[3]["structured_outputs"] == {"grammar": "start: /yes|no/"}
+    requests = [json.loads(answer["text"]) for answer in read()]
+    assert [one["temperature"] for one in requests] == [0.0, 0.5, 0.0, 0.0, 0.0]
+    assert [one["seed"] for one in requests] == [42, 7, 42, 42, 42]
+    assert [one["max_tokens"] for one in requests] == [9, 5, 9, 9, 9]
+    assert (requests[1]["top_k"], requests[4]["stop"]) == (3, ["x"])
+    assert requests[2]["structured_outputs"]["json"]["required"] == ["a"]
+    assert requests[3]["structured_outputs"] == {"grammar": "start: /yes|no/"}
     scored = read()[1]["logprobs"]
     assert [one["top"][0]["id"] for one in scored] == [7, 7, 7]
 
 
-def test_a_row_that_vllm_refuses_or_does_not_have_costs_no_other(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_or_unsupported_row_does_not_affect_the_others(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", "refuses")
     write_rows({"prompt": "a"}, {"prompt": "b", "seed": 13}, {"prompt": "c", "generation": {"num_beams": 2}})
     code, _, _ = batch()
     first, *others = read()
     assert (code, "text" in first) == (1, True)
-    messages = [one["error"]["message"] for one in others]
-    assert messages == ["vLLM refuses it: thirteen is refused", "generation.num_beams of a row cannot be said to vLLM"]
+    refused, unsupported = (one["error"]["message"] for one in others)
+    assert "thirteen is refused" in refused
+    assert "generation.num_beams" in unsupported
 
 
-def test_the_end_of_vllm_ends_the_run_and_what_is_answered_stays(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_of_vllm_ends_the_run_and_answers_are_kept(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", "dies later")
     rows = [{"prompt": f"number {number}"} for number in range(300)]
     write_rows(*rows)
     code, _, err = batch()
     assert code == 3
-    assert "vLLM ended: memory ran out" in err
+    assert "CUDA out of memory" in err
     kept = Path("out.jsonl.partial").read_bytes().count(b"\n")
     assert kept > 50
     monkeypatch.setenv("FAKE_VLLM", "healthy")
@@ -102,22 +103,22 @@ def test_the_end_of_vllm_ends_the_run_and_what_is_answered_stays(batch: Run, mon
     assert [answer["id"] for answer in read()] == list(range(1, 301))
 
 
-def test_answers_of_the_other_engine_are_not_gone_on_with(
+def test_answers_of_the_other_engine_are_not_resumed(
     batch: Run, tiny_models: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_rows({"prompt": "a"})
-    assert main([*words(tiny_models("llama")), "--engine", "transformers", "-n", "2"]) == 0
+    assert main([*command_line(tiny_models("llama")), "--engine", "transformers", "-n", "2"]) == 0
     code, _, err = batch("-n", "2")
     assert code == 2
     assert "made with another model, dtype or quantisation" in err
 
 
-def test_a_run_that_is_killed_leaves_nothing_running_and_goes_on(
+def test_a_killed_run_leaves_no_process_and_can_be_resumed(
     batch: Run, fake_vllm: Path, tiny_models: Callable[[str], Path]
 ) -> None:
     write_rows(*({"prompt": f"number {number}"} for number in range(400)))
     process = forkserver.start(
-        *words(tiny_models("llama")),
+        *command_line(tiny_models("llama")),
         stderr=subprocess.DEVNULL,
         env={**os.environ, "FAKE_VLLM_SECONDS": "0.3"},
     )
@@ -137,7 +138,7 @@ def test_a_run_that_is_killed_leaves_nothing_running_and_goes_on(
     assert [answer["id"] for answer in read()] == list(range(1, 401))
 
 
-def test_where_every_row_is_answered_no_vllm_is_started(batch: Run, fake_vllm: Path) -> None:
+def test_no_vllm_is_started_if_every_row_is_answered(batch: Run, fake_vllm: Path) -> None:
     write_rows({"prompt": "a"})
     assert batch()[0] == 0
     fake_vllm.unlink()
@@ -146,18 +147,18 @@ def test_where_every_row_is_answered_no_vllm_is_started(batch: Run, fake_vllm: P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
-        (["--manifest"], "llmctl replay does not run vLLM"),
+        (["--manifest"], "replay"),
         (["--set", "generation.num_beams=2"], "generation.num_beams"),
         (["--cache", "static"], "generation.cache_implementation"),
     ],
 )
-def test_what_vllm_does_not_have_is_told_before_it_starts(
-    batch: Run, fake_vllm: Path, arguments: list[str], says: str
+def test_unsupported_settings_are_an_error_before_vllm_starts(
+    batch: Run, fake_vllm: Path, arguments: list[str], named: str
 ) -> None:
     write_rows({"prompt": "a"})
     code, _, err = batch(*arguments)
     assert code == 2
-    assert says in err
+    assert named in err
     assert not fake_vllm.exists()

@@ -1,4 +1,4 @@
-"""The openai client, unmodified, on both engines: one test, two servers (`make test-vllm`)."""
+"""The unmodified openai client on both engines (`make test-vllm`)."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from llmctl.vllm.child import free_port
+from llmctl.vllm.process import free_port
 
 KEY = "0123456789abcdef-secret"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.smollm, pytest.mark.xdist_group("smo
 def client(
     request: pytest.FixtureRequest, smollm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
-    """A client of `llmctl serve` with SmolLM2, by either engine."""
+    """Yield a client of `llmctl serve` with SmolLM2 on one of the engines."""
     port = free_port()
     more = ENGINES[request.param]
     if request.param == "vllm":
@@ -35,8 +35,8 @@ def client(
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMCTL_")}
     environment |= {"LLMCTL_API_KEY": KEY, "LLMCTL_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    said = home / "said"
-    with said.open("wb") as file:
+    log = home / "log"
+    with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "llmctl", "serve", str(smollm), "--port", str(port), "--dtype", "fp32",
              "--model-name", "smol", *more],
@@ -44,7 +44,7 @@ def client(
         )  # fmt: skip
     try:
         while not answers(port):
-            assert process.poll() is None, said.read_text()
+            assert process.poll() is None, log.read_text()
             time.sleep(0.1)
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0) as found:
             yield found
@@ -60,7 +60,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_a_question_is_answered_greedily_and_streamed_it_is_the_same(client: openai.OpenAI) -> None:
+def test_a_greedy_answer_is_the_same_whole_and_streamed(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=20)
     assert whole.choices[0].message.content == "The capital of France is Paris."
     assert whole.choices[0].finish_reason == "stop"
@@ -76,7 +76,7 @@ def test_a_question_is_answered_greedily_and_streamed_it_is_the_same(client: ope
     assert chunks[-1].usage.completion_tokens == 8
 
 
-def test_answers_end_where_they_are_told_to(client: openai.OpenAI) -> None:
+def test_stop_strings_and_token_limits_end_answers(client: openai.OpenAI) -> None:
     stopped = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=20, stop=[" Paris"])
     assert stopped.choices[0].message.content == "The capital of France is"
     assert stopped.choices[0].finish_reason == "stop"
@@ -86,7 +86,7 @@ def test_answers_end_where_they_are_told_to(client: openai.OpenAI) -> None:
     assert short.usage.completion_tokens == 3
 
 
-def test_the_same_seed_gives_the_same_answer_and_n_gives_several(client: openai.OpenAI) -> None:
+def test_a_seed_repeats_an_answer_and_n_gives_several(client: openai.OpenAI) -> None:
     def ask(seed: int) -> list[str | None]:
         asked = client.chat.completions.create(
             model="smol", messages=QUESTION, max_tokens=12, temperature=1.5, seed=seed, n=2
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_answer_and_n_gives_several(client: openai.
     assert any(ask(seed) != first for seed in (8, 9))
 
 
-def test_log_probabilities_have_the_likeliest_beside(client: openai.OpenAI) -> None:
+def test_log_probabilities_include_the_top_tokens(client: openai.OpenAI) -> None:
     asked = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=4, logprobs=True, top_logprobs=3)
     found = asked.choices[0].logprobs
     assert found is not None
@@ -109,7 +109,7 @@ def test_log_probabilities_have_the_likeliest_beside(client: openai.OpenAI) -> N
     assert found.content[0].logprob == pytest.approx(-1.8643, abs=1e-2)
 
 
-def test_a_schema_is_kept_to(client: openai.OpenAI) -> None:
+def test_an_answer_follows_its_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 150}},
@@ -137,7 +137,7 @@ def test_errors_have_their_class(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["smol", "SmolLM2-135M-Instruct"]
 
 
-def test_nobody_comes_in_through_another_door(client: openai.OpenAI) -> None:
+def test_every_path_is_guarded(client: openai.OpenAI) -> None:
     base = str(client.base_url).removesuffix("/v1/")
     asked = {"model": "smol", "messages": QUESTION}
     for path in ("/invocations", "/v1/chat/completions", "/tokenize"):

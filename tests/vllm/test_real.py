@@ -1,4 +1,4 @@
-"""The real vLLM: `make test-vllm`."""
+"""Tests on a real vLLM (`make test-vllm`)."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from llmctl.config.layers import read_only_file
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.server.security.guard import Rules
 from llmctl.vllm.arguments import Target
-from llmctl.vllm.child import Child, free_port
-from llmctl.vllm.command import make_start
-from llmctl.vllm.detection import find_vllm
+from llmctl.vllm.command import make_launch
+from llmctl.vllm.detection import detect_vllm
+from llmctl.vllm.process import VllmProcess, free_port
 from llmctl.vllm.translate import translate
 from support.tiny import edit_json, write_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = os.environ.get("LLMCTL_VLLM_PYTHON", "")
-# Run by vLLM's Python: what its own parser makes of lists of arguments.
+# Runs in vLLM's Python: parses lists of arguments with vLLM's own parser.
 _PARSE = """
 import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -54,7 +54,7 @@ EVERYTHING: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_every_argument_that_is_translated_exists_and_means_what_it_should() -> None:
+def test_every_translated_argument_exists_and_has_the_right_meaning() -> None:
     configs = [settings_from_mapping(sections).config for sections in EVERYTHING]
     configs += [read_only_file(file).config for file in sorted((ROOT / "configs").glob("*.yaml"))]
     batches = [settings_from_mapping({"generation": {"logprobs": 30}}).config]
@@ -77,37 +77,37 @@ def test_every_argument_that_is_translated_exists_and_means_what_it_should() -> 
     assert parsed[-1]["max_logprobs"] == 30
 
 
-def ends(folder: Path, **sections: Any) -> None:
-    """Start it as the command does, and wait until it is healthy, which it will not be."""
+def start_and_wait(folder: Path, **sections: Any) -> None:
+    """Start vLLM as the command does, and wait for a health that never comes."""
     asked = {"model": {"id": str(folder)}, "load": {"dtype": "float32"}, **sections}
     config = settings_from_mapping(asked).config
     target = Target(model=str(folder), port=free_port())
-    start = make_start(find_vllm(PYTHON), config, translate(config, target), target, Rules())
-    with Child(start) as child:
+    start = make_launch(detect_vllm(PYTHON), config, translate(config, target), target, Rules())
+    with VllmProcess(start) as child:
         child.wait_until_healthy(120)
 
 
-def test_an_unknown_argument_is_told(tmp_path: Path) -> None:
+def test_an_unknown_argument_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unrecognized arguments: --such-a-thing"):
-        ends(tmp_path, vllm={"extra": {"such_a_thing": True}})
+        start_and_wait(tmp_path, vllm={"extra": {"such_a_thing": True}})
 
 
-def test_an_unknown_architecture_is_told(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_reported(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     edit_json(folder / "config.json", architectures=["NobodyKnowsForCausalLM"])
     with pytest.raises(ModelError, match="NobodyKnowsForCausalLM"):
-        ends(folder)
+        start_and_wait(folder)
 
 
-def test_more_gpus_than_there_are_is_told(tmp_path: Path) -> None:
+def test_too_many_gpus_are_reported(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     with pytest.raises((MachineError, UserError)) as caught:
-        ends(folder, vllm={"tensor_parallel_size": 3})
+        start_and_wait(folder, vllm={"tensor_parallel_size": 3})
     assert "divisible by tensor parallel size" in caught.value.message.splitlines()[0]
 
 
 @pytest.mark.smollm
-def test_a_batch_gives_the_answers_of_transformers_and_a_killed_one_goes_on(
+def test_a_batch_gives_the_answers_of_transformers_and_a_killed_one_is_resumed(
     smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A configuration in vLLM's words: what is said, what need not be, and what cannot be."""
+"""Translation of a configuration for vLLM."""
 
 import json
 from pathlib import Path
@@ -12,40 +12,40 @@ from llmctl.config.layers import read_only_file
 from llmctl.config.schema import all_keys
 from llmctl.errors import ConfigError
 from llmctl.vllm.arguments import Target
-from llmctl.vllm.detection import serving
+from llmctl.vllm.detection import serve_command
 from llmctl.vllm.rules import RULES
 from llmctl.vllm.translate import Translation, check, translate
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(**sections: Any) -> Config:
     return settings_from_mapping(sections).config
 
 
-def said(target: Target | None = None, **sections: Any) -> Translation:
+def translated(target: Target | None = None, **sections: Any) -> Translation:
     return translate(config(**sections), target)
 
 
 def after(arguments: tuple[str, ...], option: str) -> str:
-    """The value of an option, which is there once."""
+    """Return the value of an option that occurs once."""
     assert arguments.count(option) == 1, arguments
     return arguments[arguments.index(option) + 1]
 
 
 def why_not(key: str, target: Target | None = None, **sections: Any) -> str:
-    """Why a key cannot be said."""
-    one = next(one for one in said(target, **sections).keys if one.key == key)
-    assert one.said.kind == "problem", one
-    return one.said.text
+    """Return the reason why a key cannot be translated."""
+    one = next(one for one in translated(target, **sections).keys if one.key == key)
+    assert one.outcome.kind == "not possible", one
+    return one.outcome.text
 
 
 def test_every_key_of_the_schema_has_a_rule() -> None:
     assert sorted(set(all_keys()) - set(RULES)) == []
 
 
-def test_defaults_say_the_model_safetensors_the_seed_and_greedy() -> None:
-    translation = said(model={"id": "org/name"})
+def test_defaults_translate_to_the_model_safetensors_the_seed_and_greedy_decoding() -> None:
+    translation = translated(model={"id": "org/name"})
     assert translation.problems(settings_from_mapping({})) == []
     assert translation.arguments == (
         "--model", "org/name", "--served-model-name", "org/name", "--load-format", "safetensors",
@@ -62,16 +62,16 @@ def test_several_gpus_and_machines() -> None:
     assert after(arguments, "--distributed-executor-backend") == "ray"
     assert after(arguments, "--dtype") == "bfloat16"
     assert after(arguments, "--max-model-len") == "8192"
-    assert serving(arguments)[:2] == ("serve", "meta-llama/Meta-Llama-3-70B-Instruct")
+    assert serve_command(arguments)[:2] == ("serve", "meta-llama/Meta-Llama-3-70B-Instruct")
 
 
-def test_one_machine_serves_the_folder_several_find_the_model_by_its_id_and_commit() -> None:
+def test_one_machine_loads_the_folder_and_several_load_the_id_and_commit() -> None:
     target = Target(model="/cache/snapshot", commit="c" * 40)
-    one = said(target, model={"id": "org/name", "revision": "v1"})
+    one = translated(target, model={"id": "org/name", "revision": "v1"})
     assert after(one.arguments, "--model") == "/cache/snapshot"
     assert "--revision" not in one.arguments
     assert one.served_name == "org/name"
-    several = said(target, model={"id": "org/name"}, vllm={"distributed_executor_backend": "ray"})
+    several = translated(target, model={"id": "org/name"}, vllm={"distributed_executor_backend": "ray"})
     assert after(several.arguments, "--model") == "org/name"
     assert after(several.arguments, "--revision") == "c" * 40
 
@@ -90,10 +90,10 @@ def test_one_machine_serves_the_folder_several_find_the_model_by_its_id_and_comm
         ),
     ],
 )
-def test_requests_that_say_nothing_are_answered_as_transformers_would(
+def test_the_defaults_of_requests_are_those_of_transformers(
     generation: dict[str, Any], stored: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    arguments = said(Target(generation_config=stored), generation=generation).arguments
+    arguments = translated(Target(generation_config=stored), generation=generation).arguments
     assert json.loads(after(arguments, "--override-generation-config")) == expected
 
 
@@ -119,49 +119,49 @@ def test_requests_that_say_nothing_are_answered_as_transformers_would(
         ("tokenizer.model_max_length", {"tokenizer": {"model_max_length": 9}, "vllm": {"max_model_len": 8}}),
     ],
 )
-def test_what_cannot_be_said_is_a_problem(key: str, sections: dict[str, Any]) -> None:
+def test_a_key_without_an_equivalent_is_a_problem(key: str, sections: dict[str, Any]) -> None:
     assert why_not(key, **sections)
 
 
-def test_bitsandbytes_where_this_vllm_has_it() -> None:
+def test_bitsandbytes_if_this_vllm_has_it() -> None:
     target = Target(has_bitsandbytes=True)
-    arguments = said(target, quantization={"bits": 4}).arguments
+    arguments = translated(target, quantization={"bits": 4}).arguments
     assert after(arguments, "--quantization") == "bitsandbytes"
     assert after(arguments, "--load-format") == "bitsandbytes"
-    assert "4 bits while it loads" in why_not("quantization.bits", target, quantization={"bits": 8})
+    assert "4 bits" in why_not("quantization.bits", target, quantization={"bits": 8})
     assert "nf4" in why_not("quantization.quant_type", target, quantization={"bits": 4, "quant_type": "fp4"})
 
 
-def test_a_model_in_a_format_that_vllm_does_not_know_is_a_problem() -> None:
+def test_a_model_in_an_unsupported_format_is_a_problem() -> None:
     assert "llmctl's own format" in why_not("model.id", Target(quant_method="llmctl"), model={"id": "a/b"})
     assert "bitsandbytes" in why_not("model.id", Target(quant_method="bitsandbytes"), model={"id": "a/b"})
 
 
-def test_what_the_models_own_generation_config_asks_for_counts_too() -> None:
+def test_the_models_own_generation_config_counts_too() -> None:
     target = Target(generation_config={"no_repeat_ngram_size": 3})
-    assert "generation_config.json asks for 3" in why_not("generation.no_repeat_ngram_size", target)
+    assert "generation_config.json" in why_not("generation.no_repeat_ngram_size", target)
 
 
-def test_the_models_id_works_beside_the_name_that_was_configured() -> None:
-    arguments = said(model={"id": "org/name"}, serve={"model_name": "smol"}).arguments
+def test_the_models_id_works_beside_the_configured_name() -> None:
+    arguments = translated(model={"id": "org/name"}, serve={"model_name": "smol"}).arguments
     at = arguments.index("--served-model-name")
     assert arguments[at + 1 : at + 3] == ("smol", "org/name")
-    folder = said(model={"id": "/models/mine/"}).arguments
+    folder = translated(model={"id": "/models/mine/"}).arguments
     assert after(folder, "--served-model-name") == "mine"
 
 
 def test_an_adapter_has_the_models_name() -> None:
     target = Target(adapter="/adapters/a", adapter_rank=10)
-    arguments = said(target, model={"id": "org/name", "adapters": "a/b"}).arguments
+    arguments = translated(target, model={"id": "org/name", "adapters": "a/b"}).arguments
     assert after(arguments, "--served-model-name") == "org/name:base"
     module = json.loads(after(arguments, "--lora-modules"))
     assert module == {"name": "org/name", "path": "/adapters/a", "base_model_name": "org/name:base"}
     assert after(arguments, "--max-lora-rank") == "16"
 
 
-def test_more_is_said_as_it_stands() -> None:
+def test_extra_arguments_are_passed_on_unchanged() -> None:
     more = {"enforce_eager": True, "enable_prefix_caching": False, "block-size": 16, "hf_overrides": {"a": 1}}
-    arguments = " ".join(said(vllm={"extra": more}).arguments)
+    arguments = " ".join(translated(vllm={"extra": more}).arguments)
     expected = '--enforce-eager --no-enable-prefix-caching --block-size 16 --hf-overrides {"a": 1} --seed 42'
     assert expected in arguments
 
@@ -181,7 +181,7 @@ def test_more_is_said_as_it_stands() -> None:
         ({"trust_request_chat_template": True}, "without end"),
     ],
 )
-def test_arguments_that_open_doors_or_are_said_elsewhere_are_refused_without_their_values(
+def test_unsafe_or_duplicate_extra_arguments_are_refused_and_their_values_not_shown(
     extra: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -190,7 +190,7 @@ def test_arguments_that_open_doors_or_are_said_elsewhere_are_refused_without_the
     assert "top-secret" not in caught.value.message
 
 
-def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together_with_their_lines(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("load:\n  device_map: balanced\nchat:\n  system: Be brief.\n")
     with pytest.raises(ConfigError) as caught:
@@ -201,13 +201,13 @@ def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None
     ]
 
 
-def test_a_batch_says_in_each_request_what_a_server_cannot_have() -> None:
+def test_a_batch_sets_in_each_request_what_a_server_cannot_have() -> None:
     sections = {
         "generation": {"stop_strings": ["x"], "logprobs": 30},
         "chat": {"system": "s"},
         "structure": {"regex": "a"},
     }
-    translation = said(Target("batch"), **sections)
+    translation = translated(Target("batch"), **sections)
     assert translation.problems(settings_from_mapping(sections)) == []
     assert after(translation.arguments, "--max-logprobs") == "30"
     assert "--override-generation-config" not in translation.arguments
@@ -227,7 +227,7 @@ def test_explain_shows_the_command_and_each_key(capfd: pytest.CaptureFixture[str
     assert (problem["key"], problem["from"]) == ("chat.system", "--set")
 
 
-def test_explain_writes_values_of_every_kind_as_json(capfd: pytest.CaptureFixture[str]) -> None:
+def test_explain_writes_values_of_every_type_as_json(capfd: pytest.CaptureFixture[str]) -> None:
     values = ("model.id=org/name", "model.adapters=[org/one]", "serve.api_key_file=keys.txt")
     main(["config", "explain", "--engine", "vllm", *(part for one in values for part in ("--set", one)), "--json"])
     keys = {one["key"]: one["value"] for one in json.loads(capfd.readouterr().out)["keys"]}

@@ -27,15 +27,15 @@ def vllm_computer(output: Output, settings: Settings, *, offline: bool) -> Itera
     from llmctl.generation.structured.structure import check_structure
     from llmctl.server.security.guard import Rules
     from llmctl.server.security.keys import Keys
-    from llmctl.vllm.batch import Remote, deciding
-    from llmctl.vllm.child import Child, free_port, new_key
-    from llmctl.vllm.command import OPEN_PATHS, make_start
-    from llmctl.vllm.detection import find_vllm
+    from llmctl.vllm.batch import VllmBatch, engine_identity
+    from llmctl.vllm.command import OPEN_PATHS, make_launch
+    from llmctl.vllm.detection import detect_vllm
+    from llmctl.vllm.process import VllmProcess, free_port, new_key
     from llmctl.vllm.remote import load_remote, prepare_remote
     from llmctl.vllm.target import make_target
     from llmctl.vllm.translate import check
 
-    vllm = find_vllm(settings.config.vllm.python)
+    vllm = detect_vllm(settings.config.vllm.python)
     check(settings, make_target(settings, vllm, None, purpose="batch"))  # before anything is fetched
     check_structure(settings.config)
     with download_shown(output, settings) as bar:
@@ -44,19 +44,19 @@ def vllm_computer(output: Output, settings: Settings, *, offline: bool) -> Itera
     target = make_target(settings, vllm, prepared.located, purpose="batch", port=free_port(), offline=offline)
     translation = check(settings, target)
     with hashing(output, prepared.located):
-        run = identity(prepared, engine=deciding(translation))
+        run = identity(prepared, engine=engine_identity(translation))
     key = new_key()
     rules = Rules(keys=Keys.from_plain([key], source="this run"), open_paths=OPEN_PATHS, body_bytes=256 << 20)
     with ExitStack() as stack:
-        started: list[Remote] = []
+        started: list[VllmBatch] = []
 
         def load() -> "PromptModel":
             loaded = load_remote(prepared)
-            start = make_start(vllm, settings.config, translation, target, rules, offline=offline)
-            output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {start.log}")
-            child = stack.enter_context(Child(start))
+            launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
+            output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")
+            child = stack.enter_context(VllmProcess(launch))
             await_health(output, child, seconds=settings.config.vllm.startup_seconds)
-            started.append(Remote(child, translation, key))
+            started.append(VllmBatch(child, translation, key))
             return loaded
 
         def compute(*arguments: object, **more: object) -> Iterator["Outcome"]:

@@ -12,7 +12,7 @@ from llmctl.config import Settings
 
 if TYPE_CHECKING:
     from llmctl.server.security.guard import Rules
-    from llmctl.vllm.child import Child, Start
+    from llmctl.vllm.process import Launch, VllmProcess
 
 _NOTE_SECONDS = 30.0
 
@@ -24,13 +24,13 @@ def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: b
         LlmctlError: the configuration cannot be translated, vLLM is not there, or it ended.
     """
     from llmctl.model.resolve import locate
-    from llmctl.vllm.child import Child, free_port
-    from llmctl.vllm.command import make_start
-    from llmctl.vllm.detection import find_vllm
+    from llmctl.vllm.command import make_launch
+    from llmctl.vllm.detection import detect_vllm
+    from llmctl.vllm.process import VllmProcess, free_port
     from llmctl.vllm.target import make_target
     from llmctl.vllm.translate import check
 
-    vllm = find_vllm(settings.config.vllm.python)
+    vllm = detect_vllm(settings.config.vllm.python)
     check(settings, make_target(settings, vllm, None))  # before anything is fetched
     host = settings.config.serve.host
     port = free_port(host, settings.config.serve.port)
@@ -39,21 +39,23 @@ def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: b
         target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=bar)
     output.note(f"model: {located.source} ({located.reason})")
     translation = check(settings, target)
-    start = make_start(vllm, settings.config, translation, target, rules, offline=offline)
-    output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {start.log}")
-    with Child(start) as child:
+    launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
+    output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")
+    with VllmProcess(launch) as child:
         ends = _passing_signals(child)
         await_health(output, child, seconds=settings.config.vllm.startup_seconds, ends=ends)
         if not ends():
-            _tell(output, start, translation.served_name, seconds=child.seconds)
+            _tell(output, launch, translation.served_name, seconds=child.seconds)
         child.wait()
         if not ends():
-            child.check()
+            child.check_running()
 
 
-def await_health(output: Output, child: "Child", *, seconds: float, ends: Callable[[], bool] = lambda: False) -> None:
+def await_health(
+    output: Output, child: "VllmProcess", *, seconds: float, ends: Callable[[], bool] = lambda: False
+) -> None:
     """Wait until vLLM answers, telling what it says on the way; no longer once a signal has come. As
-    `Child.wait_until_healthy`."""
+    `VllmProcess.wait_until_healthy`."""
     told = time.monotonic()
     on_terminal = sys.stderr.isatty()
 
@@ -69,7 +71,7 @@ def await_health(output: Output, child: "Child", *, seconds: float, ends: Callab
 
     with output.waiting("starting vLLM") as show:
         try:
-            child.wait_until_healthy(seconds, tell=tell)
+            child.wait_until_healthy(seconds, on_message=tell)
         except _Ends:
             return
 
@@ -78,7 +80,7 @@ class _Ends(Exception):  # noqa: N818 (it is no error)
     """A signal came while vLLM was starting."""
 
 
-def _passing_signals(child: "Child") -> Callable[[], bool]:
+def _passing_signals(child: "VllmProcess") -> Callable[[], bool]:
     """Pass SIGINT and SIGTERM on to vLLM from now on; gives what says whether one has come."""
     came = False
 
@@ -92,8 +94,8 @@ def _passing_signals(child: "Child") -> Callable[[], bool]:
     return lambda: came
 
 
-def _tell(output: Output, start: "Start", name: str, *, seconds: float) -> None:
+def _tell(output: Output, launch: "Launch", name: str, *, seconds: float) -> None:
     if output.as_json:
-        output.document("llmctl.serve/1", {"url": f"{start.address}/v1", "model": name, "log": str(start.log)})
+        output.document("llmctl.serve/1", {"url": f"{launch.address}/v1", "model": name, "log": str(launch.log)})
     else:
-        output.note(f"{name} at {start.address}/v1, up in {seconds:.0f} s; Ctrl-C ends it")
+        output.note(f"{name} at {launch.address}/v1, up in {seconds:.0f} s; Ctrl-C ends it")

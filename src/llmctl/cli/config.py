@@ -29,7 +29,7 @@ from llmctl.config.schema import Config, all_keys
 from llmctl.errors import EXIT_NO, LlmctlError, UserError
 
 if TYPE_CHECKING:
-    from llmctl.vllm.detection import Vllm
+    from llmctl.vllm.detection import DetectedVllm
     from llmctl.vllm.translate import Translation
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -144,8 +144,8 @@ def explain(
 
       llmctl config explain --engine vllm --config configs/llama3-70b-two-machines.yaml
     """
-    from llmctl.vllm.detection import find_vllm
-    from llmctl.vllm.target import locate_here, make_target
+    from llmctl.vllm.detection import detect_vllm
+    from llmctl.vllm.target import locate_local, make_target
     from llmctl.vllm.translate import translate
 
     output: Output = ctx.obj
@@ -157,11 +157,11 @@ def explain(
         )
     vllm = None
     try:
-        vllm = find_vllm(settings.config.vllm.python)
+        vllm = detect_vllm(settings.config.vllm.python)
         output.note(f"vLLM {vllm.version} of {vllm.python}")
     except LlmctlError as error:
         output.note(f"{error.message}: explained for vLLM {_EXPLAINED}")
-    located = locate_here(settings)
+    located = locate_local(settings)
     if located is None:
         output.note("the model is not on this machine: its generation_config.json is taken to be empty")
     translation = translate(
@@ -172,21 +172,20 @@ def explain(
         raise typer.Exit(EXIT_NO)
 
 
-def _explain(output: Output, settings: Settings, translation: "Translation", vllm: "Vllm | None") -> None:
+def _explain(output: Output, settings: Settings, translation: "Translation", vllm: "DetectedVllm | None") -> None:
     """The command, and each key."""
-    from llmctl.vllm.detection import serving
+    from llmctl.vllm.detection import serve_command
 
-    said = translation.arguments
-    command = list(vllm.command(said) if vllm else ("vllm", *serving(said)))
-    words = {"argument": "translated", "idle": "not needed", "problem": "not possible"}
+    arguments = translation.arguments
+    command = list(vllm.command(arguments) if vllm else ("vllm", *serve_command(arguments)))
     if output.as_json:
         keys = [
             {
                 "key": one.key,
                 "value": _value(settings, one.key),
                 "from": settings.origin(one.key),
-                "outcome": words[one.said.kind],
-                "how": one.said.text,
+                "outcome": one.outcome.kind,
+                "how": one.outcome.text,
             }
             for one in translation.keys
         ]
@@ -195,11 +194,15 @@ def _explain(output: Output, settings: Settings, translation: "Translation", vll
         return
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in translation.environment.items())
     output.line(f"{variables} {shlex.join(command)}")
-    for kind, word in words.items():
-        rows = [(one.key, one) for one in translation.keys if one.said.kind == kind]
+    for kind in ("translated", "not needed", "not possible"):
+        rows = [
+            (one.key, f"{one.outcome.text}{_from(settings, one.key)}")
+            for one in translation.keys
+            if one.outcome.kind == kind
+        ]
         if rows:
-            output.heading(f"\n{word}")
-            output.pairs([(key, f"{one.said.text}{_from(settings, key)}") for key, one in rows])
+            output.heading(f"\n{kind}")
+            output.pairs(rows)
 
 
 def _from(settings: Settings, key: str) -> str:

@@ -1,2 +1,1 @@
-"""vLLM in a process of its own: the configuration translated into its arguments (translate), started and watched
-(child), and used for batches (batch)."""
+"""vLLM as an engine: the configuration translated into its arguments, its process, and batches on it."""

@@ -1,4 +1,4 @@
-"""The nouns: what is known beside a configuration, and how one of its keys is said to vLLM."""
+"""The target of a translation, and the outcome of one key."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ Purpose = Literal["serve", "batch"]
 
 @dataclass(frozen=True)
 class Target:
-    """What is known beside the configuration. The defaults mean that nothing is.
+    """Facts beside the configuration. The defaults mean that nothing is known.
 
     Attributes:
-        purpose: A server for others, or llmctl's own batch: that one says more in each request.
-        model: The folder of the model on this machine, or None: vLLM then finds it by its id.
-        commit: Its commit on the Hub, or None.
+        purpose: A server for others, or llmctl's own batch, whose requests carry more of the settings.
+        model: The model's folder on this machine; without it, vLLM looks the model up by its id.
+        commit: Its commit on the Hub.
         generation_config: The model's generation_config.json.
-        quant_method: How the model is quantised as it is stored, or None.
-        adapter: The folder of the adapter on this machine, or None.
-        adapter_rank: Its largest rank, or None where it is not known.
-        has_bitsandbytes: Whether this vLLM quantises with bitsandbytes; 0.32 does not any more.
-        device: What this vLLM computes on, where its package says so: `cpu` or `cuda`.
-        host: The address that it listens on.
+        quant_method: The quantisation of the stored model.
+        adapter: The adapter's folder on this machine.
+        adapter_rank: Its largest rank.
+        has_bitsandbytes: True if this vLLM quantises with bitsandbytes; 0.32 does not.
+        device: The device of this vLLM, if its package names it: `cpu` or `cuda`.
+        host: The bind address.
         port: The port.
     """
 
@@ -40,38 +40,43 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a rule gives.
+class Outcome:
+    """The translation of one key.
 
     Attributes:
-        kind: `argument` (vLLM is told, on its command line, in its environment or with each request), `idle` (there is
-            nothing to tell, and nothing is lost) or `problem` (vLLM cannot be told).
-        text: How, or why not.
-        arguments: For the command line.
-        environment: For the environment.
+        kind: `translated` (to a command-line argument, an environment variable or a field of each request),
+            `not needed` (nothing is lost), or `not possible`.
+        text: The translation, or the reason why there is none.
+        arguments: Command-line arguments.
+        environment: Environment variables.
     """
 
-    kind: Literal["argument", "idle", "problem"]
+    kind: Literal["translated", "not needed", "not possible"]
     text: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def argument(*texts: str) -> Said:
-    """It is told on the command line."""
-    return Said("argument", shlex.join(texts), texts)
+def argument(*texts: str) -> Outcome:
+    """Translate to command-line arguments."""
+    return Outcome("translated", shlex.join(texts), texts)
 
 
-def variable(name: str, value: str) -> Said:
-    """It is told in the environment."""
-    return Said("argument", f"{name}={value}", environment={name: value})
+def variable(name: str, value: str) -> Outcome:
+    """Translate to an environment variable."""
+    return Outcome("translated", f"{name}={value}", environment={name: value})
 
 
-def idle(reason: str) -> Said:
-    """There is nothing to tell, and nothing is lost."""
-    return Said("idle", reason)
+def translated(text: str) -> Outcome:
+    """Translate outside the command line: `text` names the place."""
+    return Outcome("translated", text)
 
 
-def cannot(reason: str) -> Said:
-    """vLLM cannot be told."""
-    return Said("problem", reason)
+def not_needed(reason: str) -> Outcome:
+    """Report a key that vLLM does not need."""
+    return Outcome("not needed", reason)
+
+
+def not_possible(reason: str) -> Outcome:
+    """Report a key that vLLM has no equivalent for."""
+    return Outcome("not possible", reason)

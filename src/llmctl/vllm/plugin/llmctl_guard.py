@@ -1,8 +1,9 @@
-"""llmctl's guard inside vLLM's server: its folder is on PYTHONPATH, and `--middleware llmctl_guard.Inside` names it.
+"""llmctl's guard as middleware of vLLM's server: `--middleware llmctl_guard.GuardMiddleware`, with this folder on
+PYTHONPATH.
 
-vLLM's own API key leaves /invocations open, which generates text as /v1 does, and it looks at neither Host nor the size
-of a body (vllm/entrypoints/serve/middleware/authenticate.py). vLLM's environment need not have llmctl installed: this
-takes the one that it lies in, and of that only what guards.
+vLLM's own API key leaves /invocations open, which generates text as /v1 does, and vLLM checks neither Host nor the size
+of a body (vllm/entrypoints/serve/middleware/authenticate.py). llmctl need not be installed in vLLM's environment: the
+guard is imported from the llmctl that this file belongs to.
 """
 
 import os
@@ -18,23 +19,22 @@ if TYPE_CHECKING:
     from llmctl.server.security.guard import App, Scope, Send
 
 
-def _find_llmctl() -> None:
-    """Make the llmctl that this file belongs to the one that is imported."""
+def _import_llmctl() -> None:
     package = Path(__file__).resolve().parents[2]
     spec = spec_from_file_location("llmctl", package / "__init__.py", submodule_search_locations=[str(package)])
-    assert spec is not None  # noqa: S101 (the file is there)
+    assert spec is not None  # noqa: S101 (the file exists)
     assert spec.loader is not None  # noqa: S101
     module = module_from_spec(spec)
     sys.modules["llmctl"] = module
     spec.loader.exec_module(module)
 
 
-class Inside:
-    """The guard around vLLM's app, by the rules in the environment: keys are there as their hashes alone."""
+class GuardMiddleware:
+    """The guard around vLLM's app. Its rules come from the environment, with the hashes of keys."""
 
     def __init__(self, app: "App") -> None:
         if "llmctl" not in sys.modules:
-            _find_llmctl()
+            _import_llmctl()
         from llmctl.server.security.guard import Guard, Rules
 
         self._guard = Guard(app, Rules.from_json(os.environ[VARIABLE]))
