@@ -6,6 +6,7 @@ import pty
 import signal
 import struct
 import termios
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,11 @@ class Terminal(fdpexpect.fdspawn):  # type: ignore[misc]
         os.close(theirs)
         super().__init__(ours, timeout=timeout, encoding="utf-8")
         self.pid = self.process.pid
+
+    def send(self, text: str) -> int:
+        """Type something, after the pause of `pexpect.spawn`: a program may just be switching the terminal's mode."""
+        time.sleep(0.05)
+        return int(super().send(text))
 
     def sendcontrol(self, letter: str) -> None:
         """Type Ctrl and a letter."""
