@@ -54,7 +54,7 @@ def attend(kernels: Kernels, those: list[Sequence], **how: float) -> list[torch.
     starts = torch.tensor([0, *torch.tensor([len(one.queries) for one in those]).cumsum(0)], dtype=torch.int32)
     lengths = torch.tensor([len(one.keys) for one in those], dtype=torch.int32)
     q = torch.cat([one.queries for one in those])
-    out = kernels.packed_attention(q, *pools, table, starts, lengths, **how)
+    out = kernels.paged_attention(q, *pools, table, starts, lengths, **how)
     return list(out.split([len(one.queries) for one in those]))
 
 
@@ -113,7 +113,7 @@ def test_pools_may_have_any_strides(best: Kernels) -> None:
     by_head = torch.stack([one.keys.transpose(0, 1), one.values.transpose(0, 1)])  # [2, heads, slots, width]
     pool = by_head.permute(0, 2, 1, 3)[:, None]
     numbers = (torch.tensor(n, dtype=torch.int32) for n in ([[0]], [0, 5], [BLOCK_SIZE]))
-    out = best.packed_attention(one.queries, pool[0], pool[1], *numbers, scale=1.0)
+    out = best.paged_attention(one.queries, pool[0], pool[1], *numbers, scale=1.0)
     assert off_by(out, reference(one, scale=1.0)) < 3e-6
 
 
@@ -122,7 +122,7 @@ def test_tables_that_would_lead_outside_are_refused(best: Kernels) -> None:
 
     def told(table: object = ((0, 1),), start: object = (0, 2), length: object = (20,), query: object = q) -> None:
         numbers = (torch.tensor(n, dtype=torch.int32) for n in (table, start, length))
-        best.packed_attention(query, pool, pool, *numbers, scale=1.0)
+        best.paged_attention(query, pool, pool, *numbers, scale=1.0)
 
     told()
     for wrong in (

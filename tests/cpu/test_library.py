@@ -1,4 +1,4 @@
-"""How the compiled library is found, and what is said where it is not."""
+"""How the compiled library is found, and the reason that is given where it cannot be used."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ import llmctl.cpu.kernels
 from llmctl.cpu.kernels import Kernels
 
 
-def asked(code: str, **environment: str) -> str:
-    """What a fresh Python prints."""
+def printed(code: str, **environment: str) -> str:
+    """Return the output of a new Python process."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import llmctl.cpu.kernels as k; {code}"],
+        [sys.executable, "-c", f"import llmctl.cpu.kernels as k\n{code}"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -25,25 +25,35 @@ def asked(code: str, **environment: str) -> str:
 
 
 def test_the_library_is_opened_without_torch(best: Kernels) -> None:
-    assert asked("import sys; print(k.load().isa, 'torch' in sys.modules)") == f"{best.isa} False"
+    assert printed("import sys; print(k.load().isa, 'torch' in sys.modules)") == f"{best.isa} False"
 
 
 def test_an_instruction_set_can_be_forced(best: Kernels) -> None:
-    assert asked("print(k.load().isa)", LLMCTL_KERNELS_ISA="portable") == "portable"
-    said = asked("print(k.load(), k.missing())", LLMCTL_KERNELS_ISA="abacus")
-    assert said == f"None LLMCTL_KERNELS_ISA=abacus is not one of {', '.join(best.usable)}"
+    assert printed("print(k.load().isa)", LLMCTL_KERNELS_ISA="portable") == "portable"
+    reason = printed("print(k.load(), k.missing())", LLMCTL_KERNELS_ISA="abacus")
+    assert reason == f"None LLMCTL_KERNELS_ISA=abacus is not one of {', '.join(best.usable)}"
 
 
 def test_a_library_that_is_not_one_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
-    said = asked("print(k.load(), k.missing())", LLMCTL_KERNELS_LIBRARY=str(broken))
-    assert said.startswith(f"None {broken} cannot be opened (")
+    reason = printed("print(k.load(), k.missing())", LLMCTL_KERNELS_LIBRARY=str(broken))
+    assert reason.startswith(f"None {broken} cannot be opened (")
+
+
+@pytest.mark.parametrize("struct", ["Operation", "Pass"])
+def test_a_library_with_a_struct_of_another_size_is_refused(best: Kernels, struct: str) -> None:
+    code = (
+        "import ctypes\n"
+        f"class Longer(k.{struct}): _fields_ = [('more', ctypes.c_int64)]\n"
+        f"Longer.__name__ = '{struct}'; k.{struct} = Longer; print(k.load(), k.missing())"
+    )
+    assert f"has a struct {struct} of" in printed(code)
 
 
 def test_without_a_compiled_library_there_is_a_reason(tmp_path: Path) -> None:
-    said = asked("k._NAME = 'absent.so'; print(k.load(), k.missing())")
-    assert said.startswith("None they were not compiled when llmctl was installed")
+    reason = printed("k._NAME = 'absent.so'; print(k.load(), k.missing())")
+    assert reason.startswith("None they were not compiled when llmctl was installed")
 
 
 def test_either_there_are_kernels_or_a_reason() -> None:
@@ -55,7 +65,7 @@ def test_threads_share_the_work(best: Kernels, own_pool: bool) -> None:
     """With the pool of OpenMP that torch uses, and with the library's own."""
     code = (
         "import torch; torch.set_num_threads(3); l = k.load(); w = torch.ones(4096, 256); x = torch.ones(64, 256);"
-        f"l._prepare(); l._library.llmctl_use_region(None) if {own_pool} else None;"
+        f"l.threads(); l._library.llmctl_use_region(None) if {own_pool} else None;"
         "print({float(l.linear(x, w).sum()) for _ in range(50)})"
     )
-    assert asked(code) == "{67108864.0}"
+    assert printed(code) == "{67108864.0}"

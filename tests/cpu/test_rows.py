@@ -1,4 +1,4 @@
-"""What lies between the products of matrices, against sums in float64."""
+"""The operations between matrix products, against sums in float64."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = {"float32": 1e-6, "bfloat16": 8e-3, "float16": 1e-3}
 
 @pytest.mark.parametrize("width", [1, 7, 16, 64, 100, 2048])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("flavour", ["norm_then_weight", "one_plus_weight", "weighted_norm"])
+@pytest.mark.parametrize("flavour", ["norm_then_weight", "one_plus_weight"])
 def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour: str, dtype: str, width: int) -> None:
     torch.manual_seed(width)
     x, weight = torch.randn(5, width).to(getattr(torch, dtype)), torch.randn(width).to(getattr(torch, dtype))
@@ -28,7 +28,7 @@ def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour
 def test_a_gate_is_its_activation_times_the_rest(kernels: Kernels, activation: str, dtype: str, width: int) -> None:
     torch.manual_seed(width)
     gate, up = (8 * torch.randn(3, width)).to(getattr(torch, dtype)), torch.randn(3, width).to(getattr(torch, dtype))
-    found = kernels.gated(gate, up, activation)
+    found = kernels.gated_activation(gate, up, activation)
     wide = gate.double()
     by = torch.nn.functional.silu(wide) if activation == "silu" else torch.nn.functional.gelu(wide, approximate="tanh")
     assert found.dtype == gate.dtype
@@ -36,18 +36,18 @@ def test_a_gate_is_its_activation_times_the_rest(kernels: Kernels, activation: s
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("count", "chosen"), [(4, 2), (8, 8), (60, 4), (128, 8)])
-def test_a_token_takes_its_likeliest_experts(kernels: Kernels, count: int, chosen: int, dtype: str) -> None:
+@pytest.mark.parametrize(("count", "top_k"), [(4, 2), (8, 8), (60, 4), (128, 8)])
+def test_a_token_takes_its_top_experts(kernels: Kernels, count: int, top_k: int, dtype: str) -> None:
     torch.manual_seed(count)
     logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).to(getattr(torch, dtype))
     probabilities = torch.softmax(logits.double(), -1)
-    for normalised in (False, True):
-        experts, shares = kernels.route(logits, chosen, normalised=normalised, rounded=False)
+    for normalize in (False, True):
+        experts, weights = kernels.route(logits, top_k, normalize=normalize, round_weights=False)
         expected = probabilities.gather(1, experts.long())
-        assert torch.equal(expected, probabilities.topk(chosen).values)
-        if normalised:
+        assert torch.equal(expected, probabilities.topk(top_k).values)
+        if normalize:
             expected = expected / expected.sum(-1, keepdim=True)
-        assert torch.allclose(shares.double(), expected, rtol=1e-5)
+        assert torch.allclose(weights.double(), expected, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(best: Kernels) -> None:
@@ -55,4 +55,4 @@ def test_what_does_not_fit_is_refused(best: Kernels) -> None:
     with pytest.raises(ValueError, match="weight has to be"):
         best.rms_norm(x, torch.randn(7), 1e-5, "norm_then_weight")
     with pytest.raises(ValueError, match="do not fit together"):
-        best.gated(x, torch.randn(2, 7), "silu")
+        best.gated_activation(x, torch.randn(2, 7), "silu")

@@ -49,7 +49,7 @@ def _attend(
     batch, heads, tokens, size = query.shape
     table, starts, lengths = _tables(batch, tokens, key.shape[2])
     scaling = how.get("scaling")
-    attended = compiled.packed_attention(
+    attended = compiled.paged_attention(
         query.transpose(1, 2).reshape(batch * tokens, heads, size).contiguous(),
         _as_pool(key),
         _as_pool(value),

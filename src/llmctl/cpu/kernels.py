@@ -1,4 +1,4 @@
-"""Where the compiled library lies, and whether it can be used here."""
+"""The compiled library: where it lies, and whether this process can use it."""
 
 import ctypes
 import os
@@ -9,33 +9,34 @@ from itertools import takewhile
 from pathlib import Path
 
 from llmctl.cpu.operations import Kernels
+from llmctl.cpu.structs import Operation, Pass
 
 DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 2  # llmctl_version() of native/api.cpp
+_VERSION = 3  # llmctl_version() of native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
-    """Why there are no kernels, in one sentence."""
+    """The library cannot be used; the message is the reason, in one sentence."""
 
 
 def load() -> Kernels | None:
-    """The kernels, or None where they were not built or cannot run here: `missing` says why. Never raises.
+    """Return the kernels, or None where they were not built or cannot run here; `missing` gives the reason.
 
     LLMCTL_KERNELS_ISA=NAME forces an instruction set, LLMCTL_KERNELS_LIBRARY=PATH another file.
     """
-    return _found()[0]
+    return _library()[0]
 
 
 def missing() -> str | None:
-    """Why `load` returns None, in one sentence; None where it does not."""
-    return _found()[1]
+    """Return the reason why `load` returns None, in one sentence, or None where it returns kernels."""
+    return _library()[1]
 
 
 @cache
-def _found() -> tuple[Kernels | None, str | None]:
+def _library() -> tuple[Kernels | None, str | None]:
     try:
         library = _opened(_path())
         wanted = os.environ.get(ISA_VARIABLE, "")
@@ -48,13 +49,13 @@ def _found() -> tuple[Kernels | None, str | None]:
 
 
 def _path() -> Path:
-    """The library: the one that is asked for, the one beside this file, or the one of the installed package.
+    """Return the library of the environment variable, else the one beside this file, else the installed package's.
 
-    The last one serves an editable installation, and a checkout that another installation's Python runs.
+    The last one serves editable installations, and a checkout that is run by the Python of another installation.
     """
-    asked = os.environ.get(LIBRARY_VARIABLE)
-    if asked:
-        return Path(asked)
+    chosen = os.environ.get(LIBRARY_VARIABLE)
+    if chosen:
+        return Path(chosen)
     beside = Path(__file__).with_name(_NAME)
     if beside.is_file():
         return beside
@@ -78,6 +79,10 @@ def _opened(path: Path) -> ctypes.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    for struct, size in ((Operation, library.llmctl_operation_size()), (Pass, library.llmctl_pass_size())):
+        if size != ctypes.sizeof(struct):
+            expected = ctypes.sizeof(struct)
+            raise _Unusable(f"{path} has a struct {struct.__name__} of {size} bytes, cpu/structs.py one of {expected}")
     return library
 
 
@@ -87,6 +92,8 @@ def _usable(library: ctypes.CDLL) -> tuple[str, ...]:
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "llmctl_operation_size": (_L, []),
+    "llmctl_pass_size": (_L, []),
     "llmctl_select": (ctypes.c_char_p, [ctypes.c_char_p]),
     "llmctl_usable": (ctypes.c_char_p, [_I]),
     "llmctl_use_region": (None, [_P]),
@@ -95,8 +102,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llmctl_linear": (None, [_P, _I, _L, _L, _P, _I, _L, _P, _I, _P, _I, _I]),
     "llmctl_quantize": (None, [_I, _P, _I, _L, _L, _P, _P, _I]),
     "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _I]),
-    "llmctl_norm": (None, [_P, _I, _L, _L, _P, _I, _I, _F, _P, _I]),
-    "llmctl_gated": (None, [_P, _P, _I, _L, _L, _I, _P, _I]),
+    "llmctl_rms_norm": (None, [_P, _I, _L, _L, _P, _I, _I, _F, _P, _I]),
+    "llmctl_gated_activation": (None, [_P, _P, _I, _L, _L, _I, _P, _I]),
     "llmctl_route": (None, [_P, _I, _L, _L, _L, _I, _I, _P, _P, _I]),
-    "llmctl_step": (None, [_P, _L, _P]),
+    "llmctl_run_program": (None, [_P, _L, _P]),
 }

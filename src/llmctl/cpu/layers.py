@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.cpu import kernels
-from llmctl.cpu.operations import Activation, Kernels
+from llmctl.cpu.operations import Kernels
+from llmctl.cpu.structs import Activation
+from llmctl.cpu.tensors import BLOCK, GROUP
 from llmctl.loading.transformers_compat import gate_experts
 from llmctl.model.info import PACKED
 from llmctl.plan.memory import packed_bytes
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
 Dtype = torch.dtype | None
-GROUP, BLOCK = 16, 32  # output rows that lie interleaved, inputs that share a scale
 # transformers' activations that the kernels know
 ACTIVATION_OF: dict[str, Activation] = {
     "SiLUActivation": "silu",
@@ -214,7 +215,7 @@ def _gated(module: Any, both: Tensor) -> Tensor:
         gated: Tensor = gate_experts(module, both)
         return gated
     gate, up = both.chunk(2, dim=-1)
-    return native().gated(gate, up, activation)
+    return native().gated_activation(gate, up, activation)
 
 
 class KernelLinear(nn.Linear):

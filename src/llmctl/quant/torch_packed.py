@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llmctl.cpu.layers import BLOCK, GROUP, Dtype, Packed, Parts
+from llmctl.cpu.layers import Dtype, Packed, Parts
+from llmctl.cpu.tensors import BLOCK, GROUP
 from llmctl.plan.memory import packed_bytes
 
 _LEVELS = 15  # between the least and the greatest of 4-bit codes

@@ -1,11 +1,11 @@
-// The functions that Python calls: plain pointers, no checks (the wrapper makes them).
+// The functions that Python calls: plain pointers, no checks (cpu/operations.py makes them).
 #include <cstring>
 
 #include "convert.h"
 #include "cpu.h"
 #include "isas.h"  // made by CMake: the instruction sets that were compiled, best first
 #include "kernels.h"
-#include "step.h"
+#include "program.h"
 #include "threads.h"
 #include "work.h"
 
@@ -27,8 +27,12 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 
 }  // namespace
 
-// Changes whenever the functions below or the layout of weights do: a library that was built before is not used.
-LLMCTL_EXPORT int llmctl_version() { return 2; }
+// Increase it with every change of a function below, of a struct, or of the layout of weights: older libraries are refused.
+LLMCTL_EXPORT int llmctl_version() { return 3; }
+
+// The sizes of the structs that Python fills, to be compared with ctypes' when the library is loaded.
+LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
+LLMCTL_EXPORT Size llmctl_pass_size() { return Size(sizeof(Pass)); }
 
 // Choose the kernels: those named, or the best ones where `name` is empty. Returns their name, or null where they were
 // not built or cannot run here.
@@ -58,7 +62,7 @@ LLMCTL_EXPORT void llmctl_linear_quantized(int bits, const void* x, int x_dtype,
                                            const void* weight, const void* scales, Size n, const void* bias,
                                            int bias_dtype, void* y, int y_dtype, int threads) {
     const Product one{bits, n, weight, scales, bias, bias_dtype, y, y_dtype};
-    if (n > 0) products(x, x_dtype, rows, k, &one, 1, threads);
+    if (n > 0) quantized_products(x, x_dtype, rows, k, &one, 1, threads);
 }
 
 LLMCTL_EXPORT void llmctl_linear(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype,
@@ -87,36 +91,37 @@ LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, c
     attend(job, threads);
 }
 
-// x [rows][width] normed, as the operation of a pass.
-LLMCTL_EXPORT void llmctl_norm(const void* x, int dtype, Size rows, Size width, const void* weight, int weight_dtype,
-                               int flavour, float epsilon, void* y, int threads) {
-    Op op{};
-    op.flavour = flavour, op.n = width, op.weight = weight, op.weight_dtype = weight_dtype, op.epsilon = epsilon;
+// The RMS norm of x [rows][width], as the operation of a program.
+LLMCTL_EXPORT void llmctl_rms_norm(const void* x, int dtype, Size rows, Size width, const void* weight, int weight_dtype,
+                                   int flavour, float epsilon, void* y, int threads) {
+    Operation op{};
+    op.norm_flavour = flavour, op.n = width, op.weight = weight, op.weight_dtype = weight_dtype, op.epsilon = epsilon;
     each_row(op, rows, threads, [&](Size row, float* work) {
-        isa->norm_row(op, dtype, advanced(x, dtype, row * width), advanced(y, dtype, row * width), work);
+        isa->rms_norm_row(op, dtype, advanced(x, dtype, row * width), advanced(y, dtype, row * width), work);
     });
 }
 
-// activation(gate) times up, all [rows][width], as the operation of a pass.
-LLMCTL_EXPORT void llmctl_gated(const void* gate, const void* up, int dtype, Size rows, Size width, int activation, void* y,
-                                int threads) {
-    Op op{};
-    op.flavour = activation, op.n = width;
+// activation(gate) times up, all [rows][width], as the operation of a program.
+LLMCTL_EXPORT void llmctl_gated_activation(const void* gate, const void* up, int dtype, Size rows, Size width, int activation,
+                                           void* y, int threads) {
+    Operation op{};
+    op.activation = activation, op.n = width;
     each_row(op, rows, threads, [&](Size row, float* work) {
-        isa->gated_row(op, dtype, advanced(gate, dtype, row * width), advanced(up, dtype, row * width),
-                       advanced(y, dtype, row * width), work);
+        isa->gated_activation_row(op, dtype, advanced(gate, dtype, row * width), advanced(up, dtype, row * width),
+                                  advanced(y, dtype, row * width), work);
     });
 }
 
-// The experts of every row of logits [rows][n], and their shares, as the operation of a pass.
-LLMCTL_EXPORT void llmctl_route(const void* logits, int dtype, Size rows, Size n, Size chosen, int normalised, int rounded,
-                                int32_t* experts, float* shares, int threads) {
-    Op op{};
-    op.n = n, op.chosen = chosen, op.normalised = normalised, op.rounded = rounded;
+// The top experts of every row of logits [rows][experts] and their weights, as the operation of a program.
+LLMCTL_EXPORT void llmctl_route(const void* logits, int dtype, Size rows, Size experts, Size top_k, int normalize, int round,
+                                int32_t* top_experts, float* top_weights, int threads) {
+    Operation op{};
+    op.experts = experts, op.top_k = top_k, op.normalize_top_k = normalize, op.round_top_k = round;
     each_row(op, rows, threads, [&](Size row, float* work) {
-        isa->route_row(op, dtype, advanced(logits, dtype, row * n), experts + row * chosen, shares + row * chosen, work);
+        isa->route_row(op, dtype, advanced(logits, dtype, row * experts), top_experts + row * top_k,
+                       top_weights + row * top_k, work);
     });
 }
 
-// A whole pass through a model: see step.h.
-LLMCTL_EXPORT void llmctl_step(const Op* ops, Size count, const Pass* pass) { run_step(ops, count, *pass); }
+// A forward pass through a whole model: see program.h.
+LLMCTL_EXPORT void llmctl_run_program(const Operation* ops, Size count, const Pass* pass) { run_program(ops, count, *pass); }

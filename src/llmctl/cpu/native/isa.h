@@ -17,6 +17,6 @@
 #define LLMCTL_TABLE(name)                                                                                            \
     extern const llmctl::Isa llmctl_isa_##name;                                                                       \
     const llmctl::Isa llmctl_isa_##name = {                                                                           \
-        LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT, quantize_rows, linear_quantized, linear_dense,    \
-        attention,            quantize_weight,  convert_to_f32,     convert_from_f32, norm_row,         heads_row,    gated_row,            \
-        route_row,            add_row,          embed_row};
+        LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT,  quantize_rows,    linear_quantized, linear_dense,  \
+        attention,            quantize_weight,  convert_to_f32,       convert_from_f32, rms_norm_row,                    \
+        prepare_heads_row,    gated_activation_row, route_row,        add_row,          embedding_row};

@@ -1,6 +1,6 @@
-// What the kernels of one instruction set offer, and the arguments they take. Plain data only: each instruction set is
-// compiled with flags of its own, and a template of the standard library instantiated there could be the copy that the
-// linker keeps for everyone. No file that is compiled with such flags may include one.
+// The functions of one instruction set and their arguments. Plain data only: each instruction set is compiled with flags of
+// its own, and a template of the standard library instantiated there could be the copy that the linker keeps for all. So no
+// file that is compiled with such flags may include one.
 #pragma once
 
 #include <cstdint>
@@ -67,7 +67,7 @@ struct Attention {
     Size window;           // 0: none
 };
 
-// Some rows of some key heads of one sequence; rows times heads are at most kQueryRows.
+// Some rows of some key heads of one sequence; rows times heads do not exceed kQueryRows.
 struct AttentionPiece {
     Size sequence, head_begin, head_end, row_begin, row_end;
 };
@@ -81,38 +81,53 @@ struct WeightToQuantize {
     uint16_t* scales;
 };
 
-// One operation of a pass (step.cpp), or the part of it that a row needs. Everything is 8 bytes wide, as Python's ctypes
-// writes it, but for the three floats at the end.
-enum OpKind : Size { kEmbed, kNorm, kLinear, kHeads, kAttend, kGated, kAdd, kGather, kRoute, kExperts };
+// One operation of a program (program.cpp), or the part of it that a row needs. cpu/structs.py has the same fields in the
+// same order; when the library is loaded, llmctl_operation_size() is compared with the size there.
+enum OperationKind : Size {
+    kEmbedding,
+    kRmsNorm,
+    kLinear,
+    kPrepareHeads,  // RMS norm and RoPE of each head, into a buffer or into the KV cache
+    kAttention,
+    kGatedActivation,
+    kAdd,
+    kGatherLast,
+    kRoute,
+    kExperts,
+};
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then times the weights
     kOnePlusWeight,   // Gemma: times one more than the weights, rounded once
-    kWeightedNorm,    // OLMo 2: times the weights, rounded once
 };
 enum Activation : Size { kSilu, kGeluTanh };
-struct Op {
-    Size kind, flavour;
-    Size per_sequence;             // a row for each sequence rather than for each token
-    Size in, in_at, in_stride;     // a buffer, where in its rows it begins, and from row to row
-    Size other, other_at, other_stride;
-    Size out;                      // a buffer; kLinear: -1 for the logits; kHeads: -1 and -2 for the layer's keys and values
-    Size n, k, bits;               // kLinear: as in the functions of their own; bits 0 for weights that are not quantised
-    Size again;                    // kLinear: its input is that of the one before
-    Size heads, kv_heads, width, value_width, rotated, angles, layer, window;
-    Size chosen, normalised, rounded;  // kRoute and kExperts: experts of a token, and what is done with their shares
-    const void* weight;
+enum Destination : Size { kBuffer, kLogits, kKeys, kValues };
+struct Operation {
+    Size kind;
+    Size per_sequence;                              // a row for each sequence rather than for each token
+    Size input, input_offset, input_stride;         // a buffer, an offset in its rows, elements from row to row
+    Size other, other_offset, other_stride;         // the second input: kAdd, kGatedActivation (up), kExperts (routes)
+    Size destination, output;                       // `output` is a buffer where the destination is one
+    Size n;                                         // elements of an output row
+    Size k;                                         // kLinear: elements of an input row
+    Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
+    Size same_input;                                // kLinear: reads the input of the operation before
+    Size norm_flavour, activation;
+    Size heads, kv_heads, head_size, layer, window; // window 0: none
+    Size rope, rotary_size;                         // which RoPE of the pass, and how many elements of a head it rotates
+    Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
+    const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
     const void* scales;
     const void* bias;
     Size bias_dtype;
-    const void* second;  // kExperts: the weights of the way back, as `weight` an expert after the other, codes and scales
-    float epsilon, scale, softcap;
+    const void* down_weight;                        // kExperts: down_proj, likewise
+    float epsilon, scale;
 };
 
 struct Isa {
     const char* name;
     Size query_tile;   // rows of x that a quantised kernel takes at once
-    bool dot_bf16;     // whether bfloat16 x times bfloat16 w needs no float32 copy of x
+    bool dot_bf16;     // bfloat16 x times bfloat16 w needs no float32 copy of x
     void (*quantize_rows)(const void* x, int dtype, const QuantizedRows& to, Size begin, Size end);
     void (*linear_quantized)(const QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch);
     void (*linear_dense)(const DenseLinear& job, Size n_begin, Size n_end, float* scratch);
@@ -120,16 +135,17 @@ struct Isa {
     void (*quantize_weight)(const WeightToQuantize& job, Size group_begin, Size group_end);
     void (*to_f32)(const void* from, int dtype, float* to, Size count);
     void (*from_f32)(const float* from, void* to, int dtype, Size count);
-    void (*norm_row)(const Op& op, int dtype, const void* in, void* out, float* work);
-    void (*heads_row)(const Op& op, int dtype, const void* in, const void* cosines, const void* sines, void* out,
+    void (*rms_norm_row)(const Operation& op, int dtype, const void* in, void* out, float* work);
+    void (*prepare_heads_row)(const Operation& op, int dtype, const void* in, const void* rope_cos, const void* rope_sin,
+                              void* out, float* work);
+    void (*gated_activation_row)(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work);
+    void (*route_row)(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
                       float* work);
-    void (*gated_row)(const Op& op, int dtype, const void* gate, const void* up, void* out, float* work);
-    void (*route_row)(const Op& op, int dtype, const void* logits, int32_t* experts, float* shares, float* work);
-    void (*add_row)(const Op& op, int dtype, const void* a, const void* b, void* out, float* work);
-    void (*embed_row)(const Op& op, int dtype, Size id, void* out, float* work);
+    void (*add_row)(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work);
+    void (*embedding_row)(const Operation& op, int dtype, Size id, void* out, float* work);
 };
 
-// Scratch that one thread needs, in bytes.
+// Scratch memory that one thread needs, in bytes.
 inline Size quantized_scratch(Size blocks) { return blocks * 512 + 64; }
 constexpr Size kDenseRows = 32;    // rows of w in one piece of work
 constexpr Size kDenseTokens = 512; // rows of x that stay in the second-level cache meanwhile
@@ -142,9 +158,11 @@ inline Size attention_scratch(Size width, Size value_width) {
     return (kQueryRows * (w + v + kKeyBlock + 2) + kKeyBlock * (w + v)) * 4 + 256;
 }
 
-inline Size row_scratch(const Op& op) { return (2 * op.n + 4 * op.width + 2 * op.rotated + 1024) * 4; }
+inline Size row_scratch(const Operation& op) {
+    return (2 * op.n + op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;
+}
 
-// The 4-bit code: what the sixteen values of a nibble stand for, times the block's scale. quantize.h says how it was found.
+// The 4-bit code: the value of each nibble, to be multiplied by the block's scale. quantize.h says how it was found.
 extern const int8_t kCode4[16];
 
 }  // namespace llmctl

@@ -1,14 +1,14 @@
-// What lies between the products of matrices, a row at a time. Every operation rounds where torch's would, so that a
-// pass made of these gives what a pass made of modules gives.
+// The operations between matrix products, one row at a time. Each rounds where torch's would, so a pass of these operations
+// gives the bits of a pass of modules.
 #pragma once
 
 #include "attention.h"
 
 namespace {
 
-using llmctl::Op;
+using llmctl::Operation;
 
-// What storing a number in `dtype` and reading it again leaves of it.
+// Round numbers as storing them in `dtype` and reading them again does.
 inline void round_to(int dtype, float* values, Size count) {
     if (dtype == llmctl::kBF16) {
         for (Size i = 0; i < count; ++i) values[i] = from_bf16(to_bf16(values[i]));
@@ -18,7 +18,7 @@ inline void round_to(int dtype, float* values, Size count) {
 }
 
 // x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
-inline void normed(float* x, Size width, int dtype, const Op& op, float* work) {
+inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float* work) {
     Simd::F squares = Simd::zero();
     Size i = 0;
     for (; i + Simd::kLanes <= width; i += Simd::kLanes) {
@@ -30,44 +30,45 @@ inline void normed(float* x, Size width, int dtype, const Op& op, float* work) {
     const float factor = 1.0f / square_root(sum / static_cast<float>(width) + op.epsilon);
     convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), work, width);
     for (i = 0; i < width; ++i) x[i] *= factor;
-    if (op.flavour == llmctl::kNormThenWeight) {
+    if (op.norm_flavour == llmctl::kNormThenWeight) {
         round_to(dtype, x, width);
-    } else if (op.flavour == llmctl::kOnePlusWeight) {
+    } else if (op.norm_flavour == llmctl::kOnePlusWeight) {
         for (i = 0; i < width; ++i) work[i] += 1.0f;
     }
     for (i = 0; i < width; ++i) x[i] *= work[i];
     round_to(dtype, x, width);
 }
 
-inline void norm_row(const Op& op, int dtype, const void* in, void* out, float* work) {
+inline void rms_norm_row(const Operation& op, int dtype, const void* in, void* out, float* work) {
     convert_to_f32(in, dtype, work, op.n);
-    normed(work, op.n, dtype, op, work + op.n);
+    rms_norm(work, op.n, dtype, op, work + op.n);
     convert_from_f32(work, out, dtype, op.n);
 }
 
-// The heads of one token: normed where there are weights for it, turned by the token's angles where there are any.
-inline void heads_row(const Op& op, int dtype, const void* in, const void* cosines, const void* sines, void* out,
-                      float* work) {
-    const Size width = op.width, turned = cosines ? op.rotated : 0, half = turned / 2;
-    float *head = work, *spare = work + width, *cosine = spare + width, *sine = cosine + turned;
-    if (turned) {
-        convert_to_f32(cosines, dtype, cosine, turned);
-        convert_to_f32(sines, dtype, sine, turned);
+// The heads of one token: RMS norm where there are weights for it, then RoPE (Su et al. 2021) where there is a table for the
+// token's position. Element i is rotated with element i + half, as transformers' rotate_half does it.
+inline void prepare_heads_row(const Operation& op, int dtype, const void* in, const void* rope_cos, const void* rope_sin,
+                              void* out, float* work) {
+    const Size size = op.head_size, rotary = rope_cos ? op.rotary_size : 0, half = rotary / 2;
+    float *head = work, *rotated = work + size, *cosine = rotated + size, *sine = cosine + rotary;
+    if (rotary) {
+        convert_to_f32(rope_cos, dtype, cosine, rotary);
+        convert_to_f32(rope_sin, dtype, sine, rotary);
     }
     for (Size h = 0; h < op.heads; ++h) {
-        convert_to_f32(advanced(in, dtype, h * width), dtype, head, width);
-        if (op.weight) normed(head, width, dtype, op, spare);
-        if (turned) {
+        convert_to_f32(advanced(in, dtype, h * size), dtype, head, size);
+        if (op.weight) rms_norm(head, size, dtype, op, rotated);
+        if (rotary) {
             for (Size i = 0; i < half; ++i) {
-                spare[i] = -head[half + i] * sine[i];
-                spare[half + i] = head[i] * sine[half + i];
+                rotated[i] = -head[half + i] * sine[i];
+                rotated[half + i] = head[i] * sine[half + i];
             }
-            for (Size i = 0; i < turned; ++i) head[i] *= cosine[i];
-            round_to(dtype, spare, turned);
-            round_to(dtype, head, turned);
-            for (Size i = 0; i < turned; ++i) head[i] += spare[i];
+            for (Size i = 0; i < rotary; ++i) head[i] *= cosine[i];
+            round_to(dtype, rotated, rotary);
+            round_to(dtype, head, rotary);
+            for (Size i = 0; i < rotary; ++i) head[i] += rotated[i];
         }
-        convert_from_f32(head, advanced(out, dtype, h * width), dtype, width);
+        convert_from_f32(head, advanced(out, dtype, h * size), dtype, size);
     }
 }
 
@@ -78,15 +79,16 @@ inline Simd::F sigmoid(Simd::F x) {
     return Simd::div(Simd::where_less(x, zero, e, one), Simd::add(one, e));
 }
 
-inline Simd::F activated(Size flavour, Simd::F x) {
-    if (flavour == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
+inline Simd::F activate(Size activation, Simd::F x) {
+    if (activation == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
     // GELU by tanh: 0.5 (1 + tanh(z)) is the sigmoid of 2 z, z = sqrt(2 / pi) (x + 0.044715 x^3)
     const Simd::F cube = Simd::mul(Simd::mul(x, x), x);
     const Simd::F z = Simd::mul(Simd::set(1.5957691216057308f), Simd::fma(Simd::set(0.044715f), cube, x));
     return Simd::mul(x, sigmoid(z));
 }
 
-inline void gated_row(const Op& op, int dtype, const void* gate, const void* up, void* out, float* work) {
+// activation(gate) times up.
+inline void gated_activation_row(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work) {
     constexpr Size kStep = 16 * Simd::kLanes;
     for (Size at = 0; at < op.n; at += kStep) {
         const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
@@ -94,53 +96,55 @@ inline void gated_row(const Op& op, int dtype, const void* gate, const void* up,
         for (Size i = count; i < whole; ++i) g[i] = 0.0f;
         convert_to_f32(advanced(gate, dtype, at), dtype, g, count);
         convert_to_f32(advanced(up, dtype, at), dtype, u, count);
-        for (Size i = 0; i < whole; i += Simd::kLanes) Simd::store(g + i, activated(op.flavour, Simd::load(g + i)));
+        for (Size i = 0; i < whole; i += Simd::kLanes) Simd::store(g + i, activate(op.activation, Simd::load(g + i)));
         round_to(dtype, g, count);
         for (Size i = 0; i < count; ++i) g[i] *= u[i];
         convert_from_f32(g, advanced(out, dtype, at), dtype, count);
     }
 }
 
-// The experts of one token, the likeliest first, and their shares: those of the softmax over all `op.n`.
-inline void route_row(const Op& op, int dtype, const void* logits, int32_t* experts, float* shares, float* work) {
-    convert_to_f32(logits, dtype, work, op.n);
+// The top experts of one token and their weights, by the softmax over the logits of all experts.
+inline void route_row(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
+                      float* work) {
+    convert_to_f32(logits, dtype, work, op.experts);
     float peak = work[0];
-    for (Size i = 1; i < op.n; ++i) peak = work[i] > peak ? work[i] : peak;
-    float sum = 0.0f, kept = 0.0f;
-    for (Size i = 0; i < op.n; ++i) {
+    for (Size i = 1; i < op.experts; ++i) peak = work[i] > peak ? work[i] : peak;
+    float sum = 0.0f, top_sum = 0.0f;
+    for (Size i = 0; i < op.experts; ++i) {
         float lanes[Simd::kLanes];
         Simd::store(lanes, exponential(Simd::set(work[i] - peak)));
         work[i] = lanes[0];
         sum += work[i];
     }
-    for (Size c = 0; c < op.chosen; ++c) {
+    for (Size c = 0; c < op.top_k; ++c) {
         Size best = 0;
-        for (Size i = 1; i < op.n; ++i) best = work[i] > work[best] ? i : best;
-        experts[c] = static_cast<int32_t>(best);
-        shares[c] = work[best] / sum;
-        kept += shares[c];
+        for (Size i = 1; i < op.experts; ++i) best = work[i] > work[best] ? i : best;
+        top_experts[c] = static_cast<int32_t>(best);
+        top_weights[c] = work[best] / sum;
+        top_sum += top_weights[c];
         work[best] = -1.0f;
     }
-    for (Size c = 0; c < op.chosen; ++c) {
-        if (op.normalised) shares[c] /= kept;
-        if (op.rounded) round_to(dtype, shares + c, 1);
+    for (Size c = 0; c < op.top_k; ++c) {
+        if (op.normalize_top_k) top_weights[c] /= top_sum;
+        if (op.round_top_k) round_to(dtype, top_weights + c, 1);
     }
 }
 
-inline void add_row(const Op& op, int dtype, const void* a, const void* b, void* out, float* work) {
-    float *sum = work, *more = work + op.n;
+// a plus scale times b, rounded after the product and after the sum.
+inline void add_row(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work) {
+    float *sum = work, *addend = work + op.n;
     convert_to_f32(a, dtype, sum, op.n);
-    convert_to_f32(b, dtype, more, op.n);
+    convert_to_f32(b, dtype, addend, op.n);
     if (op.scale != 1.0f) {
-        for (Size i = 0; i < op.n; ++i) more[i] *= op.scale;
-        round_to(dtype, more, op.n);
+        for (Size i = 0; i < op.n; ++i) addend[i] *= op.scale;
+        round_to(dtype, addend, op.n);
     }
-    for (Size i = 0; i < op.n; ++i) sum[i] += more[i];
+    for (Size i = 0; i < op.n; ++i) sum[i] += addend[i];
     convert_from_f32(sum, out, dtype, op.n);
 }
 
-// One row of an embedding, which is quantised where `op.bits` says so.
-inline void embed_row(const Op& op, int dtype, Size id, void* out, float* work) {
+// One row of an embedding, which is quantised where `op.bits` is not 0.
+inline void embedding_row(const Operation& op, int dtype, Size id, void* out, float* work) {
     if (op.bits == 0) {
         convert_to_f32(advanced(op.weight, static_cast<int>(op.weight_dtype), id * op.n), static_cast<int>(op.weight_dtype),
                        work, op.n);

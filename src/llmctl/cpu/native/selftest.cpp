@@ -1,5 +1,5 @@
-// Every function on every instruction set that can run here, against sums in double, on memory that ends where it has to:
-// for sanitizers (make kernels-sanitize) and for processors without Python, emulated ones too. Not installed.
+// The self-test: every function on every instruction set that can run here, against sums in double, in memory of the exact
+// size. For sanitizers (make kernels-sanitize) and for processors without Python, emulated ones too. Not installed.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -9,7 +9,7 @@
 
 #include "convert.h"
 #include "kernels.h"
-#include "step.h"
+#include "program.h"
 
 extern "C" {
 const char* llmctl_select(const char*);
@@ -20,7 +20,7 @@ void llmctl_linear(const void*, int, Size, Size, const void*, int, Size, const v
 void llmctl_quantize(int, const void*, int, Size, Size, void*, void*, int);
 void llmctl_attention(const void*, int, const void*, const void*, int, void*, const int32_t*, const int32_t*,
                       const int32_t*, const Size*, float, float, int);
-void llmctl_step(const llmctl::Op*, Size, const llmctl::Pass*);
+void llmctl_run_program(const llmctl::Operation*, Size, const llmctl::Pass*);
 }
 
 namespace {
@@ -134,7 +134,7 @@ void try_attention(const char* isa, Size length, Size queries, Size width, Size 
     expect(error(out, expected) < (dtype == 0 ? 1e-5 : 4e-3), isa, "attention", length, width, queries);
 }
 
-// A weight [n][k] in `bits`, or as it is, in memory of exactly its size.
+// A weight [n][k] in `bits`, or as torch stores it for 0, in memory of exactly its size.
 struct Matrix {
     Numbers plain;
     std::vector<uint8_t> codes;
@@ -147,24 +147,24 @@ struct Matrix {
         scales.resize(places * 16);
         llmctl_quantize(int(bits), plain.data(), dtype, n, k, codes.data(), scales.data(), 2);
     }
-    llmctl::Op op(Size kind, Size in, Size out, Size again = 0) {
-        llmctl::Op found{};
-        found.kind = kind, found.in = in, found.in_stride = k, found.out = out, found.n = n, found.k = k, found.bits = bits;
-        found.again = again, found.scale = 1.0f, found.weight_dtype = plain.dtype;
+    llmctl::Operation op(Size kind, Size in, Size out, Size same_input = 0) {
+        llmctl::Operation found{};
+        found.kind = kind, found.input = in, found.input_stride = k, found.output = out, found.n = n, found.k = k;
+        found.bits = bits, found.same_input = same_input, found.scale = 1.0f, found.weight_dtype = plain.dtype;
         found.weight = bits ? static_cast<void*>(codes.data()) : plain.data();
         found.scales = scales.data();
         return found;
     }
 };
 
-// A model of one layer: sequences packed, and cut into two passes, give what each gives alone in one.
-void try_step(const char* isa, int dtype, Size bits) {
+// A model of one layer: sequences that are packed and cut into two passes give the logits of each one alone in one pass.
+void try_program(const char* isa, int dtype, Size bits) {
     using namespace llmctl;
-    const Size hidden = 40, heads = 4, kv_heads = 2, width = 6, turned = 4, inner = 36, words = 21, pages = 8, page = 4;
-    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kMoved, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes };
+    const Size hidden = 40, heads = 4, kv_heads = 2, width = 6, rotary = 4, inner = 36, words = 21, pages = 8, page = 4;
+    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kSublayerOutput, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes };
     const Size widths[] = {hidden, hidden, heads * width, kv_heads * width, kv_heads * width, heads * width, heads * width,
                            hidden, inner, inner, inner, hidden, hidden, 3, 8};
-    const Size experts = 3, chosen = 2;  // a mixture, where weights are quantised
+    const Size experts = 3, top_k = 2;  // an MoE layer, where weights are quantised
     const auto packed = [&](Size n, Size k) {
         const Size codes = ceil_div(n, 16) * ceil_div(k, 32) * 64 * bits, scales = ceil_div(n, 16) * ceil_div(k, 32) * 32;
         std::unique_ptr<uint8_t[]> all(new uint8_t[bits ? experts * (codes + scales) : 1]);
@@ -175,87 +175,89 @@ void try_step(const char* isa, int dtype, Size bits) {
         }
         return all;
     };
-    const auto there = packed(2 * inner, hidden), and_back = packed(hidden, inner);
+    const auto gate_up_proj = packed(2 * inner, hidden), down_proj = packed(hidden, inner);
     Matrix router(dtype, experts, hidden, 0);
     Matrix words_in(dtype, words, hidden, bits), q(dtype, heads * width, hidden, bits), k(dtype, kv_heads * width, hidden, bits),
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
-    Numbers weights(dtype, hidden), own(dtype, width);
-    std::vector<Op> ops;
-    const auto add = [&](Size kind, Size in, Size in_stride, Size out, Size n) -> Op& {
-        Op op{};
-        op.kind = kind, op.in = in, op.in_stride = in_stride, op.out = out, op.n = n, op.scale = 1.0f, op.epsilon = 1e-5f;
+    Numbers weights(dtype, hidden), head_norm(dtype, width);
+    std::vector<Operation> ops;
+    const auto add = [&](Size kind, Size in, Size in_stride, Size out, Size n) -> Operation& {
+        Operation op{};
+        op.kind = kind, op.input = in, op.input_stride = in_stride, op.output = out, op.n = n, op.scale = 1.0f, op.epsilon = 1e-5f;
         op.weight_dtype = dtype;
         ops.push_back(op);
         return ops.back();
     };
     const auto norm = [&](Size in, Size out, Size flavour) {
-        Op& op = add(kNorm, in, hidden, out, hidden);
-        op.flavour = flavour, op.weight = weights.data();
+        Operation& op = add(kRmsNorm, in, hidden, out, hidden);
+        op.norm_flavour = flavour, op.weight = weights.data();
     };
-    const auto to_heads = [&](Size in, Size count, Size out, bool turns) {
-        Op& op = add(kHeads, in, count * width, out, 0);
-        op.heads = count, op.width = width, op.rotated = turns ? turned : 0, op.weight = turns ? own.data() : nullptr;
+    const auto prepare_heads = [&](Size in, Size count, Size destination, bool rotates) {
+        Operation& op = add(kPrepareHeads, in, count * width, kQuery, 0);
+        op.destination = destination, op.heads = count, op.head_size = width;
+        op.rotary_size = rotates ? rotary : 0, op.weight = rotates ? head_norm.data() : nullptr;
     };
-    ops.push_back(words_in.op(kEmbed, 0, kX));
+    ops.push_back(words_in.op(kEmbedding, 0, kX));
     ops.back().n = hidden, ops.back().scale = 1.5f;
     norm(kX, kNormed, kNormThenWeight);
     ops.push_back(q.op(kLinear, kNormed, kQ));
     ops.push_back(k.op(kLinear, kNormed, kK, 1));
     ops.push_back(v.op(kLinear, kNormed, kV, 1));
-    to_heads(kQ, heads, kQuery, true);
-    to_heads(kK, kv_heads, -1, true);
-    to_heads(kV, kv_heads, -2, false);
-    Op& attend = add(kAttend, kQuery, heads * width, kAttended, 0);
-    attend.heads = heads, attend.kv_heads = kv_heads, attend.width = attend.value_width = width, attend.scale = 0.4f;
-    ops.push_back(o.op(kLinear, kAttended, kMoved));
-    const auto back = [&] {
-        Op& op = add(kAdd, kX, hidden, kX, hidden);
-        op.other = kMoved, op.other_stride = hidden, op.scale = 0.5f;
+    prepare_heads(kQ, heads, kBuffer, true);
+    prepare_heads(kK, kv_heads, kKeys, true);
+    prepare_heads(kV, kv_heads, kValues, false);
+    Operation& attention = add(kAttention, kQuery, heads * width, kAttended, 0);
+    attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = width, attention.scale = 0.4f;
+    ops.push_back(o.op(kLinear, kAttended, kSublayerOutput));
+    const auto add_residual = [&] {
+        Operation& op = add(kAdd, kX, hidden, kX, hidden);
+        op.other = kSublayerOutput, op.other_stride = hidden, op.scale = 0.5f;
     };
-    back();
+    add_residual();
     norm(kX, kNormed, kOnePlusWeight);
     ops.push_back(gate.op(kLinear, kNormed, kGate));
     ops.push_back(up.op(kLinear, kNormed, kUp, 1));
-    Op& gated = add(kGated, kGate, inner, kInner, inner);
-    gated.other = kUp, gated.other_stride = inner, gated.flavour = kGeluTanh;
-    ops.push_back(down.op(kLinear, kInner, kMoved));
-    back();
+    Operation& gated = add(kGatedActivation, kGate, inner, kInner, inner);
+    gated.other = kUp, gated.other_stride = inner, gated.activation = kGeluTanh;
+    ops.push_back(down.op(kLinear, kInner, kSublayerOutput));
+    add_residual();
     if (bits) {
         ops.push_back(router.op(kLinear, kNormed, kRouter));
-        Op& route = add(kRoute, kRouter, experts, kRoutes, experts);
-        route.chosen = chosen, route.normalised = 1;
-        Op& mixture = add(kExperts, kNormed, hidden, kMoved, hidden);
-        mixture.other = kRoutes, mixture.chosen = chosen, mixture.width = experts, mixture.k = inner, mixture.bits = bits;
-        mixture.weight = there.get(), mixture.second = and_back.get();
-        back();
+        Operation& route = add(kRoute, kRouter, experts, kRoutes, 0);
+        route.experts = experts, route.top_k = top_k, route.normalize_top_k = 1;
+        Operation& moe = add(kExperts, kNormed, hidden, kSublayerOutput, hidden);
+        moe.other = kRoutes, moe.experts = experts, moe.top_k = top_k, moe.intermediate_size = inner, moe.bits = bits;
+        moe.weight = gate_up_proj.get(), moe.down_weight = down_proj.get();
+        add_residual();
     }
-    add(kGather, kX, hidden, kLast, hidden);
+    add(kGatherLast, kX, hidden, kLast, hidden);
     const size_t gathered = ops.size();
-    norm(kLast, kEnd, kWeightedNorm);
-    ops.push_back(head.op(kLinear, kEnd, -1));
+    norm(kLast, kEnd, kNormThenWeight);
+    ops.push_back(head.op(kLinear, kEnd, 0));
+    ops.back().destination = kLogits;
     for (size_t i = gathered; i < ops.size(); ++i) ops[i].per_sequence = 1;
 
     Numbers keys(dtype, pages * page * kv_heads * width), values(dtype, pages * page * kv_heads * width);
-    Numbers cosines(dtype, 16 * turned), sines(dtype, 16 * turned);  // by position
+    Numbers cosines(dtype, 16 * rotary), sines(dtype, 16 * rotary);  // by position
     // Run tokens first..end of each sequence, whose pages begin at the given one; returns the logits.
-    struct Part {
+    struct Sequence {
         Size salt, first, end, page;
     };
-    const auto run = [&](const std::vector<Part>& parts) {
+    const auto run = [&](const std::vector<Sequence>& sequences) {
         std::vector<Size> ids, slots, last;
         std::vector<int32_t> starts{0}, lengths, table;
         std::vector<Size> places;
-        for (const Part& part : parts) {
-            for (Size p = part.first; p < part.end; ++p) {
-                ids.push_back((part.salt + 5 * p) % words);
-                slots.push_back(part.page * page + p);
+        for (const Sequence& sequence : sequences) {
+            for (Size p = sequence.first; p < sequence.end; ++p) {
+                ids.push_back((sequence.salt + 5 * p) % words);
+                slots.push_back(sequence.page * page + p);
                 places.push_back(p);
             }
             starts.push_back(int32_t(ids.size()));
-            lengths.push_back(int32_t(part.end));
+            lengths.push_back(int32_t(sequence.end));
             last.push_back(Size(ids.size()) - 1);
-            for (Size i = 0; i < 4; ++i) table.push_back(int32_t(part.page + i));
+            for (Size i = 0; i < 4; ++i) table.push_back(int32_t(sequence.page + i));
         }
         const Size tokens = Size(ids.size());
         std::vector<Numbers> buffers;
@@ -263,17 +265,17 @@ void try_step(const char* isa, int dtype, Size bits) {
         for (const Size row : widths) buffers.emplace_back(dtype, tokens * row);
         for (Numbers& buffer : buffers) pointers.push_back(buffer.data());
         const Size size = dtype == kF32 ? 4 : 2;
-        std::unique_ptr<char[]> cosine(new char[tokens * turned * size]), sine(new char[tokens * turned * size]);
+        std::unique_ptr<char[]> cosine(new char[tokens * rotary * size]), sine(new char[tokens * rotary * size]);
         for (Size t = 0; t < tokens; ++t) {
-            std::memcpy(cosine.get() + t * turned * size, advanced(cosines.data(), dtype, places[t] * turned), turned * size);
-            std::memcpy(sine.get() + t * turned * size, advanced(sines.data(), dtype, places[t] * turned), turned * size);
+            std::memcpy(cosine.get() + t * rotary * size, advanced(cosines.data(), dtype, places[t] * rotary), rotary * size);
+            std::memcpy(sine.get() + t * rotary * size, advanced(sines.data(), dtype, places[t] * rotary), rotary * size);
         }
-        const void *cosine_of[] = {cosine.get()}, *sine_of[] = {sine.get()};
+        const void *rope_cos[] = {cosine.get()}, *rope_sin[] = {sine.get()};
         void *keys_of[] = {keys.data()}, *values_of[] = {values.data()};
-        std::vector<float> logits(parts.size() * words);
-        const Pass pass{dtype, tokens, Size(parts.size()), pointers.data(), logits.data(), ids.data(), slots.data(), last.data(),
-                        cosine_of, sine_of, keys_of, values_of, table.data(), starts.data(), lengths.data(), 4, page, 2};
-        llmctl_step(ops.data(), Size(ops.size()), &pass);
+        std::vector<float> logits(sequences.size() * words);
+        const Pass pass{dtype, tokens, Size(sequences.size()), pointers.data(), logits.data(), ids.data(), slots.data(), last.data(),
+                        rope_cos, rope_sin, keys_of, values_of, table.data(), starts.data(), lengths.data(), 4, page, 2};
+        llmctl_run_program(ops.data(), Size(ops.size()), &pass);
         return logits;
     };
     const auto first = run({{1, 0, 11, 0}}), second = run({{2, 0, 3, 4}});
@@ -281,9 +283,9 @@ void try_step(const char* isa, int dtype, Size bits) {
     const auto both = run({{1, 7, 11, 0}, {2, 2, 3, 4}});
     double size = 0;
     for (const float value : first) size += std::fabs(value);
-    expect(size > 0 && std::isfinite(size), isa, "step is finite", dtype, bits, 1);
-    expect(std::memcmp(both.data(), first.data(), words * 4) == 0, isa, "step packed", dtype, bits, 11);
-    expect(std::memcmp(both.data() + words, second.data(), words * 4) == 0, isa, "step packed", dtype, bits, 3);
+    expect(size > 0 && std::isfinite(size), isa, "program is finite", dtype, bits, 1);
+    expect(std::memcmp(both.data(), first.data(), words * 4) == 0, isa, "program packed", dtype, bits, 11);
+    expect(std::memcmp(both.data() + words, second.data(), words * 4) == 0, isa, "program packed", dtype, bits, 3);
 }
 
 }  // namespace
@@ -299,7 +301,7 @@ int main() {
                 try_linear(isa, 20, 2100, rows, dtype);
             }
             try_linear(isa, 70, 64, 131, dtype);
-            for (const Size bits : {0, 4, 8}) try_step(isa, dtype, bits);
+            for (const Size bits : {0, 4, 8}) try_program(isa, dtype, bits);
             for (const Size width : {8, 24, 64}) {
                 try_attention(isa, 1, 1, width, 0, dtype);
                 try_attention(isa, 70, 70, width, 0, dtype);

@@ -8,7 +8,7 @@ const Isa* isa = nullptr;
 
 namespace {
 
-// Biases are short: those of several products are brought to float32 once a call.
+// Convert the biases of several products to float32, once a call: they are short.
 void biases_f32(const Product* wanted, int count, const float** to) {
     Size size = 0;
     for (int i = 0; i < count; ++i) size += wanted[i].bias ? wanted[i].n : 0;
@@ -52,10 +52,10 @@ struct PiecesOf {
 
 }  // namespace
 
-void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
+void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
     if (count > kMostProducts) {
-        products(x, x_dtype, rows, k, wanted, kMostProducts, threads);
-        products(x, x_dtype, rows, k, wanted + kMostProducts, count - kMostProducts, threads);
+        quantized_products(x, x_dtype, rows, k, wanted, kMostProducts, threads);
+        quantized_products(x, x_dtype, rows, k, wanted + kMostProducts, count - kMostProducts, threads);
         return;
     }
     if (rows == 0 || k == 0) return;

@@ -1,4 +1,4 @@
-// The functions of the instruction set in use, cut into pieces for threads. No checks: whoever calls has made them.
+// The functions of the instruction set in use, cut into pieces for threads. They check nothing: the Python side does.
 #pragma once
 
 #include "kernels.h"
@@ -10,7 +10,7 @@ extern const Isa* isa;  // the one in use
 
 inline Size bytes_of(int dtype) { return dtype == kF32 ? 4 : 2; }
 
-// A weight [n][k], and where its products go: y [rows][n]. Without bits it lies as torch stores it, without scales.
+// A weight [n][k] and its output y [rows][n]. With bits 0 the weight is as torch stores it, and there are no scales.
 struct Product {
     int bits;
     Size n;
@@ -22,10 +22,10 @@ struct Product {
     int y_dtype;
 };
 
-constexpr int kMostProducts = 8;  // whose pieces the threads part at once
+constexpr int kMostProducts = 8;  // that one parallel region computes
 
-// x [rows][k] times each of several quantised weights, of any number. x is quantised once.
-void products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
+// x [rows][k] times each of `count` quantised weights. x is quantised once.
+void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
 
 // x [rows][k] times each of at most kMostProducts weights of one type.
 void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
@@ -35,7 +35,7 @@ void attend(const Attention& job, int threads);
 
 // `function(row, work)` for every row of an operation.
 template <class Function>
-void each_row(const Op& op, Size rows, int threads, const Function& function) {
+void each_row(const Operation& op, Size rows, int threads, const Function& function) {
     const Size pieces = ceil_div(rows, 4 * threads);
     parallel_for(rows, pieces < 4 ? 4 : pieces, threads, [&](Size begin, Size end) {
         float* work = static_cast<float*>(scratch(kWork, row_scratch(op)));

@@ -39,7 +39,7 @@ def attend(
 
     compiled = kernels.load() if query.device.type == "cpu" else None
     if compiled is not None:
-        return compiled.packed_attention(
+        return compiled.paged_attention(
             query.contiguous(),
             keys,
             values,

@@ -1,0 +1,29 @@
+// A forward pass of the packed tokens of several sequences through a whole model, as a list of operations.
+#pragma once
+
+#include "kernels.h"
+
+namespace llmctl {
+
+// The data of one pass. cpu/structs.py has the same fields in the same order; see llmctl_pass_size().
+struct Pass {
+    Size dtype;                   // of all buffers, keys and values
+    Size tokens, sequences;
+    void* const* buffers;         // [number], each with a row for every token
+    float* logits;                // [sequences][vocabulary]
+    const Size* token_ids;        // [tokens]
+    const Size* slots;            // [tokens], where in the KV cache each token's key and value go
+    const Size* last_tokens;      // [sequences], the last token of each
+    const void* const* rope_cos;  // [rope], each [tokens][rotary_size]
+    const void* const* rope_sin;
+    void* const* keys;            // [layer], each [pages][page_tokens][kv_heads][head_size]
+    void* const* values;
+    const int32_t* page_table;    // [sequences][max_pages]
+    const int32_t* query_start;   // [sequences + 1]
+    const int32_t* kv_length;     // [sequences]
+    Size max_pages, page_tokens, threads;
+};
+
+void run_program(const Operation* ops, Size count, const Pass& pass);
+
+}  // namespace llmctl

@@ -1,0 +1,268 @@
+"""The blocks that model families are built of: each reads modules of a model and writes their operations.
+
+Parameters carry the names of the checkpoint (q_proj, gate_up_proj, q_norm). A block that meets anything unexpected, a
+module more, a hook, an adapter, an activation without a kernel, raises UnexpectedModuleError, and the model has no
+program.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from llmctl.cpu.program.modules import gated_mlp_forward, norm_forward, router_forward
+from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, Routing, View, Weight
+from llmctl.cpu.structs import Activation, NormFlavour
+from llmctl.model.info import PACKED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UnexpectedModuleError(Exception):
+    """A model is not built as its class promises."""
+
+
+class Blocks:
+    """Builds a program of a model's modules, block by block.
+
+    Every layer uses the same buffers again: the result of a block is valid until the next block of its kind.
+
+    Attributes:
+        ropes: transformers' modules that compute cosines and sines, each with the layer type to give it, or None.
+        forwards: Modules that have to be computed by the program's operations from now on, and how.
+        logits_multiplier: Factor of all logits.
+        logits_softcap: Logits become softcap * tanh(logits / softcap); None means that they stay as they are.
+    """
+
+    def __init__(self, model: Any, writer: ProgramWriter, norm_flavour: NormFlavour) -> None:
+        self.config, self.writer, self.norm_flavour = model.config, writer, norm_flavour
+        self.ropes: list[tuple[Any, str | None]] = []
+        self.forwards: list[tuple[Any, Callable[..., Any]]] = []
+        self.logits_multiplier = 1.0
+        self.logits_softcap: float | None = None
+        self._hidden_size: int = model.config.hidden_size
+        self._buffers: dict[tuple[str, int], View] = {}
+
+    def embedding(self, embed_tokens: Any, *, multiplier: float = 1.0) -> View:
+        """Look up the token ids; returns the hidden states, which the layers add to."""
+        from torch import nn
+
+        from llmctl.cpu.layers import PackedEmbedding
+
+        if isinstance(embed_tokens, PackedEmbedding):
+            multiplier *= embed_tokens.scale or 1.0
+        elif isinstance(embed_tokens, nn.Embedding) and hasattr(embed_tokens, "embed_scale"):
+            multiplier *= float(cast("Tensor", embed_tokens.embed_scale).to(embed_tokens.weight.dtype))
+        elif type(embed_tokens) is not nn.Embedding:
+            raise UnexpectedModuleError(type(embed_tokens).__name__)
+        _expect_untouched(embed_tokens)
+        hidden = self._buffer("hidden", self._hidden_size)
+        self.writer.embedding(_weight(embed_tokens), hidden, multiplier=multiplier)
+        return hidden
+
+    def rms_norm(self, module: Any, x: View) -> View:
+        """Normalise x [hidden]."""
+        normed = self._buffer("normed", self._hidden_size)
+        self.writer.rms_norm(self._norm(module, self._hidden_size), x, normed)
+        return normed
+
+    def add(self, hidden: View, sublayer_output: View, *, multiplier: float = 1.0) -> None:
+        """Add `multiplier` times the output of a sublayer to the hidden states."""
+        self.writer.add(hidden, sublayer_output, hidden, width=self._hidden_size, multiplier=multiplier)
+
+    def rope(self, rotary_emb: Any, layer_type: str | None = None) -> Rope:
+        """Return the RoPE of a module that computes cosines and sines, for layers of a type where it has several."""
+        if (rotary_emb, layer_type) not in self.ropes:
+            self.ropes.append((rotary_emb, layer_type))
+        sizes = {2 * buffer.numel() for name, buffer in rotary_emb.named_buffers() if name.endswith("inv_freq")}
+        if len(sizes) != 1:
+            raise UnexpectedModuleError("RoPEs of several sizes")
+        return Rope(self.ropes.index((rotary_emb, layer_type)), sizes.pop())
+
+    def attention(
+        self, module: Any, x: View, *, layer: int, scale: float, window: int = 0, rope: Rope | None = None
+    ) -> View:
+        """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
+
+        Heads are normalised where the module has q_norm and k_norm.
+
+        Args:
+            module: Has q_proj, k_proj and v_proj or qkv_proj, and o_proj.
+            x: The normalised hidden states.
+            layer: Index in the KV cache.
+            scale: Factor of q·k.
+            window: A token sees this many tokens, itself included; 0 means all.
+            rope: Rotates queries and keys.
+        """
+        heads = Heads(self.config.num_attention_heads, self.config.num_key_value_heads, module.head_dim)
+        if rope is not None and rope.rotary_size > heads.size:
+            raise UnexpectedModuleError("a RoPE larger than a head")
+        q, k, v = self._project_qkv(module, x, heads)
+        norms = [
+            self._norm(getattr(module, name), heads.size) if hasattr(module, name) else None
+            for name in ("q_norm", "k_norm")
+        ]
+        query = self._buffer("query", heads.query * heads.size)
+        attended = self._buffer("attended", heads.query * heads.size)
+        write = self.writer
+        write.prepare_heads(q, query, heads=heads.query, size=heads.size, norm=norms[0], rope=rope)
+        write.prepare_heads(k, CacheView("keys", layer), heads=heads.kv, size=heads.size, norm=norms[1], rope=rope)
+        write.prepare_heads(v, CacheView("values", layer), heads=heads.kv, size=heads.size, norm=None, rope=None)
+        write.attention(query, attended, heads, layer=layer, scale=scale, window=window)
+        return self._linear(module.o_proj, attended, "sublayer_output")
+
+    def gated_mlp(self, module: Any, x: View) -> View:
+        """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with gate_proj and up_proj apart or as gate_up_proj."""
+        names = {name for name, _ in module.named_children()}
+        is_fused = "gate_up_proj" in names
+        activation_name = "activation_fn" if "activation_fn" in names else "act_fn"
+        projections = ("gate_up_proj",) if is_fused else ("gate_proj", "up_proj")
+        expect_children(module, *projections, "down_proj", activation_name)
+        activation = _activation(getattr(module, activation_name))
+        width: int = module.down_proj.in_features
+        if is_fused:
+            gate = self._linear(module.gate_up_proj, x, "gate_up")
+            up = gate.after(width)
+        else:
+            gate = self._linear(module.gate_proj, x, "gate")
+            up = self._linear(module.up_proj, x, "up")
+        if gate.stride != (2 * width if is_fused else width) or up.stride != gate.stride:
+            raise UnexpectedModuleError("projections that do not fit together")
+        inner = self._buffer("inner", width)
+        self.writer.gated_activation(gate, up, inner, width=width, activation=activation)
+        self.forwards.append((module, partial(gated_mlp_forward, module, activation)))
+        return self._linear(module.down_proj, inner, "sublayer_output")
+
+    def moe(self, module: Any, x: View, *, router_class: str, normalize: bool, round_weights: bool) -> View:
+        """Compute a mixture of experts (MoE) whose experts are packed.
+
+        Args:
+            module: Has a router named gate, and experts.
+            x: The normalised hidden states.
+            router_class: transformers' class of the router, whose arithmetic `normalize` and `round_weights` describe.
+            normalize: The weights of a token's experts sum to one.
+            round_weights: These weights are rounded to the model's type.
+        """
+        expect_children(module, "gate", "experts")
+        router, experts = module.gate, module.experts
+        expect_children(router)
+        packed = getattr(experts, "packed", None)
+        names = {name for name, _ in experts.named_children()}
+        if type(router).__name__ != router_class or not isinstance(packed, dict) or names != {"act_fn"}:
+            raise UnexpectedModuleError("experts that are not packed")
+        if experts._forward_hooks or experts._forward_pre_hooks or packed["down_proj"].made_by != PACKED:
+            raise UnexpectedModuleError("experts that the kernels do not multiply")
+        count, hidden = router.weight.shape
+        logits = self._buffer("router_logits", count)
+        self.writer.linear(Weight(router.weight.detach(), count, hidden), x, logits)
+        routing = Routing(count, router.top_k, normalize, round_weights)
+        out = self._buffer("sublayer_output", self._hidden_size)
+        gate_up_proj, down_proj = (
+            Weight(getattr(experts, name).detach(), packed[name].n, packed[name].k, packed[name].bits)
+            for name in ("gate_up_proj", "down_proj")
+        )
+        self.writer.experts(
+            x,
+            self.writer.route(logits, routing),
+            out,
+            routing,
+            gate_up_proj=gate_up_proj,
+            down_proj=down_proj,
+            activation=_activation(experts.act_fn),
+        )
+        self.forwards.append((router, partial(router_forward, router, routing)))
+        return out
+
+    def output_head(
+        self, norm: Any, lm_head: Any, hidden: View, *, multiplier: float = 1.0, softcap: float | None = None
+    ) -> None:
+        """Compute the logits after each sequence's last token."""
+        last, normed = self._buffer("last", self._hidden_size), self._buffer("last_normed", self._hidden_size)
+        self.writer.gather_last(hidden, last)
+        self.writer.rms_norm(self._norm(norm, self._hidden_size), last, normed)
+        _expect_untouched(lm_head)
+        self.writer.logits(_weight(lm_head), normed, _bias(lm_head))
+        self.logits_multiplier, self.logits_softcap = multiplier, softcap
+
+    def _project_qkv(self, module: Any, x: View, heads: Heads) -> tuple[View, View, View]:
+        names = {name for name, _ in module.named_children()}
+        is_fused = "qkv_proj" in names
+        projections = ("qkv_proj",) if is_fused else ("q_proj", "k_proj", "v_proj")
+        expect_children(module, *projections, "o_proj", *(names & {"q_norm", "k_norm"}))
+        query, kv = heads.query * heads.size, heads.kv * heads.size
+        if is_fused:
+            q = self._linear(module.qkv_proj, x, "qkv")
+            k, v, widths = q.after(query), q.after(query + kv), (query + 2 * kv,) * 3
+        else:
+            q, k, v = (self._linear(getattr(module, name), x, name) for name in projections)
+            widths = (query, kv, kv)
+        if (q.stride, k.stride, v.stride) != widths:
+            raise UnexpectedModuleError("projections that do not fit the heads")
+        return q, k, v
+
+    def _linear(self, module: Any, x: View, out: str) -> View:
+        _expect_untouched(module)
+        weight = _weight(module)
+        view = self._buffer(out, weight.n)
+        self.writer.linear(weight, x, view, _bias(module))
+        return view
+
+    def _norm(self, module: Any, size: int) -> RmsNorm:
+        _expect_untouched(module)
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if epsilon is None or not type(module).__name__.endswith("RMSNorm") or module.weight.shape != (size,):
+            raise UnexpectedModuleError(type(module).__name__)
+        self.forwards.append((module, partial(norm_forward, module, epsilon, self.norm_flavour)))
+        return RmsNorm(module.weight.detach(), epsilon, self.norm_flavour)
+
+    def _buffer(self, name: str, width: int) -> View:
+        if (name, width) not in self._buffers:
+            self._buffers[name, width] = self.writer.buffer(width)
+        return self._buffers[name, width]
+
+
+def expect_children(module: Any, *names: str) -> None:
+    """Raise unless a module has these children and no others; a dropout does nothing here and may be one more."""
+    from torch import nn
+
+    _expect_untouched(module)
+    children = {name for name, child in module.named_children() if type(child) is not nn.Dropout}
+    if children != set(names):
+        raise UnexpectedModuleError(f"{type(module).__name__} with {', '.join(sorted(children))}")
+
+
+def _expect_untouched(module: Any) -> None:
+    """Raise where a module has hooks or another forward, which a program would bypass."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise UnexpectedModuleError(f"{type(module).__name__} with a hook")
+
+
+def _weight(module: Any) -> Weight:
+    """Return the weight of a linear layer or an embedding in one of the forms that the kernels multiply."""
+    from torch import nn
+
+    from llmctl.cpu.layers import KernelLinear, PackedEmbedding, PackedLinear
+
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        packed = module.packed
+        if packed.made_by != PACKED:
+            raise UnexpectedModuleError(packed.made_by)
+        codes, scales = packed.views(module.weight)
+        return Weight(codes, packed.n, packed.k, packed.bits, scales)
+    if isinstance(module, KernelLinear | nn.Embedding):
+        n, k = module.weight.shape
+        return Weight(module.weight.detach(), n, k)
+    raise UnexpectedModuleError(type(module).__name__)
+
+
+def _bias(module: Any) -> "Tensor | None":
+    return None if module.bias is None else cast("Tensor", module.bias.detach())
+
+
+def _activation(module: Any) -> Activation:
+    from llmctl.cpu.layers import ACTIVATION_OF
+
+    activation = ACTIVATION_OF.get(type(module).__name__)
+    if activation is None:
+        raise UnexpectedModuleError(type(module).__name__)
+    return activation

@@ -1,0 +1,92 @@
+"""From a model of a known family to its program. Every other model runs module by module."""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from llmctl.cpu import kernels
+from llmctl.cpu.program.blocks import Blocks, UnexpectedModuleError
+from llmctl.cpu.program.llama import Llama
+from llmctl.cpu.program.run import Layout, Pair, Program
+from llmctl.cpu.program.writer import ProgramWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CompiledModel:
+    """A model's program, and the little that each pass still computes in Python.
+
+    Attributes:
+        program: Everything between the token ids and the logits.
+    """
+
+    def __init__(self, program: Program, blocks: Blocks) -> None:
+        self.program = program
+        self._ropes = tuple(blocks.ropes)
+        self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
+
+    def forward(self, layout: Layout, kv_cache: list[Pair]) -> "Tensor":
+        """Return the logits float32 [sequences, vocabulary] after the last token of each sequence of a layout."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.program.run(layout, self._rope_tables(layout.position_ids), kv_cache)
+            if self._multiplier != 1.0:
+                logits = logits * self._multiplier
+            if self._softcap:
+                logits = torch.tanh(logits / self._softcap) * self._softcap
+            return logits
+
+    def _rope_tables(self, position_ids: "Tensor") -> list[Pair]:
+        import torch
+
+        like = torch.empty(0, dtype=self.program.dtype)
+        tables = (
+            rotary_emb(like, position_ids, *([] if layer_type is None else [layer_type]))
+            for rotary_emb, layer_type in self._ropes
+        )
+        return [(cosines[0], sines[0]) for cosines, sines in tables]
+
+
+_COMPILED: "WeakKeyDictionary[Any, CompiledModel]" = WeakKeyDictionary()
+
+
+@cache
+def families() -> dict[str, type[Llama]]:
+    """Return the known families by their class of transformers: all that the modules of this package define."""
+    package = import_module(__package__ or "")
+    modules = [import_module(f"{package.__name__}.{found.name}") for found in iter_modules(package.__path__)]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    return {family.transformers_class: family for family in classes if issubclass(family, Llama)}
+
+
+def compiled(model: Any) -> CompiledModel | None:
+    """Return what `compile_model` made of a model, or None."""
+    return _COMPILED.get(model)
+
+
+def compile_model(model: Any) -> bool:
+    """Make a program for a model on the CPU in bfloat16, whose linear layers are the kernels'; False if it has none.
+
+    From then on norms, gated MLPs and routers of its modules are computed by the program's operations too, so that a
+    pass of modules (beams, drafts) rounds as the program does.
+    """
+    import torch
+
+    family, native = families().get(type(model).__name__), kernels.load()
+    if family is None or native is None or model.dtype != torch.bfloat16:
+        return False
+    if any(tensor.device.type != "cpu" for tensor in model.parameters()):
+        return False
+    blocks = Blocks(model, ProgramWriter(model.dtype), family.norm_flavour)
+    try:
+        family(model, blocks).build()
+    except UnexpectedModuleError:
+        return False
+    _COMPILED[model] = CompiledModel(Program(native, blocks.writer), blocks)
+    for module, forward in blocks.forwards:
+        module.forward = forward
+    return True

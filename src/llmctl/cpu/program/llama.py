@@ -1,0 +1,82 @@
+"""Llama: pre-norm layers of attention with RoPE and a gated MLP. Every other family derives from it."""
+
+from typing import Any, ClassVar
+
+from llmctl.cpu.program.blocks import Blocks, UnexpectedModuleError, expect_children
+from llmctl.cpu.program.writer import Rope, View
+from llmctl.cpu.structs import NormFlavour
+
+
+class Llama:
+    """Builds the program of a model.
+
+    Attributes:
+        transformers_class: The class of transformers that is built like this.
+        norm_flavour: How the weights of RMS norms are applied.
+    """
+
+    transformers_class: ClassVar[str] = "LlamaForCausalLM"
+    norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
+
+    def __init__(self, model: Any, blocks: Blocks) -> None:
+        self.model, self.config, self.blocks = model, model.config, blocks
+
+    def build(self) -> None:
+        """Write the program."""
+        body = self.model.model
+        expect_children(self.model, "model", "lm_head")
+        expect_children(body, "embed_tokens", "layers", "norm", "rotary_emb")
+        if len(body.layers) != self.config.num_hidden_layers:
+            raise UnexpectedModuleError(f"{len(body.layers)} layers")
+        hidden = self.embedding(body.embed_tokens)
+        for index, layer in enumerate(body.layers):
+            self.decoder_layer(layer, hidden, index)
+        self.output_head(body.norm, self.model.lm_head, hidden)
+
+    def embedding(self, embed_tokens: Any) -> View:
+        """Return the hidden states before the first layer."""
+        return self.blocks.embedding(embed_tokens)
+
+    def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
+        """Add attention and MLP to the hidden states."""
+        blocks = self.blocks
+        expect_children(layer, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+        normed = blocks.rms_norm(layer.input_layernorm, hidden)
+        self.add(hidden, self.attention(layer.self_attn, normed, index))
+        normed = blocks.rms_norm(layer.post_attention_layernorm, hidden)
+        self.add(hidden, self.mlp(layer.mlp, normed))
+
+    def attention(self, module: Any, x: View, index: int) -> View:
+        """Return the output of a layer's attention."""
+        scale = self.attention_scale(module.head_dim)
+        window, rope = self.sliding_window(index), self.rope(index)
+        return self.blocks.attention(module, x, layer=index, scale=scale, window=window, rope=rope)
+
+    def attention_scale(self, head_size: int) -> float:
+        """Return the factor of q·k."""
+        return float(head_size**-0.5)
+
+    def sliding_window(self, index: int) -> int:
+        """Return the number of tokens that a token of a layer sees, itself included; 0 means all."""
+        return 0
+
+    def rope(self, index: int) -> Rope | None:
+        """Return the RoPE of a layer."""
+        return self.blocks.rope(self.model.model.rotary_emb)
+
+    def mlp(self, module: Any, x: View) -> View:
+        """Return the output of a layer's MLP."""
+        return self.blocks.gated_mlp(module, x)
+
+    def add(self, hidden: View, sublayer_output: View) -> None:
+        """Add the output of attention or MLP to the hidden states."""
+        self.blocks.add(hidden, sublayer_output)
+
+    def output_head(self, norm: Any, lm_head: Any, hidden: View) -> None:
+        """Compute the logits."""
+        self.blocks.output_head(norm, lm_head, hidden)
+
+
+def window_of_layer_type(config: Any, index: int) -> int:
+    """Return the sliding window of a layer where `config.layer_types` gives it one, or 0."""
+    return (config.sliding_window or 0) if config.layer_types[index] == "sliding_attention" else 0

@@ -1,0 +1,148 @@
+"""Forward passes of a finished program."""
+
+import ctypes
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmctl.cpu.operations import Kernels
+from llmctl.cpu.program.writer import ProgramWriter
+from llmctl.cpu.structs import Operation, Pass
+from llmctl.cpu.tensors import dtype_codes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pair = tuple["Tensor", "Tensor"]
+
+
+class Layout(Protocol):
+    """The packed tokens of several sequences."""
+
+    @property
+    def input_ids(self) -> "Tensor":
+        """int64 [1, tokens]."""
+
+    @property
+    def position_ids(self) -> "Tensor":
+        """int64 [1, tokens]."""
+
+    @property
+    def slots(self) -> "Tensor":
+        """int64 [tokens], the place of each token's key and value in the KV cache, counted in tokens."""
+
+    @property
+    def last(self) -> "Tensor":
+        """int64 [sequences], the last token of each."""
+
+    @property
+    def page_table(self) -> "Tensor":
+        """int32 [sequences, max pages]."""
+
+    @property
+    def query_start(self) -> "Tensor":
+        """int32 [sequences + 1]."""
+
+    @property
+    def kv_length(self) -> "Tensor":
+        """int32 [sequences]."""
+
+
+class Program:
+    """Runs forward passes. State: memory for the buffers, as much as the largest pass so far needed.
+
+    Attributes:
+        dtype: Type of activations, keys and values.
+        kv_shapes: Key heads and their size, for each layer.
+    """
+
+    def __init__(self, kernels: Kernels, written: ProgramWriter) -> None:
+        self.dtype, self.kv_shapes = written.dtype, tuple(written.kv_shapes)
+        self._kernels, self._written = kernels, written
+        self._operations = (Operation * len(written.operations))(*written.operations)
+        self._buffers: list[Tensor] = []
+        self._rows = 0
+        self._lock = threading.Lock()  # one pass at a time uses the buffers
+
+    def run(self, layout: Layout, ropes: Sequence[Pair], kv_cache: Sequence[Pair]) -> "Tensor":
+        """Run one pass.
+
+        Args:
+            layout: The tokens.
+            ropes: Cosines and sines [tokens, rotary size] of each RoPE, in `dtype`.
+            kv_cache: Keys and values of each layer, [pages, tokens of a page, heads, size] in `dtype`.
+
+        Returns:
+            Logits float32 [sequences, vocabulary] after each sequence's last token.
+
+        Raises:
+            ValueError: A token id lies outside of the vocabulary, or a table outside of the KV cache.
+        """
+        import torch
+
+        tokens, sequences = layout.input_ids.numel(), layout.kv_length.numel()
+        pages, page_tokens = kv_cache[0][0].shape[:2]
+        check_layout(layout, pages=pages, page_tokens=page_tokens, vocabulary=self._written.embedding_rows)
+        logits = torch.empty((sequences, self._written.vocabulary_size), dtype=torch.float32)
+        with self._lock:
+            self._make_room(max(tokens, sequences))
+            cosines, sines = ([rope[part].contiguous() for rope in ropes] for part in (0, 1))
+            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*kv_cache, strict=True))]
+            buffers, rope_cos, rope_sin, keys, values = (ctypes.addressof(one) for one in lists)
+            data = Pass(
+                dtype=dtype_codes()[self.dtype],
+                tokens=tokens,
+                sequences=sequences,
+                buffers=buffers,
+                logits=logits.data_ptr(),
+                token_ids=layout.input_ids.data_ptr(),
+                slots=layout.slots.data_ptr(),
+                last_tokens=layout.last.data_ptr(),
+                rope_cos=rope_cos,
+                rope_sin=rope_sin,
+                keys=keys,
+                values=values,
+                page_table=layout.page_table.data_ptr(),
+                query_start=layout.query_start.data_ptr(),
+                kv_length=layout.kv_length.data_ptr(),
+                max_pages=layout.page_table.shape[1],
+                page_tokens=page_tokens,
+                threads=self._kernels.threads(),
+            )
+            self._kernels.run_program(self._operations, data)
+        return logits
+
+    def _make_room(self, rows: int) -> None:
+        import torch
+
+        if rows <= self._rows:
+            return
+        self._rows = max(rows, min(2 * self._rows, 64))
+        widths = self._written.buffer_widths
+        self._buffers = [torch.empty(self._rows * width, dtype=self.dtype) for width in widths]
+
+
+def check_layout(layout: Layout, *, pages: int, page_tokens: int, vocabulary: int) -> None:
+    """Raise ValueError where a table leads outside of its tensors; the library trusts them, and they are short."""
+    tables = (layout.input_ids, layout.slots, layout.last, layout.page_table, layout.query_start, layout.kv_length)
+    if not all(table.is_contiguous() and table.device.type == "cpu" for table in tables):
+        raise ValueError("tables have to be contiguous tensors on the CPU")
+    ids, slots, starts = layout.input_ids.flatten().tolist(), layout.slots.tolist(), layout.query_start.tolist()
+    if not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ValueError(f"a token lies outside of the vocabulary of {vocabulary}")
+    if not 0 <= min(slots) <= max(slots) < pages * page_tokens or len(slots) != len(ids):
+        raise ValueError(f"a slot lies outside of the KV cache of {pages * page_tokens} tokens")
+    lengths, page_table = layout.kv_length.tolist(), layout.page_table.tolist()
+    if starts[0] != 0 or starts[-1] != len(ids) or len(starts) != len(lengths) + 1 != len(page_table) + 1:
+        raise ValueError("query_start has to run over all tokens, with an end for each sequence")
+    if not all(0 <= last < len(ids) for last in layout.last.tolist()) or layout.last.numel() != len(lengths):
+        raise ValueError("every sequence needs a last token")
+    for first, end, length, table in zip(starts, starts[1:], lengths, page_table, strict=False):
+        used = table[: -(-length // page_tokens)]
+        if not 0 < end - first <= length <= len(table) * page_tokens or not 0 <= min(used) <= max(used) < pages:
+            raise ValueError("a page table leads outside of the KV cache")
+
+
+def _pointers(tensors: Iterable["Tensor"]) -> Any:
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    return (ctypes.c_void_p * max(len(pointers), 1))(*pointers)

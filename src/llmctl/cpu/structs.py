@@ -1,0 +1,69 @@
+"""The structs and enumerations that the compiled library and Python share: native/kernels.h and native/program.h.
+
+The library exports the sizes of both structs, and `kernels.load` compares them with the sizes here.
+"""
+
+import ctypes
+from typing import Literal, get_args
+
+OperationKind = Literal[
+    "embedding",
+    "rms_norm",
+    "linear",
+    "prepare_heads",
+    "attention",
+    "gated_activation",
+    "add",
+    "gather_last",
+    "route",
+    "experts",
+]
+NormFlavour = Literal["norm_then_weight", "one_plus_weight"]
+Activation = Literal["silu", "gelu_tanh"]
+Destination = Literal["buffer", "logits", "keys", "values"]
+# a value's number in C++ is its place in these
+OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
+NORM_FLAVOURS: tuple[NormFlavour, ...] = get_args(NormFlavour)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
+
+
+def _sizes(*names: str) -> tuple[tuple[str, type[ctypes.c_int64]], ...]:
+    return tuple((name, ctypes.c_int64) for name in names)
+
+
+def _pointers(*names: str) -> tuple[tuple[str, type[ctypes.c_void_p]], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+class Operation(ctypes.Structure):
+    """One operation of a program: `Operation` of native/kernels.h, which explains the fields."""
+
+    _fields_ = (
+        *_sizes("kind", "per_sequence"),
+        *_sizes("input", "input_offset", "input_stride"),
+        *_sizes("other", "other_offset", "other_stride"),
+        *_sizes("destination", "output", "n", "k", "bits", "same_input"),
+        *_sizes("norm_flavour", "activation"),
+        *_sizes("heads", "kv_heads", "head_size", "layer", "window"),
+        *_sizes("rope", "rotary_size"),
+        *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
+        *_pointers("weight"),
+        *_sizes("weight_dtype"),
+        *_pointers("scales", "bias"),
+        *_sizes("bias_dtype"),
+        *_pointers("down_weight"),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Pass(ctypes.Structure):
+    """The data of one forward pass: `Pass` of native/program.h, which explains the fields."""
+
+    _fields_ = (
+        *_sizes("dtype", "tokens", "sequences"),
+        *_pointers("buffers", "logits", "token_ids", "slots", "last_tokens", "rope_cos", "rope_sin"),
+        *_pointers("keys", "values", "page_table", "query_start", "kv_length"),
+        *_sizes("max_pages", "page_tokens", "threads"),
+    )
