@@ -1,8 +1,8 @@
 """The differences between operating systems: file locks, process limits, process groups, standard input, /proc.
 
-No other module of llmctl uses a module or function that exists on some systems only (`tests/test_rooms.py` checks
-this). Each function says what it does where the system lacks the feature. Exempt is `vllm/supervisor.py`, a script that
-uses the standard library alone and needs Linux or macOS as vLLM itself does.
+No other module of llmctl uses a module or function that exists on some systems only (`tests/test_architecture.py`
+checks this). Each function says what it does where the system lacks the feature. Exempt is `vllm/supervisor.py`, a
+script that uses the standard library alone and needs Linux or macOS as vLLM itself does.
 """
 
 import errno
