@@ -8,10 +8,10 @@ from openai.types.chat.chat_completion_message_function_tool_call import ChatCom
 from pydantic import TypeAdapter, ValidationError
 
 from llmctl.config import ChatSection
-from llmctl.generation.tools import Arguments, Call, Said, ToolCall
+from llmctl.generation.tools import ArgumentsDelta, CallStart, TextDelta, ToolCall
 from llmctl.model.tokenizer import load_tokenizer
 from llmctl.server.http_errors import RequestError
-from llmctl.server.tool_calls import CallBody, ToolBody, ToolChoiceBody, asked_use, calls_in_shape, delta_in_shape
+from llmctl.server.tool_calls import CallBody, ToolBody, ToolChoiceBody, openai_calls, openai_delta, resolve_tool_use
 from support.tiny import write_tokenizer
 
 
@@ -45,26 +45,27 @@ def choice(value: Any) -> Any:
         ),
     ],
 )
-def test_every_tool_choice_is_understood(asked: Any, mode: str, names: list[str], tokenizer: Any) -> None:
-    use = asked_use(tokenizer, ChatSection(), tools("a", "b"), choice(asked) if asked else None)
+def test_every_tool_choice_is_supported(asked: Any, mode: str, names: list[str], tokenizer: Any) -> None:
+    use = resolve_tool_use(tokenizer, ChatSection(), tools("a", "b"), choice(asked) if asked else None)
     assert use.choice == mode
     assert [tool["function"]["name"] for tool in use.tools] == names
 
 
 def test_without_tools_nothing_changes(tokenizer: Any) -> None:
-    use = asked_use(tokenizer, ChatSection(), None)
+    use = resolve_tool_use(tokenizer, ChatSection(), None)
     messages = [{"role": "user", "content": "hi"}]
     assert use.conversation(messages) == (messages, {})
     assert use.splitter() is None
     assert use.structure(tokenizer) is None
 
 
-def test_wrong_tools_are_named(tokenizer: Any) -> None:
-    with pytest.raises(RequestError, match="two tools are called a") as error:
-        asked_use(tokenizer, ChatSection(), tools("a", "b", "a"))
+def test_errors_have_the_param_of_the_wrong_tool(tokenizer: Any) -> None:
+    with pytest.raises(RequestError) as error:
+        resolve_tool_use(tokenizer, ChatSection(), tools("a", "b", "a"))
     assert error.value.param == "tools[2].function.name"
-    with pytest.raises(RequestError, match="tool_choice needs tools"):
-        asked_use(tokenizer, ChatSection(), [], choice("required"))
+    with pytest.raises(RequestError) as error:
+        resolve_tool_use(tokenizer, ChatSection(), [], choice("required"))
+    assert error.value.param == "tool_choice"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "x" * 65, "a\n", "</tool_call>", "é"])
@@ -74,10 +75,10 @@ def test_a_name_is_letters_digits_and_dashes(name: str) -> None:
 
 
 def test_calls_are_what_the_client_expects() -> None:
-    [call] = calls_in_shape([ToolCall("call_1", "f", "{}")])
+    [call] = openai_calls([ToolCall("call_1", "f", "{}")])
     ChatCompletionMessageFunctionToolCall.model_validate(call, strict=True)
     CallBody.model_validate(call)
-    pieces = [Said("a"), Call(0, "call_1", "f"), Arguments(0, "{}")]
-    deltas = [ChoiceDelta.model_validate(delta_in_shape(piece), strict=True) for piece in pieces]
+    pieces = [TextDelta("a"), CallStart(0, "call_1", "f"), ArgumentsDelta(0, "{}")]
+    deltas = [ChoiceDelta.model_validate(openai_delta(piece), strict=True) for piece in pieces]
     assert deltas[0].content == "a"
     assert [delta.tool_calls[0].index for delta in deltas[1:] if delta.tool_calls] == [0, 0]

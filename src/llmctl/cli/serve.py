@@ -155,8 +155,8 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
         timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
     )
     log_to(output)
-    if tool_format(loaded.tokenizer, loaded.config.chat).is_told_in_text:
-        output.note("tools: the chat template knows none; they are told to the model in words")
+    if tool_format(loaded.tokenizer, loaded.config.chat).template_lacks_tools:
+        output.note("the chat template has no tool support; tools are described to the model in text")
     address = f"{url(section.host, port_of(sockets))}/v1"
     if output.as_json:
         output.document("llmctl.serve/1", {"url": address, "model": name})

@@ -1,4 +1,4 @@
-"""Tools of a chat request, and the calls in its answer, in OpenAI's shape."""
+"""OpenAI's tools of a chat request, and the calls in its answer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmctl.config import ChatSection
-from llmctl.generation.tools import Arguments, Call, Choice, Piece, Said, ToolCall, ToolUse, tool_use
+from llmctl.generation.tools import ArgumentsDelta, CallStart, Choice, Piece, TextDelta, ToolCall, ToolUse, tool_use
 from llmctl.server.http_errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_TOOLS = 128
+MAX_TOOLS = 128
 _Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -28,7 +28,7 @@ class FunctionBody(BaseModel):
 
 
 class ToolBody(BaseModel):
-    """A tool: functions are the only kind."""
+    """A tool. Only functions are supported."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -50,10 +50,10 @@ class NamedToolBody(BaseModel):
 
 
 class AllowedBody(BaseModel):
-    """Which of the tools may be called, and whether one must be."""
+    """The allowed tools, and if one of them must be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MOST_TOOLS)]
+    tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsBody(BaseModel):
@@ -63,12 +63,12 @@ class AllowedToolsBody(BaseModel):
     allowed_tools: AllowedBody
 
 
-ToolsBody = Annotated[list[ToolBody], Field(max_length=MOST_TOOLS)]
+ToolsBody = Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)]
 ToolChoiceBody = Literal["none", "auto", "required"] | NamedToolBody | AllowedToolsBody
 
 
 class CallFunctionBody(BaseModel):
-    """The function of a call in an earlier answer; what a model wrote as its arguments may be anything."""
+    """The function of a call in an earlier answer. Its arguments come from a model and may be malformed."""
 
     name: Annotated[str, Field(max_length=256)]
     arguments: str = "{}"
@@ -82,7 +82,7 @@ class CallBody(BaseModel):
     function: CallFunctionBody
 
 
-def asked_use(
+def resolve_tool_use(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatSection,
     tools: Sequence[ToolBody] | None,
@@ -90,25 +90,25 @@ def asked_use(
     *,
     parallel: bool | None = None,
 ) -> ToolUse:
-    """What a request may do with its tools.
+    """Return the tool use of a request.
 
     Raises:
-        RequestError: two tools have one name, or there is a choice and no tool.
-        UserError: a schema cannot be enforced, or the choice names none of the tools.
+        RequestError: two tools have the same name, or a required choice has no tools.
+        UserError: a schema cannot be enforced, or the choice names an unknown tool.
     """
-    given = [{"type": "function", "function": tool.function.model_dump(exclude_none=True)} for tool in tools or ()]
+    declared = [{"type": "function", "function": tool.function.model_dump(exclude_none=True)} for tool in tools or ()]
     names = [tool.function.name for tool in tools or ()]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise RequestError(f"two tools are called {name}", param=f"tools[{place}].function.name")
-    mode, only = _choice(choice)
-    if not given and mode == "required":
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise RequestError(f"two tools have the name {name}", param=f"tools[{index}].function.name")
+    mode, only = _parse_choice(choice)
+    if not declared and mode == "required":
         raise RequestError("tool_choice needs tools", param="tool_choice")
-    return tool_use(tokenizer, chat, given, choice=mode, only=only, parallel=parallel is not False)
+    return tool_use(tokenizer, chat, declared, choice=mode, only=only, parallel=parallel is not False)
 
 
-def _choice(choice: ToolChoiceBody | None) -> tuple[Choice, list[str] | None]:
-    """Whether the model may call, must, or must not; and which tools alone, where not all of them."""
+def _parse_choice(choice: ToolChoiceBody | None) -> tuple[Choice, list[str] | None]:
+    """Return the mode, and the names of the allowed tools; None for all."""
     if choice is None or isinstance(choice, str):
         return choice or "auto", None
     if isinstance(choice, NamedToolBody):
@@ -116,20 +116,20 @@ def _choice(choice: ToolChoiceBody | None) -> tuple[Choice, list[str] | None]:
     return choice.allowed_tools.mode, [tool.function.name for tool in choice.allowed_tools.tools]
 
 
-def calls_in_shape(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    """Whole calls, as in the message of an answer."""
+def openai_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Return complete calls for the message of an answer."""
     return [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in calls
     ]
 
 
-def delta_in_shape(piece: Piece) -> dict[str, Any]:
-    """A piece of an answer, as in the delta of a streamed one: first a call's id and name, then its arguments."""
-    if isinstance(piece, Said):
+def openai_delta(piece: Piece) -> dict[str, Any]:
+    """Return a piece of an answer as the delta of a stream: first a call's id and name, then its arguments."""
+    if isinstance(piece, TextDelta):
         return {"content": piece.text}
-    if isinstance(piece, Call):
+    if isinstance(piece, CallStart):
         call = {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
         return {"tool_calls": [{"index": piece.index, **call}]}
-    assert isinstance(piece, Arguments)  # noqa: S101
+    assert isinstance(piece, ArgumentsDelta)  # noqa: S101
     return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}

@@ -1,4 +1,4 @@
-"""Answers that are held to tool calls: always whole and valid, whatever the model would rather say."""
+"""Answers constrained to tool calls are always complete and valid."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 from llmctl.generation.structured.constraint import _vocabulary, check_for
 from llmctl.generation.structured.structure import Structure
-from llmctl.generation.tools import ToolCall, ToolUse, tool_use, whole
+from llmctl.generation.tools import ToolCall, ToolUse, assemble, tool_use
 from support.tiny import write_model
 
 WithTemplate = Callable[[str], llmctl.LoadedModel]
@@ -58,8 +58,8 @@ def with_template(loaded: llmctl.LoadedModel) -> WithTemplate:
     return make
 
 
-def takes(tokenizer: Any, structure: Structure | None, text: str, *, whole: bool = False) -> bool:
-    """Whether a structure allows a text; as a whole, or as a beginning."""
+def accepts(tokenizer: Any, structure: Structure | None, text: str, *, whole: bool = False) -> bool:
+    """Return True if a structure accepts a text, as a whole or as a prefix."""
     assert structure is not None
     matcher = LLMatcher(_vocabulary(tokenizer)._inner, structure.grammar, log_level=0)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -67,28 +67,28 @@ def takes(tokenizer: Any, structure: Structure | None, text: str, *, whole: bool
 
 
 def calls_of(
-    loaded: llmctl.LoadedModel, tools: list[Any], *, seed: int = 1, tokens: int = 200, tail: str = "", **how: Any
+    loaded: llmctl.LoadedModel, tools: list[Any], *, seed: int = 1, tokens: int = 200, tail: str = "", **options: Any
 ) -> tuple[str, list[ToolCall], str]:
-    """Text, calls and finish reason of an answer."""
-    use = tool_use(loaded.tokenizer, ChatSection(), tools, **how)
+    """Return the text, the calls and the finish reason of an answer."""
+    use = tool_use(loaded.tokenizer, ChatSection(), tools, **options)
     messages, arguments = use.conversation([{"role": "user", "content": "x"}])
     ids = encode_prompt(loaded.tokenizer, messages, ChatSection(), **arguments)
     request = make_request(loaded, ids, seed=seed, max_new_tokens=tokens)
     structure = use.structure(loaded.tokenizer, prompt_tail=tail)
     if structure is not None:
         check_for(structure, loaded.tokenizer)
-    request = replace(request, structure=structure, shown_tokens=use.shown)
+    request = replace(request, structure=structure, shown_tokens=use.shown_tokens)
     splitter = use.splitter()
     assert splitter is not None
     pieces, reason = [], ""
     for chunk in stream_request(loaded, request):
         pieces += splitter.add(chunk.text)
         reason = chunk.completion.finish_reason if chunk.completion else reason
-    return (*whole([*pieces, *splitter.finish()]), reason)
+    return (*assemble([*pieces, *splitter.finish()]), reason)
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama", "mistral", "mistral_inline", "phi", "gemma", "qwen_coder", "lfm"])
-def test_a_model_that_must_call_always_does(family: str, with_template: WithTemplate) -> None:
+def test_with_a_required_choice_the_model_always_calls(family: str, with_template: WithTemplate) -> None:
     loaded = with_template(family)
     names = set()
     for seed in range(4):
@@ -110,108 +110,108 @@ def test_several_calls_are_each_valid(with_template: WithTemplate) -> None:
     assert max(counts) > 1
 
 
-def test_a_named_tool_is_the_one_that_is_called(with_template: WithTemplate) -> None:
+def test_only_a_named_tool_is_called(with_template: WithTemplate) -> None:
     for seed in range(4):
         _, calls, _ = calls_of(with_template("qwen"), [WEATHER, STOP], seed=seed, choice="required", only=["stop"])
         assert {call.name for call in calls} == {"stop"}
 
 
-def test_a_model_with_strict_tools_may_also_just_talk(with_template: WithTemplate) -> None:
+def test_strict_tools_still_allow_plain_text(with_template: WithTemplate) -> None:
     loaded = with_template("qwen")
     text, calls, _ = calls_of(loaded, [tool("get_weather", CITY, strict=True)], tokens=60)
     assert (bool(text), calls) == (True, [])
 
 
 @pytest.mark.parametrize("opened", ["<tool_call>", "Well. <tool_call>"])
-def test_after_the_text_that_opens_calls_a_strict_schema_rules(opened: str, with_template: WithTemplate) -> None:
+def test_after_the_opening_marker_a_strict_schema_is_enforced(opened: str, with_template: WithTemplate) -> None:
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True), tool("free", {"uniqueItems": 1})])
     form = use.structure(tokenizer)
     good = '\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>'
-    assert takes(tokenizer, form, "anything at all, {braces} too", whole=True)
-    assert takes(tokenizer, form, f"{opened}{good} and {opened}{good}", whole=True)
-    assert takes(
+    assert accepts(tokenizer, form, "anything at all, {braces} too", whole=True)
+    assert accepts(tokenizer, form, f"{opened}{good} and {opened}{good}", whole=True)
+    assert accepts(
         tokenizer, form, opened + '\n{"name": "free", "arguments": {"what": ["ever"]}}\n</tool_call>', whole=True
     )
-    assert not takes(tokenizer, form, opened + '\n{"name": "get_weather", "arguments": {"city": "Oslo"')
-    assert not takes(tokenizer, form, opened + '\n{"name": "other"')
-    assert not takes(tokenizer, form, opened + " or so")
+    assert not accepts(tokenizer, form, opened + '\n{"name": "get_weather", "arguments": {"city": "Oslo"')
+    assert not accepts(tokenizer, form, opened + '\n{"name": "other"')
+    assert not accepts(tokenizer, form, opened + " or so")
 
 
-def test_where_nothing_marks_calls_an_answer_with_a_brace_first_is_one(with_template: WithTemplate) -> None:
+def test_without_markers_an_answer_that_starts_with_a_brace_is_a_call(with_template: WithTemplate) -> None:
     tokenizer = with_template("llama").tokenizer
     form = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True)]).structure(tokenizer)
     good = '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'
-    assert takes(tokenizer, form, "no braces first", whole=True)
-    assert takes(tokenizer, form, "", whole=True)
-    assert takes(tokenizer, form, good, whole=True)
-    assert not takes(tokenizer, form, '{"a"')
+    assert accepts(tokenizer, form, "no braces first", whole=True)
+    assert accepts(tokenizer, form, "", whole=True)
+    assert accepts(tokenizer, form, good, whole=True)
+    assert not accepts(tokenizer, form, '{"a"')
 
 
-def test_marks_that_are_special_tokens_are_written_as_such_and_stay_in_the_text(tiny_copy: Any) -> None:
+def test_markers_that_are_special_tokens_are_tokens_in_the_grammar_and_stay_in_the_text(tiny_copy: Any) -> None:
     from transformers import AutoTokenizer
 
     folder = tiny_copy("llama", vocab_size=512)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kept = ["[TOOL_CALLS]", "[ARGS]"]
-    tokenizer.add_tokens(["<tool_call>"])  # not a special one, but the engine of structures takes it for one
+    tokenizer.add_tokens(["<tool_call>"])  # not a special token, but llguidance takes it for one
     tokenizer.chat_template = (TEMPLATES / "mistral_inline.jinja").read_text()
     tokenizer.add_special_tokens({"additional_special_tokens": kept})
     tokenizer.save_pretrained(folder)
     loaded = llmctl.load(folder, load={"dtype": "float32"}, generation={"temperature": 1.5, "top_k": 0})
     use = tool_use(loaded.tokenizer, ChatSection(), [WEATHER], choice="required")
-    assert use.shown == set(loaded.tokenizer.convert_tokens_to_ids(kept))
+    assert use.shown_tokens == set(loaded.tokenizer.convert_tokens_to_ids(kept))
     grammar = str(use.structure(loaded.tokenizer))
-    assert all(f"<[{number}]>" in grammar for number in use.shown)
+    assert all(f"<[{number}]>" in grammar for number in use.shown_tokens)
     loaded.tokenizer.chat_template = (TEMPLATES / "qwen.jinja").read_text()
     hermes = replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
     text, calls, _ = calls_of(hermes, [STOP], tokens=60, choice="required", parallel=False)
     assert (text, [call.name for call in calls]) == ("", ["stop"])
 
 
-def test_reasoning_that_the_prompt_opens_comes_before_the_calls(with_template: WithTemplate) -> None:
+def test_reasoning_opened_by_the_prompt_comes_before_the_calls(with_template: WithTemplate) -> None:
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [STOP], choice="required")
     call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
     thinking = use.structure(tokenizer, prompt_tail="<|im_start|>assistant\n<think>\n")
-    assert takes(tokenizer, thinking, f"so {{be}} it</think>\n\n{call}", whole=True)
-    assert not takes(tokenizer, use.structure(tokenizer, prompt_tail="<think>\n\n</think>"), "so")
+    assert accepts(tokenizer, thinking, f"so {{be}} it</think>\n\n{call}", whole=True)
+    assert not accepts(tokenizer, use.structure(tokenizer, prompt_tail="<think>\n\n</think>"), "so")
 
 
 @pytest.mark.parametrize(
-    ("parameters", "words"),
+    ("parameters", "named"),
     [
         ({"properties": {"a": {"uniqueItems": True}}}, "#/properties/a/uniqueItems"),
-        ({"type": "array"}, "an object"),
-        ({"type": ["object", "null"]}, "an object"),
+        ({"type": "array"}, "object"),
+        ({"type": ["object", "null"]}, "object"),
         ({"properties": {"a": {"type": "strng"}}}, "#/properties/a/type"),
     ],
 )
-@pytest.mark.parametrize("how", [{"choice": "required"}, {"strict": True}])
-def test_a_schema_that_cannot_be_enforced_is_refused_by_name(
-    parameters: Any, words: str, how: dict[str, Any], loaded: llmctl.LoadedModel
+@pytest.mark.parametrize("options", [{"choice": "required"}, {"strict": True}])
+def test_a_schema_that_cannot_be_enforced_is_an_error_with_its_param(
+    parameters: Any, named: str, options: dict[str, Any], loaded: llmctl.LoadedModel
 ) -> None:
-    tools = [STOP, tool("f", parameters, **{k: v for k, v in how.items() if k == "strict"})]
-    with pytest.raises(UserError, match=words) as error:
-        tool_use(loaded.tokenizer, ChatSection(), tools, choice=how.get("choice", "auto"))
-    assert error.value.message.startswith("tools[1].function.parameters: ")
+    tools = [STOP, tool("f", parameters, **{k: v for k, v in options.items() if k == "strict"})]
+    with pytest.raises(UserError, match=named) as error:
+        tool_use(loaded.tokenizer, ChatSection(), tools, choice=options.get("choice", "auto"))
     assert error.value.details["param"] == "tools[1].function.parameters"
 
 
-def test_a_tool_that_lists_no_properties_takes_none(with_template: WithTemplate) -> None:
+def test_a_tool_without_properties_accepts_none(with_template: WithTemplate) -> None:
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [tool("stop", {"type": "object", "properties": {}})], choice="required")
     form = use.structure(tokenizer)
-    assert takes(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>', whole=True)
-    assert not takes(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {"')
+    assert accepts(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>', whole=True)
+    assert not accepts(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {"')
 
 
-def test_a_schema_that_need_not_be_enforced_may_say_anything(loaded: llmctl.LoadedModel) -> None:
+def test_a_schema_that_is_not_enforced_may_be_anything(loaded: llmctl.LoadedModel) -> None:
     use = tool_use(loaded.tokenizer, ChatSection(), [tool("f", {"uniqueItems": True})])
     assert isinstance(use, ToolUse)
     assert use.structure(loaded.tokenizer) is None
 
 
-def test_a_choice_of_no_tool_is_refused(loaded: llmctl.LoadedModel) -> None:
-    with pytest.raises(UserError, match="tool_choice names nothing, which is none of the tools"):
+def test_a_choice_of_an_unknown_tool_is_refused(loaded: llmctl.LoadedModel) -> None:
+    with pytest.raises(UserError) as error:
         tool_use(loaded.tokenizer, ChatSection(), [STOP], choice="required", only=["nothing"])
+    assert error.value.details["param"] == "tool_choice"

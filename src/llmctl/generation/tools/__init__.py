@@ -1,20 +1,20 @@
-"""Tool calling as in OpenAI's API: told to the model in its template's own way, and read back from what it writes."""
+"""Tool calling as in OpenAI's API: tools go into the template's own format, calls come out of the answer."""
 
-from llmctl.generation.tools.calls import Arguments, Call, CallSplitter, Piece, Said, ToolCall, whole
+from llmctl.generation.tools.calls import ArgumentsDelta, CallSplitter, CallStart, Piece, TextDelta, ToolCall, assemble
 from llmctl.generation.tools.choice import Choice, ToolUse, tool_use
 from llmctl.generation.tools.format import ToolFormat, tool_format
 
 __all__ = [
-    "Arguments",
-    "Call",
+    "ArgumentsDelta",
     "CallSplitter",
+    "CallStart",
     "Choice",
     "Piece",
-    "Said",
+    "TextDelta",
     "ToolCall",
     "ToolFormat",
     "ToolUse",
+    "assemble",
     "tool_format",
     "tool_use",
-    "whole",
 ]

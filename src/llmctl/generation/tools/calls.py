@@ -1,7 +1,7 @@
-"""Tool calls in what a model writes, found as the text arrives.
+"""Tool calls in an answer, found while it arrives.
 
-What does not read as a call of one of the tools stays text. A call is passed on once it is whole; where the answer is
-held to the form of a call, its arguments are passed on as they come.
+Text that cannot be parsed as a call of one of the tools stays text. A call is emitted once it is complete; if an answer
+is constrained to the format of a call, its arguments are emitted as they arrive.
 """
 
 import secrets
@@ -11,19 +11,19 @@ from typing import Any
 
 from llmctl.generation.reasoning import overlap
 from llmctl.generation.tools.format import ToolFormat
-from llmctl.generation.tools.reading import Found, read_calls
+from llmctl.generation.tools.reading import ParsedCall, parse_calls
 
 
 @dataclass(frozen=True)
-class Said:
-    """Text that is no call."""
+class TextDelta:
+    """Text outside calls."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call begins. Its arguments follow."""
+class CallStart:
+    """The start of a call. Its arguments follow."""
 
     index: int
     id: str
@@ -31,19 +31,19 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """A piece of the arguments of a call: the text of a JSON object."""
+class ArgumentsDelta:
+    """A piece of the arguments of a call, which are a JSON object as text."""
 
     index: int
     text: str
 
 
-Piece = Said | Call | Arguments
+Piece = TextDelta | CallStart | ArgumentsDelta
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A whole call: its `arguments` are text, which is JSON unless the answer was cut."""
+    """A complete call. Its `arguments` are text: JSON, unless the answer was cut off."""
 
     id: str
     name: str
@@ -51,19 +51,19 @@ class ToolCall:
 
 
 def new_id() -> str:
-    """An id for a call, which nobody can guess."""
+    """Return a random id for a call."""
     return f"call_{secrets.token_hex(12)}"
 
 
 class CallSplitter:
-    """Splits one answer. Its state: the text held back, and how many calls there were.
+    """Splits one answer into text and calls. Its state: the text held back, and the number of calls so far.
 
     Args:
-        form: How the model writes calls.
-        tools: The tools that may be called, each with the schema of its parameters.
-        most: So many calls at most; further ones are left out.
-        calls_only: Whether the answer is held to calls and nothing else.
-        exact: Whether every call is held to the form that the template writes.
+        form: The format of calls.
+        tools: The schema of parameters of each tool.
+        max_calls: Calls to emit; further ones are dropped.
+        calls_only: True if the answer is constrained to calls and nothing else.
+        exact: True if every call is constrained to the template's format.
     """
 
     def __init__(
@@ -71,30 +71,30 @@ class CallSplitter:
         form: ToolFormat,
         tools: Mapping[str, Any],
         *,
-        most: int | None = None,
+        max_calls: int | None = None,
         calls_only: bool = False,
         exact: bool = False,
     ) -> None:
-        self._form, self._tools, self._most = form, tools, most
-        self._held, self._gap, self._count = "", "", 0  # the gap: white space before what may be calls
-        self._block = False  # whether what is held begins with what opens calls
-        self._said = False  # whether there was any text
-        self._begun = False  # whether there was any since the last call
+        self._form, self._tools, self._max_calls = form, tools, max_calls
+        self._held, self._gap, self._count = "", "", 0  # the gap: white space before possible calls
+        self._in_block = False  # the held text begins with the opening of calls
+        self._has_text = False
+        self._has_text_since_call = False
         self._follower = _Follower(form, tools) if exact else None
         self._exact = calls_only and exact
 
     @property
     def call_count(self) -> int:
-        """How many calls there were so far."""
+        """The number of calls so far."""
         return self._count
 
     def add(self, text: str) -> list[Piece]:
-        """Take new text; returns what is certain."""
+        """Take new text; return the pieces that are certain."""
         self._held += text
         return list(self._advance(final=False))
 
     def finish(self) -> list[Piece]:
-        """No more text: what was held back."""
+        """End the answer; return the text held back."""
         return list(self._advance(final=True))
 
     def _advance(self, *, final: bool) -> Iterator[Piece]:
@@ -103,134 +103,137 @@ class CallSplitter:
                 yield from self._follow()
                 if self._exact:
                     return
-            elif self._block:
-                if not (yield from self._read(final=final)):
+            elif self._in_block:
+                if not (yield from self._parse_block(final=final)):
                     return
-            elif not (yield from self._look(final=final)):
+            elif not (yield from self._scan_text(final=final)):
                 return
 
     # -- text
 
-    def _look(self, *, final: bool) -> Generator[Piece, None, bool]:
-        """Pass text on up to where calls open; returns whether they do."""
-        place = self._opening()
-        if place is not None:
-            before = self._held[:place].rstrip()
-            yield from self._say(before)
-            self._gap, self._held = self._held[len(before) : place], self._held[place:]
-            self._block, self._exact = self._follower is None, self._follower is not None
+    def _scan_text(self, *, final: bool) -> Generator[Piece, None, bool]:
+        """Emit text up to the opening of calls. Return True if they open."""
+        position = self._find_opening()
+        if position is not None:
+            before = self._held[:position].rstrip()
+            yield from self._emit_text(before)
+            self._gap, self._held = self._held[len(before) : position], self._held[position:]
+            self._in_block, self._exact = self._follower is None, self._follower is not None
             return True
-        keep = 0 if final else self._uncertain()
+        keep = 0 if final else self._uncertain_length()
         if final and self._count:
             self._held = self._held.rstrip()
-        yield from self._say(self._held[: len(self._held) - keep])
+        yield from self._emit_text(self._held[: len(self._held) - keep])
         self._held = self._held[len(self._held) - keep :] if keep else ""
         return False
 
-    def _say(self, text: str) -> Iterator[Piece]:
-        if self._count and not self._said:  # white space between and after calls
+    def _emit_text(self, text: str) -> Iterator[Piece]:
+        if self._count and not self._has_text:  # white space between and after calls
             text = text.lstrip()
         if text:
-            self._said = self._begun = True
-            yield Said(text)
+            self._has_text = self._has_text_since_call = True
+            yield TextDelta(text)
 
-    def _opening(self) -> int | None:
-        """Where calls open in what is held."""
+    def _find_opening(self) -> int | None:
+        """Return the position where calls open in the held text."""
         if self._form.open:
-            place = self._held.find(self._form.open)
-            return None if place < 0 else place
+            position = self._held.find(self._form.open)
+            return None if position < 0 else position
         for start in ("<|python_tag|>", "{", "["):
-            if not self._begun and self._held.lstrip().startswith(start):
+            if not self._has_text_since_call and self._held.lstrip().startswith(start):
                 return self._held.index(start)
         return None
 
-    def _uncertain(self) -> int:
-        """How many of the last characters may yet open calls, or be the white space before them."""
+    def _uncertain_length(self) -> int:
+        """Return the number of last characters that may still open calls, or be the white space before them."""
         opened = self._form.open
         if not opened:
             begun = self._held.lstrip()
-            return len(self._held) if not self._begun and "<|python_tag|>".startswith(begun) else 0
+            return len(self._held) if not self._has_text_since_call and "<|python_tag|>".startswith(begun) else 0
         text = self._held
         part = overlap(text, opened)
         before = text[: len(text) - part]
         return part + len(before) - len(before.rstrip())
 
-    # -- calls, as the model likes to write them
+    # -- unconstrained calls
 
-    def _read(self, *, final: bool) -> Generator[Piece, None, bool]:
-        """Read the block that is held; returns whether there is more to do."""
-        outcome = read_calls(self._held, self._form, self._tools, final=final)
-        if outcome is None:
+    def _parse_block(self, *, final: bool) -> Generator[Piece, None, bool]:
+        """Parse the held block. Return True if there is more text to look at."""
+        parsed = parse_calls(self._held, self._form, self._tools, final=final)
+        if parsed is None:
             return False
-        calls, length = outcome
+        calls, length = parsed
         if calls:
             for call in calls:
-                yield from self._pass_on(call)
-            self._begun = False
+                yield from self._emit_call(call)
+            self._has_text_since_call = False
         else:
-            yield from self._say(self._gap + self._held[:length])
-        self._held, self._block = self._held[length:], False
+            yield from self._emit_text(self._gap + self._held[:length])
+        self._held, self._in_block = self._held[length:], False
         return bool(self._held)
 
-    def _pass_on(self, call: Found) -> Iterator[Piece]:
-        if self._count == self._most:
+    def _emit_call(self, call: ParsedCall) -> Iterator[Piece]:
+        if self._count == self._max_calls:
             return
         index, self._count = self._count, self._count + 1
-        yield Call(index, new_id(), call.name)
-        yield Arguments(index, call.arguments)
+        yield CallStart(index, new_id(), call.name)
+        yield ArgumentsDelta(index, call.arguments)
 
-    # -- calls that are held to their form
+    # -- constrained calls
 
     def _follow(self) -> Iterator[Piece]:
         assert self._follower is not None  # noqa: S101
         for piece in self._follower.add(self._held):
-            if isinstance(piece, Call):
+            if isinstance(piece, CallStart):
                 self._count += 1
             yield piece
         self._held = ""
-        if self._follower.rest is not None:  # text again
-            self._held, self._exact, self._begun = self._follower.rest, False, not self._follower.has_called
-            if self._begun:  # it was no call after all
-                yield from self._say(self._gap + self._held[:1])
+        if self._follower.rest is not None:  # the calls have ended
+            self._held, self._exact = self._follower.rest, False
+            self._has_text_since_call = not self._follower.has_called
+            if self._has_text_since_call:  # it was not a call after all
+                yield from self._emit_text(self._gap + self._held[:1])
                 self._held = self._held[1:]
             self._follower = _Follower(self._form, self._tools, first=self._count)
 
 
 class _Follower:
-    """Follows calls that are written to the letter. Its state: what is held, and where it is.
+    """Follows calls in exactly the template's format. Its state: the text held back, and the position in the calls.
 
-    `rest` is what comes after the calls, once they have ended.
+    `rest` is the text after the calls, once they have ended.
     """
 
     def __init__(self, form: ToolFormat, names: Collection[str], *, first: int = 0) -> None:
         self._form, self._index, self._first = form, first - 1, first
         self._heads = {f"{form.begin}{name}{form.middle}": name for name in names}
-        self._more = {} if form.between is None else {f"{form.between}{name}{form.middle}": name for name in names}
+        self._next_heads: dict[str, str] = {}
+        if form.between is not None:
+            self._next_heads = {f"{form.between}{name}{form.middle}": name for name in names}
         self._held = ""
-        self._scan: _ObjectScan | None = None
+        self._scanner: _ObjectScanner | None = None
         self.rest: str | None = None
 
     @property
     def has_called(self) -> bool:
-        """Whether there was any call."""
+        """True once there was a call."""
         return self._index >= self._first
 
     def add(self, text: str) -> Iterator[Piece]:
-        """Take new text; yield what it adds to the calls."""
+        """Take new text; yield its pieces of calls."""
         self._held += text
         while self._held and self.rest is None:
-            if self._scan is not None:
-                end = self._scan.take(self._held)
-                yield Arguments(self._index, self._held[:end])
+            if self._scanner is not None:
+                end = self._scanner.take(self._held)
+                yield ArgumentsDelta(self._index, self._held[:end])
                 self._held = self._held[end:]
-                if not self._scan.is_whole:
+                if not self._scanner.is_whole:
                     return
-                self._scan, self._heads = None, self._more
+                self._scanner, self._heads = None, self._next_heads
             head = max((head for head in self._heads if self._held.startswith(head)), key=len, default=None)
             if head is not None:
                 self._index += 1
-                yield Call(self._index, new_id(), self._heads[head])
-                self._held, self._scan = self._held[len(head) :], _ObjectScan()
+                yield CallStart(self._index, new_id(), self._heads[head])
+                self._held, self._scanner = self._held[len(head) :], _ObjectScanner()
             elif any(head.startswith(self._held) for head in self._heads) or self._form.end.startswith(self._held):
                 if self._held != self._form.end:
                     return
@@ -239,39 +242,39 @@ class _Follower:
                 self.rest = self._held.removeprefix(self._form.end)
 
 
-class _ObjectScan:
-    """Finds the end of a JSON object in text that arrives in pieces. Its state: how deep it is, and in what."""
+class _ObjectScanner:
+    """Finds the end of a JSON object in text that arrives in pieces. Its state: the depth, and if it is in a string."""
 
     def __init__(self) -> None:
-        self._depth, self._in_text, self._escaped = 0, False, False
+        self._depth, self._in_string, self._escaped = 0, False, False
         self.is_whole = False
 
     def take(self, text: str) -> int:
-        """How many characters of `text` belong to the object."""
-        for place, letter in enumerate(text):
+        """Return the number of characters of `text` that belong to the object."""
+        for position, character in enumerate(text):
             if self._escaped:
                 self._escaped = False
-            elif self._in_text:
-                self._escaped, self._in_text = letter == "\\", letter != '"'
-            elif letter == '"':
-                self._in_text = True
-            elif letter in "{[":
+            elif self._in_string:
+                self._escaped, self._in_string = character == "\\", character != '"'
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
                 self._depth += 1
-            elif letter in "}]":
+            elif character in "}]":
                 self._depth -= 1
                 if self._depth == 0:
                     self.is_whole = True
-                    return place + 1
+                    return position + 1
         return len(text)
 
 
-def whole(pieces: Iterable[Piece]) -> tuple[str, list[ToolCall]]:
-    """The text and the calls that pieces make up."""
+def assemble(pieces: Iterable[Piece]) -> tuple[str, list[ToolCall]]:
+    """Join pieces into the text and the calls of an answer."""
     text, calls = "", []
     for piece in pieces:
-        if isinstance(piece, Said):
+        if isinstance(piece, TextDelta):
             text += piece.text
-        elif isinstance(piece, Call):
+        elif isinstance(piece, CallStart):
             calls.append(ToolCall(piece.id, piece.name, ""))
         else:
             call = calls[piece.index]

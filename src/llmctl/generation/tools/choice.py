@@ -1,4 +1,4 @@
-"""What one request may do with tools: which ones, whether it must, and the form that its answer is held to."""
+"""Tool choice of one request: the tools it may call, and the grammar that enforces it."""
 
 import json
 import re
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Choice = Literal["none", "auto", "required"]
-_TEXT = r"/(.|\n)*/"
+_ANY_TEXT = r"/(.|\n)*/"
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What one request may do with tools.
+    """The tools of one request and how it may use them.
 
     Attributes:
         chat: The configuration's chat section.
-        form: How the model's template writes calls.
-        tools: As in OpenAI's API; those that the model is told of.
-        choice: Whether it may call, must, or must not.
-        parallel: Whether it may call several at once.
-        shown: Special tokens that stay in the text of the answer.
+        form: The template's tool-call format.
+        tools: OpenAI's tools that the model is told about.
+        choice: `auto` (may call), `required` (must call) or `none`.
+        parallel: True if one answer may have several calls.
+        shown_tokens: Special tokens that stay in the text of the answer.
     """
 
     chat: ChatSection
@@ -41,40 +41,39 @@ class ToolUse:
     tools: tuple[Mapping[str, Any], ...]
     choice: Choice
     parallel: bool
-    shown: frozenset[int]
+    shown_tokens: frozenset[int]
 
     @property
     def is_exact(self) -> bool:
-        """Whether every call is held to its form."""
+        """True if every call is constrained to the template's format."""
         return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages as the template takes them, and the arguments for it."""
+        """Return messages for the template, and its arguments."""
         return for_template(as_messages(messages, self.chat), self.tools, self.form)
 
     def splitter(self) -> CallSplitter | None:
-        """What finds the calls in an answer; None where there can be none."""
+        """Return the splitter for an answer; None if it cannot have calls."""
         if not self.tools:
             return None
         return CallSplitter(
             self.form,
             {_function(tool)["name"]: _parameters(tool) for tool in self.tools},
-            most=None if self.parallel else 1,
+            max_calls=None if self.parallel else 1,
             calls_only=self.choice == "required",
             exact=self.is_exact,
         )
 
     def structure(self, tokenizer: "PreTrainedTokenizerBase", *, prompt_tail: str = "") -> Structure | None:
-        """The form that the answer is held to, or None.
+        """Return the structure that constrains the answer, or None.
 
         Args:
             tokenizer: The tokenizer.
-            prompt_tail: The end of the prompt as text. Where it opens reasoning, that comes first and is free.
+            prompt_tail: The end of the prompt as text. If it opens reasoning, free reasoning comes first.
         """
         if not self.is_exact:
             return None
-        grammar = _Grammar(tokenizer, self)
-        return make_structure(StructureSection(grammar=grammar.text(prompt_tail)))
+        return make_structure(StructureSection(grammar=_GrammarWriter(tokenizer, self).text(prompt_tail)))
 
 
 def tool_use(
@@ -86,28 +85,28 @@ def tool_use(
     only: Sequence[str] | None = None,
     parallel: bool = True,
 ) -> ToolUse:
-    """What a request may do with tools.
+    """Return the tool use of a request.
 
     Args:
         tokenizer: The tokenizer.
-        chat: The configuration's chat section: its template is the one in use.
-        tools: As in OpenAI's API: {"type": "function", "function": {"name", "description", "parameters", "strict"}}.
+        chat: The configuration's chat section, which may name a template.
+        tools: OpenAI's: {"type": "function", "function": {"name", "description", "parameters", "strict"}}.
         choice: `none`, `auto` or `required`.
-        only: Of these tools alone; None for all of them.
-        parallel: Whether there may be several calls in an answer.
+        only: Names of the tools to allow; None for all.
+        parallel: True to allow several calls in one answer.
 
     Raises:
-        UserError: a schema cannot be enforced and would have to be, or `only` names no tool. Its details have `param`.
+        UserError: a schema that must be enforced cannot be, or `only` names an unknown tool. Its details have `param`.
     """
     form = tool_format(tokenizer, chat)
     names = [_function(tool)["name"] for tool in tools]
     for name in only or ():
         if name not in names:
-            raise UserError(f"tool_choice names {name}, which is none of the tools", details={"param": "tool_choice"})
+            raise UserError(f"tool_choice names {name}, which is not in tools", details={"param": "tool_choice"})
     chosen = () if choice == "none" else tuple(t for t in tools if only is None or _function(t)["name"] in only)
-    for place, tool in enumerate(tools):
+    for index, tool in enumerate(tools):
         if tool in chosen and (choice == "required" or _is_strict(tool)):
-            _check_parameters(tool, place)
+            _check_parameters(tool, index)
     shown = shown_tokens(tokenizer, form) if chosen else frozenset()
     return ToolUse(chat, form, chosen, choice, parallel and form.between is not None, shown)
 
@@ -122,20 +121,20 @@ def _is_strict(tool: Mapping[str, Any]) -> bool:
 
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are an object."""
+    """Return the schema of a tool's arguments, which are an object."""
     schema = _function(tool).get("parameters")
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if schema.get("properties") == {} and not {"additionalProperties", "patternProperties", "$ref"} & schema.keys():
-        schema = {**schema, "additionalProperties": False}  # it lists its properties, and there are none
+        schema = {**schema, "additionalProperties": False}  # an explicit empty list of properties allows none
     return {"type": "object", **schema}
 
 
-def _check_parameters(tool: Mapping[str, Any], place: int) -> None:
-    param = f"tools[{place}].function.parameters"
+def _check_parameters(tool: Mapping[str, Any], index: int) -> None:
+    param = f"tools[{index}].function.parameters"
     schema = _parameters(tool)
     if schema["type"] != "object":
-        raise UserError(f"{param}: the arguments of a tool are an object", details={"param": param})
+        raise UserError(f"{param}: the schema must describe an object", details={"param": param})
     try:
         make_structure(StructureSection(json_schema=schema))
     except UserError as error:
@@ -146,16 +145,16 @@ def _check_parameters(tool: Mapping[str, Any], place: int) -> None:
         ) from error
 
 
-class _Grammar:
-    """Writes the form of an answer in the engine's words (Lark). Its state: the special tokens by their text."""
+class _GrammarWriter:
+    """Writes the grammar of an answer in Lark's syntax."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", use: ToolUse) -> None:
         self._use, self._form = use, use.form
         self._special = own_tokens(tokenizer)
 
     def text(self, prompt_tail: str) -> str:
-        """The whole grammar."""
-        form, calls = self._form, self._calls(self._form.begin)
+        """Return the whole grammar."""
+        form, calls = self._form, self._calls_rule(self._form.begin)
         opened = closing_of(prompt_tail)
         think = "" if opened is None else "think "
         lines = []
@@ -164,38 +163,38 @@ class _Grammar:
         elif not form.open:
             lines += [f"start: {think}({calls} | FREE?)", r"FREE: /[^{](.|\n)*/"]
         else:
-            after = self._calls(form.begin.removeprefix(form.open))
+            after = self._calls_rule(form.begin.removeprefix(form.open))
             lines += [f"start: {think}(opened {after})* text", "text: TEXT", self._until("opened", form.open)]
         if opened is not None:
             lines += [self._until("think", opened), r"space: /\n{0,4}/"]
             lines[0] = lines[0].replace("think ", "think space ")
-        return "\n".join([*lines, f"TEXT: {_TEXT}", *self._each()])
+        return "\n".join([*lines, f"TEXT: {_ANY_TEXT}", *self._tool_rules()])
 
-    def _calls(self, begin: str) -> str:
-        """One call or several, from the text that begins them on."""
+    def _calls_rule(self, begin: str) -> str:
+        """Return a rule for one or several calls after `begin`."""
         form = self._form
         more = f"({self._literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
         return f"{self._literal(begin)} call {more} {self._literal(form.end)}"
 
-    def _each(self) -> list[str]:
-        """A rule for each tool."""
+    def _tool_rules(self) -> list[str]:
+        """Return a rule for each tool."""
         tools = self._use.tools
         rules = [f"call: {' | '.join(f'call_{n}' for n in range(len(tools)))}"]
         for number, tool in enumerate(tools):
-            held = self._use.choice == "required" or _is_strict(tool)
-            schema = json.dumps(_parameters(tool) if held else {"type": "object"}, ensure_ascii=False)
+            is_enforced = self._use.choice == "required" or _is_strict(tool)
+            schema = json.dumps(_parameters(tool) if is_enforced else {"type": "object"}, ensure_ascii=False)
             head = self._literal(_function(tool)["name"] + self._form.middle)
             rules.append(f"call_{number}: {head} %json {schema}")
         return rules
 
     def _until(self, rule: str, text: str) -> str:
-        """A rule for any text up to and with `text`."""
+        """Return a rule for any text up to and including `text`."""
         if text in self._special:
             return f"{rule}: TEXT {self._literal(text)}"
         return f"{rule}[lazy]: TEXT {self._literal(text)}"
 
     def _literal(self, text: str) -> str:
-        """Exactly this text, its special tokens as such."""
+        """Return a literal of this text, with its special tokens as tokens."""
         if not text:
             return ""
         pattern = "|".join(re.escape(content) for content in sorted(self._special, key=len, reverse=True)) or "(?!)"

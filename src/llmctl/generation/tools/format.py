@@ -1,8 +1,8 @@
-"""How a model's chat template writes tool calls: found by rendering one and looking.
+"""The tool-call format of a chat template, recognised by rendering sample calls.
 
-The same way as `tokenization.end_of_turn_token`: no list of model names has to be kept, and what an answer is held to
-is what the model was trained to write. Where a template knows nothing of tools, they are described in the system
-message, in the words of Hermes (NousResearch/Hermes-Function-Calling), which many small models have seen.
+No list of model names is needed, and answers are constrained to the format that the model was trained on. If a template
+has no tool support, tools are described in the system message in the format of Hermes
+(NousResearch/Hermes-Function-Calling), which many small models have seen in training.
 """
 
 import json
@@ -27,29 +27,28 @@ _KEY, _VALUES = "probe_key", ("probe value one", "probe value two")
 _IDS = ("probe0001", "probe0002")
 _TEXT = "probe text"
 _MARKER = r"(?:<[^<>\s]{1,40}>|\[/?[A-Z_]{3,30}\])"  # <tool_call>, <|tool_call|>, [TOOL_CALLS]
-_known: "WeakKeyDictionary[Any, dict[str | None, ToolFormat]]" = WeakKeyDictionary()
+_formats: "WeakKeyDictionary[Any, dict[str | None, ToolFormat]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How tools are told to a model, and how it writes calls.
+    """How a template describes tools, and how the model writes calls.
 
-    A template's calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further one,
-    then `end`.
+    Calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further one, then `end`.
 
     Attributes:
         syntax: `object` ({"name": …, "arguments": …} as JSON), `inline` (a name, then JSON), `xml` (<function=name>),
             `keys` (a name, <arg_key> and <arg_value>), `call` (call:name{key:value}), `python` (name(key=value)).
-        open: What begins calls; empty where nothing marks them.
-        close: What ends a call; empty where nothing does.
-        begin: What a template writes before the first name.
-        middle: What it writes between a name and its arguments.
-        between: What it writes between arguments and the next name; None where it writes one call only.
-        end: What it writes after the last arguments.
-        placement: Tools reach the template as its `tools`, as `tools` of the system message, in the text of it, or,
-            where there can be none, in the user's first words.
-        text_arguments: Whether the template wants the arguments as the text of JSON.
-        short_ids: Whether the template takes ids of nine letters and digits only.
+        open: The marker that opens calls; empty without one.
+        close: The marker that closes a call; empty without one.
+        begin: The text before the first name.
+        middle: The text between a name and its arguments.
+        between: The text between arguments and the next name; None if the template allows one call only.
+        end: The text after the last arguments.
+        placement: The way tools reach the template: as its argument `tools`, as `tools` of the system message, in the
+            text of the system message, or, if the template has no system message, in the first user message.
+        text_arguments: True if the template wants arguments as JSON text.
+        short_ids: True if the template accepts only ids of nine letters and digits.
     """
 
     syntax: Syntax = "object"
@@ -64,13 +63,13 @@ class ToolFormat:
     short_ids: bool = False
 
     @property
-    def is_told_in_text(self) -> bool:
-        """Whether the template knows nothing of tools, so that all about them has to be text."""
+    def template_lacks_tools(self) -> bool:
+        """True if the template has no tool support, so that tools, calls and results have to be plain text."""
         return self.placement in ("system", "user")
 
     @property
     def markers(self) -> str:
-        """All text that belongs to calls: the special tokens in it must stay in the answer."""
+        """All text that marks calls; special tokens in it must stay in the answer."""
         return "\0".join(
             [self.open, self.close, self.begin, self.middle, self.between or "", self.end, "<|python_tag|>"]
         )
@@ -80,34 +79,34 @@ HERMES = ToolFormat()
 
 
 def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> ToolFormat:
-    """How the chat template that is in use writes tool calls. Found once for a template.
+    """Return the tool-call format of the chat template in use. It is recognised once per template.
 
     Raises:
         UserError: the template's file cannot be read.
     """
-    own = template_text(chat)
-    formats = _known.setdefault(tokenizer, {})
-    if own not in formats:
-        formats[own] = _recognised(_renderings(tokenizer, own), getattr(tokenizer, "response_template", None))
-    return formats[own]
+    template = template_text(chat)
+    formats = _formats.setdefault(tokenizer, {})
+    if template not in formats:
+        formats[template] = _recognise(_renderings(tokenizer, template), getattr(tokenizer, "response_template", None))
+    return formats[template]
 
 
 def shown_tokens(tokenizer: "PreTrainedTokenizerBase", form: ToolFormat) -> frozenset[int]:
-    """The special tokens that stand in calls, and so must not be left out of the text."""
-    special = {n: t.content for n, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return frozenset(number for number, content in special.items() if content in form.markers)
+    """Return the special tokens that are part of calls and must not be dropped from the text."""
+    special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(id_ for id_, content in special.items() if content in form.markers)
 
 
-def called(name: str, arguments: Any, number: str) -> dict[str, Any]:
-    """A tool call as transformers' templates take it."""
-    return {"id": number, "type": "function", "function": {"name": name, "arguments": arguments}}
+def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
+    """Return a tool call in the form of transformers' templates."""
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-# -- looking
+# -- recognition
 
 
 def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str | None]:
-    """What the template writes for a few conversations, None where it refuses; untrusted, so with limits."""
+    """Render sample conversations; None for those that the template refuses. It is untrusted and runs with limits."""
     if template is None and not tokenizer.chat_template:
         return {}
     user = {"role": "user", "content": "x"}
@@ -123,10 +122,10 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
     def turn(count: int, *, text: bool, ids: Sequence[str] = _IDS) -> list[dict[str, Any]]:
         values: list[Any] = [{_KEY: value} for value in _VALUES]
         arguments = [json.dumps(value) for value in values] if text else values
-        calls = [called(_NAMES[n], arguments[n], ids[n]) for n in range(count)]
+        calls = [template_call(_NAMES[n], arguments[n], ids[n]) for n in range(count)]
         return [user, {"role": "assistant", "content": "", "tool_calls": calls}]
 
-    wanted: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    samples: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         "prompt": ([user], {"add_generation_prompt": True}),
         "tools": ([user], {"add_generation_prompt": True, "tools": [tool]}),
         "message": ([{"role": "system", "content": "w", "tools": json.dumps([tool])}, user], {}),
@@ -140,15 +139,15 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
     }
 
     def render() -> dict[str, str | None]:
-        found: dict[str, str | None] = {}
-        for name, (messages, arguments) in wanted.items():
+        rendered: dict[str, str | None] = {}
+        for name, (messages, arguments) in samples.items():
             try:
-                found[name] = str(
+                rendered[name] = str(
                     tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **arguments)
                 )
             except Exception:  # noqa: BLE001 (a template may refuse anything, in any way)
-                found[name] = None
-        return found
+                rendered[name] = None
+        return rendered
 
     try:
         return dict(run_bounded(render))
@@ -156,8 +155,8 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
         return {}
 
 
-def _recognised(rendered: dict[str, str | None], response: Any) -> ToolFormat:
-    """The format that renderings show, with a tokenizer's `response_template` where they show none."""
+def _recognise(rendered: dict[str, str | None], response: Any) -> ToolFormat:
+    """Return the format of renderings, or that of a tokenizer's `response_template` if they show none."""
     if _NAMES[0] in (rendered.get("tools") or ""):
         placement: Placement = "argument"
     elif _NAMES[0] in (rendered.get("message") or ""):
@@ -167,9 +166,8 @@ def _recognised(rendered: dict[str, str | None], response: Any) -> ToolFormat:
     one, two, text_arguments = rendered.get("one") or "", rendered.get("two"), False
     if not _shows_arguments(one) and _shows_arguments(rendered.get("one_text") or ""):
         one, two, text_arguments = rendered["one_text"] or "", rendered.get("two_text"), True
-    found = _from_sample(rendered, one, two)
     return replace(
-        found or _from_response_template(response) or _from_prompt(rendered),
+        _from_sample(rendered, one, two) or _from_response_template(response) or _from_prompt(rendered),
         placement=placement,
         text_arguments=text_arguments,
         short_ids=bool(one) and not text_arguments and rendered.get("long_id") is None,
@@ -181,27 +179,26 @@ def _object(number: int) -> re.Pattern[str]:
 
 
 def _shows_arguments(text: str) -> bool:
-    """Whether arguments stand in the text as a JSON object, or in one of the other ways that are known."""
-    ways = (
+    """Return True if the text has arguments as a JSON object, or in another known syntax."""
+    patterns = (
         _object(0).pattern,
         rf"<parameter={_KEY}>",
         rf"<arg_key>{_KEY}<",
         rf"call:{_NAMES[0]}\{{",
         rf"{_NAMES[0]}\(",
     )
-    return any(re.search(way, text) for way in ways)
+    return any(re.search(pattern, text) for pattern in patterns)
 
 
 def _from_sample(rendered: dict[str, str | None], one: str, two: str | None) -> ToolFormat | None:
-    """The format of a rendered conversation that ends with one call, and of one that ends with two."""
+    """Return the format of two rendered conversations, which end with one call and with two calls."""
     start = _start_of_turn(one, rendered.get("prompt") or "")
     end_of_turn = (rendered.get("plain") or _TEXT).rpartition(_TEXT)[2]
     body = one[start:].removesuffix(end_of_turn)
     if _NAMES[0] not in body:
         return None
     before, _, after = body.partition(_NAMES[0])
-    other = _other_syntax(before, after)
-    if other is not None:
+    if (other := _other_syntax(before, after)) is not None:
         return other
     arguments = _object(0).search(after)
     if arguments is None:
@@ -222,28 +219,28 @@ def _from_sample(rendered: dict[str, str | None], one: str, two: str | None) -> 
 
 
 def _start_of_turn(text: str, prompt: str) -> int:
-    """Where the assistant's words begin: where the text leaves that of the prompt, but never within a marker."""
+    """Return the start of the assistant's turn: where the text differs from the prompt, but never inside a marker."""
     start = next((n for n, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), min(len(text), len(prompt)))
     inside = next((m for m in re.finditer(_MARKER, text) if m.start() < start < m.end()), None)
     return inside.start() if inside else start
 
 
 def _between(two: str | None) -> str | None:
-    """What stands between the first call's arguments and the second call's name."""
+    """Return the text between the first call's arguments and the second call's name."""
     if two is None:
         return None
     first = _object(0).search(two)
-    place = two.rfind(_NAMES[1])
-    return _without_id(two[first.end() : place]) if first and place > first.end() else None
+    position = two.rfind(_NAMES[1])
+    return _without_id(two[first.end() : position]) if first and position > first.end() else None
 
 
 def _without_id(text: str) -> str:
-    """Ids are given by whoever runs the model; the model does not write them."""
+    """Remove ids: the runtime assigns them, the model does not write them."""
     return re.sub(r',\s*"id":\s*"[^"]*"', "", text)
 
 
 def _other_syntax(before: str, after: str) -> ToolFormat | None:
-    """A format whose arguments are not JSON. What is held to a form is then written as JSON in the same place."""
+    """Return a format whose arguments are not JSON. Constrained answers then have JSON in their place."""
     marks = re.findall(_MARKER, before)
     if before.endswith("<function=") or (marks and f"<parameter={_KEY}>" in after):
         return replace(HERMES, syntax="xml")
@@ -254,39 +251,39 @@ def _other_syntax(before: str, after: str) -> ToolFormat | None:
         begin, end = before[before.rfind(marks[-1]) :], closing[0].strip()
         return ToolFormat("call", marks[-1], end, begin, "", end + begin, end)
     if re.match(rf"\({_KEY}=", after) and before.rstrip().endswith("["):
-        marked = _marked(marks[-1] if marks else "", closing[0].strip() if closing else "")
+        marked = _between_markers(marks[-1] if marks else "", closing[0].strip() if closing else "")
         return replace(marked, syntax="python")
     return None
 
 
 def _from_response_template(response: Any) -> ToolFormat | None:
-    """The format that a tokenizer says its answers have, where it says so in plain texts.
+    """Return the format of a tokenizer's `response_template`, if that has plain markers.
 
-    transformers' own parser of it (`parse_response`) is not used: it runs regular expressions of the repository on the
-    answer without a limit of time, and raises on a call that a model wrote wrong (transformers 5.18 to 5.24).
+    transformers' own parser of it (`parse_response`) is not used: it runs regular expressions from the repository on
+    the answer without a time limit, and raises on malformed calls (transformers 5.18 to 5.24).
     """
     fields = response.get("fields") if isinstance(response, dict) else None
-    told = fields.get("tool_calls") if isinstance(fields, dict) else None
-    if not isinstance(told, dict) or told.get("content") != "json":
+    spec = fields.get("tool_calls") if isinstance(fields, dict) else None
+    if not isinstance(spec, dict) or spec.get("content") != "json":
         return None
-    opened, closed = told.get("open"), told.get("close", "")
+    opened, closed = spec.get("open"), spec.get("close", "")
     if not (isinstance(opened, str) and opened and isinstance(closed, str)):
         return None
-    return _marked(opened, closed)
+    return _between_markers(opened, closed)
 
 
-def _marked(opened: str, closed: str) -> ToolFormat:
-    """JSON objects between two marks."""
+def _between_markers(opened: str, closed: str) -> ToolFormat:
+    """Return the format of JSON objects between two markers."""
     begin, end = f'{opened}{{"name": "', f"}}{closed}"
     return ToolFormat("object", opened, closed, begin, HERMES.middle, end + begin, end)
 
 
 def _from_prompt(rendered: dict[str, str | None]) -> ToolFormat:
-    """The format that the template describes to the model, where it does not write calls of earlier turns itself."""
-    told = rendered.get("tools") or rendered.get("message") or ""
-    if "<function=" in told:
+    """Return the format that the template describes to the model; it does not render earlier calls itself."""
+    prompt = rendered.get("tools") or rendered.get("message") or ""
+    if "<function=" in prompt:
         return replace(HERMES, syntax="xml")
     for opened, closed in (("<|tool_call|>", "<|/tool_call|>"), ("[TOOL_CALLS]", "")):
-        if opened in told and "<tool_call>" not in told:
-            return _marked(opened, closed)
+        if opened in prompt and "<tool_call>" not in prompt:
+            return _between_markers(opened, closed)
     return HERMES

@@ -1,15 +1,15 @@
-"""Conversations with tool calls, in the form that a chat template takes."""
+"""Conversations with tool calls, in the form of a chat template."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.generation.tools.format import ToolFormat, called
+from llmctl.generation.tools.format import ToolFormat, template_call
 
 Message = Mapping[str, Any]
 
-_TOLD = """# Tools
+_TOOLS_PROMPT = """# Tools
 
 You may call one or more functions to help with what the user asks. Their signatures stand here, one a line:
 <tools>
@@ -26,89 +26,87 @@ else:
 def for_template(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], form: ToolFormat
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A conversation and its tools as the model's template takes them.
+    """Return the messages, and the arguments for `apply_chat_template`, of a conversation with tools.
 
     Args:
-        messages: As in OpenAI's API, the contents as texts: an assistant's `tool_calls` with arguments as the text of
-            JSON, and the answers of tools with `tool_call_id`.
-        tools: As in OpenAI's API; empty where the model is to be told of none.
-        form: How this model's template writes calls.
-
-    Returns:
-        The messages, and the arguments for `apply_chat_template`.
+        messages: OpenAI's messages with text contents: `tool_calls` of the assistant have arguments as JSON text, and
+            results of tools have `tool_call_id`.
+        tools: OpenAI's tools; may be empty.
+        form: The template's format.
     """
     names: dict[str, str] = {}
-    taken = [_message(message, form, names) for message in messages]
-    if form.is_told_in_text:
-        taken = _joined(taken)
+    converted = [_convert(message, form, names) for message in messages]
+    if form.template_lacks_tools:
+        converted = _merge_user_turns(converted)
     if not tools:
-        return taken, {}
+        return converted, {}
     plain = [dict(tool) for tool in tools]
     if form.placement == "argument":
-        return taken, {"tools": plain}
+        return converted, {"tools": plain}
     role = "user" if form.placement == "user" else "system"
-    if not taken or taken[0]["role"] != role:
-        taken.insert(0, {"role": role, "content": ""})
+    if not converted or converted[0]["role"] != role:
+        converted.insert(0, {"role": role, "content": ""})
     if form.placement == "message":
-        taken[0]["tools"] = json.dumps([tool["function"] for tool in plain], ensure_ascii=False)
-        return taken, {}
-    told = _TOLD.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain))
-    parts = (told, taken[0]["content"]) if form.placement == "user" else (taken[0]["content"], told)
-    taken[0]["content"] = "\n\n".join(part for part in parts if part)
-    return taken, {}
+        converted[0]["tools"] = json.dumps([tool["function"] for tool in plain], ensure_ascii=False)
+        return converted, {}
+    described = _TOOLS_PROMPT.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain))
+    content = converted[0]["content"]
+    parts = (described, content) if form.placement == "user" else (content, described)
+    converted[0]["content"] = "\n\n".join(part for part in parts if part)
+    return converted, {}
 
 
-def _joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of the user one after the other as one: templates often want turns."""
-    joined: list[dict[str, Any]] = []
+def _merge_user_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge consecutive user messages: templates often require alternating turns."""
+    merged: list[dict[str, Any]] = []
     for message in messages:
-        if joined and message["role"] == joined[-1]["role"] == "user":
-            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{message['content']}"}
+        if merged and message["role"] == merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n{message['content']}"}
         else:
-            joined.append(message)
-    return joined
+            merged.append(message)
+    return merged
 
 
-def _message(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[str, Any]:
-    """One message; `names` learns which call had which function."""
-    taken = {key: value for key, value in message.items() if value is not None}
-    taken.setdefault("content", "")
-    calls = taken.pop("tool_calls", None)
+def _convert(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[str, Any]:
+    """Convert one message. `names` collects the function of each call id."""
+    converted = {key: value for key, value in message.items() if value is not None}
+    converted.setdefault("content", "")
+    calls = converted.pop("tool_calls", None)
     if calls:
         names.update({str(call["id"]): str(call["function"]["name"]) for call in calls})
-    if form.is_told_in_text:
-        return _as_text(taken, calls)
+    if form.template_lacks_tools:
+        return _as_text(converted, calls)
     if calls:
-        taken["tool_calls"] = [_call(call, form) for call in calls]
-    if taken["role"] == "tool":
-        number = str(taken.get("tool_call_id", ""))
-        taken.setdefault("name", names.get(number, "tool"))
-        taken["tool_call_id"] = _id(number, form)
-    return taken
+        converted["tool_calls"] = [_convert_call(call, form) for call in calls]
+    if converted["role"] == "tool":
+        call_id = str(converted.get("tool_call_id", ""))
+        converted.setdefault("name", names.get(call_id, "tool"))
+        converted["tool_call_id"] = _template_id(call_id, form)
+    return converted
 
 
-def _call(call: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
+def _convert_call(call: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
     arguments = str(call["function"].get("arguments") or "{}")
-    given: Any = arguments
+    converted: Any = arguments
     if not form.text_arguments:
         try:
-            given = json.loads(arguments)
-        except (ValueError, RecursionError):  # what a model once wrote may be anything
-            given = {"arguments": arguments}
-        if not isinstance(given, dict):
-            given = {"arguments": given}
-    return called(str(call["function"]["name"]), given, _id(str(call["id"]), form))
+            converted = json.loads(arguments)
+        except (ValueError, RecursionError):  # arguments from an earlier answer may be malformed
+            converted = {"arguments": arguments}
+        if not isinstance(converted, dict):
+            converted = {"arguments": converted}
+    return template_call(str(call["function"]["name"]), converted, _template_id(str(call["id"]), form))
 
 
-def _id(number: str, form: ToolFormat) -> str:
-    """The id of a call, where need be as nine letters and digits."""
-    if not form.short_ids or (len(number) == 9 and number.isalnum()):
-        return number
-    return hashlib.sha256(number.encode()).hexdigest()[:9]
+def _template_id(call_id: str, form: ToolFormat) -> str:
+    """Return the id of a call; nine letters and digits if the template needs that."""
+    if not form.short_ids or (len(call_id) == 9 and call_id.isalnum()):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _as_text(message: dict[str, Any], calls: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """A message for a template that knows user, assistant and system alone."""
+    """Convert a message for a template that only has the roles user, assistant and system."""
     content = str(message["content"])
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}

@@ -1,4 +1,4 @@
-"""A block of text that may be tool calls, read leniently: white space, order of keys, lists or single objects."""
+"""Lenient parsing of tool calls: any white space, order of keys, lists or single objects."""
 
 import ast
 import json
@@ -10,38 +10,40 @@ from typing import Any, NamedTuple
 from llmctl.generation.tools.format import ToolFormat
 
 
-class Found(NamedTuple):
-    """A call, its arguments as the text of a JSON object."""
+class ParsedCall(NamedTuple):
+    """A call with its arguments as the text of a JSON object."""
 
     name: str
     arguments: str
 
 
-class _Written(NamedTuple):
-    """A call as it was written."""
+class _RawCall(NamedTuple):
+    """A call before its arguments are converted by the tool's schema."""
 
     name: str
     arguments: Mapping[str, Any]
 
 
-def read_calls(text: str, form: ToolFormat, tools: Mapping[str, Any], *, final: bool) -> tuple[list[Found], int] | None:
-    """Read what begins with the text that opens calls.
+def parse_calls(
+    text: str, form: ToolFormat, tools: Mapping[str, Any], *, final: bool
+) -> tuple[list[ParsedCall], int] | None:
+    """Parse text that begins with the opening of calls.
 
     Args:
-        text: What the model has written, from there on.
-        form: How it writes calls.
-        tools: The tools that may be called, each with the schema of its parameters; a call of another is none.
-        final: Whether no more text will come.
+        text: The answer from there on.
+        form: The format of calls.
+        tools: The schema of parameters of each tool; a call of any other tool is text.
+        final: True if no more text will come.
 
     Returns:
-        The calls and how many characters they took; no calls, and how many characters are just text; or None where
-        more text has to come first.
+        The calls and their length in characters; or no calls and the length of plain text; or None if more text is
+        needed first.
     """
     for end in _ends(text, form, final=final):
-        calls = _parsed(_inner(text[:end], form), form, tools)
+        calls = _parse_block(_inner(text[:end], form), form, tools)
         if calls:
             return calls, end
-        if end < len(text) and form.syntax == "object" and not _within_text(text[:end]):
+        if end < len(text) and form.syntax == "object" and not _ends_in_string(text[:end]):
             return [], end
     if final:
         return [], len(text)
@@ -51,18 +53,18 @@ def read_calls(text: str, form: ToolFormat, tools: Mapping[str, Any], *, final: 
 
 
 def _ends(text: str, form: ToolFormat, *, final: bool) -> Iterator[int]:
-    """Where the block may end: after each text that closes one, or where all ends."""
+    """Yield the possible ends of the block: after each closing marker, and at the end of the answer."""
     if form.close:
         start = len(form.open)
-        while (place := text.find(form.close, start)) >= 0:
-            start = place + len(form.close)
+        while (position := text.find(form.close, start)) >= 0:
+            start = position + len(form.close)
             yield start
     if final:
         yield len(text)
 
 
 def _may_be_object(text: str, form: ToolFormat) -> bool:
-    """Whether unmarked text may yet turn out to be a call."""
+    """Return True if unmarked text may still become a call."""
     begun = text.removeprefix(form.open).removeprefix("<|python_tag|>").lstrip()
     if form.syntax == "object" and not form.open:
         return not begun or re.match(r"[\[{]\s*(?:[\[{\"]|$)", begun) is not None
@@ -74,14 +76,14 @@ def _inner(block: str, form: ToolFormat) -> str:
     return (inner.removesuffix(form.close) if form.close else inner).strip()
 
 
-def _within_text(block: str) -> bool:
-    """Whether the block ends inside a JSON string, so that what closed it may belong to that."""
+def _ends_in_string(block: str) -> bool:
+    """Return True if the block ends inside a JSON string, to which its closing marker may belong."""
     quotes = re.findall(r'\\.|"', block, flags=re.DOTALL)
     return quotes.count('"') % 2 == 1
 
 
-def _parsed(inner: str, form: ToolFormat, tools: Mapping[str, Any]) -> list[Found]:
-    """The calls that a block holds; none where anything in it is not one."""
+def _parse_block(inner: str, form: ToolFormat, tools: Mapping[str, Any]) -> list[ParsedCall]:
+    """Return the calls of a block; none if any part of it is not a call."""
     readers = {
         "object": _objects,
         "inline": _inline,
@@ -92,7 +94,7 @@ def _parsed(inner: str, form: ToolFormat, tools: Mapping[str, Any]) -> list[Foun
     }
     for read in dict.fromkeys([readers[form.syntax], _objects]):
         try:
-            calls = [Found(call.name, _text_of(call, tools.get(call.name))) for call in read(inner, form)]
+            calls = [ParsedCall(call.name, _arguments_json(call, tools.get(call.name))) for call in read(inner, form)]
         except (ValueError, RecursionError, SyntaxError, TypeError, MemoryError):
             continue
         if calls and all(call.name in tools for call in calls):
@@ -101,69 +103,69 @@ def _parsed(inner: str, form: ToolFormat, tools: Mapping[str, Any]) -> list[Foun
 
 
 class _Bare(str):
-    """An argument written as bare text: what it means depends on the tool's schema."""
+    """An argument written as bare text. The tool's schema decides its type."""
 
     __slots__ = ()
 
 
-def _text_of(call: _Written, schema: Any) -> str:
-    """The arguments as JSON.
+def _arguments_json(call: _RawCall, schema: Any) -> str:
+    """Return the arguments as JSON.
 
     Raises:
-        ValueError: there is a number that JSON has not.
+        ValueError: a number that JSON cannot hold.
     """
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
     arguments = {
-        key: _meant(value, properties.get(key)) if isinstance(value, _Bare) else value
+        key: _convert(value, properties.get(key)) if isinstance(value, _Bare) else value
         for key, value in call.arguments.items()
     }
     text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can hold
+    except UnicodeEncodeError:  # a lone surrogate needs an escape
         text = json.dumps(arguments, allow_nan=False)
     return text
 
 
-def _meant(text: str, schema: Any) -> Any:
-    """The value that a bare text means: a text where the schema takes one, or what it is as JSON."""
-    kinds = _kinds(schema)
-    if not kinds or kinds == {"string"}:
+def _convert(text: str, schema: Any) -> Any:
+    """Return a bare text as a string if the schema allows one, or else as JSON."""
+    types = _types(schema)
+    if not types or types == {"string"}:
         return str(text)
     try:
         value = json.loads(text if text not in ("True", "False", "None") else _AS_JSON[text])
     except (ValueError, RecursionError):
         return str(text)
-    return str(text) if "string" in kinds and not isinstance(value, list | dict) and value is not None else value
+    return str(text) if "string" in types and not isinstance(value, list | dict) and value is not None else value
 
 
 _AS_JSON = {"True": "true", "False": "false", "None": "null"}
 
 
-def _kinds(schema: Any) -> set[str]:
-    """The types that a schema names."""
+def _types(schema: Any) -> set[str]:
+    """Return the types that a schema names."""
     if not isinstance(schema, dict):
         return set()
     named = schema.get("type", ())
-    kinds = {named} if isinstance(named, str) else {kind for kind in named if isinstance(kind, str)}
+    types = {named} if isinstance(named, str) else {name for name in named if isinstance(name, str)}
     for inner in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
-        kinds |= _kinds(inner)
-    return kinds
+        types |= _types(inner)
+    return types
 
 
-def _objects(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """{"name": …, "arguments": …}: one, a list, or several with commas, semicolons or markers between them."""
+def _objects(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse {"name": …, "arguments": …}: one, a list, or several separated by commas, semicolons or markers."""
     rest = inner
     while rest:
         value, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(rest)
         for call in value if isinstance(value, list) else [value]:
-            yield _object(call)
+            yield _object_call(call)
         rest = rest[end:].lstrip(" \t\r\n;,")
         for marker in (form.close, form.open):
             rest = rest.removeprefix(marker).lstrip() if marker else rest
 
 
-def _object(value: Any) -> _Written:
+def _object_call(value: Any) -> _RawCall:
     if not isinstance(value, dict):
         raise TypeError("a call is an object")
     value = value["function"] if isinstance(value.get("function"), dict) else value
@@ -173,81 +175,81 @@ def _object(value: Any) -> _Written:
         arguments = json.loads(arguments, parse_constant=_no_constant)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError("a call has a name and an object of arguments")
-    return _Written(name, arguments)
+    return _RawCall(name, arguments)
 
 
-def _inline(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """A name, what stands between, and JSON."""
-    lead = form.begin.removeprefix(form.open).strip()
+def _inline(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse a name, a separator, and JSON."""
+    prefix = form.begin.removeprefix(form.open).strip()
     rest = inner
     while rest:
-        found = re.match(r"\s*([^\s{\[<(]+)", rest.removeprefix(lead) if lead else rest)
+        name = re.match(r"\s*([^\s{\[<(]+)", rest.removeprefix(prefix) if prefix else rest)
         opened = rest.find("{")
-        if found is None or opened < 0:
-            raise ValueError("no call")
+        if name is None or opened < 0:
+            raise ValueError("not a call")
         arguments, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(rest[opened:])
         if not isinstance(arguments, dict):
             raise TypeError("arguments are an object")
-        yield _Written(found[1], arguments)
+        yield _RawCall(name[1], arguments)
         tail = rest[opened + end :]
-        again = _loosely(form.between).match(tail) if form.between else None
-        rest = lead + tail[again.end() :] if again else ""
+        again = _ignoring_white_space(form.between).match(tail) if form.between else None
+        rest = prefix + tail[again.end() :] if again else ""
 
 
-def _loosely(text: str) -> re.Pattern[str]:
-    """A pattern for `text` with any white space in it."""
+def _ignoring_white_space(text: str) -> re.Pattern[str]:
+    """Return a pattern for `text` with any white space in it."""
     return re.compile(r"\s*" + r"\s*".join(re.escape(letter) for letter in "".join(text.split())))
 
 
-def _xml(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """<function=name><parameter=key>value</parameter></function>."""
+def _xml(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse <function=name><parameter=key>value</parameter></function>."""
     functions = list(re.finditer(r"<function=([^>\n]+)>(.*?)</function>", inner, flags=re.DOTALL))
     for function in functions:
         pairs = re.findall(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", function[2], flags=re.DOTALL)
-        yield _Written(function[1].strip(), {key.strip(): _Bare(value) for key, value in pairs})
+        yield _RawCall(function[1].strip(), {key.strip(): _Bare(value) for key, value in pairs})
 
 
-def _keys(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """name<arg_key>key</arg_key><arg_value>value</arg_value>."""
+def _keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse name<arg_key>key</arg_key><arg_value>value</arg_value>."""
     name = re.match(r"\s*([^\s<]+)", inner)
     if name is None or inner.startswith("{"):
-        raise ValueError("no name")
+        raise ValueError("a call has a name")
     pairs = re.findall(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", inner, flags=re.DOTALL)
-    yield _Written(name[1], {key.strip(): _Bare(value) for key, value in pairs})
+    yield _RawCall(name[1], {key.strip(): _Bare(value) for key, value in pairs})
 
 
-def _call_of_keys(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """call:name{key:value}, where texts stand between marks of their own: <|"|>, <escape>, or quotes."""
+def _call_of_keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse call:name{key:value}; strings are between <|"|>, <escape>, or quotes."""
     found = re.fullmatch(r"call:([^\s{]+)\s*(\{.*\})", inner, flags=re.DOTALL)
     if found is None:
-        raise ValueError("no call")
-    texts: list[str] = []
+        raise ValueError("not a call")
+    strings: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
-        texts.append(json.dumps(match[1] if match[1] is not None else match[2]) if match[3] is None else match[3])
-        return f"\0{len(texts) - 1}\0"
+        strings.append(json.dumps(match[1] if match[1] is not None else match[2]) if match[3] is None else match[3])
+        return f"\0{len(strings) - 1}\0"
 
     if "\0" in found[2]:
-        raise ValueError("no call")
+        raise ValueError("not a call")
     marked = re.sub(r'<\|"\|>(.*?)<\|"\|>|<escape>(.*?)<escape>|("(?:\\.|[^"\\])*")', keep, found[2], flags=re.DOTALL)
     quoted = re.sub(r"(?<=[{,])\s*([\w-]+)\s*:", r'"\1":', marked)
     arguments = json.loads(
-        re.sub(r"\0(\d+)\0", lambda match: texts[int(match[1])], quoted), parse_constant=_no_constant
+        re.sub(r"\0(\d+)\0", lambda match: strings[int(match[1])], quoted), parse_constant=_no_constant
     )
-    yield _Written(found[1], arguments)
+    yield _RawCall(found[1], arguments)
 
 
-def _python(inner: str, form: ToolFormat) -> Iterator[_Written]:
-    """[name(key="value")]: read as Python's literals, never run."""
+def _python(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
+    """Parse [name(key="value")] as Python literals. It is never executed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of escapes that a model made up
+        warnings.simplefilter("ignore", SyntaxWarning)  # for invalid escapes in the model's text
         tree = ast.parse(inner, mode="eval").body
     for call in tree.elts if isinstance(tree, ast.List) else [tree]:
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError("a call has named arguments")
         arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
         json.dumps(arguments, allow_nan=False)
-        yield _Written(ast.unparse(call.func), arguments)
+        yield _RawCall(ast.unparse(call.func), arguments)
 
 
 def _no_constant(name: str) -> Any:

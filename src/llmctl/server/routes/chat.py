@@ -11,11 +11,11 @@ from llmctl.generation.logprobs import Alternative, TokenLogprob, token_text
 from llmctl.generation.reasoning import Piece as Thought
 from llmctl.generation.reasoning import ReasoningSplitter
 from llmctl.generation.structured.constraint import check_for
-from llmctl.generation.tools import Piece, Said, ToolUse, whole
+from llmctl.generation.tools import Piece, TextDelta, ToolUse, assemble
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob
 from llmctl.server.http_errors import RequestError
 from llmctl.server.schemas import MAX_MESSAGES, MAX_TOP_LOGPROBS, Body, Message, Sampling, SchemaName, Tokens
-from llmctl.server.tool_calls import ToolChoiceBody, ToolsBody, asked_use, calls_in_shape, delta_in_shape
+from llmctl.server.tool_calls import ToolChoiceBody, ToolsBody, openai_calls, openai_delta, resolve_tool_use
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -87,7 +87,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
 def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission, MessageWriter]":
     """Return the requests of a body, and the writer of their answers."""
     tokenizer, config = registry.loaded.tokenizer, registry.loaded.config
-    use = asked_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+    use = resolve_tool_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.for_template() for message in body.messages])
     ids = registry.prompts.encode(messages, config.chat, **arguments)
     tail = str(tokenizer.decode(ids[-_TAIL_TOKENS:]))
@@ -97,7 +97,7 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         structure=None if body.response_format is None else body.response_format.structure_section(),
     )
-    changes: dict[str, Any] = {"shown_tokens": use.shown}
+    changes: dict[str, Any] = {"shown_tokens": use.shown_tokens}
     structure = use.structure(tokenizer, prompt_tail=tail)
     if structure is not None:
         if body.response_format is not None and body.response_format.type != "text":
@@ -127,7 +127,7 @@ class _AnswerSplitter:
             if piece.kind == "reasoning":
                 yield piece
             elif self._calls is None:
-                yield Said(piece.text)
+                yield TextDelta(piece.text)
             else:
                 yield from self._calls.add(piece.text)
         if final and self._calls is not None:
@@ -148,7 +148,7 @@ class MessageWriter(ChoiceWriter):
     def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
         splitter = self._splitters[index]
         for piece in splitter.add(text, final=end is not None):
-            delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else delta_in_shape(piece)
+            delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else openai_delta(piece)
             yield _delta_choice(index, delta)
         if end is not None:
             reason = _chat_finish_reason(end, has_called=splitter.has_called)
@@ -157,12 +157,12 @@ class MessageWriter(ChoiceWriter):
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         pieces = list(self._splitters[index].add(completion.text, final=True))
         reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
-        text, calls = whole(piece for piece in pieces if not isinstance(piece, Thought))
+        text, calls = assemble(piece for piece in pieces if not isinstance(piece, Thought))
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning
         if calls:
-            message["tool_calls"] = calls_in_shape(calls)
+            message["tool_calls"] = openai_calls(calls)
         return {
             "index": index,
             "message": message,
