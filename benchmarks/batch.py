@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import llmctl
-from llmctl.generation.engine import engine_for
+from llmctl.generation.engine import engine_for_many
 from llmctl.generation.request import make_request
 from llmctl.loading.model import LoadedModel
 from llmctl.model import demo
@@ -114,8 +114,7 @@ def measure(
 
 def packed(loaded: LoadedModel, prompts: list[Ids]) -> list[Ids]:
     """llmctl's engine."""
-    engine = engine_for(loaded)
-    assert engine is not None
+    engine = engine_for_many(loaded)
     found = dict(engine.run((number, make_request(loaded, ids)) for number, ids in enumerate(prompts)))
     return [list(found[number].token_ids) for number in range(len(prompts))]
 

@@ -23,7 +23,7 @@ from llmctl.bench.children import ask
 from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
 from llmctl.errors import MachineError
-from llmctl.generation.engine import engine_for
+from llmctl.generation.engine import engine_for_many, engine_for_one
 from llmctl.loading.model import LoadedModel
 from support.tiny import edit_json
 
@@ -142,13 +142,15 @@ def test_end_tokens_neither_end_an_answer_nor_stand_in_a_prompt(tiny_copy: Calla
     loaded = llmctl.load(folder, load={"dtype": "float32"})
     assert ending(loaded)
     prompts = Prompts(loaded, 1)
-    for cell, engine in ((Cell(7, 1), None), (Cell(7, 3), engine_for(loaded)), (Cell(7, 2), None)):
+    ways = [(Cell(7, 1), "generate"), (Cell(7, 3), "engine"), (Cell(7, 2), "generate, one after the other")]
+    for cell, way in ways:
         requests = prompts.requests(cell, 20)
+        engine = engine_for_many(loaded) if way == "engine" else engine_for_one(loaded, requests[0])
         assert not {token for request in requests for token in request.ids} & {0, 1, 2, *ends}
-        figures = measure_cell(loaded, engine, cell, requests)
+        figures = measure_cell(engine, cell, requests)
         assert figures["new_tokens"] == 20 * cell.batch
         assert 0 < figures["first_token_seconds"] < figures["seconds"]
-    assert figures["through"] == "generate, one after the other"
+        assert figures["through"] == way
 
 
 @pytest.fixture

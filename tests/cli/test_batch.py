@@ -299,3 +299,19 @@ def _inode(descriptor: int) -> int | None:
         return os.fstat(descriptor).st_ino
     except OSError:
         return None
+
+
+def test_a_draft_is_reported_for_each_answer_and_for_the_run(batch: Run, here: Path, folder: Path) -> None:
+    write_rows(here / "in.jsonl", [{"prompt": "the capital of france"}, {"prompt": "two plus two"}])
+    plain, _, _ = batch("--input", "in.jsonl", "--output", "plain.jsonl")
+    code, out, err = batch("--input", "in.jsonl", "--output", "out.jsonl", "--draft", str(folder), "--json")
+    assert (plain, code) == (0, 0), err
+    answers = read(here / "out.jsonl")
+    assert [one["text"] for one in answers] == [one["text"] for one in read(here / "plain.jsonl")]
+    summary = json.loads(out)["gains"]
+    for name in ("forward_passes", "drafted_tokens", "accepted_tokens"):
+        assert summary[name] == sum(one["gains"][name] for one in answers)
+    assert summary["accepted_tokens"] > 0
+    code, _, err = batch("--input", "in.jsonl", "--output", "lookup.jsonl", "--prompt-lookup", "2")
+    assert (code, "proposed" in err) == (0, True), err
+    assert [one["text"] for one in read(here / "lookup.jsonl")] == [one["text"] for one in answers]

@@ -9,7 +9,7 @@ import pytest
 import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
-from llmctl.generation.completion import Completion, Gains
+from llmctl.generation.completion import Completion, DecodingStats
 from support.tiny import write_model
 
 Tiny = Callable[[str], Path]
@@ -27,9 +27,9 @@ def answer(folder: Path, *, draft: dict[str, Any] | None = None, **generation: A
     return llmctl.generate(load_tiny(folder, draft=draft, **generation), PROMPT)
 
 
-def gains_of(done: Completion) -> Gains:
-    assert done.gains is not None
-    return done.gains
+def stats_of(done: Completion) -> DecodingStats:
+    assert done.decoding_stats is not None
+    return done.decoding_stats
 
 
 def other_vocabulary(folder: Path, size: int) -> Path:
@@ -67,13 +67,13 @@ def test_looking_up_in_the_text_gives_the_same_text_in_fewer_passes(tiny_models:
     folder = tiny_models(REPEATING)
     plain, looked_up = answer(folder), answer(folder, prompt_lookup_num_tokens=5)
     assert looked_up.token_ids == plain.token_ids
-    gains = gains_of(looked_up)
-    assert gains.forward_passes is not None
-    assert gains.forward_passes < len(plain.token_ids) // 2
-    assert gains.accepted_tokens == len(plain.token_ids) - gains.forward_passes
-    assert gains.drafted_tokens is not None
-    assert gains.drafted_tokens >= gains.accepted_tokens
-    assert plain.gains is None
+    stats = stats_of(looked_up)
+    assert stats.forward_passes is not None
+    assert stats.forward_passes < len(plain.token_ids) // 2
+    assert stats.accepted_tokens == len(plain.token_ids) - stats.forward_passes
+    assert stats.drafted_tokens is not None
+    assert stats.drafted_tokens >= stats.accepted_tokens
+    assert plain.decoding_stats is None
 
 
 def test_a_draft_gives_the_same_text_however_good_it_is(tiny_models: Tiny, tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def test_a_draft_gives_the_same_text_however_good_it_is(tiny_models: Tiny, tmp_p
     sure = {"num_assistant_tokens": 3, "assistant_confidence_threshold": 0}
     itself, other = (answer(folder, draft={"id": str(id), **sure}) for id in (folder, bad))
     assert itself.token_ids == other.token_ids == plain.token_ids
-    assert (gains_of(itself).forward_passes, gains_of(itself).accepted_tokens) == (10, 30)
-    assert gains_of(itself).drafted_tokens == 30
+    assert (stats_of(itself).forward_passes, stats_of(itself).accepted_tokens) == (10, 30)
+    assert stats_of(itself).drafted_tokens == 30
     assert itself.first_pass_token_count == 4
     decoding = itself.seconds - itself.first_token_seconds
     assert itself.tokens_per_second == pytest.approx(36 / decoding), "what the first pass brought was not decoded since"
-    assert gains_of(other).accepted_tokens == 0
-    assert gains_of(other).forward_passes == len(plain.token_ids)
+    assert stats_of(other).accepted_tokens == 0
+    assert stats_of(other).forward_passes == len(plain.token_ids)
 
 
 def test_several_tokens_at_a_time_end_at_the_same_stop_string_and_budget(tiny_models: Tiny) -> None:
@@ -113,7 +113,7 @@ def test_the_pieces_of_a_drafted_answer_are_its_text_and_closing_stops_it(tiny_m
     pieces = llmctl.stream(loaded, PROMPT)
     next(pieces)
     pieces.close()
-    assert len(passes) < (gains_of(chunks[-1].completion).forward_passes or 0)
+    assert len(passes) < (stats_of(chunks[-1].completion).forward_passes or 0)
 
 
 @pytest.mark.parametrize("way", ["draft", "lookup", "static"])
@@ -140,8 +140,8 @@ def test_a_static_cache_gives_the_same_text_and_its_bytes(architecture: str, tin
     folder = tiny_models(architecture)
     plain, static, dynamic = (answer(folder, cache_implementation=kind) for kind in (None, "static", "dynamic"))
     assert static.token_ids == dynamic.token_ids == plain.token_ids
-    assert gains_of(dynamic).cache_bytes == pytest.approx(gains_of(dynamic).dynamic_cache_bytes, rel=0.01)
-    assert (gains_of(static).cache_bytes or 0) > (gains_of(dynamic).cache_bytes or 0)
+    assert stats_of(dynamic).cache_bytes == pytest.approx(stats_of(dynamic).dynamic_cache_bytes, rel=0.01)
+    assert (stats_of(static).cache_bytes or 0) > (stats_of(dynamic).cache_bytes or 0)
 
 
 def test_a_cache_quantised_in_fp8_takes_a_quarter_of_float32(tiny_models: Tiny) -> None:
@@ -149,8 +149,8 @@ def test_a_cache_quantised_in_fp8_takes_a_quarter_of_float32(tiny_models: Tiny) 
 
     if not hasattr(cache_utils, "Fp8QuantizedLayer"):
         pytest.skip("this transformers has no fp8 cache")
-    gains = gains_of(answer(tiny_models("llama"), cache_implementation="quantized"))
-    assert gains.cache_bytes == pytest.approx((gains.dynamic_cache_bytes or 0) / 4, rel=0.02)
+    stats = stats_of(answer(tiny_models("llama"), cache_implementation="quantized"))
+    assert stats.cache_bytes == pytest.approx((stats.dynamic_cache_bytes or 0) / 4, rel=0.02)
 
 
 def test_another_vocabulary_drafts_through_text_or_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_another_vocabulary_drafts_through_text_or_is_refused(tiny_models: Tiny,
     size = len(plain.tokenizer)
     drafted = answer(folder, draft={"id": str(other_vocabulary(tmp_path / "smaller", size - 60))})
     assert drafted.token_ids == llmctl.generate(plain, PROMPT).token_ids
-    assert (gains_of(drafted).drafted_tokens or 0) > 0
+    assert (stats_of(drafted).drafted_tokens or 0) > 0
     with pytest.raises(UserError, match="its vocabulary has the same size, but only"):
         load_tiny(folder, draft={"id": str(other_vocabulary(tmp_path / "same", size))})
 
@@ -168,7 +168,7 @@ def test_a_draft_whose_context_ends_first_is_left_out(tiny_models: Tiny, tmp_pat
     short = write_model(tmp_path / "short", "llama", max_position_embeddings=32)
     done = answer(tiny_models("llama"), draft={"id": str(short)})
     assert done.token_ids == answer(tiny_models("llama")).token_ids
-    assert gains_of(done).drafted_tokens == 0
+    assert stats_of(done).drafted_tokens == 0
 
 
 def test_the_draft_goes_through_the_checks_of_every_model(tiny_models: Tiny, tiny_copy: Callable[..., Path]) -> None:
@@ -187,15 +187,15 @@ def test_compiling_gives_the_same_text_and_pays_once(tiny_models: Tiny, monkeypa
     plain, loaded = answer(folder), load_tiny(folder, compile=True)
     first, again = (llmctl.generate(loaded, PROMPT) for _ in range(2))
     assert first.token_ids == again.token_ids == plain.token_ids
-    assert (gains_of(first).compile_seconds or 0) > 0
-    assert gains_of(again).compile_seconds == 0
+    assert (stats_of(first).compile_seconds or 0) > 0
+    assert stats_of(again).compile_seconds == 0
 
 
 @pytest.mark.smollm
 @pytest.mark.xdist_group("smollm")
 def test_smollm_gives_the_same_text_with_each(smollm: Path) -> None:
     prompt = "Repeat word for word: the small model read every book in the library, and then it read them again."
-    texts, gains = [], []
+    texts, stats = [], []
     for generation in ({}, {"prompt_lookup_num_tokens": 6}, {"cache_implementation": "static"}, None):
         draft = {"draft": {"id": str(smollm)}} if generation is None else {}
         loaded = llmctl.load(
@@ -203,9 +203,9 @@ def test_smollm_gives_the_same_text_with_each(smollm: Path) -> None:
         )
         done = llmctl.generate(loaded, prompt)
         texts.append(done.text)
-        gains.append(done.gains)
+        stats.append(done.decoding_stats)
     assert len(set(texts)) == 1
-    assert gains[1] is not None
-    assert gains[3] is not None
-    assert (gains[1].accepted_tokens or 0) > 5
-    assert (gains[3].accepted_tokens or 0) > (gains[3].drafted_tokens or 0) * 0.8
+    assert stats[1] is not None
+    assert stats[3] is not None
+    assert (stats[1].accepted_tokens or 0) > 5
+    assert (stats[3].accepted_tokens or 0) > (stats[3].drafted_tokens or 0) * 0.8

@@ -1,5 +1,6 @@
 """Log-probabilities of generated tokens: of the model's own distribution, whatever chose the token."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,26 @@ def test_of_a_whole_prompt_the_last_row_counts_and_it_is_handed_out_once(tiny_mo
     loaded = load_tiny(tiny_models("llama"))
     with RawLogits(loaded.model) as raw, torch.no_grad():
         logits = loaded.model(torch.tensor([[5, 6, 7]])).logits
-        assert torch.equal(raw.take(), logits[0, -1])
+        assert raw.logprob(9, 2) == token_logprob(logits[0, -1], 9, 2)
         with pytest.raises(AssertionError, match="a forward pass of its own"):
-            raw.take()
+            raw.logprob(9, 2)
+
+
+def test_passes_of_another_thread_are_not_taken_for_the_answers_own(tiny_models: Tiny) -> None:
+    import torch
+
+    loaded = load_tiny(tiny_models("llama"))
+
+    def score() -> None:
+        with torch.no_grad():
+            loaded.model(torch.tensor([[9, 8]]))
+
+    with RawLogits(loaded.model) as raw, torch.no_grad():
+        logits = loaded.model(torch.tensor([[5, 6, 7]])).logits
+        other = threading.Thread(target=score)
+        other.start()
+        other.join()
+        assert raw.logprob(9, 0) == token_logprob(logits[0, -1], 9, 0)
 
 
 def test_more_alternatives_than_the_vocabulary_has_are_all_of_it() -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,21 @@ class Running:
         return call(self.port, path=path, body={"model": "tiny", **body})
 
 
-@pytest.fixture(scope="module")
-def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
-    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"temperature": 0})
+@contextmanager
+def serving(loaded: llmctl.LoadedModel) -> Iterator[Running]:
     worker = Worker(loaded, max_queue=QUEUE, max_sequences=4)
     registry = ModelRegistry("tiny", loaded, worker, 1, 60.0)
     app = Guard(make_app(registry, drain_seconds=1), Rules(open_paths=OPEN_PATHS))
     with listening(app) as port:
         yield Running(port, registry)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
+    with serving(
+        llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation={"temperature": 0})
+    ) as running:
+        yield running
 
 
 def alone(registry: ModelRegistry, prompt: str, tokens: int) -> str:
@@ -258,3 +266,30 @@ def metrics(server: Running) -> dict[str, float]:
     assert answer.headers["content-type"].startswith("text/plain; version=")
     lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_a_draft_is_used_and_reported_and_changes_no_text(server: Running, tiny_models: Callable[[str], Path]) -> None:
+    folder = tiny_models("llama")
+    loaded = llmctl.load(
+        folder,
+        load={"dtype": "float32"},
+        generation={"temperature": 0},
+        draft={"id": str(folder), "num_assistant_tokens": 3, "assistant_confidence_threshold": 0},
+    )
+    with serving(loaded) as drafting:
+        for prompt in ("the capital of france", "two plus two"):
+            plain, drafted = (
+                json.loads(one.post("/v1/completions", prompt=prompt, max_tokens=16).body) for one in (server, drafting)
+            )
+            assert drafted["choices"] == plain["choices"]
+            details = drafted["usage"].pop("completion_tokens_details")
+            assert drafted["usage"] == plain["usage"]
+            assert details["accepted_prediction_tokens"] > 8
+            assert details["rejected_prediction_tokens"] >= 0
+        usage = drafting.post(
+            "/v1/completions", prompt="it", max_tokens=8, stream=True, stream_options={"include_usage": True}
+        )
+        assert streamed(usage)[-1]["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 0
+        counts = metrics(drafting)
+        assert counts["llmctl_drafted_tokens_total"] >= counts["llmctl_accepted_tokens_total"] > 16
+        assert counts["llmctl_generated_tokens_total"] == 40

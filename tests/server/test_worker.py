@@ -115,8 +115,7 @@ def test_what_the_engine_does_not_know_waits_its_turn_and_starves_nobody(llama: 
 
 def test_what_can_never_have_room_is_refused_before_it_waits(llama: LoadedModel) -> None:
     with working(llama) as worker:
-        assert worker._engine is not None
-        worker._engine.pages.count = 3
+        worker._engine._packed.prefix_cache.count = 3  # type: ignore[union-attr]
         with pytest.raises(RequestError, match="room for 48") as caught:
             answers(worker, (request(llama, tokens=60), []))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
@@ -129,5 +128,5 @@ def test_settings_that_never_come_again_are_not_kept(llama: LoadedModel) -> None
         many = [replace(plain, arguments={**plain.arguments, "repetition_penalty": 1 + n / 1000}) for n in range(100)]
         for number in range(0, 100, 25):
             answers(worker, *((one, []) for one in many[number : number + 25]))
-        assert worker._engine is not None
-        assert len(worker._engine._choosers._kept) < 80
+        assert worker._engine._packed is not None
+        assert len(worker._engine._packed.samplers._kept) < 80

@@ -10,10 +10,8 @@ from llmctl.bench.contender import pinned
 from llmctl.bench.task import Cell, Task
 from llmctl.config import Config, Settings
 from llmctl.errors import LlmctlError
-from llmctl.generation.completion import Completion
-from llmctl.generation.engine import Engine, engine_for
+from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
 from llmctl.generation.request import Request
-from llmctl.generation.stream import stream_request
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import Prepared, prepare
@@ -48,20 +46,19 @@ def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], n
     loaded = load_prepared(prepare(settings, offline=True, context=most + new_tokens, batch=batch))
     prompts = Prompts(loaded, seed)
     say(loaded=_loaded_facts(loaded))
-    cold = measure_cell(loaded, None, Cell(shortest, 1), prompts.requests(Cell(shortest, 1), _WARM_UP_TOKENS))
-    engine = _engine(loaded, prompts) if batch > 1 else None
-    if engine is not None:
-        measure_cell(loaded, engine, Cell(shortest, 2), prompts.requests(Cell(shortest, 2), _WARM_UP_TOKENS))
+    many = engine_for_many(loaded) if batch > 1 else None
+
+    def measure(cell: Cell, tokens: int) -> dict[str, Any]:
+        requests = prompts.requests(cell, tokens)
+        return measure_cell(many if many and cell.batch > 1 else engine_for_one(loaded, requests[0]), cell, requests)
+
+    cold = measure(Cell(shortest, 1), _WARM_UP_TOKENS)
+    if many is not None:
+        measure(Cell(shortest, 2), _WARM_UP_TOKENS)
     for cell in todo:
         say(begun=True)
-        say(cell=measure_cell(loaded, engine, cell, prompts.requests(cell, new_tokens)))
+        say(cell=measure(cell, new_tokens))
     say(ended={**memory_bytes(), "cold_first_token_seconds": cold["first_token_seconds"]})
-
-
-def _engine(loaded: LoadedModel, prompts: "Prompts") -> Engine | None:
-    """The engine, where it takes the model and what is asked of it."""
-    (request,) = prompts.requests(Cell(1, 1), 1)
-    return engine_for(loaded) if loaded.draft is None and Engine.can(request) else None
 
 
 def _loaded_facts(loaded: LoadedModel) -> dict[str, Any]:
@@ -132,73 +129,59 @@ class Prompts:
         )
 
 
-def measure_cell(loaded: LoadedModel, engine: Engine | None, cell: Cell, requests: Sequence[Request]) -> dict[str, Any]:
-    """The figures of one cell.
-
-    One sequence goes through `model.generate`, as `llmctl generate` does it; several go through the engine, or one
-    after the other where the engine cannot take the model. Seconds to the first token are those until every sequence
-    has one.
-    """
-    if cell.batch == 1 or engine is None:
-        figures = _alone(loaded, requests)
-        figures["through"] = "generate" if cell.batch == 1 else "generate, one after the other"
-    else:
-        figures = {**_together(engine, requests), "through": "engine"}
-    return {"prompt_tokens": cell.prompt_tokens, "batch": cell.batch, **figures}
-
-
-def _alone(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, Any]:
-    """One answer after the other by `model.generate`."""
-    began = time.perf_counter()
-    answers: list[Completion] = []
-    for request in requests:
-        asked = time.perf_counter()
-        answers += [chunk.completion for chunk in stream_request(loaded, request) if chunk.completion is not None]
-        first_token_seconds = asked - began + answers[-1].first_token_seconds
-    prefill = sum(answer.first_token_seconds for answer in answers)
-    decode = sum(answer.seconds - answer.first_token_seconds for answer in answers)
-    made = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "first_token_seconds": first_token_seconds,
-        "prefill_tokens_per_second": sum(len(request.ids) for request in requests) / prefill,
-        "decode_tokens_per_second": (made - len(answers)) / decode if made > len(answers) else None,
-        "new_tokens": made,
-        "seconds": time.perf_counter() - began,
-    }
-
-
 @dataclass(frozen=True)
 class _Step:
-    """One pass of the engine: its seconds, the tokens of prompts that it read, the tokens that it made."""
+    """One step of the engine: its seconds, prompt tokens read, tokens generated, and requests under way."""
 
     seconds: float
     read: int
     made: int
+    running: int
 
 
-def _together(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
-    """All answers at once by the engine.
+def measure_cell(engine: Engine, cell: Cell, requests: Sequence[Request]) -> dict[str, Any]:
+    """Return the figures of one cell.
 
-    Reading a prompt ends with the last pass in which there were tokens of one. The rate of decoding is that of the
-    passes after it in which every sequence took part.
+    Reading prompts takes the steps in which prompt tokens were read; the time to the first token ends when every
+    sequence has one. The rate of decoding is that of the other steps in which as many sequences as ever took part.
     """
+    steps = _steps(engine, requests)
+    last_read = max(number for number, step in enumerate(steps) if step.read)
+    reading = [step for step in steps if step.read]
+    most = max(step.running for step in steps)
+    full = [step for step in steps if step.made and not step.read and step.running == most]
+    one_by_one = "generate" if cell.batch == 1 else "generate, one after the other"
+    return {
+        "prompt_tokens": cell.prompt_tokens,
+        "batch": cell.batch,
+        "first_token_seconds": sum(step.seconds for step in steps[: last_read + 1]),
+        "prefill_tokens_per_second": sum(s.read for s in reading) / sum(s.seconds for s in reading),
+        "decode_tokens_per_second": sum(s.made for s in full) / sum(s.seconds for s in full) if full else None,
+        "new_tokens": sum(step.made for step in steps),
+        "seconds": sum(step.seconds for step in steps),
+        "through": "engine" if most > 1 else one_by_one,
+    }
+
+
+def _steps(engine: Engine, requests: Sequence[Request]) -> list[_Step]:
+    """Answer requests, step by step. Raises the error of any."""
     for number, request in enumerate(requests):
         engine.add(number, request)
     steps: list[_Step] = []
     while engine.is_busy:
-        read, made, began = engine.prefilled_tokens, engine.generated_tokens, time.perf_counter()
+        read, made, running, began = (
+            engine.prefilled_tokens, engine.generated_tokens, engine.running, time.perf_counter()
+        )  # fmt: skip
         for event in engine.step():
             if isinstance(event.end, LlmctlError):
                 raise event.end
         seconds = time.perf_counter() - began
-        steps.append(_Step(seconds, engine.prefilled_tokens - read, engine.generated_tokens - made))
-    last_read = max(number for number, step in enumerate(steps) if step.read)
-    prefill = sum(step.seconds for step in steps[: last_read + 1])
-    full = [step for step in steps[last_read + 1 :] if step.made == len(requests)]
-    return {
-        "first_token_seconds": prefill,
-        "prefill_tokens_per_second": sum(step.read for step in steps) / prefill,
-        "decode_tokens_per_second": sum(s.made for s in full) / sum(s.seconds for s in full) if full else None,
-        "new_tokens": sum(step.made for step in steps),
-        "seconds": sum(step.seconds for step in steps),
-    }
+        steps.append(
+            _Step(
+                seconds,
+                engine.prefilled_tokens - read,
+                engine.generated_tokens - made,
+                max(running, engine.running),
+            )
+        )
+    return steps

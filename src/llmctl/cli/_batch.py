@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmctl.cli._batch_progress import BatchProgress
+from llmctl.cli._decoding_stats import acceptance
 from llmctl.cli._interrupts import Gentle, resumable
 from llmctl.cli._options import prepare_model
 from llmctl.cli._render import Output
@@ -217,6 +218,8 @@ def _tell(output: Output, files: Files, tally: "Tally", *, seconds: float) -> No
     if seconds:
         rate = tally.completion_tokens / seconds
         text += f"; {tally.completion_tokens:,} tokens in {seconds:.1f} s, {rate:.1f} tokens/s"
+    if tally.forward_passes:
+        text += f"; {acceptance(tally.drafted_tokens, tally.accepted_tokens)}"
     output.note(text)
     if tally.replaced and not files.overwrite:
         count, belong, they = (
@@ -244,6 +247,7 @@ def _summary(files: Files, tally: "Tally", prepared: "Prepared", *, seconds: flo
         "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tally.completion_tokens / computing, 2) if computing else None,
+        **tally.decoding_document(),
         "model": prepared.plan.source,
         "commit": prepared.plan.commit,
     }

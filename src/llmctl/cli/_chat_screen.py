@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli._decoding_stats import gains_document, gains_text
+from llmctl.cli._decoding_stats import decoding_document, decoding_lines
 from llmctl.cli._markdown import MarkdownStream
 from llmctl.cli._render import Output
 from llmctl.cli.generate import tell_logprobs
@@ -179,7 +179,7 @@ def statistics(turn: "Turn") -> str:
         f"{read}, {len(done.token_ids)} out, first after {done.first_token_seconds:.2f} s{rate}; "
         f"{why.get(done.finish_reason, 'end of answer')}"
     )
-    return "\n".join([line, *gains_text(done)])
+    return "\n".join([line, *decoding_lines(done)])
 
 
 def turn_document(session: "ChatSession") -> str:
@@ -202,7 +202,7 @@ def turn_document(session: "ChatSession") -> str:
             "completion_tokens": len(done.token_ids),
             "first_token_seconds": round(done.first_token_seconds, 4),
             "seconds": round(done.seconds, 4),
-            **gains_document(done),
+            **decoding_document(done),
         }
         if done.logprobs is not None:
             document["logprobs"] = [described(scored, session.loaded.tokenizer) for scored in done.logprobs]

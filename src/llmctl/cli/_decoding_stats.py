@@ -1,6 +1,5 @@
-"""What faster decoding brought, in words and as JSON."""
+"""The effect of faster decoding, in words and as JSON."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmctl.units import format_bytes
@@ -9,35 +8,33 @@ if TYPE_CHECKING:
     from llmctl.generation.completion import Completion
 
 
-def gains_text(done: "Completion") -> list[str]:
-    """A line for each thing that was asked for."""
-    gains, lines = done.gains, []
-    if gains is None:
+def decoding_lines(completion: "Completion") -> list[str]:
+    """Return one line for each kind of faster decoding that was asked for."""
+    stats, lines = completion.decoding_stats, []
+    if stats is None:
         return []
-    if gains.forward_passes:
-        drafted, accepted = gains.drafted_tokens or 0, gains.accepted_tokens or 0
-        taken = f"{accepted} of {drafted} proposed tokens accepted" if drafted else "nothing was proposed"
-        share = f" ({100 * accepted / drafted:.0f} %)" if drafted else ""
-        rate = f"{len(done.token_ids) / gains.forward_passes:.2f} tokens per pass of the model"
-        lines.append(f"{taken}{share}, {rate}")
-    if gains.cache_bytes is not None:
+    if stats.forward_passes:
+        rate = f"{len(completion.token_ids) / stats.forward_passes:.2f} tokens per pass of the model"
+        lines.append(f"{acceptance(stats.drafted_tokens or 0, stats.accepted_tokens or 0)}, {rate}")
+    if stats.cache_bytes is not None:
         other = (
-            f"; a dynamic one would be {format_bytes(gains.dynamic_cache_bytes)}" if gains.dynamic_cache_bytes else ""
+            f"; a dynamic one would be {format_bytes(stats.dynamic_cache_bytes)}" if stats.dynamic_cache_bytes else ""
         )
-        lines.append(f"cache {format_bytes(gains.cache_bytes)}{other}")
-    if gains.compile_seconds is not None:
-        what = f"compiled in {gains.compile_seconds:.1f} s" if gains.compile_seconds else "nothing was left to compile"
-        lines.append(what)
+        lines.append(f"cache {format_bytes(stats.cache_bytes)}{other}")
+    if stats.compile_seconds is not None:
+        compiled = f"compiled in {stats.compile_seconds:.1f} s" if stats.compile_seconds else "nothing left to compile"
+        lines.append(compiled)
     return lines
 
 
-def gains_document(done: "Completion") -> dict[str, Any]:
-    """What `--json` says of it: nothing where nothing was asked for."""
-    if done.gains is None:
-        return {}
-    body = {name: value for name, value in asdict(done.gains).items() if value is not None}
-    if done.gains.forward_passes:
-        body["tokens_per_forward"] = round(len(done.token_ids) / done.gains.forward_passes, 3)
-    if done.gains.drafted_tokens:
-        body["acceptance_rate"] = round((done.gains.accepted_tokens or 0) / done.gains.drafted_tokens, 4)
-    return {"gains": body}
+def acceptance(drafted: int, accepted: int) -> str:
+    """Return the acceptance of proposed tokens in words."""
+    if not drafted:
+        return "nothing was proposed"
+    return f"{accepted} of {drafted} proposed tokens accepted ({100 * accepted / drafted:.0f} %)"
+
+
+def decoding_document(completion: "Completion") -> dict[str, Any]:
+    """Return the entry of `--json`; empty where nothing was asked for."""
+    stats = completion.decoding_stats
+    return {} if stats is None else {"gains": stats.document(len(completion.token_ids))}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli._command import Command, new_app
-from llmctl.cli._decoding_stats import gains_document, gains_text
+from llmctl.cli._decoding_stats import decoding_document, decoding_lines
 from llmctl.cli._options import (
     AdapterOption,
     AttentionOption,
@@ -243,7 +243,7 @@ def _note(output: Output, loaded: "LoadedModel", done: "Completion") -> None:
         f"{done.prompt_token_count} tokens in, {len(done.token_ids)} out, first after "
         f"{done.first_token_seconds:.2f} s{rate}{seed}; {why}"
     )
-    for line in gains_text(done):
+    for line in decoding_lines(done):
         output.note(line)
 
 
@@ -297,7 +297,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
         }
         if done.logprobs is not None:
             answer["logprobs"] = [described(scored, loaded.tokenizer) for scored in done.logprobs]
-        answers.append(answer | gains_document(done))
+        answers.append(answer | decoding_document(done))
     return {
         "prompt": prompt,
         "prompt_ids": list(completions[0].prompt_ids),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llmctl.generation.completion import Completion, FinishReason, Gains
+from llmctl.generation.completion import Completion, DecodingStats, FinishReason
 from llmctl.generation.detokenizer import TextAssembler
 from llmctl.generation.logprobs import TokenLogprob
 from llmctl.generation.request import Request
@@ -81,7 +81,7 @@ class Answer:
             self.finish_reason = "stop_string"
         return tail
 
-    def completion(self, *, gains: Gains | None = None) -> Completion:
+    def completion(self, *, decoding_stats: DecodingStats | None = None) -> Completion:
         """The whole answer, with what faster decoding brought to it."""
         structure = self.request.structure
         return Completion(
@@ -94,7 +94,7 @@ class Answer:
             first_token_seconds=self._first - self._started,
             seconds=self._last - self._started,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
-            gains=gains,
+            decoding_stats=decoding_stats,
             first_pass_token_count=self._first_pass or 1,
             is_json=self.finish_reason == "stop" and structure is not None and structure.is_json,
             prompt_ids=self.request.ids,

@@ -1,11 +1,12 @@
-"""What faster decoding brought to one answer: looked at while it is generated, never taken from what was asked."""
+"""The effect of faster decoding on one answer, measured while it is generated."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llmctl.generation.completion import Gains
+from llmctl.generation.completion import DecodingStats
 from llmctl.generation.request import Request
 from llmctl.loading.transformers_compat import cache_of
 from llmctl.plan.memory import kv_cache_bytes
@@ -14,49 +15,50 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
 
-class Gauge:
-    """Looks on while one answer is generated. Its state: the passes so far, their tokens, the cache, the seconds.
+class DecodingMeter:
+    """Measures one answer of `model.generate`. Its state: passes, their tokens, the cache, the seconds of compiling.
 
     Args:
-        loaded: The model.
-        request: What is generated.
         prefilled_tokens: Tokens of the prompt that the first pass computes.
     """
 
-    def __init__(self, loaded: "LoadedModel", request: Request, *, prefilled_tokens: int | None = None) -> None:
+    def __init__(self, loaded: "LoadedModel", request: Request, *, prefilled_tokens: int) -> None:
         self._loaded = loaded
         self._proposing = "prompt_lookup_num_tokens" in request.arguments or loaded.draft is not None
         self._compiling = "compile_config" in request.arguments
-        self._caching = loaded.config.generation.cache_implementation is not None or self._compiling
-        self._expected = len(request.ids) if prefilled_tokens is None else prefilled_tokens
+        self._caching = "cache_implementation" in request.arguments
+        self._expected = prefilled_tokens
         self._passes = self._drafted = 0
         self._cache: Any = None
         self._compile_seconds = self._compile_started = 0.0
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look on until the block ends."""
+    def measuring(self) -> Iterator[None]:
+        """Measure this thread's passes of the model until the block ends."""
         if not (self._proposing or self._caching):
             yield
             return
+        self._thread = threading.get_ident()
         self._hook = self._loaded.model.register_forward_pre_hook(self._before_pass, with_kwargs=True)
         try:
-            with self._clocking():
+            with self._timing_compilation():
                 yield
         finally:
             self._hook.remove()
 
     def _before_pass(self, _module: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        if not self._compiling and threading.get_ident() != self._thread:  # a server may score a text meanwhile
+            return
         self._cache = cache_of(inputs)
         tokens = inputs["input_ids"].shape[1]
         self._drafted += tokens - (1 if self._passes else self._expected)
         self._passes += 1
-        if self._compiling:  # the first pass is not compiled, and the others must be free of what is Python's
+        if self._compiling:  # the first pass is not compiled; no Python hook may run in the others
             self._hook.remove()
 
     @contextmanager
-    def _clocking(self) -> Iterator[None]:
-        """Count the seconds that torch compiles."""
+    def _timing_compilation(self) -> Iterator[None]:
+        """Add up the seconds that torch compiles."""
         if not self._compiling:
             yield
             return
@@ -76,26 +78,26 @@ class Gauge:
     def _compiling_ends(self, _: Any) -> None:
         self._compile_seconds += time.perf_counter() - self._compile_started
 
-    def gains(self, token_count: int) -> Gains | None:
-        """What it brought to an answer of `token_count` tokens; None where nothing was asked for."""
+    def stats(self, token_count: int) -> DecodingStats | None:
+        """Return the statistics of an answer of `token_count` tokens; None where nothing was asked for."""
         if not (self._proposing or self._caching):
             return None
-        gains: dict[str, Any] = {}
+        stats: dict[str, Any] = {}
         if self._proposing:
             accepted = max(token_count - self._passes, 0)
-            gains = {"forward_passes": self._passes, "drafted_tokens": self._drafted, "accepted_tokens": accepted}
+            stats = {"forward_passes": self._passes, "drafted_tokens": self._drafted, "accepted_tokens": accepted}
         if self._caching and self._cache is not None:
             plan, info = self._loaded.plan, self._loaded.info
             length, dtype = int(self._cache.get_seq_length()), plan.model_kwargs["dtype"]
-            gains["cache_bytes"] = cache_bytes(self._cache)
-            gains["dynamic_cache_bytes"] = kv_cache_bytes(info, context=length, dtype=dtype)
+            stats["cache_bytes"] = cache_bytes(self._cache)
+            stats["dynamic_cache_bytes"] = kv_cache_bytes(info, context=length, dtype=dtype)
         if self._compiling:
-            gains["compile_seconds"] = self._compile_seconds
-        return Gains(**gains)
+            stats["compile_seconds"] = self._compile_seconds
+        return DecodingStats(**stats)
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of a KV cache as it lies in memory, wherever and in whatever form its layers keep their tensors."""
+    """Return the bytes of a KV cache as it lies in memory, in whatever form its layers keep their tensors."""
     import torch
 
     seen: dict[int, int] = {}

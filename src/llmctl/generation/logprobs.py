@@ -5,6 +5,7 @@ temperature or cut of the candidates.
 """
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -74,9 +75,9 @@ def token_logprobs(logits: "torch.Tensor", tokens: list[int], n: int) -> list[To
 
 
 class RawLogits:
-    """The raw logits of the model's newest step, while `generate` runs. Its state: those logits.
+    """The raw logits of this thread's newest pass, while `generate` runs. Its state: those logits.
 
-    A logits processor would come after transformers' own (the repetition penalty among them), so a forward hook it is.
+    It is a forward hook because a logits processor would come after transformers' own, such as the repetition penalty.
     """
 
     def __init__(self, model: Any) -> None:
@@ -84,6 +85,7 @@ class RawLogits:
         self._newest: torch.Tensor | None = None
 
     def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
         self._handle = self._model.register_forward_hook(self._keep)
         return self
 
@@ -91,13 +93,14 @@ class RawLogits:
         self._handle.remove()
 
     def _keep(self, _model: Any, _arguments: Any, output: Any) -> None:
-        self._newest = output.logits[0, -1].detach().clone()  # of a prefill only the last row is wanted
+        if threading.get_ident() == self._thread:  # a server may score a text meanwhile
+            self._newest = output.logits[0, -1].detach().clone()  # only the last row of a prefill is wanted
 
-    def take(self) -> "torch.Tensor":
-        """The logits that the newest token was chosen by, of shape [V]."""
+    def logprob(self, token: int, n: int) -> TokenLogprob:
+        """Return the log-probability of the newest token, with the `n` top ones; once for each pass."""
         newest, self._newest = self._newest, None
         assert newest is not None, "each token has a forward pass of its own"  # noqa: S101
-        return newest
+        return token_logprob(newest, token, n)
 
 
 def described(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:

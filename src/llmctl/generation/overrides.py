@@ -1,10 +1,13 @@
-"""Other generation settings for a model that is loaded: of one row of a batch, of the rest of a conversation."""
+"""Request overrides: other generation settings for one row of a batch, one HTTP request, the rest of a conversation."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmctl.config import Config, settings_from_mapping
+from pydantic import BaseModel, ValidationError
+
+from llmctl.config import settings_from_mapping
+from llmctl.config.structure import StructureSection
 from llmctl.model.tokenizer import end_tokens
 from llmctl.plan.decoding import decide_faster
 from llmctl.plan.generation import decide_generation
@@ -12,8 +15,8 @@ from llmctl.plan.generation import decide_generation
 if TYPE_CHECKING:
     from llmctl.loading.model import PromptModel
 
-
 Model = TypeVar("Model", bound="PromptModel")
+SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
 def with_generation(
@@ -23,28 +26,41 @@ def with_generation(
     structure: Mapping[str, Any] | None = None,
     seed: int | str | None = None,
 ) -> Model:
-    """The same model, answering by other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
+    """Return the same model with other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
 
     Args:
-        loaded: What `load` returned; it stays as it is.
-        values: Keys of the section `generation`, over those that were asked for.
-        structure: Keys of the section `structure`, instead of those that were asked for; empty for none.
-        seed: Instead of the configuration's.
+        values: Keys of the section `generation`, over those of the configuration.
+        structure: Keys of the section `structure`, in place of the configuration's; empty for none.
+        seed: Replaces the configuration's.
 
     Raises:
-        UserError: an unknown key, or a value that the schema refuses.
+        ConfigError: an unknown key, or a value that the schema refuses.
+        UserError: settings that contradict each other.
     """
-    document = loaded.config.model_dump(mode="json", exclude_unset=True)
-    document["generation"] = {**document.get("generation", {}), **values}
-    document |= {} if structure is None else {"structure": dict(structure)}
-    document |= {} if seed is None else {"seed": seed}
-    new: Config = settings_from_mapping(document).config
-    plan = loaded.plan
-    arguments, _ = decide_generation(new, loaded.info)
-    faster, _ = decide_faster(new, loaded.machine, loaded.info, devices=plan.devices, model_kwargs=plan.model_kwargs)
+    plan, config = loaded.plan, loaded.config
+    configured = {name: getattr(config.generation, name) for name in config.generation.model_fields_set}
+    sections: dict[str, Any] = {
+        "generation": _validated(type(config.generation), "generation", {**configured, **values})
+    }
+    if structure is not None:
+        sections["structure"] = _validated(StructureSection, "structure", structure)
+    if seed is not None:
+        sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
+    config = config.model_copy(update=sections)
+    arguments, _ = decide_generation(config, loaded.info)
+    faster, _ = decide_faster(config, loaded.machine, loaded.info, devices=plan.devices, model_kwargs=plan.model_kwargs)
     ends = loaded.eos_token_ids
     if "extra_eos_tokens" in values:
         stored = loaded.info.generation_config.get("eos_token_id")
-        ends = tuple(end_tokens(loaded.tokenizer, stored, new.generation.extra_eos_tokens))
-    plan = replace(plan, generation_kwargs=arguments | faster, seed=new.seed)
-    return replace(loaded, prepared=replace(loaded.prepared, config=new, plan=plan), eos_token_ids=ends)
+        ends = tuple(end_tokens(loaded.tokenizer, stored, config.generation.extra_eos_tokens))
+    plan = replace(plan, generation_kwargs=arguments | faster, seed=config.seed)
+    return replace(loaded, prepared=replace(loaded.prepared, config=config, plan=plan), eos_token_ids=ends)
+
+
+def _validated(section: type[SectionT], name: str, values: Mapping[str, Any]) -> SectionT:
+    """Return a section of the configuration from its values; the problems are those of a whole configuration."""
+    try:
+        return section.model_validate(values)
+    except ValidationError:
+        settings_from_mapping({name: values})  # raises a ConfigError that names the keys
+        raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation.chat.kept_cache import KeptCache
+from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Messages, encode_prompt, uses_template
 
@@ -127,10 +127,10 @@ def score_each(
     """`score` for pairs of a prompt (or None) and a text. Where the same prompt follows itself it is computed once."""
     windows = make_windows(loaded.context_length, window, stride)
     before: str | Messages | None = None
-    kept = KeptCache()
+    kept = ConversationCache()
     for prompt, text in pairs:
         if prompt is None or prompt != before:
-            kept = KeptCache()
+            kept = ConversationCache()
         before = prompt
         yield _score(loaded, text, prompt, chat, top, windows, kept)
 
@@ -167,7 +167,7 @@ def rank(
 
 
 def sequence_logprobs(
-    loaded: "LoadedModel", ids: Sequence[int], *, start: int, top: int = 0, kept: KeptCache | None = None
+    loaded: "LoadedModel", ids: Sequence[int], *, start: int, top: int = 0, kept: ConversationCache | None = None
 ) -> tuple[TokenLogprob, ...]:
     """What the model thinks of `ids[start:]`, each given all before it.
 
@@ -179,7 +179,7 @@ def sequence_logprobs(
         kept: Keys and values of an earlier call; what both begin with is not computed again.
     """
     found: list[TokenLogprob] = []
-    for rows in _logits(loaded.model, list(ids), start, kept or KeptCache()):
+    for rows in _logits(loaded.model, list(ids), start, kept or ConversationCache()):
         place = start + len(found)
         found += token_logprobs(rows, list(ids[place : place + rows.shape[0]]), top)
     return tuple(found)
@@ -246,7 +246,7 @@ def _score(
     chat: ChatSection | None,
     top: int,
     windows: Windows,
-    kept: KeptCache,
+    kept: ConversationCache,
 ) -> Score:
     if not text:
         raise UserError("the text to score is empty", hint="give --text TEXT, --file FILE, or text on standard input")
@@ -257,13 +257,13 @@ def _score(
     found: list[TokenLogprob] = []
     count = 0
     for begin, first, end in windows.cut(len(ids), start):
-        cache = kept if begin == 0 else KeptCache()
+        cache = kept if begin == 0 else ConversationCache()
         found += sequence_logprobs(loaded, ids[begin:end], start=first - begin, top=top, kept=cache)
         count += 1
     return Score(text, tuple(found), start, count)
 
 
-def _logits(model: Any, ids: list[int], start: int, kept: KeptCache) -> "Iterator[torch.Tensor]":
+def _logits(model: Any, ids: list[int], start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
     """Logits of shape [T, V] for the places `start` and on, in portions. The last token's own are not computed.
 
     What comes before the first scored place is computed apart from the rest, so that an answer scores the same whether

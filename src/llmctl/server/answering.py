@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError
-from llmctl.generation.completion import Completion
+from llmctl.generation.completion import Completion, DecodingStats
 from llmctl.generation.request import Request
 from llmctl.server.http_errors import RequestError, error_of
 from llmctl.server.metrics import RequestTimer
@@ -92,14 +92,22 @@ def json_logprob(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, int]:
-    """Return the token counts of all answers."""
+def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, Any]:
+    """Return the token counts of all answers; those of a draft or prompt lookup in OpenAI's words, as predictions."""
     generated = sum(len(completion.token_ids) for completion in completions)
+    proposing = [one.decoding_stats for one in completions if one.decoding_stats and one.decoding_stats.forward_passes]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
+        **({"completion_tokens_details": _predictions(proposing)} if proposing else {}),
     }
+
+
+def _predictions(stats: Sequence[DecodingStats]) -> dict[str, int]:
+    accepted = sum(one.accepted_tokens or 0 for one in stats)
+    drafted = sum(one.drafted_tokens or 0 for one in stats)
+    return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
 
 
 async def answer(

@@ -54,6 +54,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._drafted = Counter(
+            "llmctl_drafted_tokens", "Tokens proposed by a draft model or prompt lookup.", registry=self.registry
+        )
+        self._accepted = Counter(
+            "llmctl_accepted_tokens", "Proposed tokens that the model accepted.", registry=self.registry
+        )
+
     def follow(self, worker: "Worker") -> None:
         """Report a worker's load with every scrape."""
         self.registry.register(_LoadCollector(worker))
@@ -72,6 +79,9 @@ class Metrics:
         for completion in completions:
             if completion.tokens_per_second is not None:
                 self._speed.observe(completion.tokens_per_second)
+            if (stats := completion.decoding_stats) is not None:
+                self._drafted.inc(stats.drafted_tokens or 0)
+                self._accepted.inc(stats.accepted_tokens or 0)
 
     def text(self) -> tuple[bytes, str]:
         """Return Prometheus' text format and its content type."""
@@ -96,7 +106,7 @@ class _LoadCollector:
         load = self._worker.load()
         yield GaugeMetricFamily("llmctl_answers_waiting", "Answers in the queue.", load.waiting)
         yield GaugeMetricFamily("llmctl_answers_running", "Answers being generated.", load.running)
-        yield GaugeMetricFamily("llmctl_kv_cache_usage_ratio", "Share of KV cache pages in use.", load.pages_used)
+        yield GaugeMetricFamily("llmctl_kv_cache_usage_ratio", "Share of KV cache pages in use.", load.kv_usage)
         yield CounterMetricFamily("llmctl_prompt_tokens", "Prompt tokens computed.", load.prefilled_tokens)
         yield CounterMetricFamily("llmctl_generated_tokens", "Tokens generated.", load.generated_tokens)
         yield GaugeMetricFamily(

@@ -1,8 +1,7 @@
-"""The thread that computes: it takes requests from a bounded queue, steps the engine, and hands on what comes.
+"""The thread that computes: it takes requests from a bounded queue, steps the engine, and hands on its events.
 
-Requests are taken in the order in which they came. What the engine cannot take goes alone, when its turn comes and all
-before it are done. Everything that touches the model happens in this one thread; everything that a client waits for
-happens in the event loop, which hears of each step once.
+Requests are taken in order of arrival. Everything that touches the model happens in this one thread; everything that a
+client waits for happens in the event loop, which is told of each step once.
 """
 
 import asyncio
@@ -18,16 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.completion import Completion
-from llmctl.generation.engine import Engine, engine_size
-from llmctl.generation.engine.kv_pages import PAGE_TOKENS
-from llmctl.generation.engine.packable import why_not
+from llmctl.generation.engine import engine_for_many
 from llmctl.generation.request import Request
 from llmctl.server.http_errors import RequestError, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from llmctl.generation.completion import Chunk
     from llmctl.loading.model import LoadedModel
 
 _log = logging.getLogger("llmctl.serve")
@@ -95,14 +89,14 @@ class Load:
     Attributes:
         waiting: Answers that have not begun.
         running: Answers under way.
-        pages_used: Share of the key-value pages that answers under way hold.
+        kv_usage: Share of the paged KV cache that answers under way hold.
         generated_tokens: Since the start.
         prefilled_tokens: Since the start.
     """
 
     waiting: int
     running: int
-    pages_used: float
+    kv_usage: float
     generated_tokens: int
     prefilled_tokens: int
 
@@ -118,13 +112,12 @@ class Worker:
 
     def __init__(self, loaded: "LoadedModel", *, max_queue: int, max_sequences: int | None = None) -> None:
         self.loaded, self.max_queue = loaded, max_queue
-        self._engine = None if why_not(loaded) else Engine(loaded, engine_size(loaded, sequences=max_sequences))
+        self._engine = engine_for_many(loaded, sequences=max_sequences)
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._gone: set[Ticket] = set()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._running: set[Ticket] = set()  # the thread's own
-        self._alone: tuple[Ticket, Generator[Chunk, None, None]] | None = None  # the thread's own
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="llmctl-serve", daemon=True)
 
@@ -183,11 +176,13 @@ class Worker:
     def load(self) -> Load:
         """How busy it is now."""
         engine = self._engine
-        if engine is None:
-            return Load(len(self._waiting), int(self._alone is not None), 0.0, 0, 0)
-        used = 1 - engine.pages.free / engine.pages.count
-        running = len(self._running)
-        return Load(len(self._waiting), running, used, engine.generated_tokens, engine.prefilled_tokens)
+        return Load(
+            waiting=len(self._waiting) + engine.waiting,
+            running=engine.running,
+            kv_usage=engine.kv_usage,
+            generated_tokens=engine.generated_tokens,
+            prefilled_tokens=engine.prefilled_tokens,
+        )
 
     async def drain(self, seconds: float) -> None:
         """Take nothing more; wait for what is under way, so long at most; then end."""
@@ -204,10 +199,8 @@ class Worker:
         return self._thread.is_alive() and not self._ends
 
     def _check_fits(self, request: Request) -> None:
-        if self._engine is None or not self._engine.can(request):
-            return
-        tokens, room = len(request.ids) + request.budget, self._engine.pages.count * PAGE_TOKENS
-        if tokens > room:
+        tokens, room = len(request.ids) + request.budget, self._engine.token_limit(request)
+        if room is not None and tokens > room:
             raise RequestError(
                 f"prompt and answer may take {tokens} tokens, the server has room for {room}: lower max_tokens",
                 param="max_tokens",
@@ -235,7 +228,7 @@ class Worker:
     def _take_in(self) -> bool:
         """Wait for something to do; let those in that have room. False when all is over."""
         with self._changed:
-            while not (self._waiting or self._gone or self._calls or self._running or self._alone):
+            while not (self._waiting or self._gone or self._calls or self._running):
                 if self._ends:
                     return False
                 self._changed.wait()
@@ -267,58 +260,33 @@ class Worker:
             future.set_exception(error)
 
     def _admit(self) -> None:
-        while self._alone is None:
+        while self._engine.has_room:
             with self._changed:
-                ticket = self._waiting[0] if self._waiting else None
-                if ticket is None or not self._has_room(ticket):
+                if not self._waiting:
                     return
-                self._waiting.popleft()
+                ticket = self._waiting.popleft()
             try:
-                self._begin(ticket)
+                self._engine.add(ticket, ticket.request, ticket.processors)
+                self._running.add(ticket)
             except LlmctlError as error:
                 self._give_out([(ticket, "", error)])
             except Exception as error:  # noqa: BLE001 (it is this request's alone)
                 _log.exception("a bug at the beginning of an answer")
                 self._give_out([(ticket, "", error_of(error))])
 
-    def _is_for_engine(self, ticket: Ticket) -> bool:
-        return self._engine is not None and self._engine.can(ticket.request)
-
-    def _has_room(self, ticket: Ticket) -> bool:
-        if self._engine is None or not self._is_for_engine(ticket):
-            return not self._running  # it goes alone
-        return self._engine.has_room
-
-    def _begin(self, ticket: Ticket) -> None:
-        from llmctl.generation.stream import stream_request
-
-        if self._engine is not None and self._is_for_engine(ticket):
-            self._engine.add(ticket, ticket.request, ticket.processors)
-            self._running.add(ticket)
-        else:
-            self._alone = ticket, stream_request(self.loaded, ticket.request, own=ticket.processors)
-
     def _leave(self, ticket: Ticket) -> None:
-        if self._alone is not None and self._alone[0] is ticket:
-            self._alone[1].close()
-            self._alone = None
-        if ticket in self._running and self._engine is not None:
+        if ticket in self._running:
             self._running.remove(ticket)
             self._engine.cancel(ticket)
 
     def _step(self) -> Iterator[tuple[Ticket, str, End]]:
-        """What the next token of each answer brings."""
-        if self._alone is not None:
-            ticket, chunks = self._alone
-            chunk = next(chunks)
-            if chunk.completion is not None:
-                self._alone = None
-            yield ticket, chunk.text, chunk.completion
-        elif self._engine is not None and self._running:
-            for event in self._engine.step():
-                if event.end is not None:
-                    self._running.remove(event.key)
-                yield event.key, event.text, event.end
+        """Yield the news of the engine's next pass."""
+        if not self._running:
+            return
+        for event in self._engine.step():
+            if event.end is not None:
+                self._running.remove(event.key)
+            yield event.key, event.text, event.end
 
     def _give_out(self, news: Iterable[tuple[Ticket, str, End]]) -> None:
         """Tell the event loop, once for all of a step."""
@@ -339,11 +307,9 @@ class Worker:
                 code="out_of_memory",
                 headers={"Retry-After": "1"},
             )
-        tickets = [*self._running, *([self._alone[0]] if self._alone else [])]
+        tickets = list(self._running)
         self._running.clear()
-        self._alone = None
-        if self._engine is not None:
-            self._engine.drop_all()
+        self._engine.drop_all()
         self._give_out([(ticket, "", error) for ticket in tickets])
 
 

@@ -166,3 +166,31 @@ def test_a_row_has_its_own_structure(loaded: llmctl.LoadedModel) -> None:
     assert own_field.row.fields == {"choices": ["A", "B"]}
     keys = {row_key(answer.row, identity(loaded)) for answer in (choice, parsed)}
     assert len(keys) == 2, "the structure is part of the key"
+
+
+@pytest.mark.parametrize("way", ["draft", "lookup"])
+def test_proposed_tokens_are_checked_in_a_batch_and_change_no_text(tiny_models: Tiny, way: str) -> None:
+    folder = tiny_models("gemma3")  # its random weights repeat themselves, so that prompt lookup finds what comes next
+    generation: dict[str, Any] = {"max_new_tokens": 24}
+    plain = load(folder, generation=generation)
+    draft = {"id": str(folder), "num_assistant_tokens": 3, "assistant_confidence_threshold": 0}
+    sections = {"draft": {"draft": draft}, "lookup": {"generation": generation | {"prompt_lookup_num_tokens": 4}}}[way]
+    proposing = load(folder, **{"generation": generation, **sections})
+    answers = list(llmctl.generate_batch(proposing, PROMPTS))
+    assert [answer.text for answer in answers] == [llmctl.generate(plain, prompt).text for prompt in PROMPTS]
+    for answer in answers:
+        assert answer.completion is not None
+        stats = answer.completion.decoding_stats
+        assert stats is not None
+        assert stats.forward_passes is not None
+        assert stats.forward_passes < len(answer.completion.token_ids)
+        assert stats.accepted_tokens == len(answer.completion.token_ids) - stats.forward_passes
+
+
+def test_a_row_may_ask_for_prompt_lookup_beside_rows_that_do_not(tiny_models: Tiny) -> None:
+    loaded = load(tiny_models("gemma3"))
+    row = {"prompt": PROMPTS[0], "generation": {"prompt_lookup_num_tokens": 4}}
+    plain, looked_up, also_plain = llmctl.generate_batch(loaded, [PROMPTS[0], row, PROMPTS[0]])
+    assert plain.text == looked_up.text == also_plain.text
+    has_stats = [answer.completion and answer.completion.decoding_stats for answer in (plain, looked_up, also_plain)]
+    assert [one is not None for one in has_stats] == [False, True, False]

@@ -3,7 +3,9 @@
 import json
 import random
 import re
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,16 @@ from llmctl.cpu import kernels
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion
-from llmctl.generation.engine import Engine, Size, engine_for
-from llmctl.generation.engine.kv_pages import Pages
-from llmctl.generation.engine.packable import why_not
-from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
+from llmctl.generation.engine import Engine, EngineCapacity
+from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.packable import is_packable
+from llmctl.generation.engine.prefix_cache import PrefixCache
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
 from llmctl.loading.model import LoadedModel
 
-ROOMY, CROWDED = Size(64, 512, 4096), Size(8, 40, 400)
+ROOMY, CROWDED = EngineCapacity(64, 512, 4096), EngineCapacity(8, 40, 400)
 
 
 def alone(loaded: LoadedModel, request: Request) -> Completion:
@@ -42,12 +44,11 @@ def llama(tiny_models: Callable[[str], Path]) -> LoadedModel:
 
 
 @pytest.mark.parametrize("size", [ROOMY, CROWDED], ids=["roomy", "crowded"])
-def test_packed_answers_equal_those_alone(tiny_models: Callable[[str], Path], architecture: str, size: Size) -> None:
+def test_packed_answers_equal_those_alone(
+    tiny_models: Callable[[str], Path], architecture: str, size: EngineCapacity
+) -> None:
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
-    if why_not(loaded):
-        assert architecture == "deepseek_v3"
-        assert engine_for(loaded) is None
-        return
+    assert is_packable(loaded) == (architecture != "deepseek_v3")
     requests = requests_for(loaded, 10)
     engine = Engine(loaded, size)
     found = dict(engine.run(enumerate(requests)))
@@ -57,7 +58,7 @@ def test_packed_answers_equal_those_alone(tiny_models: Callable[[str], Path], ar
         assert found[number].token_ids == expected.token_ids
         assert found[number].text == expected.text
         assert found[number].finish_reason == expected.finish_reason
-    assert engine.pages.free == engine.pages.count
+    assert engine.kv_usage == 0
 
 
 def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[str], Path]) -> None:
@@ -99,9 +100,12 @@ def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
+    engine = Engine(llama, ROOMY)
     monkeypatch.setattr(llama.model, "forward", full)
     with pytest.raises(MachineError, match="generating with"):
-        dict(Engine(llama, ROOMY).run([(0, make_request(llama, [5, 6]))]))
+        dict(engine.run([(0, make_request(llama, [5, 6]))]))
+    with pytest.raises(MachineError):
+        Engine(llama, ROOMY)
 
 
 def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
@@ -126,24 +130,11 @@ def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_model
     answer = dict(engine.run([(2, turned)]))[2]
     assert engine.prefilled_tokens == before + 2
     assert answer.token_ids == alone(loaded, turned).token_ids
-    assert engine.pages.free == engine.pages.count
-
-
-def test_an_answer_can_be_ended_where_it_is(llama: LoadedModel) -> None:
-    engine = Engine(llama, ROOMY)
-    engine.add("mine", make_request(llama, [5, 6, 7]))
-    for _ in range(4):
-        engine.step()
-    ended = engine.end("mine")
-    assert ended is not None
-    assert len(ended[1].token_ids) == 4
-    assert ended[1].finish_reason == "cancelled"
-    assert not engine.is_busy
-    assert engine.end("mine") is None
+    assert engine.kv_usage == 0
 
 
 def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
-    engine = Engine(llama, Size(8, 64, 64))
+    engine = Engine(llama, EngineCapacity(8, 64, 64))
     long, short = make_request(llama, list(range(5, 85))), make_request(llama, [5, 6])
     found = dict(engine.run([("long", long), ("short", short)]))
     assert isinstance(found["long"], MachineError)
@@ -161,7 +152,7 @@ def test_cancelled_answers_give_their_pages_back(llama: LoadedModel) -> None:
     while engine.is_busy:
         ended |= {event.key for event in engine.step() if event.end is not None}
     assert ended == {0, 2}
-    assert engine.pages.free == engine.pages.count
+    assert engine.kv_usage == 0
 
 
 def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> None:
@@ -170,7 +161,7 @@ def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> Non
     next(answers)
     answers.close()
     assert not engine.is_busy
-    assert engine.pages.free == engine.pages.count
+    assert engine.kv_usage == 0
 
 
 def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> None:
@@ -181,7 +172,7 @@ def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> No
             pulled.append(number)
             yield number, request
 
-    answers = Engine(llama, Size(4, 512, 4096)).run(source())
+    answers = Engine(llama, EngineCapacity(4, 512, 4096)).run(source())
     next(answers)
     assert len(pulled) <= 6
     answers.close()
@@ -195,16 +186,79 @@ def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel)
     assert llama.model.config._attn_implementation == llama.measured.attn_implementation
 
 
-def test_arguments_the_engine_does_not_know_go_another_way(llama: LoadedModel) -> None:
+def alone_arguments(loaded: LoadedModel) -> list[Request]:
+    """Requests that cannot be packed, each for a reason of its own."""
+    plain = make_request(loaded, [7, 8, 9, 7, 8, 9, 7])
+    more: list[dict[str, object]] = [
+        {"num_beams": 3},
+        {"prompt_lookup_num_tokens": 2},
+        {"cache_implementation": "static"},
+    ]
+    return [replace(plain, arguments={**plain.arguments, **one}) for one in more]
+
+
+def test_requests_that_cannot_be_packed_run_alone_between_the_others(llama: LoadedModel) -> None:
+    packed, solo = requests_for(llama, 3), alone_arguments(llama)
+    mixed = [packed[0], solo[0], packed[1], solo[1], packed[2], solo[2]]
+    engine = Engine(llama, ROOMY)
+    found = dict(engine.run(enumerate(mixed)))
+    assert [found[number].token_ids for number in range(6)] == [alone(llama, one).token_ids for one in mixed]
+    assert engine.generated_tokens == sum(len(answer.token_ids) for answer in found.values())
+    assert engine.prefilled_tokens == sum(len(one.ids) for one in mixed)
+
+
+def test_requests_start_in_their_order_and_a_lone_one_waits_for_those_before_it(llama: LoadedModel) -> None:
+    engine = Engine(llama, ROOMY)
+    first, last = requests_for(llama, 2)
+    lone = alone_arguments(llama)[1]
+    for key, request in (("first", first), ("lone", lone), ("last", last)):
+        engine.add(key, request)
+    assert not engine.has_room
+    ended = []
+    while engine.is_busy:
+        assert engine.running <= 1
+        ended += [event.key for event in engine.step() if event.end is not None]
+    assert ended == ["first", "lone", "last"]
+    assert engine.has_room
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_request_that_runs_alone_is_cancelled_within_a_token(llama: LoadedModel, number: int) -> None:
+    engine = Engine(llama, ROOMY)
+    lone = replace(alone_arguments(llama)[number], budget=150)
+    lone = replace(lone, arguments={**lone.arguments, "max_new_tokens": 150})
+    passes = []
+    hook = llama.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    engine.add("mine", lone)
+    engine.step()
+    engine.cancel("mine")
+    hook.remove()
+    assert not engine.is_busy
+    assert len(passes) < 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "llmctl-generate-alone"]
+
+
+def test_memory_that_runs_out_alone_is_explained_and_the_engine_goes_on(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(llama, ROOMY)
+
+    def full(**_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.model, "generate", full)
+        engine.add(0, alone_arguments(llama)[1])
+        with pytest.raises(MachineError):
+            engine.step()
+    assert not engine.is_busy
     request = make_request(llama, [5, 6])
-    assert Engine.can(request)
-    beams = Request(request.ids, {**request.arguments, "num_beams": 3}, 1, 5, ())
-    assert not Engine.can(beams)
+    assert dict(engine.run([(1, request)]))[1].token_ids == alone(llama, request).token_ids
 
 
-class TestPages:
+class TestPrefixCache:
     def test_a_full_page_is_found_by_everything_up_to_its_end(self) -> None:
-        pages = Pages(4, page_tokens=2)
+        pages = PrefixCache(4, page_tokens=2)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4], start=0)
         assert pages.share([1, 2, 3, 4, 5]).pages == held
@@ -212,7 +266,7 @@ class TestPages:
         assert pages.share([9, 2, 3, 4, 5]).held == []
 
     def test_of_a_page_that_goes_on_otherwise_the_agreeing_tokens_are_found(self) -> None:
-        pages = Pages(8, page_tokens=4)
+        pages = PrefixCache(8, page_tokens=4)
         first, second = [pages.take(), pages.take()], [pages.take(), pages.take()]
         pages.remember(first, [1, 2, 3, 4, 5, 6, 7, 8], start=0)
         pages.remember(second, [1, 2, 3, 4, 5, 6, 9], start=0, last_too=True)
@@ -224,7 +278,7 @@ class TestPages:
         assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
 
     def test_a_page_that_is_given_away_is_found_no_more(self) -> None:
-        pages = Pages(2, page_tokens=4)
+        pages = PrefixCache(2, page_tokens=4)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
         pages.release(held)
@@ -233,7 +287,7 @@ class TestPages:
         assert (found.pages, found.partial) == ([held[0]], None)
 
     def test_an_idle_page_keeps_its_contents_until_the_room_is_needed(self) -> None:
-        pages = Pages(2, page_tokens=2)
+        pages = PrefixCache(2, page_tokens=2)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4], start=0)
         pages.release(held)
@@ -244,7 +298,7 @@ class TestPages:
         assert pages.share([1, 2, 3, 4, 5]).held == held[:1]
 
     def test_texts_that_never_come_again_do_not_fill_the_memory(self) -> None:
-        pages = Pages(1000, page_tokens=2, most_idle=4)
+        pages = PrefixCache(1000, page_tokens=2, most_idle=4)
         for number in range(100):
             held = [pages.take() for _ in range(3)]
             pages.remember(held, [number] * 6, start=0)
@@ -255,7 +309,7 @@ class TestPages:
         assert pages.share([90] * 7).held == []
 
     def test_the_same_text_again_and_again_takes_no_more_pages(self) -> None:
-        pages = Pages(1000, page_tokens=4)
+        pages = PrefixCache(1000, page_tokens=4)
         for _ in range(50):
             shared = pages.share([1, 2, 3, 4, 5, 6])
             held = [*shared.pages, *(pages.take() for _ in range(2 - len(shared.pages)))]
@@ -264,7 +318,7 @@ class TestPages:
             assert max(held) < 4
 
     def test_a_held_page_is_never_given_away(self) -> None:
-        pages = Pages(2, page_tokens=2)
+        pages = PrefixCache(2, page_tokens=2)
         mine = pages.take()
         other = pages.take()
         assert {mine, other} == {0, 1}
@@ -312,14 +366,14 @@ class TestInBfloat16:
         self, tiny_models: Callable[[str], Path], architecture: str
     ) -> None:
         loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16"})
-        if why_not(loaded):
+        if not is_packable(loaded):
             return
         prompts = [list(request.ids) for request in requests_for(loaded, 4, longest=40)]
         rows, pages = [], 0
         for ids in prompts:
             rows.append(Segment(ids, 0, range(pages, pages + 3)))
             pages += 3
-        packed = forward(loaded.model, lay_out(rows, page_tokens=16), Pool(pages, 16))
+        packed = forward(loaded.model, lay_out(rows, page_tokens=16), KVCachePool(pages, 16))
         for ids, found in zip(prompts, packed, strict=True):
             with torch.inference_mode():
                 one = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -13,7 +12,7 @@ from llmctl.errors import ConfigError, LlmctlError, UserError
 from llmctl.generation.batch.order import InOrder
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
-from llmctl.generation.engine import engine_for
+from llmctl.generation.engine import engine_for_many
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import encode_prompts
 from llmctl.generation.request import Request, make_request
@@ -92,48 +91,26 @@ def answers(
     Raises:
         MachineError: memory ran out.
     """
-    engine = engine_for(loaded)
-    alone = 0  # tokens that the engine has not generated
+    engine = engine_for_many(loaded)
     requests = requests_of(loaded, iter(rows))
     under_way: dict[int, Made] = {}
     try:
         while True:
-            while (engine is None or engine.has_room) and (item := next(requests, None)) is not None:
+            while engine.has_room and (item := next(requests, None)) is not None:
                 row, made = item
                 if isinstance(made, LlmctlError):
                     yield row, made, None
-                elif engine is not None and engine.can(made.request):
+                else:
                     under_way[row.number] = made
                     engine.add(row, made.request)
-                else:
-                    outcome = _alone(loaded, made.request, lambda new: on_pass(alone + new))  # noqa: B023
-                    alone += len(outcome.token_ids) if isinstance(outcome, Completion) else 0
-                    yield row, outcome, made
-            if engine is None or not engine.is_busy:
+            if not engine.is_busy:
                 return
-            on_pass(alone + engine.generated_tokens)
+            on_pass(engine.generated_tokens)
             for event in engine.step():
                 if event.end is not None:
                     yield event.key, event.end, under_way.pop(event.key.number)
     finally:
-        if engine is not None:
-            engine.drop_all()
-
-
-def _alone(loaded: "LoadedModel", request: Request, on_piece: Callable[[int], None]) -> Completion | UserError:
-    """The answer to what the engine does not understand: beams, and whole models of some architectures."""
-    from llmctl.generation.stream import stream_request
-
-    completion = None
-    try:
-        with closing(stream_request(loaded, request)) as chunks:
-            for number, chunk in enumerate(chunks):
-                on_piece(number)
-                completion = chunk.completion
-    except UserError as error:  # a structure that got too complex
-        return error
-    assert completion is not None, "the last chunk carries the completion"  # noqa: S101
-    return completion
+        engine.drop_all()
 
 
 def requests_of(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:

@@ -9,7 +9,7 @@ from llmctl.errors import LlmctlError
 from llmctl.generation.batch.answers import Made, Outcome, answers, in_one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
-from llmctl.generation.completion import Completion
+from llmctl.generation.completion import Completion, DecodingStats
 from llmctl.generation.logprobs import described
 from llmctl.generation.structured.structure import parsed_value
 from llmctl.reproduce.manifest import make_manifest
@@ -40,6 +40,9 @@ class Tally:
         prompt_tokens: Tokens read in this run.
         completion_tokens: Tokens generated in this run.
         replaced: Earlier answers that no row asks for any more.
+        forward_passes: Passes of the model for answers with a draft or prompt lookup.
+        drafted_tokens: Tokens proposed to it.
+        accepted_tokens: Proposed tokens that are part of the answers.
     """
 
     rows: int = 0
@@ -48,6 +51,26 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     replaced: int = 0
+    forward_passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def add(self, completion: Completion) -> None:
+        """Count one answer."""
+        self.prompt_tokens += completion.prompt_token_count
+        self.completion_tokens += len(completion.token_ids)
+        stats = completion.decoding_stats
+        if stats is not None:
+            self.forward_passes += stats.forward_passes or 0
+            self.drafted_tokens += stats.drafted_tokens or 0
+            self.accepted_tokens += stats.accepted_tokens or 0
+
+    def decoding_document(self) -> dict[str, Any]:
+        """Return the acceptance of proposed tokens as JSON; empty where nothing proposed any."""
+        if not self.forward_passes:
+            return {}
+        stats = DecodingStats(self.forward_passes, self.drafted_tokens, self.accepted_tokens)
+        return {"gains": stats.document(self.forward_passes + self.accepted_tokens)}
 
 
 class Compute(Protocol):
@@ -158,6 +181,8 @@ class _Run:
             "completion_tokens": len(completion.token_ids),
             "seed": completion.seed,
         }
+        if completion.decoding_stats is not None:
+            document["gains"] = completion.decoding_stats.document(len(completion.token_ids))
         if "token_ids" in self._more:
             document["token_ids"] = list(completion.token_ids)
         if completion.logprobs is not None:
@@ -165,8 +190,7 @@ class _Run:
         if "manifest" in self._more:
             document |= {"prompt_ids": list(made.request.ids), "manifest": self._manifest_of(made.loaded)}
         self._sink.append(row.number, document | {"key": row_key(row, self._run)})
-        self.tally.prompt_tokens += completion.prompt_token_count
-        self.tally.completion_tokens += len(completion.token_ids)
+        self.tally.add(completion)
         self._settled()
 
     def _manifest_of(self, loaded: "PromptModel") -> dict[str, Any]:

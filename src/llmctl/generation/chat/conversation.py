@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
-from llmctl.generation.chat.kept_cache import KeptCache
 from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.completion import Completion
+from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import encode_prompt
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
@@ -87,7 +87,8 @@ class ChatSession:
         self.messages = list(messages)
         self.reuse = reuse
         self.last: Turn | None = None
-        self._kept = KeptCache()
+        self._engine: Engine | None = None
+        self._prefilled_before = 0
         self._attempt = 0
         self._changed: dict[str, Any] = {}  # what `set_generation` was told, for the next model
 
@@ -139,8 +140,7 @@ class ChatSession:
 
     def clear(self) -> None:
         """Forget every message; the system prompt stays."""
-        self.messages, self.last = [], None
-        self._kept.forget()
+        self.messages, self.last, self._engine = [], None, None
 
     def _before_last(self) -> tuple[list[Message], str]:
         for place in range(len(self.messages) - 1, -1, -1):
@@ -150,14 +150,15 @@ class ChatSession:
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
         ids, seed = self._encode(messages), self.loaded.plan.seed + attempt
-        if not self.reuse:
-            self._kept.forget()
+        if self._engine is None or not self.reuse:
+            self._engine = engine_for_chat(self.loaded)
+        self._prefilled_before = self._engine.prefilled_tokens
         splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(ids[-8:])))
         pieces: list[Piece] = []
         completion = None
         request = make_request(self.loaded, ids, seed=seed)
         try:
-            with closing(stream_request(self.loaded, request, reuse=self._kept)) as chunks:
+            with closing(stream_request(self.loaded, request, engine=self._engine)) as chunks:
                 for chunk in chunks:
                     for piece in splitter.add(chunk.text):
                         pieces.append(piece)
@@ -180,8 +181,8 @@ class ChatSession:
             "".join(piece.text for piece in pieces if piece.kind == kind) for kind in ("answer", "reasoning")
         )
         self.messages = [*messages, Message("assistant", text, reasoning=reasoning, stopped=done is None)]
-        prefilled = self._kept.prefilled_tokens if self.loaded.config.generation.num_beams == 1 else prompt_tokens
-        self.last = Turn(prompt_tokens, prefilled, done)
+        assert self._engine is not None  # noqa: S101 (it has answered)
+        self.last = Turn(prompt_tokens, self._engine.prefilled_tokens - self._prefilled_before, done)
         self._attempt = attempt
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
@@ -253,7 +254,7 @@ class ChatSession:
         """
         old = self.loaded
         prepared = old.prepared
-        self._kept = KeptCache()
+        self._engine = None
         del self.loaded, old
         _free_memory()
         return prepared
@@ -264,8 +265,7 @@ class ChatSession:
         Raises:
             UserError: the model cannot do what was changed; it is in use then without that.
         """
-        self.loaded = loaded
-        self._kept = KeptCache()
+        self.loaded, self._engine = loaded, None
         changed, self._changed = self._changed, {}
         if changed:
             self.set_generation(**changed)

@@ -1,17 +1,35 @@
-"""The engine that answers many requests at once."""
+"""The engine: takes every request and answers it, packed with others or alone."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmctl.generation.engine.capacity import engine_size
-from llmctl.generation.engine.engine import Engine, Event, Size
-from llmctl.generation.engine.packable import why_not
+from llmctl.generation.conversation_cache import ConversationCache
+from llmctl.generation.engine.capacity import EngineCapacity, engine_capacity
+from llmctl.generation.engine.engine import Engine
+from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 
 if TYPE_CHECKING:
+    from llmctl.generation.request import Request
     from llmctl.loading.model import LoadedModel
 
-__all__ = ["Engine", "Event", "Size", "engine_for", "engine_size"]
+__all__ = ["Engine", "EngineCapacity", "engine_for_chat", "engine_for_many", "engine_for_one"]
 
 
-def engine_for(loaded: "LoadedModel") -> Engine | None:
-    """An engine for a model, or None for an architecture whose attention cannot be packed."""
-    return None if why_not(loaded) else Engine(loaded, engine_size(loaded))
+def engine_for_many(loaded: "LoadedModel", *, sequences: int | None = None) -> Engine:
+    """Return an engine for concurrent requests.
+
+    Args:
+        sequences: Maximum concurrent sequences; by default, the number that still improves throughput.
+    """
+    return Engine(loaded, engine_capacity(loaded, sequences=sequences))
+
+
+def engine_for_one(loaded: "LoadedModel", request: "Request") -> Engine:
+    """Return an engine with room for one request."""
+    tokens = len(request.ids) + request.budget + PAGE_TOKENS
+    return Engine(loaded, replace(engine_capacity(loaded, sequences=1), kv_tokens=tokens), single=True)
+
+
+def engine_for_chat(loaded: "LoadedModel") -> Engine:
+    """Return an engine for the turns of one conversation, which keeps the keys and values of earlier turns."""
+    return Engine(loaded, engine_capacity(loaded, sequences=1), single=True, cache=ConversationCache())

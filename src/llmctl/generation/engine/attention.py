@@ -8,7 +8,7 @@ from llmctl.cpu.attention import visible
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmctl.generation.engine.packed import Layout
+    from llmctl.generation.engine.forward import Layout
 
 
 def attend(

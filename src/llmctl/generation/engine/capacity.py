@@ -1,38 +1,54 @@
-"""How many sequences at once: from the memory that is free, not from a default."""
+"""How many sequences run at once: from the memory that is free, not from a default."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmctl.generation.engine.engine import Size
 from llmctl.plan.memory import activation_bytes, kv_cache_bytes
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
-# Beyond these nothing is gained: a CPU is busy with its arithmetic, a GPU with its memory.
+# More sequences gain nothing: a CPU is busy with its arithmetic, a GPU with its memory.
 _MOST_SEQUENCES = {"cpu": 64, "cuda": 256}
 _PASS_TOKENS = {"cpu": 512, "cuda": 4096}
-_IDLE_BYTES = 1 << 30  # on a CPU, where memory that is not used is others'; but always a whole context
-_USABLE = 0.8  # of what is free; the rest is for whoever else is here
+_IDLE_BYTES = 1 << 30  # on a CPU, where other processes need unused memory; always at least a whole context
+_USABLE = 0.8  # share of the free memory; the rest is for other processes
 
 
-def engine_size(loaded: "LoadedModel", *, sequences: int | None = None) -> Size:
-    """The size for this model on this machine, as it is now.
+@dataclass(frozen=True)
+class EngineCapacity:
+    """The limits of an engine.
+
+    Attributes:
+        sequences: Maximum concurrent sequences.
+        pass_tokens: Maximum tokens of one pass, prompts and answers together.
+        kv_tokens: Tokens whose keys and values have room.
+        idle_tokens: Tokens of idle prefix cache to keep; None means as many as fit.
+    """
+
+    sequences: int
+    pass_tokens: int
+    kv_tokens: int
+    idle_tokens: int | None = None
+
+
+def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> EngineCapacity:
+    """Return the capacity for a model on this machine with the memory that is free now.
 
     Args:
-        loaded: The model.
-        sequences: At most so many at a time; without it as many as bring something.
+        sequences: Maximum concurrent sequences; by default, the number that still improves throughput.
     """
-    kind = loaded.model.device.type
+    device = loaded.model.device.type
     dtype = loaded.measured.dtype
-    sequences = sequences or _MOST_SEQUENCES.get(kind, 32)
-    pass_tokens = _PASS_TOKENS.get(kind, 1024)
+    sequences = sequences or _MOST_SEQUENCES.get(device, 32)
+    pass_tokens = _PASS_TOKENS.get(device, 1024)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)
     context = loaded.context_length or 8192
     wanted = sequences * context
-    pool = int(max(context // 8, min(wanted, free // token if token else wanted)))
-    idle = max(context, _IDLE_BYTES // token) if kind == "cpu" and token else None
-    return Size(sequences, pass_tokens, pool, idle)
+    kv_tokens = int(max(context // 8, min(wanted, free // token if token else wanted)))
+    idle = max(context, _IDLE_BYTES // token) if device == "cpu" and token else None
+    return EngineCapacity(sequences, pass_tokens, kv_tokens, idle)
 
 
 def _free_bytes(loaded: "LoadedModel") -> int:

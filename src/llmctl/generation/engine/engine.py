@@ -1,99 +1,59 @@
-"""Many answers at once: what is new of every sequence goes through the model together, pass by pass.
-
-A sequence enters as soon as there is room for its prompt, and leaves as soon as it ends (continuous batching: Orca,
-OSDI 2022; paged keys and values: vLLM, arXiv:2309.06180). When the pool runs out, the sequence that came last gives its
-pages up and is computed again later: its text is the same.
-"""
+"""One interface for every request: what can be packed runs together, the rest alone, in order of arrival."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import LlmctlError, MachineError
-from llmctl.generation.answer import Answer
-from llmctl.generation.completion import Completion
-from llmctl.generation.engine.kv_pages import PAGE_TOKENS, Pages, Shared
-from llmctl.generation.engine.packed import Pool, Segment, forward, lay_out
-from llmctl.generation.engine.sampler import KNOWN, Chooser, Choosers
-from llmctl.generation.failures import explained
-from llmctl.generation.logprobs import TokenLogprob, token_logprob
+from llmctl.cpu.program import compiled
+from llmctl.errors import LlmctlError
+from llmctl.generation.completion import Completion, Event
+from llmctl.generation.conversation_cache import ConversationCache
+from llmctl.generation.engine.capacity import EngineCapacity
+from llmctl.generation.engine.packable import is_packable
+from llmctl.generation.engine.packed import PackedRunner, SequenceState
+from llmctl.generation.engine.sampler import KNOWN
+from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
-from llmctl.generation.structured.constraint import processors as structure_processors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from llmctl.loading.model import LoadedModel
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much happens at once.
-
-    Attributes:
-        sequences: At most so many at a time.
-        pass_tokens: At most so many tokens in one pass, prompts and answers together.
-        pool_tokens: There is room for the keys and values of so many tokens.
-        idle_tokens: Of so many they are kept for others that begin alike, when nobody uses them; None for all there
-            is room for.
-    """
-
-    sequences: int
-    pass_tokens: int
-    pool_tokens: int
-    idle_tokens: int | None = None
-
-
-@dataclass
-class _Sequence:
-    """One answer in the making."""
-
-    key: Any
-    answer: Answer
-    chooser: Chooser
-    ids: list[int]
-    pages: list[int] = field(default_factory=list)
-    computed: int = 0  # so many of its tokens have their keys and values in the pool
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something new of one sequence: text that can be shown, and the completion or the error once it has ended."""
-
-    key: Any
-    text: str
-    end: Completion | LlmctlError | None = None
-
-
 class Engine:
-    """Generates answers to many requests. Its state: the sequences under way and those that wait.
+    """Generates answers. Its state: the queue of requests, the packed sequences, and the request that runs alone.
+
+    Requests start in order of arrival. One that cannot be packed (beams, a draft, prompt lookup, a cache of its own
+    kind, an architecture whose attention cannot be packed) starts when all before it have ended, and those after it
+    wait until it has.
 
     Args:
-        loaded: What `load` returned.
-        size: How much happens at once.
+        single: Expect one request at a time. A model that is one compiled program runs by it; any other model gains
+            nothing from packing one sequence and runs by `model.generate`, whose text is transformers' to the bit.
+        cache: Keeps keys and values between requests that run alone.
     """
 
-    def __init__(self, loaded: "LoadedModel", size: Size) -> None:
-        self.loaded, self.size = loaded, size
-        most_idle = None if size.idle_tokens is None else size.idle_tokens // PAGE_TOKENS
-        self.pages = Pages(max(2, size.pool_tokens // PAGE_TOKENS), most_idle=most_idle)
-        self.prefilled_tokens = 0  # so many were computed for prompts; those shared with another prompt are not
-        self.generated_tokens = 0
-        self._pool = Pool(self.pages.count, PAGE_TOKENS)
-        self._choosers = Choosers(loaded.model)
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-
-    @staticmethod
-    def can(request: Request) -> bool:
-        """Whether the engine understands every argument of a request."""
-        return set(request.arguments) <= KNOWN
+    def __init__(
+        self,
+        loaded: "LoadedModel",
+        capacity: EngineCapacity,
+        *,
+        single: bool = False,
+        cache: ConversationCache | None = None,
+    ) -> None:
+        self.loaded, self.capacity = loaded, capacity
+        self._cache = cache
+        with _explaining_out_of_memory(loaded):
+            packs = loaded.draft is None and (compiled(loaded.model) is not None if single else is_packable(loaded))
+        self._packed = PackedRunner(loaded, capacity) if packs else None
+        self._solo: SoloRun | None = None
+        self._waiting: deque[SequenceState | SoloRun] = deque()
+        self._solo_prefilled = self._solo_generated = 0
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
-        """Answers in the order in which they finish. Requests are taken as room becomes free.
+        """Yield answers in the order in which they finish. Requests are taken as room becomes free.
 
-        Closing the iterator drops what is under way.
+        Closing the iterator drops unfinished requests.
         """
         source = iter(requests)
         try:
@@ -108,173 +68,140 @@ class Engine:
         finally:
             self.drop_all()
 
+    # -- the load
+
     @property
     def is_busy(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self._waiting or self._running)
+        """Whether any request waits or runs."""
+        return bool(self.waiting or self.running)
 
     @property
     def has_room(self) -> bool:
-        """Whether another request would not wait long."""
-        return len(self._waiting) + len(self._running) < self.size.sequences
+        """Whether another request would start soon: not behind one that runs alone."""
+        alone = self._solo is not None or any(isinstance(one, SoloRun) for one in self._waiting)
+        return not alone and self.waiting + self.running < self.capacity.sequences
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not started, or were preempted."""
+        return len(self._waiting) + (len(self._packed.waiting) if self._packed else 0)
+
+    @property
+    def running(self) -> int:
+        """Requests under way."""
+        return (self._solo is not None) + (len(self._packed.running) if self._packed else 0)
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens computed so far; those shared with another prompt are not counted."""
+        return self._solo_prefilled + (self._packed.prefilled_tokens if self._packed else 0)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens generated so far."""
+        return self._solo_generated + (self._packed.generated_tokens if self._packed else 0)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the paged KV cache that running sequences hold."""
+        pages = self._packed.prefix_cache if self._packed else None
+        return 1 - pages.free / pages.count if pages else 0.0
+
+    def token_limit(self, request: Request) -> int | None:
+        """Return the most tokens of prompt and answer that this request can ever have; None without such a limit."""
+        return self._packed.room_tokens if self._packed and self._is_packed(request) else None
+
+    # -- requests
 
     def add(self, key: Any, request: Request, processors: Sequence[Any] = ()) -> None:
-        """Take a request. `processors` are logits processors of this answer alone, after those of its structure."""
-        answer = Answer(self.loaded.tokenizer, request)
-        own = [*structure_processors(request, self.loaded.tokenizer), *processors]
-        self._waiting.append(_Sequence(key, answer, self._choosers.make(request, own), list(request.ids)))
+        """Queue a request.
+
+        Args:
+            processors: Logits processors of this answer alone, applied after those of its structure.
+        """
+        if self._packed is not None and self._is_packed(request):
+            self._waiting.append(self._packed.sequence(key, request, processors))
+        else:
+            self._waiting.append(SoloRun(key, self.loaded, request, processors, cache=self._cache))
 
     def cancel(self, key: Any) -> None:
-        """Nobody waits for this answer any more."""
-        self._waiting = deque(s for s in self._waiting if s.key != key)
-        for sequence in [s for s in self._running if s.key == key]:
-            self._leave(sequence)
-
-    def end(self, key: Any) -> tuple[str, Completion] | None:
-        """End an answer where it is: its last text, and all of it. None where there is none of that key."""
-        found = next((s for s in [*self._running, *self._waiting] if s.key == key), None)
-        if found is None:
-            return None
-        self.cancel(key)
-        found.answer.cancel()
-        return found.answer.finish(), found.answer.completion()
+        """Drop a request; a running one stops within a token."""
+        self._waiting = deque(one for one in self._waiting if one.key != key)
+        if self._packed is not None:
+            self._packed.cancel(key)
+        if self._solo is not None and self._solo.key == key:
+            self._drop_solo()
 
     def drop_all(self) -> None:
-        """Let go of everything under way. Beginnings stay known."""
+        """Drop every request; what is cached of prefixes stays."""
         self._waiting.clear()
-        for sequence in list(self._running):
-            self._leave(sequence)
+        if self._packed is not None:
+            self._packed.drop_all()
+        self._drop_solo()
+
+    def forget(self) -> None:
+        """Drop every request and all cached keys and values."""
+        self.drop_all()
+        if self._packed is not None:
+            self._packed.forget()
+        if self._cache is not None:
+            self._cache.forget()
 
     def step(self) -> list[Event]:
-        """One pass through the model, and what came of it.
+        """Run one pass of the model and return its events.
 
         Raises:
-            MachineError: memory ran out.
+            MachineError: memory ran out. The requests under way must be dropped.
         """
-        events = self._admit()
-        parts = self._parts()
-        if not parts:
-            return events
-        layout = lay_out(
-            [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages) for s, count in parts],
-            page_tokens=PAGE_TOKENS,
-        )
-        try:
-            logits = forward(self.loaded.model, layout, self._pool)
-        except Exception as error:
-            raise explained(error, self.loaded) from error
-        ready: list[tuple[_Sequence, int]] = []
-        for row, (sequence, count) in enumerate(parts):
-            start = sequence.computed
-            sequence.computed += count
-            if not sequence.answer.token_ids:
-                self.prefilled_tokens += count
-            if sequence.computed // PAGE_TOKENS > start // PAGE_TOKENS:
-                self.pages.remember(sequence.pages, sequence.ids[: sequence.computed], start=start)
-            if sequence.computed == len(sequence.ids):
-                ready.append((sequence, row))
-        return events + self._choose(ready, logits)
+        self._admit()
+        with _explaining_out_of_memory(self.loaded):
+            if self._solo is not None:
+                return self._step_solo(self._solo)
+            return self._packed.step() if self._packed is not None else []
 
-    def _choose(self, ready: list[tuple[_Sequence, int]], logits: "Tensor") -> list[Event]:
-        """The next token of every sequence whose tokens have all been read."""
-        likeliest: list[int] = logits.argmax(-1).tolist()
-        events = []
-        for sequence, row in ready:
-            plain = sequence.chooser.is_plain
-            try:
-                token = likeliest[row] if plain else sequence.chooser.choose(sequence.ids, logits[row].float())
-            except LlmctlError as error:  # a structure that got too complex
-                self._leave(sequence)
-                events.append(Event(sequence.key, "", error))
-                continue
-            text = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
-            self.generated_tokens += 1
-            sequence.ids.append(token)
-            if sequence.answer.finish_reason is not None:
-                text += sequence.answer.finish()
-                self._leave(sequence)
-                events.append(Event(sequence.key, text, sequence.answer.completion()))
-            elif text:
-                events.append(Event(sequence.key, text))
-        return events
+    def _is_packed(self, request: Request) -> bool:
+        return self._packed is not None and request.arguments.keys() <= KNOWN
 
-    # -- room
+    def _admit(self) -> None:
+        """Hand on waiting requests in their order, as far as the ones that run alone let them."""
+        while self._waiting and self._solo is None:
+            first = self._waiting[0]
+            if isinstance(first, SoloRun):
+                if self._packed is not None and self._packed.is_busy:
+                    return
+                self._solo = first
+                first.start()
+            elif self._packed is not None:
+                self._packed.waiting.append(first)
+            self._waiting.popleft()
 
-    def _admit(self) -> list[Event]:
-        """Let those that wait in while their prompts have room; returns what can never have any."""
-        refused = []
-        while self._waiting and len(self._running) < self.size.sequences:
-            sequence = self._waiting[0]
-            most = len(sequence.answer.request.ids) + sequence.answer.request.budget
-            if self.pages.needed(most) > self.pages.count:
-                refused.append(Event(self._waiting.popleft().key, "", self._too_long(most)))
-                continue
-            shared = self.pages.share(sequence.ids)
-            wanted = self.pages.needed(len(sequence.ids) + 1) - len(shared.pages)
-            if self._running and wanted + len(self._running) > self.pages.free:  # each running one may want a page next
-                self.pages.release(shared.held)
-                break
-            self._begin(sequence, shared)
-            self._running.append(self._waiting.popleft())
-        return refused
+    def _step_solo(self, solo: SoloRun) -> list[Event]:
+        step = solo.next_step()
+        self._solo_prefilled += step.prefilled
+        self._solo_generated += step.generated
+        if step.failure is not None or step.end is not None:
+            self._solo = None
+        if step.failure is not None:
+            raise step.failure
+        return [Event(solo.key, step.text, step.end)] if step.text or step.end is not None else []
 
-    def _begin(self, sequence: _Sequence, shared: Shared) -> None:
-        """Let a sequence begin with what is known of its beginning."""
-        sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
-        if shared.partial is None:
-            return
-        page = self.pages.take()
-        if page is not None:
-            self._pool.copy(shared.partial, page, shared.partial_tokens)
-            sequence.pages.append(page)
-            sequence.computed += shared.partial_tokens
-        self.pages.release([shared.partial])
-
-    def _parts(self) -> list[tuple[_Sequence, int]]:
-        """Which sequences go through the next pass, and how many tokens of each; their pages are taken.
-
-        Those that decode come first: one token each. What is left of the pass is filled with prompts.
-        """
-        left = max(self.size.pass_tokens, len(self._running))
-        parts = []
-        for sequence in sorted(self._running, key=lambda s: len(s.ids) - s.computed > 1):
-            count = min(len(sequence.ids) - sequence.computed, left)
-            if count and sequence in self._running and self._take_pages(sequence, sequence.computed + count):
-                parts.append((sequence, count))
-                left -= count
-        return [part for part in parts if part[0] in self._running]
-
-    def _take_pages(self, sequence: _Sequence, tokens: int) -> bool:
-        """Give a sequence pages for so many tokens, at the cost of those that came last; False if that is itself."""
-        while len(sequence.pages) < self.pages.needed(tokens):
-            page = self.pages.take()
-            if page is not None:
-                sequence.pages.append(page)
-                continue
-            victim = self._running[-1]
-            self._leave(victim)
-            self._waiting.appendleft(victim)
-            if victim is sequence:
-                return False
-        return True
-
-    def _leave(self, sequence: _Sequence) -> None:
-        self._running.remove(sequence)
-        if sequence.computed % PAGE_TOKENS:
-            self.pages.remember(
-                sequence.pages, sequence.ids[: sequence.computed], start=sequence.computed, last_too=True
-            )
-        self.pages.release(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
-
-    def _too_long(self, tokens: int) -> MachineError:
-        room = self.pages.count * PAGE_TOKENS
-        return MachineError(
-            f"prompt and answer may take {tokens} tokens, there is memory for the keys and values of {room}",
-            hint="lower --max-new-tokens, or shorten the prompt",
-        )
+    def _drop_solo(self) -> None:
+        if self._solo is not None:
+            self._solo.cancel()
+            self._solo = None
 
 
-def _logprob(request: Request, logits: "Tensor", token: int) -> TokenLogprob | None:
-    """What the model thought of a token, where the request asks for it: logits [vocabulary]."""
-    return None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
+@contextmanager
+def _explaining_out_of_memory(loaded: "LoadedModel") -> Iterator[None]:
+    """Raise a MachineError with the plan and with advice where memory runs out."""
+    from llmctl.loading.weights import is_out_of_memory
+    from llmctl.plan.memory_advice import out_of_memory_error
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(
+            loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with"
+        ) from error

@@ -1,9 +1,9 @@
-"""Whether a model's sequences can be packed: by what its configuration says, and then by trying."""
+"""Whether a model's sequences can be packed: first from its configuration, then by trying."""
 
 from typing import TYPE_CHECKING, Any
 
-from llmctl.generation.engine.kv_pages import PAGE_TOKENS
-from llmctl.generation.engine.packed import Pool, Segment, UnsupportedAttentionError, forward, lay_out
+from llmctl.generation.engine.forward import KVCachePool, Segment, UnsupportedAttentionError, forward, lay_out
+from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:
@@ -12,20 +12,18 @@ if TYPE_CHECKING:
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
-def why_not(loaded: "LoadedModel") -> str | None:
-    """Why this model's sequences cannot be packed, or None when they can."""
-    model = loaded.model
-    text = loaded.info.text_config
+def is_packable(loaded: "LoadedModel") -> bool:
+    """Whether several sequences of this model can go through one pass."""
+    model, text = loaded.model, loaded.info.text_config
     if model.config.is_encoder_decoder:
-        return "it is an encoder and a decoder"
-    if not takes_registered_attention(model):
-        return f"{type(model).__name__} has an attention of its own"
-    other = set(text.get("layer_types") or ()) - _LAYERS
-    if other:
-        return f"it has layers of the kind {', '.join(sorted(other))}"
-    if text.get("kv_lora_rank"):
-        return "it keeps a latent instead of keys and values"
-    return None if _agrees(model) else "packed and alone its answers differ"
+        return False
+    if not takes_registered_attention(model):  # it has an attention of its own
+        return False
+    if set(text.get("layer_types") or ()) - _LAYERS:
+        return False
+    if text.get("kv_lora_rank"):  # it keeps a latent in place of keys and values
+        return False
+    return _agrees(model)
 
 
 def _agrees(model: Any) -> bool:
@@ -33,15 +31,15 @@ def _agrees(model: Any) -> bool:
     import torch
 
     size = min(int(model.config.get_text_config().vocab_size), 1000)
-    texts = [[n * 7 % size for n in range(1, 6)], [n * 5 % size for n in range(2, 5)]]
-    segments = [Segment(ids, 0, [number]) for number, ids in enumerate(texts)]
+    prompts = [[n * 7 % size for n in range(1, 6)], [n * 5 % size for n in range(2, 5)]]
+    segments = [Segment(ids, 0, [page]) for page, ids in enumerate(prompts)]
     try:
-        packed = forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), Pool(2, PAGE_TOKENS))
+        packed = forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), KVCachePool(2, PAGE_TOKENS))
     except UnsupportedAttentionError:
         return False
-    for ids, found in zip(texts, packed.float(), strict=True):
+    for ids, logits in zip(prompts, packed.float(), strict=True):
         with torch.inference_mode():
             alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-        if not torch.linalg.vector_norm(found - alone) <= 0.1 * torch.linalg.vector_norm(alone):
+        if not torch.linalg.vector_norm(logits - alone) <= 0.1 * torch.linalg.vector_norm(alone):
             return False
     return True

@@ -1,251 +1,227 @@
-"""One forward pass over several sequences at once, packed one after the other without a padding token.
+"""Continuous batching: the new tokens of every sequence go through the model together, pass by pass.
 
-The model sees a single row of tokens with their own positions. What keeps the sequences apart is the attention: it
-reads keys and values from a pool of pages, for each sequence those of its own.
+A sequence enters as soon as its prompt has room and leaves as soon as it ends (Orca, OSDI 2022; paged keys and values:
+vLLM, arXiv:2309.06180). When the KV cache is full, the sequence that came last gives up its pages and is computed
+again later: its text stays the same.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmctl.loading.transformers_compat import attention_of, cache_argument, set_attention
+from llmctl.errors import LlmctlError, MachineError
+from llmctl.generation.answer import Answer
+from llmctl.generation.completion import Event
+from llmctl.generation.engine.capacity import EngineCapacity
+from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
+from llmctl.generation.engine.sampler import Sampler, Samplers
+from llmctl.generation.logprobs import TokenLogprob, token_logprob
+from llmctl.generation.request import Request
+from llmctl.generation.structured.constraint import processors as structure_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTENTION = "llmctl_packed"
+    from llmctl.loading.model import LoadedModel
 
 
-@dataclass(frozen=True)
-class Segment:
-    """The tokens of one sequence in this pass.
-
-    Attributes:
-        ids: The new tokens.
-        start: The position of the first of them: so many tokens lie in the pool already.
-        pages: The pages of the sequence, those of the new tokens included.
-    """
-
-    ids: Sequence[int]
-    start: int
-    pages: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything of one pass lies. Tensors are int32 or int64, on the CPU until `on` is asked.
+@dataclass(eq=False)
+class SequenceState:
+    """One answer in the making.
 
     Attributes:
-        input_ids: [1, tokens].
-        position_ids: [1, tokens].
-        slots: [tokens], the place of each token's key and value in the pool, counted in tokens.
-        query_start: [sequences + 1], where each sequence's tokens begin.
-        kv_length: [sequences], tokens of each sequence, the new ones included.
-        page_table: [sequences, most pages], padded with 0.
-        last: [sequences], the last token of each sequence.
+        ids: Prompt and answer so far.
+        pages: Pages of the KV cache that hold its tokens.
+        computed: Number of tokens whose keys and values are in those pages.
     """
 
-    input_ids: "Tensor"
-    position_ids: "Tensor"
-    slots: "Tensor"
-    query_start: "Tensor"
-    kv_length: "Tensor"
-    page_table: "Tensor"
-    last: "Tensor"
-    query_starts: tuple[int, ...]
-    kv_lengths: tuple[int, ...]
-    _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
+    key: Any
+    answer: Answer
+    sampler: Sampler
+    ids: list[int]
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0
 
-    def on(self, device: Any) -> "Layout":
-        """The same on another device."""
-        if device not in self._placed:
-            names = ("input_ids", "position_ids", "slots", "query_start", "kv_length", "page_table", "last")
-            moved = {name: getattr(self, name).to(device) for name in names}
-            self._placed[device] = Layout(**moved, query_starts=self.query_starts, kv_lengths=self.kv_lengths)
-        return self._placed[device]
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that prompt and answer can take."""
+        request = self.answer.request
+        return len(request.ids) + request.budget
 
 
-def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
-    """Pack segments into one row."""
-    import torch
+class PackedRunner:
+    """Schedules packed sequences over a paged KV cache. Its state: waiting and running sequences, and the cache."""
 
-    ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    starts, lengths = [0], []
-    for segment in segments:
-        ids += segment.ids
-        end = segment.start + len(segment.ids)
-        positions += range(segment.start, end)
-        slots += [segment.pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(segment.start, end)]
-        starts.append(len(ids))
-        lengths.append(end)
-    widest = max(len(segment.pages) for segment in segments)
-    table = [[*segment.pages, *[0] * (widest - len(segment.pages))] for segment in segments]
-    return Layout(
-        input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
-        slots=torch.tensor(slots),
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_length=torch.tensor(lengths, dtype=torch.int32),
-        page_table=torch.tensor(table, dtype=torch.int32),
-        last=torch.tensor([start - 1 for start in starts[1:]]),
-        query_starts=tuple(starts),
-        kv_lengths=tuple(lengths),
-    )
+    def __init__(self, loaded: "LoadedModel", capacity: EngineCapacity) -> None:
+        self.loaded, self.capacity = loaded, capacity
+        self.prefilled_tokens = self.generated_tokens = 0
+        self.samplers = Samplers(loaded.model)
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with an empty KV cache. No sequence may be running."""
+        idle = self.capacity.idle_tokens
+        pages = max(2, self.capacity.kv_tokens // PAGE_TOKENS)
+        self.prefix_cache = PrefixCache(pages, most_idle=None if idle is None else idle // PAGE_TOKENS)
+        self._kv = KVCachePool(pages, PAGE_TOKENS)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def room_tokens(self) -> int:
+        """The most tokens of one sequence that the KV cache can hold."""
+        return self.prefix_cache.count * PAGE_TOKENS
+
+    def sequence(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState:
+        """Return a sequence for a request, not yet queued.
+
+        Args:
+            processors: Logits processors of this answer alone, applied after those of its structure.
+        """
+        every = [*structure_processors(request, self.loaded.tokenizer), *processors]
+        answer = Answer(self.loaded.tokenizer, request)
+        return SequenceState(key, answer, self.samplers.make(request, every), list(request.ids))
+
+    def cancel(self, key: Any) -> None:
+        """Drop an answer and free its pages."""
+        self.waiting = deque(s for s in self.waiting if s.key != key)
+        for sequence in [s for s in self.running if s.key == key]:
+            self._leave(sequence)
+
+    def drop_all(self) -> None:
+        """Drop every sequence; the prefix cache stays."""
+        self.waiting.clear()
+        for sequence in list(self.running):
+            self._leave(sequence)
+
+    def step(self) -> list[Event]:
+        """Run one pass of the model and return its events."""
+        events = self._admit()
+        parts = self._parts()
+        if not parts:
+            return events
+        layout = lay_out(
+            [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages) for s, count in parts],
+            page_tokens=PAGE_TOKENS,
+        )
+        logits = forward(self.loaded.model, layout, self._kv)
+        ready: list[tuple[SequenceState, int]] = []
+        for row, (sequence, count) in enumerate(parts):
+            start = sequence.computed
+            sequence.computed += count
+            if not sequence.answer.token_ids:
+                self.prefilled_tokens += count
+            if sequence.computed // PAGE_TOKENS > start // PAGE_TOKENS:
+                self.prefix_cache.remember(sequence.pages, sequence.ids[: sequence.computed], start=start)
+            if sequence.computed == len(sequence.ids):
+                ready.append((sequence, row))
+        return events + self._sample(ready, logits)
+
+    def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
+        """Choose the next token of every sequence whose tokens have all been computed."""
+        argmax: list[int] = logits.argmax(-1).tolist()
+        events = []
+        for sequence, row in ready:
+            greedy = sequence.sampler.is_greedy
+            try:
+                token = argmax[row] if greedy else sequence.sampler.sample(sequence.ids, logits[row].float())
+            except LlmctlError as error:  # a structure that became too complex
+                self._leave(sequence)
+                events.append(Event(sequence.key, "", error))
+                continue
+            text = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
+            self.generated_tokens += 1
+            sequence.ids.append(token)
+            if sequence.answer.finish_reason is not None:
+                text += sequence.answer.finish()
+                self._leave(sequence)
+                events.append(Event(sequence.key, text, sequence.answer.completion()))
+            elif text:
+                events.append(Event(sequence.key, text))
+        return events
+
+    # -- room
+
+    def _admit(self) -> list[Event]:
+        """Start waiting sequences while their prompts have room; return the refusals of those that never fit."""
+        refused = []
+        while self.waiting and len(self.running) < self.capacity.sequences:
+            sequence = self.waiting[0]
+            if self.prefix_cache.needed(sequence.most_tokens) > self.prefix_cache.count:
+                refused.append(Event(self.waiting.popleft().key, "", self._too_long(sequence.most_tokens)))
+                continue
+            shared = self.prefix_cache.share(sequence.ids)
+            wanted = self.prefix_cache.needed(len(sequence.ids) + 1) - len(shared.pages)
+            # each running sequence may need a page next
+            if self.running and wanted + len(self.running) > self.prefix_cache.free:
+                self.prefix_cache.release(shared.held)
+                break
+            self._begin(sequence, shared)
+            self.running.append(self.waiting.popleft())
+        return refused
+
+    def _begin(self, sequence: SequenceState, shared: SharedPrefix) -> None:
+        """Give a sequence the pages that hold its beginning already."""
+        sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
+        if shared.partial is None:
+            return
+        page = self.prefix_cache.take()
+        if page is not None:
+            self._kv.copy(shared.partial, page, shared.partial_tokens)
+            sequence.pages.append(page)
+            sequence.computed += shared.partial_tokens
+        self.prefix_cache.release([shared.partial])
+
+    def _parts(self) -> list[tuple[SequenceState, int]]:
+        """Return the sequences of the next pass with their token counts; take their pages.
+
+        Decoding sequences come first, with one token each; prompts fill the rest of the pass.
+        """
+        left = max(self.capacity.pass_tokens, len(self.running))
+        parts = []
+        for sequence in sorted(self.running, key=lambda s: len(s.ids) - s.computed > 1):
+            count = min(len(sequence.ids) - sequence.computed, left)
+            if count and sequence in self.running and self._take_pages(sequence, sequence.computed + count):
+                parts.append((sequence, count))
+                left -= count
+        return [part for part in parts if part[0] in self.running]
+
+    def _take_pages(self, sequence: SequenceState, tokens: int) -> bool:
+        """Give a sequence pages for `tokens`, preempting the newest ones; False when it is preempted itself."""
+        while len(sequence.pages) < self.prefix_cache.needed(tokens):
+            page = self.prefix_cache.take()
+            if page is not None:
+                sequence.pages.append(page)
+                continue
+            victim = self.running[-1]
+            self._leave(victim)
+            self.waiting.appendleft(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _leave(self, sequence: SequenceState) -> None:
+        self.running.remove(sequence)
+        if sequence.computed % PAGE_TOKENS:
+            computed = sequence.ids[: sequence.computed]
+            self.prefix_cache.remember(sequence.pages, computed, start=sequence.computed, last_too=True)
+        self.prefix_cache.release(sequence.pages)
+        sequence.pages, sequence.computed = [], 0
+
+    def _too_long(self, tokens: int) -> MachineError:
+        return MachineError(
+            f"prompt and answer may take {tokens} tokens, there is memory for the keys and values of "
+            f"{self.room_tokens}",
+            hint="lower --max-new-tokens, or shorten the prompt",
+        )
 
 
-class Pool:
-    """Keys and values of every layer. Its state: a pair of tensors a layer, made when the layer first brings some.
-
-    Each is [pages, tokens of a page, heads, head size]. On a CPU the system gives memory only as pages are written.
-    """
-
-    def __init__(self, pages: int, page_tokens: int) -> None:
-        self._pages, self._page_tokens = pages, page_tokens
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
-        """The keys and values of all layers, on the CPU, given their heads and sizes."""
-        import torch
-
-        for layer, (heads, size) in enumerate(shapes):
-            if layer not in self.layers:
-                shape = (self._pages, self._page_tokens, heads, size)
-                self.layers[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
-        return [self.layers[layer] for layer in range(len(shapes))]
-
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first tokens of one page to another, in every layer."""
-        import torch
-
-        with torch.inference_mode():
-            for pair in self.layers.values():
-                for pool in pair:
-                    pool[target, :tokens] = pool[source, :tokens]
-
-    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
-        """Put keys and values [1, heads, tokens, size] of this pass into their slots."""
-        if layer not in self.layers:
-            self.layers[layer] = (self._new(keys), self._new(values))
-        slots = layout.on(keys.device).slots
-        for pool, new in zip(self.layers[layer], (keys, values), strict=True):
-            pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, new[0].transpose(0, 1))
-
-    def _new(self, like: "Tensor") -> "Tensor":
-        import torch
-
-        _, heads, _, size = like.shape
-        return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What the attention of a running pass needs to know."""
-
-    layout: Layout
-    pool: Pool
-
-
-_RUNNING: ContextVar[Pass] = ContextVar("llmctl_running_pass")
-
-
-class UnsupportedAttentionError(Exception):
-    """This model's attention asks for something that packing cannot do."""
-
-
-def forward(model: Any, layout: Layout, pool: Pool) -> "Tensor":
-    """Run the model over a layout; returns the logits [sequences, vocabulary] after the last token of each.
-
-    Raises:
-        UnsupportedAttentionError: see there.
-    """
-    import torch
-
-    from llmctl.cpu.program import compiled
-
-    program = compiled(model)
-    if program is not None:
-        return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
-    here = layout.on(model.device)
-    with _packed_attention(model), torch.inference_mode():
-        token = _RUNNING.set(Pass(layout, pool))
-        try:
-            output = model(
-                input_ids=here.input_ids,
-                position_ids=here.position_ids,
-                use_cache=True,
-                logits_to_keep=here.last,
-                **{cache_argument(): _packed_cache()},
-            )
-        finally:
-            _RUNNING.reset(token)
-    logits: Tensor = output.logits[0]
-    return logits
-
-
-@contextmanager
-def _packed_attention(model: Any) -> Iterator[None]:
-    """The model with our attention in place of its own. No mask is made for an attention without a mask function."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attend)
-    before = attention_of(model.config)
-    set_attention(model.config, ATTENTION)
-    try:
-        yield
-    finally:
-        set_attention(model.config, before)
-
-
-def _packed_cache() -> Any:
-    """A cache as the model expects one, that hands new keys and values to the pool."""
-    from transformers import Cache
-
-    class PackedCache(Cache):
-        def __init__(self) -> None:
-            super().__init__(layers=[])
-
-        def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-            running = _RUNNING.get()
-            running.pool.write(layer_idx, key_states, value_states, running.layout)
-            return key_states, value_states
-
-        def get_seq_length(self, layer_idx: int = 0) -> int:
-            return 0
-
-    return PackedCache()
-
-
-def _attend(
-    module: Any,
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    attention_mask: Any,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **more: Any,
-) -> tuple["Tensor", None]:
-    """transformers' attention interface: query [1, heads, tokens, size] to [1, tokens, heads, size]."""
-    from llmctl.generation.engine.attention import attend
-
-    unknown = [name for name in ("s_aux", "position_bias") if more.get(name) is not None]
-    if unknown or key.shape[2] != query.shape[2] or not getattr(module, "is_causal", True):
-        raise UnsupportedAttentionError(", ".join(unknown) or type(module).__name__)
-    running = _RUNNING.get()
-    keys, values = running.pool.layers[module.layer_idx]
-    out = attend(
-        query[0].transpose(0, 1),
-        keys,
-        values,
-        running.layout.on(query.device),
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window or 0,
-        softcap=softcap or 0.0,
-    )
-    return out.unsqueeze(0), None
+def _logprob(request: Request, logits: "Tensor", token: int) -> TokenLogprob | None:
+    return None if request.logprobs is None else token_logprob(logits, token, request.logprobs)

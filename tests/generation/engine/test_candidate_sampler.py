@@ -5,8 +5,8 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as processors
 
-from llmctl.generation.engine.sampler import Chooser
-from llmctl.generation.engine.top_sampling import split
+from llmctl.generation.engine.candidate_sampler import split
+from llmctl.generation.engine.sampler import Sampler
 
 T, K, P, M = (
     processors.TemperatureLogitsWarper,
@@ -31,7 +31,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_seed_chooses_what_it_chooses_in_transformers(way: str, spread: float) -> None:
     vocabulary, seed = 5000, 11
-    chooser = Chooser(seed, LogitsProcessorList(WAYS[way]), samples=True, on_cpu=True)
+    sampler = Sampler(seed, LogitsProcessorList(WAYS[way]), samples=True, on_cpu=True)
     reference = torch.Generator().manual_seed(seed)
     numbers = torch.Generator().manual_seed(1)
     ids = [1, 2, 3]
@@ -39,15 +39,15 @@ def test_a_seed_chooses_what_it_chooses_in_transformers(way: str, spread: float)
         logits = spread * torch.randn(vocabulary, generator=numbers)
         scores = LogitsProcessorList(WAYS[way])(torch.tensor([ids]), logits[None].clone())
         expected = int(torch.multinomial(torch.softmax(scores, -1), 1, generator=reference))
-        assert chooser.choose(ids, logits) == expected
+        assert sampler.sample(ids, logits) == expected
         ids.append(expected)
 
 
 def test_tokens_that_a_structure_forbids_are_never_chosen() -> None:
     logits = torch.full((100,), float("-inf"))
     logits[[7, 9]] = 1.0
-    chooser = Chooser(3, LogitsProcessorList([K(50), P(0.9)]), samples=True, on_cpu=True)
-    assert {chooser.choose([1], logits) for _ in range(200)} == {7, 9}
+    sampler = Sampler(3, LogitsProcessorList([K(50), P(0.9)]), samples=True, on_cpu=True)
+    assert {sampler.sample([1], logits) for _ in range(200)} == {7, 9}
 
 
 def test_what_is_not_known_stays_with_transformers() -> None:

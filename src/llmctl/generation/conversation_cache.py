@@ -1,0 +1,81 @@
+"""A KV cache kept between calls, so that the next call computes only the tokens after the common prefix."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.loading.transformers_compat import cache_argument, supports_dynamic_cache
+
+
+class ConversationCache:
+    """The KV cache of one conversation. Its state: transformers' cache, and the ids whose keys and values it holds."""
+
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._ids: list[int] = []
+        self.prefilled_tokens = 0
+
+    def arguments_for(self, model: Any, ids: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of `model.generate` with which it computes only the ids that are not kept yet.
+
+        The cache is cut back to the prefix that both have in common. At least one id is always left to compute, since
+        its logits choose the next token. A cache that cannot be cut (a sliding window that was passed has dropped its
+        past) is replaced by a fresh one.
+        """
+        kept, cache, self._ids = self._ids, self._cache, []
+        self._cache = None  # if this call fails half-way, nothing of it is trusted
+        self.prefilled_tokens = len(ids)
+        if not _can_be_kept(model):
+            return {}
+        common = 0
+        for ours, theirs in zip(kept, ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        if cache is None or not common or not _crop(cache, len(kept) - common):
+            cache, common = _new_cache(model), 0
+        if _is_all_linear(cache):
+            return {}
+        self._cache = cache
+        self.prefilled_tokens = len(ids) - common
+        return {cache_argument(): cache}
+
+    def keep(self, ids: Sequence[int]) -> None:
+        """Record that the call ended with `ids`, prompt and answer. The last one was chosen but never computed."""
+        self._ids = list(ids[:-1])
+        if self._cache is not None and self._cache.get_seq_length() != len(self._ids):
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the cache."""
+        self._cache, self._ids = None, []
+
+
+def _can_be_kept(model: Any) -> bool:
+    """Whether the model uses transformers' own cache classes; a few bring their own."""
+    return supports_dynamic_cache(model) and not model.config.is_encoder_decoder
+
+
+def _new_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+def _is_all_linear(cache: Any) -> bool:
+    """Whether no layer counts tokens: `generate` would then feed the whole prompt again on top of the kept state."""
+    linear: list[bool] = getattr(cache, "is_linear", [])
+    return bool(linear) and all(linear)
+
+
+def _crop(cache: Any, tokens: int) -> bool:
+    """Remove the last `tokens` from the cache; False where that is impossible and the cache is useless."""
+    if not tokens:
+        return True
+    if not getattr(cache, "is_croppable", True):
+        return False
+    before = cache.get_seq_length()
+    try:
+        cache.crop(-tokens)
+    except (RuntimeError, ValueError):  # a sliding window that has been passed
+        return False
+    return bool(cache.get_seq_length() == before - tokens)

@@ -1,0 +1,251 @@
+"""One forward pass over several sequences at once, packed one after the other without a padding token.
+
+The model sees a single row of tokens with their own positions. What keeps the sequences apart is the attention: it
+reads keys and values from a pool of pages, for each sequence those of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmctl.loading.transformers_compat import attention_of, cache_argument, set_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTENTION = "llmctl_packed"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens of one sequence in this pass.
+
+    Attributes:
+        ids: The new tokens.
+        start: The position of the first of them: so many tokens lie in the pool already.
+        pages: The pages of the sequence, those of the new tokens included.
+    """
+
+    ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of one pass lies. Tensors are int32 or int64, on the CPU until `on` is asked.
+
+    Attributes:
+        input_ids: [1, tokens].
+        position_ids: [1, tokens].
+        slots: [tokens], the place of each token's key and value in the pool, counted in tokens.
+        query_start: [sequences + 1], where each sequence's tokens begin.
+        kv_length: [sequences], tokens of each sequence, the new ones included.
+        page_table: [sequences, most pages], padded with 0.
+        last: [sequences], the last token of each sequence.
+    """
+
+    input_ids: "Tensor"
+    position_ids: "Tensor"
+    slots: "Tensor"
+    query_start: "Tensor"
+    kv_length: "Tensor"
+    page_table: "Tensor"
+    last: "Tensor"
+    query_starts: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+    _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: Any) -> "Layout":
+        """The same on another device."""
+        if device not in self._placed:
+            names = ("input_ids", "position_ids", "slots", "query_start", "kv_length", "page_table", "last")
+            moved = {name: getattr(self, name).to(device) for name in names}
+            self._placed[device] = Layout(**moved, query_starts=self.query_starts, kv_lengths=self.kv_lengths)
+        return self._placed[device]
+
+
+def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
+    """Pack segments into one row."""
+    import torch
+
+    ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, lengths = [0], []
+    for segment in segments:
+        ids += segment.ids
+        end = segment.start + len(segment.ids)
+        positions += range(segment.start, end)
+        slots += [segment.pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(segment.start, end)]
+        starts.append(len(ids))
+        lengths.append(end)
+    widest = max(len(segment.pages) for segment in segments)
+    table = [[*segment.pages, *[0] * (widest - len(segment.pages))] for segment in segments]
+    return Layout(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        slots=torch.tensor(slots),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        kv_length=torch.tensor(lengths, dtype=torch.int32),
+        page_table=torch.tensor(table, dtype=torch.int32),
+        last=torch.tensor([start - 1 for start in starts[1:]]),
+        query_starts=tuple(starts),
+        kv_lengths=tuple(lengths),
+    )
+
+
+class KVCachePool:
+    """Keys and values of every layer. Its state: a pair of tensors a layer, made when the layer first brings some.
+
+    Each is [pages, tokens of a page, heads, head size]. On a CPU the system gives memory only as pages are written.
+    """
+
+    def __init__(self, pages: int, page_tokens: int) -> None:
+        self._pages, self._page_tokens = pages, page_tokens
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
+        """The keys and values of all layers, on the CPU, given their heads and sizes."""
+        import torch
+
+        for layer, (heads, size) in enumerate(shapes):
+            if layer not in self.layers:
+                shape = (self._pages, self._page_tokens, heads, size)
+                self.layers[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+        return [self.layers[layer] for layer in range(len(shapes))]
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of one page to another, in every layer."""
+        import torch
+
+        with torch.inference_mode():
+            for pair in self.layers.values():
+                for pool in pair:
+                    pool[target, :tokens] = pool[source, :tokens]
+
+    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
+        """Put keys and values [1, heads, tokens, size] of this pass into their slots."""
+        if layer not in self.layers:
+            self.layers[layer] = (self._new(keys), self._new(values))
+        slots = layout.on(keys.device).slots
+        for pool, new in zip(self.layers[layer], (keys, values), strict=True):
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, new[0].transpose(0, 1))
+
+    def _new(self, like: "Tensor") -> "Tensor":
+        import torch
+
+        _, heads, _, size = like.shape
+        return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the attention of a running pass needs to know."""
+
+    layout: Layout
+    pool: KVCachePool
+
+
+_RUNNING: ContextVar[Pass] = ContextVar("llmctl_running_pass")
+
+
+class UnsupportedAttentionError(Exception):
+    """This model's attention asks for something that packing cannot do."""
+
+
+def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
+    """Run the model over a layout; returns the logits [sequences, vocabulary] after the last token of each.
+
+    Raises:
+        UnsupportedAttentionError: see there.
+    """
+    import torch
+
+    from llmctl.cpu.program import compiled
+
+    program = compiled(model)
+    if program is not None:
+        return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
+    here = layout.on(model.device)
+    with _packed_attention(model), torch.inference_mode():
+        token = _RUNNING.set(Pass(layout, pool))
+        try:
+            output = model(
+                input_ids=here.input_ids,
+                position_ids=here.position_ids,
+                use_cache=True,
+                logits_to_keep=here.last,
+                **{cache_argument(): _packed_cache()},
+            )
+        finally:
+            _RUNNING.reset(token)
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+@contextmanager
+def _packed_attention(model: Any) -> Iterator[None]:
+    """The model with our attention in place of its own. No mask is made for an attention without a mask function."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attend)
+    before = attention_of(model.config)
+    set_attention(model.config, ATTENTION)
+    try:
+        yield
+    finally:
+        set_attention(model.config, before)
+
+
+def _packed_cache() -> Any:
+    """A cache as the model expects one, that hands new keys and values to the pool."""
+    from transformers import Cache
+
+    class PackedCache(Cache):
+        def __init__(self) -> None:
+            super().__init__(layers=[])
+
+        def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
+            running = _RUNNING.get()
+            running.pool.write(layer_idx, key_states, value_states, running.layout)
+            return key_states, value_states
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+    return PackedCache()
+
+
+def _attend(
+    module: Any,
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: Any,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **more: Any,
+) -> tuple["Tensor", None]:
+    """transformers' attention interface: query [1, heads, tokens, size] to [1, tokens, heads, size]."""
+    from llmctl.generation.engine.attention import attend
+
+    unknown = [name for name in ("s_aux", "position_bias") if more.get(name) is not None]
+    if unknown or key.shape[2] != query.shape[2] or not getattr(module, "is_causal", True):
+        raise UnsupportedAttentionError(", ".join(unknown) or type(module).__name__)
+    running = _RUNNING.get()
+    keys, values = running.pool.layers[module.layer_idx]
+    out = attend(
+        query[0].transpose(0, 1),
+        keys,
+        values,
+        running.layout.on(query.device),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window or 0,
+        softcap=softcap or 0.0,
+    )
+    return out.unsqueeze(0), None
