@@ -1,8 +1,8 @@
-// Conversations, kept in this browser.
+// Conversations, stored in this browser.
 
-const PLACE = "conversations/1";
+const STORAGE_KEY = "conversations/1";
 
-/** What was remembered under a name; null where there is nothing that can be read. */
+/** Return the stored value of a name; null without a readable one. */
 export function recall(name) {
   try {
     return JSON.parse(localStorage.getItem(`llmctl.${name}`));
@@ -11,7 +11,7 @@ export function recall(name) {
   }
 }
 
-/** Remember a value; false where the browser has no room for it, or lets nothing be stored. */
+/** Store a value. Return false if the browser has no space for it or forbids storage. */
 export function remember(name, value) {
   try {
     localStorage.setItem(`llmctl.${name}`, JSON.stringify(value));
@@ -21,29 +21,29 @@ export function remember(name, value) {
   }
 }
 
-/** All of them, the newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
-export function all() {
-  const found = recall(PLACE);
-  return Array.isArray(found) ? found.filter((one) => one && Array.isArray(one.messages)) : [];
+/** Return all, newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
+export function allConversations() {
+  const stored = recall(STORAGE_KEY);
+  return Array.isArray(stored) ? stored.filter((one) => one && Array.isArray(one.messages)) : [];
 }
 
-export function begun() {
+export function newConversation() {
   return { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", system: "", messages: [] };
 }
 
-/** Keep one; false where the browser has no room for it. */
-export function keep(conversation) {
-  const said = conversation.messages.find((message) => message.role === "user");
-  conversation.title = (said?.content ?? "").trim().split("\n")[0].slice(0, 80);
-  return remember(PLACE, [conversation, ...all().filter((one) => one.id !== conversation.id)]);
+/** Store one. Return false if the browser has no space for it. */
+export function saveConversation(conversation) {
+  const first = conversation.messages.find((message) => message.role === "user");
+  conversation.title = (first?.content ?? "").trim().split("\n")[0].slice(0, 80);
+  return remember(STORAGE_KEY, [conversation, ...allConversations().filter((one) => one.id !== conversation.id)]);
 }
 
-export function remove(id) {
-  remember(PLACE, all().filter((one) => one.id !== id));
+export function deleteConversation(id) {
+  remember(STORAGE_KEY, allConversations().filter((one) => one.id !== id));
 }
 
-/** As `llmctl chat` saves it: a header, then a message a line. */
-export function asLines(conversation, model) {
+/** Return the file format of `llmctl chat`: a header, then one message per line. */
+export function toJsonLines(conversation, model) {
   const header = { schema: "llmctl.chat/1", model, commit: null, system: conversation.system || null };
   const lines = conversation.messages.map(({ role, content, reasoning, stopped }) => ({
     role,
@@ -54,8 +54,8 @@ export function asLines(conversation, model) {
   return [header, ...lines].map((line) => `${JSON.stringify(line)}\n`).join("");
 }
 
-/** To read; reasoning is left out. */
-export function asMarkdown(conversation, model) {
+/** Return Markdown for people, without reasoning. */
+export function toMarkdown(conversation, model) {
   const parts = [`# Conversation with ${model}`];
   if (conversation.system) parts.push(`## System\n\n${conversation.system}`);
   for (const { role, content, stopped } of conversation.messages) {

@@ -1,17 +1,17 @@
-// What a model writes, as elements. Text only ever becomes text nodes; a link needs http or https; nothing is fetched.
+// Markdown as elements. Text only ever becomes text nodes, links need http or https, and nothing is fetched.
 
 const INLINE = /\\([\\`*_#~|>])|(`+)([^`]|[^`][\s\S]*?[^`])\2(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|__(?=\S)([\s\S]*?\S)__(?!\w)|\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)|~~(?=\S)([\s\S]*?\S)~~|!?\[([^\]\n]*)\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
 const LIST = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
 
-/** Control characters made visible: they drive terminals and reorder text. */
+/** Make control characters visible: they can control terminals and reorder text. */
 export function plain(text) {
   return text
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
     .replace(/[\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\u2426");
 }
 
-/** Text as a fragment of elements. */
+/** Return text as a fragment of elements. */
 export function render(text) {
   const fragment = document.createDocumentFragment();
   blocks(plain(text.replace(/\r\n?/g, "\n")).split("\n"), fragment, 0);
@@ -29,7 +29,7 @@ function blocks(lines, to, depth) {
       at = code(lines, at, fence, to);
     } else if (/^#{1,6}\s/.test(line)) {
       const [, marks, title] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(line) ?? [, "#", line];
-      to.append(filled(`h${Math.min(marks.length + 1, 4)}`, title));
+      to.append(inlineElement(`h${Math.min(marks.length + 1, 4)}`, title));
       at += 1;
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) {
       to.append(document.createElement("hr"));
@@ -67,14 +67,14 @@ function code(lines, at, [, indent, mark, info], to) {
   box.className = "code";
   const head = box.appendChild(document.createElement("div"));
   head.className = "code-head";
-  head.append(filledPlain("span", info.trim().split(/\s/)[0] || "text"));
-  const copy = head.appendChild(filledPlain("button", "Copy"));
+  head.append(textElement("span", info.trim().split(/\s/)[0] || "text"));
+  const copy = head.appendChild(textElement("button", "Copy"));
   copy.type = "button";
   copy.dataset.copy = "";
   copy.setAttribute("aria-label", "Copy the code");
   const pre = box.appendChild(document.createElement("pre"));
   pre.tabIndex = 0;
-  pre.append(filledPlain("code", text));
+  pre.append(textElement("code", text));
   return end + 1;
 }
 
@@ -115,7 +115,7 @@ function table(lines, at, to) {
   const element = box.appendChild(document.createElement("table"));
   const row = (section, kind, values) => {
     const line = section.appendChild(document.createElement("tr"));
-    values.forEach((value) => line.append(filled(kind, value)));
+    values.forEach((value) => line.append(inlineElement(kind, value)));
   };
   row(element.appendChild(document.createElement("thead")), "th", cells(lines[at]));
   const body = element.appendChild(document.createElement("tbody"));
@@ -126,16 +126,16 @@ function table(lines, at, to) {
 function inline(text, to, depth = 0) {
   let rest = text;
   while (rest) {
-    const found = depth < 6 ? INLINE.exec(rest) : null;
-    if (!found) {
+    const match = depth < 6 ? INLINE.exec(rest) : null;
+    if (!match) {
       to.append(rest);
       return;
     }
-    if (found.index) to.append(rest.slice(0, found.index));
-    rest = rest.slice(found.index + found[0].length);
-    const [whole, escaped, , codeText, bold, bolder, italic, slanted, struck, label, target, bare] = found;
+    if (match.index) to.append(rest.slice(0, match.index));
+    rest = rest.slice(match.index + match[0].length);
+    const [whole, escaped, , codeText, bold, bolder, italic, slanted, struck, label, target, bare] = match;
     if (escaped) to.append(escaped);
-    else if (codeText !== undefined) to.append(filledPlain("code", codeText.trim() || codeText));
+    else if (codeText !== undefined) to.append(textElement("code", codeText.trim() || codeText));
     else if (bold ?? bolder) inline(bold ?? bolder, to.appendChild(document.createElement("strong")), depth + 1);
     else if (italic ?? slanted) inline(italic ?? slanted, to.appendChild(document.createElement("em")), depth + 1);
     else if (struck) inline(struck, to.appendChild(document.createElement("s")), depth + 1);
@@ -149,7 +149,7 @@ function link(label, target, to, depth) {
   let address = null;
   try {
     address = new URL(target);
-  } catch { /* it is shown as text */ }
+  } catch { /* shown as text */ }
   if (!address || !["http:", "https:"].includes(address.protocol)) {
     to.append(label === target ? label : `${label} (${target})`);
     return;
@@ -162,13 +162,13 @@ function link(label, target, to, depth) {
   else inline(label.replace(/https?:\/\//g, ""), element, depth + 5);
 }
 
-function filled(name, text) {
+function inlineElement(name, text) {
   const element = document.createElement(name);
   inline(text, element);
   return element;
 }
 
-function filledPlain(name, text) {
+function textElement(name, text) {
   const element = document.createElement(name);
   element.textContent = text;
   return element;

@@ -1,4 +1,4 @@
-// Messages as elements: what was said, what it took, and what can be done with it.
+// Messages as elements, with their statistics and buttons.
 
 import { plain, render } from "./markdown.js";
 
@@ -8,10 +8,10 @@ const ICONS = {
   edit: "M5 19l1-4L16 5l3 3L9 18z",
   remove: "M6 7h12M10 7V5h4v2M8 7l1 12h6l1-12",
 };
-const opened = new WeakSet(); // messages whose reasoning is being read
+const openReasoning = new WeakSet(); // messages whose reasoning is expanded
 
-/** A button that is an icon, with a name for those who do not see it. */
-export function button(label, icon, act) {
+/** Return an icon button with an accessible name. */
+export function button(label, icon, action) {
   const element = document.createElement("button");
   element.type = "button";
   element.setAttribute("aria-label", label);
@@ -21,12 +21,12 @@ export function button(label, icon, act) {
   svg.setAttribute("aria-hidden", "true");
   svg.appendChild(document.createElementNS(svg.namespaceURI, "path")).setAttribute("d", ICONS[icon]);
   element.append(svg);
-  element.addEventListener("click", act);
+  element.addEventListener("click", action);
   return element;
 }
 
-/** A message, and a row of [label, icon, act] under it; none while it is being written. */
-export function shown(message, acts) {
+/** Return the element of a message with a row of [label, icon, action] buttons; without buttons, it is still arriving. */
+export function messageElement(message, actions) {
   const article = document.createElement("article");
   article.className = `message ${message.role}`;
   article.setAttribute("aria-label", message.role === "user" ? "You" : "Model");
@@ -35,22 +35,22 @@ export function shown(message, acts) {
     text.className = "text";
     text.textContent = plain(message.content);
   } else {
-    fill(article, message, { pending: !acts.length });
+    updateAnswer(article, message, { pending: !actions.length });
   }
   const tools = article.appendChild(document.createElement("div"));
   tools.className = "tools";
-  tools.append(...acts.map(([label, icon, act]) => button(label, icon, act)));
-  if (acts.length && message.role === "assistant") {
+  tools.append(...actions.map(([label, icon, action]) => button(label, icon, action)));
+  if (actions.length && message.role === "assistant") {
     const figures = tools.appendChild(document.createElement("span"));
     figures.className = "figures";
-    figures.textContent = figuresOf(message);
+    figures.textContent = statisticsText(message);
   }
   return article;
 }
 
-/** Show what is new of an answer. What has not changed stays, and with it what is selected, focused or scrolled in it. */
-export function fill(article, message, { pending }) {
-  if (message.reasoning) reasoningOf(article, message).textContent = plain(message.reasoning);
+/** Show new text of an answer. Unchanged nodes stay, and with them selection, focus and scroll position. */
+export function updateAnswer(article, message, { pending }) {
+  if (message.reasoning) reasoningElement(article, message).textContent = plain(message.reasoning);
   let prose = article.querySelector(".prose");
   if (!prose) {
     prose = document.createElement("div");
@@ -59,44 +59,44 @@ export function fill(article, message, { pending }) {
   }
   prose.classList.toggle("pending", pending && !message.content);
   const fresh = [...render(message.content).childNodes];
-  const same = fresh.findIndex((node, number) => !prose.childNodes[number]?.isEqualNode(node));
-  const kept = same < 0 ? fresh.length : same;
+  const changed = fresh.findIndex((node, index) => !prose.childNodes[index]?.isEqualNode(node));
+  const kept = changed < 0 ? fresh.length : changed;
   while (prose.childNodes.length > kept) prose.lastChild.remove();
   prose.append(...fresh.slice(kept));
 }
 
-/** Replace all that a place holds; the focus stays at what has the same name in the same row, or goes where `orElse` says. */
-export function redraw(place, elements, orElse) {
-  const focused = place.contains(document.activeElement) ? document.activeElement : null;
-  const row = [...place.children].findIndex((one) => one.contains(focused));
-  place.replaceChildren(...elements);
+/** Replace all children. The focus stays on the element with the same name in the same row, or goes to `fallback`. */
+export function replaceChildren(parent, elements, fallback) {
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  const row = [...parent.children].findIndex((child) => child.contains(focused));
+  parent.replaceChildren(...elements);
   if (!focused) return;
-  const candidates = [...(place.children[row]?.querySelectorAll("button, summary, a") ?? [])];
-  (candidates.find((one) => nameOf(one) === nameOf(focused)) ?? orElse).focus();
+  const candidates = [...(parent.children[row]?.querySelectorAll("button, summary, a") ?? [])];
+  (candidates.find((candidate) => accessibleName(candidate) === accessibleName(focused)) ?? fallback).focus();
 }
 
-function nameOf(element) {
+function accessibleName(element) {
   return element.getAttribute("aria-label") ?? element.textContent;
 }
 
-function reasoningOf(article, message) {
+function reasoningElement(article, message) {
   let details = article.querySelector(".reasoning");
   if (!details) {
     details = document.createElement("details");
     details.className = "reasoning";
-    details.open = opened.has(message);
+    details.open = openReasoning.has(message);
     details.appendChild(document.createElement("summary")).textContent = "Reasoning";
     details.append(document.createElement("div"));
-    details.addEventListener("toggle", () => (details.open ? opened.add(message) : opened.delete(message)));
+    details.addEventListener("toggle", () => (details.open ? openReasoning.add(message) : openReasoning.delete(message)));
     article.prepend(details);
   }
   return details.lastElementChild;
 }
 
-function figuresOf(message) {
+function statisticsText(message) {
   const { tokens, rate, first } = message.figures ?? {};
   return [
-    message.stopped ? "stopped" : message.cut ? "the length ran out" : "",
+    message.stopped ? "stopped" : message.cut ? "token limit reached" : "",
     tokens ? `${tokens} token${tokens === 1 ? "" : "s"}` : "",
     rate ? `${rate.toFixed(1)} tokens/s` : "",
     first ? `first after ${first.toFixed(2)} s` : "",

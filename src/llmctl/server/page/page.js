@@ -1,42 +1,42 @@
-// The page: a conversation with the model behind the server that it came from.
+// The page: a conversation with the model of this server.
 
-import { all, asLines, asMarkdown, begun, keep, recall, remember, remove } from "./conversations.js";
+import { allConversations, deleteConversation, newConversation, recall, remember, saveConversation, toJsonLines, toMarkdown } from "./conversations.js";
 import { plain } from "./markdown.js";
-import { button, fill, redraw, shown } from "./messages.js";
+import { button, messageElement, replaceChildren, updateAnswer } from "./messages.js";
 import { answer, modelName, useKey } from "./server.js";
 
-const by = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const SETTINGS = ["temperature", "top_p", "max_tokens", "seed"];
 
 let model = "";
-let conversation = all()[0] ?? begun();
-let running = null; // {controller, conversation, message} while an answer is on its way
-let editing = null; // the number of the message that is written anew
+let conversation = allConversations()[0] ?? newConversation();
+let running = null; // {controller, conversation, message} while an answer arrives
+let editing = null; // the index of the message that is being edited
 
-// -- showing
+// -- display
 
-function actsOn(message, number) {
-  const isLast = number === conversation.messages.length - 1;
+function actionsOf(message, index) {
+  const isLast = index === conversation.messages.length - 1;
   if (running && isLast && message.role === "assistant") return [];
-  const acts = [["Copy", "copy", () => copy(message.content)]];
+  const actions = [["Copy", "copy", () => copy(message.content)]];
   const lastUser = conversation.messages.findLastIndex((one) => one.role === "user");
-  if (number === lastUser) acts.push(["Edit", "edit", () => edit(number)]);
-  if (isLast) acts.push([message.role === "user" ? "Answer" : "Another answer", "retry", retry]);
-  return acts;
+  if (index === lastUser) actions.push(["Edit", "edit", () => edit(index)]);
+  if (isLast) actions.push([message.role === "user" ? "Answer" : "Another answer", "retry", retry]);
+  return actions;
 }
 
 function showAll() {
-  redraw(by("log"), conversation.messages.map((one, number) => shown(one, actsOn(one, number))), restingPlace());
-  by("empty").hidden = conversation.messages.length > 0;
+  replaceChildren(byId("log"), conversation.messages.map((message, index) => messageElement(message, actionsOf(message, index))), restingPlace());
+  byId("empty").hidden = conversation.messages.length > 0;
   document.title = conversation.title ? `${conversation.title} · llmctl` : "llmctl";
   const last = conversation.messages.findLast((one) => one.figures);
-  by("speed").textContent = last?.figures.rate ? `${last.figures.rate.toFixed(1)} tokens/s` : "";
-  by("export").disabled = !conversation.messages.length;
+  byId("speed").textContent = last?.figures.rate ? `${last.figures.rate.toFixed(1)} tokens/s` : "";
+  byId("export").disabled = !conversation.messages.length;
   showList();
 }
 
 function showList() {
-  const entries = all().map((one) => {
+  const entries = allConversations().map((one) => {
     const title = plain(one.title) || "Untitled";
     const entry = document.createElement("li");
     entry.classList.toggle("current", one.id === conversation.id);
@@ -45,61 +45,61 @@ function showList() {
     open.type = "button";
     open.textContent = title;
     if (one.id === conversation.id) open.setAttribute("aria-current", "true");
-    open.addEventListener("click", () => change(all().find(({ id }) => id === one.id) ?? one));
-    const away = entry.appendChild(button(`Delete: ${title}`, "remove", () => askToDelete(one)));
-    away.classList.add("icon", "remove");
+    open.addEventListener("click", () => openConversation(allConversations().find(({ id }) => id === one.id) ?? one));
+    const deletion = entry.appendChild(button(`Delete: ${title}`, "remove", () => askToDelete(one)));
+    deletion.classList.add("icon", "remove");
     return entry;
   });
-  redraw(by("conversations"), entries, by("new"));
+  replaceChildren(byId("conversations"), entries, byId("new"));
 }
 
 function askToDelete(one) {
-  by("deleting-name").textContent = plain(one.title) || "Untitled";
-  by("deleting").returnValue = "";
-  by("deleting").showModal();
-  by("deleting").onclose = () => {
-    if (by("deleting").returnValue !== "delete") return;
-    remove(one.id);
-    if (one.id === conversation.id) change(all()[0] ?? begun());
+  byId("deleting-name").textContent = plain(one.title) || "Untitled";
+  byId("deleting").returnValue = "";
+  byId("deleting").showModal();
+  byId("deleting").onclose = () => {
+    if (byId("deleting").returnValue !== "delete") return;
+    deleteConversation(one.id);
+    if (one.id === conversation.id) openConversation(allConversations()[0] ?? newConversation());
     else showList();
-    tell("Deleted");
+    announce("Deleted");
   };
 }
 
-// Where the focus goes when what had it is gone: not into the field where that would bring up a keyboard on the screen.
+// The element that gets the focus when the focused one is gone. Not the prompt if that would open an on-screen keyboard.
 function restingPlace() {
-  return by(matchMedia("(hover: none)").matches ? "main" : "prompt");
+  return byId(matchMedia("(hover: none)").matches ? "main" : "prompt");
 }
 
 function scrollDown(always) {
-  const view = by("main");
+  const view = byId("main");
   if (always || view.scrollHeight - view.scrollTop - view.clientHeight < 120) view.scrollTop = view.scrollHeight;
 }
 
-function tell(text) {
-  by("status").textContent = text;
+function announce(text) {
+  byId("status").textContent = text;
 }
 
-function complain(error) {
-  by("problem").textContent = plain(error.message);
+function showError(error) {
+  byId("problem").textContent = plain(error.message);
 }
 
 function showRunning() {
-  const hadFocus = [by("stop"), by("send")].includes(document.activeElement);
-  by("stop").hidden = running === null;
-  by("send").hidden = running !== null;
-  by("send").disabled = !by("prompt").value.trim();
+  const hadFocus = [byId("stop"), byId("send")].includes(document.activeElement);
+  byId("stop").hidden = running === null;
+  byId("send").hidden = running !== null;
+  byId("send").disabled = !byId("prompt").value.trim();
   if (hadFocus) restingPlace().focus();
 }
 
-// -- doing
+// -- actions
 
-function change(to) {
+function openConversation(to) {
   running?.controller.abort();
   conversation = to;
   editing = null;
-  by("problem").textContent = "";
-  by("system").value = conversation.system;
+  byId("problem").textContent = "";
+  byId("system").value = conversation.system;
   showAll();
   scrollDown(true);
   if (drawerIsShown()) showDrawer(false);
@@ -107,13 +107,13 @@ function change(to) {
 }
 
 function send() {
-  const content = by("prompt").value.trim();
+  const content = byId("prompt").value.trim();
   if (!content || running) return;
   if (editing !== null) conversation.messages.splice(editing);
   editing = null;
   conversation.messages.push({ role: "user", content });
-  by("prompt").value = "";
-  fit();
+  byId("prompt").value = "";
+  fitPrompt();
   reply();
 }
 
@@ -123,20 +123,20 @@ function retry() {
   if (conversation.messages.length) reply();
 }
 
-function edit(number) {
-  editing = number;
-  by("prompt").value = conversation.messages[number].content;
-  fit();
+function edit(index) {
+  editing = index;
+  byId("prompt").value = conversation.messages[index].content;
+  fitPrompt();
   showRunning();
-  by("prompt").focus();
-  tell("The message is in the field; sending it replaces it and what came after.");
+  byId("prompt").focus();
+  announce("The message is in the field. Sending it replaces the message and everything after it.");
 }
 
-function asked(messages) {
+function requestBody(messages) {
   const body = { model, messages: messages.map(({ role, content }) => ({ role, content })) };
   if (conversation.system) body.messages.unshift({ role: "system", content: conversation.system });
   for (const name of SETTINGS) {
-    const field = by(name);
+    const field = byId(name);
     if (field.value.trim() !== "" && field.checkValidity()) body[name] = field.valueAsNumber;
   }
   return body;
@@ -145,51 +145,51 @@ function asked(messages) {
 async function reply() {
   const mine = conversation;
   const message = { role: "assistant", content: "", reasoning: "" };
-  const body = asked(mine.messages);
+  const body = requestBody(mine.messages);
   save(mine);
   mine.messages.push(message);
   const controller = new AbortController();
   running = { controller, conversation: mine, message };
-  by("problem").textContent = "";
+  byId("problem").textContent = "";
   showAll();
   showRunning();
   scrollDown(true);
-  tell("Answering");
+  announce("Answering");
   try {
-    if (!model) await learnModel();
-    await receive({ ...body, model }, controller.signal, message, by("log").lastElementChild);
+    if (!model) await fetchModelName();
+    await receive({ ...body, model }, controller.signal, message, byId("log").lastElementChild);
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
     else {
       message.stopped = Boolean(message.content || message.reasoning);
       if (error.status === 401) askForKey(error);
-      complain(error);
+      showError(error);
     }
   }
-  if (isNothing(message)) mine.messages.pop();
+  if (isEmpty(message)) mine.messages.pop();
   if (running?.controller === controller) running = null;
-  if (all().some((one) => one.id === mine.id)) save(mine);
+  if (allConversations().some((one) => one.id === mine.id)) save(mine);
   if (conversation === mine) {
     showAll();
     scrollDown(false);
   } else showList();
   showRunning();
-  tell(message.stopped ? "Stopped" : by("problem").textContent ? "" : `Answered: ${plain(message.content).slice(0, 2000)}`);
+  announce(message.stopped ? "Stopped" : byId("problem").textContent ? "" : `Answered: ${plain(message.content).slice(0, 2000)}`);
 }
 
-function isNothing(message) {
+function isEmpty(message) {
   return !message.content && !message.reasoning && !message.figures;
 }
 
-/** Take an answer into its message, and show it in its article as often as the screen is drawn. */
+/** Receive an answer into its message; update its element at most once per screen refresh. */
 async function receive(body, signal, message, article) {
   const started = performance.now();
   let first = 0;
-  let isDue = false;
+  let isScheduled = false;
   const draw = () => {
-    isDue = false;
+    isScheduled = false;
     if (!article.isConnected) return;
-    fill(article, message, { pending: running?.message === message });
+    updateAnswer(article, message, { pending: running?.message === message });
     scrollDown(false);
   };
   for await (const piece of answer(body, signal)) {
@@ -203,24 +203,24 @@ async function receive(body, signal, message, article) {
       message.figures = { tokens, ...(first && tokens > 1 ? { rate: (tokens - 1) / seconds } : {}) };
       if (first) message.figures.first = (first - started) / 1000;
     }
-    if (!isDue) {
-      isDue = true;
+    if (!isScheduled) {
+      isScheduled = true;
       requestAnimationFrame(draw);
     }
   }
 }
 
 function save(one) {
-  if (!keep(one)) complain(new Error("This browser has no room left: the conversation will be gone when the page is closed."));
+  if (!saveConversation(one)) showError(new Error("This browser has no storage left. The conversation will be lost when the page is closed."));
 }
 
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // a browser gives no clipboard to a page that came over plain HTTP from another machine
-    if (!copyFromField(text)) return complain(new Error("The browser does not let this page copy."));
+  } catch { // browsers deny the clipboard to pages that came over plain HTTP from another machine
+    if (!copyFromField(text)) return showError(new Error("The browser does not allow this page to copy."));
   }
-  tell("Copied");
+  announce("Copied");
 }
 
 function copyFromField(text) {
@@ -243,57 +243,57 @@ function download(text, type, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-async function learnModel() {
+async function fetchModelName() {
   model = await modelName();
-  by("model").textContent = plain(model);
+  byId("model").textContent = plain(model);
 }
 
 async function connect() {
   try {
-    await learnModel();
-    by("problem").textContent = "";
+    await fetchModelName();
+    byId("problem").textContent = "";
   } catch (error) {
     if (error.status === 401) askForKey(error);
-    else complain(error);
+    else showError(error);
   }
 }
 
 function askForKey(error) {
-  by("key-problem").textContent = error.code === "invalid_api_key" ? "The server does not know this key." : "";
-  by("key").returnValue = "";
-  if (!by("key").open) by("key").showModal();
+  byId("key-problem").textContent = error.code === "invalid_api_key" ? "The key is not valid." : "";
+  byId("key").returnValue = "";
+  if (!byId("key").open) byId("key").showModal();
 }
 
-// -- listening
+// -- events
 
-function fit() {
-  const field = by("prompt");
+function fitPrompt() {
+  const field = byId("prompt");
   field.rows = 1;
   const line = parseFloat(getComputedStyle(field).lineHeight);
   field.rows = Math.max(1, Math.min(12, Math.round((field.scrollHeight - 12) / line)));
 }
 
 function showDrawer(isShown) {
-  by("drawer").classList.toggle("shown", isShown);
-  by("shade").hidden = !isShown;
-  by("app").inert = isShown; // what lies under the drawer cannot be reached while it is open
-  by("drawer-open").setAttribute("aria-expanded", String(isShown));
-  by(isShown ? "drawer-close" : "drawer-open").focus();
+  byId("drawer").classList.toggle("shown", isShown);
+  byId("shade").hidden = !isShown;
+  byId("app").inert = isShown; // elements under the open drawer cannot be reached
+  byId("drawer-open").setAttribute("aria-expanded", String(isShown));
+  byId(isShown ? "drawer-close" : "drawer-open").focus();
 }
 
 function drawerIsShown() {
-  return by("drawer").classList.contains("shown");
+  return byId("drawer").classList.contains("shown");
 }
 
-by("composer").addEventListener("submit", (event) => {
+byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
-by("prompt").addEventListener("input", () => {
-  fit();
+byId("prompt").addEventListener("input", () => {
+  fitPrompt();
   showRunning();
 });
-by("prompt").addEventListener("keydown", (event) => {
+byId("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     send();
@@ -305,70 +305,70 @@ document.addEventListener("keydown", (event) => {
   else if (running) running.controller.abort();
   else if (editing !== null) {
     editing = null;
-    by("prompt").value = "";
-    fit();
+    byId("prompt").value = "";
+    fitPrompt();
     showRunning();
   }
 });
-by("stop").addEventListener("click", () => {
+byId("stop").addEventListener("click", () => {
   running?.controller.abort();
-  by("prompt").focus();
+  byId("prompt").focus();
 });
-by("new").addEventListener("click", () => change(begun()));
-by("drawer-open").addEventListener("click", () => showDrawer(true));
-by("drawer-close").addEventListener("click", () => showDrawer(false));
-by("shade").addEventListener("click", () => showDrawer(false));
-by("theme").addEventListener("click", () => {
+byId("new").addEventListener("click", () => openConversation(newConversation()));
+byId("drawer-open").addEventListener("click", () => showDrawer(true));
+byId("drawer-close").addEventListener("click", () => showDrawer(false));
+byId("shade").addEventListener("click", () => showDrawer(false));
+byId("theme").addEventListener("click", () => {
   const isDark = document.documentElement.dataset.theme
     ? document.documentElement.dataset.theme === "dark"
     : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = isDark ? "light" : "dark";
   remember("theme", document.documentElement.dataset.theme);
 });
-by("settings-open").addEventListener("click", () => by("settings").showModal());
-by("settings").addEventListener("close", () => {
-  conversation.system = by("system").value.trim();
+byId("settings-open").addEventListener("click", () => byId("settings").showModal());
+byId("settings").addEventListener("close", () => {
+  conversation.system = byId("system").value.trim();
   if (conversation.messages.length) save(conversation);
-  remember("settings", Object.fromEntries(SETTINGS.map((name) => [name, by(name).value])));
+  remember("settings", Object.fromEntries(SETTINGS.map((name) => [name, byId(name).value])));
 });
-by("export").addEventListener("click", () => {
-  by("exporting").returnValue = "";
-  by("exporting").showModal();
+byId("export").addEventListener("click", () => {
+  byId("exporting").returnValue = "";
+  byId("exporting").showModal();
 });
-by("exporting").addEventListener("close", () => {
-  const kind = by("exporting").returnValue;
-  if (kind === "jsonl") download(asLines(conversation, model), "application/jsonl", "jsonl");
-  if (kind === "md") download(asMarkdown(conversation, model), "text/markdown", "md");
+byId("exporting").addEventListener("close", () => {
+  const kind = byId("exporting").returnValue;
+  if (kind === "jsonl") download(toJsonLines(conversation, model), "application/jsonl", "jsonl");
+  if (kind === "md") download(toMarkdown(conversation, model), "text/markdown", "md");
 });
-by("key").addEventListener("close", () => {
-  const key = by("key-value").value.trim();
-  by("key-value").value = "";
-  if (by("key").returnValue === "use" && key) {
+byId("key").addEventListener("close", () => {
+  const key = byId("key-value").value.trim();
+  byId("key-value").value = "";
+  if (byId("key").returnValue === "use" && key) {
     useKey(key);
     connect();
-  } else complain(new Error("This server answers only with an API key. It is asked for again when you send a message."));
+  } else showError(new Error("This server requires an API key. You will be asked for it again when you send a message."));
 });
-by("log").addEventListener("click", (event) => {
-  const asking = event.target.closest("[data-copy]");
-  if (asking) copy(asking.closest(".code").querySelector("code").textContent);
+byId("log").addEventListener("click", (event) => {
+  const copyButton = event.target.closest("[data-copy]");
+  if (copyButton) copy(copyButton.closest(".code").querySelector("code").textContent);
 });
 
-window.addEventListener("pagehide", () => { // what has come of an answer outlives the page
-  if (!running || isNothing(running.message)) return;
+window.addEventListener("pagehide", () => { // a partial answer survives the page
+  if (!running || isEmpty(running.message)) return;
   const { conversation: one, message } = running;
-  keep({ ...one, messages: [...one.messages.slice(0, -1), { ...message, stopped: true }] });
+  saveConversation({ ...one, messages: [...one.messages.slice(0, -1), { ...message, stopped: true }] });
 });
-window.addEventListener("storage", showList); // another tab has changed it
+window.addEventListener("storage", showList); // changed by another tab
 
 const theme = recall("theme");
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
 const settings = recall("settings");
-SETTINGS.forEach((name) => { by(name).value = settings?.[name] ?? ""; });
-if (!["localhost", "127.0.0.1", "[::1]"].includes(location.hostname)) by("place").textContent = location.hostname;
-by("system").value = conversation.system;
+SETTINGS.forEach((name) => { byId(name).value = settings?.[name] ?? ""; });
+if (!["localhost", "127.0.0.1", "[::1]"].includes(location.hostname)) byId("place").textContent = location.hostname;
+byId("system").value = conversation.system;
 showAll();
 scrollDown(true);
-fit();
+fitPrompt();
 showRunning();
-by("prompt").focus();
+byId("prompt").focus();
 connect();

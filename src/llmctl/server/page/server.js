@@ -1,9 +1,9 @@
-// Talking to the server that this page came from.
+// Requests to the server of this page.
 
-const KEY = "llmctl.key"; // only until the tab is closed
-const BROKEN = "The answer broke off: the connection to the server is gone.";
+const KEY = "llmctl.key"; // kept only until the tab is closed
+const CONNECTION_LOST = "The answer broke off: the connection to the server was lost.";
 
-export class Refused extends Error {
+export class ServerError extends Error {
   constructor(message, status, code = null) {
     super(message);
     this.status = status;
@@ -16,7 +16,7 @@ export function useKey(key) {
   else sessionStorage.removeItem(KEY);
 }
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
@@ -24,28 +24,28 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server cannot be reached. Is it still running?", 0);
+    throw new ServerError("The server cannot be reached. Is it still running?", 0);
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);
-    throw new Refused(body?.error?.message ?? `The server answered ${response.status}.`, response.status, body?.error?.code);
+    throw new ServerError(body?.error?.message ?? `The server answered ${response.status}.`, response.status, body?.error?.code);
   }
   return response;
 }
 
-/** The name of the model that is served. */
+/** Return the name of the served model. */
 export async function modelName() {
-  const { data } = await (await ask("/v1/models")).json();
+  const { data } = await (await request("/v1/models")).json();
   return data[0].id;
 }
 
 /**
- * One answer, piece by piece: {text, reasoning, finish, usage}, each where there is something new.
- * @param {object} body Of /v1/chat/completions, without what makes it stream.
- * @param {AbortSignal} signal Ends it.
+ * Yield the pieces of one answer: {text, reasoning, finish, usage}.
+ * @param {object} body The body for /v1/chat/completions, without its stream options.
+ * @param {AbortSignal} signal Aborts the answer.
  */
 export async function* answer(body, signal) {
-  const response = await ask("/v1/chat/completions", {
+  const response = await request("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
@@ -55,7 +55,7 @@ export async function* answer(body, signal) {
   let buffered = "";
   for (;;) {
     const { value, done } = await reader.read().catch((error) => {
-      throw error.name === "AbortError" ? error : new Refused(BROKEN, 0);
+      throw error.name === "AbortError" ? error : new ServerError(CONNECTION_LOST, 0);
     });
     buffered += value ?? "";
     const events = buffered.split("\n\n");
@@ -65,7 +65,7 @@ export async function* answer(body, signal) {
       if (data === "[DONE]") return;
       if (!data) continue;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Refused(chunk.error.message, 500);
+      if (chunk.error) throw new ServerError(chunk.error.message, 500);
       const choice = chunk.choices?.[0];
       yield {
         text: choice?.delta?.content ?? "",
@@ -74,6 +74,6 @@ export async function* answer(body, signal) {
         usage: chunk.usage ?? null,
       };
     }
-    if (done) throw new Refused(BROKEN, 0);
+    if (done) throw new ServerError(CONNECTION_LOST, 0);
   }
 }
