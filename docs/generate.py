@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from llmctl.cli.main import COMMANDS, app
+from llmctl.cli._command import flags_of
+from llmctl.cli._flag import Flag, by_group
+from llmctl.cli.main import COMMANDS, app, typer_command
 from llmctl.config.document import Row, reference_rows
 from llmctl.config.layers import ENVIRONMENT_PREFIX
 from llmctl.config.schema import sections
@@ -77,24 +78,22 @@ def _key_table(section: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def commands_page() -> str:
-    """Every command with its usage, its own options and its examples."""
-    found = dict(real_commands())
-    shared = _shared_options(list(found.values()))
-    root = typer.main.get_command(app)
-    lines = ["# Commands", "", _MADE, "", "## llmctl", "", *_options(root, "llmctl", skip=set())]
-    first = next(iter(found.values()))
-    lines += ["", "Options of every command, beside `--help`:", "", *_options(first, "", only=shared)]
-    for name, command in found.items():
-        lines += ["", f"## {name}", "", *_about(command), "", *_usage(command, name)]
-        own = list(_options(command, name, skip=shared))
-        lines += ["", *own] if own else []
+    """Return the page of commands: usage, examples, and a table of flags for each."""
+    commands = dict(real_commands())
+    output = [flag for flag in flags_of(commands["llmctl generate"]) if flag.group == "Output"]
+    lines = ["# Commands", "", _MADE, "", "## llmctl", "", *_root_options()]
+    lines += ["", "Every command also takes `--help` and:", "", *_flag_table(output)]
+    for name, shown in commands.items():
+        lines += ["", f"## {name}", "", *_about(shown), "", *_usage(shown, name)]
+        own = [flag for flag in flags_of(shown) if flag.group != "Output"]
+        lines += ["", *_flag_table(own)] if own else []
     return "\n".join([*lines, ""])
 
 
 def real_commands() -> Iterator[tuple[str, Any]]:
-    """Every command, subcommands included, as (`llmctl config show`, Typer's object)."""
-    for name, (module, _) in COMMANDS.items():
-        command: Any = typer.main.get_command(import_module(module).app)
+    """Yield every command, subcommands included, as (`llmctl config show`, Typer's object)."""
+    for name in COMMANDS:
+        command = typer_command(name)
         inner = getattr(command, "commands", None)
         if inner is None:
             yield f"llmctl {name}", command
@@ -102,9 +101,21 @@ def real_commands() -> Iterator[tuple[str, Any]]:
             yield f"llmctl {name} {inner_name}", inner_command
 
 
-def _shared_options(commands: list[Any]) -> set[str]:
-    names = [{parameter.opts[0] for parameter in command.params if parameter.opts} for command in commands]
-    return set.intersection(*names)
+def _root_options() -> Iterator[str]:
+    root: Any = typer.main.get_command(app)
+    context = root.make_context("llmctl", [], resilient_parsing=True)
+    records = [parameter.get_help_record(context) for parameter in root.get_params(context)]
+    rows = [_table_row(f"`{name}`", " ".join(text.split()).rstrip(".")) for name, text in filter(None, records)]
+    yield from (*_table_head("option", "meaning"), *rows)
+
+
+def _flag_table(flags: Sequence[Flag[Any]]) -> Iterator[str]:
+    """Yield a table of flags in groups, with the configuration key that each sets."""
+    yield from _table_head("group", "option", "meaning", "key")
+    for title, rows in by_group(flags):
+        for flag in rows:
+            key = f"`{flag.key}`" if flag.key else ""
+            yield _table_row(title, f"`{flag.spelling()}`", flag.description(), key)
 
 
 def _about(command: Any) -> Iterator[str]:
@@ -126,25 +137,6 @@ def _usage(command: Any, name: str) -> Iterator[str]:
     yield "```text"
     yield " ".join([name, *command.collect_usage_pieces(context)])
     yield "```"
-
-
-def _options(
-    command: Any,
-    name: str,
-    *,
-    skip: set[str] | None = None,
-    only: set[str] | None = None,
-) -> Iterator[str]:
-    context = command.make_context(name, [], resilient_parsing=True)
-    rows = []
-    for parameter in command.get_params(context):
-        if parameter.opts[0] in (skip or ()) or (only is not None and parameter.opts[0] not in only):
-            continue
-        record = parameter.get_help_record(context)
-        if record is not None and (only is not None or not skip or "--help" not in parameter.opts):
-            rows.append(_table_row(f"`{record[0]}`", " ".join(record[1].split())))
-    if rows:
-        yield from (*_table_head("option", "meaning"), *rows)
 
 
 def _table_head(*names: str) -> tuple[str, str]:

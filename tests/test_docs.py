@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from llmctl.cli.main import COMMANDS, app
+from llmctl.cli.main import COMMANDS, app, typer_command
 from llmctl.config.layers import read_only_file
 from llmctl.errors import ConfigError
 
@@ -72,7 +71,7 @@ def parse(words: list[str]) -> str:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise LookupError(f"llmctl has no command {name}")
-    command: Any = typer.main.get_command(import_module(COMMANDS[name][0]).app)
+    command: Any = typer_command(name)
     inner = getattr(command, "commands", None)
     if inner is not None and rest and not rest[0].startswith("-"):
         if rest[0] not in inner:
@@ -134,7 +133,7 @@ def _is_named_right(words: list[str]) -> bool:
         return bool(parse(words))
     if words[0] not in COMMANDS:
         return False
-    command: Any = typer.main.get_command(import_module(COMMANDS[words[0]][0]).app)
+    command: Any = typer_command(words[0])
     inner = getattr(command, "commands", {})
     if len(words) > 1 and inner:
         command = inner.get(words[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmctl.cli._chat_screen import Conversation, Looks
-from llmctl.config import GenerationSection
+from llmctl.cli._flags import generation_keys
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 
@@ -45,9 +45,7 @@ def run(conversation: Conversation, line: str) -> None:
 
 def completions() -> dict[str, Sequence[str]]:
     """What Tab completes: the commands, and what may follow `/set`."""
-    return {
-        name: (*_LOOKS, "reuse", "seed", *GenerationSection.model_fields) if name == "/set" else () for name in COMMANDS
-    }
+    return {name: (*_LOOKS, "reuse", *generation_keys()) if name == "/set" else () for name in COMMANDS}
 
 
 def _help(conversation: Conversation, _: str) -> None:
@@ -79,7 +77,7 @@ def _set(conversation: Conversation, argument: str) -> None:
     elif name == _FIXED:
         raise UserError(f"/set {name}: this is decided when the model is loaded", hint=f"--set generation.{name}=[…]")
     else:
-        conversation.session.set_generation(**{name: value})
+        conversation.session.set_generation(**{generation_keys().get(name, name): value})
 
 
 def _show(conversation: Conversation, _: str) -> None:

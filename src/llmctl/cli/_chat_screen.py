@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli._decoding_stats import decoding_document, decoding_lines
+from llmctl.cli._completion import (
+    finish_text,
+    logprobs_document,
+    note_logprobs,
+    speed_text,
+    statistics_document,
+    statistics_lines,
+)
 from llmctl.cli._markdown import MarkdownStream
 from llmctl.cli._render import Output
-from llmctl.cli.generate import tell_logprobs
 from llmctl.errors import LlmctlError
 
 if TYPE_CHECKING:
@@ -91,7 +97,7 @@ class Conversation:
         elif self.looks.stats and self.session.last is not None:
             self.output.note(statistics(self.session.last))
         if not stopped and self.session.last is not None and self.session.last.completion is not None:
-            tell_logprobs(self.output, self.session.loaded, self.session.last.completion)
+            note_logprobs(self.output, self.session.loaded, self.session.last.completion)
 
     def make_room(self, text: str, *, instead: bool = False) -> None:
         """Where the context is nearly full, say so and offer to drop the oldest turns, if there are any to drop."""
@@ -170,21 +176,12 @@ def statistics(turn: "Turn") -> str:
     done = turn.completion
     if done is None:
         return f"{read}; stopped"
-    rate = f", {done.tokens_per_second:.1f} tokens/s" if done.tokens_per_second else ""
-    why = {
-        "length": "max_new_tokens reached, or the context is full",
-        "stop_string": f"stop string {done.stop_string!r}",
-    }
-    line = (
-        f"{read}, {len(done.token_ids)} out, first after {done.first_token_seconds:.2f} s{rate}; "
-        f"{why.get(done.finish_reason, 'end of answer')}"
-    )
-    return "\n".join([line, *decoding_lines(done)])
+    reason = finish_text(done, at_length="max_new_tokens reached, or the context is full")
+    return "\n".join([f"{read}, {len(done.token_ids)} out, {speed_text(done)}; {reason}", *statistics_lines(done)])
 
 
 def turn_document(session: "ChatSession") -> str:
     """One answer as a line of JSON."""
-    from llmctl.generation.logprobs import described
     from llmctl.generation.structured.structure import parsed_value
 
     turn, message = session.last, session.messages[-1]
@@ -202,8 +199,7 @@ def turn_document(session: "ChatSession") -> str:
             "completion_tokens": len(done.token_ids),
             "first_token_seconds": round(done.first_token_seconds, 4),
             "seconds": round(done.seconds, 4),
-            **decoding_document(done),
+            **statistics_document(done),
         }
-        if done.logprobs is not None:
-            document["logprobs"] = [described(scored, session.loaded.tokenizer) for scored in done.logprobs]
+        document |= logprobs_document(session.loaded, done)
     return json.dumps(document, ensure_ascii=False)

@@ -1,22 +1,31 @@
-"""Options that every command has, and the Typer classes that carry them.
+"""The decorator that makes a command of a function, and the Typer classes that show its help in groups.
 
-A command module makes `app = new_app(...)` and declares its command with `cls=Command`; `--json`, `--quiet`,
-`--verbose`, `--debug` and `--no-color` are then its own and are recorded in the `Output` that `ctx.obj` holds.
+A command module makes `app = new_app(...)` and decorates one function a command with `@command(app, …)`, naming the
+groups and flags that it takes. The function gets one `Options`. Plain help, because rich would double the start-up
+time.
 """
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from llmctl.cli._flag import Flag, by_group
+from llmctl.cli._flags import select
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 
-SHARED_OPTIONS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--no-color")
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+NAMES_WIDTH = 26  # columns for names; longer ones stand on a line of their own
+HELP_ROW = ("-h, --help", "Show this message and exit")
+_FIELDS = {"json": "as_json", "quiet": "quiet", "verbose": "verbose", "debug": "debug", "no_color": "no_color"}
+SHARED_OPTIONS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--no-color")
 
 
 def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
-    """A Typer application in this project's manner: `-h`, plain help (rich would double the start-up time)."""
+    """Return a Typer application; `group` for one with subcommands."""
     return typer.Typer(
         help=help,
         cls=Group,
@@ -28,67 +37,68 @@ def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
     )
 
 
-class Group(TyperGroup):
-    """A group whose help shows the whole first line of each command, wrapped instead of cut."""
+def command(
+    app: typer.Typer, *flags: str | Flag[Any], name: str | None = None
+) -> Callable[[Callable[[Options], None]], Callable[[Options], None]]:
+    """Register a function as a command of `app`.
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        rows = [(name, (command.help or "").partition("\n")[0]) for name, command in self.commands.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+    Args:
+        flags: Titles of groups, long names of rows of the table, and flags of the command's own.
+        name: The command's name; by default the function's.
+    """
+
+    def register(function: Callable[[Options], None]) -> Callable[[Options], None]:
+        taken = select(*flags, "Output", command=name or function.__name__)
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            output = ctx.find_root().obj
+            assert isinstance(output, Output)  # noqa: S101 (made by main)
+            for parameter, field in _FIELDS.items():
+                setattr(output, field, values[parameter])
+            options = Options(output, taken, values)
+            options.check_needs()
+            function(options)
+
+        context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = Signature([context, *(flag.signature() for flag in taken)])  # type: ignore[attr-defined]
+        run.__doc__, run.__name__ = function.__doc__, function.__name__
+        run.flags = taken  # type: ignore[attr-defined]
+        app.command(name, cls=Command)(run)
+        return function
+
+    return register
 
 
-def _record(ctx: typer.Context, param: Any, value: Any) -> Any:
-    output = ctx.find_root().obj
-    if value is not None and isinstance(output, Output):
-        setattr(output, param.name, value)
-    return value
-
-
-def _shared_parameters() -> list[Any]:
-    """The shared options, as the parameter objects that a command holds."""
-    carrier = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-    @carrier.command(add_help_option=False)
-    def _carry(
-        as_json: Annotated[
-            bool | None,
-            typer.Option("--json", help="One JSON document on standard output.", callback=_record, expose_value=False),
-        ] = None,
-        quiet: Annotated[
-            bool | None,
-            typer.Option("--quiet", "-q", help="Only the result.", callback=_record, expose_value=False),
-        ] = None,
-        verbose: Annotated[
-            bool | None,
-            typer.Option("--verbose", "-v", help="Every decision and step.", callback=_record, expose_value=False),
-        ] = None,
-        debug: Annotated[
-            bool | None,
-            typer.Option(
-                "--debug",
-                help="Show the traceback of an error, and the libraries' own messages.",
-                callback=_record,
-                expose_value=False,
-            ),
-        ] = None,
-        no_color: Annotated[
-            bool | None,
-            typer.Option(
-                "--no-color",
-                help="No colours (NO_COLOR does the same).",
-                callback=_record,
-                expose_value=False,
-            ),
-        ] = None,
-    ) -> None:
-        raise AssertionError("only its parameters are used")
-
-    return [p for p in typer.main.get_command(carrier).params if p.name != "help"]
+def flags_of(shown: Any) -> tuple[Flag[Any], ...]:
+    """Return the flags of a command, given Typer's object for it."""
+    flags: tuple[Flag[Any], ...] = shown.callback.flags
+    return flags
 
 
 class Command(TyperCommand):
-    """A command with the shared options added after its own."""
+    """A command whose help has one section for each group of flags."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.extend(_shared_parameters())
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        all_flags = flags_of(self)
+        width = max(len(flag.spelling()) for flag in all_flags)  # one width for all sections
+        for title, flags in by_group(all_flags):
+            rows = [(flag.spelling().ljust(min(width, NAMES_WIDTH)), flag.description()) for flag in flags]
+            write_section(formatter, title, [*rows, HELP_ROW] if title == "Output" else rows)
+
+
+class Group(TyperGroup):
+    """A group whose help shows the whole first line of each command, wrapped instead of cut."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        write_section(formatter, "Options", [HELP_ROW])
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, (command.help or "").partition("\n")[0]) for name, command in self.commands.items()]
+        write_section(formatter, "Commands", rows)
+
+
+def write_section(formatter: Any, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Write a section of the help: names on the left, wrapped descriptions on the right."""
+    with formatter.section(title):
+        formatter.write_dl(rows, col_max=NAMES_WIDTH)

@@ -1,5 +1,6 @@
-"""How long work ends when it is told to: at once, with its state kept, saying how to go on."""
+"""Ctrl-C and SIGTERM: end at once or at a safe place, keep the state, and say how to continue."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,51 +17,51 @@ class Terminated(SystemExit):
     """SIGTERM arrived."""
 
 
-class Gentle:
-    """Holds Ctrl-C and SIGTERM back, from `begin` on, until the work comes to a place where it can end.
+class HeldInterrupts:
+    """Holds Ctrl-C and SIGTERM back until the work reaches a place where it can end.
 
-    An exception in the middle of torch's own code can abort the process. A second signal does not wait.
+    An exception in the middle of torch's own code can abort the process. A second signal is never held.
     """
 
     def __init__(self) -> None:
-        self._holds = False
-        self._arrived: BaseException | None = None
-        self._before: dict[int, Any] = {}
+        self._is_holding = False
+        self._pending: BaseException | None = None
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Gentle":
+    def __enter__(self) -> "HeldInterrupts":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def begin(self) -> None:
+    def hold(self) -> None:
         """Hold signals back from now on."""
-        self._holds = True
+        self._is_holding = True
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._receive)
 
-    def go_on(self) -> None:
-        """A place where the work can end. Raises KeyboardInterrupt or Terminated when a signal has arrived."""
-        if self._arrived is not None:
-            raise self._arrived
+    def check(self) -> None:
+        """Raise KeyboardInterrupt or Terminated if a signal has arrived; called where the work can end."""
+        if self._pending is not None:
+            raise self._pending
 
-    def reading(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items; while the next one is waited for, which may be long, nothing is held back."""
+    def released_while_reading(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield the items; signals are not held while the next one is awaited, which may take long."""
         while True:
-            held, self._holds = self._holds, False
-            self.go_on()
+            held, self._is_holding = self._is_holding, False
+            self.check()
             item = next(items, None)
-            self._holds = held
+            self._is_holding = held
             if item is None:
                 return
             yield item
 
-    def _note(self, number: int, _frame: Any) -> None:
-        waits = self._holds and self._arrived is None
-        self._arrived = KeyboardInterrupt() if number == signal.SIGINT else Terminated(EXIT_TERMINATED)
-        if not waits:
-            raise self._arrived
+    def _receive(self, number: int, _frame: Any) -> None:
+        wait = self._is_holding and self._pending is None
+        self._pending = KeyboardInterrupt() if number == signal.SIGINT else Terminated(EXIT_TERMINATED)
+        if not wait:
+            raise self._pending
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def resumable(
     arriving: Callable[[], bool] = lambda: True,
     kept: Callable[[], str] = lambda: "what arrived is kept",
 ) -> Iterator[None]:
-    """Turn SIGTERM into an orderly end, and say after either signal how to go on, if anything was arriving."""
+    """Turn SIGTERM into an orderly end; after either signal, say how to continue if anything had arrived."""
 
     def end(_number: int, _frame: Any) -> None:
         raise Terminated(EXIT_TERMINATED)
@@ -80,13 +81,8 @@ def resumable(
         yield
     except (KeyboardInterrupt, Terminated):
         if arriving():
-            output.warn(f"stopped; {kept()}. To go on: {_same_command()}")
+            same_command = shlex.join(["llmctl", *sys.argv[1:]])
+            output.warn(f"stopped; {kept()}. To continue: {same_command}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["llmctl", *sys.argv[1:]])

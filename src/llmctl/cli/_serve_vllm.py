@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli._options import download_shown
+from llmctl.cli._loading import show_download
 from llmctl.cli._render import Output
-from llmctl.config import Settings
 
 if TYPE_CHECKING:
+    from llmctl.config import Settings
     from llmctl.server.security.guard import Rules
     from llmctl.vllm.process import Launch, VllmProcess
 
 _NOTE_SECONDS = 30.0
 
 
-def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: bool) -> None:
+def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline: bool) -> None:
     """Serve until a signal comes.
 
     Raises:
@@ -34,7 +34,7 @@ def serve_vllm(output: Output, settings: Settings, rules: "Rules", *, offline: b
     check(settings, make_target(settings, vllm, None))  # before anything is fetched
     host = settings.config.serve.host
     port = free_port(host, settings.config.serve.port)
-    with download_shown(output, settings) as bar:
+    with show_download(output, settings) as bar:
         located = locate(settings, offline=offline, progress=bar)
         target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=bar)
     output.note(f"model: {located.source} ({located.reason})")

@@ -1,41 +1,13 @@
 """`llmctl chat`."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    AdapterOption,
-    AttentionOption,
-    CacheOption,
-    ChoicesOption,
-    CompileOption,
-    ConfigOption,
-    DeterministicOption,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    GrammarOption,
-    JsonSchemaOption,
-    LookupOption,
-    MergeOption,
-    ModelOption,
-    OfflineOption,
-    OvercommitOption,
-    QuantCacheOption,
-    QuantOption,
-    RegexOption,
-    RevisionOption,
-    SeedOption,
-    SetOption,
-    TrustOption,
-    prepare_model,
-    settings_asked,
-)
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import file, switch
+from llmctl.cli._flags import ADAPTER, MODEL, OFFLINE, REVISION, SYSTEM
+from llmctl.cli._loading import load_model, prepare_model
+from llmctl.cli._options import Options
 from llmctl.errors import LlmctlError, UserError
 
 if TYPE_CHECKING:
@@ -45,56 +17,21 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+RESUME = file("--resume", group="Chat", help="Saved conversation to continue")
+HIDE_REASONING = switch("--hide-reasoning", group="Chat", help="Hide the model's reasoning")
+NO_STATS = switch("--no-stats", group="Chat", help="Omit the line of statistics after each answer")
 
-@app.command(cls=Command)
-def chat(
-    ctx: typer.Context,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on with a saved conversation.", show_default=False)
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system prompt.", show_default=False)] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", help="A Jinja chat template's file.", show_default=False)
-    ] = None,
-    max_new_tokens: Annotated[
-        str | None, typer.Option("--max-new-tokens", "-n", help="Most tokens of an answer.", show_default=False)
-    ] = None,
-    temperature: Annotated[
-        str | None, typer.Option("--temperature", "-t", help="0 is greedy; above 0 samples.", show_default=False)
-    ] = None,
-    top_p: Annotated[str | None, typer.Option("--top-p", help="Nucleus sampling.", show_default=False)] = None,
-    json_schema: JsonSchemaOption = None,
-    regex: RegexOption = None,
-    choices: ChoicesOption = None,
-    grammar: GrammarOption = None,
-    seed: SeedOption = None,
-    hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Do not show reasoning.")] = False,
-    no_stats: Annotated[bool, typer.Option("--no-stats", help="No line of figures after an answer.")] = False,
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    quant: QuantOption = None,
-    quant_cache: QuantCacheOption = None,
-    dtype: DtypeOption = None,
-    attn: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    deterministic: DeterministicOption = None,
-    adapter: AdapterOption = None,
-    merge: MergeOption = None,
-    draft: DraftOption = None,
-    prompt_lookup: LookupOption = None,
-    cache: CacheOption = None,
-    compile: CompileOption = None,
-    assignments: SetOption = None,
-    trust_remote_code: TrustOption = None,
-    overcommit: OvercommitOption = None,
-    offline: OfflineOption = False,
-) -> None:
-    """Talk with a model, without a server.
 
-    /help shows what can be typed besides messages. Ctrl-C stops an answer; at the prompt it clears what
-    is typed, and leaves where nothing is. In a pipe, every line of standard input is a message and every answer goes to
-    standard output; with --json as one object a line.
+@command(
+    app, RESUME, SYSTEM, "--template", HIDE_REASONING, NO_STATS, "Sampling", "Structure", "Model", "Loading",
+    "Speed",
+)  # fmt: skip
+def chat(options: Options) -> None:
+    """Chat with a model on the terminal, without a server.
+
+    /help lists the commands of a conversation. Ctrl-C stops an answer; at the prompt it clears the line, or leaves if
+    the line is empty. In a pipe, every line of standard input is a message and every answer goes to standard output;
+    with --json as one object a line.
 
     Examples:
 
@@ -110,25 +47,28 @@ def chat(
     from llmctl.generation.chat import transcript
     from llmctl.generation.chat.conversation import ChatSession
 
-    output: Output = ctx.obj
+    output = options.output
+    resume = options[RESUME]
     saved = transcript.read(resume) if resume is not None else None
 
-    def load(name: str | None, at: str | None = None, adapters: list[str] | None = None) -> "LoadedModel":
-        settings = settings_asked(ctx, model=name, revision=at, adapter=adapters)
-        return _load(settings, output, offline=offline)
+    def load(name: str | None, revision: str | None = None) -> "LoadedModel":
+        settings = options.settings(
+            replace={"model.id": name, "model.revision": revision, "model.adapters": options[ADAPTER] or None}
+        )
+        return load_model(output, prepare_model(output, settings, offline=options[OFFLINE]))
 
-    if saved is not None and model is None:
-        loaded = load(saved.model, revision or saved.commit, adapter or None)
+    if saved is not None and options[MODEL] is None:
+        loaded = load(saved.model, options[REVISION] or saved.commit)
     else:
-        loaded = load(model, revision, adapter or None)
+        loaded = load(options[MODEL], options[REVISION])
     if loaded.config.chat.raw:
-        raise UserError("chat.raw: a conversation needs the chat template", hint="leave chat.raw away")
+        raise UserError("chat.raw: a conversation needs the chat template", hint="omit chat.raw")
     session = ChatSession(
         loaded,
-        system=saved.system if saved is not None and system is None else None,
+        system=saved.system if saved is not None and options[SYSTEM] is None else None,
         messages=saved.messages if saved is not None else (),
     )
-    looks = Looks(stats=not no_stats, reasoning=not hide_reasoning)
+    looks = Looks(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
     conversation = Conversation(session, output, load, looks=looks, file=resume)
     if output.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         _pipe(conversation)
@@ -136,19 +76,8 @@ def chat(
         _talk(conversation, saved)
 
 
-def _load(settings: Any, output: Output, *, offline: bool) -> "LoadedModel":
-    from llmctl.loading.loader import load_prepared
-
-    prepared = prepare_model(output, settings, offline=offline)
-    with output.waiting(f"loading {prepared.located.source}"):
-        loaded = load_prepared(prepared)
-    for decision in loaded.plan.decisions:
-        output.detail(str(decision))
-    return loaded
-
-
 def _pipe(conversation: "Conversation") -> None:
-    """One message a line from standard input; the answers go to standard output, without reasoning."""
+    """Answer one message per line of standard input; the answers go to standard output, without reasoning."""
     from llmctl.cli._chat_screen import statistics, turn_document
 
     session, output = conversation.session, conversation.output
@@ -169,7 +98,7 @@ def _pipe(conversation: "Conversation") -> None:
 
 
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
-    """Messages and commands from the terminal until the person leaves."""
+    """Take messages and commands from the terminal until the user leaves."""
     from llmctl.cli import _chat_commands as chat_commands
     from llmctl.cli._line_editor import Editor
     from llmctl.paths import state_dir
@@ -195,4 +124,4 @@ def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
         except LlmctlError as error:
             output.error(error)
         except (EOFError, KeyboardInterrupt):
-            output.note("stopped; the conversation is as it was")
+            output.note("stopped; the conversation is unchanged")

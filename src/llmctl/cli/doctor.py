@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import ConfigOption, ModelOption, OfflineOption, SetOption, settings_asked
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import file, number, switch
+from llmctl.cli._flags import OFFLINE
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.config import Config, Settings
-from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, MachineError, Problem, UserError
+from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, MachineError, Problem
 
 if TYPE_CHECKING:
     from llmctl.doctor import Check, Findings
@@ -20,26 +22,16 @@ if TYPE_CHECKING:
 app = new_app()
 DEFAULT_REPORT = Path("llmctl-report.md")
 
+FILE = file("FILE", metavar="[FILE]", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
+REPORT = switch("--report", help="Write a report to paste, without secrets")
+TIME_LIMIT = number("--time-limit", help="Maximum seconds of one import", default=30.0, minimum=1, maximum=600)
 
-@app.command(cls=Command)
-def doctor(
-    ctx: typer.Context,
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="Where --report writes. Default: llmctl-report.md.", show_default=False),
-    ] = None,
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-    report: Annotated[bool, typer.Option("--report", help="Write a file to paste, without secrets.")] = False,
-    offline: OfflineOption = False,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", min=1, max=600, help="Seconds that one import may take.")
-    ] = 30.0,
-) -> None:
-    """Find what is in the way of running a model here, and the command that mends it.
 
-    Exit code 1 where something that the configuration needs is broken. Every import is tried in a process of its own.
+@command(app, FILE, REPORT, TIME_LIMIT, "--model", "--config", "--set", "--offline")
+def doctor(options: Options) -> None:
+    """Find what prevents a model from running here, and the fix.
+
+    The exit code is 1 if something that the configuration needs is broken. Every import is tried in its own process.
 
     Examples:
 
@@ -52,54 +44,54 @@ def doctor(
     from llmctl.doctor import diagnose, examine
     from llmctl.doctor.diagnose import is_healthy
 
-    output: Output = ctx.obj
-    if file is not None and not report:
-        raise UserError(f"{file}: a file is for --report", hint=f"llmctl doctor --report {file}")
+    output = options.output
     problems: tuple[Problem, ...] = ()
     try:
-        settings = settings_asked(ctx)
+        settings = options.settings()
     except ConfigError as error:
         settings, problems = Settings(Config()), error.problems
-    with output.waiting("looking at this machine"):
-        found = examine(settings, problems=problems, offline=offline, time_limit_seconds=time_limit)
-    checks = diagnose(found)
-    if report:
-        _write(output, found, checks, file or DEFAULT_REPORT)
+    with output.waiting("examining this machine"):
+        findings = examine(
+            settings, problems=problems, offline=options[OFFLINE], time_limit_seconds=options[TIME_LIMIT]
+        )
+    checks = diagnose(findings)
+    if options[REPORT]:
+        _write_report(output, findings, checks, options[FILE] or DEFAULT_REPORT)
     if output.as_json:
-        output.document("llmctl.doctor/1", document(found, checks))
+        output.document("llmctl.doctor/1", document(findings, checks))
     else:
         _show(output, checks)
     raise typer.Exit(EXIT_OK if is_healthy(checks) else EXIT_NO)
 
 
-def document(found: "Findings", checks: "Sequence[Check]") -> dict[str, Any]:
-    """What `--json` says."""
+def document(findings: "Findings", checks: "Sequence[Check]") -> dict[str, Any]:
+    """Return the document of `--json`."""
     return {
         "healthy": all(check.status != "broken" for check in checks),
-        "model": found.source,
+        "model": findings.source,
         "checks": [asdict(check) for check in checks],
         "imports": {
             name: {"outcome": trial.outcome, "error": trial.error, "seconds": round(trial.seconds, 2)}
-            for name, trial in found.trials.items()
+            for name, trial in findings.trials.items()
         },
-        "versions": {"python": found.computer.python, **(found.machine.packages if found.machine else {})},
+        "versions": {"python": findings.computer.python, **(findings.machine.packages if findings.machine else {})},
     }
 
 
-def _write(output: Output, found: "Findings", checks: "Sequence[Check]", file: Path) -> None:
+def _write_report(output: Output, findings: "Findings", checks: "Sequence[Check]", path: Path) -> None:
     from llmctl.doctor import report_text
     from llmctl.doctor.privacy import known_tokens
     from llmctl.paths import write_atomically
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    text = report_text(found, checks, when=when, secrets=known_tokens())
+    text = report_text(findings, checks, when=when, secrets=known_tokens())
     try:
-        write_atomically(file, text)
+        write_atomically(path, text)
     except OSError as error:
         raise MachineError(
-            f"the report cannot be written to {file}: {error.strerror}", hint="llmctl doctor --report /tmp/report.md"
+            f"the report cannot be written to {path}: {error.strerror}", hint="llmctl doctor --report /tmp/report.md"
         ) from error
-    output.note(f"report: {file}")
+    output.note(f"report: {path}")
 
 
 def _show(output: Output, checks: "Sequence[Check]") -> None:

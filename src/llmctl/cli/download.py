@@ -3,12 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from llmctl.cli._command import Command, new_app
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import Flag, file, integer, switch, text, texts
 from llmctl.cli._interrupts import resumable
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.errors import EXIT_NO, UserError
 from llmctl.units import format_bytes
@@ -20,51 +22,38 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-LARGE_BYTES = 100_000_000_000  # beyond this a person on a terminal is asked first
+LARGE_BYTES = 100_000_000_000  # beyond this a user on a terminal is asked first
+
+MODEL = text("MODEL", metavar="[MODEL]", help="Hub id of the model: org/name")
+REVISION = text("--revision", help="Branch, tag or commit", default_text="the main branch")
+INCLUDE = texts("--include", metavar="PATTERN", help="Download exactly the files that match")
+EXCLUDE = texts("--exclude", metavar="PATTERN", help="Skip the files that match")
+TRUST = switch("--trust-remote-code", help="Download the repository's Python files as well")
+DRY_RUN = switch("--dry-run", help="Show what would be downloaded and stop")
+VERIFY = switch("--verify", help="Hash the cached files without the network; download damaged ones again")
+LOCKED = file("--locked", help="Lock file; download exactly its files")
+LOCK_TIMEOUT: Flag[float | None] = Flag(
+    names=("--lock-timeout",),
+    help="Seconds to wait for another process",
+    annotation=float | None,
+    default=None,
+    metavar="NUMBER",
+    default_text="no limit",
+    minimum=0,
+)
+RETRIES = integer("--retries", help="Consecutive attempts without progress before giving up", default=5, minimum=0)
+OFFLINE = switch("--offline", help="Use only the cache, never the network")
+YES = switch("--yes", "-y", help="Do not ask before a very large download")
 
 
-@app.command(cls=Command)
-def download(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(help="The model as the Hub shows it: org/name.", show_default=False)
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="A branch, a tag or a commit.", show_default=False)
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", help="Take exactly the files that match (repeatable).", show_default=False),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", help="Leave out the files that match (repeatable).", show_default=False),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Take the repository's Python files as well.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Hash what is cached, without the network; fetch again what is damaged.")
-    ] = False,
-    locked: Annotated[
-        Path | None,
-        typer.Option("--locked", help="Fetch exactly the files of this lock file.", show_default=False),
-    ] = None,
-    lock_timeout: Annotated[
-        float | None,
-        typer.Option("--lock-timeout", help="Seconds to wait for another process.", min=0, show_default="no end"),
-    ] = None,
-    retries: Annotated[
-        int, typer.Option("--retries", help="Attempts in a row that may bring nothing before it gives up.", min=0)
-    ] = 5,
-    offline: Annotated[bool, typer.Option("--offline", help="Open no socket: only look at the cache.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a very large download.")] = False,
-) -> None:
-    """Download what loading a model needs, and nothing else.
+@command(
+    app, MODEL, REVISION, INCLUDE, EXCLUDE, TRUST, DRY_RUN, VERIFY, LOCKED, LOCK_TIMEOUT, RETRIES, OFFLINE, YES
+)  # fmt: skip
+def download(options: Options) -> None:
+    """Download the files that loading a model needs, and nothing else.
 
-    That is the safetensors weights, the configuration, the tokenizer and the chat template: never pickles, GGUF, ONNX
-    or second copies. What is interrupted goes on where it stopped when the same command is run again.
+    These are the safetensors weights, the configuration, the tokenizer and the chat template: never pickles, GGUF,
+    ONNX or duplicates. An interrupted download continues when the same command runs again.
 
     Examples:
 
@@ -82,29 +71,35 @@ def download(
     from llmctl.hub.selection import Patterns
 
     bound_other_calls()
-    output: Output = ctx.obj
-    name, revision = _named(model, revision, locked)
-    patterns = Patterns(tuple(include or ()), tuple(exclude or ()), trust_remote_code)
-    limits = Limits(patience=Patience(attempts=retries + 1), lock_timeout_seconds=lock_timeout)
-    job = _Job(output, name, revision, patterns, limits)
-    with resumable(output):
-        if verify:
+    name, revision = _resolve_name(options[MODEL], options[REVISION], options[LOCKED])
+    job = _Job(
+        output=options.output,
+        model=name,
+        revision=revision,
+        patterns=Patterns(tuple(options[INCLUDE]), tuple(options[EXCLUDE]), options[TRUST]),
+        limits=Limits(patience=Patience(attempts=options[RETRIES] + 1), lock_timeout_seconds=options[LOCK_TIMEOUT]),
+    )
+    offline, dry_run = options[OFFLINE], options[DRY_RUN]
+    with resumable(options.output):
+        if options[VERIFY]:
             job.verify(offline=offline)
         elif (offline or settings.is_offline()) and not dry_run:
             job.find()
         else:
-            job.fetch(locked, dry_run=dry_run, offline=offline, yes=yes)
+            job.fetch(options[LOCKED], dry_run=dry_run, offline=offline, yes=options[YES])
 
 
-def _named(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
-    """The model and the revision that are meant: the arguments, or those of the lock file."""
+def _resolve_name(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
+    """Return the model and the revision: the arguments, or those of the lock file."""
     from llmctl.hub.lockfile import read_file
 
     if locked is not None:
         record = read_file(locked)
         if model not in (None, record.repo_id) or revision not in (None, record.commit):
-            meant = f"{record.repo_id} at commit {record.commit}"
-            raise UserError(f"{locked} is about {meant}, not what was named", hint=f"llmctl download --locked {locked}")
+            locked_model = f"{record.repo_id} at commit {record.commit}"
+            raise UserError(
+                f"{locked} locks {locked_model}, not the model named", hint=f"llmctl download --locked {locked}"
+            )
         return record.repo_id, record.commit
     if model is None:
         raise UserError("no model was named", hint="llmctl download org/name, as in: llmctl download Qwen/Qwen3-4B")
@@ -113,7 +108,7 @@ def _named(model: str | None, revision: str | None, locked: Path | None) -> tupl
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run of the command is about."""
+    """The subject of one run."""
 
     output: Output
     model: str
@@ -122,13 +117,13 @@ class _Job:
     limits: "Limits"
 
     def find(self) -> None:
-        """`--offline`: what the cache has."""
+        """Do `--offline`: report what the cache has."""
         from llmctl.hub.download import download as fetch
 
         _finish(self.output, fetch(self.model, revision=self.revision, offline=True))
 
     def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
-        """Plan, show or ask, fetch."""
+        """Plan the download; show it, or ask and carry it out."""
         from llmctl.cli._download_bar import DownloadBar
         from llmctl.hub.disk import check_room
         from llmctl.hub.download import carry_out, plan_download
@@ -147,38 +142,39 @@ class _Job:
         if dry_run:
             _show_plan(self.output, plan)
             return
-        check_room(plan.fetch_bytes, plan.folder)  # no question about what cannot be
-        _confirm(plan, yes=yes)
+        check_room(plan.fetch_bytes, plan.folder)  # before any question
+        _confirm_large(plan, yes=yes)
         _finish(self.output, carry_out(plan, progress=bar, limits=self.limits))
 
     def verify(self, *, offline: bool) -> None:
-        """`--verify`: hash; say what is wrong; repair it unless the network is forbidden."""
+        """Do `--verify`: hash, report damage, and repair it unless the network is forbidden."""
         from llmctl.cli._download_bar import DownloadBar
         from llmctl.hub import settings
         from llmctl.hub.repair import repair
         from llmctl.hub.verify import verify
 
-        found = verify(self.model, revision=self.revision)
-        for checked in found.bad:
+        verification = verify(self.model, revision=self.revision)
+        for checked in verification.bad:
             self.output.warn(f"{checked.file.path} is {checked.state}")
-        is_repaired = bool(found.bad) and not offline and not settings.is_offline()
+        is_repaired = bool(verification.bad) and not offline and not settings.is_offline()
         if is_repaired:
-            repair(found, progress=DownloadBar(self.output), limits=self.limits)
-        _show_verification(self.output, found, is_repaired=is_repaired)
-        if found.bad and not is_repaired:
-            self.output.note(f"to repair it, with a network: llmctl download {self.model} --verify")
+            repair(verification, progress=DownloadBar(self.output), limits=self.limits)
+        _show_verification(self.output, verification, is_repaired=is_repaired)
+        if verification.bad and not is_repaired:
+            self.output.note(f"to repair it with a network: llmctl download {self.model} --verify")
             raise typer.Exit(EXIT_NO)
 
 
-def _show_verification(output: Output, found: "Verification", *, is_repaired: bool) -> None:
+def _show_verification(output: Output, verification: "Verification", *, is_repaired: bool) -> None:
+    repo_id, commit, damaged = verification.repo_id, verification.commit, len(verification.bad)
     if output.as_json:
-        files = [{"path": c.file.path, "state": c.state, c.file.algorithm: c.file.digest} for c in found.files]
-        body = {"repo_id": found.repo_id, "commit": found.commit, "hashes_from": found.source, "files": files}
-        output.document("llmctl.verify/1", {**body, "damaged": len(found.bad), "is_repaired": is_repaired})
+        files = [{"path": c.file.path, "state": c.state, c.file.algorithm: c.file.digest} for c in verification.files]
+        body = {"repo_id": repo_id, "commit": commit, "hashes_from": verification.source, "files": files}
+        output.document("llmctl.verify/1", {**body, "damaged": damaged, "is_repaired": is_repaired})
         return
-    state = "all as listed" if not found.bad else f"{len(found.bad)} damaged or missing"
-    output.line(f"{found.repo_id}: {len(found.files)} files, {state}" + (", repaired" if is_repaired else ""))
-    output.note(f"commit {found.commit}; the hashes are from the {found.source}")
+    state = f"{damaged} damaged or missing" if damaged else "all intact"
+    output.line(f"{repo_id}: {len(verification.files)} files, {state}" + (", repaired" if is_repaired else ""))
+    output.note(f"commit {commit}; the hashes are from the {verification.source}")
 
 
 def _finish(output: Output, done: "Downloaded") -> None:
@@ -190,7 +186,7 @@ def _finish(output: Output, done: "Downloaded") -> None:
         output.document("llmctl.download/1", _as_json(done))
         return
     output.line(str(done.folder))
-    speed = f" in {done.seconds:.1f} s" if done.fetched_bytes else ", all of it was here"
+    speed = f" in {done.seconds:.1f} s" if done.fetched_bytes else ", nothing to fetch"
     output.note(
         f"{done.repo_id} at commit {done.commit}: {len(done.files)} files, {format_bytes(done.size_bytes)}{speed}"
     )
@@ -199,7 +195,7 @@ def _finish(output: Output, done: "Downloaded") -> None:
     elif done.is_loadable:
         output.note("next: llmctl generate --prompt 'Hello'")
     else:
-        output.note(f"this is not all that loading needs; for that: llmctl download {done.repo_id}")
+        output.note(f"loading needs more files: llmctl download {done.repo_id}")
 
 
 def _as_json(done: "Downloaded") -> dict[str, object]:
@@ -240,8 +236,8 @@ def _here(bytes_here: int, size_bytes: int) -> str:
     return format_bytes(bytes_here) if bytes_here else "no"
 
 
-def _confirm(plan: "DownloadPlan", *, yes: bool) -> None:
-    """Ask a person before what is merely large. What does not fit is refused later, whatever is answered."""
+def _confirm_large(plan: "DownloadPlan", *, yes: bool) -> None:
+    """Ask before a large download. A download that does not fit is refused without a question."""
     if yes or plan.fetch_bytes <= LARGE_BYTES or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     if not typer.confirm(f"Fetch {format_bytes(plan.fetch_bytes)}?", err=True):

@@ -1,32 +1,13 @@
 """`llmctl load`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    AdapterOption,
-    AttentionOption,
-    ConfigOption,
-    DeterministicOption,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    MergeOption,
-    ModelOption,
-    OfflineOption,
-    OvercommitOption,
-    QuantCacheOption,
-    QuantOption,
-    RevisionOption,
-    SeedOption,
-    SetOption,
-    TrustOption,
-    prepare_model,
-    settings_asked,
-)
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import switch, text
+from llmctl.cli._flags import OFFLINE
+from llmctl.cli._loading import load_model, prepare_model
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.units import format_bytes
 
@@ -37,35 +18,13 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+SHOW_CODE = switch("--show-code", help="Print the equivalent plain transformers script and stop")
+PROMPT = text("--prompt", "-p", help="Prompt in that script", needs="--show-code")
 
-@app.command(cls=Command)
-def load(
-    ctx: typer.Context,
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    quant: QuantOption = None,
-    quant_cache: QuantCacheOption = None,
-    dtype: DtypeOption = None,
-    attn: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    deterministic: DeterministicOption = None,
-    seed: SeedOption = None,
-    adapter: AdapterOption = None,
-    merge: MergeOption = None,
-    draft: DraftOption = None,
-    assignments: SetOption = None,
-    trust_remote_code: TrustOption = None,
-    overcommit: OvercommitOption = None,
-    offline: OfflineOption = False,
-    show_code: Annotated[
-        bool, typer.Option("--show-code", help="Print the plain transformers script that does the same, and stop.")
-    ] = False,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The prompt in that script.", show_default=False)
-    ] = None,
-) -> None:
-    """Load a model; show what was asked, decided and measured.
+
+@command(app, SHOW_CODE, PROMPT, "Model", "Loading", "--seed", "--draft")
+def load(options: Options) -> None:
+    """Load a model and show what was requested, decided and measured.
 
     Examples:
 
@@ -75,16 +34,12 @@ def load(
 
       llmctl load --show-code > run.py && python run.py
     """
-    from llmctl.loading.loader import load_prepared
-
-    output: Output = ctx.obj
-    settings = settings_asked(ctx)
-    prepared = prepare_model(output, settings, offline=offline)
-    if show_code:
-        _show_code(output, prepared, prompt)
+    output = options.output
+    prepared = prepare_model(output, options.settings(), offline=options[OFFLINE])
+    if options[SHOW_CODE]:
+        _show_code(output, prepared, options[PROMPT])
         return
-    with output.waiting(f"loading {prepared.located.source}"):
-        loaded = load_prepared(prepared)
+    loaded = load_model(output, prepared)
     if output.as_json:
         output.document("llmctl.load/1", document(loaded))
     else:
@@ -102,7 +57,7 @@ def _show_code(output: Output, prepared: "Prepared", prompt: str | None) -> None
 
 
 def document(loaded: "LoadedModel") -> dict[str, Any]:
-    """What `--json` says: asked, decided, measured."""
+    """Return the document of `--json`: requested, decided and measured."""
     plan = loaded.plan
     return {
         "model": {
@@ -162,7 +117,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
 
 
 def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
-    """The adapters that are on a model, as `--json` says them."""
+    """Return the adapters of a loaded model for `--json`."""
     return [
         {
             "source": adapter.source,
@@ -178,13 +133,11 @@ def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
 
 
 def _adapter_text(loaded: "LoadedModel", adapter: "AdapterInfo") -> str:
-    """One adapter in one line."""
     how = "merged" if loaded.config.model.merge_adapters else format_bytes(adapter.size_bytes)
     return f"{adapter.source}: {adapter.parameters / 1e6:,.3g} million parameters, {how}"
 
 
 def _draft_text(draft: "LoadedModel") -> str:
-    """The draft model in one line."""
     measured = draft.measured
     size = format_bytes(sum(measured.device_bytes.values()))
     kind = measured.dtype if measured.quantization == "none" else f"{measured.dtype}, {measured.quantization}"
@@ -195,7 +148,7 @@ def _draft_text(draft: "LoadedModel") -> str:
 
 
 def _map_text(device_map: Any) -> str:
-    """A device map in short: how many modules lie where, or the one device of all."""
+    """Return a device map in short: the modules of each device, or the one device of all."""
     if set(device_map) == {""}:
         return f"everything on {device_map['']}"
     counts: dict[str, list[str]] = {}

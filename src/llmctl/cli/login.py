@@ -2,11 +2,11 @@
 
 import getpass
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from llmctl.cli._command import Command, new_app
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import switch, text
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output, visible
 from llmctl.errors import UserError
 
@@ -15,22 +15,16 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+NAME = text("--name", help="Store the token under this name, beside others", default_text="the token's own")
+GIT_CREDENTIAL = switch("--git-credential", help="Store the token in git's credential helper as well")
 
-@app.command(cls=Command)
-def login(
-    ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Keep the token under this name, beside others.", show_default=False),
-    ] = None,
-    git_credential: Annotated[
-        bool, typer.Option("--git-credential", help="Hand the token to git's credential helper as well.")
-    ] = False,
-) -> None:
-    """Store a Hugging Face token, after checking it.
 
-    Asks for the token without showing it, or goes through the browser. Without a terminal it reads standard input,
-    or takes HF_TOKEN where nothing is there to read.
+@command(app, NAME, GIT_CREDENTIAL)
+def login(options: Options) -> None:
+    """Store a Hugging Face token after checking it.
+
+    The command asks for the token without showing it, or logs in with a browser. Without a terminal it reads standard
+    input, or HF_TOKEN if standard input is empty.
 
     Examples:
 
@@ -42,7 +36,7 @@ def login(
     from llmctl.hub.http import bound_other_calls
 
     bound_other_calls()
-    output: Output = ctx.obj
+    output, name, git_credential = options.output, options[NAME], options[GIT_CREDENTIAL]
     token = _given_token(output) if sys.stdin.isatty() else _piped_token()
     if token is None:
         account = _through_browser(name=name, git_credential=git_credential)
@@ -60,7 +54,7 @@ def _show(output: Output, account: "Account", ruling: str | None) -> None:
         kind = f", {account.role}" if account.role else ""
         output.line(f"logged in as {account.name} (token {account.token_name}{kind}), stored in {account.source}")
     if ruling:
-        output.warn(f"{ruling} is set and goes before the stored token; unset it to use the one just stored")
+        output.warn(f"{ruling} is set and takes precedence; unset it to use the token just stored")
 
 
 def _piped_token() -> str:
@@ -76,7 +70,7 @@ def _piped_token() -> str:
 
 
 def _given_token(output: Output) -> str | None:
-    """The token that a person gives on the terminal, or None for the browser."""
+    """Return the token typed on the terminal, or None to log in with a browser."""
     from llmctl.hub import auth, browser, settings
 
     present = auth.environment_token()
@@ -85,7 +79,7 @@ def _given_token(output: Output) -> str | None:
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return present
-    output.note(f"tokens are made at {settings.tokens_page()}")
+    output.note(f"create a token at {settings.tokens_page()}")
     choice = " (or press Enter to log in with a browser)" if browser.is_offered() else ""
     token = getpass.getpass(f"Token, not shown{choice}: ").strip()
     if not token and not browser.is_offered():

@@ -1,23 +1,17 @@
 """`llmctl logout`."""
 
-from typing import Annotated
-
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import text
+from llmctl.cli._options import Options
 
 app = new_app()
 
+NAME = text("--name", help="Forget only the token of this name", default_text="all tokens")
 
-@app.command(cls=Command)
-def logout(
-    ctx: typer.Context,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Forget only the token of this name.", show_default=False)
-    ] = None,
-) -> None:
-    """Forget a stored Hugging Face token.
+
+@command(app, NAME)
+def logout(options: Options) -> None:
+    """Delete a stored Hugging Face token.
 
     Examples:
 
@@ -27,11 +21,11 @@ def logout(
     """
     from llmctl.hub import auth
 
-    output: Output = ctx.obj
-    done = auth.logout(name=name)
+    output = options.output
+    done = auth.logout(name=options[NAME])
     if output.as_json:
         output.document("llmctl.logout/1", {"forgotten": list(done.forgotten), "still_ruled_by": done.still_ruled_by})
     else:
         output.line(f"forgotten: {', '.join(done.forgotten)}" if done.forgotten else "no token was stored")
     if done.still_ruled_by:
-        output.warn(f"{done.still_ruled_by} is set and its token is still used: unset {done.still_ruled_by}")
+        output.warn(f"{done.still_ruled_by} is set and its token is still in use: unset {done.still_ruled_by}")

@@ -11,56 +11,83 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.exceptions import Abort
 
 from llmctl._version import __version__
-from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS
+from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Group, write_section
 from llmctl.cli._render import Output
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER, LlmctlError, UserError
 
-# name -> (module, the line that `llmctl --help` shows). The module's own help begins with the same line (tested).
+
+class Entry(NamedTuple):
+    """A row of the table of commands.
+
+    Attributes:
+        module: The name of its module in this package, imported only when the command runs.
+        group: The title of its section in `llmctl --help`.
+        summary: The line there, which is also the first line of the command's own help.
+    """
+
+    module: str
+    group: str
+    summary: str
+
+
+_RUN, _MANAGE, _INSPECT, _ACCOUNT = "Run a model", "Manage models", "Inspect and measure", "Account"
 COMMANDS = {
-    "login": ("llmctl.cli.login", "Store a Hugging Face token, after checking it."),
-    "logout": ("llmctl.cli.logout", "Forget a stored Hugging Face token."),
-    "whoami": ("llmctl.cli.whoami", "Show whose token is in use and where it comes from."),
-    "use-token": ("llmctl.cli.use_token", "Choose which of the stored tokens is in use."),
-    "download": ("llmctl.cli.download", "Download what loading a model needs, and nothing else."),
-    "models": ("llmctl.cli.models", "List, describe and remove models of the cache."),
-    "use": ("llmctl.cli.use", "Choose the model that commands use when none is named."),
-    "plan": ("llmctl.cli.plan", "Show how a model would run here, before anything is downloaded."),
-    "load": ("llmctl.cli.load", "Load a model; show what was asked, decided and measured."),
-    "generate": ("llmctl.cli.generate", "Generate text from a prompt."),
-    "score": ("llmctl.cli.score", "Show how likely a model thinks a text, or which of several answers."),
-    "replay": ("llmctl.cli.replay", "Run recorded answers again, and say where they differ."),
-    "chat": ("llmctl.cli.chat", "Talk with a model, without a server."),
-    "serve": ("llmctl.cli.serve", "Serve a model to OpenAI clients and browsers."),
-    "quantize": ("llmctl.cli.quantize", "Quantise a model once, into a folder that loads anywhere."),
-    "bench": ("llmctl.cli.bench", "Measure how fast configurations run a model here, side by side."),
-    "doctor": ("llmctl.cli.doctor", "Find what is in the way of running a model here, and the command that mends it."),
-    "prompt": ("llmctl.cli.prompt", "Show a prompt as the model sees it, and what is wrong with it."),
-    "config": ("llmctl.cli.config", "Show, check and write configuration files."),
+    "generate": Entry("generate", _RUN, "Generate text from a prompt."),
+    "chat": Entry("chat", _RUN, "Chat with a model on the terminal, without a server."),
+    "serve": Entry("serve", _RUN, "Serve a model to OpenAI clients and browsers."),
+    "score": Entry("score", _RUN, "Show how likely a text is to a model, or rank several answers."),
+    "replay": Entry("replay", _RUN, "Repeat recorded answers and show where they differ."),
+    "download": Entry("download", _MANAGE, "Download the files that loading a model needs, and nothing else."),
+    "models": Entry("models", _MANAGE, "List, describe and remove cached models."),
+    "use": Entry("use", _MANAGE, "Choose the model that commands use by default."),
+    "quantize": Entry("quantize", _MANAGE, "Quantise a model once, into a folder that loads anywhere."),
+    "plan": Entry("plan", _INSPECT, "Show how a model would run here, before downloading it."),
+    "load": Entry("load", _INSPECT, "Load a model and show what was requested, decided and measured."),
+    "prompt": Entry("prompt", _INSPECT, "Show a prompt as the model sees it, and its problems."),
+    "bench": Entry("bench", _INSPECT, "Measure how fast a model runs here in several configurations."),
+    "doctor": Entry("doctor", _INSPECT, "Find what prevents a model from running here, and the fix."),
+    "config": Entry("config", _INSPECT, "Show, check and write configuration files."),
+    "login": Entry("login", _ACCOUNT, "Store a Hugging Face token after checking it."),
+    "logout": Entry("logout", _ACCOUNT, "Delete a stored Hugging Face token."),
+    "whoami": Entry("whoami", _ACCOUNT, "Show the owner of the token in use, and its source."),
+    "use-token": Entry("use_token", _ACCOUNT, "Choose which of the stored tokens is used."),
 }
 
 
-class LazyGroup(TyperGroup):
-    """The root group: lists commands by their line in the table, and imports one only to run or complete it."""
+def typer_command(name: str) -> Any:
+    """Import a command's module and return Typer's object for the command."""
+    command = typer.main.get_command(import_module(f"llmctl.cli.{COMMANDS[name].module}").app)
+    command.name = name
+    return command
+
+
+class LazyGroup(Group):
+    """The root group: lists commands by their row in the table, and imports one only to run or complete it."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for name, (_, summary) in COMMANDS.items():
-            self.add_command(TyperCommand(name, help=summary, rich_markup_mode=None))
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.summary, rich_markup_mode=None))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for title in dict.fromkeys(entry.group for entry in COMMANDS.values()):
+            rows = [(name, entry.summary) for name, entry in COMMANDS.items() if entry.group == title]
+            write_section(formatter, title, rows)
+        records = [parameter.get_help_record(ctx) for parameter in self.get_params(ctx)]
+        write_section(formatter, "Options", [(name, text.rstrip(".")) for name, text in filter(None, records)])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None or listed is None:
             return name, listed, rest
-        command = typer.main.get_command(import_module(COMMANDS[name][0]).app)
-        command.name = name
-        return name, command, rest
+        return name, typer_command(name), rest
 
 
 def _version(value: bool) -> None:
@@ -82,7 +109,7 @@ app = typer.Typer(
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", "-V", help="Show the version", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Set up and run large language models on this machine with Hugging Face transformers."""

@@ -1,12 +1,13 @@
-"""`llmctl models`: what is in the cache, and what a model is."""
+"""`llmctl models`: list, describe and remove cached models."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import Flag, switch, text
+from llmctl.cli._options import Options
 from llmctl.errors import EXIT_NO, UserError
 from llmctl.units import format_bytes
 
@@ -16,16 +17,25 @@ if TYPE_CHECKING:
     from llmctl.plan.quantized_cache import QuantizedCopy
     from llmctl.quant.cache import Stale
 
-SUMMARY = "List, describe and remove models of the cache."
+SUMMARY = "List, describe and remove cached models."
 app = new_app(help=SUMMARY, group=True)
 
-Model = Annotated[str, typer.Argument(help="The model as the Hub shows it: org/name.", show_default=False)]
-Revision = Annotated[str | None, typer.Option("--revision", help="A branch, a tag or a commit.", show_default=False)]
+MODEL: Flag[str] = Flag(
+    names=("MODEL",), help="Hub id of the model: org/name", annotation=str, default="", metavar="MODEL",
+    is_required=True,
+)  # fmt: skip
+MODELS: Flag[list[str]] = Flag(
+    names=("MODELS",), help="Models to remove", annotation=list[str], default=[], metavar="MODELS...", is_required=True
+)
+REVISION = text("--revision", help="Branch, tag or commit", default_text="the main branch")
+COPIES = switch("--copies", help="Remove only the quantised copies")
+DRY_RUN = switch("--dry-run", help="Show what would be removed and stop")
+YES = switch("--yes", "-y", help="Do not ask")
 
 
-@app.command("list", cls=Command)
-def list_models(ctx: typer.Context) -> None:
-    """List the models of the cache.
+@command(app, name="list")
+def list_models(options: Options) -> None:
+    """List the cached models.
 
     Examples:
 
@@ -36,7 +46,7 @@ def list_models(ctx: typer.Context) -> None:
     from llmctl.hub.inventory import cached_models
     from llmctl.quant.cache import kept_copies
 
-    output: Output = ctx.obj
+    output = options.output
     models, copies = cached_models(), kept_copies()
     if output.as_json:
         listed = {"models": [_as_json(model) for model in models], "quantized_copies": [_copy(copy) for copy in copies]}
@@ -47,16 +57,16 @@ def list_models(ctx: typer.Context) -> None:
     total = sum(model.size_bytes for model in models)
     plural = "" if len(models) == 1 else "s"
     kept = f"; {len(copies)} quantised, {format_bytes(sum(c.size_bytes for c in copies))}" if copies else ""
-    said = f"{len(models)} model{plural}, {format_bytes(total)}{kept}"
-    output.note(said if models or copies else "none yet: llmctl download org/name")
+    summary = f"{len(models)} model{plural}, {format_bytes(total)}{kept}"
+    output.note(summary if models or copies else "none yet: llmctl download org/name")
 
 
-@app.command("info", cls=Command)
-def info(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
+@command(app, MODEL, REVISION, name="info")
+def info(options: Options) -> None:
     """Describe a model, here or on the Hub: parameters, licence, architecture, context, template.
 
-    What is in the cache is described from there, without the network; anything else is asked of the Hub, and of the
-    weights only the headers are read.
+    A cached model is described without the network. For any other model the Hub is asked, and only the headers of the
+    weights are read.
 
     Examples:
 
@@ -66,7 +76,7 @@ def info(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
     from llmctl.hub.describe import describe
     from llmctl.hub.inventory import find_model
 
-    output: Output = ctx.obj
+    output, model, revision = options.output, options[MODEL], options[REVISION]
     if find_snapshot(model, revision=revision) is not None:
         cached = find_model(model, revision=revision)
         facts: dict[str, Any] = {"in_cache": True, "commit": cached.commit, "folder": str(cached.folder)}
@@ -85,9 +95,9 @@ def info(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
     )
 
 
-@app.command("path", cls=Command)
-def path(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
-    """Print the folder of a model in the cache; exit code 1 where it is not complete there.
+@command(app, MODEL, REVISION, name="path")
+def path(options: Options) -> None:
+    """Print the folder of a cached model; exit code 1 if it is incomplete.
 
     Examples:
 
@@ -95,19 +105,19 @@ def path(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
     """
     from llmctl.hub.inventory import find_model
 
-    output: Output = ctx.obj
-    found = find_model(model, revision=revision)
+    output = options.output
+    cached = find_model(options[MODEL], revision=options[REVISION])
     if output.as_json:
-        output.document("llmctl.model-path/1", {"folder": str(found.folder), "missing": list(found.missing)})
+        output.document("llmctl.model-path/1", {"folder": str(cached.folder), "missing": list(cached.missing)})
     else:
-        output.line(str(found.folder))
-    if found.missing:
-        output.warn(f"it is incomplete: missing {', '.join(found.missing)}")
+        output.line(str(cached.folder))
+    if cached.missing:
+        output.warn(f"it is incomplete: missing {', '.join(cached.missing)}")
         raise typer.Exit(EXIT_NO)
 
 
-@app.command("lock", cls=Command)
-def lock(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
+@command(app, MODEL, REVISION, name="lock")
+def lock(options: Options) -> None:
     """Print the lock file of a model: every file with its size and hash, for download --locked.
 
     Examples:
@@ -119,20 +129,15 @@ def lock(ctx: typer.Context, model: Model, revision: Revision = None) -> None:
     from llmctl.hub.cache import record_of
     from llmctl.hub.lockfile import to_json
 
-    output: Output = ctx.obj
-    record = record_of(model, revision=revision)
+    model = options[MODEL]
+    record = record_of(model, revision=options[REVISION])
     if record is None:
         raise UserError(f"{model} has no lock file: llmctl did not download it", hint=f"llmctl download {model}")
-    output.line(json.dumps(to_json(record), indent=1))
+    options.output.line(json.dumps(to_json(record), indent=1))
 
 
-@app.command("rm", cls=Command)
-def remove(
-    ctx: typer.Context,
-    models: Annotated[list[str], typer.Argument(help="The models to remove.", show_default=False)],
-    copies: Annotated[bool, typer.Option("--copies", help="Only the quantised copies of them.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
+@command(app, MODELS, COPIES, YES, name="rm")
+def remove(options: Options) -> None:
     """Remove models from the cache, with all their revisions and quantised copies.
 
     Examples:
@@ -141,10 +146,10 @@ def remove(
 
       llmctl models rm --copies Qwen/Qwen3-4B
     """
-    output: Output = ctx.obj
-    what = "the quantised copies of " if copies else ""
-    _ask(f"Remove {what}{', '.join(models)} from the cache?", yes=yes)
-    freed = {model: _remove(model, only_copies=copies) for model in models}
+    output, models = options.output, options[MODELS]
+    what = "the quantised copies of " if options[COPIES] else ""
+    _confirm(f"Remove {what}{', '.join(models)} from the cache?", yes=options[YES])
+    freed = {model: _remove(model, only_copies=options[COPIES]) for model in models}
     if output.as_json:
         output.document("llmctl.models-rm/1", {"removed": freed})
         return
@@ -152,13 +157,9 @@ def remove(
         output.line(f"removed {model}, {format_bytes(size)}")
 
 
-@app.command("prune", cls=Command)
-def prune(
-    ctx: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Remove what no model needs: partial files, orphans, old revisions, quantised copies that nothing reads again.
+@command(app, DRY_RUN, YES, name="prune")
+def prune(options: Options) -> None:
+    """Remove files that no model needs: partial files, orphans, old revisions, unused quantised copies.
 
     Examples:
 
@@ -168,7 +169,7 @@ def prune(
     from llmctl.machine.detection import read_machine
     from llmctl.quant.cache import find_stale, remove_stale
 
-    output: Output = ctx.obj
+    output, dry_run = options.output, options[DRY_RUN]
     unneeded, stale = find_waste(), find_stale(read_machine())
     waste: tuple[Waste | Stale, ...] = (*unneeded, *stale)
     total = sum(item.size_bytes for item in waste)
@@ -177,7 +178,7 @@ def prune(
         output.table(("model", "what", "size", "name"), rows)
     freed = 0
     if waste and not dry_run:
-        _ask(f"Remove these {len(waste)}, {format_bytes(total)}?", yes=yes)
+        _confirm(f"Remove these {len(waste)}, {format_bytes(total)}?", yes=options[YES])
         freed = remove_waste(unneeded) + remove_stale(stale)
     if output.as_json:
         items = [{"repo_id": w.repo_id, "why": w.why, "size_bytes": w.size_bytes, "path": str(w.path)} for w in waste]
@@ -189,7 +190,7 @@ def prune(
 
 
 def _remove(model: str, *, only_copies: bool) -> int:
-    """Remove a model with its quantised copies, or only these; returns the bytes that this frees."""
+    """Remove a model and its quantised copies, or only the copies; return the bytes that this frees."""
     from llmctl.hub.inventory import remove_model
     from llmctl.hub.settings import repo_dir
     from llmctl.model.resolve import is_path
@@ -200,10 +201,10 @@ def _remove(model: str, *, only_copies: bool) -> int:
     freed += remove_copies(model)
     if not freed and (only_copies or is_path(model)):
         raise UserError(f"there are no quantised copies of {model}", hint="see: llmctl models list")
-    return freed if freed else remove_model(model)  # which says that it is not there
+    return freed if freed else remove_model(model)  # raises: there is no such model
 
 
-def _ask(question: str, *, yes: bool) -> None:
+def _confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
@@ -258,7 +259,7 @@ def _as_json(model: "CachedModel") -> dict[str, Any]:
 
 
 def _facts(info: "ModelInfo | None") -> dict[str, Any]:
-    """What is known of a model from its configuration and headers."""
+    """Return the facts of a model's configuration and headers."""
     if info is None:
         return {}
     by_dtype: dict[str, int] = {}
@@ -289,7 +290,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _count(number: int) -> str:
-    """A number of parameters: `135M`, `8.03B`."""
+    """Return a number of parameters as text: `135M`, `8.03B`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"

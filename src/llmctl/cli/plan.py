@@ -3,23 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    AdapterOption,
-    AttentionOption,
-    ConfigOption,
-    DeviceMapOption,
-    DraftOption,
-    MergeOption,
-    OfflineOption,
-    RevisionOption,
-    SetOption,
-    settings_asked,
-)
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import file, integer, switch, texts
+from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.errors import UserError
 from llmctl.units import format_bytes
@@ -34,42 +23,28 @@ app = new_app()
 _BAR_WIDTH = 40
 DEFAULT_CONTEXT = 4096
 
+CONTEXT = integer("--context", help="Tokens of prompt and answer together", default=DEFAULT_CONTEXT, minimum=1)
+BATCH = integer("--batch", help="Concurrent sequences", default=1, minimum=1)
+MACHINES = texts(
+    "--machine",
+    metavar="NAME",
+    help="Machine to plan for instead of this one (repeatable): h100, 2xh100, a100-40, rtx4090, t4, m3-max-36, or a "
+    "YAML file",
+    default_text="this machine",
+)
+WRITE = file("--write", help="YAML file to write with the recommended configuration")
+FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
-@app.command(cls=Command)
-def plan(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(help="A Hub id (it need not be downloaded) or a folder.", show_default=False)
-    ] = None,
-    context: Annotated[
-        int, typer.Option("--context", help="Tokens of prompt and answer together.", min=1)
-    ] = DEFAULT_CONTEXT,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences at a time.", min=1)] = 1,
-    machine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--machine",
-            help="Another machine: h100, 2xh100, a100-40, rtx4090, t4, m3-max-36, a YAML file (repeatable).",
-        ),
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option("--write", help="Write the recommended YAML there.", show_default=False)
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="With --write: replace a file that is there.")] = False,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    attn: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    adapter: AdapterOption = None,
-    merge: MergeOption = None,
-    draft: DraftOption = None,
-    assignments: SetOption = None,
-    offline: OfflineOption = False,
-) -> None:
-    """Show how a model would run here, before anything is downloaded.
 
-    Reads config.json and the headers of the weights: a few hundred kilobytes where the model is on the Hub. Every way
-    to run it is counted: weights, KV cache at the context asked for, activations, runtime.
+@command(
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, WRITE, FORCE, "--revision", "--adapter", "--merge", "--config",
+    "--set", "--offline", "--attn", "--device-map", "--draft",
+)  # fmt: skip
+def plan(options: Options) -> None:
+    """Show how a model would run here, before downloading it.
+
+    The command reads config.json and the headers of the weights, a few hundred kilobytes from the Hub. For every
+    variant it estimates weights, KV cache at the given context, activations, runtime and speed.
 
     Examples:
 
@@ -81,16 +56,16 @@ def plan(
     """
     from llmctl.model.inspect import look
 
-    output: Output = ctx.obj
-    settings = settings_asked(ctx)
-    if write is not None and write.exists() and not force:
-        raise UserError(f"{write} is there already", hint="--force replaces it")
-    seen = look(settings, offline=offline)
+    output, settings = options.output, options.settings()
+    context, batch, write = options[CONTEXT], options[BATCH], options[WRITE]
+    if write is not None and write.exists() and not options[FORCE]:
+        raise UserError(f"{write} exists already", hint="--force replaces it")
+    seen = look(settings, offline=options[OFFLINE])
     limit = seen.info.context_length
     if limit is not None and context > limit:
         output.note(f"the context of {seen.info.source} ends at {limit} tokens")
         context = limit
-    surveyed = [_survey(name, settings, seen, context=context, batch=batch) for name in machine or [""]]
+    surveyed = [_survey(name, settings, seen, context=context, batch=batch) for name in options[MACHINES] or [""]]
     if output.as_json:
         output.document("llmctl.plan/1", _document(seen, surveyed, context=context, batch=batch))
     else:

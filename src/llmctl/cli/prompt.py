@@ -1,51 +1,25 @@
 """`llmctl prompt`."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    ConfigOption,
-    ModelOption,
-    OfflineOption,
-    RevisionOption,
-    SetOption,
-    prepare_model,
-    settings_asked,
-)
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import switch
+from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_FILE
+from llmctl.cli._loading import prepare_model
+from llmctl.cli._options import Options
+from llmctl.cli._text_input import read_prompt
 
 app = new_app()
 
+TOKENS = switch("--tokens", group="Prompt", help="Show each token id beside its text")
 
-@app.command(cls=Command)
-def prompt(
-    ctx: typer.Context,
-    text: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The prompt. - reads standard input.", show_default=False)
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", "-f", help="A text file with the prompt.", show_default=False)
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system prompt.", show_default=False)] = None,
-    raw: Annotated[bool | None, typer.Option("--raw", help="Without the chat template.", show_default=False)] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", help="A Jinja chat template's file.", show_default=False)
-    ] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Each id beside its text.")] = False,
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-    offline: OfflineOption = False,
-) -> None:
-    """Show a prompt as the model sees it, and what is wrong with it.
 
-    The text goes to standard output. Notes say how many tokens it has against the context, how often the
-    beginning-of-sequence token stands in it, and which tokens end an answer. No weights are read.
+@command(app, "Prompt", TOKENS, "--model", "--revision", "--config", "--set", "--offline")
+def prompt(options: Options) -> None:
+    """Show a prompt as the model sees it, and its problems.
+
+    The text goes to standard output. Notes on standard error give its length and the context, the number of
+    beginning-of-sequence tokens, and the tokens that end an answer. No weights are read.
 
     Examples:
 
@@ -55,33 +29,31 @@ def prompt(
 
       llmctl prompt --prompt-file question.txt --template mine.jinja --json
     """
-    from llmctl.cli.generate import read_prompt
     from llmctl.generation.inspection import inspect_prompt
     from llmctl.loading.loader import apply_environment
     from llmctl.loading.model import load_prompt_model
     from llmctl.loading.transformers_compat import quiet_libraries
 
-    output: Output = ctx.obj
-    settings = settings_asked(ctx)
-    words = read_prompt(text, prompt_file)
-    prepared = prepare_model(output, settings, offline=offline)
+    output, settings = options.output, options.settings()
+    text = read_prompt(options[PROMPT], options[PROMPT_FILE])
+    prepared = prepare_model(output, settings, offline=options[OFFLINE])
     apply_environment(prepared.plan)
-    asked = settings.config
+    config = settings.config
     with quiet_libraries():
         prompt_model = load_prompt_model(prepared)
         context = prompt_model.context_length
         seen = inspect_prompt(
             prompt_model.tokenizer,
-            words,
-            asked.chat,
+            text,
+            config.chat,
             eos_token_ids=prompt_model.eos_token_ids,
             context_length=context,
-            max_new_tokens=asked.generation.max_new_tokens,
+            max_new_tokens=config.generation.max_new_tokens,
         )
     if output.as_json:
         output.document("llmctl.prompt/1", {**asdict(seen), "context_length": context})
         return
-    if tokens:
+    if options[TOKENS]:
         output.table(("id", "token"), [(str(n), repr(t)) for n, t in zip(seen.token_ids, seen.tokens, strict=True)])
     else:
         output.line(seen.text)

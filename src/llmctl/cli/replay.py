@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import DraftOption, ModelOption, OvercommitOption, TrustOption, prepare_model
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import required_path
+from llmctl.cli._flags import DRAFT, MODEL, OVERCOMMIT, TRUST_REMOTE_CODE
+from llmctl.cli._loading import load_model, prepare_model, show_hashing
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
-from llmctl.cli.generate import hashing
 from llmctl.errors import EXIT_NO
 
 if TYPE_CHECKING:
@@ -20,21 +21,16 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+FILE = required_path("FILE", help="Output of llmctl generate --json, or JSON Lines of it")
 
-@app.command(cls=Command)
-def replay(
-    ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="What `llmctl generate --json` wrote, or JSON Lines of it.")],
-    model: ModelOption = None,
-    draft: DraftOption = None,
-    trust_remote_code: TrustOption = None,
-    overcommit: OvercommitOption = None,
-) -> None:
-    """Run recorded answers again, and say where they differ.
 
-    The model's files must be those of the recording, by their hashes; nothing is downloaded. The exit code is 0 where
-    every answer is identical, token by token, and 1 where one is not. A recording is data: of its settings only those
-    that pass the schema count, and the model's own code runs only with --trust-remote-code.
+@command(app, FILE, MODEL, TRUST_REMOTE_CODE, OVERCOMMIT, DRAFT)
+def replay(options: Options) -> None:
+    """Repeat recorded answers and show where they differ.
+
+    The model's files must have the hashes of the recording; nothing is downloaded. The exit code is 0 if every answer
+    is identical, token by token, and 1 otherwise. A recording is data: its settings must pass the schema, and the
+    model's own code runs only with --trust-remote-code.
 
     Examples:
 
@@ -46,48 +42,48 @@ def replay(
     """
     from llmctl.reproduce import replay as core
 
-    output: Output = ctx.obj
-    recordings = core.read_recordings(file)
+    output = options.output
+    recordings = core.read_recordings(options[FILE])
     groups: dict[str, list[core.Recording]] = {}
     for recording in recordings:
         groups.setdefault(core.loads_alike(recording.manifest), []).append(recording)
     outcomes: list[Outcome] = []
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for group in groups.values():
-        loaded = _load(
-            output, group[0].manifest, (model, draft), trust=bool(trust_remote_code), overcommit=bool(overcommit)
-        )
-        found += [d for d in core.environment_differences(group[0].manifest, loaded) if d not in found]
+        loaded = _load(options, group[0].manifest)
+        differences += [d for d in core.environment_differences(group[0].manifest, loaded) if d not in differences]
         for recording in group:
             with output.waiting(f"replaying {recording.name}"):
                 outcomes.append(core.replay(loaded, recording))
             if not output.as_json:
-                _tell(output, outcomes[-1])
+                _show_outcome(output, outcomes[-1])
         del loaded
-    _conclude(output, outcomes, found)
+    _conclude(output, outcomes, differences)
     if not all(outcome.identical for outcome in outcomes):
         raise typer.Exit(EXIT_NO)
 
 
-def _load(
-    output: Output, manifest: "Manifest", places: tuple[str | None, str | None], *, trust: bool, overcommit: bool
-) -> "LoadedModel":
-    from llmctl.loading.loader import load_prepared
+def _load(options: Options, manifest: "Manifest") -> "LoadedModel":
     from llmctl.machine.threads import use_threads_of_recording
     from llmctl.reproduce.replay import check_files, loading_settings
 
-    model, draft = places
-    settings = loading_settings(manifest, model=model, draft=draft, trust_remote_code=trust, overcommit=overcommit)
+    output = options.output
+    settings = loading_settings(
+        manifest,
+        model=options[MODEL],
+        draft=options[DRAFT],
+        trust_remote_code=bool(options[TRUST_REMOTE_CODE]),
+        overcommit=bool(options[OVERCOMMIT]),
+    )
     prepared = prepare_model(output, settings, offline=True)
-    with hashing(output, prepared.located):
+    with show_hashing(output, prepared.located):
         check_files(manifest, prepared)
-    with output.waiting(f"loading {prepared.located.source}"):
-        loaded = load_prepared(prepared)
+    loaded = load_model(output, prepared)
     use_threads_of_recording(manifest.hardware.threads)
     return loaded
 
 
-def _tell(output: Output, outcome: "Outcome") -> None:
+def _show_outcome(output: Output, outcome: "Outcome") -> None:
     name, count = outcome.recording.name, len(outcome.recording.token_ids)
     if outcome.remark:
         output.warn(f"{name}: {outcome.remark}")
@@ -98,24 +94,24 @@ def _tell(output: Output, outcome: "Outcome") -> None:
     output.pairs([("after", repr(outcome.before)), ("then", repr(outcome.there)), ("now", repr(outcome.here))])
 
 
-def _conclude(output: Output, outcomes: Sequence["Outcome"], found: Sequence["Difference"]) -> None:
+def _conclude(output: Output, outcomes: Sequence["Outcome"], differences: Sequence["Difference"]) -> None:
     same = sum(outcome.identical for outcome in outcomes)
     if output.as_json:
         body = {
             "identical": same == len(outcomes),
             "answers": [_document(outcome) for outcome in outcomes],
-            "environment": [asdict(difference) for difference in found],
+            "environment": [asdict(difference) for difference in differences],
         }
         output.document("llmctl.replay/1", body)
         return
-    if found:
-        output.note("what is different here:")
-        for difference in found:
+    if differences:
+        output.note("differences of this machine:")
+        for difference in differences:
             output.note(f"  {difference.key}: then {_short(difference.there)}, now {_short(difference.here)}")
     elif same < len(outcomes):
         output.note(
-            "files, versions, hardware and threads are the same: either the recording was changed after the run, or "
-            "this model does not repeat itself here; --deterministic asks torch for algorithms that do"
+            "files, versions, hardware and threads are the same: either the recording was edited, or this model is "
+            "not deterministic here; --deterministic selects torch's deterministic algorithms"
         )
     output.note(f"{same} of {len(outcomes)} identical")
 

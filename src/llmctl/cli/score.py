@@ -5,29 +5,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    AttentionOption,
-    ConfigOption,
-    DeterministicOption,
-    DeviceMapOption,
-    DtypeOption,
-    LogprobsOption,
-    ModelOption,
-    OfflineOption,
-    OvercommitOption,
-    QuantOption,
-    RevisionOption,
-    SetOption,
-    TrustOption,
-    prepare_model,
-    settings_asked,
-)
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import Flag, file, files, optional_integer, text, texts
+from llmctl.cli._flags import OFFLINE
+from llmctl.cli._loading import load_model, prepare_model
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
+from llmctl.cli._text_input import read_stdin, read_text_file
 from llmctl.errors import UserError
 from llmctl.paths import write_atomically
 
@@ -37,17 +23,47 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
 app = new_app()
-_MOST_PROBLEMS = 5
+_MAX_SHOWN_PROBLEMS = 5
+
+TEXT = texts("--text", group="Text", help="Text to score")
+FILES = files("--file", "-f", group="Text", help="Text file to score")
+PROMPT = text("--prompt", "-p", group="Text", help="Context before the text; it is not scored")
+CHOICES = text("--choices", group="Choices", metavar="LIST", help="Answers to rank: yes,no,maybe")
+CHOICE = texts("--choice", group="Choices", help="One answer to rank, commas included")
+BY: Flag[Any] = Flag(
+    names=("--by",),
+    group="Choices",
+    metavar="NAME",
+    help="Rank by the sum, the mean per token, or the sum per byte: sum, mean or byte",
+    annotation=Literal["sum", "mean", "byte"],
+    default="sum",
+)
+ROWS = file("--input", group="Batch", help="JSON Lines with text, or with prompt and completion")
+RESULTS = file(
+    "--output", group="Batch", help="File for the scored lines", default_text="standard output", needs="--input"
+)
+TOKENS: Flag[bool | None] = Flag(
+    names=("--tokens/--no-tokens",),
+    group="Text",
+    help="Show each token",
+    annotation=bool | None,
+    default=None,
+    default_text="only with --json",
+)
+WINDOW = optional_integer("--window", group="Text", help="Tokens of context at a time", default_text="the context")
+STRIDE = optional_integer(
+    "--stride", group="Text", help="Tokens by which the window moves", default_text="half the window"
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One text to score.
+    """A text to score.
 
     Attributes:
-        prompt: What comes before it, or None.
-        text: The text.
-        id: The id of its row, where the row has one.
+        prompt: The context before it, or None.
+        text: The text itself.
+        id: The id of its row, if the row has one.
     """
 
     prompt: "str | Messages | None"
@@ -55,71 +71,17 @@ class Job:
     id: Any = None
 
 
-@app.command(cls=Command)
-def score(
-    ctx: typer.Context,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="A text to score (repeatable).", show_default=False)
-    ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="A text file to score (repeatable).", show_default=False)
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="What comes before; it is not scored.", show_default=False)
-    ] = None,
-    listed: Annotated[  # not the name of a key: --choices of generate is another thing
-        str | None, typer.Option("--choices", help="Answers to rank: yes,no,maybe.", show_default=False)
-    ] = None,
-    choice: Annotated[
-        list[str] | None,
-        typer.Option("--choice", help="One answer to rank, taken as it is (repeatable).", show_default=False),
-    ] = None,
-    by: Annotated[
-        Literal["sum", "mean", "byte"],
-        typer.Option("--by", help="Rank by the sum, the mean per token, or the sum per byte."),
-    ] = "sum",
-    rows: Annotated[
-        Path | None,
-        typer.Option("--input", help="JSON Lines with text, or with prompt and completion.", show_default=False),
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option("--output", help="Where the scored lines go.", show_default=False)
-    ] = None,
-    tokens: Annotated[
-        bool | None,
-        typer.Option("--tokens/--no-tokens", help="Each token; JSON has them by default.", show_default=False),
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option("--window", help="Tokens seen at a time (the context).", show_default=False)
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option("--stride", help="Tokens the window moves on (half of it).", show_default=False)
-    ] = None,
-    logprobs: LogprobsOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="The system prompt.", show_default=False)] = None,
-    raw: Annotated[bool | None, typer.Option("--raw", help="Without the chat template.", show_default=False)] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", help="A Jinja chat template's file.", show_default=False)
-    ] = None,
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    quant: QuantOption = None,
-    dtype: DtypeOption = None,
-    attn: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    deterministic: DeterministicOption = None,
-    assignments: SetOption = None,
-    trust_remote_code: TrustOption = None,
-    overcommit: OvercommitOption = None,
-    offline: OfflineOption = False,
-) -> None:
-    """Show how likely a model thinks a text, or which of several answers.
+@command(
+    app, TEXT, FILES, PROMPT, TOKENS, WINDOW, STRIDE, CHOICES, CHOICE, BY, ROWS, RESULTS, "--system", "--raw",
+    "--template", "--logprobs", "Model", "Loading",
+)  # fmt: skip
+def score(options: Options) -> None:
+    """Show how likely a text is to a model, or rank several answers.
 
     Log-probabilities are natural logarithms of the model's own distribution: raw logits in float32, no temperature. A
-    text without a prompt is taken as it is; its first token has nothing before it and is not scored. A prompt goes
-    through the chat template when there is one, and the text is what the assistant would say. A text longer than the
-    context is read through a window that moves on by --stride.
+    text without a prompt is scored as it is, except for its first token, which has no context. A prompt passes through
+    the chat template, if there is one, and the text is the assistant's answer. A text longer than the context is read
+    through a window that moves by --stride.
 
     Examples:
 
@@ -132,78 +94,77 @@ def score(
       llmctl score --input rows.jsonl --output scored.jsonl
     """
     from llmctl.generation.scoring import make_windows, rank, score_each
-    from llmctl.loading.loader import load_prepared
 
-    output: Output = ctx.obj
-    answers = [*(part.strip() for part in (listed or "").split(",") if part.strip()), *(choice or ())]
-    _check_combination(bool(text or file), bool(answers), rows, results, prompt)
-    jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, t) for t in _read_texts(text, file)]
-    settings = settings_asked(ctx)
-    prepared = prepare_model(output, settings, offline=offline)
+    output, prompt, tokens = options.output, options[PROMPT], options[TOKENS]
+    answers = [*(part.strip() for part in (options[CHOICES] or "").split(",") if part.strip()), *options[CHOICE]]
+    _check_combination(options, has_answers=bool(answers))
+    rows = options[ROWS]
+    jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, text) for text in _read_texts(options)]
+    settings = options.settings()
+    prepared = prepare_model(output, settings, offline=options[OFFLINE])
+    window, stride = options[WINDOW], options[STRIDE]
     make_windows(settings.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
-    with output.waiting(f"loading {prepared.located.source}"):
-        loaded = load_prepared(prepared)
+    loaded = load_model(output, prepared)
     top = loaded.config.generation.logprobs or 0
     if answers:
-        _show_choices(output, loaded, rank(loaded, prompt or "", answers, by=by, top=top), by=by, tokens=tokens)
+        ranked = rank(loaded, prompt or "", answers, by=options[BY], top=top)
+        _show_choices(output, loaded, ranked, by=options[BY], tokens=tokens)
         return
-    scores = score_each(loaded, ((j.prompt, j.text) for j in jobs), top=top, window=window, stride=stride)
+    scores = score_each(loaded, ((job.prompt, job.text) for job in jobs), top=top, window=window, stride=stride)
     if rows:
-        _write_rows(output, loaded, jobs, scores, results, tokens=tokens is not False)
+        _write_rows(output, loaded, jobs, scores, options[RESULTS], tokens=tokens is not False)
         return
     with output.waiting("scoring"):
-        done = list(scores)
-    _show_texts(output, loaded, done, tokens=tokens)
+        finished = list(scores)
+    _show_texts(output, loaded, finished, tokens=tokens)
 
 
-def _check_combination(texts: bool, answers: bool, rows: Path | None, results: Path | None, prompt: str | None) -> None:
-    if texts + answers + (rows is not None) > 1:
-        raise UserError("--text and --file, --choices, and --input are three different things", hint="give one of them")
-    if answers and prompt is None:
-        raise UserError("choices are ranked after a prompt", hint="give --prompt TEXT")
-    if rows is not None and prompt is not None:
-        raise UserError("with --input every row has its own prompt", hint="leave --prompt away")
-    if results is not None and rows is None:
-        raise UserError("--output is where the rows of --input go", hint="give --input FILE, or use > FILE")
+def _check_combination(options: Options, *, has_answers: bool) -> None:
+    has_texts, has_rows = bool(options[TEXT] or options[FILES]), options[ROWS] is not None
+    if has_texts + has_answers + has_rows > 1:
+        raise UserError("--text and --file, --choices, and --input are three different tasks", hint="give one of them")
+    if has_answers:
+        options.refuse(WINDOW, STRIDE, reason="choices are scored without a window")
+        if options[PROMPT] is None:
+            raise UserError("choices are ranked after a prompt", hint="give --prompt TEXT")
+    else:
+        options.refuse(BY, reason="--by works only with --choices")
+    if has_rows:
+        options.refuse(PROMPT, reason="with --input every row has its own prompt")
 
 
-def _read_texts(texts: list[str] | None, files: list[Path] | None) -> list[str]:
-    """The texts of the flags, the files, or standard input, whose last newline is not part of the text."""
-    found = [*(texts or ()), *(_read(file, "--file") for file in files or ())]
+def _read_texts(options: Options) -> list[str]:
+    """Return the texts of the flags, the files, or standard input, whose last newline is not part of the text."""
+    found = [*options[TEXT], *(read_text_file(path, flag="--file") for path in options[FILES])]
     if not found and not sys.stdin.isatty():
-        try:
-            found = [sys.stdin.read().removesuffix("\n")]
-        except UnicodeDecodeError as error:
-            raise UserError("standard input is not UTF-8 text") from error
+        found = [read_stdin().removesuffix("\n")]
     if not all(found) or not found:
         raise UserError("there is no text to score", hint="give --text TEXT, --file FILE, or text on standard input")
     return found
 
 
-def _read(file: Path, flag: str) -> str:
-    try:
-        return file.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{flag} {file}: {reason}") from error
-
-
 def _read_rows(file: Path) -> list[Job]:
-    """The rows of a JSON Lines file. Every wrong one is named before anything is loaded."""
-    jobs, wrong = [], []
-    for number, line in enumerate(_read(file, "--input").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            jobs.append(_job(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            wrong.append(f"{file}:{number}: {error}")
-    if wrong:
-        shown = wrong[:_MOST_PROBLEMS]
-        if len(wrong) > _MOST_PROBLEMS:
-            shown.append(f"and {len(wrong) - _MOST_PROBLEMS} more")
+    """Return the rows of a JSON Lines file. Every invalid one is reported before anything is loaded."""
+    from llmctl.generation.batch.rows import json_lines
+
+    jobs, problems = [], []
+    try:
+        with file.open("rb") as stream:
+            for line, value, problem in json_lines(stream):
+                try:
+                    if problem is not None:
+                        raise ValueError(problem)
+                    jobs.append(_job(value))
+                except ValueError as error:
+                    problems.append(f"{file}:{line}: {error}")
+    except OSError as error:
+        raise UserError(f"--input {file}: {error.strerror}") from error
+    if problems:
+        shown = problems[:_MAX_SHOWN_PROBLEMS]
+        if len(problems) > _MAX_SHOWN_PROBLEMS:
+            shown.append(f"and {len(problems) - _MAX_SHOWN_PROBLEMS} more")
         raise UserError(
-            "\n  ".join([f"{len(wrong)} of {len(wrong) + len(jobs)} rows cannot be scored:", *shown]),
+            "\n  ".join([f"{len(problems)} of {len(problems) + len(jobs)} rows cannot be scored:", *shown]),
             hint='a row is {"text": …}, or {"prompt": …, "completion": …}',
         )
     if not jobs:
@@ -212,7 +173,7 @@ def _read_rows(file: Path) -> list[Job]:
 
 
 def _job(row: Any) -> Job:
-    """A row as it was read. Raises ValueError."""
+    """Return the job of a row. Raises ValueError."""
     if not isinstance(row, dict):
         raise ValueError("it is not an object")  # noqa: TRY004 (one class for whatever is wrong with a row)
     name = "completion" if "completion" in row else "text"
@@ -320,7 +281,7 @@ def _write_rows(
     *,
     tokens: bool,
 ) -> None:
-    """One line a row, in their order: to standard output as they come, or to a file once all are there."""
+    """Write one line per row, in order: to standard output at once, or to a file at the end."""
     lines = []
     with output.waiting(f"scoring {len(jobs)} rows"):
         for job, done in zip(jobs, scores, strict=True):

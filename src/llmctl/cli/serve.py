@@ -2,27 +2,14 @@
 
 import signal
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._options import (
-    ConfigOption,
-    DeterministicOption,
-    DeviceMapOption,
-    DtypeOption,
-    EngineOption,
-    OfflineOption,
-    QuantOption,
-    RevisionOption,
-    SetOption,
-    TrustOption,
-    VllmPythonOption,
-    prepare_model,
-    settings_asked,
-)
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE, VLLM_PYTHON
+from llmctl.cli._loading import load_model, prepare_model
+from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.cli._serve_log import log_to
 from llmctl.errors import MachineError
@@ -37,37 +24,11 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@app.command(cls=Command)
-def serve(
-    ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="A Hub id (org/name) or a folder.", show_default=False)] = None,
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
-    host: Annotated[
-        str | None, typer.Option("--host", help="The address; one that others reach needs a key.", show_default=False)
-    ] = None,
-    port: Annotated[str | None, typer.Option("--port", help="The port (8000).", show_default=False)] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", help="API keys, one a line; or set LLMCTL_API_KEY.", show_default=False),
-    ] = None,
-    no_api_key: Annotated[
-        bool | None,
-        typer.Option("--no-api-key", help="Let everybody who reaches the address in.", show_default=False),
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model-name", help="What clients call the model.", show_default=False)
-    ] = None,
-    quant: QuantOption = None,
-    dtype: DtypeOption = None,
-    device_map: DeviceMapOption = None,
-    deterministic: DeterministicOption = None,
-    assignments: SetOption = None,
-    trust_remote_code: TrustOption = None,
-    engine: EngineOption = None,
-    vllm_python: VllmPythonOption = None,
-    offline: OfflineOption = False,
-) -> None:
+@command(
+    app, MODEL_ARGUMENT, "Server", "--revision", "--adapter", "--merge", "--trust-remote-code", "--config", "--set",
+    "--offline", "Loading", "--draft", "--prompt-lookup", "Engine",
+)  # fmt: skip
+def serve(options: Options) -> None:
     """Serve a model to OpenAI clients and browsers.
 
     Examples:
@@ -80,11 +41,9 @@ def serve(
 
       llmctl serve --config configs/llama3-70b-two-machines.yaml --engine vllm
     """
-    from llmctl.loading.loader import load_prepared
     from llmctl.server.listen_address import bind
 
-    output: Output = ctx.obj
-    settings = settings_asked(ctx)
+    output, settings, offline = options.output, options.settings(), options[OFFLINE]
     section = settings.config.serve
     rules = rules_of(settings)
     if settings.config.engine == "vllm":
@@ -92,19 +51,18 @@ def serve(
 
         serve_vllm(output, settings, rules, offline=offline)
         return
+    options.refuse(VLLM_PYTHON, reason="--vllm-python works only with --engine vllm")
     _check_packages()
     sockets = bind(section.host, section.port)
-    prepared = prepare_model(output, settings, offline=offline)
-    with output.waiting(f"loading {prepared.located.source}"):
-        loaded = load_prepared(prepared)
+    loaded = load_model(output, prepare_model(output, settings, offline=offline))
     _serve(output, loaded, rules, sockets)
 
 
 def rules_of(settings: "Settings") -> "Rules":
-    """Who comes in, as the configuration says.
+    """Return the access rules of the configuration.
 
     Raises:
-        UserError: others can reach the address and there is no key; or the keys are no good.
+        UserError: other machines can reach the address and there is no key, or the keys are invalid.
     """
     from llmctl.server.app import OPEN_PATHS
     from llmctl.server.security.guard import Rules
@@ -132,7 +90,7 @@ def _check_packages() -> None:
 
 
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     from llmctl.generation.tools import tool_format
     from llmctl.model.resolve import names_of
     from llmctl.server.app import make_app
@@ -161,7 +119,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     if output.as_json:
         output.document("llmctl.serve/1", {"url": address, "model": name})
     output.note(f"serving {name} at {address}; Ctrl-C ends it")
-    # uvicorn ends in good order and then raises the signal once more: a server that has drained ends with 0
+    # uvicorn shuts down and then raises the signal again: a server that has drained ends with exit code 0
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(config)
     server.run(sockets)

@@ -1,30 +1,24 @@
 """`llmctl use`."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import switch, text
+from llmctl.cli._flags import MODEL_HELP
+from llmctl.cli._options import Options
 from llmctl.config.last_model import current_model, forget_model, remember_model
 from llmctl.errors import UserError
 
 app = new_app()
 
+MODEL = text("MODEL", metavar="[MODEL]", help=MODEL_HELP, default_text="show the choice")
+REVISION = text("--revision", help="Branch, tag or commit of the model", default_text="the main branch")
+FORGET = switch("--forget", help="Return to the small default model")
 
-@app.command(cls=Command)
-def use(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(help="A Hub id (org/name) or a folder. Without it: show the choice.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="A branch, a tag or a commit of it.", show_default=False)
-    ] = None,
-    forget: Annotated[bool, typer.Option("--forget", help="Go back to the small default model.")] = False,
-) -> None:
-    """Choose the model that commands use when none is named.
+
+@command(app, MODEL, REVISION, FORGET)
+def use(options: Options) -> None:
+    """Choose the model that commands use by default.
 
     Examples:
 
@@ -32,11 +26,11 @@ def use(
 
       llmctl use ./my-model
     """
-    output: Output = ctx.obj
-    if forget:
+    output, model = options.output, options[MODEL]
+    if options[FORGET]:
         forget_model()
     elif model:
-        remember_model(_known(model), revision=revision, how="use")
+        remember_model(_checked(model), revision=options[REVISION], how="use")
     current = current_model()
     if output.as_json:
         output.document("llmctl.use/1", {"model": current.model if current else None})
@@ -44,8 +38,8 @@ def use(
         output.line(current.model if current else "none chosen: the small default model is used")
 
 
-def _known(model: str) -> str:
-    """A folder as its absolute path, a Hub id as it is."""
+def _checked(model: str) -> str:
+    """Return a folder as its absolute path, and a Hub id unchanged."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder.resolve())

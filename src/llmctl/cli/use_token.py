@@ -1,23 +1,17 @@
 """`llmctl use-token`."""
 
-from typing import Annotated
-
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._flag import text
+from llmctl.cli._options import Options
 
 app = new_app()
 
+NAME = text("NAME", metavar="[NAME]", help="Name it was stored under", default_text="list the names")
 
-@app.command("use-token", cls=Command)
-def use_token(
-    ctx: typer.Context,
-    name: Annotated[
-        str | None, typer.Argument(help="The name it was stored under. Without it: list the names.")
-    ] = None,
-) -> None:
-    """Choose which of the stored tokens is in use.
+
+@command(app, NAME, name="use-token")
+def use_token(options: Options) -> None:
+    """Choose which of the stored tokens is used.
 
     Examples:
 
@@ -27,7 +21,7 @@ def use_token(
     """
     from llmctl.hub import auth
 
-    output: Output = ctx.obj
+    output, name = options.output, options[NAME]
     if name is not None:
         auth.use_token(name)
     tokens, ruling = auth.stored_tokens(), auth.ruling_variable()
@@ -40,4 +34,4 @@ def use_token(
         if not tokens:
             output.line("no token is stored")
     if ruling:
-        output.warn(f"{ruling} is set and goes before the stored tokens")
+        output.warn(f"{ruling} is set and takes precedence over the stored tokens")

@@ -1,16 +1,14 @@
 """`llmctl whoami`."""
 
-import typer
-
-from llmctl.cli._command import Command, new_app
-from llmctl.cli._render import Output
+from llmctl.cli._command import command, new_app
+from llmctl.cli._options import Options
 
 app = new_app()
 
 
-@app.command(cls=Command)
-def whoami(ctx: typer.Context) -> None:
-    """Show whose token is in use and where it comes from.
+@command(app)
+def whoami(options: Options) -> None:
+    """Show the owner of the token in use, and its source.
 
     Examples:
 
@@ -18,7 +16,7 @@ def whoami(ctx: typer.Context) -> None:
     """
     from llmctl.hub import auth
 
-    output: Output = ctx.obj
+    output = options.output
     account = auth.whoami()
     if output.as_json:
         body = {"name": account.name, "token_name": account.token_name, "role": account.role}

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from llmctl.config.schema import Config, all_keys, field_of, sections
+from llmctl.config.schema import Config, all_keys, default_of, field_of, sections
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class Row:
     default: str
     values: str
     meaning: str
-
-
-def _default(key: str) -> object:
-    field = field_of(key)
-    return field.get_default(call_default_factory=True)
 
 
 def starter_file() -> str:
@@ -52,7 +47,7 @@ def reference_rows() -> list[Row]:
 
 
 def _default_text(key: str) -> str:
-    return yaml.safe_dump(_default(key), default_flow_style=True).strip().removesuffix("...").strip()
+    return yaml.safe_dump(default_of(key), default_flow_style=True).strip().removesuffix("...").strip()
 
 
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}

@@ -409,6 +409,11 @@ def all_keys() -> list[str]:
     return keys
 
 
+def default_of(key: str) -> Any:
+    """Return the default of a dotted key."""
+    return field_of(key).get_default(call_default_factory=True)
+
+
 def field_of(key: str) -> Any:
     """The pydantic field behind a dotted key. Raises KeyError for an unknown one."""
     section, _, inner = key.partition(".")

@@ -139,19 +139,25 @@ def _text_rows(stream: BinaryIO) -> Iterator[Parsed]:
 
 
 def _json_rows(stream: BinaryIO, column: str | None) -> Iterator[Parsed]:
+    for line, value, problem in json_lines(stream):
+        yield _bad(line, problem) if problem is not None else parse_object(value, line=line, column=column)
+
+
+def json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield the number, the value, and the problem (or None) of each line that is not blank."""
     for line, text in _lines(stream):
         if text is None:
-            yield _bad(line, _NO_TEXT)
+            yield line, None, _NO_TEXT
             continue
         try:
             value = json.loads(text, parse_constant=_no_constant)
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            yield _bad(line, "it holds half a character (a lone surrogate)")
+            yield line, None, "it holds half a character (a lone surrogate)"
         except (ValueError, RecursionError) as error:
-            yield _bad(line, f"not JSON: {error}")
+            yield line, None, f"not JSON: {error}"
         else:
-            yield parse_object(value, line=line, column=column)
+            yield line, value, None
 
 
 def _no_constant(name: str) -> None:

@@ -1,0 +1,183 @@
+"""A command-line flag: its names, its type, its help, and the configuration key that it sets.
+
+Values of flags with a key stay the text that was typed: the schema checks them together with every other layer, so
+that one mistake gives one message.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import typer
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Flag(Generic[T_co]):
+    """A row of the table of flags. An argument is a flag whose one name has no dashes.
+
+    Attributes:
+        names: The spellings, the long one first: ("--prompt", "-p").
+        help: A noun phrase or an imperative, without the default.
+        annotation: The type that Typer converts the text to.
+        default: The value when the flag is not given.
+        metavar: The type that the help shows; None for a switch.
+        default_text: The default in words; by default that of the key, or `default` itself.
+        group: The title of its section in the help.
+        key: The dotted configuration key that it sets, if any.
+        only: The commands that have it; by default every command that takes its group.
+        needs: The name of another flag, without which it is refused.
+        minimum: The lowest number.
+        maximum: The highest number.
+        is_required: True for an argument or an option that must be given.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    annotation: Any
+    default: T_co
+    metavar: str | None = None
+    default_text: str = ""
+    group: str = "Options"
+    key: str | None = None
+    only: tuple[str, ...] = ()
+    needs: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    is_required: bool = False
+
+    @property
+    def long(self) -> str:
+        """The name in messages: `--quant-cache`, or `FILE` of an argument."""
+        return self.names[0].partition("/")[0]
+
+    @property
+    def parameter(self) -> str:
+        """The name among a command's parameters: `quant_cache`."""
+        return self.long.removeprefix("--").replace("-", "_").lower()
+
+    @property
+    def is_argument(self) -> bool:
+        """True for a positional argument."""
+        return not self.long.startswith("-")
+
+    def signature(self) -> Parameter:
+        """Return the parameter from which Typer makes the option."""
+        info: Any
+        if self.is_argument:
+            info = typer.Argument(metavar=self.metavar, help=self.help, show_default=False)
+        else:
+            info = typer.Option(
+                *self.names,
+                metavar=self.metavar,
+                help=self.help,
+                min=self.minimum,
+                max=self.maximum,
+                show_default=False,
+            )
+        default: Any = self.default or None if isinstance(self.default, list) else self.default
+        return Parameter(
+            self.parameter,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if self.is_required else default,
+            annotation=Annotated[self.annotation, info],
+        )
+
+    def spelling(self) -> str:
+        """Return the left column of the help: `-p, --prompt TEXT`."""
+        if self.is_argument:
+            return str(self.metavar)
+        on, slash, off = self.names[0].partition("/")
+        names = [*self.names[1:], f"{on} / {off}" if slash else on]
+        return ", ".join(names) + (f" {self.metavar}" if self.metavar else "")
+
+    def description(self) -> str:
+        """Return the right column of the help: the meaning, and the default or `repeatable`."""
+        notes = []
+        if self.is_required:
+            notes.append("required")
+        elif isinstance(self.default, list) and not self.default_text:
+            notes.append("repeatable")
+        elif default := self._shown_default():
+            notes.append(f"default: {default}")
+        return self.help + (f" ({'; '.join(notes)})" if notes else "")
+
+    def _shown_default(self) -> str:
+        if self.default_text:
+            return self.default_text
+        value: Any = self.default
+        if self.key is not None:
+            from llmctl.config.schema import default_of
+
+            value = default_of(self.key)
+            if value is True:
+                return "on"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return "" if isinstance(value, bool) or value in (None, "", [], {}) else str(value)
+
+
+def text(*names: str, help: str, metavar: str = "TEXT", **row: Any) -> Flag[str | None]:
+    """Return a flag whose value is a text."""
+    return Flag(names=names, help=help, annotation=str | None, default=None, metavar=metavar, **row)
+
+
+def texts(*names: str, help: str, metavar: str = "TEXT", **row: Any) -> Flag[list[str]]:
+    """Return a flag that can be repeated."""
+    return Flag(names=names, help=help, annotation=list[str] | None, default=[], metavar=metavar, **row)
+
+
+def file(*names: str, help: str, metavar: str = "FILE", **row: Any) -> Flag[Path | None]:
+    """Return a flag whose value is a path."""
+    return Flag(names=names, help=help, annotation=Path | None, default=None, metavar=metavar, **row)
+
+
+def required_path(*names: str, help: str, metavar: str = "FILE", **row: Any) -> Flag[Path]:
+    """Return an argument or a flag that must be given and is a path."""
+    return Flag(names=names, help=help, annotation=Path, default=Path(), metavar=metavar, is_required=True, **row)
+
+
+def files(*names: str, help: str, metavar: str = "FILE", **row: Any) -> Flag[list[Path]]:
+    """Return a flag whose values are paths."""
+    return Flag(names=names, help=help, annotation=list[Path] | None, default=[], metavar=metavar, **row)
+
+
+def integer(*names: str, help: str, default: int, **row: Any) -> Flag[int]:
+    """Return a flag whose value is a whole number that Typer checks."""
+    return Flag(names=names, help=help, annotation=int, default=default, metavar="INTEGER", **row)
+
+
+def optional_integer(*names: str, help: str, **row: Any) -> Flag[int | None]:
+    """Return a flag whose value is a whole number, or None."""
+    return Flag(names=names, help=help, annotation=int | None, default=None, metavar="INTEGER", **row)
+
+
+def number(*names: str, help: str, default: float, **row: Any) -> Flag[float]:
+    """Return a flag whose value is a number that Typer checks."""
+    return Flag(names=names, help=help, annotation=float, default=default, metavar="NUMBER", **row)
+
+
+def switch(*names: str, help: str, **row: Any) -> Flag[bool]:
+    """Return a flag without a value."""
+    return Flag(names=names, help=help, annotation=bool, default=False, **row)
+
+
+def setting(*names: str, key: str, metavar: str | None = "TEXT", **row: Any) -> Flag[Any]:
+    """Return a flag that sets a configuration key; without a metavar it is a switch."""
+    annotation: Any = bool | None if metavar is None else str | None
+    return Flag(names=names, key=key, annotation=annotation, default=None, metavar=metavar, **row)
+
+
+def settings_list(*names: str, key: str, metavar: str = "TEXT", **row: Any) -> Flag[Any]:
+    """Return a flag that can be repeated and sets a configuration key that is a list."""
+    return Flag(names=names, key=key, annotation=list[str] | None, default=[], metavar=metavar, **row)
+
+
+def by_group(flags: Sequence[Flag[Any]]) -> Iterator[tuple[str, list[Flag[Any]]]]:
+    """Yield the sections of a command's help, in the order of their first flags; arguments come first."""
+    titles = dict.fromkeys("Arguments" if flag.is_argument else flag.group for flag in flags)
+    for title in sorted(titles, key=lambda title: title != "Arguments"):
+        yield title, [flag for flag in flags if ("Arguments" if flag.is_argument else flag.group) == title]

@@ -1,0 +1,78 @@
+"""The steps from settings to a loaded model, with their progress shown."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llmctl.cli._download_bar import DownloadBar
+from llmctl.cli._render import Output
+from llmctl.units import format_bytes
+
+if TYPE_CHECKING:
+    from llmctl.config import Settings
+    from llmctl.loading.model import LoadedModel
+    from llmctl.loading.prepare import Prepared
+    from llmctl.model.resolve import Located
+
+_LONG_SECONDS = 2
+
+
+def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Prepared":
+    """Do everything up to the weights, downloads included, and report which model was taken.
+
+    Raises:
+        LlmctlError: as `loading.prepare`.
+    """
+    from llmctl.generation.structured.structure import check_structure
+    from llmctl.loading.prepare import prepare
+
+    check_structure(settings.config)
+    with show_download(output, settings) as bar:
+        prepared = prepare(settings, offline=offline, progress=bar)
+    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    if prepared.draft is not None:
+        output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
+    return prepared
+
+
+def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
+    """Load the weights of a prepared model; --verbose shows the decisions."""
+    from llmctl.loading.loader import load_prepared
+
+    with output.waiting(f"loading {prepared.located.source}"):
+        loaded = load_prepared(prepared)
+    for decision in loaded.plan.decisions:
+        output.detail(str(decision))
+    return loaded
+
+
+@contextmanager
+def show_download(output: Output, settings: "Settings") -> Iterator[DownloadBar]:
+    """Show the progress of a download that may start inside; an interrupted one can be resumed."""
+    from llmctl.cli._interrupts import resumable
+    from llmctl.model.resolve import is_path
+
+    bar = DownloadBar(output)
+    if settings.config.model.id is not None and not is_path(settings.config.model.id):
+        from llmctl.hub.http import bound_other_calls
+
+        bound_other_calls()
+    with resumable(output, arriving=lambda: bar.has_started):
+        yield bar
+
+
+@contextmanager
+def show_hashing(output: Output, located: "Located") -> Iterator[None]:
+    """Show that a model's files are hashed, where they have to be, and how long it took where that was long."""
+    from llmctl.reproduce.hashes import unknown_bytes
+
+    size, began = unknown_bytes(located), time.perf_counter()
+    if not size:
+        yield
+        return
+    with output.waiting(f"hashing {format_bytes(size)} of the model's files, once"):
+        yield
+    seconds = time.perf_counter() - began
+    if seconds > _LONG_SECONDS:
+        output.note(f"hashed {format_bytes(size)} of model files in {seconds:.0f} s; remembered until they change")
