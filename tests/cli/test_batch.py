@@ -145,7 +145,7 @@ def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(here: Path, folder:
     _, err = process.communicate()
     assert process.returncode == 130, err
     kept = len(read(here / "out.jsonl.partial"))
-    assert f"stopped; {kept} of 1,000 answers are kept in out.jsonl.partial. To go on: llmctl generate" in err
+    assert f"stopped; {kept} of 1,000 answers are kept in out.jsonl.partial. To continue: llmctl generate" in err
     assert "Traceback" not in err
     assert not (here / "out.jsonl").exists()
 
@@ -185,7 +185,7 @@ def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
     assert list(first) == names.split()
     assert [scored["id"] for scored in first["logprobs"]] == first["token_ids"]
     assert (first["id"], second["id"], len(first["token_ids"])) == (1, 2, first["completion_tokens"])
-    assert "a run that is stopped begins anew; --output FILE can be resumed" in err
+    assert "an interrupted run starts over; --output FILE can be resumed" in err
     assert "2 rows; " in err
 
 
@@ -245,7 +245,7 @@ def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> Non
     assert code == 0
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1]["text"] != before[1]["text"]
-    assert "1 earlier answer belongs to no row of in.csv any more: it is now in out.jsonl.replaced" in err
+    assert "1 earlier answer without a row in in.csv: moved to out.jsonl.replaced" in err
     assert read(here / "out.jsonl.replaced") == [before[1]]
 
     code, _, err = batch(*files, "--temperature", "0.5")
@@ -262,12 +262,17 @@ def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> Non
     [
         (["--input", "missing.jsonl"], "--input missing.jsonl: No such file or directory"),
         (["--input", "in.data"], "--input-format, one of jsonl, text, csv, tsv"),
-        (["--input", "in.jsonl", "--prompt", "x"], "--input has the prompts"),
+        (["--input", "in.jsonl", "--prompt", "x"], "omit --prompt"),
+        (["--input", "in.jsonl", "--prompt-file", "in.jsonl"], "omit --prompt-file"),
+        (["--input", "in.jsonl", "--num-return", "2"], "omit --num-return"),
+        (["--input", "in.jsonl", "--overwrite"], "--overwrite works only with --output"),
+        (["--input", "in.jsonl", "--output", "-", "--overwrite"], "--overwrite works only with --output"),
+        (["--input", "in.jsonl", "--vllm-python", "python"], "--vllm-python works only with --engine vllm"),
         (["--input", "in.jsonl", "--output", "in.jsonl", "--overwrite"], "are the same file"),
         (["--input", "in.jsonl", "--output", "no/such/out.jsonl"], "cannot write"),
         (["--input", "in.jsonl", "--output", "."], "cannot write"),
         (["--input", "in.jsonl", "--json"], "give --output FILE"),
-        (["--prompt", "x", "--output", "out.txt"], "--output is for the answers to --input FILE"),
+        (["--prompt", "x", "--output", "out.txt"], "--output works only with --input"),
         (["--input", "in.csv"], "no column 'prompt'; it has 'q'"),
     ],
 )
@@ -281,6 +286,25 @@ def test_what_cannot_be_done_is_said_in_one_message(batch: Run, here: Path, argu
     assert said in err
     assert sorted(here.iterdir()) == before
     assert (here / "in.jsonl").read_text() == '"a"\n'
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--output=out.jsonl",
+        "--input-format=csv",
+        "--column=q",
+        "--unordered",
+        "--overwrite",
+        "--token-ids",
+        "--manifest",
+    ],
+)
+def test_a_flag_of_batches_without_input_is_refused(batch: Run, here: Path, flag: str) -> None:
+    code, out, err = batch("--prompt", "x", flag)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {flag.partition('=')[0]} works only with --")
+    assert list(here.iterdir()) == []
 
 
 def test_a_lock_does_not_outlive_its_process_in_a_child(here: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_recommended_configuration_is_written_and_valid(hub: HubStandin, run
     assert (config.model.id, config.quantization.bits, config.load.dtype) == ("acme/llama3-8b", 8, "float16")
     again = run(*arguments, **more)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 def test_a_local_model_is_planned_for_this_machine(run: Run, tiny_models: Tiny) -> None:

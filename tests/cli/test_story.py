@@ -91,4 +91,4 @@ def test_sigterm_during_a_download_on_the_way_to_an_answer_says_how_to_go_on(hub
     out, err = child.communicate(timeout=20)
     assert child.returncode == 143
     assert out == ""
-    assert "what arrived is kept. To go on: llmctl generate" in err
+    assert "what arrived is kept. To continue: llmctl generate" in err

@@ -251,7 +251,7 @@ def test_a_signal_ends_it_within_a_second(
     done = interrupt(process, number, within=1)
     assert done.code == code
     assert done.seconds < one_second()
-    assert f"To go on: llmctl download {big}" in done.err
+    assert f"To continue: llmctl download {big}" in done.err
     assert sum(p.stat().st_size for p in machine.partials()) >= 3_000_000
 
 

@@ -43,7 +43,7 @@ def test_without_standard_input_the_token_of_the_environment_is_stored(machine: 
     done = machine.run("login", HF_TOKEN="hf_good", stdin="")
     assert done.code == 0, done.err
     assert (machine.home / "hf" / "token").read_text() == "hf_good"
-    assert "goes before" not in done.err
+    assert "takes precedence" not in done.err
 
 
 def test_with_no_token_anywhere_it_says_how(machine: Machine) -> None:
@@ -104,7 +104,7 @@ def test_whoami_tells_where_the_token_comes_from(machine: Machine, settle: Settl
 def test_login_and_logout_say_when_the_environment_still_rules(machine: Machine, settle: Settle) -> None:
     settle(TWO)
     done = machine.run("login", stdin="hf_good", HF_TOKEN="hf_work")
-    assert "HF_TOKEN is set and goes before the stored token" in done.err
+    assert "HF_TOKEN is set and takes precedence" in done.err
     gone = machine.run("logout", HF_TOKEN="hf_work")
     assert gone.code == 0
     assert "HF_TOKEN is set and its token is still used" in gone.err

@@ -78,6 +78,9 @@ def flags_of(shown: Any) -> tuple[Flag[Any], ...]:
 class Command(TyperCommand):
     """A command whose help has one section for each group of flags."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", *(flag.spelling() for flag in flags_of(self) if flag.is_argument)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         all_flags = flags_of(self)
         width = max(len(flag.spelling()) for flag in all_flags)  # one width for all sections

@@ -89,7 +89,7 @@ class Flag(Generic[T_co]):
     def spelling(self) -> str:
         """Return the left column of the help: `-p, --prompt TEXT`."""
         if self.is_argument:
-            return str(self.metavar)
+            return str(self.metavar) if self.is_required else f"[{self.metavar}]"
         on, slash, off = self.names[0].partition("/")
         names = [*self.names[1:], f"{on} / {off}" if slash else on]
         return ", ".join(names) + (f" {self.metavar}" if self.metavar else "")

@@ -101,7 +101,7 @@ VLLM_PYTHON = setting(
     default_text="this one",
 )
 # The model as a positional argument, for commands that are about one model.
-MODEL_ARGUMENT = setting("MODEL", key="model.id", metavar="[MODEL]", help=MODEL_HELP, default_text=_REMEMBERED)
+MODEL_ARGUMENT = setting("MODEL", key="model.id", metavar="MODEL", help=MODEL_HELP, default_text=_REMEMBERED)
 
 FLAGS: tuple[Flag[Any], ...] = (
     PROMPT,

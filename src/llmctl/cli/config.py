@@ -27,7 +27,7 @@ app = new_app(help="Show, check and write configuration files.", group=True)
 
 ALL = switch("--all", help="Include keys at their defaults")
 FILE = required_path("FILE", help="YAML file")
-NEW_FILE = Flag(names=("FILE",), metavar="[FILE]", help="File to write", annotation=Path, default=LOCAL_FILE)
+NEW_FILE = Flag(names=("FILE",), metavar="FILE", help="File to write", annotation=Path, default=LOCAL_FILE)
 FORCE = switch("--force", help="Replace an existing file")
 
 
@@ -104,7 +104,7 @@ def explain(options: Options) -> None:
 
     Example:
 
-      llmctl config explain --engine vllm --config configs/llama3-70b-two-machines.yaml
+      llmctl config explain --config configs/llama3-70b-two-machines.yaml
     """
     from llmctl.vllm.detection import detect_vllm
     from llmctl.vllm.target import locate_local, make_target

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = new_app()
 DEFAULT_REPORT = Path("llmctl-report.md")
 
-FILE = file("FILE", metavar="[FILE]", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
+FILE = file("FILE", metavar="FILE", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
 REPORT = switch("--report", help="Write a report to paste, without secrets")
 TIME_LIMIT = number("--time-limit", help="Maximum seconds of one import", default=30.0, minimum=1, maximum=600)
 

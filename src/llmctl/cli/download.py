@@ -24,7 +24,7 @@ app = new_app()
 
 LARGE_BYTES = 100_000_000_000  # beyond this a user on a terminal is asked first
 
-MODEL = text("MODEL", metavar="[MODEL]", help="Hub id of the model: org/name")
+MODEL = text("MODEL", metavar="MODEL", help="Hub id of the model: org/name")
 REVISION = text("--revision", help="Branch, tag or commit", default_text="the main branch")
 INCLUDE = texts("--include", metavar="PATTERN", help="Download exactly the files that match")
 EXCLUDE = texts("--exclude", metavar="PATTERN", help="Skip the files that match")

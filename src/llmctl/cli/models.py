@@ -25,7 +25,7 @@ MODEL: Flag[str] = Flag(
     is_required=True,
 )  # fmt: skip
 MODELS: Flag[list[str]] = Flag(
-    names=("MODELS",), help="Models to remove", annotation=list[str], default=[], metavar="MODELS...", is_required=True
+    names=("MODELS",), help="Models to remove", annotation=list[str], default=[], metavar="MODEL...", is_required=True
 )
 REVISION = text("--revision", help="Branch, tag or commit", default_text="the main branch")
 COPIES = switch("--copies", help="Remove only the quantised copies")

@@ -50,7 +50,7 @@ def plan(options: Options) -> None:
 
       llmctl plan meta-llama/Meta-Llama-3-8B-Instruct
 
-      llmctl plan Qwen/Qwen3-32B --context 32768 --machine rtx4090 --machine 2xh100
+      llmctl plan Qwen/Qwen3-32B --context 32768 --machine t4 --machine 2xh100
 
       llmctl plan Qwen/Qwen3-4B --write llmctl.yaml
     """

@@ -89,7 +89,7 @@ def score(options: Options) -> None:
 
       llmctl score --prompt "Is the sky green?" --choices yes,no
 
-      llmctl score --raw --prompt "The capital of France is" --text " Paris" --tokens
+      llmctl score --raw -p "The capital of France is" --text " Paris" --tokens
 
       llmctl score --input rows.jsonl --output scored.jsonl
     """

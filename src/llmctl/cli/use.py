@@ -11,7 +11,7 @@ from llmctl.errors import UserError
 
 app = new_app()
 
-MODEL = text("MODEL", metavar="[MODEL]", help=MODEL_HELP, default_text="show the choice")
+MODEL = text("MODEL", metavar="MODEL", help=MODEL_HELP, default_text="show the choice")
 REVISION = text("--revision", help="Branch, tag or commit of the model", default_text="the main branch")
 FORGET = switch("--forget", help="Return to the small default model")
 

@@ -6,7 +6,7 @@ from llmctl.cli._options import Options
 
 app = new_app()
 
-NAME = text("NAME", metavar="[NAME]", help="Name it was stored under", default_text="list the names")
+NAME = text("NAME", metavar="NAME", help="Name it was stored under", default_text="list the names")
 
 
 @command(app, NAME, name="use-token")
