@@ -225,7 +225,7 @@ def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, h
     assert (long["id"], long["error"]["line"]) == ("long", 4)
     assert "the context of" in long["error"]["message"]
     assert "warning: line 2: not JSON" in err
-    assert "3 of 5 rows have an error in place of an answer" in err
+    assert "3 of 5 rows have an error instead of an answer" in err
     summary = json.loads(out)
     assert (summary["schema"], summary["rows"], summary["errors"]) == ("llmctl.batch/1", 5, 3)
     assert summary["manifest"]["schema"] == "llmctl.manifest/1"

@@ -86,9 +86,9 @@ def test_every_wrong_row_is_named_and_a_good_file_stays(ask: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--text", "a", "--choices", "b,c"], "three different things"),
+        (["--text", "a", "--choices", "b,c"], "three different tasks"),
         (["--choices", "b,c"], "choices are ranked after a prompt"),
-        (["--text", "a", "--output", "x"], "--output is where the rows of --input go"),
+        (["--text", "a", "--output", "x"], "--output works only with --input"),
         (["--file", "missing.txt"], "--file missing.txt: No such file or directory"),
         ([], "there is no text to score"),
     ],
@@ -110,7 +110,7 @@ def test_windows_that_do_not_fit_are_refused_before_the_model_is_loaded(
 
 def test_generate_notes_log_probabilities_in_its_document_and_as_talk(ask: Run) -> None:
     short = ["--prompt", "hello", "-n", "3", "--logprobs", "1"]
-    [answer] = json.loads(ask("generate", "--json", "--token-ids", *short).stdout)["completions"]
+    [answer] = json.loads(ask("generate", "--json", *short).stdout)["completions"]
     assert [scored["id"] for scored in answer["logprobs"]] == answer["token_ids"]
     assert answer["logprobs"][0]["top"][0]["id"] == answer["token_ids"][0], "greedy takes the likeliest"
     done = ask("generate", *short)
