@@ -133,7 +133,9 @@ def explain(options: Options) -> None:
         raise typer.Exit(EXIT_NO)
 
 
-def _show_translation(output: Output, settings: Settings, translation: "Translation", vllm: "DetectedVllm | None") -> None:
+def _show_translation(
+    output: Output, settings: Settings, translation: "Translation", vllm: "DetectedVllm | None"
+) -> None:
     from llmctl.vllm.detection import serve_command
 
     arguments = translation.arguments
