@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -258,7 +259,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 def _import_everything() -> None:
     """Import what commands import, in the way that they do it."""
-    from llmctl.loading.imports import lean_imports
+    from llmctl.loading.lean_imports import lean_imports
 
     import llmctl
 
@@ -267,6 +268,9 @@ def _import_everything() -> None:
 
         for name in _CLASSES:
             getattr(transformers, name)
+    for name in ("bitsandbytes", "peft"):
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
     for module in pkgutil.walk_packages(llmctl.__path__, "llmctl."):
         if not module.name.startswith(_NOT_IMPORTED):
             importlib.import_module(module.name)
