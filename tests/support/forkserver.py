@@ -259,9 +259,8 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 def _import_everything() -> None:
     """Import what commands import, in the way that they do it."""
-    from llmctl.loading.lean_imports import lean_imports
-
     import llmctl
+    from llmctl.loading.lean_imports import lean_imports
 
     with lean_imports():
         import transformers
