@@ -17,20 +17,19 @@ LAYERS = {
     "paths": 1,
     "loading.transformers_compat": 1,
     "loading.quiet": 1,
-    "loading.mapped_files": 1,
     "cpu": 2,
+    "quant": 2,
     "machine": 2,
     "config": 3,
     "model": 3,
     "hub": 4,
     "plan": 5,
     "machine.presets": 5,
-    "cpu.layers": 5,
-    "cpu.program": 6,
     "model.demo": 5,
     "model.resolve": 6,
     "model.inspect": 6,
-    "quant": 6,
+    "quant.cache": 6,
+    "quant.save": 6,
     "loading": 7,
     "quant.export": 8,
     "reproduce": 8,
@@ -59,7 +58,7 @@ HEAVY = {
     "peft",
 }
 # They define classes of torch and transformers, and are themselves imported inside functions only.
-IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed", "llmctl.quant.hf_quantizer"}
+IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed_weight", "llmctl.quant.hf_quantizer"}
 COMPAT = "llmctl.loading.transformers_compat"
 # Cycles that are still to be broken. Nothing is added here.
 KNOWN_CYCLES = (

@@ -8,7 +8,9 @@ import pytest
 from llmctl.config.layers import read_only_file
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes
+from llmctl.plan.memory import kv_cache_bytes, module_bytes
+from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
+from support.machines import RTX_4090
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -93,8 +95,8 @@ def test_memory_in_the_header_is_what_the_arithmetic_says(file: Path) -> None:
     assert found is not None
     weights_text, cache_text, context = found.groups()
     info, bits = MODELS[config.model.id or ""], config.quantization.bits
-    quantized = Quantized(bits, double=config.quantization.use_double_quant) if bits else None
-    weights = sum(module_bytes(info, dtype="bfloat16", quantized=quantized).values())
+    quantization = BITSANDBYTES.plan(config, RTX_4090, dtype="bfloat16")[0] if bits else None
+    weights = sum(module_bytes(info, dtype="bfloat16", quantization=quantization).values())
     cache = kv_cache_bytes(info, context=int(context), dtype="bfloat16")
     assert f"{weights / 1e9:.{len(weights_text.partition('.')[2])}f}" == weights_text
     assert f"{cache / 1e9:.{len(cache_text.partition('.')[2])}f}" == cache_text

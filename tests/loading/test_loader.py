@@ -53,7 +53,7 @@ def test_double_quantisation_is_found_in_the_layers(tiny_models: Tiny) -> None:
 def test_the_planned_modules_are_modules_of_the_loaded_model(name: str, tiny_models: Tiny) -> None:
     loaded = llmctl.load(tiny_models(name))
     modules = dict(loaded.model.named_modules())
-    planned = module_bytes(loaded.info, dtype="bfloat16", quantized=None)
+    planned = module_bytes(loaded.info, dtype="bfloat16")
     assert [module for module in planned if module not in modules] == []
     covered = {p for p, _ in loaded.model.named_parameters() for m in planned if p.startswith(f"{m}.")}
     assert covered == {p for p, _ in loaded.model.named_parameters()}
@@ -179,7 +179,8 @@ def test_bitsandbytes_cannot_fetch_a_kernel_while_it_is_imported(tmp_path: Path)
         f"def get_kernel(*a, **k):\n    open({str(tmp_path / 'asked')!r}, 'w')\n    raise RuntimeError\n"
     )
     code = (
-        "from llmctl.quant.bitsandbytes import import_bitsandbytes as i; i(); import kernels; print(kernels.__file__)"
+        "from llmctl.quant.bitsandbytes import BACKEND\nBACKEND.import_package()\n"
+        "import kernels\nprint(kernels.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
@@ -249,7 +250,7 @@ def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_muc
     )
     assert done.returncode == 3, done.stderr
     assert "memory ran out while loading" in done.stderr
-    assert "--quant 4bit saves 0." in done.stderr
+    assert "--quant 4bit saves " in done.stderr
     assert "Traceback" not in done.stderr
 
 

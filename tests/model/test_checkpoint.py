@@ -30,7 +30,7 @@ def test_reads_what_a_model_is(tiny_models: Copy) -> None:
     assert info.stored_dtype == "bfloat16"
     assert info.size_bytes == 2 * info.parameters
     assert info.has_chat_template
-    assert info.quantization_method is None
+    assert info.stored_quantization is None
 
 
 @pytest.mark.parametrize(

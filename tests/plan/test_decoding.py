@@ -89,7 +89,7 @@ def test_compiling_needs_a_compiler_and_weights_that_it_knows() -> None:
         generation(LAPTOP, compile=True)
     with pytest.raises(MachineError, match="needs the package triton"):
         generation(replace(RTX_4090, compiler="g++"), compile=True)
-    with pytest.raises(UserError, match="bitsandbytes has quantised"):
+    with pytest.raises(UserError, match="transformers does not compile"):
         planned(WITH_COMPILER, generation={"compile": True}, quantization={"bits": 4})
     plan = generation(WITH_COMPILER, compile=True)
     assert plan.generation_kwargs["cache_implementation"] == "static"

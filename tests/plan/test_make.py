@@ -343,9 +343,10 @@ def test_planning_is_pure_and_gives_the_same_twice() -> None:
 
 def test_what_gives_memory_back_is_counted() -> None:
     from llmctl.plan.memory_advice import out_of_memory_error, possible_savings
+    from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 
     plan = plan_for(RTX_4090)
-    found = {saving.option: saving.bytes / 1e9 for saving in possible_savings(plan, LLAMA3_8B)}
+    found = {saving.option: saving.bytes / 1e9 for saving in possible_savings(plan, LLAMA3_8B, BITSANDBYTES)}
     # 16.06 GB of weights become 9.08 in 8-bit and 6.03 in nf4
     assert found == {"--quant 4bit": pytest.approx(10.03, abs=0.05), "--quant 8bit": pytest.approx(6.97, abs=0.05)}
     error = out_of_memory_error(plan, LLAMA3_8B, RTX_4090, config(), doing="loading")
@@ -355,4 +356,4 @@ def test_what_gives_memory_back_is_counted() -> None:
     assert error.hint.startswith("--quant 4bit saves 10 GB")
     assert error.details["planned_bytes"] == plan.memory.total_bytes
     long = make_plan(config(quantization={"bits": 4}), RTX_4090, LLAMA3_8B, context=8192)
-    assert [saving.option.split()[0] for saving in possible_savings(long, LLAMA3_8B)] == ["half"]
+    assert [saving.option.split()[0] for saving in possible_savings(long, LLAMA3_8B, BITSANDBYTES)] == ["half"]

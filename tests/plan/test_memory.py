@@ -1,9 +1,13 @@
 """Bytes, checked against figures that were worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from llmctl.model.checkpoint import Tensor
-from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes, tensor_bytes
+from llmctl.plan.memory import kv_cache_bytes, module_bytes, tensor_bytes
+from llmctl.quant.backend import Quantization
+from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 from llmctl.units import parse_bytes
 from support.machines import LLAMA3_8B, LLAMA3_70B, decoder_info
 
@@ -19,21 +23,25 @@ def test_the_parameters_of_llama_3_are_those_the_hub_counts() -> None:
 
 
 def test_weights_by_module_add_up_and_stand_in_forward_order() -> None:
-    sizes = module_bytes(LLAMA3_8B, dtype="bfloat16", quantized=None)
+    sizes = module_bytes(LLAMA3_8B, dtype="bfloat16")
     assert sum(sizes.values()) == 2 * LLAMA3_8B_PARAMETERS
     assert next(iter(sizes)) == "model.embed_tokens"
     assert list(sizes)[1:4] == ["model.layers.0", "model.layers.1", "model.layers.2"]
     assert list(sizes)[-2:] == ["model.norm", "lm_head"]
     assert sizes["model.layers.7"] == 2 * BLOCK
-    assert sum(module_bytes(LLAMA3_8B, dtype="float32", quantized=None).values()) == 4 * LLAMA3_8B_PARAMETERS
+    assert sum(module_bytes(LLAMA3_8B, dtype="float32").values()) == 4 * LLAMA3_8B_PARAMETERS
 
 
 @pytest.mark.parametrize(
-    ("quantized", "bits"),
-    [(Quantized(4), 4 + 32 / 64), (Quantized(4, double=True), 4 + 8 / 64 + 32 / 64 / 256), (Quantized(8), 8)],
+    ("quantization", "bits"),
+    [
+        (BITSANDBYTES.scheme(4), 4 + 32 / 64),
+        (replace(BITSANDBYTES.scheme(4), arguments={"bnb_4bit_use_double_quant": True}), 4 + 8 / 64 + 32 / 64 / 256),
+        (BITSANDBYTES.scheme(8), 8),
+    ],
 )
-def test_only_the_matrices_of_the_blocks_are_quantised(quantized: Quantized, bits: float) -> None:
-    sizes = module_bytes(LLAMA3_8B, dtype="bfloat16", quantized=quantized)
+def test_only_the_matrices_of_the_blocks_are_quantised(quantization: Quantization, bits: float) -> None:
+    sizes = module_bytes(LLAMA3_8B, dtype="bfloat16", quantization=quantization)
     assert sizes["model.embed_tokens"] == sizes["lm_head"] == 2 * EMBEDDING
     matrices = BLOCK - 2 * 4096
     assert sizes["model.layers.0"] == pytest.approx(matrices * bits / 8 + 2 * 2 * 4096, rel=0.001)
@@ -41,15 +49,15 @@ def test_only_the_matrices_of_the_blocks_are_quantised(quantized: Quantized, bit
 
 def test_a_skipped_module_stays_as_it_is() -> None:
     tensor = Tensor("model.layers.0.mlp.down_proj.weight", "BF16", (64, 64))
-    assert tensor_bytes(tensor, dtype="bfloat16", quantized=Quantized(4)) == 64 * 64 // 2 + 4 * 64
-    skipped = Quantized(4, skip_modules=("down_proj",))
-    assert tensor_bytes(tensor, dtype="bfloat16", quantized=skipped) == 64 * 64 * 2
+    assert tensor_bytes(tensor, dtype="bfloat16", quantization=BITSANDBYTES.scheme(4)) == 64 * 64 // 2 + 4 * 64
+    skipped = replace(BITSANDBYTES.scheme(4), arguments={"llm_int8_skip_modules": ["down_proj"]})
+    assert tensor_bytes(tensor, dtype="bfloat16", quantization=skipped) == 64 * 64 * 2
 
 
 def test_a_tied_head_takes_nothing_of_its_own() -> None:
     numbers = {"layers": 1, "hidden": 64, "intermediate": 64, "heads": 4, "kv_heads": 4, "vocabulary": 10, "context": 9}
     tied = decoder_info(source="a/b", tied=True, **numbers)
-    assert module_bytes(tied, dtype="float32", quantized=None)["lm_head"] == 0
+    assert module_bytes(tied, dtype="float32")["lm_head"] == 0
 
 
 def test_the_kv_cache_of_llama_3_at_8k() -> None:

@@ -40,7 +40,7 @@ def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most:
     import torch
 
     from llmctl.cpu.layers import ROWS_TOGETHER
-    from llmctl.quant.torch_packed import TorchPacked
+    from llmctl.quant.torch_packed_weight import TorchPacked
 
     torch.manual_seed(0)
     n, k = shape
@@ -62,7 +62,7 @@ def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most:
 def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept() -> None:
     import torch
 
-    from llmctl.quant.torch_packed import TorchPacked
+    from llmctl.quant.torch_packed_weight import TorchPacked
 
     for bits in (4, 8):
         packed = TorchPacked(bits, 16, 32)

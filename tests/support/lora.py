@@ -6,9 +6,9 @@ from typing import Any
 
 def write_adapter(folder: Path, base: Path, *, seed: int = 1, **changes: Any) -> Path:
     """An adapter for the model in `base`. `changes` go into its LoraConfig."""
-    from llmctl.quant.bitsandbytes import import_bitsandbytes
+    from llmctl.quant.registry import import_packages
 
-    import_bitsandbytes()  # before peft does, which would let it look for code to fetch
+    import_packages()  # before peft does, which would let it look for code to fetch
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

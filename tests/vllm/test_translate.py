@@ -11,6 +11,7 @@ from llmctl.config import Config, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.config.schema import all_keys
 from llmctl.errors import ConfigError
+from llmctl.quant.registry import stored_quantization
 from llmctl.vllm.arguments import Target
 from llmctl.vllm.detection import serve_command
 from llmctl.vllm.rules import RULES
@@ -133,8 +134,9 @@ def test_bitsandbytes_if_this_vllm_has_it() -> None:
 
 
 def test_a_model_in_an_unsupported_format_is_a_problem() -> None:
-    assert "llmctl's own format" in why_not("model.id", Target(quant_method="llmctl"), model={"id": "a/b"})
-    assert "bitsandbytes" in why_not("model.id", Target(quant_method="bitsandbytes"), model={"id": "a/b"})
+    for method in ("llmctl", "bitsandbytes"):
+        target = Target(quantization=stored_quantization({"quant_method": method}))
+        assert method in why_not("model.id", target, model={"id": "a/b"})
 
 
 def test_the_models_own_generation_config_counts_too() -> None:

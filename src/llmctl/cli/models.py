@@ -215,13 +215,14 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 def _row(model: "CachedModel") -> tuple[str, ...]:
     info = model.info
+    stored = info.stored_quantization if info else None
     return (
         model.repo_id,
         f"{', '.join(model.revisions) or '-'} {model.commit[:8]}",
         format_bytes(model.size_bytes),
         info.stored_dtype if info else "?",
         _count(info.parameters) if info else "?",
-        (info.quantization_method or "no") if info else "?",
+        "?" if info is None else stored.name if stored else "no",
         "yes" if not model.missing else f"no: {model.missing[0]}",
         _date(model.last_used),
     )
@@ -262,6 +263,7 @@ def _facts(info: "ModelInfo | None") -> dict[str, Any]:
     """Return the facts of a model's configuration and headers."""
     if info is None:
         return {}
+    stored = info.stored_quantization
     by_dtype: dict[str, int] = {}
     for tensor in info.tensors:
         by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.numel
@@ -270,7 +272,7 @@ def _facts(info: "ModelInfo | None") -> dict[str, Any]:
         "model_type": info.model_type,
         "parameters": info.parameters,
         "parameters_by_dtype": by_dtype,
-        "quantization": info.quantization_method,
+        "quantization": stored.name if stored else None,
         "context_length": info.context_length,
         "has_chat_template": info.has_chat_template,
         "has_remote_code": info.has_remote_code,

@@ -1,10 +1,10 @@
 """Layers whose weights lie in 4 or 8 bits and are multiplied by llmctl's own kernels for CPUs.
 
 A quantised weight is one flat tensor of bytes under the name that it had: first the codes of all blocks, then their
-scales (`memory.packed_bytes` counts them). So everything that goes by names and identities, tied weights, saving,
+scales (`packing.native_bytes` counts them). So everything that goes by names and identities, tied weights, saving,
 loading, device maps, goes on working. Experts of a mixture lie in one such tensor a layer, a row for each expert.
 
-Where the kernels were not compiled, `by_torch.TorchPacked` takes the place of `Packed`.
+Where the kernels were not compiled, `quant.torch_packed_weight.TorchPacked` takes the place of `Packed`.
 """
 
 from functools import partial
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
+from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
 from llmctl.cpu.structs import Activation
-from llmctl.cpu.tensors import BLOCK, GROUP
 from llmctl.loading.transformers_compat import gate_experts
-from llmctl.model.info import PACKED
-from llmctl.plan.memory import packed_bytes
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
 Dtype = torch.dtype | None
@@ -45,10 +43,15 @@ def native() -> Kernels:
 class Packed:
     """How one weight [n, k] is packed and multiplied.
 
-    Views are made once for each tensor that takes the weight's place. `made_by` says whose kernels multiply it.
+    Views are made once for each tensor that takes the weight's place.
+
+    Attributes:
+        packing_format: The name of the layout.
+        has_native_layout: Whether llmctl's kernels, and programs of them, can read it.
     """
 
-    made_by = PACKED
+    packing_format = "llmctl"
+    has_native_layout = True
 
     def __init__(self, bits: int, n: int, k: int) -> None:
         self.bits, self.n, self.k = bits, n, k
@@ -63,7 +66,7 @@ class Packed:
     @property
     def size_bytes(self) -> int:
         """Bytes of the packed weight."""
-        return packed_bytes(self.n, self.k, self.bits)
+        return native_bytes(self.n, self.k, self.bits)
 
     def parts(self, packed: Tensor) -> Parts:
         """Views of a packed weight: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""
@@ -211,7 +214,7 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
 def _gated(module: Any, both: Tensor) -> Tensor:
     """Gates and ups [rows, 2 * inner] to activation(gate) times up."""
     activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
-    if activation is None or module.packed["down_proj"].made_by != PACKED:
+    if activation is None or not module.packed["down_proj"].has_native_layout:
         gated: Tensor = gate_experts(module, both)
         return gated
     gate, up = both.chunk(2, dim=-1)

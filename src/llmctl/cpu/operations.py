@@ -4,10 +4,9 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.cpu.packing import BLOCK, GROUP
 from llmctl.cpu.structs import ACTIVATIONS, NORM_FLAVOURS, Activation, NormFlavour, Operation, Pass
 from llmctl.cpu.tensors import (
-    BLOCK,
-    GROUP,
     check_paged_attention,
     check_quantized,
     check_vector,

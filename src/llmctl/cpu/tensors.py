@@ -3,11 +3,10 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
+from llmctl.cpu.packing import BLOCK, GROUP
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
-
-GROUP = 16  # output rows that lie interleaved
-BLOCK = 32  # inputs that share one scale
 
 
 @cache

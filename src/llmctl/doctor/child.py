@@ -73,7 +73,7 @@ def _transformers(name: str) -> dict[str, Any]:
 
 
 def _bitsandbytes(name: str) -> dict[str, Any]:
-    importlib.import_module("llmctl.quant.bitsandbytes").import_bitsandbytes()
+    importlib.import_module("llmctl.quant.bitsandbytes").BACKEND.import_package()
     extension: Any = importlib.import_module("bitsandbytes.cextension")
     is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
     return {

@@ -65,7 +65,9 @@ def _flash_attention(findings: Findings, plan: Plan | LlmctlError | None) -> str
 
 
 def _bitsandbytes(findings: Findings) -> str | None:
-    bits, stored = findings.config.quantization.bits, findings.model.quantization_method if findings.model else None
+    bits, stored = findings.config.quantization.bits, findings.model.stored_quantization if findings.model else None
     if bits is not None:
         return f"quantization.bits is {bits}"
-    return f"the model is stored in {stored}" if stored is not None and stored.startswith("bitsandbytes") else None
+    return (
+        f"the model is stored in {stored.name}" if stored is not None and stored.backend.package is not None else None
+    )

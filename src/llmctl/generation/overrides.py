@@ -48,7 +48,7 @@ def with_generation(
         sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
     config = config.model_copy(update=sections)
     arguments, _ = decide_generation(config, loaded.info)
-    faster, _ = decide_faster(config, loaded.machine, loaded.info, devices=plan.devices, model_kwargs=plan.model_kwargs)
+    faster, _ = decide_faster(config, loaded.machine, loaded.info, devices=plan.devices, quantization=plan.quantization)
     ends = loaded.eos_token_ids
     if "extra_eos_tokens" in values:
         stored = loaded.info.generation_config.get("eos_token_id")

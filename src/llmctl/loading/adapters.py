@@ -7,7 +7,7 @@ from typing import Any
 
 from llmctl.errors import ModelError
 from llmctl.model.adapters import WEIGHTS_FILE, AdapterInfo
-from llmctl.quant import bitsandbytes as bnb
+from llmctl.quant import registry
 
 
 def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) -> Any:
@@ -24,7 +24,7 @@ def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) 
     Raises:
         ModelError: their weights do not belong to the model, or are not finite.
     """
-    bnb.import_bitsandbytes()  # peft imports it as well, and then with what llmctl keeps away from it
+    registry.import_packages()  # peft imports them as well, and then without what llmctl keeps away from them
     importlib.import_module("torch.distributed.tensor")  # peft looks into it without importing it
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer

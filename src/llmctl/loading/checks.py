@@ -10,7 +10,7 @@ from llmctl.loading import transformers_compat as compat
 from llmctl.loading.prepare import Prepared
 from llmctl.model.info import ModelInfo
 from llmctl.plan import Decision, Plan
-from llmctl.quant import packing
+from llmctl.quant import registry
 
 
 def check_architecture(prepared: Prepared) -> Prepared:
@@ -85,7 +85,7 @@ def check_finite(source: str, model: Any) -> None:
     """
     import torch
 
-    for name, parameter in chain(model.named_parameters(), packing.scales(model)):
+    for name, parameter in chain(model.named_parameters(), registry.scales(model)):
         if not parameter.is_floating_point() or parameter.is_meta or parameter.element_size() < 2:
             continue
         smallest, largest = torch.aminmax(parameter.detach())  # NaN wins in both; ten times faster than isfinite

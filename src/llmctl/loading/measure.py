@@ -7,8 +7,7 @@ from typing import Any
 
 from llmctl.loading.transformers_compat import attention_of
 from llmctl.platform_support import peak_memory_bytes
-from llmctl.quant import bitsandbytes as bnb
-from llmctl.quant import packing
+from llmctl.quant import registry
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ def measure(model: Any, *, load_seconds: float) -> Measured:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return Measured(
         model_class=type(model).__name__,
-        parameters=packing.parameters(model),
+        parameters=registry.parameter_count(model),
         dtype=str(dtype).removeprefix("torch."),
         attn_implementation=attention_of(model.config),
-        quantization=_quantization_in_use(model),
+        quantization=registry.describe(model),
         device_map={name: str(device) for name, device in devices.items()},
         device_bytes=_device_bytes(model),
         load_seconds=load_seconds,
@@ -55,17 +54,12 @@ def measure(model: Any, *, load_seconds: float) -> Measured:
     )
 
 
-def _quantization_in_use(model: Any) -> str:
-    stored = getattr(model.config, "quantization_config", None)
-    return bnb.describe(model) or packing.describe(model) or str(getattr(stored, "quant_method", "none"))
-
-
 def _device_bytes(model: Any) -> dict[str, int]:
     """Return the bytes of parameters, buffers and quantisation scales by device, each storage counted once."""
     sizes: dict[str, int] = {}
     seen: set[int] = set()
     for tensor in chain(model.parameters(), model.buffers()):
-        for part in (tensor, *bnb.scale_tensors(tensor)):
+        for part in (tensor, *registry.extra_tensors(tensor)):
             if part.is_meta or part.data_ptr() in seen:
                 continue
             seen.add(part.data_ptr())

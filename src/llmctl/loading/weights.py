@@ -8,10 +8,8 @@ from llmctl.errors import MachineError, ModelError
 from llmctl.loading import transformers_compat as compat
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.prepare import Prepared
-from llmctl.model.info import is_packed
 from llmctl.plan import Plan
 from llmctl.plan.memory_advice import out_of_memory_error
-from llmctl.quant import bitsandbytes as bnb
 from llmctl.quant import cache as copies
 
 
@@ -61,7 +59,8 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
 
     plan = prepared.plan
     try:
-        _import_quantization(prepared)
+        if plan.quantization is not None:
+            plan.quantization.backend.import_package()
         arguments = _model_arguments(plan)
         quantization = arguments.pop("quantization_config") if copy_folder is not None else None
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -97,27 +96,11 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
     return model
 
 
-def _import_quantization(prepared: Prepared) -> None:
-    """Import the support for the format of the weights, so that transformers finds it."""
-    arguments = prepared.plan.quantization(prepared.info)
-    if is_packed(arguments):
-        import llmctl.quant.hf_quantizer  # noqa: F401
-    elif "load_in_4bit" in arguments or "load_in_8bit" in arguments:
-        bnb.import_bitsandbytes()
-
-
 def _model_arguments(plan: Plan) -> dict[str, Any]:
     """Return the arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
     arguments = dict(plan.model_kwargs)
-    quantization = arguments.get("quantization_config")
-    if quantization is not None and is_packed(quantization):
-        from llmctl.quant.hf_quantizer import LlmctlConfig
-
-        arguments["quantization_config"] = LlmctlConfig(**quantization)
-    elif quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        arguments["quantization_config"] = BitsAndBytesConfig(**quantization)
+    if plan.quantization is not None and plan.quantizes:
+        arguments["quantization_config"] = plan.quantization.backend.transformers_config(plan.quantization)
     return arguments
 
 

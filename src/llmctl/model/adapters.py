@@ -189,7 +189,7 @@ def check_fit(adapter: AdapterInfo, info: ModelInfo) -> None:
     Raises:
         UserError: it changes modules that the model lacks, or that have another shape there.
     """
-    if info.quantization is not None:
+    if info.stored_quantization is not None:
         return  # packed weights have other shapes; peft checks once the layers are there
     bases = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in info.tensors}
     bases |= {name.partition(".")[2]: shape for name, shape in bases.items() if "." in name}

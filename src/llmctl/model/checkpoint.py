@@ -7,6 +7,7 @@ of a JSON text, then that text with the dtype, shape and place of every tensor.
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 JSON_LIMIT_BYTES = 50_000_000
+_BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block)\.\d+)\.")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Bits of one element, by the format's dtype names.
 DTYPE_BITS = {
@@ -46,6 +48,17 @@ class Tensor:
     def numel(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def block(self) -> str | None:
+        """The decoder block it belongs to, `model.layers.3`, or None."""
+        match = _BLOCK.match(self.name)
+        return match[1] if match else None
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it belongs to one of the experts of a mixture of experts."""
+        return "experts" in self.name.split(".")
 
     @property
     def size_bytes(self) -> int:

@@ -1,6 +1,5 @@
 """What a model is, read without loading it: its config.json, its files, the headers of its weights."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
+from llmctl.quant.backend import Quantization
+from llmctl.quant.registry import stored_quantization
 
 # No model that exists comes near these; a config.json beyond them is broken or made to hang what reads it.
 BOUNDS = {
@@ -27,19 +28,6 @@ BOUNDS = {
     "n_routed_experts": 20_000,
 }
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-
-PACKED = "llmctl"  # the quant_method of llmctl's own format
-
-
-def is_packed(quantization: Mapping[str, Any] | None) -> bool:
-    """Whether a quantization_config, planned or stored, means llmctl's own format."""
-    return (quantization or {}).get("quant_method") == PACKED
-
-
-def is_packed_by_torch(quantization: Mapping[str, Any] | None) -> bool:
-    """Whether such a one means the weights that torch's kernels multiply."""
-    return is_packed(quantization) and (quantization or {}).get("kernels") == "torch"
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,7 @@ class ModelInfo:
         Of a quantised checkpoint: what its config.json names, since the scales can outweigh what is not quantised.
         """
         named = str(self.text_config.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype"))
-        if self.quantization is not None and named in _TORCH_NAMES.values():
+        if self.stored_quantization is not None and named in _TORCH_NAMES.values():
             return named
         for name in dtype_bytes(self.tensors):
             if name in _TORCH_NAMES:
@@ -117,22 +105,10 @@ class ModelInfo:
         return "float32"
 
     @property
-    def quantization(self) -> Mapping[str, Any] | None:
-        """The quantisation that the checkpoint was saved with, or None."""
-        found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
-        return found if isinstance(found, dict) else None
-
-    @property
-    def quantization_method(self) -> str | None:
-        """The name of that quantisation: `bitsandbytes 4-bit`, `gptq`, `fp8`, …"""
-        if self.quantization is None:
-            return None
-        method = str(self.quantization.get("quant_method", "unknown"))
-        if method.startswith("bitsandbytes"):
-            return f"bitsandbytes {4 if self.quantization.get('load_in_4bit') else 8}-bit"
-        if is_packed(self.quantization):
-            return f"llmctl {self.quantization.get('bits')}-bit"
-        return method
+    def stored_quantization(self) -> Quantization | None:
+        """The quantisation that the checkpoint is stored in, or None."""
+        stored = self.config.get("quantization_config") or self.text_config.get("quantization_config")
+        return stored_quantization(stored) if isinstance(stored, dict) else None
 
     @property
     def has_remote_code(self) -> bool:
@@ -215,7 +191,7 @@ def check_kernels(config: Any, *, name: str) -> None:
 
 def check_layers(info: ModelInfo) -> None:
     """Refuse a checkpoint with fewer blocks than config.json says, before anything is built from it."""
-    numbers = {int(match[1]) for tensor in info.tensors if (match := _LAYER.search(tensor.name))}
+    numbers = {int(tensor.block.rpartition(".")[2]) for tensor in info.tensors if tensor.block is not None}
     if numbers and info.layer_count > max(numbers) + 1:
         raise ModelError(
             f"{info.source}: config.json says {info.layer_count} layers, the weights have {max(numbers) + 1}",

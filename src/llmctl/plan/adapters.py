@@ -51,7 +51,7 @@ def decide_adapters(
         raise UserError(f"two of the adapters replace {twice} whole, and only one can", hint="leave one of them away")
     decisions = [Decision("adapter", adapter.source, _reason(adapter, info)) for adapter in adapters]
     if merge:
-        decisions.append(Decision("merge_adapters", True, _merging(info, quantized=quantized)))
+        decisions.append(Decision("merge_adapters", True, _merging(quantized=quantized)))
     return decisions
 
 
@@ -70,7 +70,7 @@ def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
     return f"asked for: {size}{scale}; {origin}"
 
 
-def _merging(info: ModelInfo, *, quantized: bool) -> str:
-    if quantized or info.quantization is not None:
+def _merging(*, quantized: bool) -> str:
+    if quantized:
         return "asked for: the weights are unpacked, changed and quantised again, which rounds them once more"
     return "asked for: added to the weights, which rounds them in half precision"

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llmctl.model.info import ModelInfo
 from llmctl.plan.memory import Memory
+from llmctl.quant.backend import Quantization
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Plan:
         commit: The commit on the Hub, or None.
         tokenizer_kwargs: Keyword arguments of `AutoTokenizer.from_pretrained`.
         model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
-            `quantization_config` as the arguments of `BitsAndBytesConfig`.
+            `quantization_config` as the arguments of the backend's configuration.
         generation_kwargs: Arguments of `GenerationConfig`, end-of-sequence tokens excepted: the tokenizer knows those.
         environment: Environment variables to set before torch is imported.
+        quantization: How the weights are quantised, stored or while they are loaded; None for not at all.
         devices: The devices in use: `cuda:0`, `cpu`, `mps`.
         memory: What it takes.
         decisions: Every decision with its reason, in the order they were made.
@@ -63,14 +64,16 @@ class Plan:
     seed: int
     deterministic: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    quantization: Quantization | None = None
     copy_folder: Path | None = None
     keep_copy: bool = False
     draft: "Plan | None" = None
     kernels: Literal["llmctl", "torch"] = "torch"
 
-    def quantization(self, info: ModelInfo) -> Mapping[str, Any]:
-        """How the weights are quantised once they are loaded: as planned, else as they are stored; empty for not."""
-        return self.model_kwargs.get("quantization_config") or info.quantization or {}
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights are quantised while they are loaded."""
+        return self.quantization is not None and not self.quantization.is_stored
 
     def reason(self, key: str) -> str:
         """Return the reason of a decision, for a person. Raises StopIteration if there is none."""

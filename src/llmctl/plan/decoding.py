@@ -1,6 +1,6 @@
 """Faster decoding on request: proposing tokens, how keys and values are kept, compiling; and what excludes what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llmctl.config import Config
@@ -9,6 +9,7 @@ from llmctl.loading.transformers_compat import FP8_CACHE_SINCE
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
+from llmctl.quant.backend import Quantization
 
 # The packages of the backends of a quantised cache; fp8 needs none.
 _BACKENDS = {"quanto": "optimum-quanto", "hqq": "hqq"}
@@ -20,7 +21,7 @@ Decided = tuple[dict[str, Any], tuple[Decision, ...]]
 
 
 def decide_faster(
-    config: Config, machine: Machine, info: ModelInfo, *, devices: Sequence[str], model_kwargs: Mapping[str, Any]
+    config: Config, machine: Machine, info: ModelInfo, *, devices: Sequence[str], quantization: Quantization | None
 ) -> Decided:
     """The arguments of GenerationConfig that make decoding faster or its cache smaller, and why.
 
@@ -29,7 +30,7 @@ def decide_faster(
         machine: What is here.
         info: The model.
         devices: The devices in use.
-        model_kwargs: The plan's, for its device map and quantisation.
+        quantization: How the weights are quantised.
 
     Returns:
         The arguments, `compile_config` as those of CompileConfig; and the decisions. Empty where nothing was asked.
@@ -48,7 +49,7 @@ def decide_faster(
         decisions.append(Decision("prompt_lookup_num_tokens", lookup, reason))
     for more, decision in (
         _cache(config, machine, info, devices=devices),
-        _compiled(config, machine, info, devices=devices, model_kwargs=model_kwargs),
+        _compiled(config, machine, devices=devices, quantization=quantization),
     ):
         arguments |= more
         decisions += decision
@@ -168,15 +169,14 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _compiled(
-    config: Config, machine: Machine, info: ModelInfo, *, devices: Sequence[str], model_kwargs: Mapping[str, Any]
+    config: Config, machine: Machine, *, devices: Sequence[str], quantization: Quantization | None
 ) -> Decided:
     if not config.generation.compile:
         return {}, ()
-    stored = "quantization_config" in model_kwargs or (info.quantization_method or "").startswith("bitsandbytes")
-    if stored:
+    if quantization is not None and not quantization.backend.can_compile:
         raise UserError(
-            "generation.compile: transformers does not compile models that bitsandbytes has quantised",
-            hint="leave --compile or --quant away",
+            f"generation.compile: transformers does not compile {quantization.name} models",
+            hint="omit --compile or --quant",
         )
     if len(devices) > 1 and "cpu" in devices:
         raise UserError(

@@ -17,7 +17,7 @@ from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
 from llmctl.plan.placement import Placement, candidate_devices, place
-from llmctl.plan.quantization import QuantizationChoice, decide_quantization, tell_unquantised
+from llmctl.plan.quantization import as_decisions, decide_quantization
 
 # Room that is kept for a prompt when nothing is known about it, in tokens.
 PROMPT_ALLOWANCE = 2048
@@ -66,10 +66,12 @@ def _make_plan(
 ) -> Plan:
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
-    quantization = tell_unquantised(
-        decide_quantization(config, machine, info, dtype=dtype.value, devices=devices), info
+    quantization, quantization_decisions = decide_quantization(
+        config, machine, info, dtype=dtype.value, devices=devices
     )
-    sizes = module_bytes(info, dtype=dtype.value, quantized=quantization.stored)
+    stored = quantization if quantization is not None and quantization.is_stored else None
+    quantizes = quantization is not stored
+    sizes = module_bytes(info, dtype=dtype.value, quantization=quantization)
     context = min(context or config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
     cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype.value)
     activations = activation_bytes(info, context=context, batch=batch, dtype=dtype.value)
@@ -77,14 +79,16 @@ def _make_plan(
         config,
         machine,
         sizes,
-        ram_sizes=module_bytes(info, dtype=dtype.value, quantized=None),
+        ram_sizes=module_bytes(info, dtype=dtype.value, quantization=stored),
         reserved_bytes=cache + activations + sum(adapter.size_bytes for adapter in adapters),
-        quantized=quantization.stored is not None,
+        quantized=quantizes,
     )
     used = tuple(placement.weights) or devices
     attention = decide_attention(config, machine, info, devices=used, dtype=dtype.value)
     generation, generation_decisions = decide_generation(config, info)
-    offload = _offload(placement, quantization)
+    if quantization is not None and quantizes and _is_split(placement):
+        quantization, choices = quantization.backend.offloaded(quantization)
+        quantization_decisions += as_decisions(choices)
     trust, trust_decision = _trust(config, info)
     model_kwargs: dict[str, Any] = {
         "dtype": dtype.value,
@@ -93,18 +97,16 @@ def _make_plan(
         "use_safetensors": True,
         "trust_remote_code": trust,
     }
-    if quantization.arguments is not None:
-        model_kwargs["quantization_config"] = quantization.arguments | ({_OFFLOAD: True} if offload else {})
+    if quantization is not None and quantizes:
+        model_kwargs["quantization_config"] = dict(quantization.arguments)
     tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trust}
     if config.tokenizer.model_max_length is not None:
         tokenizer_kwargs["model_max_length"] = config.tokenizer.model_max_length
-    faster, faster_decisions = decide_faster(config, machine, info, devices=used, model_kwargs=model_kwargs)
-    adapted = decide_adapters(
-        config, machine, info, adapters, placement=placement, quantized=quantization.stored is not None
-    )
+    faster, faster_decisions = decide_faster(config, machine, info, devices=used, quantization=quantization)
+    adapted = decide_adapters(config, machine, info, adapters, placement=placement, quantized=quantization is not None)
     kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=used)
     order = [placement.decision, dtype, *kernel_decisions, attention]
-    order += [*quantization.decisions, *offload, trust_decision, *adapted]
+    order += [*quantization_decisions, trust_decision, *adapted]
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -119,7 +121,7 @@ def _make_plan(
             activation_bytes=activations,
             context=context,
             batch=batch,
-            mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantized=quantization.stored),
+            mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantization=quantization),
             adapter_bytes=0 if config.model.merge_adapters else sum(adapter.size_bytes for adapter in adapters),
         ),
         decisions=(*order, *_tokenizer(config), *generation_decisions, *faster_decisions),
@@ -127,6 +129,7 @@ def _make_plan(
         deterministic=config.deterministic,
         environment=_environment(config, used),
         kernels=kernels,
+        quantization=quantization,
     )
 
 
@@ -145,15 +148,9 @@ def _decide_kernels(
     return "llmctl", [Decision(key, f"llmctl ({machine.kernels})", reason)]
 
 
-_OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
-
-
-def _offload(placement: Placement, quantization: QuantizationChoice) -> list[Decision]:
-    """A quantised model on GPU and RAM needs a flag of bitsandbytes; what lies in RAM is not quantised."""
-    on_cpu = "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
-    if quantization.arguments is None or not on_cpu:
-        return []
-    return [Decision(_OFFLOAD, True, "part of the quantised model lies in RAM, unquantised")]
+def _is_split(placement: Placement) -> bool:
+    """Return whether part of the model lies in RAM beside a GPU."""
+    return "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
 
 
 def _trust(config: Config, info: ModelInfo) -> tuple[bool, Decision]:

@@ -1,132 +1,46 @@
 """The arithmetic of bytes: weights by module, KV cache, overhead. Pure: no torch, no disk, no network."""
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
+from llmctl.quant.backend import EMBEDDINGS, Quantization
 
 DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The CUDA context, cuBLAS workspaces and the allocator's slack: about this much on every card that is used.
 GPU_OVERHEAD_BYTES = 900_000_000
 # A Python process with torch and transformers imported and a tokenizer loaded, measured on Linux.
 RUNTIME_BYTES = 400_000_000
-_BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block)\.\d+)\.")
-_EMBEDDINGS = (
-    "embed_tokens",
-    "wte",
-    "wpe",
-    "embed_positions",
-    "word_embeddings",
-    "embed_in",
-    "embed_out",
-    "lm_head",
-)
-# What is read of the weights at a time where they are packed while they are loaded.
-PIECE_BYTES = 64 << 20
-_SCALES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB")  # of bitsandbytes, in float32
 # Architectures whose checkpoints name tensors without the prefix that the loaded module has.
 _MODULE_PREFIX = {"gpt2": "transformer."}
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """How the weights of linear layers are stored after loading.
+def tensor_bytes(tensor: Tensor, *, dtype: str, quantization: Quantization | None = None, is_tied: bool = False) -> int:
+    """Return the bytes of one tensor once it is loaded in `dtype`, quantised or not.
 
-    Attributes:
-        bits: 8 or 4.
-        double: Whether the scales of 4-bit blocks are quantised themselves.
-        skip_modules: Names of modules that stay as they are.
-        packed: Whether in llmctl's own format, which takes experts and the output head too.
-        head_bits: In that format: bits of the output head and an embedding tied to it, or None.
-        by_torch: Whether packed for torch's kernels instead of llmctl's.
+    `is_tied` means that the output head shares the weights of the embedding.
     """
-
-    bits: Literal[4, 8]
-    double: bool = False
-    skip_modules: tuple[str, ...] = ()
-    packed: bool = False
-    head_bits: Literal[4, 8] | None = None
-    by_torch: bool = False
-
-
-def tensor_bytes(tensor: Tensor, *, dtype: str, quantized: Quantized | None, is_tied: bool = False) -> int:
-    """Bytes of one tensor once it is loaded in `dtype`, quantised or not; `is_tied` where head and embedding are one.
-
-    bitsandbytes keeps 8-bit weights with one float32 scale a row, and 4-bit ones in blocks of 64 with one float32 scale
-    each; double quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA,
-    arXiv:2305.14314, section 3).
-    """
-    if tensor.dtype not in ("F64", "F32", "F16", "BF16") or tensor.name.endswith(_SCALES):
-        return tensor.size_bytes  # packed or integer, or the scales of such: stays as it is
-    bits = quantized_bits(tensor, quantized, is_tied=is_tied)
-    if quantized is None or bits is None:
-        return tensor.numel * DTYPE_SIZE_BYTES[dtype]
-    if quantized.packed:
-        *several, outputs, inputs = tensor.shape
-        return math.prod(several) * packed_bytes(outputs, inputs, bits, by_torch=quantized.by_torch)
-    if bits == 8:
-        return tensor.numel + 4 * tensor.shape[0]
-    blocks = -(-tensor.numel // 64)
-    scales = blocks + 4 * -(-blocks // 256) if quantized.double else 4 * blocks
-    return -(-tensor.numel // 2) + scales
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+        return tensor.size_bytes  # packed or integer: stays as it is
+    if quantization is not None:
+        size = quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied)
+        if size is not None:
+            return size
+    return tensor.numel * DTYPE_SIZE_BYTES[dtype]
 
 
-def quantized_bits(tensor: Tensor, quantized: Quantized | None, *, is_tied: bool) -> int | None:
-    """The bits that a weight gets on loading, or None where it keeps its dtype."""
-    if quantized is None:
-        return None
-    parts = tensor.name.split(".")
-    skipped = any(name in parts or tensor.name.startswith(f"{name}.") for name in quantized.skip_modules)
-    if quantized.packed and not skipped:
-        if parts[-2:] == ["lm_head", "weight"] or (is_tied and len(parts) > 1 and parts[-2] in _TIED):
-            return quantized.head_bits
-        if is_expert(tensor) and len(tensor.shape) in (2, 3) and not tensor.name.endswith("bias"):
-            return quantized.bits
-    return quantized.bits if is_linear_weight(tensor, quantized.skip_modules) else None
+def unquantised_bytes(info: ModelInfo, quantization: Quantization | None) -> int:
+    """Return the bytes of the weights that stay in half precision although the rest is quantised on loading."""
+    if quantization is None or quantization.is_stored:
+        return 0
+    is_tied = tied(info)
+    weight_bytes = quantization.backend.weight_bytes
+    return sum(2 * t.numel for t in info.tensors if weight_bytes(t, quantization, is_tied=is_tied) is None)
 
 
-_TIED = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-
-
-def packed_bytes(outputs: int, inputs: int, bits: int, *, by_torch: bool = False) -> int:
-    """Bytes of a weight [outputs, inputs] in llmctl's own format: blocks of 32 inputs with a float16 scale each.
-
-    Outputs are rounded up to groups of 16. For torch's kernels 8 bits have one scale an output, blocks of 4 bits two
-    numbers each.
-    """
-    if by_torch:
-        rows, columns = -(-outputs // 16) * 16, -(-inputs // 32) * 32
-        return rows * columns * bits // 8 + (2 * rows if bits == 8 else 4 * rows * columns // 32)
-    return -(-outputs // 16) * -(-inputs // 32) * (16 * 32 * bits // 8 + 16 * 2)
-
-
-def is_linear_weight(tensor: Tensor, skip_modules: Iterable[str] = ()) -> bool:
-    """Whether bitsandbytes would quantise it: the matrix of a linear layer inside a block.
-
-    Embeddings and the head stay, and so do the experts of a mixture and the router that chooses among them:
-    transformers 5 keeps all experts of a layer in one three-dimensional parameter, which bitsandbytes passes over. A
-    shared expert is an ordinary linear layer.
-    """
-    if len(tensor.shape) != 2 or not tensor.name.endswith(".weight") or not _BLOCK.match(tensor.name):
-        return False
-    parts = tensor.name.split(".")
-    if any(part in _EMBEDDINGS or "norm" in part for part in parts) or is_expert(tensor):
-        return False
-    if len(parts) > 2 and parts[-2] in ("gate", "router"):
-        return False
-    return not any(name in parts or tensor.name.startswith(f"{name}.") for name in skip_modules)
-
-
-def is_expert(tensor: Tensor) -> bool:
-    """Whether it belongs to one of the experts of a mixture."""
-    return "experts" in tensor.name.split(".")
-
-
-def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) -> dict[str, int]:
+def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None = None) -> dict[str, int]:
     """Bytes by the modules that are placed whole: each decoder block, and what stands around the blocks.
 
     The names are those of the loaded model's modules, in the order in which a forward pass meets them. A tied output
@@ -135,12 +49,12 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) ->
     prefix = _MODULE_PREFIX.get(info.model_type, "")
     sizes: dict[str, int] = {}
     for tensor in info.tensors:
-        name = tensor.name if not prefix or tensor.name.startswith((prefix, "lm_head")) else prefix + tensor.name
-        match = _BLOCK.match(name)
-        module = match[1] if match else name.rpartition(".")[0] or name
+        module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
+        if not module.startswith((prefix, "lm_head")):
+            module = prefix + module
         if module == "lm_head" and tied(info):
             continue
-        size = tensor_bytes(tensor, dtype=dtype, quantized=quantized, is_tied=tied(info))
+        size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=tied(info))
         sizes[module] = sizes.get(module, 0) + size
     if tied(info):
         sizes["lm_head"] = 0
@@ -148,7 +62,7 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) ->
 
 
 def _forward_order(module: str) -> tuple[int, int, str]:
-    if any(part in _EMBEDDINGS[:-1] for part in module.split(".")):
+    if any(part in EMBEDDINGS for part in module.split(".")):
         return (0, 0, module)
     number = re.search(r"\.(\d+)$", module)
     if number:
@@ -204,22 +118,28 @@ def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: st
     return batch * context * (8 * hidden + 4 * inner) * DTYPE_SIZE_BYTES[dtype] + logits
 
 
-def mapped_bytes(info: ModelInfo, *, dtype: str, quantized: Quantized | None) -> int:
-    """Bytes of the weight files that lie in memory beside the loaded weights until loading ends.
+def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None) -> int:
+    """Return the bytes of the weight files that lie in memory beside the loaded weights until loading ends.
 
     transformers maps the files and takes tensors of the right dtype as they lie there; whatever is converted is read
     through the map first. The system can drop these pages, so they count for the peak and not for what must fit.
     """
-    if (info.quantization_method or "").startswith("llmctl"):
-        return 0
-    if quantized is not None and quantized.packed:
-        return PIECE_BYTES  # what was read is let go at once
-    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    known = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
+    if known is not None:
+        return known
+    stored_name = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    is_tied = tied(info)
     return sum(
         tensor.size_bytes
         for tensor in info.tensors
-        if tensor.dtype != names[dtype] or (quantized is not None and is_linear_weight(tensor, quantized.skip_modules))
+        if tensor.dtype != stored_name or _is_converted(tensor, quantization, is_tied=is_tied)
     )
+
+
+def _is_converted(tensor: Tensor, quantization: Quantization | None, *, is_tied: bool) -> bool:
+    if quantization is None or quantization.is_stored:
+        return False
+    return quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied) is not None
 
 
 @dataclass(frozen=True)

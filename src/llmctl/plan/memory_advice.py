@@ -7,7 +7,9 @@ from llmctl.errors import MachineError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Plan
-from llmctl.plan.memory import Quantized, kv_cache_bytes, module_bytes
+from llmctl.plan.memory import kv_cache_bytes, module_bytes
+from llmctl.quant.backend import QuantBackend, Quantization
+from llmctl.quant.registry import preferred
 from llmctl.units import format_bytes
 
 
@@ -24,8 +26,11 @@ class Saving:
     bytes: int
 
 
-def possible_savings(plan: Plan, info: ModelInfo) -> tuple[Saving, ...]:
-    """Return the options that save at least a twentieth of `plan`'s memory, the largest saving first."""
+def possible_savings(plan: Plan, info: ModelInfo, backend: QuantBackend) -> tuple[Saving, ...]:
+    """Return the options that save at least a twentieth of `plan`'s memory, the largest saving first.
+
+    `backend` is the one that would quantise the weights.
+    """
     memory = plan.memory
     half_context = memory.context // 2
     cache = kv_cache_bytes(info, context=half_context, batch=memory.batch, dtype=plan.model_kwargs["dtype"])
@@ -33,26 +38,24 @@ def possible_savings(plan: Plan, info: ModelInfo) -> tuple[Saving, ...]:
         f"half the tokens (prompt and --max-new-tokens together {half_context} instead of {memory.context})",
         memory.kv_cache_bytes - cache + memory.activation_bytes // 2,
     )
-    savings = [*_smaller_weights(plan, info), shorter]
+    savings = [*_smaller_weights(plan, info, backend), shorter]
     return tuple(sorted((s for s in savings if s.bytes > memory.total_bytes / 20), key=lambda saving: -saving.bytes))
 
 
-def _smaller_weights(plan: Plan, info: ModelInfo) -> list[Saving]:
-    if info.quantization_method is not None:
+def _smaller_weights(plan: Plan, info: ModelInfo, backend: QuantBackend) -> list[Saving]:
+    if info.stored_quantization is not None:
         return []
     dtype = plan.model_kwargs["dtype"]
-    arguments = plan.model_kwargs.get("quantization_config") or {}
-    options: list[tuple[str, Quantized | None]] = []
-    if not arguments:
-        options += [("--dtype bf16", None)] if dtype == "float32" else []
-        options += [("--quant 8bit", Quantized(8))]
-    if not arguments.get("load_in_4bit"):
-        options += [("--quant 4bit", Quantized(4))]
+    bits = plan.quantization.bits if plan.quantization is not None else None
+    options: list[tuple[str, Quantization | None]] = []
+    if dtype == "float32" and bits is None:
+        options.append(("--dtype bf16", None))
+    options += [(f"--quant {fewer}bit", backend.scheme(fewer)) for fewer in (8, 4) if fewer < (bits or 16)]
     half = "bfloat16" if dtype == "float32" else dtype
     weights = sum(plan.memory.weights.values())
     return [
-        Saving(option, weights - sum(module_bytes(info, dtype=half, quantized=quantized).values()))
-        for option, quantized in options
+        Saving(option, weights - sum(module_bytes(info, dtype=half, quantization=quantization).values()))
+        for option, quantization in options
     ]
 
 
@@ -68,7 +71,7 @@ def out_of_memory_error(plan: Plan, info: ModelInfo, machine: Machine, config: C
     free = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     free["cpu"] = machine.ram_available_bytes
     free = {device: free[device] for device in plan.devices if device in free}
-    savings = possible_savings(plan, info)
+    savings = possible_savings(plan, info, preferred(config, machine, devices=plan.devices))
     hints = [f"{saving.option} saves {format_bytes(saving.bytes)}" for saving in savings[:3]]
     on_gpu = any(device.startswith("cuda") for device in plan.devices)
     if on_gpu and config.load.device_map not in ("auto", "cpu"):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmctl.config import Config
-from llmctl.model.info import ModelInfo, is_packed, is_packed_by_torch
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
-from llmctl.plan.quantization import unquantised_bytes
+from llmctl.plan.memory import unquantised_bytes
 from llmctl.units import format_bytes, parse_bytes
 
 KEY = "quantized_copy"
@@ -56,7 +56,7 @@ def decide_copy(plan: Plan, config: Config, info: ModelInfo, *, found: Quantized
         found: A copy that has exactly these weights.
         free_bytes: What the disk of the copies has free.
     """
-    if "quantization_config" not in plan.model_kwargs:
+    if not plan.quantizes:
         return plan
     if found is not None and config.quantization.cache:
         reason = "kept by an earlier run, so nothing is quantised now; quantization.cache: false does it anew"
@@ -77,10 +77,9 @@ def _mapped_bytes(plan: Plan, info: ModelInfo) -> int:
 
     See `memory.mapped_bytes`.
     """
-    arguments = plan.model_kwargs["quantization_config"]
-    if is_packed(arguments):
-        return 0
-    return max(copy_bytes(plan) - unquantised_bytes(arguments, info), 0)
+    assert plan.quantization is not None  # noqa: S101 (the plan quantises)
+    known = plan.quantization.backend.mapped_bytes(replace(plan.quantization, is_stored=True))
+    return max(copy_bytes(plan) - unquantised_bytes(info, plan.quantization), 0) if known is None else known
 
 
 def copy_bytes(plan: Plan) -> int:
@@ -98,8 +97,9 @@ def _why_not_kept(plan: Plan, config: Config, free_bytes: int) -> str | None:
     limit, size = parse_bytes(config.quantization.cache_size), copy_bytes(plan)
     if not config.quantization.cache:
         return "quantization.cache is false"
-    if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
-        return "torch's kernels pack weights for the processor they run on"
+    obstacle = plan.quantization.backend.cache_obstacle() if plan.quantization is not None else None
+    if obstacle is not None:
+        return obstacle
     if len({device.partition(":")[0] for device in plan.devices}) > 1:
         return "part of the model lies in RAM, unquantised"
     if plan.model_kwargs["trust_remote_code"]:

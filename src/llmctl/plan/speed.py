@@ -10,30 +10,12 @@ from dataclasses import dataclass
 
 from llmctl.machine.detection import Machine
 from llmctl.machine.presets import MACS, card_of
-from llmctl.model.info import ModelInfo, is_packed, is_packed_by_torch
+from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Plan
-from llmctl.plan.memory import is_expert
 
-# share of the memory bandwidth while decoding, by device and storage
-_DECODE_SHARES = {
-    ("cuda", 16): (0.45, 0.85),
-    ("cuda", 8): (0.08, 0.3),
-    ("cuda", 4): (0.2, 0.55),
-    ("mps", 16): (0.4, 0.8),
-    ("mps", 8): (0.05, 0.3),
-    ("mps", 4): (0.05, 0.3),
-    ("cpu", 16): (0.3, 0.85),
-    ("cpu", 8): (0.01, 0.03),
-    ("cpu", 4): (0.01, 0.03),
-    ("cpu with kernels", 16): (0.5, 1.0),
-    ("cpu with kernels", 8): (0.5, 1.0),
-    ("cpu with kernels", 4): (0.4, 1.0),
-    ("cpu with torch's kernels", 8): (0.25, 0.8),
-    ("cpu with torch's kernels", 4): (0.2, 0.6),
-    ("cpu with AVX-512", 16): (0.3, 0.85),
-    ("cpu with AVX-512", 8): (0.12, 0.4),
-    ("cpu with AVX-512", 4): (0.1, 0.35),
-}
+# share of the memory bandwidth while decoding in 16 bits, by device; a backend knows those of its quantised weights
+_DECODE_SHARES = {"cuda": (0.45, 0.85), "mps": (0.4, 0.8), "cpu": (0.3, 0.85)}
+_DECODE_SHARE_OF_KERNELS = (0.5, 1.0)
 # billions of operations a second and core, on a CPU, while reading a prompt
 _CPU_GIGAFLOPS = {"bf16 instructions": (80.0, 240.0), "bfloat16": (12.0, 30.0), "float32": (25.0, 70.0)}
 _GPU_PREFILL_SHARE = (0.2, 0.6)
@@ -66,7 +48,7 @@ def estimate_speed(
         info: The model.
         ram_bandwidth: Measured bytes per second of the RAM, for what runs on the CPU.
     """
-    bits = _stored_bits(plan, info)
+    quantization = plan.quantization
     active = active_share(info)
     on_gpu = [device for device in plan.devices if device != "cpu"]
     rates = _rates(machine, on_gpu, ram_bandwidth)
@@ -76,13 +58,8 @@ def estimate_speed(
     bandwidth, flops = rates
     resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not on_gpu)
     spilled = sum(plan.memory.weights.values()) - resident
-    has_avx512 = kind == "cpu" and "avx512f" in machine.cpu_features
-    arguments = plan.quantization(info)
-    has_kernels = is_packed(arguments) or (plan.kernels == "llmctl" and bits == 16)
-    shares = "cpu with kernels" if has_kernels else "cpu with AVX-512" if has_avx512 else kind
-    if is_packed_by_torch(arguments):
-        shares = "cpu with torch's kernels"
-    low, high = _DECODE_SHARES[shares, bits]
+    share = quantization.backend.decode_share(quantization, kind, machine) if quantization is not None else None
+    low, high = share or (_DECODE_SHARE_OF_KERNELS if plan.kernels == "llmctl" else _DECODE_SHARES[kind])
     moved = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
     bus = spilled * active / _SPILL_BANDWIDTH
     launch = _BLOCK_LAUNCH if kind != "cpu" else (0.0, 0.0)
@@ -90,17 +67,12 @@ def estimate_speed(
     fastest = moved / bandwidth / high + bus + info.layer_count * launch[0]
     work = 2 * info.parameters * active
     if kind == "cpu":
-        prefill = _cpu_prefill(plan, machine, work, slow=bits != 16 and not is_packed(arguments))
+        prefill = _cpu_prefill(
+            plan, machine, work, slow=quantization is not None and quantization.backend.slows_prompts
+        )
     else:
         prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
     return Speed((1 / slowest, 1 / fastest), prefill)
-
-
-def _stored_bits(plan: Plan, info: ModelInfo) -> int:
-    arguments = plan.quantization(info)
-    if is_packed(arguments):
-        return int(arguments.get("bits", 4))
-    return 4 if arguments.get("load_in_4bit") else 8 if arguments.get("load_in_8bit") else 16
 
 
 def active_share(info: ModelInfo) -> float:
@@ -110,7 +82,7 @@ def active_share(info: ModelInfo) -> float:
     chosen = text.get("num_experts_per_tok")
     if not isinstance(count, int) or not isinstance(chosen, int) or not count or not info.parameters:
         return 1.0
-    experts = sum(tensor.numel for tensor in info.tensors if is_expert(tensor))
+    experts = sum(tensor.numel for tensor in info.tensors if tensor.is_expert)
     return 1 - experts / info.parameters * (1 - min(chosen / count, 1))
 
 

@@ -12,9 +12,11 @@ from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.make import make_plan
+from llmctl.plan.memory import unquantised_bytes
 from llmctl.plan.placement import candidate_devices
-from llmctl.plan.quantization import choose_backend, unquantised_bytes
 from llmctl.plan.speed import Speed, estimate_speed
+from llmctl.quant.backend import Variant
+from llmctl.quant.registry import preferred
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
 _HALF = ("bfloat16", "float16")
@@ -72,23 +74,19 @@ def survey(
         draft: The model that `config.draft` names.
         adapters: Those that `config.model.adapters` names.
     """
-    if info.quantization_method is not None:
-        named: list[tuple[str, dict[str, dict[str, Any]]]] = [(f"as stored ({info.quantization_method})", {})]
+    stored = info.stored_quantization
+    if stored is not None:
+        named: list[tuple[str, dict[str, dict[str, Any]]]] = [(f"as stored ({stored.name})", {})]
     else:
         half = str(_half_dtype(config, machine, info).value)
         named = [
             ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
             (half, {"load": {"dtype": half}, "quantization": {"bits": None}}),
-            ("8-bit", {"load": {"dtype": half}, "quantization": {"bits": 8}}),
+            *(
+                (variant.name, {"load": {"dtype": half}, "quantization": dict(variant.section)})
+                for variant in _variants(config, machine)
+            ),
         ]
-        if _backend(config, machine) == "llmctl":
-            named += [("4-bit", {"load": {"dtype": half}, "quantization": {"bits": 4}})]
-        else:
-            double = {"bits": 4, "use_double_quant": True}
-            named += [
-                ("4-bit nf4", {"load": {"dtype": half}, "quantization": {"bits": 4}}),
-                ("4-bit nf4 double", {"load": {"dtype": half}, "quantization": double}),
-            ]
     return tuple(
         _way(
             name,
@@ -127,11 +125,12 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
     return Config.model_validate(values)
 
 
-def _backend(config: Config, machine: Machine) -> str:
+def _variants(config: Config, machine: Machine) -> tuple[Variant, ...]:
     try:
-        return choose_backend(config, machine, devices=candidate_devices(config, machine))
+        devices = candidate_devices(config, machine)
     except LlmctlError:
-        return "bitsandbytes"
+        devices = ()  # every way is impossible, and says why
+    return preferred(config, machine, devices=devices).variants()
 
 
 def _half_dtype(config: Config, machine: Machine, info: ModelInfo) -> Decision:
@@ -183,7 +182,7 @@ def _way(
         "spills" if beside_gpu else "fits",
         plan=plan,
         free_bytes=_free(plan, machine),
-        unquantised_bytes=unquantised_bytes(plan.model_kwargs.get("quantization_config"), info),
+        unquantised_bytes=unquantised_bytes(info, plan.quantization),
         spilled_blocks=_blocks(spilled, info) if beside_gpu else 0,
         largest_context=fits_whole,
         speed=estimate_speed(plan, machine, info, ram_bandwidth=ram_bandwidth),

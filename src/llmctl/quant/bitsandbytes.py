@@ -2,56 +2,213 @@
 
 import logging
 import sys
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from llmctl.errors import LlmctlError, MachineError
+from llmctl.quant.backend import (
+    STORED,
+    Choice,
+    PackageNeed,
+    QuantBackend,
+    Quantization,
+    ScriptLines,
+    Variant,
+    is_linear_weight,
+    is_skipped,
+)
+
+if TYPE_CHECKING:
+    from llmctl.config import Config
+    from llmctl.machine.detection import Machine
+    from llmctl.model.checkpoint import Tensor
+
+_OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
+_SCALES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB")  # in a checkpoint, in float32
+_CPU_WITH_AVX512 = "cpu with AVX-512"
+# Share of the memory bandwidth while decoding, by device and bits.
+_DECODE_SHARES = {
+    ("cuda", 8): (0.08, 0.3),
+    ("cuda", 4): (0.2, 0.55),
+    ("mps", 8): (0.05, 0.3),
+    ("mps", 4): (0.05, 0.3),
+    ("cpu", 8): (0.01, 0.03),
+    ("cpu", 4): (0.01, 0.03),
+    (_CPU_WITH_AVX512, 8): (0.12, 0.4),
+    (_CPU_WITH_AVX512, 4): (0.1, 0.35),
+}
 
 
-def import_bitsandbytes() -> None:
-    """Import bitsandbytes without letting it fetch code.
+class BitsAndBytes(QuantBackend):
+    """The backend `bitsandbytes`. It passes over experts: transformers 5 keeps all of a layer in one 3-D parameter."""
 
-    Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on a
-    CPU with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
-    (backends/mps/ops.py). Nothing from the Hub is executed here, so `kernels` is hidden from it.
+    name = "bitsandbytes"
+    own_keys = frozenset({"quant_type", "use_double_quant", "llm_int8_threshold", "compute_dtype"})
+    slows_prompts = True
+    cache_versions = MappingProxyType({"bitsandbytes": 2, "transformers": 1})
+    vllm_method = "bitsandbytes"
+    package = PackageNeed("bitsandbytes", "llmctl.quant.bitsandbytes:probe")
 
-    Raises:
-        ImportError: bitsandbytes is not installed or is broken.
-    """
-    # its loggers report every cast of every product; the 8-bit path casts by design
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if "bitsandbytes" in sys.modules:
-        return
-    hidden = sys.modules.get("kernels")
-    sys.modules["kernels"] = None  # type: ignore[assignment] # an import of it now raises ImportError
-    try:
-        import bitsandbytes  # noqa: F401
-    finally:
-        if hidden is not None:
-            sys.modules["kernels"] = hidden
-        else:
-            del sys.modules["kernels"]
-    metal = sys.modules.get("bitsandbytes.backends.mps.ops")
-    if metal is not None:
-        metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own mark for "do not try again"
+    def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
+        if "bitsandbytes" in machine.packages:
+            return None
+        bits = config.quantization.bits
+        what = "weights in its format" if bits is None else f"{bits}-bit weights"
+        return MachineError(
+            f"{what} need the package bitsandbytes, which is not installed", hint="pip install bitsandbytes"
+        )
 
+    def plan(self, config: "Config", machine: "Machine", *, dtype: str) -> tuple[Quantization, tuple[Choice, ...]]:
+        section = config.quantization
+        kept: dict[str, Any] = {}
+        if section.skip_modules is not None:
+            kept["llm_int8_skip_modules"] = list(section.skip_modules)
+        if section.enable_fp32_cpu_offload:
+            kept[_OFFLOAD] = True
+        if section.bits == 8:
+            quantization = _eight_bits({"llm_int8_threshold": section.llm_int8_threshold, **kept})
+            reason = "asked for: LLM.int8 of bitsandbytes" + _cpu_warning(machine)
+            return quantization, (Choice("quantization", quantization.label, reason),)
+        compute: str = section.compute_dtype
+        compute_reason = "asked for"
+        if compute == "auto":
+            # BitsAndBytesConfig's own default is float32, which makes every product of a half-precision model slow.
+            compute = dtype if dtype in ("float16", "bfloat16") else "bfloat16"
+            compute_reason = "the model's half precision; the library's default, float32, is several times slower"
+        quantization = _four_bits(
+            {
+                "bnb_4bit_quant_type": section.quant_type,
+                "bnb_4bit_use_double_quant": section.use_double_quant,
+                "bnb_4bit_compute_dtype": compute,
+                **kept,
+            }
+        )
+        return quantization, (
+            Choice("quantization", quantization.label, "asked for" + _cpu_warning(machine)),
+            Choice("bnb_4bit_compute_dtype", compute, compute_reason),
+        )
 
-def describe(model: Any) -> str | None:
-    """What the layers of a loaded model really are: `bitsandbytes 4-bit nf4, computing in bfloat16`, or None."""
-    kinds: dict[str, None] = {}
-    for module in model.modules():
-        if not type(module).__module__.startswith("bitsandbytes"):
-            continue  # an adapter's layer has the same name, and this one inside
-        name = type(module).__name__
-        if name == "Linear4bit":
-            state = getattr(module.weight, "quant_state", None)
-            compute = str(module.compute_dtype).removeprefix("torch.")
-            double = " double" if getattr(state, "nested", False) else ""
-            kinds[f"bitsandbytes 4-bit {module.weight.quant_type}{double}, computing in {compute}"] = None
-        elif name == "Linear8bitLt":
-            kinds["bitsandbytes 8-bit"] = None
-    return "; ".join(kinds) or None
+    def scheme(self, bits: int) -> Quantization:
+        return _eight_bits({}) if bits == 8 else _four_bits({"bnb_4bit_quant_type": "nf4"})
+
+    def variants(self) -> tuple[Variant, ...]:
+        return (
+            Variant("8-bit", {"bits": 8}),
+            Variant("4-bit nf4", {"bits": 4}),
+            Variant("4-bit nf4 double", {"bits": 4, "use_double_quant": True}),
+        )
+
+    def recognise(self, stored: Mapping[str, Any]) -> Quantization | None:
+        if not str(stored.get("quant_method", "")).startswith("bitsandbytes"):
+            return None
+        made = _four_bits(stored) if stored.get("load_in_4bit") else _eight_bits(stored)
+        return replace(made, arguments=stored, is_stored=True)
+
+    def explain_stored(self, quantization: Quantization) -> tuple[Choice, ...]:
+        choice = Choice("quantization", quantization.label, STORED)
+        if quantization.bits != 4:
+            return (choice,)
+        compute = str(quantization.arguments.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
+        return choice, Choice("bnb_4bit_compute_dtype", compute, "the checkpoint says so")
+
+    def offloaded(self, quantization: Quantization) -> tuple[Quantization, tuple[Choice, ...]]:
+        arguments = {**quantization.arguments, _OFFLOAD: True}
+        choice = Choice(_OFFLOAD, True, "part of the quantised model lies in RAM, unquantised")
+        return replace(quantization, arguments=arguments), (choice,)
+
+    def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
+        """Return the bytes of a tensor once it is loaded, or None where it gets the model's dtype.
+
+        8-bit weights have one float32 scale a row, 4-bit ones one float32 scale for each block of 64; double
+        quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA, arXiv:2305.14314,
+        section 3).
+        """
+        if quantization.is_stored:
+            return tensor.size_bytes if tensor.name.endswith(_SCALES) else None
+        arguments = quantization.arguments
+        if not is_linear_weight(tensor) or is_skipped(tensor, arguments.get("llm_int8_skip_modules") or ()):
+            return None
+        if quantization.bits == 8:
+            return tensor.numel + 4 * tensor.shape[0]
+        blocks = -(-tensor.numel // 64)
+        double = bool(arguments.get("bnb_4bit_use_double_quant"))
+        return -(-tensor.numel // 2) + (blocks + 4 * -(-blocks // 256) if double else 4 * blocks)
+
+    def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
+        fast_cpu = device == "cpu" and "avx512f" in machine.cpu_features
+        return _DECODE_SHARES[_CPU_WITH_AVX512 if fast_cpu else device, quantization.bits or 8]
+
+    def script(self, quantization: Quantization) -> ScriptLines:
+        if quantization.is_stored:
+            return ScriptLines()
+        shown = [
+            f"{name}=torch.{value}" if name == "bnb_4bit_compute_dtype" else f"{name}={value!r}"
+            for name, value in quantization.arguments.items()
+        ]
+        return ScriptLines(classes=("BitsAndBytesConfig",), config=f"BitsAndBytesConfig({', '.join(shown)})")
+
+    def import_package(self) -> None:
+        """Import bitsandbytes without letting it fetch code.
+
+        Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on
+        a CPU with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
+        (backends/mps/ops.py). Nothing from the Hub is executed here, so `kernels` is hidden from it.
+
+        Raises:
+            ImportError: bitsandbytes is not installed or is broken.
+        """
+        # its loggers report every cast of every product; the 8-bit path casts by design
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        if "bitsandbytes" in sys.modules:
+            return
+        hidden = sys.modules.get("kernels")
+        sys.modules["kernels"] = None  # type: ignore[assignment] # an import of it now raises ImportError
+        try:
+            import bitsandbytes  # noqa: F401
+        finally:
+            if hidden is not None:
+                sys.modules["kernels"] = hidden
+            else:
+                del sys.modules["kernels"]
+        metal = sys.modules.get("bitsandbytes.backends.mps.ops")
+        if metal is not None:
+            metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own mark for "do not try again"
+
+    def transformers_config(self, quantization: Quantization) -> Any:
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(**quantization.arguments)
+
+    def describe(self, model: Any) -> str | None:
+        descriptions: dict[str, None] = {}
+        for module in model.modules():
+            if not type(module).__module__.startswith("bitsandbytes"):
+                continue  # an adapter's layer has the same name, and this one inside
+            name = type(module).__name__
+            if name == "Linear4bit":
+                state = getattr(module.weight, "quant_state", None)
+                compute = str(module.compute_dtype).removeprefix("torch.")
+                double = " double" if getattr(state, "nested", False) else ""
+                descriptions[f"bitsandbytes 4-bit {module.weight.quant_type}{double}, computing in {compute}"] = None
+            elif name == "Linear8bitLt":
+                descriptions["bitsandbytes 8-bit"] = None
+        return "; ".join(descriptions) or None
+
+    def extra_tensors(self, parameter: Any) -> list[Any]:
+        state = getattr(parameter, "quant_state", None)
+        nested = getattr(state, "state2", None)
+        parts = (getattr(state, "absmax", None), getattr(nested, "absmax", None), getattr(parameter, "SCB", None))
+        return [part for part in parts if part is not None]
+
+    def check_saveable(self, model: Any) -> None:
+        if is_repacked(model):
+            raise ValueError("bitsandbytes cannot save 4-bit weights that have been used on a CPU")
 
 
 def is_repacked(model: Any) -> bool:
-    """Whether 4-bit weights lie in the order that bitsandbytes' CPU kernels want, which it cannot turn back.
+    """Return whether 4-bit weights lie in the order of bitsandbytes' CPU kernels, which it cannot undo.
 
     On a CPU with AVX512-BF16 the first product repacks the weights and rounds the scales to bfloat16, transposed;
     `_convert_weight_packed_for_cpu_inverse` (bitsandbytes 0.50) leaves the scales so, and what is saved is wrong.
@@ -60,9 +217,21 @@ def is_repacked(model: Any) -> bool:
     return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
-def scale_tensors(parameter: Any) -> list[Any]:
-    """The tensors that a quantised weight keeps beside itself: scales, and the scales of scales."""
-    state = getattr(parameter, "quant_state", None)
-    nested = getattr(state, "state2", None)
-    parts = (getattr(state, "absmax", None), getattr(nested, "absmax", None), getattr(parameter, "SCB", None))
-    return [part for part in parts if part is not None]
+def _eight_bits(arguments: Mapping[str, Any]) -> Quantization:
+    return Quantization(BACKEND, 8, "bitsandbytes 8-bit", {"load_in_8bit": True, **arguments})
+
+
+def _four_bits(arguments: Mapping[str, Any]) -> Quantization:
+    code = arguments.get("bnb_4bit_quant_type", "fp4")  # the default of BitsAndBytesConfig
+    double = " double" if arguments.get("bnb_4bit_use_double_quant") else ""
+    return Quantization(BACKEND, 4, f"bitsandbytes 4-bit {code}{double}", {"load_in_4bit": True, **arguments})
+
+
+def _cpu_warning(machine: "Machine") -> str:
+    if machine.gpus:
+        return ""
+    faster = "torch" if machine.kernels is None else "llmctl"
+    return f"; on a CPU it saves memory and costs speed, unlike quantization.backend: {faster}"
+
+
+BACKEND = BitsAndBytes()

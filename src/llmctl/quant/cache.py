@@ -19,7 +19,7 @@ from llmctl.config import Config
 from llmctl.errors import ModelError
 from llmctl.machine.detection import Machine
 from llmctl.model.checkpoint import read_header, weight_files
-from llmctl.model.info import ModelInfo, is_packed
+from llmctl.model.info import ModelInfo
 from llmctl.paths import cache_dir
 from llmctl.plan import Plan
 from llmctl.plan.quantized_cache import QuantizedCopy, decide_copy, told
@@ -29,9 +29,6 @@ from llmctl.units import parse_bytes
 
 FORMAT = 1  # raise it when the layout changes: older copies are then outdated
 RECORD = "copy.json"
-# The parts of a version that can change the bytes.
-_VERSION_PARTS = {"bitsandbytes": 2, "transformers": 1}
-_PACKED_PARTS = {"transformers": 1}  # the kernels' own version is that of the format
 
 
 def root() -> Path:
@@ -49,7 +46,7 @@ def consider(plan: Plan, config: Config, info: ModelInfo, machine: Machine, *, d
         machine: This computer.
         download_bytes: What will be written to the disk before.
     """
-    if "quantization_config" not in plan.model_kwargs:
+    if not plan.quantizes:
         return plan
     known = find(plan, info, machine) if config.quantization.cache else None
     return decide_copy(plan, config, info, found=known, free_bytes=_free_bytes() - download_bytes)
@@ -174,7 +171,7 @@ def _size(folder: Path) -> int:
 
 
 def _why_stale(copy: QuantizedCopy, machine: Machine) -> str | None:
-    if any(_version(name, machine) != version for name, version in copy.versions.items()):
+    if any(_version(name, machine, len(version.split("."))) != version for name, version in copy.versions.items()):
         return "copy by another version"
     if not copy.origin.is_dir():
         return "copy of a model that is gone"
@@ -201,20 +198,22 @@ def fingerprint(folder: Path) -> str:
 
 def _identity(plan: Plan, info: ModelInfo, machine: Machine) -> dict[str, Any]:
     """Everything that changes the bytes of a copy."""
-    parts = _PACKED_PARTS if is_packed(plan.model_kwargs["quantization_config"]) else _VERSION_PARTS
+    assert plan.quantization is not None  # noqa: S101 (the plan quantises)
     model = {"commit": info.commit} if info.commit else {"fingerprint": fingerprint(info.folder or Path())}
     return {
         "format": FORMAT,
         **model,
-        "quantization_config": dict(plan.model_kwargs["quantization_config"]),
+        "quantization_config": dict(plan.quantization.arguments),
         "dtype": plan.model_kwargs["dtype"],
         "device": plan.devices[0].partition(":")[0],
-        "versions": {name: _version(name, machine) for name in parts},
+        "versions": {
+            name: _version(name, machine, parts) for name, parts in plan.quantization.backend.cache_versions.items()
+        },
     }
 
 
-def _version(name: str, machine: Machine) -> str:
-    return ".".join(machine.packages.get(name, "").split(".")[: _VERSION_PARTS.get(name, 1)])
+def _version(name: str, machine: Machine, parts: int) -> str:
+    return ".".join(machine.packages.get(name, "").split(".")[:parts])
 
 
 def _name(identity: dict[str, Any]) -> str:
@@ -227,7 +226,7 @@ def _write_record(folder: Path, plan: Plan, info: ModelInfo, identity: dict[str,
         **identity,
         "source": info.source,
         "origin": str((info.folder or Path()).absolute()),
-        "kind": next(str(d.value) for d in plan.decisions if d.key == "quantization"),
+        "kind": plan.quantization.label if plan.quantization is not None else "none",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "sizes": sizes,
     }

@@ -14,7 +14,6 @@ from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.model.checkpoint import lies_inside
-from llmctl.model.info import is_packed_by_torch
 from llmctl.plan.quantized_cache import copy_bytes
 from llmctl.quant.atomic_folder import NewFolder
 from llmctl.quant.save import save_weights
@@ -76,16 +75,15 @@ def quantize(prepared: Prepared, output: Path) -> Quantized:
     started = time.perf_counter()
     check_asked(prepared.config, output)
     plan, info = prepared.plan, prepared.info
-    if "quantization_config" not in plan.model_kwargs:
+    stored = info.stored_quantization
+    if stored is not None or plan.quantization is None:
         raise UserError(
-            f"{plan.source} is already quantised ({info.quantization_method})",
-            hint="it can be used as it is: leave quantize away, or take the unquantised original",
+            f"{plan.source} is already quantised ({stored.name if stored else 'unknown'})",
+            hint="it can be used as it is: omit quantize, or take the unquantised original",
         )
-    if is_packed_by_torch(plan.model_kwargs["quantization_config"]):
-        raise MachineError(
-            "weights for torch's kernels are packed for one processor and cannot be written",
-            hint="install llmctl with a C++ compiler on the PATH, or --set quantization.backend=bitsandbytes",
-        )
+    obstacle = plan.quantization.backend.save_obstacle()
+    if obstacle is not None:
+        raise obstacle
     if prepared.adapters:
         raise UserError("adapters are not written with the model", hint="quantise it without them")
     if len({device.partition(":")[0] for device in plan.devices}) > 1:

@@ -24,16 +24,16 @@ from llmctl.cpu.layers import (
     PackedHead,
     PackedLinear,
 )
+from llmctl.cpu.packing import QUANT_METHOD
 from llmctl.loading.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
 from llmctl.machine.mapped_files import MappedFiles
-from llmctl.model.info import PACKED
-from llmctl.quant.torch_packed import TorchPacked
+from llmctl.quant.torch_packed_weight import TorchPacked
 
 FORMAT = 1  # raise it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # of a weight that are quantised together
 
 
-@register_quantization_config(PACKED)
+@register_quantization_config(QUANT_METHOD)
 class LlmctlConfig(QuantizationConfigMixin):
     """How the weights are stored.
 
@@ -59,14 +59,14 @@ class LlmctlConfig(QuantizationConfigMixin):
             raise ValueError("bits is 4 or 8, head_bits is 4, 8 or None")
         if format != FORMAT:
             raise ValueError(f"the weights are packed in format {format}, this llmctl reads format {FORMAT}")
-        self.quant_method = PACKED
+        self.quant_method = QUANT_METHOD
         self.bits, self.head_bits, self.skip_modules, self.format = bits, head_bits, skip_modules, format
         self.kernels = kernels
         if kernels == "torch" and head_bits is not None:
             self.head_bits = 8
 
 
-@register_quantizer(PACKED)
+@register_quantizer(QUANT_METHOD)
 class LlmctlQuantizer(HfQuantizer):
     """Puts packed layers into the skeleton of a model, and fills them from full or from packed weights."""
 

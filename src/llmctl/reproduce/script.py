@@ -10,8 +10,8 @@ from llmctl.generation.prompt import as_messages, uses_template
 from llmctl.generation.structured.structure import make_structure
 from llmctl.loading.model import load_prompt_model
 from llmctl.loading.prepare import Prepared
-from llmctl.model.info import is_packed
 from llmctl.plan import Plan
+from llmctl.quant.backend import ScriptLines
 
 _ROUNDING = "# Here llmctl multiplies with kernels of its own: last digits differ (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
@@ -49,15 +49,14 @@ def _head(plan: Plan) -> str:
     lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
-    if "quantization_config" in plan.model_kwargs and not is_packed(plan.model_kwargs.get("quantization_config")):
-        names.insert(2, "BitsAndBytesConfig")
+    quantization = _quantization_lines(plan)
+    names[2:2] = quantization.classes
     if "compile_config" in plan.generation_kwargs:
         names.insert(2, "CompileConfig")
     if plan.deterministic:
         names.append("enable_full_determinism")
     lines += ["import torch", f"from transformers import {', '.join(names)}"]
-    if is_packed(plan.model_kwargs.get("quantization_config")):
-        lines.append("from llmctl.quant.hf_quantizer import LlmctlConfig  # registers the format with transformers")
+    lines += quantization.imports
     lines.append("")
     if plan.deterministic:
         lines.append(f"enable_full_determinism({plan.seed}, warn_only=True)")
@@ -100,13 +99,17 @@ def _load_draft(prepared: Prepared, draft: Prepared) -> str:
     return "\n".join([*lines, ""])
 
 
+def _quantization_lines(plan: Plan) -> ScriptLines:
+    quantization = plan.quantization
+    return quantization.backend.script(quantization) if quantization is not None else ScriptLines()
+
+
 def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     reasons = {decision.key: decision.reason for decision in plan.decisions}
     lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
-            kept = {key: item for key, item in value.items() if key != "quant_method"}
-            shown = f"{'LlmctlConfig' if is_packed(value) else 'BitsAndBytesConfig'}({_keywords(kept)})"
+            shown = _quantization_lines(plan).config
         else:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""
@@ -157,7 +160,4 @@ def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
 
 
 def _keywords(values: Any) -> str:
-    return ", ".join(
-        f"{name}=torch.{value}" if name == "bnb_4bit_compute_dtype" else f"{name}={value!r}"
-        for name, value in values.items()
-    )
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmctl.quant.backend import Quantization
+
 Purpose = Literal["serve", "batch"]
 
 
@@ -17,7 +19,7 @@ class Target:
         model: The model's folder on this machine; without it, vLLM looks the model up by its id.
         commit: Its commit on the Hub.
         generation_config: The model's generation_config.json.
-        quant_method: The quantisation of the stored model.
+        quantization: The quantisation of the stored model.
         adapter: The adapter's folder on this machine.
         adapter_rank: Its largest rank.
         has_bitsandbytes: True if this vLLM quantises with bitsandbytes; 0.32 does not.
@@ -30,7 +32,7 @@ class Target:
     model: str | None = None
     commit: str | None = None
     generation_config: Mapping[str, Any] = field(default_factory=dict)
-    quant_method: str | None = None
+    quantization: Quantization | None = None
     adapter: str | None = None
     adapter_rank: int | None = None
     has_bitsandbytes: bool = False

@@ -9,7 +9,6 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.model import demo
-from llmctl.model.info import PACKED
 from llmctl.model.resolve import names_of
 from llmctl.vllm.arguments import Outcome, Target, argument, not_needed, not_possible, translated, variable
 
@@ -39,9 +38,11 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def _model(config: Config, target: Target) -> Outcome:
-    if target.quant_method == PACKED:
-        return not_possible("its weights are in llmctl's own format, which vLLM cannot read")
-    if target.quant_method == "bitsandbytes" and not target.has_bitsandbytes:
+    stored = target.quantization
+    method = stored.backend.vllm_method if stored is not None else None
+    if stored is not None and method is None:
+        return not_possible(f"its weights are in the format of {stored.backend.name}, which vLLM cannot read")
+    if method == "bitsandbytes" and not target.has_bitsandbytes:
         return not_possible("its weights are quantised with bitsandbytes, which this vLLM does not support")
     names = served_names(config)
     if config.model.adapters:  # the adapter has the model's name; the base model gets another

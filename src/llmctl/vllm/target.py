@@ -39,7 +39,7 @@ def make_target(
         model=str(located.folder),
         commit=located.commit,
         generation_config=info.generation_config,
-        quant_method=(info.quantization or {}).get("quant_method"),
+        quantization=info.stored_quantization,
         adapter=str(adapters[0].folder) if adapters else None,
         adapter_rank=max(adapters[0].ranks.values(), default=1) if adapters else None,
         has_bitsandbytes=has_bitsandbytes,

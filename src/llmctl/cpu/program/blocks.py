@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from llmctl.cpu.program.modules import gated_mlp_forward, norm_forward, router_forward
 from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, Routing, View, Weight
 from llmctl.cpu.structs import Activation, NormFlavour
-from llmctl.model.info import PACKED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +149,7 @@ class Blocks:
         names = {name for name, _ in experts.named_children()}
         if type(router).__name__ != router_class or not isinstance(packed, dict) or names != {"act_fn"}:
             raise UnexpectedModuleError("experts that are not packed")
-        if experts._forward_hooks or experts._forward_pre_hooks or packed["down_proj"].made_by != PACKED:
+        if experts._forward_hooks or experts._forward_pre_hooks or not packed["down_proj"].has_native_layout:
             raise UnexpectedModuleError("experts that the kernels do not multiply")
         count, hidden = router.weight.shape
         logits = self._buffer("router_logits", count)
@@ -245,8 +244,8 @@ def _weight(module: Any) -> Weight:
 
     if isinstance(module, PackedLinear | PackedEmbedding):
         packed = module.packed
-        if packed.made_by != PACKED:
-            raise UnexpectedModuleError(packed.made_by)
+        if not packed.has_native_layout:
+            raise UnexpectedModuleError(packed.packing_format)
         codes, scales = packed.views(module.weight)
         return Weight(codes, packed.n, packed.k, packed.bits, scales)
     if isinstance(module, KernelLinear | nn.Embedding):

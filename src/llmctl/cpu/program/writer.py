@@ -8,6 +8,7 @@ native/program.cpp.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmctl.cpu.packing import BLOCK, GROUP
 from llmctl.cpu.structs import (
     ACTIVATIONS,
     DESTINATIONS,
@@ -19,7 +20,7 @@ from llmctl.cpu.structs import (
     Operation,
     OperationKind,
 )
-from llmctl.cpu.tensors import BLOCK, GROUP, check_quantized, dtype_codes
+from llmctl.cpu.tensors import check_quantized, dtype_codes
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype

@@ -66,7 +66,7 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
         "files": of.located.commit or [(file.path, file.digest) for file in model_files(of.located)],
         "dtype": arguments.get("dtype"),
         "attn_implementation": arguments.get("attn_implementation"),
-        "quantization": arguments.get("quantization_config"),
+        "quantization": dict(plan.quantization.arguments) if plan.quantization and plan.quantizes else None,
     }
     if of.adapters:
         model["adapters"] = [

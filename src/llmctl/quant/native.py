@@ -1,0 +1,53 @@
+"""llmctl's own format: blocks of 32 weights with a scale each, multiplied by llmctl's compiled kernels on a CPU."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from llmctl.cpu.packing import QUANT_METHOD, native_bytes
+from llmctl.errors import LlmctlError, MachineError
+from llmctl.quant.backend import Quantization
+from llmctl.quant.packed import PackedBackend
+
+if TYPE_CHECKING:
+    from llmctl.config import Config
+    from llmctl.machine.detection import Machine
+
+# Share of the memory bandwidth while decoding, by bits.
+_DECODE_SHARES = {8: (0.5, 1.0), 4: (0.4, 1.0)}
+
+
+class Native(PackedBackend):
+    """The backend `llmctl`."""
+
+    name = "llmctl"
+    kernels_name = "llmctl's own kernels"
+    bits_text = MappingProxyType({4: "4.5", 8: "8.5"})
+
+    def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
+        refusal = super().refusal(config, machine, devices=devices)
+        if refusal is not None or machine.kernels is not None:
+            return refusal
+        return MachineError(
+            "llmctl's own kernels are not there: they are compiled when llmctl is installed",
+            hint="install it again with a C++ compiler on the PATH, or take the unquantised original of the model",
+        )
+
+    def chosen_because(self) -> str:
+        return "; on a CPU by llmctl's own kernels"
+
+    def layout_bytes(self, outputs: int, inputs: int, bits: int) -> int:
+        return native_bytes(outputs, inputs, bits)
+
+    def recognise(self, stored: Mapping[str, Any]) -> Quantization | None:
+        if stored.get("quant_method") != QUANT_METHOD:
+            return None
+        bits = stored.get("bits", 4) if stored.get("bits") in (None, 4, 8) else None
+        label = self.name if bits is None else f"{self.name} {bits}-bit"
+        return Quantization(self, bits, label, stored, is_stored=True)
+
+    def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
+        return _DECODE_SHARES[quantization.bits or 4]
+
+
+BACKEND = Native()

@@ -1,0 +1,154 @@
+"""The parts that the backends of packed weights share: see `cpu.layers` for how such weights lie in memory."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from llmctl.cpu.packing import QUANT_METHOD
+from llmctl.errors import LlmctlError, UserError
+from llmctl.quant.backend import Choice, QuantBackend, Quantization, ScriptLines, Variant, is_linear_weight, is_skipped
+
+if TYPE_CHECKING:
+    from llmctl.config import Config
+    from llmctl.machine.detection import Machine
+    from llmctl.model.checkpoint import Tensor
+
+_PIECE_BYTES = 64 << 20  # of a weight file, read and packed at a time
+_EMBEDDINGS_OF_HEADS = ("embed_tokens", "wte", "word_embeddings", "embed_in")  # those that a head can be tied to
+
+
+class PackedBackend(QuantBackend):
+    """Weights packed for kernels of a CPU: linear layers, experts, the output head and an embedding tied to it.
+
+    Attributes:
+        kernels_name: Its kernels in a sentence.
+        bits_text: Bits of a weight with its scales, by bits.
+    """
+
+    kernels_name: str
+    bits_text: Mapping[int, str]
+    cache_versions = MappingProxyType({"transformers": 1})  # the kernels' own version is that of the format
+
+    def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
+        if config.model.adapters:
+            return UserError(
+                f"adapters do not go on weights for {self.kernels_name}",
+                hint="quantization.backend: bitsandbytes, or no quantisation",
+            )
+        if devices != ("cpu",):
+            return UserError(
+                f"{self.kernels_name} are for CPUs, and the model goes to {', '.join(devices)}",
+                hint="--device-map cpu, or for weights that are not quantised yet quantization.backend: bitsandbytes",
+            )
+        return None
+
+    def plan(self, config: "Config", machine: "Machine", *, dtype: str) -> tuple[Quantization, tuple[Choice, ...]]:
+        section = config.quantization
+        assert section.bits is not None  # noqa: S101 (the caller quantises)
+        arguments = self.packing_arguments(section.bits, section.head_bits)
+        if section.skip_modules is not None:
+            arguments["skip_modules"] = list(section.skip_modules)
+        quantization = Quantization(self, section.bits, f"{self.name} {section.bits}-bit", arguments)
+        head_bits = arguments["head_bits"]
+        head = f"the output head in {head_bits}" if head_bits else "the output head as it is"
+        why = "asked for" + (self.chosen_because() if section.backend == "auto" else "")
+        reason = f"{why}: {self.bits_text[section.bits]} bits a weight with the scales, {head}"
+        return quantization, (Choice("quantization", quantization.label, reason),)
+
+    def packing_arguments(self, bits: int, head_bits: int | None) -> dict[str, Any]:
+        """Return the arguments of `LlmctlConfig`, its `quant_method` included."""
+        return {"quant_method": QUANT_METHOD, "bits": bits, "head_bits": head_bits}
+
+    @abstractmethod
+    def chosen_because(self) -> str:
+        """Return why `quantization.backend: auto` chose this backend, as the end of a sentence."""
+
+    @abstractmethod
+    def layout_bytes(self, outputs: int, inputs: int, bits: int) -> int:
+        """Return the bytes of a packed weight [outputs, inputs]."""
+
+    def scheme(self, bits: int) -> Quantization:
+        return Quantization(self, bits, f"{self.name} {bits}-bit", self.packing_arguments(bits, 8))
+
+    def variants(self) -> tuple[Variant, ...]:
+        return Variant("8-bit", {"bits": 8}), Variant("4-bit", {"bits": 4})
+
+    def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
+        bits = None if quantization.is_stored else self._weight_bits(tensor, quantization, is_tied=is_tied)
+        if bits is None:
+            return None
+        *several, outputs, inputs = tensor.shape
+        return int(math.prod(several)) * self.layout_bytes(outputs, inputs, bits)
+
+    def _weight_bits(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
+        arguments = quantization.arguments
+        if is_skipped(tensor, arguments.get("skip_modules") or ()):
+            return None
+        parts = tensor.name.split(".")
+        is_tied_embedding = is_tied and len(parts) > 1 and parts[-2] in _EMBEDDINGS_OF_HEADS
+        if parts[-2:] == ["lm_head", "weight"] or is_tied_embedding:
+            head_bits: int | None = arguments.get("head_bits")
+            return head_bits
+        is_expert = tensor.is_expert and len(tensor.shape) in (2, 3) and not tensor.name.endswith("bias")
+        return quantization.bits if is_expert or is_linear_weight(tensor) else None
+
+    def mapped_bytes(self, quantization: Quantization) -> int | None:
+        return 0 if quantization.is_stored else _PIECE_BYTES  # pages are released as soon as they are packed
+
+    def script(self, quantization: Quantization) -> ScriptLines:
+        imports = ("from llmctl.quant.hf_quantizer import LlmctlConfig  # registers the format with transformers",)
+        if quantization.is_stored:
+            return ScriptLines(imports=imports)
+        kept = {key: value for key, value in quantization.arguments.items() if key != "quant_method"}
+        shown = ", ".join(f"{name}={value!r}" for name, value in kept.items())
+        return ScriptLines(imports=imports, config=f"LlmctlConfig({shown})")
+
+    def import_package(self) -> None:
+        import llmctl.quant.hf_quantizer  # noqa: F401
+
+    def transformers_config(self, quantization: Quantization) -> Any:
+        from llmctl.quant.hf_quantizer import LlmctlConfig
+
+        return LlmctlConfig(**quantization.arguments)
+
+    def describe(self, model: Any) -> str | None:
+        weights = [(module, packed) for module, _, packed in _packed_weights(model) if self._owns(packed)]
+        if not weights:
+            return None
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        inner = {packed.bits for module, packed in weights if module is not head and module is not embedding}
+        bits = " and ".join(f"{count}-bit" for count in sorted(inner))
+        return f"{self.name} {bits}" + (f", output head {head.packed.bits}-bit" if hasattr(head, "packed") else "")
+
+    def parameter_count(self, model: Any) -> int | None:
+        counts: dict[int, int] = {}
+        for module, name, packed in _packed_weights(model):
+            if self._owns(packed):
+                parameter = getattr(module, name)
+                counts[id(parameter)] = (parameter.shape[0] if parameter.dim() == 2 else 1) * packed.n * packed.k
+        if not counts:
+            return None
+        return sum(counts.get(id(parameter), int(parameter.numel())) for parameter in model.parameters())
+
+    def scales(self, model: Any) -> Iterator[tuple[str, Any]]:
+        names = {id(module): name for name, module in model.named_modules()}
+        for module, name, packed in _packed_weights(model):
+            if self._owns(packed):
+                parameter = getattr(module, name)
+                for row in parameter if parameter.dim() == 2 else (parameter,):
+                    yield f"{names[id(module)]}.{name}", packed.views(row)[1]
+
+    def _owns(self, packed: Any) -> bool:
+        return bool(packed.packing_format == self.name)
+
+
+def _packed_weights(model: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Yield the modules, the names of their packed parameters, and how these are packed."""
+    for module in model.modules():
+        packing = getattr(module, "packed", None)
+        if isinstance(packing, dict):
+            yield from ((module, name, packed) for name, packed in packing.items())
+        elif packing is not None:
+            yield module, "weight", packing

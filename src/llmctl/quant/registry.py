@@ -1,0 +1,70 @@
+"""Every quantisation backend that llmctl has."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmctl.quant import bitsandbytes, native, torch_packed
+from llmctl.quant.backend import QuantBackend, Quantization
+from llmctl.quant.stored_format import StoredFormat
+
+if TYPE_CHECKING:
+    from llmctl.config import Config
+    from llmctl.machine.detection import Machine
+
+# In the order in which `quantization.backend: auto` tries them; the last one is the most general.
+BACKENDS: tuple[QuantBackend, ...] = (native.BACKEND, torch_packed.BACKEND, bitsandbytes.BACKEND)
+
+
+def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> QuantBackend:
+    """Return the backend that `quantization.backend` names; for `auto`, the first that can serve the configuration.
+
+    Keys that one backend alone has choose it. Where none can serve, return the last, whose refusal then says why.
+    """
+    section = config.quantization
+    named = [backend for backend in BACKENDS if backend.name == section.backend]
+    if named:
+        return named[0]
+    own_keys = section.model_fields_set & frozenset().union(*(backend.own_keys for backend in BACKENDS))
+    candidates = [backend for backend in BACKENDS if own_keys <= backend.own_keys] or [BACKENDS[-1]]
+    serving = (one for one in candidates if one.refusal(config, machine, devices=devices) is None)
+    return next(serving, candidates[-1])
+
+
+def stored_quantization(stored: Mapping[str, Any] | None) -> Quantization | None:
+    """Return what a `quantization_config` of config.json means, or None where there is none."""
+    if stored is None:
+        return None
+    recognised = next((found for backend in BACKENDS if (found := backend.recognise(stored)) is not None), None)
+    return recognised or StoredFormat(str(stored.get("quant_method", "unknown"))).recognise(stored)
+
+
+def describe(model: Any) -> str:
+    """Return how a loaded model is quantised, read off its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
+    described = next((text for backend in BACKENDS if (text := backend.describe(model)) is not None), None)
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "none")
+    return described or str(getattr(method, "value", method))
+
+
+def parameter_count(model: Any) -> int:
+    """Return the parameters of a loaded model, tied ones once, packed ones as the weights that they stand for."""
+    counts = (backend.parameter_count(model) for backend in BACKENDS)
+    return next((count for count in counts if count is not None), None) or int(model.num_parameters())
+
+
+def scales(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the scales of quantised weights by name."""
+    for backend in BACKENDS:
+        yield from backend.scales(model)
+
+
+def extra_tensors(parameter: Any) -> list[Any]:
+    """Return the tensors that a quantised parameter keeps beside itself."""
+    return [tensor for backend in BACKENDS for tensor in backend.extra_tensors(parameter)]
+
+
+def import_packages() -> None:
+    """Import the backends' installed packages as llmctl needs them, before another library imports them otherwise."""
+    for backend in BACKENDS:
+        if backend.package is not None and importlib.util.find_spec(backend.package.name) is not None:
+            backend.import_package()
