@@ -49,7 +49,7 @@ def test_a_bad_file_is_one_report_with_all_problems_and_lines(run: Run, tmp_path
             "--quant: quantization.bits: must be 8bit, 4bit or none, it is '5bit'",
         ),
         (["generate", "--set", "x", "--prompt", "x"], 2, "write it as key.path=value"),
-        (["generate", "--config", "none.yaml", "--prompt", "x"], 2, "none.yaml: there is no such file"),
+        (["generate", "--config", "none.yaml", "--prompt", "x"], 2, "none.yaml: no such file"),
         (["generate", "--model", "./none", "--prompt", "x"], 2, "there is no folder"),
         (["generate", "--model", "none", "--prompt", "x"], 2, "neither a folder here nor a Hub id"),
         (["generate", "--prompt-file", "none.txt"], 2, "--prompt-file none.txt: No such file"),

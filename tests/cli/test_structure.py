@@ -75,7 +75,7 @@ def test_every_answer_of_a_conversation_has_the_form(run: Run, tiny_models: Run)
     [
         (["--json-schema", '{"type": "array", "uniqueItems": true}'], "#/uniqueItems: it cannot be enforced"),
         (["--regex", "a(b"], "structure.regex: unclosed group"),
-        (["--choices", "a,b", "--regex", "c"], "only one of regex, choices at a time"),
+        (["--choices", "a,b", "--regex", "c"], "only one of regex, choices can be set"),
     ],
 )
 def test_what_cannot_be_enforced_is_said_before_a_model_is_looked_for(flags: list[str], says: str, run: Run) -> None:

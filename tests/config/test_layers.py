@@ -42,7 +42,7 @@ def test_reports_every_problem_at_once_with_lines_and_what_was_meant(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "line", "key", "words"),
     [
-        ("seed: 1\nseed: 2\n", ":2", "seed", "said twice, first on line 1"),
+        ("seed: 1\nseed: 2\n", ":2", "seed", "given twice, first on line 1"),
         ("load:\n  dtype: floaty16\n", ":2", "load.dtype", "did you mean float16?"),
         ("load:\n  device_map: gpu\n", ":2", "load.device_map", "use auto, cpu, cuda"),
         ("load:\n  device_map: {model: disk}\n", ":2", "load.device_map", "not disk"),
@@ -63,7 +63,7 @@ def test_names_the_line_and_the_remedy(text: str, line: str, key: str, words: st
 
 
 def test_a_file_that_is_not_there_is_a_problem_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_settings(config=tmp_path / "none.yaml", environ={}, folder=tmp_path)
 
 

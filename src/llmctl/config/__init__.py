@@ -1,4 +1,4 @@
-"""What the user asked for: the schema (schema) and how its layers are read and joined (layers)."""
+"""The configuration: its schema, and the layers that make it."""
 
 from llmctl.config.layers import Settings, read_settings, settings_from_mapping
 from llmctl.config.schema import (

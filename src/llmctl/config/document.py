@@ -1,4 +1,4 @@
-"""The schema as text: a starter file, and the rows of the reference page."""
+"""The schema as text: the starter file, and the rows of the reference page."""
 
 import textwrap
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from llmctl.config.schema import Config, all_keys, default_of, field_of, section
 
 @dataclass(frozen=True)
 class Row:
-    """A key of the reference page.
+    """A row of the reference page.
 
     Attributes:
-        key: Its dotted path.
-        default: Its default, as YAML.
-        values: What it takes, in words.
-        meaning: What it does.
+        key: The dotted path.
+        default: The default as YAML.
+        values: The accepted values in words.
+        meaning: The effect.
     """
 
     key: str
@@ -27,8 +27,8 @@ class Row:
 
 
 def starter_file() -> str:
-    """A YAML file with every key commented out at its default, and its meaning above it."""
-    lines = ["# Configuration of llmctl. Every key is shown with its default; take the # away to change one.", ""]
+    """Return a YAML file that has every key commented out at its default, with its meaning above it."""
+    lines = ["# Configuration of llmctl. Every key is shown with its default; remove the # to change one.", ""]
     section = ""
     for key in all_keys():
         name, _, inner = key.rpartition(".")
@@ -42,7 +42,7 @@ def starter_file() -> str:
 
 
 def reference_rows() -> list[Row]:
-    """Every key, in the order of the schema."""
+    """Return a row for every key, in the order of the schema."""
     return [Row(key, _default_text(key), _allowed(key), field_of(key).description or "") for key in all_keys()]
 
 
@@ -62,7 +62,7 @@ _SHAPES = {
 
 
 def _allowed(key: str) -> str:
-    """The values that a key takes, in words: `integer, at least 1`."""
+    """Return the accepted values of a key in words: `integer, at least 1`."""
     section, _, inner = key.rpartition(".")
     model = sections()[section] if section else Config
     described = model.model_json_schema()["properties"][inner or key]

@@ -1,4 +1,4 @@
-"""What llmctl remembers between commands: the model that was last downloaded or chosen."""
+"""The model that was last downloaded or chosen, remembered between commands."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,9 +15,9 @@ class CurrentModel:
 
     Attributes:
         model: A Hub id or the absolute path of a folder.
-        revision: The branch, tag or commit that was asked for, or None for the default branch.
-        how: Whether `llmctl download` or `llmctl use` set it.
-        when: The date, ISO 8601, UTC.
+        revision: A branch, tag or commit; None for the default branch.
+        how: The command that set it.
+        when: The time in UTC, ISO 8601.
     """
 
     model: str
@@ -31,7 +31,7 @@ def _file() -> Path:
 
 
 def current_model() -> CurrentModel | None:
-    """The remembered model, or None. An unreadable file counts as none: it is only a convenience."""
+    """Return the remembered model, or None. An unreadable file counts as none: it is only a convenience."""
     try:
         return CurrentModel(**json.loads(_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -47,5 +47,5 @@ def remember_model(model: str, *, revision: str | None = None, how: Literal["dow
 
 
 def forget_model() -> None:
-    """Go back to the small default model."""
+    """Return to the small default model."""
     _file().unlink(missing_ok=True)

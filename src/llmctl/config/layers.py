@@ -1,9 +1,9 @@
-"""Where values come from, and which one wins.
+"""The layers of a configuration and their precedence.
 
 defaults < remembered model < user file < ./llmctl.yaml < --config FILE < LLMCTL_* environment < flags and --set
 
-Every value carries where it was said (`llmctl.yaml:12`, `LLMCTL_SEED`, `--dtype`), so that a problem can name the line
-and `llmctl config show` the layer. All problems of all layers are reported together.
+Every value carries its origin (`llmctl.yaml:12`, `LLMCTL_SEED`, `--dtype`), so that a problem can name the line and
+`llmctl config show` the layer. All problems of all layers are reported together.
 """
 
 import difflib
@@ -28,13 +28,13 @@ ENVIRONMENT_PREFIX = "LLMCTL_"
 RESERVED_VARIABLES = frozenset(
     {"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY", "LLMCTL_API_KEY"}
 )
-_FILES = ("chat.template", "structure.json_schema", "structure.grammar")  # where a file says them, it starts there
+_FILE_KEYS = ("chat.template", "structure.json_schema", "structure.grammar")  # relative to the configuration file
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and where it was said."""
+    """A value and its origin."""
 
     value: Any
     where: str
@@ -45,17 +45,17 @@ Layer = dict[str, Entry]
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated configuration, and for every key that is not a default, where its value comes from."""
+    """A validated configuration, and the origin of every value that is not a default."""
 
     config: Config
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Where the value of a dotted key comes from."""
+        """Return the origin of a dotted key's value."""
         return self.origins.get(key, "default")
 
     def is_set(self, key: str) -> bool:
-        """Whether anybody said a value for this key."""
+        """Return whether a layer sets this key."""
         return key in self.origins
 
 
@@ -73,11 +73,11 @@ def read_settings(
         config: The file of `--config`; it must exist.
         flags: Values of command-line flags by dotted key.
         assignments: The `--set key.path=value` texts.
-        environ: The environment; the process's own by default.
-        folder: Where `llmctl.yaml` is looked for; the current folder by default.
+        environ: The environment; by default that of the process.
+        folder: The folder of `llmctl.yaml`; by default the current one.
 
     Raises:
-        ConfigError: naming every problem of every layer.
+        ConfigError: every problem of every layer.
     """
     problems: list[Problem] = []
     layers: list[Layer] = [_remembered(current_model())]
@@ -91,10 +91,10 @@ def read_settings(
 
 
 def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument") -> Settings:
-    """Settings from nested Python values, over the defaults alone. For the library's callers.
+    """Return settings made of nested Python values and the defaults. For callers of the library.
 
     Raises:
-        ConfigError: naming every problem.
+        ConfigError: every problem.
     """
     problems: list[Problem] = []
     layer: Layer = {}
@@ -104,16 +104,16 @@ def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument")
 
 
 def read_only_file(path: Path) -> Settings:
-    """Settings from one file over the defaults alone: what `llmctl config validate` checks."""
+    """Return settings made of one file and the defaults, as `llmctl config validate` checks them."""
     problems: list[Problem] = []
     return join([read_file(path, problems)], problems)
 
 
 def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
-    """Check each layer on its own, then let the later ones win.
+    """Check each layer on its own, then merge them, later ones first in precedence.
 
-    A layer that names a model also drops the revision and the adapters that a lower layer gave to another model, and
-    one that gives answers a structure drops another structure of a lower layer.
+    A layer that names a model drops the revision and the adapters that a lower layer gave to another model. A layer
+    that sets a structure drops the structure of a lower layer.
     """
     merged: Layer = {}
     for layer in layers:
@@ -132,27 +132,27 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:
-    """The order of a report: file by file, line by line."""
+    """Sort a report by file, then by line."""
     where, _, line = problem.where.rpartition(":")
     return (where, int(line)) if line.isdigit() else (problem.where, 0)
 
 
 def read_file(path: Path, problems: list[Problem]) -> Layer:
-    """The values of a YAML file with their lines. What is wrong with it goes into `problems`."""
+    """Return the values of a YAML file with their lines, and append its problems to `problems`."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        problems.append(Problem(str(path), "", "there is no such file"))
+        problems.append(Problem(str(path), "", "no such file"))
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(path), "", f"it cannot be read as UTF-8 text: {type(error).__name__}"))
+        problems.append(Problem(str(path), "", f"not readable as UTF-8 text: {type(error).__name__}"))
         return {}
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
         layer: Layer = {}
         for key, value, line in _leaves(loader, root, str(path), problems):
-            value = _beside(path, key, value)
+            value = _relative_to(path, key, value)
             _put(layer, key, Entry(value, f"{path}:{line}"), problems)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -167,7 +167,7 @@ def read_file(path: Path, problems: list[Problem]) -> Layer:
 def _leaves(
     loader: yaml.SafeLoader, root: yaml.Node | None, path: str, problems: list[Problem]
 ) -> Iterator[tuple[str, Any, int]]:
-    """Each key of a document as (dotted key, value, line), sections opened and everything else whole."""
+    """Yield (dotted key, value, line) for each key; sections are opened, other mappings are values."""
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):
@@ -183,7 +183,7 @@ def _leaves(
                 yield f"{name}.{inner}", loader.construct_object(leaf, deep=True), line
         elif loader.construct_object(node, deep=True) is not None:
             where = f"{path}:{node.start_mark.line + 1}"
-            problems.append(Problem(where, name, "this is a section: its keys go on the next lines, indented"))
+            problems.append(Problem(where, name, "this is a section: write its keys on the next lines, indented"))
 
 
 def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Problem]) -> Iterator[tuple[str, yaml.Node]]:
@@ -191,7 +191,7 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
     for key_node, value_node in node.value:
         name, line = str(key_node.value), key_node.start_mark.line + 1
         if name in seen:
-            problems.append(Problem(f"{path}:{line}", prefix + name, f"said twice, first on line {seen[name]}"))
+            problems.append(Problem(f"{path}:{line}", prefix + name, f"given twice, first on line {seen[name]}"))
             continue
         seen[name] = line
         # A block value starts on the line after its key: report the key's line.
@@ -199,20 +199,20 @@ def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Proble
         yield name, value_node
 
 
-def _beside(path: Path, key: str, value: Any) -> Any:
-    """A relative path in a file starts at that file. A model's id is a path when it begins with a dot."""
+def _relative_to(path: Path, key: str, value: Any) -> Any:
+    """Resolve a relative path against the file it stands in. A model's id is a path if it begins with a dot."""
     if key == "vllm.python" and isinstance(value, str) and value.startswith(("./", "../")):
-        return str(path.parent.absolute() / value)  # not resolved: a venv's python is a link that means the venv
+        return str(path.parent.absolute() / value)  # not resolved: the link identifies the virtual environment
     if key == "model.adapters" and isinstance(value, list):
-        return [_beside(path, key, one) for one in value]
+        return [_relative_to(path, key, one) for one in value]
     if key == "model.adapters" and isinstance(value, dict) and "id" in value:
-        return {**value, "id": _beside(path, key, value["id"])}
+        return {**value, "id": _relative_to(path, key, value["id"])}
     if isinstance(value, str) and value:
         is_folder = key in ("model.id", "model.adapters", "draft.id") and value.startswith(("./", "../"))
         is_text = (key == "structure.json_schema" and is_schema_text(value)) or (
             key == "structure.grammar" and is_grammar_text(value)
         )
-        is_file = key in _FILES and not is_text and not value.startswith(("/", "~"))
+        is_file = key in _FILE_KEYS and not is_text and not value.startswith(("/", "~"))
         if is_folder or is_file:
             return str((path.parent / value).resolve())
     return value
@@ -229,7 +229,7 @@ def _remembered(current: CurrentModel | None) -> Layer:
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[Problem]) -> Layer:
-    """`LLMCTL_MODEL`, `LLMCTL_SEED`, and `LLMCTL_LOAD__DTYPE` for keys inside a section."""
+    """Return the layer of variables such as `LLMCTL_MODEL`, `LLMCTL_SEED` and `LLMCTL_LOAD__DTYPE`."""
     layer: Layer = {}
     for name, text in sorted(environ.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_VARIABLES or not text:
@@ -251,7 +251,7 @@ def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> La
 
 
 def _parse(key: str, text: str) -> Any:
-    """A value given as text: itself where the key is a text, YAML elsewhere."""
+    """Return a value given as text: the text itself if the key takes text, otherwise its YAML value."""
     if key in all_keys() and field_of(key).annotation in (str, str | None):
         return None if text.lower() in ("null", "~") else text
     try:
@@ -268,11 +268,11 @@ def _put(layer: Layer, key: str, entry: Entry, problems: list[Problem]) -> None:
 
 
 def _unknown(key: str) -> str:
-    """Say that a key does not exist, and which one was probably meant."""
+    """Return a message for an unknown key, with the most similar known one."""
     section, _, inner = key.partition(".")
     names = sections()
     leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
-    if not inner and key in leaves:  # a key without its section, before a section that is spelled alike
+    if not inner and key in leaves:  # a key without its section takes precedence over a similar section
         return f"unknown key; did you mean {leaves[key]}?"
     if not inner:
         close = difflib.get_close_matches(key, names, n=1)
@@ -296,30 +296,33 @@ def _unknown(key: str) -> str:
 
 
 def _check(layer: Layer) -> list[Problem]:
-    """What pydantic finds wrong in one layer, in our words, once for each key."""
+    """Validate one layer and return pydantic's errors in llmctl's words, one per key."""
     try:
         Config.model_validate(_nest(layer))
     except ValidationError as error:
-        found: dict[str, Problem] = {}
+        problems: dict[str, Problem] = {}
         for item in error.errors(include_url=False):
-            candidates = (".".join(map(str, item["loc"][:2])), str(item["loc"][0]), *_of_section(layer, item["loc"][0]))
+            candidates = (
+                ".".join(map(str, item["loc"][:2])),
+                str(item["loc"][0]),
+                *_keys_of_section(layer, item["loc"][0]),
+            )
             key = next(k for k in candidates if k in layer)
             entry = layer[key]
-            if key in found:
-                continue
-            found[key] = Problem(entry.where, key, _message(key, item, entry.value))
-        return list(found.values())
+            if key not in problems:
+                problems[key] = Problem(entry.where, key, _message(key, item, entry.value))
+        return list(problems.values())
     return []
 
 
-def _of_section(layer: Layer, section: Any) -> list[str]:
-    """The keys that a layer says of a section, the last one first: what it says too much comes last."""
+def _keys_of_section(layer: Layer, section: Any) -> list[str]:
+    """Return the keys of a section that a layer sets, the last one first: the surplus one comes last."""
     return [key for key in reversed(layer) if key.startswith(f"{section}.")]
 
 
 def _message(key: str, item: Any, value: Any) -> str:
     context = item.get("ctx", {})
-    kind = item["type"]
+    error_type = item["type"]
     bounds = {
         "greater_than_equal": f"must be at least {_number(context.get('ge'))}",
         "greater_than": f"must be greater than {_number(context.get('gt'))}",
@@ -327,30 +330,30 @@ def _message(key: str, item: Any, value: Any) -> str:
         "less_than": f"must be less than {_number(context.get('lt'))}",
     }
     shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
-    if kind in bounds:
-        return f"{bounds[kind]}, it is {shown}"
+    if error_type in bounds:
+        return f"{bounds[error_type]}, it is {shown}"
     if key == "quantization.bits":
         return f"must be 8bit, 4bit or none, it is {shown}"
-    if kind == "literal_error":
-        expected = [str(option) for option in _options(key)]
+    if error_type == "literal_error":
+        expected = [str(option) for option in _literal_values(key)]
         close = difflib.get_close_matches(str(value), expected, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        return f"must be one of {', '.join(expected)}, it is {shown}{meant}"
-    if key == "vllm.extra" and kind == "value_error":  # its values may hold what must not be shown
+        suggestion = f"; did you mean {close[0]}?" if close else ""
+        return f"must be one of {', '.join(expected)}, it is {shown}{suggestion}"
+    if key == "vllm.extra" and error_type == "value_error":  # its values may be secrets
         return str(context.get("error", item["msg"]))
-    if kind == "value_error":
+    if error_type == "value_error":
         return f"{context.get('error', item['msg'])}; it is {shown}"
     plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]
     return f"must be {plain}, it is {shown}"
 
 
 def _number(value: Any) -> str:
-    """A bound without a needless `.0`."""
+    """Return a bound without a needless `.0`."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _options(key: str) -> list[Any]:
-    """The values of a Literal, wherever it stands inside an annotation."""
+def _literal_values(key: str) -> list[Any]:
+    """Return the values of the Literal in a key's annotation."""
 
     def walk(annotation: Any) -> Iterator[Any]:
         for part in get_args(annotation):

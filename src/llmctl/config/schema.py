@@ -1,115 +1,55 @@
-"""The schema of a configuration: every key with its default, its unit, its meaning and its bound.
+"""The schema of a configuration: every key with its default, unit, meaning and bounds.
 
-Names are transformers' own where it has one. Unknown keys are errors. Nothing here imports torch or transformers.
+Keys have the names that transformers uses, where it has one. The descriptions make the reference page, the starter
+file and the JSON schema. Nothing here imports torch or transformers.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from llmctl.config.section import Section as _Section
+from llmctl.config.fields import Attention, Bits, CacheName, DraftBits, Dtype, Section, Texts, TokensOrIds
 from llmctl.config.serve import ServeSection
 from llmctl.config.structure import StructureSection
 from llmctl.config.vllm import VllmSection
 from llmctl.units import parse_bytes
 
-DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
-AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
-
-DTYPE_ALIASES = {
-    "fp32": "float32",
-    "f32": "float32",
-    "float": "float32",
-    "full": "float32",
-    "fp16": "float16",
-    "f16": "float16",
-    "half": "float16",
-    "bf16": "bfloat16",
-}
-_ATTENTION_ALIASES = {
-    "fa2": "flash_attention_2",
-    "flash": "flash_attention_2",
-    "flash_attn": "flash_attention_2",
-}
-_DEVICE = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
-_PLACE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
-
-
-def _dtype(value: Any) -> Any:
-    if isinstance(value, str):
-        value = value.lower().removeprefix("torch.")
-        return DTYPE_ALIASES.get(value, value)
-    return value
-
-
-def _attention(value: Any) -> Any:
-    return _ATTENTION_ALIASES.get(value, value) if isinstance(value, str) else value
-
-
-def _bits(value: Any) -> Any:
-    if isinstance(value, str):
-        text = value.lower().replace("-", "").removesuffix("bit")
-        return {"none": None, "no": None, "4": 4, "8": 8, "int8": 8, "nf4": 4}.get(text, value)
-    return None if value is False else value
-
-
-def _draft_bits(value: Any) -> Any:
-    """As `_bits`, but none is 0: here null means to follow the model."""
-    return value if value is None else _bits(value) or 0
+_DEVICE_MAP = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
+_DEVICE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
+_MODEL_HELP = "Hub id (org/name) or path of a folder. A relative path in a file is relative to that file."
+_REVISION_HELP = "Branch, tag or commit on the Hub. Default: the main branch."
 
 
 def _adapters(value: Any) -> Any:
-    """Adapters may be said by their names alone, one of them without a list."""
+    """Return adapters as mappings: a name alone, or one adapter without a list, is accepted."""
     return [{"id": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+class AdapterSpec(Section):
+    """A LoRA adapter: small weights on top of the model's."""
+
+    id: str = Field(min_length=1, description="Hub id (org/name) or path of a folder.")
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit on the Hub.")
+    scale: float = Field(1.0, ge=-100, le=100, description="Factor of the adapter's effect.")
 
 
-# What an editor should accept as well: the schema printed by `llmctl config schema` lists the short names too.
-_DTYPE_NAMES = ["auto", "float32", "float16", "bfloat16", *DTYPE_ALIASES]
-_ATTENTION_NAMES = ["auto", "flash_attention_2", "sdpa", "eager", "flex_attention", *_ATTENTION_ALIASES]
-_BITS_NAMES = [None, 4, 8, "4bit", "8bit", "none"]
-Dtype = Annotated[DtypeName, BeforeValidator(_dtype), WithJsonSchema({"enum": _DTYPE_NAMES})]
-Attention = Annotated[AttentionName, BeforeValidator(_attention), WithJsonSchema({"enum": _ATTENTION_NAMES})]
-Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), WithJsonSchema({"enum": _BITS_NAMES})]
-CacheName = Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
+class ModelSection(Section):
+    """The model and its adapters."""
 
-
-class AdapterSpec(_Section):
-    """One adapter: small weights on top of the model's."""
-
-    id: str = Field(min_length=1, description="A Hub id (org/name) or the path of a folder.")
-    revision: str | None = Field(None, min_length=1, description="A branch, tag or commit on the Hub.")
-    scale: float = Field(1.0, ge=-100, le=100, description="What its effect is multiplied with.")
-
-
-class ModelSection(_Section):
-    """Which model."""
-
-    id: str | None = Field(
-        None,
-        min_length=1,
-        description="A Hub id (org/name) or the path of a folder. A relative path in a file starts at that file.",
-    )
-    revision: str | None = Field(
-        None, min_length=1, description="A branch, tag or commit on the Hub. Default: the main branch."
-    )
+    id: str | None = Field(None, min_length=1, description=_MODEL_HELP)
+    revision: str | None = Field(None, min_length=1, description=_REVISION_HELP)
     trust_remote_code: bool = Field(
-        False,
-        description="Run Python code that the model's repository carries. Only for repositories you have read.",
+        False, description="Run Python code from the model's repository. Only for repositories that you have read."
     )
     adapters: Annotated[list[AdapterSpec], BeforeValidator(_adapters)] = Field(
-        [],
-        description="LoRA adapters on top of the model: ids or paths, or {id, revision, scale}. Needs peft.",
+        [], description="LoRA adapters on top of the model: ids or paths, or {id, revision, scale}. Needs peft."
     )
     merge_adapters: bool = Field(
-        False, description="Add the adapters to the model's own weights: faster, and exact only in float32."
+        False, description="Merge the adapters into the model's weights: faster, and exact only in float32."
     )
     use_safetensors: bool = Field(
-        True, description="Load safetensors only. It cannot be turned off: pickled weights can run code."
+        True, description="Load only safetensors. Cannot be turned off: pickled weights can run code."
     )
 
     @field_validator("use_safetensors")
@@ -120,60 +60,59 @@ class ModelSection(_Section):
         return value
 
 
-class LoadSection(_Section):
-    """How it is placed and computed."""
+class LoadSection(Section):
+    """Placement, data type and attention of the model."""
 
     device_map: str | dict[str, int | str] = Field(
         "auto",
         description=(
             "auto, cpu, cuda, cuda:N, mps, balanced, sequential, or a map from module names to devices. "
-            "auto takes the GPUs that are there and spills to RAM only when it must."
+            "auto uses the GPUs, and RAM only for weights that do not fit on them."
         ),
     )
     max_memory: dict[int | str, int | str] | None = Field(
         None,
-        description="Most bytes to use per device, for example {0: 20GiB, cpu: 48GiB}. Default: what is free.",
+        description="Maximum memory per device, for example {0: 20GiB, cpu: 48GiB}. Default: the free memory.",
     )
     dtype: Dtype = Field(
         "auto",
         description=(
-            "auto, float32, float16 or bfloat16 (fp32, fp16, bf16, half also work). auto: what the weights are "
-            "stored in, where this machine computes that well."
+            "auto, float32, float16 or bfloat16 (fp32, fp16, bf16 and half also work). auto uses the data type of "
+            "the stored weights if this machine computes it well."
         ),
     )
     attn_implementation: Attention = Field(
         "auto",
         description=(
-            "auto, flash_attention_2, sdpa, eager or flex_attention. auto takes FlashAttention-2 where it can run "
-            "and SDPA elsewhere; asked for by name, it is that or an error."
+            "auto, flash_attention_2, sdpa, eager or flex_attention. auto uses FlashAttention-2 where it can run, and "
+            "SDPA elsewhere. A named implementation that cannot run is an error."
         ),
     )
-
     cpu_kernels: bool = Field(
         True,
-        description="Compute in bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
+        description="Compute bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
     )
     overcommit: bool = Field(
-        False, description="Load even when the RAM does not seem to suffice: the system may then kill the process."
+        False, description="Load even if the RAM seems too small. The system may then kill the process."
     )
 
     @field_validator("device_map")
     @classmethod
-    def _known_device(cls, value: str | dict[str, int | str]) -> str | dict[str, int | str]:
+    def _check_device_map(cls, value: str | dict[str, int | str]) -> str | dict[str, int | str]:
         if isinstance(value, str):
-            if not _DEVICE.match(value):
+            if not _DEVICE_MAP.match(value):
                 raise ValueError(
                     "use auto, cpu, cuda, cuda:N, mps, balanced, sequential or a map of modules to devices"
                 )
             return value
-        wrong = [str(place) for place in value.values() if not _PLACE.match(str(place))]
+        wrong = [str(device) for device in value.values() if not _DEVICE.match(str(device))]
         if wrong:
             raise ValueError(f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, cpu or mps; not disk)")
         return value
 
     @field_validator("max_memory")
     @classmethod
-    def _known_sizes(cls, value: dict[int | str, int | str] | None) -> dict[int | str, int | str] | None:
+    def _check_max_memory(cls, value: dict[int | str, int | str] | None) -> dict[int | str, int | str] | None:
         for device, size in (value or {}).items():
             if not re.match(r"^(\d+|cpu|mps)$", str(device)):
                 raise ValueError(f"{device!r} is not a GPU number, cpu or mps")
@@ -181,132 +120,136 @@ class LoadSection(_Section):
         return value
 
 
-class TokenizerSection(_Section):
-    """How text becomes token ids."""
+class TokenizerSection(Section):
+    """The tokenizer."""
 
     use_fast: bool | None = Field(
         None, description="Accepted and without effect: transformers 5 always uses the fast tokenizer."
     )
     model_max_length: int | None = Field(
-        None, ge=1, description="Most tokens of a prompt. Default: the model's context length."
+        None, ge=1, description="Maximum tokens of a prompt. Default: the model's context length."
     )
 
 
-class QuantizationSection(_Section):
+class QuantizationSection(Section):
     """Weights in 8 or 4 bits, quantised while loading."""
 
     backend: Literal["auto", "bitsandbytes", "llmctl", "torch"] = Field(
         "auto",
-        description="What quantises: bitsandbytes, or on a CPU llmctl's own kernels, which are the fastest there, or "
-        "torch's packed ones, which need no compiler.",
+        description="Implementation: bitsandbytes; or on a CPU llmctl's own kernels, the fastest there, or torch's "
+        "packed kernels, which need no compiler.",
     )
-    bits: Bits = Field(None, description="8, 4, or null for none (8bit and 4bit also work).")
+    bits: Bits = Field(None, description="8, 4, or null for no quantisation (8bit and 4bit also work).")
     head_bits: Bits = Field(
         8,
-        description="llmctl's kernels: bits of the output head, and of an embedding tied to it; null leaves them. "
-        "torch's take 8 for 4.",
+        description="Bits of the output head, and of an embedding tied to it, with llmctl's kernels; null keeps them "
+        "unquantised. With torch's kernels, 4 means 8.",
     )
-    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 4-bit code: nf4 suits trained weights better.")
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit code; nf4 suits trained weights better.")
     use_double_quant: bool = Field(
-        False, description="Quantise the scales of the 4-bit blocks too: saves about 0.4 bits a weight."
+        False, description="Also quantise the scales of the 4-bit blocks; saves about 0.4 bits per weight."
     )
     compute_dtype: Dtype = Field(
-        "auto",
-        description="What 4-bit weights are multiplied in. auto: the half-precision dtype of the model.",
+        "auto", description="Data type for products with 4-bit weights. auto: the model's half-precision type."
     )
     llm_int8_threshold: float = Field(
         6.0,
         ge=0,
         le=1000,
-        description="8-bit: activations beyond this stay in half precision (LLM.int8, section 3).",
+        description="8-bit: activations above this value stay in half precision (LLM.int8, section 3).",
     )
     skip_modules: list[str] | None = Field(
-        None, description="Modules kept as they are. Default: lm_head and what the architecture needs."
+        None, description="Modules to keep unquantised. Default: lm_head and what the architecture requires."
     )
     enable_fp32_cpu_offload: bool = Field(
         False,
-        description="Let the part that does not fit on the GPU lie in RAM, unquantised. Set by itself when needed.",
+        description="Keep weights that do not fit on the GPU in RAM, unquantised. Set automatically when needed.",
     )
     cache: bool = Field(
-        True,
-        description="Keep a quantised copy of the weights on disk: the next start reads it and need not quantise.",
+        True, description="Keep quantised weights on disk; later starts read them instead of quantising again."
     )
     cache_size: int | str = Field(
         "20GiB",
-        description="Most disk for all quantised copies together; the least recently used go first.",
+        description="Maximum disk space for quantised weights; the least recently used are deleted first.",
     )
 
     @field_validator("cache_size")
     @classmethod
-    def _known_size(cls, value: int | str) -> int | str:
+    def _check_size(cls, value: int | str) -> int | str:
         parse_bytes(value)
         return value
 
 
-class GenerationSection(_Section):
-    """How tokens are chosen, and when to stop. Keys left empty follow the model's generation_config.json."""
+class GenerationSection(Section):
+    """Sampling and stopping. Empty keys follow the model's generation_config.json."""
 
-    max_new_tokens: int = Field(512, ge=1, le=1_000_000, description="Most tokens to generate.")
+    max_new_tokens: int = Field(512, ge=1, le=1_000_000, description="Maximum tokens to generate.")
     do_sample: bool | None = Field(
         None,
-        description="Sample (true) or take the likeliest token (false). Set by a temperature when left empty.",
+        description="Sample (true) or always choose the most likely token (false). Default: true if a temperature is "
+        "set.",
     )
-    temperature: float | None = Field(None, ge=0, le=100, description="Flattens the distribution; 0 means greedy.")
-    top_k: int | None = Field(None, ge=0, description="Sample among this many tokens; 0 means all.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample among the likeliest tokens of this total mass.")
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="Sampling temperature: higher values flatten the distribution; 0 is greedy."
+    )
+    top_k: int | None = Field(None, ge=0, description="Sample from this many most likely tokens; 0 means all.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the most likely tokens of this total probability."
+    )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
+        None, ge=0, le=1, description="Exclude tokens less likely than this fraction of the most likely token."
     )
-    typical_p: float | None = Field(None, gt=0, le=1, description="Locally typical sampling of this total mass.")
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Locally typical sampling with this total probability."
+    )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1 discourages tokens that have appeared."
+        None, gt=0, le=100, description="Penalty for tokens that have appeared; above 1 discourages repetition."
     )
-    no_repeat_ngram_size: int | None = Field(None, ge=0, description="No n-gram of this size twice; 0 means off.")
-    num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams; 1 means none.")
-    stop_strings: Annotated[list[str], BeforeValidator(_list)] = Field(
-        [], description="End before any of these texts. They are not part of the answer."
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, description="Size of n-grams that must not repeat; 0 means no limit."
     )
-    extra_eos_tokens: Annotated[list[int | str], BeforeValidator(_list)] = Field(
-        [], description="More tokens (ids, or special tokens by name) that end the answer."
+    num_beams: int = Field(1, ge=1, le=64, description="Number of beams of a beam search; 1 means none.")
+    stop_strings: Texts = Field([], description="Texts that end the answer and are not part of it.")
+    extra_eos_tokens: TokensOrIds = Field(
+        [], description="Further tokens that end the answer: ids, or special tokens by name."
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=1000,
         description=(
-            "Note each token's log-probability in the model's own distribution (raw logits, before penalties and "
-            "temperature), with this many of the likeliest beside it; 0 means only the chosen one."
+            "Record the log-probability of each token, and of this many top tokens, in the model's own distribution "
+            "(raw logits, before penalties and temperature). 0 records only the chosen token."
         ),
     )
-
     prompt_lookup_num_tokens: int | None = Field(
         None,
         ge=1,
         le=100,
-        description="Propose up to this many tokens from the text so far and let the model check them in one pass.",
+        description="Propose up to this many tokens copied from the text so far; the model checks them in one pass.",
     )
     cache_implementation: CacheName | None = Field(
         None,
         description=(
-            "How keys and values are kept: dynamic (the default), static, quantized; offloaded and offloaded_static "
-            "keep them in RAM beside a GPU."
+            "KV cache: dynamic (the default), static or quantized; offloaded and offloaded_static keep it in RAM "
+            "beside a GPU."
         ),
     )
     cache_config: dict[str, int | str] = Field(
         {},
-        description="Of a quantized cache: backend (fp8, quanto or hqq), nbits, axis_key, axis_value, q_group_size, "
-        "residual_length. Default: the first backend that is installed; fp8 needs no package.",
+        description="Options of a quantized cache: backend (fp8, quanto or hqq), nbits, axis_key, axis_value, "
+        "q_group_size, residual_length. Default: the first installed backend; fp8 needs no package.",
     )
     compile: bool = Field(
-        False, description="Compile the decoding step with torch.compile, once a process; takes a static cache."
+        False, description="Compile the decoding step with torch.compile, once per process; uses a static cache."
     )
 
     @field_validator("cache_config")
     @classmethod
-    def _known_cache_keys(cls, value: dict[str, int | str]) -> dict[str, int | str]:
+    def _check_cache_config(cls, value: dict[str, int | str]) -> dict[str, int | str]:
         known = ("backend", "nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
         if wrong := [key for key in value if key not in known]:
-            raise ValueError(f"unknown key {wrong[0]}; there are {', '.join(known)}")
+            raise ValueError(f"unknown key {wrong[0]}; the keys are {', '.join(known)}")
         if value.get("backend", "fp8") not in ("fp8", "quanto", "hqq"):
             raise ValueError("backend must be fp8, quanto or hqq")
         if text := [key for key in known[1:] if not isinstance(value.get(key, 0), int)]:
@@ -315,93 +258,84 @@ class GenerationSection(_Section):
 
     @field_validator("stop_strings")
     @classmethod
-    def _not_empty(cls, value: list[str]) -> list[str]:
+    def _check_stop_strings(cls, value: list[str]) -> list[str]:
         if any(not text for text in value):
             raise ValueError("an empty stop string would end every answer at once")
         return value
 
 
-class DraftSection(_Section):
-    """A smaller model that proposes tokens, which the model checks several at a time (assisted generation)."""
+class DraftSection(Section):
+    """A smaller model that proposes tokens; the model checks several in one pass (assisted generation)."""
 
-    id: str | None = Field(
-        None,
-        min_length=1,
-        description="A Hub id (org/name) or the path of a folder. A relative path in a file starts at that file.",
-    )
-    revision: str | None = Field(
-        None, min_length=1, description="A branch, tag or commit on the Hub. Default: the main branch."
-    )
-    dtype: Dtype | None = Field(None, description="Its dtype. Default: as load.dtype.")
-    bits: Annotated[Literal[0, 4, 8] | None, BeforeValidator(_draft_bits)] = Field(
-        None, description="8, 4, or 0 for none. Default: as quantization.bits."
-    )
+    id: str | None = Field(None, min_length=1, description=_MODEL_HELP)
+    revision: str | None = Field(None, min_length=1, description=_REVISION_HELP)
+    dtype: Dtype | None = Field(None, description="Data type of the draft. Default: load.dtype.")
+    bits: DraftBits = Field(None, description="8, 4, or 0 for no quantisation. Default: quantization.bits.")
     num_assistant_tokens: int | None = Field(
-        None, ge=1, le=100, description="Most tokens that it proposes at a time. Default: transformers', 20."
+        None, ge=1, le=100, description="Maximum tokens to propose at a time. Default: 20, as in transformers."
     )
     assistant_confidence_threshold: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="It stops proposing after a token less likely than this. Default: transformers', 0.4.",
+        description="Stop proposing after a token less likely than this. Default: 0.4, as in transformers.",
     )
 
 
-class ChatSection(_Section):
-    """How a prompt becomes a conversation."""
+class ChatSection(Section):
+    """The system prompt and the chat template."""
 
-    raw: bool = Field(False, description="Give the prompt to the model as it is, without the chat template.")
-    system: str | None = Field(None, description="The system prompt.")
+    raw: bool = Field(False, description="Send the prompt to the model as it is, without the chat template.")
+    system: str | None = Field(None, description="System prompt.")
     template: str | None = Field(
-        None, description="A Jinja chat template instead of the model's: a path, which in a file starts at that file."
+        None,
+        description="Path of a Jinja chat template to use instead of the model's; in a file, relative to that file.",
     )
     template_kwargs: dict[str, Any] = Field(
-        {}, description="Values for the template, for example {enable_thinking: false}."
+        {}, description="Variables of the template, for example {enable_thinking: false}."
     )
 
 
-class Config(_Section):
-    """Everything a user can ask for. Frozen; every value has a default."""
+class Config(Section):
+    """A complete configuration. Immutable; every key has a default."""
 
-    model: ModelSection = Field(default_factory=ModelSection, description="Which model.")
-    load: LoadSection = Field(default_factory=LoadSection, description="How it is placed and computed.")
-    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="How text becomes token ids.")
+    model: ModelSection = Field(default_factory=ModelSection, description="The model and its adapters.")
+    load: LoadSection = Field(
+        default_factory=LoadSection, description="Placement, data type and attention of the model."
+    )
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="The tokenizer.")
     quantization: QuantizationSection = Field(
         default_factory=QuantizationSection, description="Weights in 8 or 4 bits, quantised while loading."
     )
-    generation: GenerationSection = Field(
-        default_factory=GenerationSection, description="How tokens are chosen, and when to stop."
+    generation: GenerationSection = Field(default_factory=GenerationSection, description="Sampling and stopping.")
+    draft: DraftSection = Field(default_factory=DraftSection, description="A smaller model that proposes tokens.")
+    structure: StructureSection = Field(
+        default_factory=StructureSection, description="The form that the answer must have."
     )
-    draft: DraftSection = Field(
-        default_factory=DraftSection, description="A smaller model that proposes tokens, which the model checks."
-    )
-    structure: StructureSection = Field(default_factory=StructureSection, description="What form the answer must have.")
-    chat: ChatSection = Field(default_factory=ChatSection, description="How a prompt becomes a conversation.")
-    serve: ServeSection = Field(
-        default_factory=ServeSection, description="Where the server listens, who may use it, and how much it takes on."
-    )
-    vllm: VllmSection = Field(default_factory=VllmSection, description="What only vLLM has.")
+    chat: ChatSection = Field(default_factory=ChatSection, description="The system prompt and the chat template.")
+    serve: ServeSection = Field(default_factory=ServeSection, description="Address, access and capacity of the server.")
+    vllm: VllmSection = Field(default_factory=VllmSection, description="Options that only vLLM has.")
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="What computes for llmctl serve and generate --input: transformers here, or vLLM."
+        "transformers", description="Inference engine of llmctl serve and generate --input: transformers or vllm."
     )
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="The seed of everything random (transformers.set_seed).")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of all random numbers (transformers.set_seed).")
     deterministic: bool = Field(
         False,
-        description="Ask torch for deterministic algorithms: slower, and repeatable on the same machine.",
+        description="Use torch's deterministic algorithms: slower, and repeatable on the same machine.",
     )
 
 
-def sections() -> dict[str, type[_Section]]:
-    """The sections by name, in the order of the schema."""
+def sections() -> dict[str, type[Section]]:
+    """Return the sections by name, in the order of the schema."""
     found = {}
     for name, field in Config.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             found[name] = field.annotation
     return found
 
 
 def all_keys() -> list[str]:
-    """Every key as a dotted path, in the order of the schema."""
+    """Return every key as a dotted path, in the order of the schema."""
     nested = sections()
     keys: list[str] = []
     for name in Config.model_fields:
@@ -409,12 +343,12 @@ def all_keys() -> list[str]:
     return keys
 
 
+def field_of(key: str) -> Any:
+    """Return the pydantic field of a dotted key. Raises KeyError for an unknown one."""
+    section, _, inner = key.partition(".")
+    return sections()[section].model_fields[inner] if inner else Config.model_fields[section]
+
+
 def default_of(key: str) -> Any:
     """Return the default of a dotted key."""
     return field_of(key).get_default(call_default_factory=True)
-
-
-def field_of(key: str) -> Any:
-    """The pydantic field behind a dotted key. Raises KeyError for an unknown one."""
-    section, _, inner = key.partition(".")
-    return sections()[section].model_fields[inner] if inner else Config.model_fields[section]

@@ -1,4 +1,4 @@
-"""The section `structure`: what form the answer must have, given itself or as a file."""
+"""The section `structure`: the form that the answer must have, given as text or as a file."""
 
 import json
 import re
@@ -7,19 +7,19 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmctl.config.section import Section
+from llmctl.config.fields import Section
 from llmctl.errors import UserError
 
 MAX_BYTES = 1_000_000
 
 
 def is_grammar_text(value: str) -> bool:
-    """Whether a grammar is given itself rather than the path of its file."""
+    """Return whether the value is a grammar rather than the path of one."""
     return "\n" in value or bool(re.match(r"\s*start\b[^:]*:", value))
 
 
 def is_schema_text(value: str) -> bool:
-    """Whether a JSON schema is given itself rather than the path of its file."""
+    """Return whether the value is a JSON schema rather than the path of one."""
     return value.lstrip().startswith("{")
 
 
@@ -36,48 +36,48 @@ def _choices(value: Any) -> Any:
 
 
 class StructureSection(Section):
-    """What form the answer must have. One of these keys at a time; the prompt stays as it is."""
+    """The form that the answer must have. Only one of these keys can be set; the prompt is not changed."""
 
     json_schema: dict[str, Any] | str | None = Field(
         None,
         description=(
-            "A JSON schema: a mapping, JSON text, or the path of a file, which in a file starts at that file. "
+            "JSON schema: a mapping, JSON text, or the path of a file, relative to the configuration file. "
             "A keyword that cannot be enforced is an error."
         ),
     )
-    regex: str | None = Field(None, min_length=1, description="A regular expression that the whole answer matches.")
+    regex: str | None = Field(None, min_length=1, description="Regular expression that the whole answer must match.")
     choices: Annotated[list[str], BeforeValidator(_choices)] | None = Field(
-        None, min_length=1, description="The answer is one of these texts: a list, or a,b,c."
+        None, min_length=1, description="Possible answers: a list, or a,b,c."
     )
     grammar: str | None = Field(
         None,
         min_length=1,
         description=(
-            "A grammar in llguidance's variant of Lark: its text, or the path of a file, which in a file starts at "
-            "that file."
+            "Grammar in llguidance's variant of Lark: its text, or the path of a file, relative to the configuration "
+            "file."
         ),
     )
 
     @field_validator("choices")
     @classmethod
-    def _different(cls, value: list[str] | None) -> list[str] | None:
+    def _check_choices(cls, value: list[str] | None) -> list[str] | None:
         for choice in value or ():
             if not choice:
                 raise ValueError("a choice is empty")
             if (value or []).count(choice) > 1:
-                raise ValueError(f"{choice!r} is there twice")
+                raise ValueError(f"{choice!r} is given twice")
         return value
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_only_one(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"only one of {', '.join(given)} at a time")
+            raise ValueError(f"only one of {', '.join(given)} can be set")
         return self
 
 
 def written_out(section: StructureSection) -> StructureSection:
-    """The same with the schema and the grammar themselves where a file or JSON text was given.
+    """Return the section with files and JSON text replaced by their content.
 
     Raises:
         UserError: a file cannot be read, or a schema is not JSON.
@@ -91,7 +91,7 @@ def written_out(section: StructureSection) -> StructureSection:
 
 
 def names_a_file(section: StructureSection) -> bool:
-    """Whether the schema or the grammar lies in a file."""
+    """Return whether the schema or the grammar is the path of a file."""
     schema, grammar = section.json_schema, section.grammar
     return (isinstance(schema, str) and not is_schema_text(schema)) or (
         grammar is not None and not is_grammar_text(grammar)
@@ -108,7 +108,7 @@ def _read_schema(given: str) -> Any:
             f"structure.json_schema:{where} line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
         ) from error
     except RecursionError as error:
-        raise UserError(f"structure.json_schema:{where} it is nested too deep") from error
+        raise UserError(f"structure.json_schema:{where} nested too deeply") from error
 
 
 def _read(key: str, path: str) -> str:
@@ -118,5 +118,5 @@ def _read(key: str, path: str) -> str:
             raise UserError(f"{key}: {file} is larger than {MAX_BYTES} bytes")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{key}: {file}: {reason}", hint="give a file, or the text itself") from error
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{key}: {file}: {reason}", hint="give a readable file, or the text itself") from error

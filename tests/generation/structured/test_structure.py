@@ -475,7 +475,7 @@ def test_one_structure_at_a_time_and_the_later_layer_wins(tmp_path: Path) -> Non
     settings = read_settings(config=file, flags=flags, environ={}, folder=tmp_path)
     assert settings.config.structure == StructureSection(choices=["a", "b"])
     flags["structure.regex"] = Entry("x", "--regex")
-    with pytest.raises(ConfigError, match=r"--regex: structure\.regex: only one of regex, choices at a time"):
+    with pytest.raises(ConfigError, match=r"--regex: structure\.regex: only one of regex, choices can be set"):
         read_settings(flags=flags, environ={}, folder=tmp_path)
 
 
