@@ -61,10 +61,7 @@ HEAVY = {
 IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed_weight", "llmctl.quant.hf_quantizer"}
 COMPAT = "llmctl.loading.transformers_compat"
 # Cycles that are still to be broken. Nothing is added here.
-KNOWN_CYCLES = (
-    {"llmctl.cli._batch", "llmctl.cli._batch_vllm", "llmctl.cli.generate"},
-    {"llmctl.hub.access", "llmctl.hub.auth"},
-)
+KNOWN_CYCLES = ({"llmctl.cli._batch", "llmctl.cli._batch_vllm", "llmctl.cli.generate"},)
 
 
 @functools.cache

@@ -37,6 +37,11 @@ class LlmctlError(Exception):
         self.details = details or {}
 
 
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """Return the first line of an exception's text, or the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
 class UserError(LlmctlError):
     """A flag, a key, a prompt or the choice of a model has to change."""
 

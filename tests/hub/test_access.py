@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from llmctl.errors import GatedError, LlmctlError, NotFoundError, RateLimitedError, TokenError, UnreachableError
-from llmctl.hub import access, settings
+from llmctl.hub import error_translation, settings
 from llmctl.hub.listing import fetch_listing
 from support.hub_standin import HubStandin
 
@@ -40,12 +40,12 @@ def _tls(code: int | None) -> httpx2.ConnectError:
     [
         (9, "not valid at this computer's date"),
         (10, "not valid at this computer's date"),
-        (20, "nobody"),
+        (20, "authority"),
         (None, "secure"),
     ],
 )
 def test_a_tls_error_tells_a_wrong_clock_from_a_strange_signer(code: int | None, words: str) -> None:
-    error = access.explain(_tls(code))
+    error = error_translation.translate(_tls(code))
     assert isinstance(error, UnreachableError)
     assert words in error.message
     assert error.hint
@@ -54,14 +54,14 @@ def test_a_tls_error_tells_a_wrong_clock_from_a_strange_signer(code: int | None,
 def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy.invalid:3128")
     monkeypatch.setenv("NO_PROXY", "")
-    error = access.explain(httpx2.ProxyError("407", request=httpx2.Request("GET", settings.endpoint())))
+    error = error_translation.translate(httpx2.ProxyError("407", request=httpx2.Request("GET", settings.endpoint())))
     assert "http://proxy.invalid:3128" in error.message
     assert "secret" not in error.message + str(error.hint)
 
 
 def test_what_is_none_of_the_hubs_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
-        access.explain(ZeroDivisionError())
+        error_translation.translate(ZeroDivisionError())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import OfflineError
-from llmctl.hub import download, settings
-from llmctl.hub.cache import find_snapshot, look_up
+from llmctl.hub import settings
+from llmctl.hub.cache.snapshot import find_snapshot, look_up
+from llmctl.hub.download import run
 from support.hub_machine import HF, Machine
 from support.hub_standin import HubStandin
 
@@ -42,7 +43,7 @@ def test_a_downloaded_model_is_found(machine: Machine, cache: Path, hub: HubStan
 def test_what_hf_downloaded_is_found_too(machine: Machine, cache: Path) -> None:
     assert machine.run("download", "acme/tiny", program=HF).code == 0
     assert find_snapshot("acme/tiny") is not None
-    assert download.ensure("acme/tiny").files
+    assert run.ensure("acme/tiny").files
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -54,7 +55,7 @@ def test_a_model_that_lacks_a_file_is_not_complete(machine: Machine, cache: Path
     (found.folder / name).unlink()
     assert look_up("acme/tiny").missing == (name,)
     with pytest.raises(OfflineError, match=name):
-        download.ensure("acme/tiny", offline=True)
+        run.ensure("acme/tiny", offline=True)
 
 
 def test_a_model_without_any_listing_is_judged_by_its_files(machine: Machine, cache: Path, sharded: str) -> None:
@@ -72,7 +73,7 @@ def test_a_model_without_any_listing_is_judged_by_its_files(machine: Machine, ca
 def test_ensure_asks_nobody_about_a_complete_model(machine: Machine, cache: Path, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     hub.clear()
-    assert download.ensure("acme/tiny").repo_id == "acme/tiny"
+    assert run.ensure("acme/tiny").repo_id == "acme/tiny"
     assert not hub.log
 
 

@@ -131,7 +131,7 @@ def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(machine.cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(machine.home / "no-token"))
-    monkeypatch.setattr("llmctl.hub.xet.is_usable", lambda: True)
+    monkeypatch.setattr("llmctl.hub.download.xet.is_usable", lambda: True)
     (hub.root / "hub.json").write_text('{"repos": {"acme/tiny": {"xet": true}}}')
     hub.reload()
 
@@ -142,7 +142,7 @@ def test_what_xet_brings_is_hashed_and_http_is_the_way_out(
     machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """The Xet server itself cannot be imitated here: what brings the bytes is replaced, all around it is real."""
-    from llmctl.hub import download
+    from llmctl.hub.download import run
 
     def fetch(_offer: Any, path: Path, file: Any, *, headers: Any, arrived: Callable[[int], None]) -> None:
         content = bytearray(hub.repos["acme/tiny"].files[file.path]["full"].read_bytes())
@@ -153,8 +153,8 @@ def test_what_xet_brings_is_hashed_and_http_is_the_way_out(
         if how == "fails":
             raise RuntimeError("the Rust side gave up")
 
-    monkeypatch.setattr("llmctl.hub.xet.fetch", fetch)
-    assert download.download("acme/tiny").is_loadable
+    monkeypatch.setattr("llmctl.hub.download.xet.fetch", fetch)
+    assert run.download("acme/tiny").is_loadable
     assert machine.is_whole("acme/tiny")
     assert len(hub.asked("/cdn/")) == (0 if how == "right" else 1)
 

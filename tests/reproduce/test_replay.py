@@ -19,7 +19,8 @@ from llmctl.generation.overrides import with_generation
 from llmctl.generation.stream import generate_many
 from llmctl.model.resolve import Located
 from llmctl.reproduce.hashes import model_files, unknown_bytes
-from llmctl.reproduce.replay import environment_differences, read_recordings
+from llmctl.reproduce.recordings import read_recordings
+from llmctl.reproduce.replay import environment_differences
 
 Tiny = Callable[[str], Path]
 Run = Callable[..., SimpleNamespace]

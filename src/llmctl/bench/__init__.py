@@ -1,6 +1,6 @@
-"""How fast configurations are, side by side: measured in fresh processes, against this machine's bounds and the plan.
+"""Benchmarks of configurations, measured in fresh processes and compared with this machine's limits and the plan.
 
-`compare` runs (children, one at a time), `summarise` decides what the figures say (pure), `draw` writes a picture.
+`compare` measures (in child processes, one at a time), `summarise` computes the figures (pure), `draw` makes a chart.
 """
 
 from llmctl.bench.compare import Comparison, Outcome, compare

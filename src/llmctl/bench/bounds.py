@@ -1,7 +1,7 @@
-"""What this machine can do at most: bytes a second through its memory, operations a second in a matrix product.
+"""The limits of this machine: bytes per second through its memory, operations per second in a matrix product.
 
-Runs in a child process. The CPU's figures are taken on as many threads as torch uses. Those of GPUs are timed with
-torch's events, written from the documentation of torch.cuda.Event and torch.mps, and never run on one.
+Runs in a child process. The CPU is measured on as many threads as torch uses. GPUs are timed with torch's events, by
+the documentation of torch.cuda.Event and torch.mps; that part has never run on a GPU.
 """
 
 import time
@@ -23,7 +23,7 @@ _COPY_BYTES = 1_000_000_000
 
 
 def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
-    """Say `bandwidth` and `flops` of each device, the latter by dtype: `{"cpu": ["float32"]}`."""
+    """Report `bandwidth` and `flops` of each device, the latter by dtype: `{"cpu": ["float32"]}`."""
     import torch
 
     for device, dtypes in devices.items():
@@ -37,10 +37,10 @@ def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
 
 
 def product_flops(device: str, dtype: str) -> float:
-    """Operations a second of one square matrix product in `dtype`, a multiplication and an addition counted as two.
+    """Measure operations per second of a square matrix product; a multiplication and an addition count as two.
 
-    The best of a few rounds: what the device can do, not what it happened to do beside other work. On a CPU numbers of
-    16 bits can be widened first, so they count as fast as float32 at least.
+    The best of a few rounds, so that other work on the machine matters little. On a CPU, 16-bit numbers can be widened
+    first, so they count as at least as fast as float32.
     """
     if device != "cpu":
         return _flops(device, dtype, _GPU_SIZE)
@@ -60,7 +60,7 @@ def _flops(device: str, dtype: str, size: int) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a copy moves through a GPU's memory, reads and writes counted."""
+    """Measure the bytes per second that a copy moves through a GPU's memory, reads and writes counted."""
     import torch
 
     source: Tensor = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
@@ -69,7 +69,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def _best_seconds(device: str, act: Callable[[], Any]) -> float:
-    """The shortest of several times, the first of which only warms up."""
+    """Return the shortest of several times, after a warm-up."""
     return min([_seconds(device, act) for _ in range(_ROUNDS + 1)][1:])
 
 

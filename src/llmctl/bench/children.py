@@ -1,4 +1,4 @@
-"""The child process of a benchmark: one at a time, listened to, and ended whatever happens here."""
+"""The parent's side of a benchmark's child process: it starts one at a time and always ends it."""
 
 import json
 import os

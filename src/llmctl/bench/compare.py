@@ -1,4 +1,4 @@
-"""Configurations side by side: each run of each in a process of its own, one after the other, taking turns."""
+"""The comparison of configurations: each run is a process of its own, and the configurations take turns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -27,12 +27,12 @@ Said = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bound:
-    """What a device does at most, as measured here.
+    """The measured limits of a device.
 
     Attributes:
-        bandwidth: Bytes a second through its memory, reads and writes of a copy counted.
-        flops: Operations a second of a matrix product, by dtype.
-        threads: The CPU's threads that were used.
+        bandwidth: Bytes per second through its memory, reads and writes of a copy counted.
+        flops: Operations per second of a matrix product, by dtype.
+        threads: CPU threads used.
     """
 
     bandwidth: float
@@ -42,13 +42,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Run:
-    """What one process said.
+    """The results of one process.
 
     Attributes:
-        loaded: Load time, what is in use, memory held (see measure.say_run).
-        cells: The figures of each cell.
+        loaded: Load time, settings in use, memory held (see measure.say_run).
+        cells: Figures of each cell.
         ended: Memory at the end, and the first answer's time to its first token.
-        others_share: What other programs took of the processor just before, 0 to 1.
+        others_share: Share of the processor that other programs took just before, 0 to 1.
     """
 
     loaded: Said
@@ -59,13 +59,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A contender and what came of it.
+    """The result of one contender.
 
     Attributes:
-        contender: Which one.
-        expected: What plan expects, by cell.
-        runs: The runs that went through.
-        failure: Why there are no more of them.
+        expected: Estimates of the plan, by cell.
+        runs: Completed runs.
+        failure: Error that ended its runs, or None.
     """
 
     contender: Contender
@@ -76,15 +75,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured.
+    """The result of a benchmark.
 
     Attributes:
-        task: What was to be measured.
-        machine: Where.
-        bounds: What its devices do at most.
-        load_average: Of the last minute before it began; None where the system has none.
+        bounds: Limits of the machine's devices.
+        load_average: Load average of the minute before it began; None where the system has none.
         outcomes: One for each contender, in the order given.
-        interrupted: Whether Ctrl-C ended it; the runs that were whole by then are here.
+        interrupted: Whether Ctrl-C ended it; runs completed by then are included.
     """
 
     task: Task
@@ -98,12 +95,10 @@ class Comparison:
 def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda _: None) -> Comparison:
     """Measure every contender. One that fails is an outcome like the others.
 
-    An interrupt ends it early once a run was whole; before that, it is raised.
+    An interrupt ends the benchmark early once a run is complete; before that, it is raised.
 
     Args:
-        contenders: Which.
-        task: What.
-        tell: Told what is being done now.
+        tell: Callback for the current step.
 
     Raises:
         MachineError: the bounds could not be measured: torch does not work here.
@@ -142,7 +137,7 @@ def _tell_of(tell: Tell, one: Contender, number: int, text: str) -> None:
 
 
 def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bound]:
-    """What each device that bounds a contender does at most, in the dtypes that are used on it."""
+    """Measure the limits of each device that a contender uses, in the dtypes used on it."""
     wanted: dict[str, list[str]] = {}
     for prepared in (one.prepared for one in contenders if one.prepared is not None):
         device, dtype = bounding_device(prepared), dtype_of(prepared)
@@ -156,7 +151,7 @@ def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bou
 
 
 def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
-    """One run in a fresh process. Raises LlmctlError."""
+    """Do one run in a fresh process. Raises LlmctlError."""
     others = read_others_share()
     tell("loading")
     loaded: Said = {}
@@ -178,7 +173,7 @@ def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
 
 
 def read_others_share() -> float:
-    """What of the processor is in use just now, 0 to 1, while nothing of ours runs."""
+    """Return the share of the processor in use now, 0 to 1, while nothing of ours runs."""
     import psutil
 
     return float(psutil.cpu_percent(interval=_LOOK_SECONDS)) / 100

@@ -1,4 +1,4 @@
-"""The configurations that are measured side by side, and what is known of each before it runs."""
+"""The configurations under test, and the facts known of each before it runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,13 +14,12 @@ from llmctl.plan.speed import Speed, estimate_speed
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the configurations.
+    """A configuration under test.
 
     Attributes:
-        name: What the report calls it.
-        config: What was asked.
-        prepared: Located and planned, with room for the largest cell; None where that failed.
-        failure: Why it failed.
+        name: Name in the report.
+        prepared: Resolved and planned model, with room for the largest cell; None where that failed.
+        failure: Reason for the failure.
     """
 
     name: str
@@ -30,12 +29,12 @@ class Contender:
 
     @property
     def source(self) -> str:
-        """What a person calls the model."""
+        """Return the user's name for the model."""
         return self.prepared.located.source if self.prepared else self.config.model.id or "the default model"
 
 
 def pinned(prepared: Prepared) -> Config:
-    """The configuration with the commits that were found: every run loads the same files, without the network."""
+    """Return the configuration with resolved commits, so that every run loads the same files without the network."""
     values = prepared.config.model_dump(mode="json", exclude_unset=True)
     for section, found in (("model", prepared), ("draft", prepared.draft)):
         if found is not None and found.located.commit is not None:
@@ -48,26 +47,26 @@ def pinned(prepared: Prepared) -> Config:
 
 
 def bounding_device(prepared: Prepared) -> str | None:
-    """The device whose bounds hold: the only one, or the first of several GPUs, which take turns.
+    """Return the device whose limits apply: the only one, or the first of several GPUs, which take turns.
 
-    None where part of the model lies elsewhere: it is bound by the bus between.
+    None where part of the model is elsewhere: then the bus between limits it.
     """
     devices = prepared.plan.devices
     return devices[0] if len({device.partition(":")[0] for device in devices}) == 1 else None
 
 
 def dtype_of(prepared: Prepared) -> str:
-    """What it computes in."""
+    """Return the dtype that it computes in."""
     return str(prepared.plan.model_kwargs["dtype"])
 
 
 def proposes(prepared: Prepared) -> bool:
-    """Whether several tokens can come of one pass, so that bytes a token say nothing."""
+    """Return whether one pass can give several tokens, so that bytes per token mean nothing."""
     return prepared.draft is not None or "prompt_lookup_num_tokens" in prepared.plan.generation_kwargs
 
 
 def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth: float | None) -> Mapping[Cell, Speed]:
-    """What plan expects of every cell of one sequence; without those of which it expects nothing."""
+    """Return the plan's estimate for every cell of one sequence that it has one for."""
     found: dict[Cell, Speed] = {}
     for cell in task.cells:
         if cell.batch == 1 and not proposes(prepared):

@@ -1,4 +1,4 @@
-"""One configuration, measured once: loaded, warmed up, and every cell of the task. Runs in a child process."""
+"""The measurement of one configuration in a child process: load, warm up, every cell of the task."""
 
 import random
 import time
@@ -16,6 +16,7 @@ from llmctl.loading.loader import load_prepared
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import Prepared, prepare
 from llmctl.machine.child_process import Say
+from llmctl.machine.detection import cuda_device
 from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
 # An end token that no vocabulary has: nothing ends an answer before its budget does.
@@ -24,7 +25,7 @@ _WARM_UP_TOKENS = 4
 
 
 def job(prepared: Prepared, task: Task) -> dict[str, Any]:
-    """What `say_run` needs, as JSON."""
+    """Return the arguments of `say_run` as JSON."""
     return {
         "config": pinned(prepared).model_dump(mode="json", exclude_unset=True),
         "cells": [[cell.prompt_tokens, cell.batch] for cell in task.cells],
@@ -34,7 +35,7 @@ def job(prepared: Prepared, task: Task) -> dict[str, Any]:
 
 
 def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int) -> None:
-    """Load, warm up, measure; say `loaded`, then `begun` and `cell` for each cell, then `ended`.
+    """Load, warm up and measure; report `loaded`, then `begun` and `cell` for each cell, then `ended`.
 
     Raises:
         LlmctlError: as `load` and generating do.
@@ -75,12 +76,12 @@ def _loaded_facts(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def memory_bytes() -> dict[str, Any]:
-    """What this process holds: `resident_bytes`, `anonymous_bytes` (without pages of files), peak, and on GPUs."""
+    """Return the memory of this process: `resident_bytes`, `anonymous_bytes` (without pages of files), peak, GPUs."""
     import torch
 
     peaks = {}
     if torch.cuda.is_available():
-        peaks = {f"cuda:{n}": torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())}
+        peaks = {cuda_device(n): torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())}
     return {
         "resident_bytes": process_status_bytes("VmRSS"),
         "anonymous_bytes": process_status_bytes("RssAnon"),
@@ -90,11 +91,11 @@ def memory_bytes() -> dict[str, Any]:
 
 
 class Prompts:
-    """Prompts of random ordinary tokens, none of them twice. Its state: the random generator.
+    """Prompts of random ordinary tokens, all different. The state is the random generator.
 
     Args:
-        loaded: The model; control tokens of its tokenizer never occur.
-        seed: What they are drawn with.
+        loaded: Model; control tokens of its tokenizer never occur.
+        seed: Seed of the generator.
     """
 
     def __init__(self, loaded: LoadedModel, seed: int) -> None:
@@ -114,12 +115,12 @@ class Prompts:
             self._arguments.pop(name, None)
 
     def requests(self, cell: Cell, new_tokens: int) -> list[Request]:
-        """New requests for a cell."""
+        """Return new requests for a cell."""
         drawn = (self._chance.choices(self._ordinary, k=cell.prompt_tokens) for _ in range(cell.batch))
         return [self.request(ids, new_tokens) for ids in drawn]
 
     def request(self, ids: Sequence[int], new_tokens: int) -> Request:
-        """A greedy request that nothing but its budget ends."""
+        """Return a greedy request that only its token limit ends."""
         return Request(
             ids=tuple(ids),
             arguments={**self._arguments, "max_new_tokens": new_tokens},

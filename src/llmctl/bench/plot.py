@@ -1,4 +1,4 @@
-"""The comparison as a picture, by matplotlib."""
+"""The chart of a comparison, by matplotlib."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ FORMATS = ("png", "svg")
 
 
 def check_plot(file: Path) -> None:
-    """Refuse before anything is measured what could not be drawn afterwards.
+    """Raise before anything is measured if the chart could not be written afterwards.
 
     Raises:
         UserError: neither .png nor .svg, or its folder is not there.
@@ -37,7 +37,7 @@ def check_plot(file: Path) -> None:
 
 
 def draw(comparison: Comparison, file: Path) -> None:
-    """Write two panels of bars, prefill and decode; the lines on them reach from the least to the most of the runs.
+    """Write two panels of bars, prefill and decode; the lines on them span the minimum and maximum of the runs.
 
     Raises:
         MachineError: it cannot be written.
@@ -85,7 +85,7 @@ def _panel(
 
 
 def _save(figure: Any, file: Path) -> None:
-    """Write beside and rename: a chart that is there stays until the new one is whole."""
+    """Write a temporary file and rename it: an existing chart stays until the new one is complete."""
     kind = file.suffix.lower().removeprefix(".")
     handle, beside = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
     try:

@@ -1,4 +1,4 @@
-"""From runs to a row: medians, their spread, and each rate against what bounds it and what plan expected. Pure."""
+"""The summary of a contender's runs: medians, spread, and each rate relative to its limit and the plan. Pure."""
 
 import math
 from collections.abc import Mapping
@@ -18,15 +18,14 @@ class CellSummary:
     """One cell over all runs.
 
     Attributes:
-        cell: Which.
         through: `generate` or `engine`.
-        first_token_seconds: Until every sequence has a token.
-        prefill: Tokens of prompts a second, all sequences together.
-        decode: New tokens a second, all sequences together; None where there was only one token.
-        prefill_share: The median prefill as a share of the operations that the device does at most.
-        decode_share: The median decode as a share of the bytes that the device's memory moves at most.
-        planned_prefill: What plan expects, lowest and highest; None for several sequences.
-        planned_decode: The same of decoding.
+        first_token_seconds: Time until every sequence has a token.
+        prefill: Prompt tokens per second, all sequences together.
+        decode: New tokens per second, all sequences together; None where there was only one token.
+        prefill_share: Median prefill as a share of the device's maximum operations per second.
+        decode_share: Median decode as a share of the maximum bandwidth of the device's memory.
+        planned_prefill: Lowest and highest estimate of the plan; None for several sequences.
+        planned_decode: The same for decoding.
     """
 
     cell: Cell
@@ -41,12 +40,12 @@ class CellSummary:
 
     @property
     def prefill_ratio(self) -> float | None:
-        """Prefill against plan, see `ratio`."""
+        """Prefill relative to the plan; see `ratio`."""
         return ratio(self.prefill, self.planned_prefill)
 
     @property
     def decode_ratio(self) -> float | None:
-        """Decoding against plan, see `ratio`."""
+        """Decoding relative to the plan; see `ratio`."""
         return ratio(self.decode, self.planned_decode)
 
 
@@ -55,15 +54,13 @@ class Summary:
     """One contender over all its runs; memory in bytes.
 
     Attributes:
-        name: Which.
-        load_seconds: From the first import to a model that is ready.
-        cold_first_token_seconds: The first answer's first token, nothing warmed up.
+        load_seconds: Time from the first import to a ready model.
+        cold_first_token_seconds: Time to the first token of the first answer, without warm-up.
         weights_bytes: Weights in memory, on all devices.
-        resident_bytes: What the process holds once the model is loaded.
-        anonymous_bytes: What of that is not pages of files, which the system can drop.
-        peak_memory_bytes: The most it ever held.
-        gpu_peak_bytes: The most that was allocated, by GPU.
-        cells: One for each.
+        resident_bytes: Resident memory of the process once the model is loaded.
+        anonymous_bytes: Resident memory without pages of files, which the system can drop.
+        peak_memory_bytes: Largest resident memory.
+        gpu_peak_bytes: Largest allocation, by GPU.
     """
 
     name: str
@@ -78,19 +75,19 @@ class Summary:
 
 
 def ratio(measured: Spread | None, planned: tuple[float, float] | None) -> float | None:
-    """1 inside the planned range; else the measured median over the end of the range that is nearest."""
+    """Return 1 inside the planned range, else the measured median divided by the nearest end of the range."""
     if measured is None or planned is None:
         return None
     return measured.median / min(max(measured.median, planned[0]), planned[1])
 
 
 def is_off(value: float | None) -> bool:
-    """Whether an estimate was wrong by so much that it is worth a line."""
+    """Return whether an estimate was so wrong that the report should say so."""
     return value is not None and abs(math.log(value)) > math.log(1 + _TOLERANCE)
 
 
 def summarise(comparison: Comparison, outcome: Outcome) -> Summary | None:
-    """The figures of one contender; None where no run went through."""
+    """Return the figures of one contender; None where no run completed."""
     runs, prepared = outcome.runs, outcome.contender.prepared
     if not runs or prepared is None:
         return None
@@ -140,7 +137,7 @@ def _cell(comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound | N
 def _shares(
     comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound, *, prefill: Spread, decode: Spread | None
 ) -> tuple[float | None, float | None]:
-    """Operations and bytes a second as shares of the bounds."""
+    """Return operations and bytes per second as shares of the limits."""
     prepared, loaded = outcome.contender.prepared, outcome.runs[0].loaded
     assert prepared is not None  # noqa: S101 (it ran)
     operations = prefill_operations(prepared.info, parameters=loaded["parameters"], prompt_tokens=cell.prompt_tokens)

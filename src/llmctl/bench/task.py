@@ -1,4 +1,4 @@
-"""What is to be measured, and how figures of several runs are put together."""
+"""The task of a benchmark, and the statistics over several runs."""
 
 import statistics
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """One situation: prompts of so many tokens, and so many of them at a time."""
+    """One cell of the task: the length of the prompts and the number of sequences at a time."""
 
     prompt_tokens: int
     batch: int
@@ -18,14 +18,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured.
+    """The cells to measure.
 
     Attributes:
         prompt_tokens: Lengths of the prompts.
-        batches: How many sequences at a time.
-        new_tokens: Tokens that are generated for each prompt; nothing ends an answer earlier.
+        batches: Numbers of sequences at a time.
+        new_tokens: Tokens generated for each prompt; nothing ends an answer earlier.
         runs: Fresh processes for each configuration.
-        seed: What the prompts are drawn with. Every configuration and every run reads the same ones.
+        seed: Seed of the prompts, which are the same for every configuration and every run.
     """
 
     prompt_tokens: tuple[int, ...] = (64, 512)
@@ -36,12 +36,12 @@ class Task:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """Every situation, one sequence at a time first."""
+        """All cells, one sequence at a time first."""
         return tuple(Cell(length, batch) for batch in self.batches for length in self.prompt_tokens)
 
     @property
     def context(self) -> int:
-        """The most tokens of one sequence."""
+        """The largest number of tokens of one sequence."""
         return max(self.prompt_tokens) + self.new_tokens
 
 
@@ -50,7 +50,7 @@ QUICK = Task(prompt_tokens=(64,), batches=(1,), new_tokens=16, runs=1)
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing. With `count` 1 they are one and the same, and say nothing of the spread."""
+    """The median, minimum and maximum of several measurements. With `count` 1 they are equal."""
 
     median: float
     low: float
@@ -59,6 +59,6 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Median, least and most; None where nothing was measured."""
+    """Return the spread of the values; None where nothing was measured."""
     found = [value for value in values if value is not None]
     return Spread(statistics.median(found), min(found), max(found), len(found)) if found else None

@@ -1,4 +1,4 @@
-"""How much one cell moves and computes, by the model's own shapes: what a rate is held against a bound with. Pure."""
+"""The bytes and operations of one cell, from the model's shapes, which turn a rate into a share of a limit. Pure."""
 
 from llmctl.bench.task import Cell
 from llmctl.model.checkpoint import Tensor
@@ -10,18 +10,16 @@ _HEADS = ("lm_head", "embed_out")
 
 
 def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens: int, dtype: str) -> float | None:
-    """Bytes that one pass has to read, while one token is made of every sequence.
+    """Return the bytes that one decoding pass has to read.
 
-    All weights but an embedding table that is not the head's as well (one row of it is read), and the keys and values
-    of every sequence, half of the answer counted. None for a batch through a mixture: which experts it reads depends on
-    the text.
+    These are all weights, except an embedding table that is not also the head (one row of it is read), and the keys
+    and values of every sequence with half of the answer. None for a batch through a mixture of experts: the text
+    decides which experts it reads.
 
     Args:
-        info: The model.
-        cell: The situation.
-        weights_bytes: The weights in memory.
+        weights_bytes: Weights in memory.
         new_tokens: Length of the answers.
-        dtype: What keys and values are kept in.
+        dtype: dtype of keys and values.
     """
     active = active_share(info)
     if active < 1 and cell.batch > 1:
@@ -33,14 +31,13 @@ def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens:
 
 
 def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) -> float:
-    """Operations that reading one prompt takes, a multiplication and an addition counted as two.
+    """Return the operations that reading one prompt takes; a multiplication and an addition count as two.
 
-    Every weight of the blocks that a token uses, once for each token; the head once, for the last token; and the
-    attention, in which a token sees half of the prompt on average (its window at most).
+    Each token uses every weight of the blocks that are active for it, the last token uses the head, and in the
+    attention a token sees half of the prompt on average (at most its window).
 
     Args:
-        info: The model.
-        parameters: Of the loaded model, shared ones once.
+        parameters: Parameters of the loaded model, shared ones counted once.
         prompt_tokens: Length of the prompt.
     """
     table, head = _table(info), _head(info)
@@ -59,7 +56,7 @@ def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) 
 
 
 def _table(info: ModelInfo) -> Tensor | None:
-    """The embedding of tokens."""
+    """Return the token embedding."""
     return _of_vocabulary(info, is_head=False)
 
 

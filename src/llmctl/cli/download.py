@@ -16,9 +16,10 @@ from llmctl.errors import EXIT_NO, UserError
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
-    from llmctl.hub.download import Downloaded, DownloadPlan, Limits
+    from llmctl.hub.cache.verify import Verification
+    from llmctl.hub.download.plan import DownloadPlan, Limits
+    from llmctl.hub.download.run import Downloaded
     from llmctl.hub.selection import Patterns
-    from llmctl.hub.verify import Verification
 
 app = new_app()
 
@@ -66,7 +67,7 @@ def download(options: Options) -> None:
       llmctl download Qwen/Qwen3-4B --verify
     """
     from llmctl.hub import settings
-    from llmctl.hub.download import Limits
+    from llmctl.hub.download.plan import Limits
     from llmctl.hub.http import Patience, bound_other_calls
     from llmctl.hub.selection import Patterns
 
@@ -91,7 +92,7 @@ def download(options: Options) -> None:
 
 def _resolve_name(model: str | None, revision: str | None, locked: Path | None) -> tuple[str, str | None]:
     """Return the model and the revision: the arguments, or those of the lock file."""
-    from llmctl.hub.lockfile import read_file
+    from llmctl.hub.cache.lockfile import read_file
 
     if locked is not None:
         record = read_file(locked)
@@ -118,18 +119,19 @@ class _Job:
 
     def find(self) -> None:
         """Do `--offline`: report what the cache has."""
-        from llmctl.hub.download import download as fetch
+        from llmctl.hub.download.run import download as fetch
 
         _finish(self.output, fetch(self.model, revision=self.revision, offline=True))
 
     def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
         """Plan the download; show it, or ask and carry it out."""
         from llmctl.cli._download_bar import DownloadBar
-        from llmctl.hub.disk import check_room
-        from llmctl.hub.download import carry_out, plan_download
+        from llmctl.hub.cache.disk import check_room
+        from llmctl.hub.cache.lockfile import read_file
+        from llmctl.hub.download.plan import plan_download
+        from llmctl.hub.download.repair import plan_locked
+        from llmctl.hub.download.run import carry_out
         from llmctl.hub.http import refuse_if_offline
-        from llmctl.hub.lockfile import read_file
-        from llmctl.hub.repair import plan_locked
 
         bar = DownloadBar(self.output)
         refuse_if_offline("--dry-run" if dry_run else "downloading", offline=offline)
@@ -150,8 +152,8 @@ class _Job:
         """Do `--verify`: hash, report damage, and repair it unless the network is forbidden."""
         from llmctl.cli._download_bar import DownloadBar
         from llmctl.hub import settings
-        from llmctl.hub.repair import repair
-        from llmctl.hub.verify import verify
+        from llmctl.hub.cache.verify import verify
+        from llmctl.hub.download.repair import repair
 
         verification = verify(self.model, revision=self.revision)
         for checked in verification.bad:
@@ -213,7 +215,7 @@ def _as_json(done: "Downloaded") -> dict[str, object]:
 
 
 def _show_plan(output: Output, plan: "DownloadPlan") -> None:
-    from llmctl.hub.disk import free_bytes
+    from llmctl.hub.cache.disk import free_bytes
 
     free = free_bytes(plan.folder)
     if output.as_json:

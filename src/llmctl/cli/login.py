@@ -11,7 +11,7 @@ from llmctl.cli._render import Output, visible
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
-    from llmctl.hub.auth import Account
+    from llmctl.hub.login.account import Account
 
 app = new_app()
 
@@ -32,8 +32,9 @@ def login(options: Options) -> None:
 
       llmctl login --name work < token.txt
     """
-    from llmctl.hub import auth
     from llmctl.hub.http import bound_other_calls
+    from llmctl.hub.login import tokens
+    from llmctl.hub.login.account import login as login_with_token
 
     bound_other_calls()
     output, name, git_credential = options.output, options[NAME], options[GIT_CREDENTIAL]
@@ -41,9 +42,9 @@ def login(options: Options) -> None:
     if token is None:
         account = _through_browser(name=name, git_credential=git_credential)
     else:
-        account = auth.login(token, name=name, add_to_git_credential=git_credential)
-    ruling = auth.ruling_variable()
-    _show(output, account, ruling if ruling and auth.environment_token() != token else None)
+        account = login_with_token(token, name=name, add_to_git_credential=git_credential)
+    ruling = tokens.ruling_variable()
+    _show(output, account, ruling if ruling and tokens.environment_token() != token else None)
 
 
 def _show(output: Output, account: "Account", ruling: str | None) -> None:
@@ -58,9 +59,9 @@ def _show(output: Output, account: "Account", ruling: str | None) -> None:
 
 
 def _piped_token() -> str:
-    from llmctl.hub import auth
+    from llmctl.hub.login import tokens
 
-    token = sys.stdin.read().strip() or auth.environment_token()
+    token = sys.stdin.read().strip() or tokens.environment_token()
     if not token:
         raise UserError(
             "no token came through standard input, and HF_TOKEN is not set",
@@ -71,11 +72,12 @@ def _piped_token() -> str:
 
 def _given_token(output: Output) -> str | None:
     """Return the token typed on the terminal, or None to log in with a browser."""
-    from llmctl.hub import auth, browser, settings
+    from llmctl.hub import settings
+    from llmctl.hub.login import browser, tokens
 
-    present = auth.environment_token()
+    present = tokens.environment_token()
     if present:
-        sys.stderr.write(f"{auth.ruling_variable()} is set. Store that token? [y/N] ")
+        sys.stderr.write(f"{tokens.ruling_variable()} is set. Store that token? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return present
@@ -88,7 +90,7 @@ def _given_token(output: Output) -> str | None:
 
 
 def _through_browser(*, name: str | None, git_credential: bool) -> "Account":
-    from llmctl.hub import browser
+    from llmctl.hub.login import browser
 
     def show(address: str, code: str) -> None:
         sys.stderr.write(visible(f"Open {address} in a browser and enter the code {code}") + "\n")

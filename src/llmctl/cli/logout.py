@@ -19,10 +19,11 @@ def logout(options: Options) -> None:
 
       llmctl logout --name work
     """
-    from llmctl.hub import auth
+
+    from llmctl.hub.login import tokens
 
     output = options.output
-    done = auth.logout(name=options[NAME])
+    done = tokens.logout(name=options[NAME])
     if output.as_json:
         output.document("llmctl.logout/1", {"forgotten": list(done.forgotten), "still_ruled_by": done.still_ruled_by})
     else:

@@ -12,7 +12,7 @@ from llmctl.errors import EXIT_NO, UserError
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
-    from llmctl.hub.inventory import CachedModel, Waste
+    from llmctl.hub.cache.inventory import CachedModel, Waste
     from llmctl.model.info import ModelInfo
     from llmctl.plan.quantized_cache import QuantizedCopy
     from llmctl.quant.cache import Stale
@@ -43,7 +43,7 @@ def list_models(options: Options) -> None:
 
       llmctl models list --json
     """
-    from llmctl.hub.inventory import cached_models
+    from llmctl.hub.cache.inventory import cached_models
     from llmctl.quant.cache import kept_copies
 
     output = options.output
@@ -72,9 +72,9 @@ def info(options: Options) -> None:
 
       llmctl models info Qwen/Qwen3-4B
     """
-    from llmctl.hub.cache import find_snapshot
+    from llmctl.hub.cache.inventory import find_model
+    from llmctl.hub.cache.snapshot import find_snapshot
     from llmctl.hub.describe import describe
-    from llmctl.hub.inventory import find_model
 
     output, model, revision = options.output, options[MODEL], options[REVISION]
     if find_snapshot(model, revision=revision) is not None:
@@ -103,7 +103,7 @@ def path(options: Options) -> None:
 
       ls "$(llmctl models path Qwen/Qwen3-4B)"
     """
-    from llmctl.hub.inventory import find_model
+    from llmctl.hub.cache.inventory import find_model
 
     output = options.output
     cached = find_model(options[MODEL], revision=options[REVISION])
@@ -126,8 +126,8 @@ def lock(options: Options) -> None:
     """
     import json
 
-    from llmctl.hub.cache import record_of
-    from llmctl.hub.lockfile import to_json
+    from llmctl.hub.cache.lockfile import to_json
+    from llmctl.hub.cache.snapshot import record_of
 
     model = options[MODEL]
     record = record_of(model, revision=options[REVISION])
@@ -165,7 +165,7 @@ def prune(options: Options) -> None:
 
       llmctl models prune --dry-run
     """
-    from llmctl.hub.inventory import find_waste, remove_waste
+    from llmctl.hub.cache.inventory import find_waste, remove_waste
     from llmctl.machine.detection import read_machine
     from llmctl.quant.cache import find_stale, remove_stale
 
@@ -191,7 +191,7 @@ def prune(options: Options) -> None:
 
 def _remove(model: str, *, only_copies: bool) -> int:
     """Remove a model and its quantised copies, or only the copies; return the bytes that this frees."""
-    from llmctl.hub.inventory import remove_model
+    from llmctl.hub.cache.inventory import remove_model
     from llmctl.hub.settings import repo_dir
     from llmctl.model.resolve import is_path
     from llmctl.quant.cache import remove_copies

@@ -121,7 +121,7 @@ def _show_model(output: Output, seen: "Look") -> None:
         ("weights", stored),
     ]
     if seen.download_bytes:
-        from llmctl.hub.disk import free_bytes
+        from llmctl.hub.cache.disk import free_bytes
         from llmctl.hub.settings import cache_dir
 
         rows.append(

@@ -41,12 +41,13 @@ def replay(options: Options) -> None:
       llmctl replay run.json --model ./the-same-model --json
     """
     from llmctl.reproduce import replay as core
+    from llmctl.reproduce.recordings import Recording, loading_key, read_recordings
 
     output = options.output
-    recordings = core.read_recordings(options[FILE])
-    groups: dict[str, list[core.Recording]] = {}
+    recordings = read_recordings(options[FILE])
+    groups: dict[str, list[Recording]] = {}
     for recording in recordings:
-        groups.setdefault(core.loads_alike(recording.manifest), []).append(recording)
+        groups.setdefault(loading_key(recording.manifest), []).append(recording)
     outcomes: list[Outcome] = []
     differences: list[Difference] = []
     for group in groups.values():
@@ -91,7 +92,7 @@ def _show_outcome(output: Output, outcome: "Outcome") -> None:
         output.line(f"{name}: identical, {count} token{'s' * (count != 1)}")
         return
     output.line(f"{name}: different from token {outcome.index} on, of {count}")
-    output.pairs([("after", repr(outcome.before)), ("then", repr(outcome.there)), ("now", repr(outcome.here))])
+    output.pairs([("after", repr(outcome.before)), ("then", repr(outcome.recorded)), ("now", repr(outcome.current))])
 
 
 def _conclude(output: Output, outcomes: Sequence["Outcome"], differences: Sequence["Difference"]) -> None:
@@ -107,7 +108,7 @@ def _conclude(output: Output, outcomes: Sequence["Outcome"], differences: Sequen
     if differences:
         output.note("differences of this machine:")
         for difference in differences:
-            output.note(f"  {difference.key}: then {_short(difference.there)}, now {_short(difference.here)}")
+            output.note(f"  {difference.key}: then {_short(difference.recorded)}, now {_short(difference.current)}")
     elif same < len(outcomes):
         output.note(
             "files, versions, hardware and threads are the same: either the recording was edited, or this model is "
@@ -126,7 +127,7 @@ def _document(outcome: "Outcome") -> dict[str, Any]:
     if outcome.remark:
         document["remark"] = outcome.remark
     if not outcome.identical:
-        document |= {"index": outcome.index, "before": outcome.before, "then": outcome.there, "now": outcome.here}
+        document |= {"index": outcome.index, "before": outcome.before, "then": outcome.recorded, "now": outcome.current}
     return document
 
 

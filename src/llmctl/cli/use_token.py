@@ -19,12 +19,12 @@ def use_token(options: Options) -> None:
 
       llmctl use-token work
     """
-    from llmctl.hub import auth
+    from llmctl.hub.login import tokens as store
 
     output, name = options.output, options[NAME]
     if name is not None:
-        auth.use_token(name)
-    tokens, ruling = auth.stored_tokens(), auth.ruling_variable()
+        store.use_token(name)
+    tokens, ruling = store.stored_tokens(), store.ruling_variable()
     if output.as_json:
         listed = [{"name": token.name, "active": token.active} for token in tokens]
         output.document("llmctl.use-token/1", {"tokens": listed, "ruled_by": ruling})

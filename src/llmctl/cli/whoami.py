@@ -14,10 +14,11 @@ def whoami(options: Options) -> None:
 
       llmctl whoami
     """
-    from llmctl.hub import auth
+
+    from llmctl.hub.login import account as accounts
 
     output = options.output
-    account = auth.whoami()
+    account = accounts.whoami()
     if output.as_json:
         body = {"name": account.name, "token_name": account.token_name, "role": account.role}
         output.document(

@@ -1,7 +1,7 @@
-"""What is in the way of running a model here, one line a check, with the command that mends it.
+"""The checks of this machine: each problem on one line, with the command that fixes it.
 
-`examine` looks (this machine, the imports in child processes, the Hub), `diagnose` decides (pure), `report_text` writes
-it down for somebody else.
+`examine` collects facts (this machine, imports in child processes, the Hub), `diagnose` turns them into checks (pure),
+`report_text` writes a report to share.
 """
 
 from llmctl.doctor.diagnose import diagnose

@@ -1,4 +1,4 @@
-"""The Hub, the token, and the model that has to come from there. Pure."""
+"""Checks of the Hub, the token, and the access to a model that has to be downloaded. Pure."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ SLOW_SECONDS = 2.0
 
 
 def check_account(findings: Findings, need: Need) -> Iterator[Check]:
-    """Whether the Hub answers, who is asking, and whether the model may be read."""
+    """Check that the Hub answers, that the token works, and that the model may be read."""
     hub = findings.hub
     if hub is None or hub.failure:
         for name in ("Hub", "token", "model access"):

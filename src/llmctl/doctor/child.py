@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 
-def main(question: str, asked: dict[str, Any], *, limit_seconds: float) -> None:
+def main(question: str, arguments: dict[str, Any], *, limit_seconds: float) -> None:
     """Answer one question, then end without the interpreter's clean-up, in which broken libraries crash."""
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     importlib.import_module("llmctl.platform_support").end_after(limit_seconds + 5)  # the parent may have been killed
     say = importlib.import_module("llmctl.machine.child_process").take_over_stdout()
     try:
         if question == "hub":
-            importlib.import_module("llmctl.doctor.hub_questions").ask(say, **asked)
+            importlib.import_module("llmctl.doctor.hub_questions").ask(say, **arguments)
         else:
             say(facts=_PACKAGES.get(question, _plain)(question))
         say(done=True)

@@ -22,26 +22,26 @@ _TALK_CHARACTERS = 2000
 
 @dataclass(frozen=True)
 class Question:
-    """What a child process is asked.
+    """A question for a child process.
 
     Attributes:
-        name: The import name of a package, or `hub`.
-        limit_seconds: How long it may take.
-        asked: Values that go with it. They show in the list of processes: never a secret.
-        environment: Variables over the ones of this process.
+        name: Import name of a package, or `hub`.
+        limit_seconds: Time limit.
+        arguments: Arguments of the question. They show in the list of processes, so they must not hold a secret.
+        environment: Variables added to those of this process.
     """
 
     name: str
     limit_seconds: float
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: the facts that were said, and how the process ended."""
+    """The answer of a child process: its facts, and how it ended."""
 
-    said: Mapping[str, Any]
+    facts: Mapping[str, Any]
     trial: Trial
 
 
@@ -89,8 +89,10 @@ def ask_all(questions: Sequence[Question], *, at_once: int | None = None) -> dic
 
 def _ask(question: Question, group: _Group) -> Answer:
     began, limit = time.monotonic(), question.limit_seconds
-    asked = json.dumps(dict(question.asked))
-    process = group.start([sys.executable, "-P", str(CHILD), question.name, asked, str(limit)], question.environment)
+    arguments = json.dumps(dict(question.arguments))
+    process = group.start(
+        [sys.executable, "-P", str(CHILD), question.name, arguments, str(limit)], question.environment
+    )
     hung = False
     try:
         out, talk = process.communicate(timeout=limit)
@@ -99,9 +101,9 @@ def _ask(question: Question, group: _Group) -> Answer:
         kill_group(process)
         out, talk = process.communicate()
     group.forget(process)
-    said, text = _facts(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
+    facts, text = _facts(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
     seconds = time.monotonic() - began
-    return Answer(said, _trial(said, process.returncode, hung=hung, talk=text, seconds=seconds, question=question))
+    return Answer(facts, _trial(facts, process.returncode, hung=hung, talk=text, seconds=seconds, question=question))
 
 
 def _facts(out: bytes) -> dict[str, Any]:
@@ -111,11 +113,11 @@ def _facts(out: bytes) -> dict[str, Any]:
     return facts
 
 
-def _trial(said: Mapping[str, Any], code: int, *, hung: bool, talk: str, seconds: float, question: Question) -> Trial:
-    facts = said.get("facts") or {}
-    if said.get("failed"):
-        return Trial("failed", facts, talk=talk, seconds=seconds, **said["failed"])
-    if said.get("done"):
+def _trial(answer: Mapping[str, Any], code: int, *, hung: bool, talk: str, seconds: float, question: Question) -> Trial:
+    facts = answer.get("facts") or {}
+    if answer.get("failed"):
+        return Trial("failed", facts, talk=talk, seconds=seconds, **answer["failed"])
+    if answer.get("done"):
         return Trial("imported", facts, talk=talk, seconds=seconds)
     if hung:
         return Trial("hung", facts, f"no end after {question.limit_seconds:g} s", talk=talk, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Disk, memory, processor and limits. Pure."""
+"""Checks of disk, memory, processor and limits. Pure."""
 
 from collections.abc import Iterator
 
@@ -22,12 +22,12 @@ _FEATURES = {
     "asimd": "NEON",
     "bf16": "BF16",
 }
-# The values that tokenizers takes for no.
+# The values that tokenizers reads as "no".
 _NO = frozenset({"", "off", "false", "f", "no", "n", "0"})
 
 
 def check_computer(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Iterator[Check]:
-    """What this computer has, and what limits it."""
+    """Check the resources of this computer and the limits on them."""
     yield _cache(findings, need)
     yield _memory(findings)
     yield _container(findings)
@@ -84,7 +84,7 @@ def _container(findings: Findings) -> Check:
 
 
 def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Check:
-    """RLIMIT_AS counts what is mapped, used or not: the files of the weights, and for CUDA the memory of the GPUs."""
+    """Check RLIMIT_AS. It counts all mapped memory: the files of the weights, and for CUDA the memory of the GPUs."""
     limit = findings.computer.address_limit_bytes
     if limit is None:
         return ok("address space", "no limit (ulimit -v)")
@@ -117,21 +117,21 @@ def _cpu(findings: Findings) -> Check:
 
 
 def _cpu_kernels(findings: Findings) -> Check:
-    """llmctl's own compiled kernels."""
+    """Check llmctl's own compiled kernels."""
     trial = findings.trials.get(OWN_KERNELS)
     if trial is None:
         return skipped("CPU kernels", "not looked at")
     isa = trial.facts.get("isa")
     if isa == "portable":
-        return ok("CPU kernels", "in use, without vector instructions: this processor has none that they know")
+        return ok("CPU kernels", "in use, without vector instructions: this processor has none that they support")
     if isa:
         return ok("CPU kernels", f"in use, for {isa}")
-    reason = trial.facts.get("missing") or f"opening them fails ({trial.error})"
+    reason = trial.facts.get("missing") or f"loading them fails ({trial.error})"
     if findings.machine is not None and findings.machine.gpus:
         return skipped("CPU kernels", f"{reason}; models on a GPU need none")
-    mend = "pip install --force-reinstall --no-deps --no-cache-dir llmctl-hf   (with a C++ compiler on the PATH)"
+    fix = "pip install --force-reinstall --no-deps --no-cache-dir llmctl-hf   (with a C++ compiler on the PATH)"
     lost = "models on the CPU are slower: 4 and 8 bits go through torch's packed kernels, and cannot be kept or written"
-    return warning("CPU kernels", f"{reason}; {lost}", mend)
+    return warning("CPU kernels", f"{reason}; {lost}", fix)
 
 
 def _wanted(architecture: str) -> tuple[str, ...]:

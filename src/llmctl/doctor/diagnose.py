@@ -1,4 +1,4 @@
-"""Findings become checks. Pure: everything was looked at before."""
+"""The checks made from the findings. Pure."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from llmctl.units import format_bytes
 
 
 def diagnose(findings: Findings) -> tuple[Check, ...]:
-    """Every check, in the order in which they are read: what is asked, installed, here, and what comes out of it."""
+    """Return all checks in reading order: configuration, software, machine, and the plan that results."""
     plan = plan_of(findings)
     need = needs(findings, plan)
     return (
@@ -28,7 +28,7 @@ def diagnose(findings: Findings) -> tuple[Check, ...]:
 
 
 def is_healthy(checks: tuple[Check, ...]) -> bool:
-    """Whether nothing that the configuration needs is broken."""
+    """Return whether nothing that the configuration needs is broken."""
     return all(check.status != "broken" for check in checks)
 
 
@@ -38,12 +38,12 @@ def _configuration(findings: Findings) -> Iterator[Check]:
     if findings.problems:
         yield skipped("configuration", "the checks below are made for the defaults")
     else:
-        count = len(findings.asked)
+        count = len(findings.user_values)
         yield ok("configuration", f"{count} key{'s' if count != 1 else ''} set" if count else "the defaults")
 
 
 def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Check]:
-    """The model's files, and the plan that is made of everything."""
+    """Check the model's files, and the plan made from everything."""
     if findings.model_error is not None:
         yield Check("model", "broken", findings.model_error.message, findings.model_error.hint)
     elif findings.model is not None:

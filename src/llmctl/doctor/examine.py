@@ -1,4 +1,4 @@
-"""Look at everything once: the configuration, this machine, the imports, the Hub, the model."""
+"""The examination: the configuration, this machine, the imports, the Hub and the model, each read once."""
 
 import importlib.util
 import os
@@ -43,13 +43,13 @@ def examine(
     offline: bool = False,
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
 ) -> Findings:
-    """Look at this machine as the configuration would use it. Loads nothing, downloads nothing.
+    """Examine this machine as the configuration would use it. Loads nothing, downloads nothing.
 
     Args:
-        settings: What is asked; the defaults where `problems` says why it could not be read.
-        problems: What is wrong with it.
-        offline: Never touch the network.
-        time_limit_seconds: How long one import may take.
+        settings: Configuration; the defaults if `problems` prevented reading it.
+        problems: Problems of the configuration.
+        offline: Never use the network.
+        time_limit_seconds: Time limit for one import.
     """
     config = settings.config
     model = config.model.id or demo.MODEL_ID
@@ -68,24 +68,24 @@ def examine(
         trials=trials,
         requirements=read_requirements(),
         hub=_hub_state(hub_answer, wanted=None if is_path(model) or carried else model),
-        disk=_disk(hub_answer.said),
+        disk=_disk(hub_answer.facts),
         source=model,
         problems=tuple(problems),
-        asked={key: _value(settings, key) for key in settings.origins},
+        user_values={key: _value(settings, key) for key in settings.origins},
         time_limit_seconds=time_limit_seconds,
     )
-    return _with_model(found, hub_answer.said, carried=carried)
+    return _with_model(found, hub_answer.facts, carried=carried)
 
 
 def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Question]:
-    """The Hub first, since waiting for it costs nothing; then every package that is there."""
+    """Return the questions: the Hub first, since it only waits, then every installed package."""
     bound = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
     first = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), hub, bound)
     return [first, *(Question(name, time_limit_seconds) for name in PACKAGES if _is_installed(name))]
 
 
 def _is_installed(name: str) -> bool:
-    """Whether there is anything to import, or anything that claims to be. Imports nothing."""
+    """Return whether there is a module or a distribution of this name. Imports nothing."""
     if importlib.util.find_spec(name) is not None:
         return True
     try:
@@ -111,23 +111,23 @@ def _value(settings: Settings, key: str) -> Any:
 
 
 def _hub_state(answer: Answer, *, wanted: str | None) -> HubState:
-    said = answer.said
-    endpoint = said.get("endpoint", "")
-    looked = bool(said.get("looked"))
+    facts = answer.facts
+    endpoint = facts.get("endpoint", "")
+    looked = bool(facts.get("looked"))
     failure = None if looked else answer.trial.error
     state = HubState(
         endpoint=without_credentials(endpoint) if endpoint else "",
-        offline=bool(said.get("offline")),
+        offline=bool(facts.get("offline")),
         proxy=proxy_of(endpoint) if endpoint else None,
-        seconds=said.get("seconds"),
-        unreachable=_refusal(said.get("unreachable")),
-        token_source=said.get("token_source"),
-        role=said.get("role"),
-        reads_gated=said.get("reads_gated"),
-        token_refused=_refusal(said.get("token_refused")),
-        wanted=None if said.get("folder") else wanted,
-        download_bytes=said.get("download_bytes"),
-        access_refused=_refusal(said.get("access_refused")),
+        seconds=facts.get("seconds"),
+        unreachable=_refusal(facts.get("unreachable")),
+        token_source=facts.get("token_source"),
+        role=facts.get("role"),
+        reads_gated=facts.get("reads_gated"),
+        token_refused=_refusal(facts.get("token_refused")),
+        wanted=None if facts.get("folder") else wanted,
+        download_bytes=facts.get("download_bytes"),
+        access_refused=_refusal(facts.get("access_refused")),
         failure=failure,
     )
     if looked and not state.offline and state.seconds is None and state.unreachable is None:
@@ -136,20 +136,22 @@ def _hub_state(answer: Answer, *, wanted: str | None) -> HubState:
     return state
 
 
-def _refusal(said: Mapping[str, Any] | None) -> Refusal | None:
-    return Refusal(said["kind"], scrubbed(said["message"]), scrubbed(said.get("hint") or "") or None) if said else None
+def _refusal(facts: Mapping[str, Any] | None) -> Refusal | None:
+    return (
+        Refusal(facts["kind"], scrubbed(facts["message"]), scrubbed(facts.get("hint") or "") or None) if facts else None
+    )
 
 
-def _disk(said: Mapping[str, Any]) -> Disk:
-    if "cache" in said:
-        return read_disk(Path(said["cache"]))
+def _disk(facts: Mapping[str, Any]) -> Disk:
+    if "cache" in facts:
+        return read_disk(Path(facts["cache"]))
     # huggingface_hub is broken: where its folder would be, by its own rules
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     return read_disk(Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser())
 
 
-def _with_model(found: Findings, said: Mapping[str, Any], *, carried: bool) -> Findings:
-    """Read the model's files, if they are on this machine."""
+def _with_model(found: Findings, facts: Mapping[str, Any], *, carried: bool) -> Findings:
+    """Return the findings with the model's files, if they are on this machine."""
     source = found.source
     folder: Path | None = None
     if is_path(source):
@@ -163,20 +165,20 @@ def _with_model(found: Findings, said: Mapping[str, Any], *, carried: bool) -> F
             hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
         )
         return replace(found, model_error=error, hub=replace(found.hub, wanted=None) if found.hub else None)
-    elif said.get("folder"):
-        folder = Path(said["folder"])
+    elif facts.get("folder"):
+        folder = Path(facts["folder"])
     elif carried:
         folder = demo.demo_folder()
     if folder is None:
         return replace(found, model_error=_absent(found))
     try:
-        return replace(found, model=read_model_info(folder, source=source, commit=said.get("commit")))
+        return replace(found, model=read_model_info(folder, source=source, commit=facts.get("commit")))
     except LlmctlError as error:
         return replace(found, model_error=error)
 
 
 def _absent(found: Findings) -> LlmctlError | None:
-    """Why a model that is not here cannot come either, or None where it can."""
+    """Return the reason why an absent model cannot be downloaded, or None where it can."""
     hub = found.hub
     if hub is None or hub.wanted is None or not hub.offline:
         return None

@@ -1,4 +1,4 @@
-"""The nouns: what was looked at, and what a check says about it."""
+"""The findings of the examination, and the checks made from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ OWN_KERNELS = "llmctl.cpu.kernels"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the answer.
+    """One line of the result.
 
     Attributes:
-        name: What was checked.
+        name: Subject of the check.
         status: `broken` where the configuration needs it and it does not work; `warning` where it does not work and is
             not needed, or works badly.
-        reason: What was found, in one sentence.
-        fix: The one command, or the one change, that mends it.
+        reason: Finding, in one sentence.
+        fix: The one command or change that fixes it.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Check:
 
 
 def ok(name: str, reason: str) -> Check:
-    """A check that passed."""
+    """Return a check that passed."""
     return Check(name, "ok", reason)
 
 
 def warning(name: str, reason: str, fix: str | None = None) -> Check:
-    """Something that works badly, or that this configuration can do without."""
+    """Return a check of something that works badly, or that this configuration does not need."""
     return Check(name, "warning", reason, fix)
 
 
 def skipped(name: str, reason: str) -> Check:
-    """A check that could not be made, or that has no subject here."""
+    """Return a check that could not be made, or does not apply here."""
     return Check(name, "skipped", reason)
 
 
 def fault(name: str, reason: str, fix: str | None, *, needed: str | None) -> Check:
-    """Something that does not work: broken where it is needed (`needed` says by what), a warning elsewhere."""
+    """Return a failed check: broken if it is needed (`needed` says by what), else a warning."""
     if needed is None:
         return Check(name, "warning", f"{reason}; this configuration does not need it", fix)
     return Check(name, "broken", f"{reason}; needed: {needed}", fix)
@@ -62,16 +62,16 @@ def fault(name: str, reason: str, fix: str | None, *, needed: str | None) -> Che
 
 @dataclass(frozen=True)
 class Trial:
-    """How the import of one package went, in a child process of its own.
+    """The result of importing one package in a child process of its own.
 
     Attributes:
         outcome: `imported`; `failed` with an exception; `crashed`, the process died; `hung`, it was stopped.
-        facts: What the package said about itself once it was imported.
-        error: The exception's type and the first line of its message, or how the process died.
-        missing_module: The module that the exception says is not there.
-        foreign_symbols: Whether a compiled file of it was built against other libraries than those that are here.
-        talk: The end of what it wrote to standard error.
-        seconds: How long it took.
+        facts: Facts that the package gave once it was imported.
+        error: Type of the exception and first line of its message, or the cause of the process' end.
+        missing_module: Module that the exception names as missing.
+        foreign_symbols: Whether a compiled file of it was built against other libraries than the installed ones.
+        talk: End of its standard error.
+        seconds: Duration.
     """
 
     outcome: Literal["imported", "failed", "crashed", "hung"]
@@ -85,14 +85,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that the cache lies on.
+    """The file system of the cache.
 
     Attributes:
-        folder: The cache's folder, which may not exist yet.
-        place: The nearest folder above it that exists: where was looked.
-        free_bytes: What may still be written there.
-        obstacle: Why a small file could not be written there: `full`, `read_only` or `not_a_folder`; None if it could.
-        message: The system's own words for that.
+        folder: Folder of the cache, which may not exist yet.
+        place: Nearest existing folder above it, which was examined.
+        free_bytes: Bytes that may still be written there.
+        obstacle: Reason why a small file could not be written: `full`, `read_only` or `not_a_folder`; None if it could.
+        message: The system's message for that.
     """
 
     folder: Path
@@ -104,18 +104,18 @@ class Disk:
 
 @dataclass(frozen=True)
 class Computer:
-    """What matters of this computer beside `Machine`.
+    """Facts of this computer that `Machine` does not have.
 
     Attributes:
-        python: Its version.
-        platform: The operating system, in words.
-        cpu_name: As the processor calls itself; empty where unknown.
-        usable_cores: Cores that this process may use: affinity and the container's quota considered.
+        python: Version of Python.
+        platform: Operating system, in words.
+        cpu_name: Name of the processor; empty where unknown.
+        usable_cores: Cores that this process may use, by its affinity and the container's quota.
         swap_bytes: Swap space.
-        container_limit_bytes: The container's limit of memory (cgroup v2), or None.
+        container_limit_bytes: Memory limit of the container (cgroup v2), or None.
         address_limit_bytes: RLIMIT_AS, or None.
         file_limit: RLIMIT_NOFILE, or None where there is none.
-        variables: The variables of the environment that matter here and are no secrets.
+        variables: Environment variables that matter here and are not secret.
     """
 
     python: str
@@ -131,7 +131,7 @@ class Computer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error of llmctl that was met in a child process."""
+    """An error of llmctl from a child process."""
 
     kind: str
     message: str
@@ -143,19 +143,19 @@ class HubState:
     """The Hub, the token, and the model on it.
 
     Attributes:
-        endpoint: Its address, without credentials.
+        endpoint: Address, without credentials.
         offline: Whether the network was forbidden.
-        proxy: The proxy on the way, without credentials; or None.
-        seconds: How long it took to answer, or None where it was not asked or did not.
-        unreachable: Why it did not answer.
-        token_source: Where the token in use comes from; or None.
+        proxy: Proxy on the way, without credentials; or None.
+        seconds: Response time; None where the Hub was not asked or did not answer.
+        unreachable: Reason why it did not answer.
+        token_source: Origin of the token in use; or None.
         role: `read`, `write` or `fineGrained`; empty for a browser login; None where the Hub was not asked.
-        reads_gated: For a fine-grained token, whether it may read public gated models.
-        token_refused: Why the Hub does not take the token.
-        wanted: The Hub id of the model that has to be downloaded; None where none has to be.
-        download_bytes: The size of what loading that model needs.
-        access_refused: Why that model cannot be downloaded.
-        failure: Why the questions themselves could not be asked: huggingface_hub is broken.
+        reads_gated: Whether a fine-grained token may read public gated models.
+        token_refused: Reason why the Hub rejects the token.
+        wanted: Hub id of the model that has to be downloaded, or None.
+        download_bytes: Size of the files that loading that model needs.
+        access_refused: Reason why that model cannot be downloaded.
+        failure: Reason why the Hub could not be asked: huggingface_hub is broken.
     """
 
     endpoint: str = ""
@@ -175,13 +175,13 @@ class HubState:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What llmctl's own package says about versions.
+    """The version requirements in llmctl's own metadata.
 
     Attributes:
-        python: Its `Requires-Python`.
-        tested_pythons: The versions of Python it names.
-        ranges: The range of each package by its import name: `>=5.18,<6`.
-        installed: The version of each of these packages that is here; absent ones are left out.
+        python: `Requires-Python`.
+        tested_pythons: Versions of Python in the classifiers.
+        ranges: Range of each package by its import name: `>=5.18,<6`.
+        installed: Installed version of each of these packages; absent ones are left out.
     """
 
     python: str = ""
@@ -192,23 +192,23 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at; `diagnose` makes the checks of it.
+    """The facts from which `diagnose` makes the checks.
 
     Attributes:
-        config: What is asked; the defaults where `problems` is not empty.
-        asked: The keys that somebody set, with their values: for the report.
-        problems: What is wrong with the configuration.
-        machine: This machine, or None where it could not be read (psutil is broken).
-        computer: What `Machine` leaves out.
-        driver: NVIDIA's driver, or what is missing of it.
-        trials: How each import went, by import name; packages that are not installed are left out.
-        requirements: The ranges of versions.
-        hub: The Hub; None where it was not looked at.
-        disk: The cache's file system.
-        source: What a person calls the model.
+        config: Configuration; the defaults where `problems` is not empty.
+        user_values: Keys that the user set, with their values, for the report.
+        problems: Problems of the configuration.
+        machine: This machine; None where it could not be read (psutil is broken).
+        computer: Facts that `Machine` does not have.
+        driver: NVIDIA's driver.
+        trials: Results of the imports, by import name; packages that are not installed are left out.
+        requirements: Ranges of versions.
+        hub: The Hub; None where it was not asked.
+        disk: File system of the cache.
+        source: The user's name for the model.
         model: The model, if its files are on this machine.
-        model_error: Why its files cannot be used, or why there are none.
-        time_limit_seconds: How long an import was waited for.
+        model_error: Reason why its files are missing or cannot be used.
+        time_limit_seconds: Time limit for an import.
     """
 
     config: Config
@@ -223,10 +223,10 @@ class Findings:
     model: ModelInfo | None = None
     model_error: LlmctlError | None = None
     problems: tuple[Problem, ...] = ()
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    user_values: Mapping[str, Any] = field(default_factory=dict)
     time_limit_seconds: float = 30.0
 
     def version(self, package: str) -> str | None:
-        """The installed version of a package by its import name, or None."""
+        """Return the installed version of a package by its import name, or None."""
         known = self.requirements.installed.get(package)
         return known or (self.machine.packages.get(package) if self.machine else None)

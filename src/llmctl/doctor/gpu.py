@@ -1,4 +1,4 @@
-"""torch, the driver and the cards; and what runs only on them. Pure."""
+"""Checks of torch, the driver and the GPUs, and of the packages that need one. Pure."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _NVML_ERRORS = {
 
 
 def check_gpu(findings: Findings, need: Need) -> Iterator[Check]:
-    """torch, the cards, and what the configuration wants of them."""
+    """Check torch, the GPUs, and the configuration's requirements on them."""
     yield _torch(findings, need)
     if findings.machine is None:
         yield skipped("GPU", "this machine could not be read: psutil is broken")
@@ -41,7 +41,7 @@ def check_gpu(findings: Findings, need: Need) -> Iterator[Check]:
 
 
 def nvidia_cards(findings: Findings) -> tuple[Gpu, ...]:
-    """NVIDIA's cards that the driver shows, whether or not this torch can use them."""
+    """Return the NVIDIA cards that the driver shows, whether or not this build of torch can use them."""
     machine = findings.machine
     return tuple(gpu for gpu in (*machine.gpus, *machine.idle_gpus) if gpu.kind == "cuda") if machine else ()
 
@@ -68,7 +68,7 @@ def _torch(findings: Findings, need: Need) -> Check:
 
 
 def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check:
-    """The commonest fault: a torch for the CPU beside a card."""
+    """Report the commonest fault: a build of torch for CPUs on a machine with a GPU."""
     newest = findings.driver.cuda
     serves = f" (its driver serves CUDA up to {_dotted(newest)})" if newest else ""
     reason = f"{version} is built for the CPU only, and {here} is in this machine{serves}"
@@ -81,7 +81,7 @@ def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check
 
 
 def _no_cuda(findings: Findings, version: str, cuda: str, here: str, need: Need) -> Check:
-    """torch is built for CUDA, a card is here, and they do not meet."""
+    """Report why torch, which is built for CUDA, cannot use the card that is here."""
     newest, major = findings.driver.cuda, int(cuda.partition(".")[0])
     if newest is not None and newest[0] < major:
         reason = (
@@ -97,7 +97,7 @@ def _no_cuda(findings: Findings, version: str, cuda: str, here: str, need: Need)
 
 
 def _gpu_fault(findings: Findings, name: str, reason: str, fix: str, need: Need) -> Check:
-    """A fault of the way to a card: broken where a card is asked for, else a warning that says what happens."""
+    """Return a fault of the path to a GPU: broken where a GPU is requested, else a warning that says what happens."""
     if need.cuda:
         return fault(name, reason, fix, needed=need.cuda)
     pinned = findings.config.load.device_map == "cpu"
@@ -105,7 +105,7 @@ def _gpu_fault(findings: Findings, name: str, reason: str, fix: str, need: Need)
 
 
 def _unserved(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
-    """The first card that none of torch's compiled architectures runs on.
+    """Return the first card that none of torch's compiled architectures runs on.
 
     `sm_86` runs on its own major version from its minor version on; `compute_120` is compiled for anything later.
     """
@@ -142,7 +142,7 @@ def _cards(findings: Findings, need: Need) -> Check:
 
 
 def _out_of_reach(findings: Findings, need: Need) -> Check | None:
-    """Why the driver shows no card though there is one, or None where nothing speaks for one."""
+    """Return the reason why the driver shows no card although there is one; None without a sign of one."""
     driver, hidden = findings.driver, findings.computer.variables.get("CUDA_VISIBLE_DEVICES")
     if driver.error is not None:
         words, fix = _NVML_ERRORS.get(driver.error, (f"its library gives error {driver.error}", "nvidia-smi"))
@@ -176,7 +176,7 @@ def _dtype(findings: Findings) -> Check:
 
 
 def _attention(findings: Findings) -> Check:
-    """FlashAttention-2 asked for by name: what of its conditions can be seen without the model."""
+    """Check the conditions of FlashAttention-2, requested by name, that do not depend on the model."""
     load, cards = findings.config.load, nvidia_cards(findings)
     if load.attn_implementation != "flash_attention_2":
         return ok("attention", f"load.attn_implementation is {load.attn_implementation}")

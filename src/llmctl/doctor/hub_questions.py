@@ -1,6 +1,6 @@
-"""What the Hub is asked, inside a child process: huggingface_hub is imported, and the network is waited for, there.
+"""The requests to the Hub, made in a child process, where importing huggingface_hub or the network may hang.
 
-Everything is said as soon as it is known, so that what hangs costs only what comes after it.
+Each fact is reported as soon as it is known, so that a hang loses only what comes after it.
 """
 
 import time
@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llmctl.errors import LlmctlError
-from llmctl.hub import access, auth, settings
-from llmctl.hub.cache import Snapshot, find_snapshot
+from llmctl.hub import error_translation, settings
+from llmctl.hub.cache.snapshot import Snapshot, find_snapshot
 from llmctl.hub.http import Patience, get_json
 from llmctl.hub.listing import fetch_listing
+from llmctl.hub.login.account import whoami
+from llmctl.hub.login.tokens import token_source
 from llmctl.hub.selection import needed, no_weights
 from llmctl.model import demo
 
@@ -19,14 +21,14 @@ _ONCE = Patience(attempts=1)
 
 
 def ask(say: Callable[..., None], *, model: str | None, revision: str | None, offline: bool, fetches: bool) -> None:
-    """Say where the cache is, what it holds of `model`, whether the Hub answers, and what the token may read.
+    """Report the cache, the cached snapshot of `model`, whether the Hub answers, and what the token may read.
 
     Args:
-        say: Where the answers go.
+        say: Callback for the facts.
         model: A Hub id, or None for a folder.
-        revision: Its branch, tag or commit.
-        offline: Never touch the network.
-        fetches: Whether the model has to come from the Hub where the cache lacks it.
+        revision: Branch, tag or commit.
+        offline: Never use the network.
+        fetches: Whether the model has to come from the Hub if the cache lacks it.
     """
     offline = offline or settings.is_offline()
     say(cache=str(settings.cache_dir()), endpoint=settings.endpoint(), offline=offline)
@@ -45,7 +47,7 @@ def ask(say: Callable[..., None], *, model: str | None, revision: str | None, of
 
 def _source(say: Callable[..., None]) -> str | None:
     try:
-        source = auth.token_source()
+        source = token_source()
     except LlmctlError as error:
         say(token_refused=_refusal(error))
         return None
@@ -57,11 +59,11 @@ def _snapshot(model: str, revision: str | None) -> Snapshot | None:
     try:
         return find_snapshot(model, revision=revision)
     except OSError:
-        return None  # the check of the cache's folder says what is wrong with it
+        return None  # the check of the cache folder reports it
 
 
 def _reach(say: Callable[..., None]) -> bool:
-    """One attempt. Any answer that is the Hub's own will do, a refusal too."""
+    """Try once to reach the Hub. Any response of the Hub counts, even a refusal."""
     from huggingface_hub.errors import HfHubHTTPError
 
     began = time.monotonic()
@@ -69,10 +71,10 @@ def _reach(say: Callable[..., None]) -> bool:
         get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=_ONCE)
     except HfHubHTTPError as error:
         if error.response.status_code >= 500 or error.response.status_code == 407:
-            say(unreachable=_refusal(access.explain(error)))
+            say(unreachable=_refusal(error_translation.translate(error)))
             return False
-    except Exception as error:  # noqa: BLE001 (explain raises what is not the network's or the Hub's again)
-        say(unreachable=_refusal(access.explain(error)))
+    except Exception as error:  # noqa: BLE001 (translate raises again what is neither the network's nor the Hub's)
+        say(unreachable=_refusal(error_translation.translate(error)))
         return False
     say(seconds=time.monotonic() - began)
     return True
@@ -80,7 +82,7 @@ def _reach(say: Callable[..., None]) -> bool:
 
 def _token(say: Callable[..., None]) -> None:
     try:
-        account = auth.whoami()
+        account = whoami()
         say(role=account.role)
         if account.role == "fineGrained":
             described = get_json("/api/whoami-v2", patience=_ONCE)

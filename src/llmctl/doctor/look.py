@@ -1,4 +1,4 @@
-"""Reading this computer: what `Machine` leaves out, the disk of the cache, and the ranges in llmctl's own metadata."""
+"""Facts of this computer that `Machine` does not have, the disk of the cache, and llmctl's version requirements."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from urllib.request import getproxies, proxy_bypass
 
 from llmctl.doctor.findings import Computer, Disk, Requirements
 from llmctl.doctor.privacy import without_credentials
-from llmctl.hub.disk import existing_parent, free_bytes
+from llmctl.hub.cache.disk import existing_parent, free_bytes
 from llmctl.machine.detection import container_memory, read_cpu_name
 from llmctl.machine.threads import usable_cores
 from llmctl.platform_support import read_system_file, resource_limit
 
 DISTRIBUTION = "llmctl-hf"
-# Variables whose values say how things are set up. Those that hold tokens are not among them.
+# Variables that affect llmctl. Those that hold tokens are not included.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
@@ -38,11 +38,11 @@ VARIABLES = (
     "NO_PROXY",
 )
 _IMPORT_NAMES = {"flash-attn": "flash_attn", "huggingface-hub": "huggingface_hub", "pyyaml": "yaml"}
-_PROBE_BYTES = 1 << 20  # a write that small may fit where a file of weights does not; one of zero bytes always does
+_PROBE_BYTES = 1 << 20  # small enough for a nearly full disk; a write of zero bytes would always succeed
 
 
 def read_computer() -> Computer:
-    """Look at what this process may use."""
+    """Read the facts and limits of this computer."""
     return Computer(
         python=platform.python_version(),
         platform=platform.platform(),
@@ -57,7 +57,7 @@ def read_computer() -> Computer:
 
 
 def read_disk(folder: Path) -> Disk:
-    """Try to write where the cache is, or would be made. Leaves nothing behind."""
+    """Try to write where the cache is, or would be created. Leaves nothing behind."""
     place = existing_parent(folder)
     if not place.is_dir():
         return Disk(folder, place, 0, "not_a_folder", f"{place} is a file")
@@ -74,7 +74,7 @@ def read_disk(folder: Path) -> Disk:
 
 
 def read_requirements() -> Requirements:
-    """The ranges that llmctl's own package declares, and what of them is installed; empty where it has no metadata."""
+    """Return the ranges in llmctl's own metadata, and the installed versions; empty where there is no metadata."""
     try:
         own = distribution(DISTRIBUTION)
     except PackageNotFoundError:
@@ -100,7 +100,7 @@ def read_requirements() -> Requirements:
 
 
 def proxy_of(endpoint: str) -> str | None:
-    """The proxy that calls to an address go through, without credentials; or None."""
+    """Return the proxy for an address, without credentials; or None."""
     address = urlsplit(endpoint)
     if address.hostname and proxy_bypass(address.hostname):
         return None

@@ -1,4 +1,4 @@
-"""What a configuration needs of a machine, and which of its keys says so."""
+"""The requirements of a configuration on a machine, and the keys that cause them."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from llmctl.plan import Plan, make_plan
 
 @dataclass(frozen=True)
 class Need:
-    """For each thing, what needs it, in words; None where nothing does.
+    """The reason why each thing is needed, in words; None where it is not.
 
     Attributes:
-        cuda: A GPU of NVIDIA that torch can use.
+        cuda: An NVIDIA GPU that torch can use.
         flash_attention: The package flash-attn.
         bitsandbytes: The package bitsandbytes.
-        download: The Hub, and a place to put files.
+        download: The Hub, and a writable cache.
     """
 
     cuda: str | None = None
@@ -25,7 +25,7 @@ class Need:
 
 
 def plan_of(findings: Findings) -> Plan | LlmctlError | None:
-    """The plan, why there is none, or None where model or machine are not known."""
+    """Return the plan, or the error that prevents one; None where model or machine are unknown."""
     if findings.machine is None or findings.model is None:
         return None
     try:
@@ -35,7 +35,7 @@ def plan_of(findings: Findings) -> Plan | LlmctlError | None:
 
 
 def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
-    """What the configuration needs; what `auto` becomes on this machine counts as well."""
+    """Return the requirements of the configuration, including those of what `auto` becomes on this machine."""
     flash = _flash_attention(findings, plan)
     cuda = _cuda(findings) or ("FlashAttention-2 runs on nothing else" if flash else None)
     hub = findings.hub
@@ -44,7 +44,7 @@ def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
 
 
 def _cuda(findings: Findings) -> str | None:
-    """What takes a GPU of NVIDIA: the device map by name, or `auto`, which takes the cards that the driver shows."""
+    """Return why an NVIDIA GPU is needed: the device map names one, or is `auto` and the driver shows one."""
     wanted = findings.config.load.device_map
     places = wanted.values() if isinstance(wanted, dict) else (wanted,)
     named = next((place for place in places if str(place).isdigit() or str(place).startswith("cuda")), None)

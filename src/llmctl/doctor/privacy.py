@@ -1,4 +1,4 @@
-"""What must not be shown: tokens, and the user and password inside an address."""
+"""The removal of secrets from texts: tokens, and the user and password inside an address."""
 
 import os
 import re
@@ -13,23 +13,23 @@ _SHORTEST_TOKEN = 7
 
 
 def without_credentials(address: str) -> str:
-    """An address without the user and the password that it may hold."""
+    """Return an address without the user and password that it may hold."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
-    except ValueError:  # no address at all: nothing of it is shown
+    except ValueError:  # not an address: nothing of it is shown
         return "(unreadable)"
     return urlunsplit(parts._replace(netloc=host + port, query="", fragment="")).removeprefix("//")
 
 
 def scrubbed(text: str) -> str:
-    """A text whose addresses have no credentials."""
+    """Remove credentials from the addresses in a text."""
     return _CREDENTIALS.sub("", text)
 
 
 def without_secrets(text: str, *, secrets: Sequence[str] = (), home: Path | None = None) -> str:
-    """A text in which the home folder is `~`, addresses have no credentials, and tokens are gone."""
+    """Replace the home folder by `~`, and remove tokens and credentials from a text."""
     for secret in secrets:
         for form in {secret, quote(secret, safe="")} - {""}:
             text = text.replace(form, "(secret)")
@@ -39,7 +39,7 @@ def without_secrets(text: str, *, secrets: Sequence[str] = (), home: Path | None
 
 
 def known_tokens() -> tuple[str, ...]:
-    """The tokens of this machine, read only to keep them out of a report. huggingface_hub may be broken here."""
+    """Return the tokens of this machine, to keep them out of a report. Works without huggingface_hub."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     texts = [os.environ.get(name, "") for name in _VARIABLES]

@@ -1,4 +1,4 @@
-"""The report: everything somebody else needs to help, in Markdown, with nothing that is secret."""
+"""The report for a helper, in Markdown and without secrets."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,18 +6,16 @@ from llmctl._version import __version__
 from llmctl.doctor.findings import Check, Findings
 from llmctl.doctor.privacy import without_secrets
 
-# Texts that a person writes for a model: nobody needs them to find a fault.
+# Texts that a user writes for a model; they do not help to find a fault.
 _PRIVATE_KEYS = ("chat.system",)
 
 
 def report_text(findings: Findings, checks: Sequence[Check], *, when: str, secrets: Sequence[str] = ()) -> str:
-    """The report.
+    """Return the report.
 
     Args:
-        findings: What was looked at.
-        checks: What came out.
-        when: The date.
-        secrets: Texts that must not be in it whatever else happens: the tokens of this machine.
+        when: Date.
+        secrets: Texts that must never appear in it: the tokens of this machine.
     """
     sections = {
         "Checks": _checks(checks),
@@ -66,7 +64,7 @@ def _machine(findings: Findings) -> Iterator[str]:
 
 
 def _configuration(findings: Findings) -> Iterator[str]:
-    for key, value in findings.asked.items():
+    for key, value in findings.user_values.items():
         yield f"{key}: {'(set)' if key in _PRIVATE_KEYS else value}"
 
 

@@ -1,4 +1,4 @@
-"""Packages: whether each can be imported, and whether its version is one that llmctl is made for. Pure."""
+"""Checks of packages: each can be imported, and its version is in the supported range. Pure."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ _OWN_LINE = frozenset(
 
 
 def check_software(findings: Findings) -> Iterator[Check]:
-    """Python and the packages that have nothing to do with GPUs."""
+    """Check Python and the packages that do not depend on GPUs."""
     yield _python(findings)
     for name in ("transformers", "tokenizers", "safetensors", "accelerate"):
         yield package(findings, name, needed=ALWAYS)
@@ -33,12 +33,12 @@ def check_software(findings: Findings) -> Iterator[Check]:
 
 
 def package(findings: Findings, name: str, *, needed: str | None, about: str = "") -> Check:
-    """A package: imported, and inside its range. `about` goes behind the version."""
+    """Check that a package can be imported and is in its range. `about` follows the version."""
     return not_importable(findings, name, needed=needed) or in_range(findings, name, needed=needed, about=about)
 
 
 def not_importable(findings: Findings, name: str, *, needed: str | None) -> Check | None:
-    """What keeps a package from being imported, or None where it was."""
+    """Return the fault that prevents the import of a package, or None where it was imported."""
     trial, label = findings.trials.get(name), _NAMES.get(name, name)
     if trial is None:
         return fault(label, "not installed", f"pip install {_wanted(findings, name)}", needed=needed)
@@ -47,7 +47,7 @@ def not_importable(findings: Findings, name: str, *, needed: str | None) -> Chec
     torch = findings.trials.get("torch")
     if name in _IMPORT_TORCH and torch is not None and torch.outcome != "imported":
         return skipped(label, "it imports torch, which does not work here")
-    return fault(label, _what_happened(trial), _mending(findings, name, trial), needed=needed)
+    return fault(label, _what_happened(trial), _fix_for(findings, name, trial), needed=needed)
 
 
 def _what_happened(trial: Trial) -> str:
@@ -60,8 +60,8 @@ def _what_happened(trial: Trial) -> str:
     return f"importing it fails ({trial.error})"
 
 
-def _mending(findings: Findings, name: str, trial: Trial) -> str:
-    """The command that mends an import."""
+def _fix_for(findings: Findings, name: str, trial: Trial) -> str:
+    """Return the command that fixes an import."""
     label, version = _NAMES.get(name, name), findings.version(name)
     limit = findings.computer.address_limit_bytes
     if limit is not None and limit < BASE_ADDRESS_BYTES and trial.outcome in ("failed", "crashed"):
@@ -78,7 +78,7 @@ def _mending(findings: Findings, name: str, trial: Trial) -> str:
 
 
 def in_range(findings: Findings, name: str, *, needed: str | None, about: str = "") -> Check:
-    """The version of an installed package against its range and against what was tested."""
+    """Check an installed version against its range and the tested versions."""
     label, version = _NAMES.get(name, name), findings.version(name)
     wanted = lower_first(findings.requirements.ranges.get(name, ""))
     if version is None:
@@ -95,7 +95,7 @@ def in_range(findings: Findings, name: str, *, needed: str | None, about: str = 
 
 
 def _wanted(findings: Findings, name: str) -> str:
-    """A package with its range, quoted for a shell."""
+    """Return a package with its range, quoted for a shell."""
     wanted = lower_first(findings.requirements.ranges.get(name, ""))
     return f'"{_NAMES.get(name, name)}{wanted}"' if wanted else _NAMES.get(name, name)
 
@@ -126,7 +126,7 @@ def _huggingface_hub(findings: Findings) -> Check:
 
 
 def _kernels(findings: Findings) -> Check:
-    """llmctl never loads a kernel from the Hub; transformers would, where this package is in its range."""
+    """Check the package `kernels`. llmctl never loads a kernel from the Hub; transformers may."""
     version = findings.version("kernels")
     if version is None:
         return skipped("kernels", "not installed, and not needed")
@@ -140,7 +140,7 @@ def _kernels(findings: Findings) -> Check:
 
 
 def _others(findings: Findings) -> Check:
-    """The rest of what llmctl's package requires, by its metadata alone."""
+    """Check the other requirements of llmctl's package by their metadata alone."""
     wanted = findings.requirements
     if not wanted.ranges:
         return skipped("other packages", "llmctl is not installed as a package, so its requirements are not known")

@@ -1,4 +1,4 @@
-"""Versions and ranges, as far as this room needs them: release numbers, and ranges made of >=, >, <=, < and ==."""
+"""Versions and ranges, as far as they are needed here: release numbers, and ranges made of >=, >, <=, < and ==."""
 
 import re
 
@@ -7,7 +7,7 @@ _CLAUSE = re.compile(r"\s*(>=|<=|==|<|>)\s*(\d+(?:\.\d+)*)\s*")
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The release numbers of a version without trailing zeros: `2.13.0+cpu` is (2, 13). Empty where there are none."""
+    """Return the release numbers of a version, if any, without trailing zeros: `2.13.0+cpu` is (2, 13)."""
     match = _RELEASE.match(version)
     numbers = [int(part) for part in match[0].split(".")] if match else []
     while numbers and numbers[-1] == 0:
@@ -16,7 +16,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def is_inside(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range such as `>=5.18,<6`. A clause of another form counts as kept."""
+    """Return whether a version is in a range such as `>=5.18,<6`. A clause of another form counts as satisfied."""
     own = release(version)
     for clause in wanted.split(","):
         match = _CLAUSE.fullmatch(clause)
@@ -36,10 +36,10 @@ def is_inside(version: str, wanted: str) -> bool:
 
 
 def lower_first(wanted: str) -> str:
-    """A range with its lower bound first, as people write it: `<6,>=5.18` becomes `>=5.18,<6`."""
+    """Return a range with its lower bound first, the usual order: `<6,>=5.18` becomes `>=5.18,<6`."""
     return ",".join(sorted((clause.strip() for clause in wanted.split(",")), reverse=True))
 
 
 def without_local(version: str) -> str:
-    """A version without the part after the plus: `2.13.0+cpu` becomes `2.13.0`."""
+    """Return a version without the part after the plus: `2.13.0+cpu` becomes `2.13.0`."""
     return version.partition("+")[0]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
-from llmctl.errors import LlmctlError, ModelError, UserError
+from llmctl.errors import LlmctlError, ModelError, UserError, first_line
 from llmctl.loading.transformers_compat import template_arguments
-from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, FailedError, TooMuchError, run_bounded_each
+from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, TooMuchError, run_bounded_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,9 +138,8 @@ def template_trouble(error: Exception) -> LlmctlError:
             hint="it was stopped; --raw leaves the template away, --template FILE takes another",
         )
     else:
-        kind = error.kind if isinstance(error, FailedError) else type(error).__name__
         explained = UserError(
-            f"the chat template refuses this conversation: {(str(error).splitlines() or [kind])[0]}",
+            f"the chat template refuses this conversation: {first_line(error)}",
             hint="some models take no system prompt; --raw leaves the template away",
         )
     explained.__cause__ = error

@@ -1,1 +1,1 @@
-"""The Hub: who you are there (auth), what it answers (access), how models arrive (download), where they lie (cache)."""
+"""The Hugging Face Hub: login, requests and their errors, downloads, and the cache."""

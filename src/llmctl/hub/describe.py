@@ -1,4 +1,4 @@
-"""What a model on the Hub is, without downloading it: its listing, its configuration, the headers of its weights."""
+"""A model on the Hub, described without downloading it: listing, configuration, headers of the weights."""
 
 import struct
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.errors import LlmctlError, RemoteError
-from llmctl.hub import access, settings
+from llmctl.hub import error_translation, settings
 from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
 from llmctl.hub.selection import needed
@@ -22,14 +22,12 @@ class RemoteModel:
     """A model as the Hub describes it.
 
     Attributes:
-        repo_id: The model.
-        commit: The commit that was looked at.
-        page: Its page.
-        licence: Its licence as its card names it, or None.
+        page: Address of its page.
+        licence: Licence named by its card, or None.
         gated: False, `auto` or `manual`.
-        download_bytes: The size of what loading needs; 0 where there are no weights that llmctl loads.
-        info: What its configuration and the headers of its weights say; None where these may not be read.
-        why_not: Why `info` is None.
+        download_bytes: Size of the files that loading needs; 0 where there are no weights that llmctl loads.
+        info: Facts from its configuration and the headers of its weights; None where these cannot be read.
+        why_not: Reason why `info` is None.
     """
 
     repo_id: str
@@ -43,10 +41,10 @@ class RemoteModel:
 
 
 def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
-    """Ask the Hub about a model. Of the weights only the headers come over the network.
+    """Ask the Hub about a model. Only the headers of the weights come over the network.
 
     Raises:
-        RemoteError: The Hub says no, or cannot be reached.
+        RemoteError: the Hub refuses, or cannot be reached.
     """
     refuse_if_offline(f"what the Hub says about {repo_id}")
     listing = fetch_listing(repo_id, revision=revision, check_access=False)
@@ -69,7 +67,7 @@ def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
 
 
 def licence_of_tags(tags: Any) -> str | None:
-    """The licence among a model's tags (`license:apache-2.0`), or None."""
+    """Return the licence among a model's tags (`license:apache-2.0`), or None."""
     found = [t.removeprefix("license:") for t in tags or () if isinstance(t, str) and t.startswith("license:")]
     return found[0] if found else None
 
@@ -78,7 +76,7 @@ def _licence(listing: Listing) -> str | None:
     try:
         answer = get_json(f"/api/models/{listing.repo_id}?expand=tags")
     except Exception as error:
-        raise access.explain(error, repo_id=listing.repo_id) from error
+        raise error_translation.translate(error, repo_id=listing.repo_id) from error
     return licence_of_tags(answer.get("tags") if isinstance(answer, dict) else None)
 
 
@@ -105,7 +103,7 @@ def _model_info(listing: Listing) -> ModelInfo:
 
 
 def _header(listing: Listing, file: RemoteFile) -> Any:
-    """The tensors of one safetensors file, from its first bytes."""
+    """Return the tensors of one safetensors file, from its first bytes."""
     (length,) = struct.unpack("<Q", _bytes(listing, file, 0, 8).ljust(8, b"\0"))
     if not 2 <= length <= min(_HEADER_LIMIT, file.size_bytes):
         raise RemoteError(f"{file.path} of {listing.repo_id} is not a safetensors file")
@@ -133,4 +131,4 @@ def _bytes(listing: Listing, file: RemoteFile, start: int, count: int) -> bytes:
     try:
         return get_bytes(url, start=start, count=count)
     except Exception as error:
-        raise access.explain(error, repo_id=listing.repo_id, revision=listing.commit) from error
+        raise error_translation.translate(error, repo_id=listing.repo_id, revision=listing.commit) from error

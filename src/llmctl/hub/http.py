@@ -1,4 +1,4 @@
-"""Calls to the Hub that end: bounded in time, repeated where that can help, and never waiting in silence.
+"""HTTP calls to the Hub: limited in time, repeated where that can help, with a note for each wait.
 
 The client is huggingface_hub's own session, so a program's `set_client_factory` (certificates, proxies) is honoured.
 """
@@ -20,28 +20,28 @@ RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a download goes on against a network that fails.
+    """The attempts and pauses of a download on a failing network.
 
     Attributes:
-        attempts: How many attempts in a row may bring nothing before it is given up. Bytes that arrive reset the count.
-        first_wait_seconds: The first pause between two attempts; it doubles, with jitter.
-        longest_wait_seconds: The longest pause of our own choosing.
-        longest_asked_seconds: The longest pause that a server may ask for (Retry-After).
+        attempts: Attempts in a row that may bring nothing before the download fails. Bytes that arrive reset the count.
+        first_wait_seconds: First pause between two attempts; it doubles, with jitter.
+        longest_wait_seconds: Longest pause that llmctl chooses.
+        longest_requested_seconds: Longest pause that a server may request (Retry-After).
     """
 
     attempts: int = 6
     first_wait_seconds: float = 0.25
     longest_wait_seconds: float = 8.0
-    longest_asked_seconds: float = 300.0
+    longest_requested_seconds: float = 300.0
 
     def pause(self, failures: int) -> float:
-        """Seconds to wait after `failures` attempts in a row that failed: exponential, with full jitter upwards."""
+        """Return the seconds to wait after `failures` failed attempts in a row: exponential, with jitter."""
         base = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** max(failures - 1, 0))
         return base * (1 + 0.25 * random.random())  # noqa: S311 (jitter, not a secret)
 
 
-def asked_pause(response: "httpx2.Response") -> float | None:
-    """The seconds that a 429 or 503 answer asks to wait, or None."""
+def requested_pause(response: "httpx2.Response") -> float | None:
+    """Return the seconds that a 429 or 503 response asks to wait, or None."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     text = response.headers.get("Retry-After", "").strip()
@@ -54,27 +54,27 @@ def asked_pause(response: "httpx2.Response") -> float | None:
 
 
 def headers(token: str | bool | None = None) -> dict[str, str]:
-    """The headers of a call to the Hub: who is calling, and the token unless `token` is False."""
+    """Return the headers of a call to the Hub: the user agent, and the token unless `token` is False."""
     from huggingface_hub.utils import build_hf_headers
 
     from llmctl._version import __version__
 
     try:
         return build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
-    except OSError as error:  # it reads the token file
+    except OSError as error:  # build_hf_headers reads the token file
         raise token_unreadable(error) from error
 
 
 def token_unreadable(error: OSError) -> MachineError:
-    """The error for a token file that is there and cannot be read: made by root, or under a path that cannot be."""
+    """Return the error for a token file that cannot be read, such as one that root made."""
     return MachineError(
         f"cannot read the token file {error.filename}: {error.strerror}",
-        hint="mend its owner (chown), or set HF_TOKEN or HF_TOKEN_PATH",
+        hint="correct its owner (chown), or set HF_TOKEN or HF_TOKEN_PATH",
     )
 
 
 def timeout() -> "httpx2.Timeout":
-    """The bound for each connect, read and write."""
+    """Return the time limit for each connect, read and write."""
     import httpx2
 
     seconds = settings.timeout_seconds()
@@ -82,10 +82,10 @@ def timeout() -> "httpx2.Timeout":
 
 
 def bound_other_calls() -> None:
-    """Give the calls that huggingface_hub makes by itself (its Xet token, its login) the same bound in time.
+    """Give the calls that huggingface_hub makes by itself (Xet token, login) the same time limit.
 
-    Its own default is to wait for ever. Only for a process that is llmctl's own: it changes the shared client, and
-    is not for a program that has its own `set_client_factory`.
+    Its own default is to wait for ever. Only for a process of llmctl: it changes the shared client, which a program
+    with its own `set_client_factory` would not want.
     """
     import httpx2
     from huggingface_hub import set_client_factory
@@ -99,14 +99,14 @@ def bound_other_calls() -> None:
 
 
 def refuse_if_offline(what: str, *, offline: bool = False) -> None:
-    """Raise before a socket would be opened where the network is forbidden.
+    """Raise if the network is forbidden, before a socket is opened.
 
     Args:
-        what: What would need the network, as the beginning of a sentence: "whoami".
-        offline: Whether the caller forbids it; HF_HUB_OFFLINE does so in any case.
+        what: Subject of the error's sentence, such as "whoami".
+        offline: Whether the caller forbids the network; HF_HUB_OFFLINE does so in any case.
 
     Raises:
-        OfflineError: Where either forbids it.
+        OfflineError: the network is forbidden.
     """
     if offline or settings.is_offline():
         why = "HF_HUB_OFFLINE is set" if settings.is_offline() else "--offline was given"
@@ -123,12 +123,12 @@ def get_json(
     patience: Patience | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Any:
-    """The JSON document at `path` below the Hub's address.
+    """Return the JSON document at `path` below the Hub's address.
 
     Raises:
-        httpx2.HTTPError: What huggingface_hub raises for the status, or what the transport raised last. The callers
-            turn it into an error of llmctl with `access.explain`, which knows what was asked for.
-        NotJsonError: The answer is not JSON: not the Hub's.
+        httpx2.HTTPError: raised by huggingface_hub for the status, or last by the transport. Callers turn it into an
+            error of llmctl with `error_translation.translate`.
+        NotJsonError: the response is not JSON, so not the Hub's.
     """
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -141,24 +141,26 @@ def get_json(
 
 
 def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = None) -> bytes:
-    """`count` bytes of a file of the Hub from `start` on. The token stays on the Hub's own origin (httpx2 sees to it).
+    """Return `count` bytes of a file on the Hub from `start` on. httpx2 keeps the token on the Hub's own origin.
 
     Raises:
-        httpx2.HTTPError: As `get_json`.
+        httpx2.HTTPError: as `get_json`.
     """
     from huggingface_hub.utils import hf_raise_for_status
 
-    more = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"} if count else {}
-    response = _get(url, token=None, patience=patience or Patience(), note=None, more=more, limit=start + count)
+    range_headers = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"} if count else {}
+    response = _get(
+        url, token=None, patience=patience or Patience(), note=None, extra_headers=range_headers, limit=start + count
+    )
     hf_raise_for_status(response)
     body: bytes = response.extensions["body"]
-    if response.status_code == 200:  # a server that does not know ranges began with the first byte
+    if response.status_code == 200:  # a server without range requests began with the first byte
         return body[start : start + count]
     return body[:count]
 
 
 class NotJsonError(Exception):
-    """An answer of status 200 that is no JSON: a captive portal or a proxy answered in the Hub's place."""
+    """A response of status 200 that is no JSON: a captive portal or a proxy answered in the Hub's place."""
 
     def __init__(self, response: "httpx2.Response") -> None:
         self.host = response.url.host
@@ -172,12 +174,12 @@ def _get(
     token: str | bool | None,
     patience: Patience,
     note: Callable[[str], None] | None,
-    more: dict[str, str] | None = None,
+    extra_headers: dict[str, str] | None = None,
     limit: int | None = None,
 ) -> "httpx2.Response":
-    """GET, repeated while repeating can help. The last answer is returned whatever its status.
+    """GET, repeated while that can help, and return the last response whatever its status.
 
-    With `limit` at most that many bytes of a good answer are read; they are in its `extensions["body"]`.
+    With `limit`, at most that many bytes of a successful response are read; they are in its `extensions["body"]`.
     """
     import httpx2
     from huggingface_hub.utils import get_session
@@ -185,7 +187,7 @@ def _get(
     failures = 0
     while True:
         try:
-            sent = {**headers(token), **(more or {})}
+            sent = {**headers(token), **(extra_headers or {})}
             response = _once(get_session(), url, sent, limit)
         except httpx2.TransportError as error:
             failures += 1
@@ -196,17 +198,17 @@ def _get(
             failures += 1
             if response.status_code not in RETRIED_STATUSES or failures >= patience.attempts:
                 return response
-            asked = asked_pause(response)
-            if asked is not None and asked > patience.longest_asked_seconds:
+            requested = requested_pause(response)
+            if requested is not None and requested > patience.longest_requested_seconds:
                 return response
-            pause, why = asked if asked is not None else patience.pause(failures), reason(response)
+            pause, why = requested if requested is not None else patience.pause(failures), reason(response)
         if note:
             note(f"{why}, waiting {pause:.0f} s" if pause >= 1 else f"{why}, trying again")
         time.sleep(pause)
 
 
 def _once(session: "httpx2.Client", url: str, sent: dict[str, str], limit: int | None) -> "httpx2.Response":
-    """One GET; with `limit`, no more of the body than that."""
+    """GET once; with `limit`, read no more of the body than that."""
     if limit is None:
         return session.get(url, headers=sent, timeout=timeout(), follow_redirects=True)
     with session.stream("GET", url, headers=sent, timeout=timeout(), follow_redirects=True) as response:
@@ -222,14 +224,14 @@ def _once(session: "httpx2.Client", url: str, sent: dict[str, str], limit: int |
 
 
 def reason(response: "httpx2.Response") -> str:
-    """Why an answer calls for another attempt, in words."""
+    """Return the reason for another attempt after a response, in words."""
     if response.status_code == 429:
         return "rate limited"
     return f"{response.url.host} answered {response.status_code}"
 
 
 def _attempts(error: Exception, patience: Patience) -> int:
-    """How many attempts an error is worth: one that will not go away by itself is worth one or two."""
+    """Return how many attempts an error is worth: one that will not go away by itself is worth one or two."""
     import httpx2
 
     if isinstance(error, (httpx2.ProxyError, httpx2.UnsupportedProtocol)) or tls_error(error) is not None:
@@ -242,12 +244,12 @@ def _attempts(error: Exception, patience: Patience) -> int:
 
 
 def tls_error(error: BaseException) -> Any:
-    """The TLS error that `error` was born from, or None."""
+    """Return the TLS error that caused `error`, or None."""
     import ssl
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
     return None

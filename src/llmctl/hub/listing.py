@@ -1,4 +1,4 @@
-"""What a repository holds at one commit: names, sizes and hashes, from one request."""
+"""The files of a repository at one commit: names, sizes and hashes, from one request."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from llmctl.errors import RemoteError
-from llmctl.hub import access, settings
+from llmctl.hub import error_translation, settings
 from llmctl.hub.http import Patience, get_json
 
 Algorithm = Literal["sha256", "git_sha1"]
@@ -22,10 +22,9 @@ class RemoteFile:
     """One file of a repository.
 
     Attributes:
-        path: Its path in the repository, with forward slashes.
-        size_bytes: Its size.
+        path: Path in the repository, with forward slashes.
         algorithm: `sha256` of the content (large files) or git's blob sha1 (the rest).
-        digest: The hash in hexadecimal, which is also the name of its blob in the cache.
+        digest: Hash in hexadecimal, which is also the name of its blob in the cache.
     """
 
     path: str
@@ -39,10 +38,8 @@ class Listing:
     """A repository at one commit.
 
     Attributes:
-        repo_id: The model.
-        commit: The commit, 40 hexadecimal digits.
+        commit: Commit, 40 hexadecimal digits.
         gated: False, `auto` or `manual`: how access is granted.
-        files: Every file.
     """
 
     repo_id: str
@@ -51,15 +48,15 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def find(self, path: str) -> RemoteFile | None:
-        """The file at `path`, or None."""
+        """Return the file at `path`, or None."""
         return next((file for file in self.files if file.path == path), None)
 
 
 def check_id(repo_id: str) -> str:
-    """`repo_id`, if the Hub could have a model of that name.
+    """Return `repo_id` if it is a valid id.
 
     Raises:
-        UserError: It could not.
+        UserError: it is not.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -67,7 +64,7 @@ def check_id(repo_id: str) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise access.bad_id(repo_id) from None
+        raise error_translation.bad_id(repo_id) from None
     return repo_id
 
 
@@ -79,12 +76,12 @@ def fetch_listing(
     note: Callable[[str], None] | None = None,
     check_access: bool = True,
 ) -> Listing:
-    """Ask the Hub what `repo_id` holds at `revision` (the default branch where it is None).
+    """Ask the Hub for the files of `repo_id` at `revision` (None: the default branch).
 
-    With `check_access` a gated model is refused here already where its files may not be read.
+    With `check_access`, a gated model whose files may not be read is refused here already.
 
     Raises:
-        RemoteError: The Hub says no, cannot be reached, or lists a file that would lie outside the model's folder.
+        RemoteError: the Hub refuses, cannot be reached, or lists a file outside the model's folder.
     """
     check_id(repo_id)
     path = f"/api/models/{repo_id}/revision/{quote(revision or 'main', safe='')}?blobs=true"
@@ -93,13 +90,13 @@ def fetch_listing(
         if check_access and isinstance(answer, dict) and answer.get("gated"):
             get_json(f"/api/models/{repo_id}/auth-check", patience=patience, note=note)
     except Exception as error:
-        raise access.explain(error, repo_id=repo_id, revision=revision) from error
+        raise error_translation.translate(error, repo_id=repo_id, revision=revision) from error
     return _listing(repo_id, answer)
 
 
 def _listing(repo_id: str, answer: Any) -> Listing:
     if not isinstance(answer, dict) or not _COMMIT.fullmatch(str(answer.get("sha"))):
-        raise access.not_the_hub("the description of a model has no commit in it")
+        raise error_translation.not_the_hub("the description of a model has no commit in it")
     files = tuple(_file(repo_id, entry) for entry in answer.get("siblings") or ())
     return Listing(repo_id=repo_id, commit=answer["sha"], gated=answer.get("gated") or False, files=files)
 
@@ -115,12 +112,12 @@ def _file(repo_id: str, entry: dict[str, Any]) -> RemoteFile:
     digest = str(lfs.get("sha256") or entry.get("blobId"))
     size = lfs.get("size", entry.get("size"))
     if not isinstance(size, int) or size < 0 or not (_SHA256 if lfs else _COMMIT).fullmatch(digest):
-        raise access.not_the_hub(f"the listing of {repo_id} has no size or no hash for {path!r}")
+        raise error_translation.not_the_hub(f"the listing of {repo_id} has no size or no hash for {path!r}")
     return RemoteFile(path=path, size_bytes=size, algorithm="sha256" if lfs else "git_sha1", digest=digest)
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether `path` names something below the folder it is joined to, on every platform."""
+    """Return whether `path` stays below the folder that it is joined to, on every platform."""
     parts = PurePosixPath(path).parts
     return (
         bool(parts)

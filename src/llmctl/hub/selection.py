@@ -1,4 +1,4 @@
-"""Which files of a repository loading a model needs: pure, from names alone."""
+"""The choice of the files that loading a model needs, from names alone (pure)."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -52,12 +52,12 @@ _NEVER_FOLDERS = ("original/", "onnx/", "gguf/", ".git/")
 
 @dataclass(frozen=True)
 class Patterns:
-    """What a person asked to take beyond, or to leave out of, what loading needs.
+    """The user's choice of files.
 
     Attributes:
-        include: Take exactly the files that match one of these (shell patterns). Empty: what loading needs.
-        exclude: Leave out the files that match one of these.
-        trust_remote_code: Take the repository's own Python files as well.
+        include: Shell patterns of the files to take. Empty: what loading needs.
+        exclude: Shell patterns of files to leave out.
+        trust_remote_code: Whether to take the repository's own Python files as well.
     """
 
     include: tuple[str, ...] = ()
@@ -66,11 +66,12 @@ class Patterns:
 
 
 def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """The names that loading needs, sorted; empty where there are no weights that llmctl loads. Of an adapter, its two.
+    """Return the names that loading needs, sorted; none where there are no weights that llmctl loads.
 
-    Of several copies of the weights it takes those that transformers 5 would: `model.safetensors` before the shards
-    of `model.safetensors.index.json` (`transformers.modeling_utils._get_resolved_checkpoint_files`), and never
-    `consolidated.safetensors`, which is another program's layout of the same numbers.
+    If there are several copies of the weights, those that transformers 5 would load are taken: `model.safetensors`
+    before the shards of `model.safetensors.index.json`
+    (`transformers.modeling_utils._get_resolved_checkpoint_files`), and never `consolidated.safetensors`, which is
+    another program's layout of the same numbers. An adapter needs its two files.
     """
     names = set(names)
     weights = _weights(names)
@@ -82,10 +83,10 @@ def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[st
 
 
 def required(needed_names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
-    """What must be there for a set that a person chose to count as complete, sorted.
+    """Return the files without which a user's selection is incomplete, sorted.
 
-    Everything chosen, and in any case what no model loads without: the configuration, the weights, and some tokenizer
-    where the repository has one. What was left out on purpose beyond that (a template, say) is not missed.
+    These are all selected files, and in any case what no model loads without: the configuration, the weights, and a
+    tokenizer if the repository has one. Anything else that was left out on purpose (a template, say) is not missed.
     """
     wanted, chosen = set(needed_names), set(taken)
     always = {n for n in wanted if n in ("config.json", WEIGHTS_INDEX) or n.endswith(".safetensors")}
@@ -94,11 +95,11 @@ def required(needed_names: Iterable[str], taken: Iterable[str]) -> tuple[str, ..
 
 
 def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
-    """The names to take for `patterns`, sorted.
+    """Return the names that `patterns` choose, sorted.
 
     Raises:
-        ModelError: The repository holds no weights that llmctl loads.
-        UserError: The patterns leave nothing, or only files that llmctl never takes.
+        ModelError: the repository has no weights that llmctl loads.
+        UserError: the patterns leave nothing, or only files that llmctl never takes.
     """
     names = tuple(names)
     if patterns.include:
@@ -120,13 +121,13 @@ def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str,
 
 
 def is_forbidden(name: str) -> bool:
-    """Whether llmctl never takes a file of this name: pickles, and weights for other programs."""
+    """Return whether llmctl never takes a file of this name: pickles, and weights for other programs."""
     lower = name.lower()
     return lower.endswith(_PICKLES + _GGUF + _ONNX + _OTHERS) or lower.startswith(_NEVER_FOLDERS)
 
 
 def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
-    """The error for a repository without weights that llmctl loads: which it has instead, and what to do."""
+    """Return the error for a repository without weights that llmctl loads: what it has instead, and what to do."""
     found = {
         kind: [n for n in names if n.lower().endswith(suffixes)]
         for kind, suffixes in (
@@ -168,7 +169,7 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
 
 
 def is_tokenizer(name: str) -> bool:
-    """Whether a file of this name can hold a tokenizer's vocabulary."""
+    """Return whether a file of this name can hold a tokenizer's vocabulary."""
     return any(fnmatchcase(name, pattern) for pattern in TOKENIZER)
 
 
@@ -177,7 +178,7 @@ def _weights(names: set[str]) -> set[str]:
         return {WEIGHTS}
     if WEIGHTS_INDEX in names:
         shards = {n for n in names if _SHARD.fullmatch(n)}
-        # An index may name its shards as it likes; then every safetensors file beside it counts but the other layout.
+        # Shards may have any names; then every safetensors file beside the index counts, except the other layout.
         other = {n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith("consolidated")}
         return {WEIGHTS_INDEX} | (shards or other)
     return set()

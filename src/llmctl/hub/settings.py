@@ -1,6 +1,6 @@
-"""Where the Hub is and where its cache lies, as huggingface_hub was told by the environment.
+"""The addresses of the Hub and of its cache, as huggingface_hub reads them from the environment.
 
-Everything is read when it is asked for, so a program that changes `huggingface_hub.constants` is obeyed.
+They are read at each call, so changes of `huggingface_hub.constants` by a program take effect.
 """
 
 import os
@@ -11,42 +11,47 @@ DEFAULT_TIMEOUT_SECONDS = 15.0
 
 
 def endpoint() -> str:
-    """The address of the Hub, without a slash at the end (HF_ENDPOINT)."""
+    """Return the address of the Hub, without a slash at the end (HF_ENDPOINT)."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT
 
 
 def cache_dir() -> Path:
-    """The folder of the standard cache (HF_HUB_CACHE, or HF_HOME/hub)."""
+    """Return the folder of the standard cache (HF_HUB_CACHE, or HF_HOME/hub)."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def repo_dir(repo_id: str) -> Path:
-    """The folder of one model inside the cache."""
+    """Return the folder of one model inside the cache."""
     return cache_dir() / ("models--" + repo_id.replace("/", "--"))
 
 
+def repo_id_of(folder: Path) -> str:
+    """Return the id of the model in a folder of the cache."""
+    return folder.name.removeprefix("models--").replace("--", "/")
+
+
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
+    """Return whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
     from huggingface_hub import constants
 
     return bool(constants.is_offline_mode())
 
 
 def timeout_seconds() -> float:
-    """How long one connect or one read may take (HF_HUB_DOWNLOAD_TIMEOUT).
+    """Return the time limit for one connect or one read (HF_HUB_DOWNLOAD_TIMEOUT).
 
-    huggingface_hub's own default is 10 s for bodies and none at all for metadata; llmctl uses one bound for both.
+    huggingface_hub's own default is 10 s for bodies and none at all for metadata; llmctl uses one limit for both.
     """
     text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
     return float(text) if text.isdigit() and int(text) > 0 else DEFAULT_TIMEOUT_SECONDS
 
 
 def is_hub(url: str) -> bool:
-    """Whether `url` is on the Hub's own origin (scheme, host and port): the only place that the token may go to."""
+    """Return whether `url` is on the Hub's own origin (scheme, host, port), the only one that may get the token."""
     return _origin(url) == _origin(endpoint())
 
 
@@ -56,10 +61,10 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def model_page(repo_id: str) -> str:
-    """The page of a model, for people."""
+    """Return the address of a model's web page."""
     return f"{endpoint()}/{repo_id}"
 
 
 def tokens_page() -> str:
-    """The page where access tokens are made and changed."""
+    """Return the address of the page where access tokens are made and changed."""
     return f"{endpoint()}/settings/tokens"

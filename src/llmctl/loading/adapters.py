@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.errors import ModelError
+from llmctl.errors import ModelError, first_line
 from llmctl.model.adapters import WEIGHTS_FILE, AdapterInfo
 from llmctl.quant import registry
 
@@ -41,7 +41,7 @@ def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) 
             _fill(wrapped, name, adapter)
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise ModelError(
-                f"the adapter {adapter.source} cannot be put on this model: {str(error).splitlines()[0][:300]}",
+                f"the adapter {adapter.source} cannot be put on this model: {first_line(error)}",
                 hint=f"it was made for {adapter.base_model}" if adapter.base_model else None,
             ) from error
     wrapped.base_model.set_adapter(names)

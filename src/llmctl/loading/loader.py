@@ -23,7 +23,7 @@ from llmctl.model.tokenizer import check_pair
 from llmctl.plan import Plan
 
 if TYPE_CHECKING:
-    from llmctl.hub.progress import Progress
+    from llmctl.hub.download.progress import Progress
 
 
 def load(

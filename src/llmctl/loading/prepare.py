@@ -12,7 +12,7 @@ from llmctl.plan import Plan, make_plan
 from llmctl.quant import cache as copies
 
 if TYPE_CHECKING:
-    from llmctl.hub.progress import Progress
+    from llmctl.hub.download.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import MachineError, ModelError
+from llmctl.errors import MachineError, ModelError, first_line
 from llmctl.loading import transformers_compat as compat
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.prepare import Prepared
@@ -72,7 +72,7 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
         )
     except ImportError as error:
         raise MachineError(
-            f"loading {plan.source} needs a package that cannot be imported: {_first_line(error)}",
+            f"loading {plan.source} needs a package that cannot be imported: {first_line(error)}",
             hint="install it, or omit the option that needs it (--attn, --quant)",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -81,7 +81,7 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
                 plan, prepared.info, prepared.machine, prepared.config, doing="loading"
             ) from error
         raise ModelError(
-            f"{plan.source} cannot be loaded: {_first_line(error)}",
+            f"{plan.source} cannot be loaded: {first_line(error)}",
             hint="are its files complete, and does this transformers know it? --debug shows the cause",
         ) from error
     check_keys(plan.source, report)
@@ -121,7 +121,3 @@ def _read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
     if quantization_config is not None:
         config.quantization_config = quantization_config.to_dict()
     return config
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,1 +1,1 @@
-"""This computer: detection, presets of others, and a child process with limits for untrusted work."""
+"""This computer: detection, presets of others, threads, child processes, and a sandbox for untrusted work."""

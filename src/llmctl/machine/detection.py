@@ -1,4 +1,4 @@
-"""What this computer is: read cheaply, without importing torch, or built by hand in a test."""
+"""The description of this computer: read cheaply, without importing torch, or built by hand in a test."""
 
 import ctypes
 import importlib.util
@@ -46,16 +46,21 @@ CPU_FEATURES = (
 )
 
 
+def cuda_device(index: int | str) -> str:
+    """Return torch's name of a CUDA device."""
+    return f"cuda:{index}"
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One accelerator.
 
     Attributes:
-        index: Its number, as in `cuda:0`.
-        name: As the driver names it.
-        capability: The CUDA compute capability; (0, 0) for Apple's.
-        total_bytes: Its memory.
-        free_bytes: What of it is free now.
+        index: Number, as in `cuda:0`.
+        name: Name given by the driver.
+        capability: CUDA compute capability; (0, 0) for Apple's.
+        total_bytes: Memory.
+        free_bytes: Memory that is free now.
         kind: `cuda`, or `mps` for Apple's, whose memory is the machine's RAM.
     """
 
@@ -68,27 +73,27 @@ class Gpu:
 
     @property
     def device(self) -> str:
-        """torch's name of it: `cuda:0`, or `mps`."""
-        return f"cuda:{self.index}" if self.kind == "cuda" else "mps"
+        """The name of the device in torch: `cuda:0`, or `mps`."""
+        return cuda_device(self.index) if self.kind == "cuda" else "mps"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This computer, or one imagined.
+    """This computer, or an imagined one.
 
     Attributes:
         system: `Linux`, `Darwin` or `Windows`.
         architecture: `x86_64`, `arm64`, …
-        cpu_features: Those of `CPU_FEATURES` that the processor has.
+        cpu_features: Features of `CPU_FEATURES` that the processor has.
         physical_cores: Cores, not threads.
         ram_total_bytes: RAM, or the container's limit where that is lower.
-        ram_available_bytes: What of it a new process can take.
-        gpus: What torch could use. Empty where torch has no build for it.
+        ram_available_bytes: RAM that a new process can take.
+        gpus: GPUs that this build of torch can use.
         packages: Installed versions by name; absent ones are left out.
-        torch_cuda: The CUDA version that torch is built for, or None.
-        idle_gpus: GPUs the driver shows but this torch cannot use.
-        kernels: The instruction set of llmctl's own kernels for CPUs, or None where they are not there.
-        compiler: The C++ compiler that torch.compile would call, or an empty string.
+        torch_cuda: CUDA version that torch is built for, or None.
+        idle_gpus: GPUs that the driver shows but this build of torch cannot use.
+        kernels: Instruction set of llmctl's own kernels for CPUs; None without them.
+        compiler: C++ compiler that torch.compile would call, or an empty string.
     """
 
     system: str
@@ -115,10 +120,10 @@ class NvidiaDriver:
     """NVIDIA's driver, as NVML shows it.
 
     Attributes:
-        version: Its version, or None where it could not be asked.
-        cuda: The newest CUDA version that it serves.
-        error: NVML's number for why it could not be asked; None where it answered, or where there is no NVML at all.
-        cards_on_bus: NVIDIA cards that the PCI bus shows (Linux), whether or not a driver serves them.
+        version: Version; None where NVML could not be asked.
+        cuda: Newest CUDA version that it supports.
+        error: NVML's error number; None if there was no error, or no NVML at all.
+        cards_on_bus: Number of NVIDIA cards on the PCI bus (Linux), with or without a driver.
     """
 
     version: str | None = None
@@ -128,7 +133,7 @@ class NvidiaDriver:
 
 
 def read_machine() -> Machine:
-    """Look at this computer. Imports neither torch nor transformers."""
+    """Read the description of this computer. Imports neither torch nor transformers."""
     import psutil
 
     limit, _ = container_memory()
@@ -159,7 +164,7 @@ def read_machine() -> Machine:
 
 
 def read_free_ram_bytes() -> int:
-    """RAM that a process can take now: what the system has free, or the container's rest where that is less."""
+    """Return the RAM that a process can take now: free in the system, or left in the container if that is less."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
@@ -168,7 +173,7 @@ def read_free_ram_bytes() -> int:
 
 
 def _compiler() -> str:
-    """The C++ compiler that torch's inductor would call (torch._inductor.config.cpp.cxx), where it is installed."""
+    """Return the C++ compiler that torch's inductor would call (torch._inductor.config.cpp.cxx), if it is installed."""
     name = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
     return name if shutil.which(name) else ""
 
@@ -184,7 +189,7 @@ def _packages() -> dict[str, str]:
 
 
 def _torch_cuda_version() -> str | None:
-    """What torch was built for, from its version.py, which can be read without importing torch."""
+    """Return the CUDA version in torch's version.py, which can be read without importing torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return None
@@ -202,17 +207,17 @@ def _cpu_features() -> frozenset[str]:
 
 
 def read_cpu_name() -> str:
-    """Return the processor's own name; an empty string where the system does not tell it."""
+    """Return the processor's own name; an empty string where it is unknown."""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
     return match[1].strip() if match else platform.processor()
 
 
 def container_memory() -> tuple[int | None, int]:
-    """The memory limit of the cgroup (v2) that this process is in, and what is used of it, in bytes."""
+    """Return the memory limit of this process' cgroup (v2), or None, and the bytes in use."""
     root = Path("/sys/fs/cgroup")
     try:
-        own = read_system_file("/proc/self/cgroup").strip().splitlines()[-1].split("::")[-1]
-        folder = root / own.lstrip("/")
+        path = read_system_file("/proc/self/cgroup").strip().splitlines()[-1].split("::")[-1]
+        folder = root / path.lstrip("/")
         folder = folder if (folder / "memory.max").is_file() else root
         limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
         if limit == "max":
@@ -246,7 +251,7 @@ def read_nvidia_driver() -> NvidiaDriver:
 
 
 def _cards_on_bus() -> int:
-    """Display controllers (PCI class 03) of NVIDIA (vendor 10de)."""
+    """Count display controllers (PCI class 03) of NVIDIA (vendor 10de)."""
     count = 0
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
@@ -265,7 +270,7 @@ def _nvml() -> ctypes.CDLL | None:
 
 
 def _nvidia_gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA cards that the driver shows and CUDA_VISIBLE_DEVICES leaves, through NVML (no CUDA context made)."""
+    """Return the NVIDIA cards that the driver shows and CUDA_VISIBLE_DEVICES allows, through NVML (no CUDA context)."""
     nvml = _nvml()
     if nvml is None or nvml.nvmlInit_v2() != 0:
         return ()
@@ -309,9 +314,9 @@ def _visible(cards: list[Gpu]) -> list[Gpu]:
 
 
 def measure_ram_bandwidth(*, threads: int | None = None) -> float:
-    """Bytes per second that copying moves through RAM, reads and writes counted, on all physical cores. Takes 0.1 s.
+    """Measure the bytes per second that copying moves through RAM, reads and writes counted, on all physical cores.
 
-    The best of a few rounds: what the memory can do, not what it happened to do beside other work.
+    The best of a few rounds, so that other work on the machine matters little. Takes 0.1 s.
     """
     import threading
     import time
@@ -320,7 +325,7 @@ def measure_ram_bandwidth(*, threads: int | None = None) -> float:
     count = threads or min(physical_cores(), 8)
     pairs = [(ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)) for _ in range(count)]
     best = 0.0
-    for _ in range(rounds + 1):  # the first round brings the pages in
+    for _ in range(rounds + 1):  # the first round faults the pages in
         workers = [threading.Thread(target=ctypes.memmove, args=(to, source, size)) for to, source in pairs]
         began = time.perf_counter()
         for worker in workers:

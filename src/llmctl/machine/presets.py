@@ -1,4 +1,4 @@
-"""Machines that are not here: cards and computers by name, and machines described in a YAML file.
+"""Imagined machines: cards and computers by name, and machines described in a YAML file.
 
 Bandwidths and FLOP rates are the vendors' figures (data sheets of the named products): bytes per second between the GPU
 and its memory, and dense half-precision products with float32 accumulation.
@@ -56,7 +56,7 @@ MACS = {"m2-24": (24, 100, 7), "m3-max-36": (36, 300, 28), "m3-max-128": (128, 4
 
 
 def card_of(gpu: Gpu) -> Card | None:
-    """What is known of a GPU that is here, by its driver's name; the closest memory size where there are several."""
+    """Return the card of a GPU by its driver's name; of several, the one with the closest memory size."""
     words = set(_words(gpu.name))
     near = [card for card in CARDS.values() if set(_words(card.name)) - {"nvidia", "geforce", "tesla"} <= words]
     short = [card for card in CARDS.values() if _words(card.name)[1:2] and _model_word(card.name) in words]
@@ -73,7 +73,7 @@ def _model_word(name: str) -> str:
 
 
 def imagined(name: str) -> Machine:
-    """A machine by name: `h100`, `2xh100`, `m3-max-36`, or the path of a YAML file.
+    """Return a machine by name: `h100`, `2xh100`, `m3-max-36`, or the path of a YAML file.
 
     Raises:
         UserError: there is no such name or file, or the file does not describe a machine.
@@ -94,7 +94,7 @@ def imagined(name: str) -> Machine:
 
 
 def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Machine:
-    """A server with `count` of a card, all of their memory free but 0.5 GiB, and twice as much RAM."""
+    """Return a server with `count` cards, all of their memory free but 0.5 GiB, and twice as much RAM."""
     ram = int((ram_gib or max(2 * count * card.memory_gib, 32)) * GIB)
     memory = int(card.memory_gib * GIB)
     gpus = tuple(Gpu(n, card.name, card.capability, memory, memory - GIB // 2) for n in range(count))
@@ -112,7 +112,7 @@ def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Mach
 
 
 def _from_file(path: Path) -> Machine:
-    """`{gpus: [rtx3090, rtx3090], ram: 64GiB}`, or `{cores: 8, ram: 32GiB, features: [avx2]}` without a GPU."""
+    """Read a machine such as `{gpus: [rtx3090, rtx3090], ram: 64GiB}` or `{cores: 8, ram: 32GiB, features: [avx2]}`."""
 
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

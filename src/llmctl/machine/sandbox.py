@@ -43,7 +43,7 @@ class FailedError(Exception):
     """The work raised an exception. `kind` is the name of the exception's class."""
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message or kind)
         self.kind = kind
 
 

@@ -42,7 +42,7 @@ def look(settings: Settings, *, offline: bool = False) -> Look:
 
 
 def _look(settings: Settings, *, offline: bool) -> Look:
-    from llmctl.hub.cache import find_snapshot
+    from llmctl.hub.cache.snapshot import find_snapshot
     from llmctl.hub.settings import is_offline
 
     model = settings.config.model

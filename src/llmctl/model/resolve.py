@@ -11,7 +11,7 @@ from llmctl.model.adapters import AdapterInfo, read_adapter
 from llmctl.plan.draft import draft_config
 
 if TYPE_CHECKING:
-    from llmctl.hub.progress import Progress
+    from llmctl.hub.download.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def locate_adapters(
         UserError: one is neither a folder nor a Hub id, or no adapter that llmctl loads.
         RemoteError: one has to be fetched and cannot be.
     """
-    from llmctl.hub.download import ensure
+    from llmctl.hub.download.run import ensure
 
     found = []
     for spec in config.model.adapters:
@@ -120,7 +120,7 @@ def _folder(name: str, reason: str) -> Located:
 def _from_hub(
     config: Config, repo_id: str, revision: str | None, reason: str, *, offline: bool, progress: "Progress | None"
 ) -> Located:
-    from llmctl.hub.download import ensure
+    from llmctl.hub.download.run import ensure
 
     if repo_id.count("/") != 1:
         raise _no_place(repo_id, "--model HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -136,7 +136,7 @@ def _from_hub(
 
 def _small_default(config: Config, reason: str, *, offline: bool, progress: "Progress | None") -> Located:
     """The small default: from the cache, from the Hub, or the copy of the demo extra."""
-    from llmctl.hub.cache import find_snapshot
+    from llmctl.hub.cache.snapshot import find_snapshot
 
     cached = find_snapshot(demo.MODEL_ID)
     if cached is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import ModelError, UserError
+from llmctl.errors import ModelError, UserError, first_line
 from llmctl.loading.transformers_compat import is_stateful
 from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
 
@@ -30,17 +30,13 @@ def load_tokenizer(folder: Path, arguments: Mapping[str, Any], *, source: str) -
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **arguments)
     except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
         raise ModelError(
-            f"the tokenizer of {source} cannot be read: {_first_line(error)}",
+            f"the tokenizer of {source} cannot be read: {first_line(error)}",
             hint=f"are its files complete? They are in {folder}",
         ) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = next((t for t in _PAD_TOKENS if _token_id(tokenizer, t) is not None), tokenizer.eos_token)
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _token_id(tokenizer: Any, token: str) -> int | None:

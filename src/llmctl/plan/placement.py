@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.machine.detection import Gpu, Machine
+from llmctl.machine.detection import Gpu, Machine, cuda_device
 from llmctl.plan.decision import Decision
 from llmctl.plan.memory import GPU_OVERHEAD_BYTES
 from llmctl.units import format_bytes, parse_bytes
@@ -66,8 +66,8 @@ def device_name(place: int | str) -> str:
     """`0`, `"0"`, `cuda` and `cuda:0` are all `cuda:0`."""
     text = str(place)
     if text.isdigit():
-        return f"cuda:{text}"
-    return "cuda:0" if text == "cuda" else text
+        return cuda_device(text)
+    return cuda_device(0) if text == "cuda" else text
 
 
 def _devices_here(machine: Machine) -> str:

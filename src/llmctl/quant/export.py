@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.hub.disk import check_room, explain
+from llmctl.hub.cache.disk import check_room, explain
 from llmctl.hub.selection import needed
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared

@@ -1,1 +1,1 @@
-"""Everything that repeats a run: manifests, hashes of files, replay, and the plain transformers script."""
+"""Reproducible runs: manifests, hashes of files, replay, and the plain transformers script."""

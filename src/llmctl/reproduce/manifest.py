@@ -1,4 +1,4 @@
-"""What is needed to repeat a run, and to say why a repetition differs: files, settings, versions, hardware."""
+"""The manifest of a run: the files, settings, versions and hardware needed to repeat it or to explain a difference."""
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -30,10 +30,10 @@ class FileHash(_Noun):
     """A file that loading reads.
 
     Attributes:
-        path: Its path in the model's folder, with forward slashes.
-        size_bytes: Its size.
+        path: Path in the model's folder, with forward slashes.
+        size_bytes: Size.
         algorithm: `sha256` of the content, or `git_sha1`, by which the Hub names small files.
-        digest: The hash in hexadecimal.
+        digest: Hash in hexadecimal.
     """
 
     path: Text
@@ -49,7 +49,7 @@ class FileHash(_Noun):
         return value
 
     def as_file(self) -> RemoteFile:
-        """The same for `llmctl.reproduce.hashes`."""
+        """Return the entry as a `RemoteFile`."""
         return RemoteFile(self.path, self.size_bytes, self.algorithm, self.digest)
 
 
@@ -59,11 +59,11 @@ class Hardware(_Noun):
     Attributes:
         system: `Linux`, `Darwin` or `Windows`.
         architecture: `x86_64`, `arm64`, …
-        cpu: The processor's name.
-        cpu_isa: The instructions that torch uses on it.
-        threads: How many threads torch computes with.
-        gpus: The GPUs in use, with their compute capability.
-        driver: The version of NVIDIA's driver.
+        cpu: Name of the processor.
+        cpu_isa: Instruction set that torch uses on it.
+        threads: Threads that torch computes with.
+        gpus: GPUs in use, with their compute capability.
+        driver: Version of NVIDIA's driver.
     """
 
     system: Text
@@ -79,11 +79,11 @@ class DraftRecord(_Noun):
     """The draft model that proposed tokens.
 
     Attributes:
-        source: The Hub id or the folder, as it was named.
-        commit: The commit on the Hub, or None.
-        folder: The folder that was loaded.
+        source: Hub id or folder, as the user named it.
+        commit: Commit on the Hub, or None.
+        folder: Folder that was loaded.
         files: Every file that loading reads.
-        model_kwargs: What `AutoModelForCausalLM.from_pretrained` got.
+        model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
     """
 
     source: Text
@@ -97,12 +97,12 @@ class AdapterRecord(_Noun):
     """An adapter that was on the model.
 
     Attributes:
-        source: The Hub id or the folder, as it was named.
-        commit: The commit on the Hub, or None.
-        folder: The folder that was loaded.
+        source: Hub id or folder, as the user named it.
+        commit: Commit on the Hub, or None.
+        folder: Folder that was loaded.
         files: Every file that loading reads.
-        scale: What its effect was multiplied with.
-        base_model: The model that it was made for, as it says.
+        scale: Factor of its effect.
+        base_model: Model that it was made for, as it says.
     """
 
     source: Text
@@ -114,28 +114,28 @@ class AdapterRecord(_Noun):
 
 
 class Manifest(_Noun):
-    """A run, but for its prompt and its answers. Plain values; nothing in one that was read is trusted.
+    """A run without its prompt and answers, in plain values. A manifest read from a file is not trusted.
 
     Attributes:
-        schema_name: Names this shape and its version.
-        source: The Hub id or the folder, as it was named.
-        commit: The commit on the Hub, or None.
-        folder: The folder that was loaded.
+        schema_name: Name and version of this format.
+        source: Hub id or folder, as the user named it.
+        commit: Commit on the Hub, or None.
+        folder: Folder that was loaded.
         files: Every file that loading reads.
-        config: What was asked, without defaults.
-        seed: Of the first answer; each further one counts up.
+        config: The user's configuration, without defaults.
+        seed: Seed of the first answer; each further one adds 1.
         deterministic: Whether torch was asked for deterministic algorithms.
-        model_kwargs: What `AutoModelForCausalLM.from_pretrained` got.
-        tokenizer_kwargs: What `AutoTokenizer.from_pretrained` got.
-        generation_kwargs: What `GenerationConfig` got.
+        model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
+        tokenizer_kwargs: Arguments of `AutoTokenizer.from_pretrained`.
+        generation_kwargs: Arguments of `GenerationConfig`.
         environment: Variables that were set for the libraries.
-        attn_implementation: The attention in use.
-        quantization: The quantisation in use.
-        quantized_copy: Whether a copy of the weights that an earlier run had quantised was read.
-        device_map: Where each part lay.
-        draft: The draft model, or None.
-        adapters: Those on the model, in their order.
-        versions: Of Python, llmctl and the libraries.
+        attn_implementation: Attention in use.
+        quantization: Quantisation in use.
+        quantized_copy: Whether the weights came from an earlier run's quantised copy.
+        device_map: Device of each part.
+        draft: Draft model, or None.
+        adapters: Adapters on the model, in their order.
+        versions: Versions of Python, llmctl and the libraries.
         hardware: The computer.
     """
 
@@ -161,12 +161,12 @@ class Manifest(_Noun):
     hardware: Hardware
 
     def document(self) -> dict[str, Any]:
-        """The manifest as JSON values."""
+        """Return the manifest as JSON values."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def make_manifest(loaded: "LoadedModel") -> Manifest:
-    """The manifest of what a loaded model generates. Files in a folder are hashed the first time: a second a gigabyte.
+    """Return the manifest of a loaded model. Files in a folder are hashed the first time: one second per gigabyte.
 
     Raises:
         OSError: a file of the model cannot be read any more.
@@ -174,7 +174,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
     plan, measured = loaded.plan, loaded.measured
     return Manifest(
         **_model(loaded),
-        config=_asked(loaded.config),
+        config=_user_config(loaded.config),
         seed=plan.seed,
         deterministic=plan.deterministic,
         tokenizer_kwargs=dict(plan.tokenizer_kwargs),
@@ -191,8 +191,8 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
     )
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    """What was asked, a structure's file written out: a repetition reads no file that a manifest names."""
+def _user_config(config: Config) -> dict[str, Any]:
+    """Return the user's values, with a structure's file inlined: a replay reads no file that a manifest names."""
     return config.model_copy(update={"structure": written_out(config.structure)}).model_dump(
         mode="json", exclude_unset=True
     )
@@ -226,10 +226,10 @@ def _hashes(files: Iterable[RemoteFile]) -> tuple[FileHash, ...]:
 
 
 def manifest_from(document: Any, *, where: str) -> Manifest:
-    """A manifest that was read from somewhere.
+    """Return the manifest in an untrusted document.
 
     Raises:
-        UserError: it is none, or a value in it is out of bounds.
+        UserError: it is no manifest, or a value in it is out of bounds.
     """
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         raise UserError(f"{where} has no manifest of the form {SCHEMA}", hint="llmctl generate --json writes one")
@@ -242,12 +242,12 @@ def manifest_from(document: Any, *, where: str) -> Manifest:
 
 
 def read_versions() -> dict[str, str]:
-    """Of Python, llmctl, and the libraries that are installed."""
+    """Return the versions of Python, llmctl, and the installed libraries."""
     return {"python": platform.python_version(), "llmctl": __version__, **read_machine().packages}
 
 
 def read_hardware() -> Hardware:
-    """This computer, as torch uses it."""
+    """Describe this computer, as torch uses it."""
     import torch
 
     gpus = read_machine().gpus

@@ -15,7 +15,7 @@ from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory
 
 if TYPE_CHECKING:
-    from llmctl.hub.progress import Progress
+    from llmctl.hub.download.progress import Progress
 
 _NOTHING = Memory(weights={}, kv_cache_bytes=0, activation_bytes=0, context=0)
 

@@ -10,7 +10,7 @@ from llmctl.vllm.arguments import Purpose, Target
 from llmctl.vllm.detection import DetectedVllm
 
 if TYPE_CHECKING:
-    from llmctl.hub.progress import Progress
+    from llmctl.hub.download.progress import Progress
 
 
 def make_target(

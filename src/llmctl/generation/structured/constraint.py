@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from llmctl.errors import ModelError, UserError
+from llmctl.errors import ModelError, UserError, first_line
 from llmctl.generation.structured.structure import Structure, in_words
 from llmctl.machine.sandbox import SECONDS, FailedError, TooMuchError, run_bounded
 
@@ -144,7 +144,7 @@ class _Vocabulary:
             self._inner = LLTokenizer(_description(backend), eos_token=self.eos_token_id)
         except ValueError as error:
             raise ModelError(
-                f"structured output cannot read this model's tokenizer: {str(error).splitlines()[0][:200]}",
+                f"structured output cannot read this model's tokenizer: {first_line(error)}",
                 hint="leave --json-schema, --regex, --choices and --grammar away",
             ) from error
         self._special = frozenset(tokenizer.all_special_ids)

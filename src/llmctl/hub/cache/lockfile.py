@@ -1,7 +1,7 @@
-"""The lock file of a model: what was fetched, by which patterns, with the size and the hash of every file.
+"""The lock file of a model: the files that were downloaded, with size and hash, and the patterns that chose them.
 
-It lies in the model's folder of the cache (`llmctl/COMMIT.json`), so it goes where the cache goes. With it a model
-can be checked without the Hub, found complete without the Hub, and fetched again elsewhere, file by file.
+It is in the model's folder of the cache (`llmctl/COMMIT.json`), so it moves with the cache. With it, a model can be
+checked for damage and completeness without the Hub, and the same files can be downloaded elsewhere.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from llmctl.errors import UserError
 from llmctl.hub import settings
-from llmctl.hub.cache_paths import write_shared
+from llmctl.hub.cache.paths import write_shared
 from llmctl.hub.listing import _COMMIT, _SHA256, RemoteFile, is_safe_path
 from llmctl.hub.selection import Patterns
 
@@ -20,15 +20,13 @@ SCHEMA = "llmctl.model-lock/1"
 
 @dataclass(frozen=True)
 class Record:
-    """What one download took.
+    """The files that one download took.
 
     Attributes:
-        repo_id: The model.
-        revision: The branch, tag or commit that was asked for, or None for the default branch.
-        commit: The commit it was then.
-        patterns: What was asked to be taken.
-        files: Every file that was taken, with size and hash.
-        needed: The paths that loading needs; all of them are in `files` unless a pattern left one out.
+        revision: Requested branch, tag or commit; None for the default branch.
+        commit: Commit that the revision was then.
+        files: All downloaded files, with size and hash.
+        needed: Paths that loading needs; all of them are in `files` unless a pattern excluded one.
     """
 
     repo_id: str
@@ -40,12 +38,12 @@ class Record:
 
 
 def record_path(repo_id: str, commit: str) -> Path:
-    """Where the lock file of a model lies."""
+    """Return the path of a model's lock file."""
     return settings.repo_dir(repo_id) / "llmctl" / f"{commit}.json"
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The lock file as a JSON document."""
+    """Return the lock file as a JSON document."""
     return {
         "schema": SCHEMA,
         "repo_id": record.repo_id,
@@ -62,10 +60,10 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(document: Any) -> Record:
-    """A record from its JSON document.
+    """Return the record in a JSON document.
 
     Raises:
-        ValueError: The document is not a lock file, or names a file outside the model's folder.
+        ValueError: the document is not a lock file, or names a file outside the model's folder.
     """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"it does not say {SCHEMA}")
@@ -100,7 +98,7 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
 
 
 def read_record(repo_id: str, commit: str) -> Record | None:
-    """The lock file of a model in the cache, or None where there is none that can be read."""
+    """Read the lock file of a model in the cache; None where there is no readable one."""
     try:
         record = from_json(json.loads(record_path(repo_id, commit).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -109,10 +107,10 @@ def read_record(repo_id: str, commit: str) -> Record | None:
 
 
 def read_file(path: Path) -> Record:
-    """A lock file that somebody names.
+    """Read the lock file at a path.
 
     Raises:
-        UserError: It cannot be read, or is no lock file.
+        UserError: it cannot be read, or is no lock file.
     """
     try:
         return from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -125,7 +123,7 @@ def read_file(path: Path) -> Record:
 
 
 def write_record(record: Record) -> Path:
-    """Write the lock file of a model, together with the files that earlier downloads of the same commit took."""
+    """Write the lock file of a model, merged with the files that earlier downloads of the same commit took."""
     before = read_record(record.repo_id, record.commit)
     files = {f.path: f for f in (before.files if before else ())} | {f.path: f for f in record.files}
     merged = Record(

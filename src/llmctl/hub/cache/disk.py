@@ -1,4 +1,4 @@
-"""The disk that the cache lies on: whether it has room, and what its refusals mean."""
+"""The disk that holds the cache: its free space, and its errors translated."""
 
 import errno
 import shutil
@@ -13,22 +13,22 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` that exists, so that the right file system is asked."""
+    """Return the nearest folder above `path` that exists, which is on the same file system."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def free_bytes(path: Path) -> int:
-    """The bytes that this user may still write on the file system where `path` is, or will be."""
+    """Return the bytes that this user may still write on the file system of `path`, which need not exist yet."""
     return shutil.disk_usage(existing_parent(path)).free
 
 
 def check_room(needed_bytes: int, path: Path) -> None:
-    """Refuse before the first byte what cannot fit.
+    """Raise if `needed_bytes` do not fit at `path`.
 
     Raises:
-        MachineError: With both figures and the place.
+        MachineError: they do not; the message has both figures and the place.
     """
     free = free_bytes(path)
     if needed_bytes > free:
@@ -36,12 +36,12 @@ def check_room(needed_bytes: int, path: Path) -> None:
 
 
 def is_read_only(error: OSError) -> bool:
-    """Whether the disk refused because this user may not write there."""
+    """Return whether an error means that this user may not write there."""
     return error.errno in _READ_ONLY
 
 
 def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> MachineError | None:
-    """What a refusal of the disk means, or None where it was not the disk (httpx2's errors are OSErrors too)."""
+    """Translate an error of the disk; None where it is not the disk's (httpx2's errors are OSErrors, too)."""
     if error.errno in _FULL:
         return _no_room(needed_bytes or 0, free_bytes(path), path)
     if is_read_only(error):

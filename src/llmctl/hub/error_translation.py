@@ -1,10 +1,9 @@
-"""The seam where huggingface_hub's and httpx2's exceptions become errors of llmctl.
+"""The translation of huggingface_hub's and httpx2's exceptions into errors of llmctl.
 
-The cause is found by type, by status and by header (`X-Error-Code`), and where these leave it open, by asking the
-Hub: whose token is this, is this model gated, may this token read it. The text of an error is never searched.
+The cause is found by type, status and header (`X-Error-Code`). If these leave it open, the Hub is asked: whose token
+is this, is this model gated, may this token read it. The text of an error is never searched.
 """
 
-import difflib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +20,9 @@ from llmctl.errors import (
     UserError,
 )
 from llmctl.hub import settings
-from llmctl.hub.http import NotJsonError, Patience, asked_pause, get_json, tls_error
+from llmctl.hub.cache.paths import near_names
+from llmctl.hub.http import NotJsonError, Patience, get_json, requested_pause, tls_error
+from llmctl.hub.login.tokens import token_source
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -31,7 +32,7 @@ _CLOCK_CODES = (9, 10)
 _ONCE = Patience(attempts=1)
 
 
-def explain(
+def translate(
     error: Exception,
     *,
     repo_id: str | None = None,
@@ -39,14 +40,14 @@ def explain(
     token: str | None = None,
     token_source: str | None = None,
 ) -> LlmctlError:
-    """The error of llmctl that `error` means; `error` itself is raised again where it is none of the Hub's.
+    """Return the error of llmctl for `error`, or raise `error` again if it does not come from the Hub or the network.
 
     Args:
-        error: What the call raised.
-        repo_id: The model that was asked for, or None for calls about the account.
-        revision: The revision that was asked for.
-        token: The token that was sent, where it is not the one in use.
-        token_source: Where that token came from, in words.
+        error: The exception that the call raised.
+        repo_id: Requested model; None for calls about the account.
+        revision: Requested revision.
+        token: Token that was sent, if it is not the one in use.
+        token_source: Origin of that token, in words.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -60,14 +61,14 @@ def explain(
     if isinstance(error, OfflineModeIsEnabled):
         return OfflineError("HF_HUB_OFFLINE is set", hint="run it again without HF_HUB_OFFLINE")
     if isinstance(error, HfHubHTTPError):
-        return _Answer(error, repo_id, revision, token, token_source).explain()
+        return _Refusal(error, repo_id, revision, token, token_source).explain()
     if isinstance(error, httpx2.HTTPError):
         return unreachable(error)
     raise error
 
 
 def bad_id(repo_id: str) -> UserError:
-    """The error for a model id that the Hub could not have."""
+    """Return the error for a model id that the Hub cannot have."""
     return UserError(
         f"{repo_id!r} is not a model id of the Hub",
         hint="give it as the Hub shows it: org/name, as in Qwen/Qwen3-4B",
@@ -75,13 +76,13 @@ def bad_id(repo_id: str) -> UserError:
 
 
 def not_the_hub(what: str) -> UnreachableError:
-    """The error for an answer that is well-formed and cannot be the Hub's."""
+    """Return the error for a well-formed response that cannot be the Hub's."""
     host = urlsplit(settings.endpoint()).hostname
-    return UnreachableError(f"{host} answered something that is not the Hub's: {what}", hint=_endpoint_hint())
+    return UnreachableError(f"{host} sent an answer that is not the Hub's: {what}", hint=_endpoint_hint())
 
 
 def unreachable(error: Exception) -> UnreachableError:
-    """The error for a call that got no answer."""
+    """Return the error for a call that got no response."""
     import httpx2
 
     try:
@@ -109,19 +110,8 @@ def unreachable(error: Exception) -> UnreachableError:
     )
 
 
-def near_names(repo_id: str) -> list[str]:
-    """Models in the cache whose names are close to `repo_id`."""
-    try:
-        folders = [entry.name for entry in settings.cache_dir().iterdir() if entry.name.startswith("models--")]
-    except OSError:
-        return []
-    names = [folder.removeprefix("models--").replace("--", "/") for folder in folders]
-    by_lower = {name.lower(): name for name in names if name != repo_id}
-    return [by_lower[n] for n in difflib.get_close_matches(repo_id.lower(), by_lower, n=3, cutoff=0.75)]
-
-
-class _Answer:
-    """One refusal of the Hub, and the questions that find out why."""
+class _Refusal:
+    """One refusal by the Hub, and the requests that find its cause."""
 
     def __init__(
         self,
@@ -170,7 +160,7 @@ class _Answer:
         return RemoteError(f"{self.response.url.host} answered {status} to {self.response.url.path}")
 
     def _refused(self, status: int) -> RemoteError:
-        """401, 403 or 404 without a code that says more."""
+        """Explain a 401, 403 or 404 without an error code."""
         account = self._account()
         if account is None and self._has_token():
             return self._wrong_token()
@@ -180,18 +170,16 @@ class _Answer:
             return self._scope(account or {})
         return self._missing(account)
 
-    # -- what is asked
+    # -- requests
 
     def _has_token(self) -> bool:
         return bool(self.token) or self._token_source() is not None
 
     def _token_source(self) -> str | None:
-        from llmctl.hub.auth import token_source
-
         return self.source or token_source()
 
     def _account(self) -> dict[str, Any] | None:
-        """The account of the token that was sent, as the Hub tells it; None where it knows none."""
+        """Ask the Hub for the account of the token that was sent; None where it knows none."""
         from huggingface_hub.errors import HfHubHTTPError
 
         if not self._has_token() or (self.repo_id is None and self.response.status_code == 401):
@@ -201,16 +189,16 @@ class _Answer:
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
                 return None
-            raise explain(error) from error
+            raise translate(error) from error
         return answer if isinstance(answer, dict) else {}
 
-    def _gated_how(self) -> Any:
-        """How access to the model is granted, from its public description."""
+    def _gating(self) -> Any:
+        """Return how access to the model is granted, from its public description."""
         with suppress(Exception):
             return get_json(f"/api/models/{self.repo_id}?expand=gated", token=self.token, patience=_ONCE).get("gated")
         return None
 
-    # -- what is said
+    # -- errors
 
     def _page(self) -> str:
         return settings.model_page(self.repo_id or "")
@@ -219,9 +207,9 @@ class _Answer:
         source = self._token_source() or "the token that was given"
         where = source if source.startswith("the ") else f"the token from {source}"
         return TokenError(
-            f"the Hub does not know {where}: it is mistyped, or was deleted",
+            f"the Hub does not know {where}: it is mistyped or has been deleted",
             hint=f"make one at {settings.tokens_page()}, then run: llmctl login"
-            + (f" (and unset {source}: it goes before the stored one)" if source.isupper() else ""),
+            + (f" (and unset {source}: it takes precedence over the stored one)" if source.isupper() else ""),
             details={"token_source": source},
         )
 
@@ -236,9 +224,9 @@ class _Answer:
             )
         scope = _missing_scope(account, gated=True)
         if scope:
-            return GatedError(**self._scope_words(account, scope))
+            return GatedError(**self._scope_error(account, scope))
         name = account.get("name")
-        if self._gated_how() == "manual":
+        if self._gating() == "manual":
             words = f"its authors have not given access to {name}: not asked, still pending, or refused"
             hint = f"ask, or see how the request stands, at {self._page()}; then run the same command again"
         else:
@@ -246,7 +234,7 @@ class _Answer:
             hint = f"accept them at {self._page()}, then run the same command again"
         return GatedError(f"{self.repo_id} is gated, and {words}", hint=hint + " (another account: llmctl login)")
 
-    def _scope_words(self, account: dict[str, Any], scope: str) -> dict[str, Any]:
+    def _scope_error(self, account: dict[str, Any], scope: str) -> dict[str, Any]:
         token = ((account.get("auth") or {}).get("accessToken") or {}).get("displayName") or "the token"
         return {
             "message": f"the token {token} of {account.get('name', 'this account')} may not read {self.repo_id}: "
@@ -256,10 +244,10 @@ class _Answer:
         }
 
     def _scope(self, account: dict[str, Any]) -> RemoteError:
-        gated = bool(self._gated_how()) if self.repo_id else False
+        gated = bool(self._gating()) if self.repo_id else False
         scope = _missing_scope(account, gated=gated)
         if scope:
-            return TokenError(**self._scope_words(account, scope))
+            return TokenError(**self._scope_error(account, scope))
         who = account.get("name")
         if self.repo_id is None or who is None:
             return TokenError(
@@ -278,7 +266,7 @@ class _Answer:
             words = "there is no public model of that name: it does not exist, or is private and no token was sent"
             hint = f"check {self._page()}{guess}; for a private model run: llmctl login"
         else:
-            words = f"it does not exist, or is private and {account.get('name')} is not one who may see it"
+            words = f"it does not exist, or is private and {account.get('name')} may not see it"
             hint = f"check {self._page()}{guess}; for another account run: llmctl login"
         return NotFoundError(f"{self.repo_id}: {words}", hint=hint, details={"near": near})
 
@@ -289,18 +277,18 @@ class _Answer:
         )
 
     def _rate_limited(self) -> RateLimitedError:
-        wait = asked_pause(self.response)
+        wait = requested_pause(self.response)
         when = f", and asks to wait {wait:.0f} s" if wait else ""
-        more = "" if self._has_token() else "; with a token the limit is higher: llmctl login"
+        token_hint = "" if self._has_token() else "; with a token the limit is higher: llmctl login"
         return RateLimitedError(
             f"{self.response.url.host} limits the rate of requests{when}",
-            hint=f"wait, then run the same command again; nothing that arrived is lost{more}",
+            hint=f"wait, then run the same command again; nothing that arrived is lost{token_hint}",
             details={"retry_after_seconds": wait},
         )
 
 
 def _missing_scope(account: dict[str, Any], *, gated: bool) -> str | None:
-    """The permission that a fine-grained token lacks, in the words of the tokens page; None for other tokens."""
+    """Return the permission that a fine-grained token lacks, as the tokens page words it; None for other tokens."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") != "fineGrained":
         return None
@@ -311,9 +299,9 @@ def _missing_scope(account: dict[str, Any], *, gated: bool) -> str | None:
 
 
 def _captive_portal(error: NotJsonError) -> UnreachableError:
-    kind = "a web page" if error.content_type in ("text/html", "application/xhtml+xml") else "something else than JSON"
+    kind = "a web page" if error.content_type in ("text/html", "application/xhtml+xml") else "something other than JSON"
     return UnreachableError(
-        f"{error.host} answered with {kind}: that was not the Hub, but perhaps the login page of this network",
+        f"{error.host} answered with {kind}: this is not the Hub, but perhaps the login page of this network",
         hint="open any page in a browser to log in to the network, or check HF_ENDPOINT and the proxy",
     )
 
@@ -327,14 +315,14 @@ def _tls(host: str, error: Any) -> UnreachableError:
         )
     if code is not None:
         return UnreachableError(
-            f"the certificate of {host} is signed by nobody this computer trusts",
+            f"the certificate of {host} is not signed by an authority that this computer trusts",
             hint="where a proxy inspects the traffic, point SSL_CERT_FILE to its certificate",
         )
-    return UnreachableError(f"no secure connection to {host} could be made", hint=_endpoint_hint())
+    return UnreachableError(f"cannot make a secure connection to {host}", hint=_endpoint_hint())
 
 
 def _proxy() -> str | None:
-    """The proxy that calls to the Hub go through, without the password that its address may hold."""
+    """Return the proxy for calls to the Hub, without the password that its address may hold."""
     from urllib.request import getproxies, proxy_bypass
 
     address = urlsplit(settings.endpoint())

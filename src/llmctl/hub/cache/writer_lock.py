@@ -19,21 +19,21 @@ from llmctl.hub import settings
 from llmctl.platform_support import try_lock
 
 _POLL_SECONDS = 0.2
-_FIRST_WORD_SECONDS = 1.0
-_NEXT_WORD_SECONDS = 60.0
+_FIRST_NOTE_SECONDS = 1.0
+_NEXT_NOTE_SECONDS = 60.0
 
 
 def lock_path(repo_id: str) -> Path:
-    """The lock file of a model, where huggingface_hub keeps its own locks too."""
+    """Return the path of a model's lock, where huggingface_hub keeps its own locks."""
     return settings.cache_dir() / ".locks" / settings.repo_dir(repo_id).name / "llmctl.lock"
 
 
 @contextmanager
 def locked(repo_id: str, *, timeout_seconds: float | None, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a model. A wait is told to `note`, with the process that makes us wait.
+    """Hold the lock of a model. A wait is reported to `note`, with the process that holds the lock.
 
     Raises:
-        MachineError: It was not free within `timeout_seconds`.
+        MachineError: it was not free within `timeout_seconds`.
     """
     path = lock_path(repo_id)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,22 +53,22 @@ def locked(repo_id: str, *, timeout_seconds: float | None, note: Callable[[str],
 
 def _acquire(file: IO[str], repo_id: str, timeout_seconds: float | None, note: Callable[[str], None]) -> None:
     began = time.monotonic()
-    next_word = _FIRST_WORD_SECONDS
+    next_note = _FIRST_NOTE_SECONDS
     while not try_lock(file):
         waited = time.monotonic() - began
         if timeout_seconds is not None and waited >= timeout_seconds:
             raise MachineError(
-                f"{_holder(file)} is downloading {repo_id}, and --lock-timeout of {timeout_seconds:g} s is over",
+                f"{_holder(file)} is downloading {repo_id}, and --lock-timeout of {timeout_seconds:g} s has passed",
                 hint="wait for it, or end that process if it hangs; then run the same command again",
             )
-        if waited >= min(next_word, timeout_seconds if timeout_seconds is not None else next_word):
+        if waited >= min(next_note, timeout_seconds if timeout_seconds is not None else next_note):
             note(f"waiting for {_holder(file)}, which is downloading {repo_id}")
-            next_word = waited + _NEXT_WORD_SECONDS
+            next_note = waited + _NEXT_NOTE_SECONDS
         time.sleep(_POLL_SECONDS)
 
 
 def _holder(file: IO[str]) -> str:
-    """The process that holds the lock, as it wrote itself down."""
+    """Return a description of the process that holds the lock, from the lock file."""
     try:
         file.seek(0)
         known = json.loads(file.read())

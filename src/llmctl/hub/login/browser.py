@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable
 
 from llmctl.errors import TokenError, UnreachableError
-from llmctl.hub import auth
-from llmctl.hub.auth import Account
 from llmctl.hub.http import refuse_if_offline
+from llmctl.hub.login.account import Account, account_of, store
 
 
 def is_offered() -> bool:
-    """Whether the installed huggingface_hub has the flow (2.2 and later)."""
+    """Return whether the installed huggingface_hub has the flow (2.2 and later)."""
     try:
         from huggingface_hub.utils import _oauth_device
     except ImportError:
@@ -19,11 +18,11 @@ def is_offered() -> bool:
 
 
 def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_git_credential: bool = False) -> Account:
-    """Ask for a code, let `show` tell the address and the code, wait until a person confirms, store the token.
+    """Ask for a code, pass the address and the code to `show`, wait for the person to confirm, and store the token.
 
     Raises:
-        TokenError: It was refused, or took too long.
-        UnreachableError: The Hub could not be asked.
+        TokenError: the login was refused or took too long.
+        UnreachableError: the Hub could not be asked.
     """
     from huggingface_hub.errors import DeviceCodeError
     from huggingface_hub.utils._oauth_device import poll_device_token, request_device_code
@@ -44,5 +43,4 @@ def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_g
         extra["refresh_token"] = str(answer["refresh_token"])
     if answer.get("expires_in"):
         extra["expires_at"] = str(int(time.time()) + int(answer["expires_in"]))
-    account = auth.account_of(token)
-    return auth.store(token, account, name=name, add_to_git_credential=add_to_git_credential, extra=extra)
+    return store(token, account_of(token), name=name, add_to_git_credential=add_to_git_credential, extra=extra)

@@ -1,7 +1,6 @@
-"""Whether what lies in the cache is what the repository listed: read again and hashed, without the network."""
+"""The check of a cached model: every file is hashed and compared with the repository's listing, without the network."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Literal
 
 from llmctl.errors import OfflineError
 from llmctl.hub import settings
-from llmctl.hub.cache import cached_commit, files_of
+from llmctl.hub.cache.lockfile import read_record
+from llmctl.hub.cache.snapshot import cached_commit, files_of, kept_listing
 from llmctl.hub.listing import RemoteFile
-from llmctl.hub.lockfile import read_record
 from llmctl.hub.selection import needed
 
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -25,7 +24,7 @@ State = Literal["ok", "damaged", "missing"]
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """One file after its check."""
+    """One file and the result of its check."""
 
     file: RemoteFile
     state: State
@@ -33,15 +32,13 @@ class CheckedFile:
 
 @dataclass(frozen=True)
 class Verification:
-    """A model after its check.
+    """A model and the results of its check.
 
     Attributes:
-        repo_id: The model.
-        revision: What was asked for.
-        commit: The commit that was checked.
-        folder: Its snapshot.
-        files: Every file that was checked.
-        source: Where the hashes came from: `lock file`, `listing` (huggingface_hub's) or `names of the blobs`.
+        revision: Requested revision.
+        commit: Commit that was checked.
+        folder: Folder of the snapshot.
+        source: Origin of the hashes: `lock file`, `listing` (huggingface_hub's) or `names of the blobs`.
     """
 
     repo_id: str
@@ -60,13 +57,13 @@ class Verification:
 def verify(
     repo_id: str, *, revision: str | None = None, finished: Callable[[str, State], None] | None = None
 ) -> Verification:
-    """Hash every file of a cached model and compare. Opens no socket.
+    """Hash every file of a cached model and compare the hashes. Opens no socket.
 
     The hashes come from llmctl's lock file; for a model that another program fetched, from huggingface_hub's kept
     listing, or from the names of the blobs, which are the hashes.
 
     Raises:
-        OfflineError: The model is not in the cache at all.
+        OfflineError: the model is not in the cache.
     """
     commit = cached_commit(repo_id, revision=revision)
     folder = settings.repo_dir(repo_id) / "snapshots" / (commit or "-")
@@ -77,7 +74,7 @@ def verify(
         )
     files, source = expected_files(repo_id, commit, folder)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-        states = pool.map(lambda file: _told(file, check(folder / file.path, file), finished), files)
+        states = pool.map(lambda file: _reported(file, check(folder / file.path, file), finished), files)
         checked = tuple(CheckedFile(file, state) for file, state in zip(files, states, strict=True))
     return Verification(repo_id, revision, commit, folder, checked, source)
 
@@ -103,14 +100,14 @@ def check(path: Path, file: RemoteFile) -> State:
 
 
 def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[RemoteFile, ...], str]:
-    """What should lie in a snapshot, and where that is known from. Size -1 means unknown."""
+    """Return the files that a snapshot should hold and the source of that list. Size -1 means unknown."""
     record = read_record(repo_id, commit)
     if record is not None:
         return record.files, "lock file"
     present = set(_links_of(folder))
-    tree = _tree(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
-    if tree:
-        return tuple(tree[name] for name in sorted(present | set(needed(tree))) if name in tree), "listing"
+    listing = kept_listing(repo_id, commit)
+    if listing:
+        return tuple(listing[name] for name in sorted(present | set(needed(listing))) if name in listing), "listing"
     found = []
     for name in sorted(present):
         link = folder / name
@@ -120,26 +117,13 @@ def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[Remot
     return tuple(found), "names of the blobs"
 
 
-def _told(file: RemoteFile, state: State, finished: Callable[[str, State], None] | None) -> State:
+def _reported(file: RemoteFile, state: State, finished: Callable[[str, State], None] | None) -> State:
     if finished is not None:
         finished(file.path, state)
     return state
 
 
 def _links_of(folder: Path) -> list[str]:
-    """The names in a snapshot, those of broken links too."""
+    """Return the names in a snapshot, including broken links."""
     broken = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() and not p.exists()]
     return files_of(folder) + broken
-
-
-def _tree(path: Path) -> dict[str, RemoteFile]:
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {
-            str(name): RemoteFile(str(name), int(entry["lfs_size"]), "sha256", str(entry["lfs_sha256"]))
-            if entry.get("lfs_sha256")
-            else RemoteFile(str(name), int(entry["size"]), "git_sha1", str(entry["blob_id"]))
-            for name, entry in files.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}

@@ -1,20 +1,22 @@
-"""The names under which a blob is found: the links of a snapshot, and the refs."""
+"""The names in the cache: blobs, the links of a snapshot, refs, and leftovers of killed downloads."""
 
+import difflib
 import os
 import re
 import shutil
 from pathlib import Path
 
 from llmctl.hub import settings
-from llmctl.hub.partial import OURS
 from llmctl.paths import write_atomically
+
+OURS = ".llmctl."  # part of the names of our unfinished files
 
 # `.NAME.PID.link` of `link` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
 _TEMPORARY = re.compile(r"\..+\.(\d+\.link|[a-z0-9_]{8})")
 
 
 def link(blob: Path, folder: Path, path: str) -> None:
-    """Let `folder/path` be a link to `blob`, as huggingface_hub makes it; a copy where the disk has no links."""
+    """Make `folder/path` a link to `blob`, as huggingface_hub does; a copy where the disk has no links."""
     name = folder / path
     name.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(blob, name.parent)
@@ -32,7 +34,7 @@ def link(blob: Path, folder: Path, path: str) -> None:
 
 
 def write_ref(repo_id: str, revision: str, commit: str) -> None:
-    """Remember that `revision` is `commit`. Written last, so a ref never points to a snapshot that is not complete."""
+    """Record that `revision` is `commit`. It is written last, so a ref never points to an incomplete snapshot."""
     if revision == commit:
         return
     refs = settings.repo_dir(repo_id) / "refs"
@@ -48,7 +50,7 @@ def write_ref(repo_id: str, revision: str, commit: str) -> None:
 
 
 def write_shared(file: Path, text: str) -> None:
-    """Write atomically, readable by whom the umask allows: a cache may be shared by several users."""
+    """Write atomically, with the permissions of the umask: several users may share a cache."""
     write_atomically(file, text)
     mask = os.umask(0)
     os.umask(mask)
@@ -56,11 +58,23 @@ def write_shared(file: Path, text: str) -> None:
 
 
 def leftovers(repo: Path) -> list[Path]:
-    """What killed runs left behind. To be removed only under the lock and only when everything has arrived: until
-    then a partial is what the next run goes on from.
+    """Return the files that killed runs left behind.
+
+    They may be removed only under the lock and only once everything has arrived: until then the next run resumes from
+    a partial file.
     """
     found = list(repo.glob(f"blobs/*{OURS}*incomplete"))
     for folder in ("refs", "llmctl", "snapshots"):
         hidden = (repo / folder).rglob(".*")
         found += [p for p in hidden if not p.is_dir() and _TEMPORARY.fullmatch(p.name)]
     return found
+
+
+def near_names(repo_id: str) -> list[str]:
+    """Return models in the cache whose names are close to `repo_id`."""
+    try:
+        names = [settings.repo_id_of(folder) for folder in settings.cache_dir().glob("models--*")]
+    except OSError:
+        return []
+    by_lower = {name.lower(): name for name in names if name != repo_id}
+    return [by_lower[n] for n in difflib.get_close_matches(repo_id.lower(), by_lower, n=3, cutoff=0.75)]

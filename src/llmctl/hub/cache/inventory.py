@@ -1,6 +1,6 @@
-"""The models in the cache: which, how large, whether complete, when last used; and how they are removed.
+"""The models in the cache, listed and removed, and what `prune` may remove.
 
-Nothing here opens a socket, and of the weights only the headers are read, so a cache of hundreds of models lists at
+No function opens a socket, and only the headers of weights are read, so a cache of hundreds of models is listed at
 once.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.errors import MachineError, ModelError, UserError
-from llmctl.hub import access, settings
-from llmctl.hub.cache import cached_commit, files_of, missing_files
-from llmctl.hub.partial import OURS
-from llmctl.hub.writer_lock import lock_path, locked
+from llmctl.hub import settings
+from llmctl.hub.cache.paths import OURS, near_names
+from llmctl.hub.cache.snapshot import cached_commit, files_of, missing_files
+from llmctl.hub.cache.writer_lock import lock_path, locked
 from llmctl.model.info import ModelInfo, read_model_info
 
-_YOUNG_SECONDS = 3600.0  # another program may still be writing a partial of this age
+_YOUNG_SECONDS = 3600.0  # another program may still be writing a partial file of this age
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,12 @@ class CachedModel:
     """One snapshot of a model in the cache.
 
     Attributes:
-        repo_id: The model.
-        commit: The commit.
-        revisions: The branches and tags that are this commit, as last fetched.
-        folder: The snapshot's folder.
-        size_bytes: The size of its files.
-        missing: What loading needs and is not there.
-        last_used: When one of its files was last read, in seconds since 1970 (as exact as the file system keeps it).
-        info: What its files say about it, or None where they cannot be read.
+        revisions: Branches and tags that point to this commit, as last fetched.
+        folder: Folder of the snapshot.
+        size_bytes: Size of its files.
+        missing: Files that loading needs and that are not there.
+        last_used: Time when a file was last read, in seconds since 1970 (as exact as the file system keeps it).
+        info: Facts read from its files; None where they cannot be read.
     """
 
     repo_id: str
@@ -52,10 +50,10 @@ class Waste:
     """Something in the cache that no model needs.
 
     Attributes:
-        path: The file or the folder.
-        size_bytes: What its removal frees.
+        path: File or folder.
+        size_bytes: Bytes that its removal frees.
         why: `partial`, `orphan` or `old revision`.
-        repo_id: The model it belongs to.
+        repo_id: Model it belongs to.
     """
 
     path: Path
@@ -65,26 +63,26 @@ class Waste:
 
 
 def cached_models() -> tuple[CachedModel, ...]:
-    """Every snapshot of every model in the cache, by name."""
+    """Return every snapshot of every model in the cache, by name."""
     found = []
     for repo in _repos():
         refs = _refs(repo)
         for folder in _snapshots(repo):
             names = tuple(sorted(name for name, commit in refs.items() if commit == folder.name))
-            found.append(_cached_model(_repo_id(repo), folder, names))
+            found.append(_cached_model(settings.repo_id_of(repo), folder, names))
     return tuple(found)
 
 
 def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
-    """One model of the cache.
+    """Return one model of the cache.
 
     Raises:
-        UserError: It is not there.
+        UserError: it is not there.
     """
     commit = cached_commit(repo_id, revision=revision)
     folder = settings.repo_dir(repo_id) / "snapshots" / (commit or "-")
     if commit is None or not folder.is_dir():
-        near = access.near_names(repo_id)
+        near = near_names(repo_id)
         at = f" at {revision}" if revision else ""
         raise UserError(
             f"{repo_id}{at} is not in the cache {settings.cache_dir()}",
@@ -95,31 +93,31 @@ def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
 
 
 def remove_model(repo_id: str) -> int:
-    """Remove a model with all its revisions; returns the bytes that this frees.
+    """Remove a model with all its revisions, and return the bytes freed.
 
     Raises:
-        UserError: It is not in the cache.
-        MachineError: A process is downloading it.
+        UserError: it is not in the cache.
+        MachineError: a process is downloading it.
     """
     repo = settings.repo_dir(repo_id)
     if not repo.is_dir():
-        near = access.near_names(repo_id)
+        near = near_names(repo_id)
         raise UserError(f"{repo_id} is not in the cache", hint=f"there is {', '.join(near)}" if near else None)
     size = sum(_file_size(path) for path in repo.rglob("*") if not path.is_symlink())
-    with locked(repo_id, timeout_seconds=0, note=_unheard):
+    with locked(repo_id, timeout_seconds=0, note=_ignore):
         shutil.rmtree(repo)
     return size
 
 
 def find_waste() -> tuple[Waste, ...]:
-    """What a prune would remove: partials, blobs that no snapshot names, snapshots that no ref names.
+    """Return what a prune would remove: partial files, blobs that no snapshot names, snapshots that no ref names.
 
-    A snapshot is old where a branch or tag of the same model has moved on to another commit. A model that a process
-    is downloading now is left alone, and so are the young partials of other programs.
+    A snapshot is old when a branch or tag of the same model has moved on to another commit. Models that a process is
+    downloading now are skipped, and so are recent partial files of other programs.
     """
     found: list[Waste] = []
     for repo in _repos():
-        repo_id = _repo_id(repo)
+        repo_id = settings.repo_id_of(repo)
         if _is_busy(repo_id):
             continue
         old = set(_old_snapshots(repo))
@@ -139,11 +137,11 @@ def find_waste() -> tuple[Waste, ...]:
 
 
 def remove_waste(waste: tuple[Waste, ...]) -> int:
-    """Remove what `find_waste` found; returns the bytes freed. Models that a process is downloading are skipped."""
+    """Remove what `find_waste` returned, and return the bytes freed. Models being downloaded are skipped."""
     freed = 0
     for repo_id in sorted({item.repo_id for item in waste}):
         try:
-            with locked(repo_id, timeout_seconds=0, note=_unheard):
+            with locked(repo_id, timeout_seconds=0, note=_ignore):
                 freed += sum(_remove(item) for item in waste if item.repo_id == repo_id)
         except MachineError:
             continue
@@ -173,7 +171,7 @@ def _cached_model(repo_id: str, folder: Path, revisions: tuple[str, ...]) -> Cac
     except (ModelError, OSError):
         info = None
     missing = missing_files(repo_id, folder.name, folder)
-    for path, stat in before.items():  # to look is not to use
+    for path, stat in before.items():  # listing a model does not count as using it
         with suppress(OSError):
             if path.stat().st_atime_ns != stat.st_atime_ns:
                 os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -186,10 +184,6 @@ def _repos() -> Iterator[Path]:
     cache = settings.cache_dir()
     if cache.is_dir():
         yield from sorted(entry for entry in cache.iterdir() if entry.name.startswith("models--") and entry.is_dir())
-
-
-def _repo_id(repo: Path) -> str:
-    return repo.name.removeprefix("models--").replace("--", "/")
 
 
 def _snapshots(repo: Path) -> list[Path]:
@@ -207,7 +201,7 @@ def _refs(repo: Path) -> dict[str, str]:
 
 
 def _old_snapshots(repo: Path) -> list[Path]:
-    """Snapshots that no ref names, where some ref names another one. A commit asked for by itself has no ref."""
+    """Return snapshots that no ref names, if some ref names another one. A commit downloaded by its hash has no ref."""
     named = set(_refs(repo).values())
     folders = _snapshots(repo)
     if not any(folder.name in named for folder in folders):
@@ -216,11 +210,11 @@ def _old_snapshots(repo: Path) -> list[Path]:
 
 
 def _is_busy(repo_id: str) -> bool:
-    """Whether a process is downloading the model now."""
+    """Return whether a process is downloading the model now."""
     if not lock_path(repo_id).exists():
         return False
     try:
-        with locked(repo_id, timeout_seconds=0, note=_unheard):
+        with locked(repo_id, timeout_seconds=0, note=_ignore):
             return False
     except MachineError:
         return True
@@ -235,5 +229,5 @@ def _file_size(path: Path) -> int:
         return 0
 
 
-def _unheard(_text: str) -> None:
-    """There is no wait to tell about."""
+def _ignore(_note: str) -> None:
+    """Do nothing: with a timeout of 0 there is no wait to report."""

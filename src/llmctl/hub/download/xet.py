@@ -1,4 +1,4 @@
-"""Xet, the Hub's other way of storing large files: used where the server offers it and hf_xet is installed."""
+"""Xet, the Hub's second storage for large files: used where the server offers it and hf_xet is installed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Offer:
 
 
 def is_usable() -> bool:
-    """Whether hf_xet is installed and not switched off (HF_HUB_DISABLE_XET)."""
+    """Return whether hf_xet is installed and not switched off (HF_HUB_DISABLE_XET)."""
     from huggingface_hub.utils._runtime import is_xet_available
 
     return bool(is_xet_available())
 
 
 def offer(response: "httpx2.Response") -> Offer | None:
-    """What the headers of an answer offer, or None."""
+    """Return the offer in the headers of a response, or None."""
     from huggingface_hub.utils import parse_xet_file_data_from_response
 
     found = parse_xet_file_data_from_response(response)
@@ -37,7 +37,7 @@ def offer(response: "httpx2.Response") -> Offer | None:
 def fetch(
     offered: Offer, path: Path, file: RemoteFile, *, headers: dict[str, str], arrived: Callable[[int], None]
 ) -> None:
-    """Bring a whole file to `path`, telling `arrived` the bytes. Raises whatever hf_xet or its token's call raises."""
+    """Fetch a whole file to `path`, reporting bytes to `arrived`. Raises what hf_xet or its token request raises."""
     from huggingface_hub.file_download import xet_get
 
     xet_get(
@@ -58,7 +58,7 @@ def abort() -> None:
 
 
 def _listener(arrived: Callable[[int], None]) -> Any:
-    """What hf_xet takes for a progress bar: it draws nothing and hands the bytes on."""
+    """Return a class that hf_xet takes for a progress bar; it draws nothing and reports the bytes."""
 
     class Listener:
         def __init__(self, *args: object, **kwargs: object) -> None:

@@ -1,7 +1,7 @@
-"""Files from the Hub to the disk: in parallel, resumed, checked, and stopped at once when asked.
+"""The transfer of files from the Hub to the disk: parallel, resumable, checked, and stopped at once on request.
 
 Every attempt asks the Hub again, because the signed address that it redirects to expires. The token goes to the Hub's
-own origin and never to where it redirects. A file takes its place only when its hash is the one that was listed.
+own origin and never to where it redirects. A file is put in place only if its hash matches the listed one.
 """
 
 import threading
@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from llmctl.errors import RemoteError, UnreachableError
-from llmctl.hub import settings, xet
-from llmctl.hub.http import NotJsonError, Patience, asked_pause, headers, reason, timeout, tls_error
+from llmctl.hub import settings
+from llmctl.hub.cache.paths import OURS
+from llmctl.hub.download.partial import Partial
+from llmctl.hub.download.progress import Progress
+from llmctl.hub.download.run import xet
+from llmctl.hub.http import NotJsonError, Patience, headers, reason, requested_pause, timeout, tls_error
 from llmctl.hub.listing import RemoteFile
-from llmctl.hub.partial import OURS, Partial
-from llmctl.hub.progress import Progress
 
 if TYPE_CHECKING:
     import httpx2
 
-CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads run meanwhile
-WRITE_SECONDS = 0.2  # on a slow connection, how often; so little is lost to a kill
+CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads can run meanwhile
+WRITE_SECONDS = 0.2  # longest time between writes on a slow connection, so that a kill loses little
 _REDIRECTS = 10
-_GRACE_SECONDS = 0.2  # how long the workers may take to notice that they should stop
+_GRACE_SECONDS = 0.2  # time for the workers to notice the stop
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Job:
     """One blob to fetch.
 
     Attributes:
-        file: What to fetch. Other paths may have the same content; they share the blob.
-        url: Its address on the Hub at a fixed commit.
-        blob: Where it will lie.
-        placed: Told when it lies there.
+        file: File to fetch. Other paths may have the same content; they share the blob.
+        url: Address on the Hub at a fixed commit.
+        blob: Path of the blob.
+        placed: Callback for when the blob is in place.
     """
 
     file: RemoteFile
@@ -48,11 +50,11 @@ class Job:
 
 
 class _Stopped(Exception):  # noqa: N818 (not an error)
-    """Raised inside a worker when the transfer is being stopped."""
+    """The transfer is being stopped; raised inside a worker."""
 
 
 class _Refusal(Exception):  # noqa: N818 (not an error yet)
-    """An answer that another attempt may better."""
+    """A response after which another attempt may succeed."""
 
     def __init__(self, response: "httpx2.Response", why: str) -> None:
         super().__init__(why)
@@ -60,7 +62,7 @@ class _Refusal(Exception):  # noqa: N818 (not an error yet)
 
 
 class Transfer:
-    """The fetching of a set of blobs. It has state because workers share it: the queue, the stop, the first error."""
+    """The transfer of a set of blobs. Workers share its state: the queue, the stop event, the first error."""
 
     def __init__(self, jobs: Sequence[Job], *, progress: Progress, patience: Patience, workers: int) -> None:
         self._queue = deque(sorted(jobs, key=lambda job: -job.file.size_bytes))
@@ -74,7 +76,7 @@ class Transfer:
         self._xet = xet.is_usable()
 
     def run(self) -> None:
-        """Fetch everything, or raise the first error. Partials stay on the disk in either case."""
+        """Fetch everything, or raise the first error. Partial files stay on the disk in either case."""
         self._running = self._workers
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
         for thread in threads:
@@ -114,13 +116,13 @@ class Transfer:
                 if self._running == 0:
                     self._done.set()
 
-    def _go_on(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
             raise _Stopped
 
     def _fetch(self, job: Job) -> None:
-        """One blob: fetch, check, and once more from the beginning if it was damaged on the way."""
-        partial = Partial(job.blob, job.file, go_on=self._go_on)
+        """Fetch and check one blob; once more from the beginning if it was damaged on the way."""
+        partial = Partial(job.blob, job.file, raise_if_stopped=self._raise_if_stopped)
         try:
             for last in (False, True):
                 self._fill(job, partial)
@@ -143,20 +145,20 @@ class Transfer:
         )
 
     def _fill(self, job: Job, partial: Partial) -> None:
-        """Attempt after attempt, until every byte is there. Only attempts that bring nothing count as failures."""
+        """Repeat attempts until every byte is there. Only attempts that bring nothing count as failures."""
         import httpx2
 
         failures, best = 0, partial.size_bytes
         while not partial.is_complete:
-            self._go_on()
-            asked: float | None = None
+            self._raise_if_stopped()
+            pause: float | None = None
             error: Exception | None = None
             try:
                 self._attempt(job, partial)
                 why = "the answer was too short"
             except _Refusal as refusal:
                 error, why = refusal, refusal.why
-                asked = asked_pause(refusal.response)
+                pause = requested_pause(refusal.response)
                 if refusal.response.status_code == 416 and failures:
                     self._progress.advance(job.file.path, -partial.start_over())
             except httpx2.TransportError as broken:
@@ -167,9 +169,9 @@ class Transfer:
                 failures, best = 0, partial.size_bytes
                 continue
             failures += 1
-            if failures >= self._patience.attempts or (asked or 0) > self._patience.longest_asked_seconds:
+            if failures >= self._patience.attempts or (pause or 0) > self._patience.longest_requested_seconds:
                 raise self._given_up(job, error)
-            self._pause(job, why, asked if asked is not None else self._patience.pause(failures))
+            self._pause(job, why, pause if pause is not None else self._patience.pause(failures))
 
     def _pause(self, job: Job, why: str, seconds: float) -> None:
         wait = f"waiting {seconds:.0f} s" if seconds >= 1 else "trying again"
@@ -188,14 +190,14 @@ class Transfer:
         if isinstance(error, Exception) and not isinstance(error, _Refusal):
             return error
         return UnreachableError(
-            f"{job.file.path} stops short: the server sends no more bytes of it",
+            f"{job.file.path} is incomplete: the server sends no more bytes of it",
             hint="run the same command again; what arrived is kept",
         )
 
     # -- one attempt
 
     def _attempt(self, job: Job, partial: Partial) -> None:
-        """One request, and as many bytes as it brings."""
+        """Make one request and write the bytes that it brings."""
         with self._open(job, partial.size_bytes) as response:
             if isinstance(response, xet.Offer):
                 self._by_xet(job, partial, response)
@@ -205,7 +207,7 @@ class Transfer:
             self._take(job, partial, response.iter_raw())
 
     def _take(self, job: Job, partial: Partial, pieces: Iterator[bytes]) -> None:
-        """Write a body: in large pieces, but soon, and all of it when the connection breaks."""
+        """Write a body in large pieces, at least every `WRITE_SECONDS`; if the connection breaks, all there is."""
         waiting: list[bytes] = []
         size, due = 0, time.monotonic() + WRITE_SECONDS
         try:
@@ -214,7 +216,7 @@ class Transfer:
                 size += len(piece)
                 if size < CHUNK_BYTES and time.monotonic() < due:
                     continue
-                self._go_on()
+                self._raise_if_stopped()
                 self._progress.advance(job.file.path, partial.write(b"".join(waiting)))
                 waiting, size, due = [], 0, time.monotonic() + WRITE_SECONDS
                 if partial.is_complete:
@@ -225,17 +227,17 @@ class Transfer:
 
     @contextmanager
     def _open(self, job: Job, start: int) -> "Iterator[httpx2.Response | xet.Offer]":
-        """The answer that carries the bytes from `start` on, after the redirects."""
+        """Open the response that carries the bytes from `start` on, following redirects."""
         from huggingface_hub.utils import get_session
 
         url = job.url
         for _ in range(_REDIRECTS):
-            own = settings.is_hub(url)
-            asked = {**(self._with_token if own else self._without_token), "Accept-Encoding": "identity"}
+            is_hub = settings.is_hub(url)
+            request_headers = {**(self._with_token if is_hub else self._without_token), "Accept-Encoding": "identity"}
             if start:
-                asked["Range"] = f"bytes={start}-"
+                request_headers["Range"] = f"bytes={start}-"
             client = get_session()
-            request = client.build_request("GET", url, headers=asked, timeout=timeout())
+            request = client.build_request("GET", url, headers=request_headers, timeout=timeout())
             response = client.send(request, stream=True, follow_redirects=False)
             try:
                 offer = xet.offer(response) if self._xet and start == 0 else None
@@ -243,52 +245,52 @@ class Transfer:
                     yield offer
                     return
                 if not response.has_redirect_location:
-                    self._check(response, start, own=own)
+                    self._check(response, start, is_hub=is_hub)
                     yield response
                     return
                 url = urljoin(url, response.headers["Location"])
             finally:
                 response.close()
-        raise UnreachableError(f"{urlsplit(job.url).hostname} sends {job.file.path} round in circles")
+        raise UnreachableError(f"{urlsplit(job.url).hostname} redirects {job.file.path} in a circle")
 
-    def _check(self, response: "httpx2.Response", start: int, *, own: bool) -> None:
-        """Raise unless the answer is the file, from the byte that was asked for."""
+    def _check(self, response: "httpx2.Response", start: int, *, is_hub: bool) -> None:
+        """Raise unless the response is the file, from the byte that was requested."""
         from huggingface_hub.utils import hf_raise_for_status
 
         status = response.status_code
-        if own and (status in (401, 404) or (status == 403 and "X-Error-Code" in response.headers)):
+        if is_hub and (status in (401, 404) or (status == 403 and "X-Error-Code" in response.headers)):
             response.read()
             hf_raise_for_status(response)
         if status not in (200, 206):
             response.read()
-            expired = not own and status in (401, 403)
+            expired = not is_hub and status in (401, 403)
             raise _Refusal(response, "the signed address has expired" if expired else reason(response))
         if response.headers.get("Content-Type", "").startswith("text/html") and not response.url.path.endswith("html"):
             raise NotJsonError(response)
         begins = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
         if status == 206 and begins != str(start):
-            raise _Refusal(response, "the answer begins at another byte")
+            raise _Refusal(response, "the response begins at another byte")
 
     def _by_xet(self, job: Job, partial: Partial, offer: xet.Offer) -> None:
-        """The whole file through Xet; where that fails, HTTP takes over for the rest of this transfer."""
-        seen = 0
-        beside = partial.path.with_name(f"{job.blob.name}{OURS}xet.incomplete")  # it need not grow from the front
+        """Fetch the whole file through Xet; if that fails, use HTTP for the rest of this transfer."""
+        received = 0
+        beside = partial.path.with_name(f"{job.blob.name}{OURS}xet.incomplete")  # not written from front to back
 
         def arrived(count: int) -> None:
-            nonlocal seen
-            seen += count
+            nonlocal received
+            received += count
             self._progress.advance(job.file.path, count)
 
         try:
             xet.fetch(offer, beside, job.file, headers=self._with_token, arrived=arrived)
             partial.adopt(beside)
         except Exception as error:  # noqa: BLE001 (hf_xet raises whatever its Rust side does; HTTP is the way out)
-            self._go_on()
+            self._raise_if_stopped()
             self._xet = False
             self._progress.note(f"{job.file.path}: Xet failed ({type(error).__name__}), going on by HTTP")
             beside.unlink(missing_ok=True)
             partial.start_over()
-        self._progress.advance(job.file.path, partial.size_bytes - seen)
+        self._progress.advance(job.file.path, partial.size_bytes - received)
 
 
 def _broken(error: Exception) -> str:

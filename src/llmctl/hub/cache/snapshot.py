@@ -1,7 +1,7 @@
-"""What lies in the standard cache of huggingface_hub, found without the network and without reading weights.
+"""Snapshots of models in huggingface_hub's standard cache, found without the network and without reading weights.
 
 The layout is huggingface_hub's: `refs/NAME` holds a commit, `snapshots/COMMIT/` the names of the files, `blobs/` their
-contents under their hashes. What `hf download` or transformers put there counts as much as what llmctl did.
+contents under their hashes. Files that `hf download` or transformers put there count as much as llmctl's own.
 """
 
 import json
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.hub import settings
-from llmctl.hub.lockfile import Record, read_record
+from llmctl.hub.cache.lockfile import Record, read_record
+from llmctl.hub.listing import RemoteFile
 from llmctl.hub.selection import ADAPTER, WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -23,12 +24,11 @@ class Snapshot:
     """A model in the cache, complete enough to be loaded.
 
     Attributes:
-        repo_id: The model.
-        revision: The branch, tag or commit that was asked for, or None for the default branch.
-        commit: The commit, 40 hexadecimal digits.
-        folder: The folder to hand to transformers.
-        files: The paths of the files below that folder, sorted.
-        size_bytes: The size of these files together.
+        revision: Requested branch, tag or commit; None for the default branch.
+        commit: Commit, 40 hexadecimal digits.
+        folder: Folder to pass to transformers.
+        files: Sorted paths of the files below that folder.
+        size_bytes: Total size of these files.
     """
 
     repo_id: str
@@ -40,18 +40,18 @@ class Snapshot:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it goes on top of a model instead of being one."""
+        """Whether it is an adapter, not a model."""
         return ADAPTER[0] in self.files and "config.json" not in self.files
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the cache holds of a model at a revision, complete or not.
+class CacheEntry:
+    """The state of a model in the cache at one revision, complete or not.
 
     Attributes:
-        folder: The snapshot's folder, or None where nothing is there.
-        commit: The commit, or None where the revision is not known here.
-        missing: What loading needs and is not there, or is there and cut short; empty for a complete model.
+        folder: Folder of the snapshot; None where there is none.
+        commit: Commit; None where the revision is not known here.
+        missing: Files that loading needs and that are missing or truncated; empty for a complete model.
     """
 
     folder: Path | None
@@ -60,22 +60,22 @@ class Found:
 
 
 def find_snapshot(repo_id: str, *, revision: str | None = None) -> Snapshot | None:
-    """The complete snapshot of `repo_id` in the cache, or None where it is absent or incomplete. No network."""
-    found = look_up(repo_id, revision=revision)
-    if found.folder is None or found.commit is None or found.missing:
+    """Return the complete snapshot of `repo_id` in the cache; None where it is absent or incomplete. No network."""
+    entry = look_up(repo_id, revision=revision)
+    if entry.folder is None or entry.commit is None or entry.missing:
         return None
-    return make_snapshot(repo_id, revision=revision, commit=found.commit, folder=found.folder)
+    return make_snapshot(repo_id, revision=revision, commit=entry.commit, folder=entry.folder)
 
 
-def look_up(repo_id: str, *, revision: str | None = None) -> Found:
-    """What the cache holds of `repo_id`, and what it lacks."""
+def look_up(repo_id: str, *, revision: str | None = None) -> CacheEntry:
+    """Return the state of `repo_id` in the cache."""
     commit = cached_commit(repo_id, revision=revision)
     if commit is None:
-        return Found(None, None, ())
+        return CacheEntry(None, None, ())
     folder = settings.repo_dir(repo_id) / "snapshots" / commit
     if not folder.is_dir():
-        return Found(None, commit, ())
-    return Found(folder, commit, missing_files(repo_id, commit, folder))
+        return CacheEntry(None, commit, ())
+    return CacheEntry(folder, commit, missing_files(repo_id, commit, folder))
 
 
 def make_snapshot(repo_id: str, *, revision: str | None, commit: str, folder: Path) -> Snapshot:
@@ -85,7 +85,7 @@ def make_snapshot(repo_id: str, *, revision: str | None, commit: str, folder: Pa
 
 
 def cached_commit(repo_id: str, *, revision: str | None = None) -> str | None:
-    """The commit that `revision` was when it was last fetched, or None."""
+    """Return the commit that `revision` was when it was last fetched, or None."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     refs = settings.repo_dir(repo_id) / "refs"
@@ -100,35 +100,34 @@ def cached_commit(repo_id: str, *, revision: str | None = None) -> str | None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The paths below a snapshot's folder whose content is really there."""
+    """Return the paths below a snapshot's folder that lead to a file: links to missing blobs are left out."""
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
 
 def missing_files(repo_id: str, commit: str, folder: Path) -> tuple[str, ...]:
-    """What loading needs and the snapshot lacks.
+    """Return the files that loading needs and the snapshot lacks.
 
-    Three sources know what is needed, the best first: llmctl's own lock file, the listing that huggingface_hub keeps
-    beside its snapshots (`trees/COMMIT.json`), and what the files that are there say themselves.
+    Three sources tell what is needed, the best first: llmctl's own lock file, the listing that huggingface_hub keeps
+    beside its snapshots (`trees/COMMIT.json`), and the content of the files that are there.
     """
     record = read_record(repo_id, commit)
     if record is not None and record.needed:
         sizes = {file.path: file.size_bytes for file in record.files}
         return tuple(p for p in required(record.needed, sizes) if not _is_whole(folder / p, sizes.get(p)))
-    tree = _tree_sizes(settings.repo_dir(repo_id) / "trees" / f"{commit}.json")
-    wanted = needed(tree) if tree else ()
-    if tree and wanted:
-        return tuple(p for p in wanted if not _is_whole(folder / p, tree[p]))
+    listing = kept_listing(repo_id, commit)
+    if wanted := needed(listing):
+        return tuple(p for p in wanted if not _is_whole(folder / p, listing[p].size_bytes))
     return _missing_by_content(folder)
 
 
 def record_of(repo_id: str, *, revision: str | None = None) -> Record | None:
-    """The lock file of a model in the cache, or None."""
+    """Return the lock file of a model in the cache, or None."""
     commit = cached_commit(repo_id, revision=revision)
     return read_record(repo_id, commit) if commit else None
 
 
 def shards_of(index: Path) -> tuple[str, ...]:
-    """The shard files that a `model.safetensors.index.json` names; empty where it cannot be read."""
+    """Return the shards that a `model.safetensors.index.json` names; none where it cannot be read."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return tuple(sorted({str(name) for name in names}))
@@ -137,7 +136,7 @@ def shards_of(index: Path) -> tuple[str, ...]:
 
 
 def is_whole_safetensors(path: Path) -> bool:
-    """Whether a safetensors file is as long as its own header says. Reads the header only."""
+    """Return whether a safetensors file is as long as its header says. Reads the header only."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -152,7 +151,7 @@ def is_whole_safetensors(path: Path) -> bool:
 
 
 def _missing_by_content(folder: Path) -> tuple[str, ...]:
-    """What is missing, judged by the files alone: somebody else put them there and left no listing."""
+    """Return what is missing judging by the files alone: another program put them there and left no listing."""
     if (folder / ADAPTER[0]).is_file() and not (folder / "config.json").is_file():
         return () if is_whole_safetensors(folder / ADAPTER[1]) else (ADAPTER[1],)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
@@ -175,10 +174,16 @@ def _is_whole(path: Path, size_bytes: int | None) -> bool:
         return False
 
 
-def _tree_sizes(path: Path) -> dict[str, int]:
-    """Names and sizes from huggingface_hub's kept listing; empty where there is none."""
+def kept_listing(repo_id: str, commit: str) -> dict[str, RemoteFile]:
+    """Return the listing that huggingface_hub keeps beside its snapshots (`trees/COMMIT.json`); empty without one."""
+    path = settings.repo_dir(repo_id) / "trees" / f"{commit}.json"
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {str(name): int(entry.get("lfs_size") or entry["size"]) for name, entry in files.items()}
+        return {
+            str(name): RemoteFile(str(name), int(entry["lfs_size"]), "sha256", str(entry["lfs_sha256"]))
+            if entry.get("lfs_sha256")
+            else RemoteFile(str(name), int(entry["size"]), "git_sha1", str(entry["blob_id"]))
+            for name, entry in files.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

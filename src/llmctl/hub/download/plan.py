@@ -1,0 +1,159 @@
+"""The plan of a download: the files to take and what is on the disk already, decided before the first byte."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from llmctl.hub import settings
+from llmctl.hub.cache.lockfile import Record
+from llmctl.hub.download.partial import partial_path
+from llmctl.hub.download.progress import Progress
+from llmctl.hub.http import Patience, refuse_if_offline
+from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
+from llmctl.hub.selection import Patterns, needed, required, select
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a download.
+
+    Attributes:
+        patience: Attempts and pauses on a failing network.
+        workers: Files fetched at once.
+        lock_timeout_seconds: Longest wait for another process that downloads the same model; None: no limit.
+    """
+
+    patience: Patience = field(default_factory=Patience)
+    workers: int = 8
+    lock_timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file that a download takes.
+
+    Attributes:
+        file: Path, size and hash.
+        bytes_here: Bytes that are already on the disk.
+        is_here: Whether the whole file is in its place.
+    """
+
+    file: RemoteFile
+    bytes_here: int
+    is_here: bool
+
+
+@dataclass(frozen=True)
+class DownloadPlan:
+    """The files that a download will take, decided from the listing and the cache before the first byte.
+
+    Attributes:
+        revision: Requested revision; None for the default branch.
+        commit: Commit that the revision is now.
+        patterns: Patterns that choose the files.
+        needed: Paths that loading needs, taken or not.
+        folder: Folder of the snapshot, which need not exist yet.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    patterns: Patterns
+    files: tuple[PlannedFile, ...]
+    needed: tuple[str, ...]
+    folder: Path
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all files."""
+        return sum(planned.file.size_bytes for planned in self.files)
+
+    @property
+    def fetch_bytes(self) -> int:
+        """The bytes that are not on the disk yet."""
+        return sum(p.file.size_bytes - p.bytes_here for p in by_blob(self.files))
+
+    @property
+    def record(self) -> Record:
+        """The lock file that this plan leads to."""
+        files = tuple(planned.file for planned in self.files)
+        return Record(self.repo_id, self.revision, self.commit, self.patterns, files, self.needed)
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether the files are enough to load the model."""
+        taken = {planned.file.path for planned in self.files}
+        return bool(self.needed) and set(required(self.needed, taken)) <= taken
+
+
+def plan_download(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    patterns: Patterns | None = None,
+    progress: Progress | None = None,
+    limits: Limits | None = None,
+) -> DownloadPlan:
+    """Return what `download` would do. Writes nothing.
+
+    Raises:
+        RemoteError: the Hub refuses, or cannot be reached.
+        ModelError: there are no weights that llmctl loads.
+        UserError: the id or the patterns have to change.
+    """
+    refuse_if_offline(f"what {repo_id} holds now")
+    patience, note = (limits or Limits()).patience, progress.note if progress else None
+    listing = fetch_listing(repo_id, revision=revision, patience=patience, note=note)
+    return _plan(listing, revision, patterns or Patterns())
+
+
+def _plan(listing: Listing, revision: str | None, patterns: Patterns) -> DownloadPlan:
+    names = [file.path for file in listing.files]
+    taken = set(select(listing.repo_id, names, patterns))
+    folder = settings.repo_dir(listing.repo_id) / "snapshots" / listing.commit
+    return DownloadPlan(
+        repo_id=listing.repo_id,
+        revision=revision,
+        commit=listing.commit,
+        patterns=patterns,
+        files=tuple(planned_file(listing.repo_id, folder, f) for f in listing.files if f.path in taken),
+        needed=needed(names, trust_remote_code=patterns.trust_remote_code),
+        folder=folder,
+    )
+
+
+def planned_file(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
+    """Return the plan for one file, with the bytes that are already there."""
+    blob = blob_path(repo_id, file)
+    if _size(blob) == file.size_bytes:
+        return PlannedFile(file, file.size_bytes, is_here=_size(folder / file.path) == file.size_bytes)
+    if _size(folder / file.path) == file.size_bytes and not (folder / file.path).is_symlink():
+        return PlannedFile(file, file.size_bytes, is_here=True)  # a cache without symlinks holds the file itself
+    return PlannedFile(file, min(_size(partial_path(blob)) or 0, file.size_bytes), is_here=False)
+
+
+def refreshed(plan: DownloadPlan) -> DownloadPlan:
+    """Return the plan with what is on the disk now: another process may have been at work."""
+    files = tuple(planned_file(plan.repo_id, plan.folder, planned.file) for planned in plan.files)
+    return replace(plan, files=files)
+
+
+def blob_path(repo_id: str, file: RemoteFile) -> Path:
+    """Return the path of a file's content in the cache."""
+    return settings.repo_dir(repo_id) / "blobs" / file.digest
+
+
+def has_blob(plan: DownloadPlan, planned: PlannedFile) -> bool:
+    return _size(blob_path(plan.repo_id, planned.file)) == planned.file.size_bytes
+
+
+def by_blob(files: Sequence[PlannedFile]) -> list[PlannedFile]:
+    """Return one file for each content: files with the same content share a blob."""
+    return list({planned.file.digest: planned for planned in files}.values())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,173 @@
+"""The token in use, and the store of tokens: how they are read, written, switched and removed.
+
+Tokens lie where huggingface_hub keeps them (`HF_TOKEN_PATH` and `stored_tokens` beside it), in its format, readable
+by their owner only, so `hf`, transformers and llmctl share one login.
+"""
+
+import configparser
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.errors import MachineError, UserError
+from llmctl.hub.http import token_unreadable
+from llmctl.paths import write_atomically
+
+ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@dataclass(frozen=True)
+class StoredToken:
+    """One token of the store: its name, and whether it is the one in the token file."""
+
+    name: str
+    active: bool
+
+
+@dataclass(frozen=True)
+class Logout:
+    """The result of a logout.
+
+    Attributes:
+        forgotten: Names of the stored tokens that were deleted.
+        still_ruled_by: Environment variable whose token stays in use, or None.
+    """
+
+    forgotten: tuple[str, ...]
+    still_ruled_by: str | None
+
+
+def token_source() -> str | None:
+    """Return the variable or the file that the token in use comes from; None without a token."""
+    if os.environ.get("HF_OIDC_RESOURCE"):
+        return "HF_OIDC_RESOURCE"
+    variable = ruling_variable()
+    if variable is not None:
+        return variable
+    file = token_file()
+    return str(file) if _read(file) else None
+
+
+def ruling_variable() -> str | None:
+    """Return the environment variable that holds a token, which takes precedence over the token file; or None."""
+    return next((name for name in ENVIRONMENT if clean(os.environ.get(name, ""))), None)
+
+
+def environment_token() -> str | None:
+    """Return the token of the environment, or None."""
+    name = ruling_variable()
+    return clean(os.environ[name]) if name else None
+
+
+def stored_tokens() -> tuple[StoredToken, ...]:
+    """Return the tokens of the store, by name."""
+    active = _read(token_file())
+    return tuple(
+        StoredToken(name, bool(active) and fields.get("hf_token") == active) for name, fields in _read_store().items()
+    )
+
+
+def store_token(token: str, name: str, *, extra: dict[str, str] | None = None) -> None:
+    """Put a token into the store and make it the one in use. `extra` holds a browser login's refresh data."""
+    stored = _read_store()
+    stored[name] = {"hf_token": token, **(extra or {})}
+    _write_store(stored)
+    _write_secret(token_file(), token)
+
+
+def use_token(name: str) -> None:
+    """Make a stored token the one in use.
+
+    Raises:
+        UserError: no token of that name is stored.
+    """
+    stored = _read_store()
+    if name not in stored or not stored[name].get("hf_token"):
+        known = ", ".join(stored) or "none"
+        raise UserError(f"no token is stored under the name {name} (stored: {known})", hint="llmctl login --name NAME")
+    _write_secret(token_file(), stored[name]["hf_token"])
+
+
+def logout(*, name: str | None = None) -> Logout:
+    """Delete one stored token, or all of them.
+
+    Raises:
+        UserError: no token of that name is stored.
+    """
+    stored = _read_store()
+    if name is not None and name not in stored:
+        raise UserError(f"no token is stored under the name {name} (stored: {', '.join(stored) or 'none'})")
+    active = _read(token_file())
+    forgotten = (name,) if name is not None else tuple(stored)
+    if name is None:
+        if active and not stored:
+            forgotten = ("token",)
+        _store_file().unlink(missing_ok=True)
+        token_file().unlink(missing_ok=True)
+    else:
+        fields = stored.pop(name)
+        _write_store(stored)
+        if fields.get("hf_token") == active:
+            token_file().unlink(missing_ok=True)
+    return Logout(forgotten=forgotten, still_ruled_by=ruling_variable())
+
+
+def token_file() -> Path:
+    """Return the file that holds the token in use."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_TOKEN_PATH)
+
+
+def clean(token: str) -> str:
+    """Return a token without the white space that copying adds."""
+    return token.replace("\r", "").replace("\n", "").strip()
+
+
+def _store_file() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_STORED_TOKENS_PATH)
+
+
+def _read(file: Path) -> str:
+    try:
+        return clean(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise token_unreadable(error) from error
+
+
+def _read_store() -> dict[str, dict[str, str]]:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(_store_file(), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}  # as huggingface_hub does: the next login writes a new one
+    return {name: dict(parser.items(name)) for name in parser.sections()}
+
+
+def _write_store(stored: dict[str, dict[str, str]]) -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    for name in sorted(stored):
+        parser.add_section(name)
+        for key, value in stored[name].items():
+            parser.set(name, key, value)
+    text = io.StringIO()
+    parser.write(text)
+    _write_secret(_store_file(), text.getvalue())
+
+
+def _write_secret(file: Path, text: str) -> None:
+    """Write a file for its owner only. The temporary file that `write_atomically` renames has mode 0600."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(file, text)
+        file.chmod(0o600)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {file}: {error.strerror}",
+            hint="HF_HOME (or HF_TOKEN_PATH) sets where tokens are kept; HF_TOKEN needs no file",
+        ) from error
