@@ -107,7 +107,7 @@ def test_login_and_logout_say_when_the_environment_still_rules(machine: Machine,
     assert "HF_TOKEN is set and takes precedence" in done.err
     gone = machine.run("logout", HF_TOKEN="hf_work")
     assert gone.code == 0
-    assert "HF_TOKEN is set and its token is still used" in gone.err
+    assert "HF_TOKEN is set and its token is still in use" in gone.err
     assert not (machine.home / "hf" / "token").exists()
     assert not (machine.home / "hf" / "stored_tokens").exists()
 
