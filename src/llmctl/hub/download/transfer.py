@@ -17,9 +17,9 @@ from urllib.parse import urljoin, urlsplit
 from llmctl.errors import RemoteError, UnreachableError
 from llmctl.hub import settings
 from llmctl.hub.cache.paths import OURS
+from llmctl.hub.download import xet
 from llmctl.hub.download.partial import Partial
 from llmctl.hub.download.progress import Progress
-from llmctl.hub.download.run import xet
 from llmctl.hub.http import NotJsonError, Patience, headers, reason, requested_pause, timeout, tls_error
 from llmctl.hub.listing import RemoteFile
 
