@@ -87,8 +87,8 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
     check_keys(plan.source, report)
     check_finite(plan.source, model)
     if plan.kernels == "llmctl":
-        from llmctl.cpu.attention import use_attention
         from llmctl.cpu.layers import use_kernels
+        from llmctl.loading.attention import use_attention
 
         use_kernels(model)
         use_attention(model)

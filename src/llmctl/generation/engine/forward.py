@@ -4,18 +4,15 @@ The model sees a single row of tokens with their own positions. What keeps the s
 reads keys and values from a pool of pages, for each sequence those of its own.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmctl.loading.transformers_compat import attention_of, cache_argument, set_attention
+from llmctl.loading.attention import packed_attention
+from llmctl.loading.transformers_compat import cache_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ATTENTION = "llmctl_packed"
 
 
 @dataclass(frozen=True)
@@ -141,26 +138,11 @@ class KVCachePool:
         return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What the attention of a running pass needs to know."""
-
-    layout: Layout
-    pool: KVCachePool
-
-
-_RUNNING: ContextVar[Pass] = ContextVar("llmctl_running_pass")
-
-
-class UnsupportedAttentionError(Exception):
-    """This model's attention asks for something that packing cannot do."""
-
-
 def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
     """Run the model over a layout; returns the logits [sequences, vocabulary] after the last token of each.
 
     Raises:
-        UnsupportedAttentionError: see there.
+        UnsupportedAttentionError: The model's attention needs something that a packed pass cannot do.
     """
     import torch
 
@@ -170,38 +152,20 @@ def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
     if program is not None:
         return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
     here = layout.on(model.device)
-    with _packed_attention(model), torch.inference_mode():
-        token = _RUNNING.set(Pass(layout, pool))
-        try:
-            output = model(
-                input_ids=here.input_ids,
-                position_ids=here.position_ids,
-                use_cache=True,
-                logits_to_keep=here.last,
-                **{cache_argument(): _packed_cache()},
-            )
-        finally:
-            _RUNNING.reset(token)
+    with packed_attention(model, pool.layers, layout), torch.inference_mode():
+        output = model(
+            input_ids=here.input_ids,
+            position_ids=here.position_ids,
+            use_cache=True,
+            logits_to_keep=here.last,
+            **{cache_argument(): _packed_cache(layout, pool)},
+        )
     logits: Tensor = output.logits[0]
     return logits
 
 
-@contextmanager
-def _packed_attention(model: Any) -> Iterator[None]:
-    """The model with our attention in place of its own. No mask is made for an attention without a mask function."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attend)
-    before = attention_of(model.config)
-    set_attention(model.config, ATTENTION)
-    try:
-        yield
-    finally:
-        set_attention(model.config, before)
-
-
-def _packed_cache() -> Any:
-    """A cache as the model expects one, that hands new keys and values to the pool."""
+def _packed_cache(layout: Layout, pool: KVCachePool) -> Any:
+    """Return a cache as the model expects one, that hands new keys and values to the pool."""
     from transformers import Cache
 
     class PackedCache(Cache):
@@ -209,43 +173,10 @@ def _packed_cache() -> Any:
             super().__init__(layers=[])
 
         def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-            running = _RUNNING.get()
-            running.pool.write(layer_idx, key_states, value_states, running.layout)
+            pool.write(layer_idx, key_states, value_states, layout)
             return key_states, value_states
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
             return 0
 
     return PackedCache()
-
-
-def _attend(
-    module: Any,
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    attention_mask: Any,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **more: Any,
-) -> tuple["Tensor", None]:
-    """transformers' attention interface: query [1, heads, tokens, size] to [1, tokens, heads, size]."""
-    from llmctl.generation.engine.attention import attend
-
-    unknown = [name for name in ("s_aux", "position_bias") if more.get(name) is not None]
-    if unknown or key.shape[2] != query.shape[2] or not getattr(module, "is_causal", True):
-        raise UnsupportedAttentionError(", ".join(unknown) or type(module).__name__)
-    running = _RUNNING.get()
-    keys, values = running.pool.layers[module.layer_idx]
-    out = attend(
-        query[0].transpose(0, 1),
-        keys,
-        values,
-        running.layout.on(query.device),
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window or 0,
-        softcap=softcap or 0.0,
-    )
-    return out.unsqueeze(0), None

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llmctl.generation.engine.forward import KVCachePool, Segment, UnsupportedAttentionError, forward, lay_out
+from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
+from llmctl.loading.attention import UnsupportedAttentionError
 from llmctl.loading.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:

@@ -1,0 +1,284 @@
+"""llmctl's attention, registered with transformers: one function for ordinary passes and for packed ones.
+
+On a CPU with kernels every pass attends through the same kernel. Its result for a token depends neither on how a prompt
+is cut into passes nor on the rest of the batch. So an answer generated alone, one of a batch, and one that continues
+from cached keys and values have the same bits. An ordinary pass that the kernel cannot compute (padding, static caches)
+is left to torch's SDPA. A packed pass without kernels attends sequence by sequence with torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmctl.cpu import kernels
+from llmctl.loading.transformers_compat import attention_of, set_attention, takes_registered_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CPU_ATTENTION = "llmctl_cpu"
+PACKED_ATTENTION = "llmctl_packed"  # without a mask function, so that transformers makes no mask
+
+
+class PageTables(Protocol):
+    """Where the tokens of several sequences are in pages of keys and values; see `Kernels.paged_attention`."""
+
+    @property
+    def page_table(self) -> "Tensor":
+        """int32 [sequences, max pages]."""
+
+    @property
+    def query_start(self) -> "Tensor":
+        """int32 [sequences + 1]."""
+
+    @property
+    def kv_length(self) -> "Tensor":
+        """int32 [sequences]."""
+
+    @property
+    def query_starts(self) -> Sequence[int]:
+        """`query_start` as numbers."""
+
+    @property
+    def kv_lengths(self) -> Sequence[int]:
+        """`kv_length` as numbers."""
+
+
+class PackedLayout(Protocol):
+    """The page tables of a packed pass, which every device needs."""
+
+    def on(self, device: Any) -> PageTables:
+        """Return the tables on a device."""
+
+
+@dataclass(frozen=True)
+class _SinglePages:
+    """Page tables of sequences that have one page each."""
+
+    page_table: "Tensor"
+    query_start: "Tensor"
+    kv_length: "Tensor"
+    query_starts: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """How scores are made of q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none)."""
+
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True)
+class _PackedPass:
+    pages: "Mapping[int, tuple[Tensor, Tensor]]"
+    layout: PackedLayout
+
+
+_PACKED_PASS: ContextVar[_PackedPass | None] = ContextVar("llmctl_packed_pass", default=None)
+
+
+class UnsupportedAttentionError(Exception):
+    """The attention of a model needs something that a packed pass cannot do."""
+
+
+def use_attention(model: Any) -> None:
+    """Make a model on the CPU whose attention is SDPA attend through the kernel."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_of(model.config) != "sdpa" or not takes_registered_attention(model):
+        return
+    AttentionInterface.register(CPU_ATTENTION, _attention_forward)
+    AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)
+    set_attention(model.config, CPU_ATTENTION)
+
+
+@contextmanager
+def packed_attention(model: Any, pages: "Mapping[int, tuple[Tensor, Tensor]]", layout: PackedLayout) -> Iterator[None]:
+    """Make a model's layers attend to pages of keys and values, for as long as the context lasts.
+
+    Args:
+        pages: The keys and values of each layer, [pages, tokens of a page, heads, size].
+        layout: Where the tokens are.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED_ATTENTION, _attention_forward)
+    before = attention_of(model.config)
+    set_attention(model.config, PACKED_ATTENTION)
+    token = _PACKED_PASS.set(_PackedPass(pages, layout))
+    try:
+        yield
+    finally:
+        _PACKED_PASS.reset(token)
+        set_attention(model.config, before)
+
+
+def _attention_forward(
+    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: "Tensor | None", **arguments: Any
+) -> tuple["Tensor", None]:
+    """Compute attention of query [batch, heads, tokens, size], as [batch, tokens, heads, size], for transformers."""
+    batch, heads, tokens, size = query.shape
+    scaling = arguments.get("scaling")
+    score = _Score(
+        scale=size**-0.5 if scaling is None else scaling,
+        window=int(arguments.get("sliding_window") or 0),
+        softcap=arguments.get("softcap") or 0.0,
+    )
+    unsupported = _unsupported(module, arguments)
+    packed = _PACKED_PASS.get()
+    if packed is not None:
+        if unsupported or key.shape[2] != tokens:
+            raise UnsupportedAttentionError(unsupported or type(module).__name__)
+        tables, (keys, values) = packed.layout.on(query.device), packed.pages[module.layer_idx]
+    elif unsupported or arguments.get("dropout") or not _fits_kernel(query, key, attention_mask, score.window):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        arguments.setdefault("dropout", 0.0)
+        out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
+        return out
+    else:
+        tables, keys, values = _single_pages(batch, tokens, key.shape[2]), _as_pages(key), _as_pages(value)
+    attended = _paged_attention(query.transpose(1, 2).reshape(-1, heads, size), keys, values, tables, score)
+    return attended.view(batch, tokens, heads, -1), None
+
+
+def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
+    """Name what paged attention cannot do of a call; empty where it can do everything."""
+    is_causal = arguments.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        return f"{type(module).__name__} is not causal"
+    return ", ".join(name for name in ("s_aux", "position_bias") if arguments.get(name) is not None)
+
+
+def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", window: int) -> bool:
+    """Return whether each sequence's tokens are its last ones and see all before them, as far as the window goes."""
+    import torch
+
+    if query.device.type != "cpu" or (torch.is_grad_enabled() and query.requires_grad):
+        return False
+    tokens, seen = query.shape[2], key.shape[2]
+    if mask is None:  # more keys than tokens are then a static cache's, still empty at its end
+        return tokens in (1, seen)
+    verdicts: dict[tuple[int, int], bool] = mask.__dict__.setdefault("llmctl_fits_kernel", {})  # one mask, many layers
+    if (window, seen) not in verdicts:
+        is_boolean = mask.dtype == torch.bool and mask.shape[-2:] == (tokens, seen)
+        verdicts[window, seen] = is_boolean and bool((mask == _visible(tokens, seen, window)).all())
+    return verdicts[window, seen]
+
+
+@lru_cache(maxsize=8)
+def _single_pages(batch: int, tokens: int, seen: int) -> _SinglePages:
+    import torch
+
+    starts = tuple(range(0, batch * tokens + 1, tokens))
+    return _SinglePages(
+        page_table=torch.arange(batch, dtype=torch.int32)[:, None],
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        kv_length=torch.full((batch,), seen, dtype=torch.int32),
+        query_starts=starts,
+        kv_lengths=(seen,) * batch,
+    )
+
+
+def _as_pages(states: "Tensor") -> "Tensor":
+    """Return keys or values [batch, heads, tokens, size] as pages [batch, tokens, heads, size]."""
+    pages = states.transpose(1, 2)
+    return pages if pages.stride(3) == 1 else pages.contiguous()
+
+
+def _paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: _Score) -> "Tensor":
+    """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
+    native = kernels.load() if query.device.type == "cpu" else None
+    if native is None:
+        return _paged_attention_of_torch(query, keys, values, tables, score)
+    return native.paged_attention(
+        query.contiguous(),
+        keys,
+        values,
+        tables.page_table,
+        tables.query_start,
+        tables.kv_length,
+        scale=score.scale,
+        window=score.window,
+        softcap=score.softcap,
+    )
+
+
+def _paged_attention_of_torch(
+    query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: _Score
+) -> "Tensor":
+    import torch
+
+    out = torch.empty(*query.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
+    for number, length in enumerate(tables.kv_lengths):
+        first, end = tables.query_starts[number], tables.query_starts[number + 1]
+        # tokens that no query sees are not read
+        start = max(0, length - (end - first) - score.window + 1) if score.window else 0
+        pages = tables.page_table[number].long()
+        own_keys, own_values = (_gather(pool, pages, start, length) for pool in (keys, values))
+        out[first:end] = _attend_to_one(query[first:end], own_keys, own_values, score)
+    return out
+
+
+def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor":
+    """Return one sequence's keys or values [heads, tokens, size] from token `start` on."""
+    size = pool.shape[1]
+    first = start // size
+    needed = pages[first : -(-length // size)]
+    return pool.index_select(0, needed).flatten(0, 1)[start - first * size : length - first * size].transpose(0, 1)
+
+
+def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: _Score) -> "Tensor":
+    """Attend from [tokens, heads, size] to [key heads, seen tokens, size], causally: the tokens are the last ones."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    tokens, seen, window = query.shape[0], keys.shape[1], score.window
+    mask = None
+    if tokens > 1 and (tokens != seen or (window and seen > window)):
+        mask = _visible(tokens, seen, window, query.device)
+    q = query.transpose(0, 1)
+    if score.softcap:
+        if mask is None and tokens > 1:
+            mask = _visible(tokens, seen, 0, query.device)
+        return _attend_with_softcap(q, keys, values, mask, score).transpose(0, 1)
+    out = scaled_dot_product_attention(
+        q[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None and tokens > 1,
+        scale=score.scale,
+        enable_gqa=q.shape[0] != keys.shape[0],
+    )
+    attended: Tensor = out[0].transpose(0, 1)
+    return attended
+
+
+def _attend_with_softcap(
+    query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None", score: _Score
+) -> "Tensor":
+    import torch
+
+    groups = query.shape[0] // keys.shape[0]
+    scores = query @ keys.repeat_interleave(groups, 0).transpose(1, 2) * score.scale
+    scores = torch.tanh(scores / score.softcap) * score.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return weights @ values.repeat_interleave(groups, 0)
+
+
+def _visible(tokens: int, seen: int, window: int, device: Any = None) -> "Tensor":
+    """Return the mask [tokens, seen] of a sequence's last tokens: each sees the tokens before it, within the window."""
+    import torch
+
+    positions = torch.arange(seen, device=device)
+    distance = positions[seen - tokens :, None] - positions
+    return (distance >= 0) & (distance < window) if window else distance >= 0
