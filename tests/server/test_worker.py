@@ -1,4 +1,4 @@
-"""The thread that computes, without HTTP: what one request does wrong is that request's alone."""
+"""The worker thread without HTTP: the errors of one request do not affect others."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -43,15 +43,15 @@ def request(loaded: LoadedModel, prompt: str = PROMPT, tokens: int = TOKENS) -> 
     return make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
 
 
-def answers(worker: Worker, *asking: tuple[Request, Sequence[Any]]) -> list[Completion]:
-    """The answers to what one client asks for."""
+def answers(worker: Worker, *requests: tuple[Request, Sequence[Any]]) -> list[Completion]:
+    """Return the answers to the requests of one client."""
 
     async def ask() -> list[Completion]:
-        asked = worker.submit(asking, seconds=20)
-        found: dict[int, Completion] = {}
-        async for news in asked.pieces():
-            found |= {index: end for index, _, end in news if end is not None}
-        return [found[index] for index in sorted(found)]
+        pending = worker.submit(requests, seconds=20)
+        by_index: dict[int, Completion] = {}
+        async for updates in pending.updates():
+            by_index |= {update.index: update.completion for update in updates if update.completion is not None}
+        return [by_index[index] for index in sorted(by_index)]
 
     return asyncio.run(asyncio.wait_for(ask(), 30))
 
@@ -60,7 +60,7 @@ def alone(request: Request, loaded: LoadedModel) -> str:
     return "".join(chunk.text for chunk in stream_request(loaded, request))
 
 
-def test_a_bug_at_the_beginning_of_an_answer_is_that_answers_alone(
+def test_a_bug_at_the_start_of_an_answer_affects_that_answer_alone(
     llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     add = Engine.add
@@ -81,7 +81,7 @@ def test_a_bug_at_the_beginning_of_an_answer_is_that_answers_alone(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "deepseek_v3"])
-def test_penalties_count_whether_requests_are_packed_or_go_one_by_one(
+def test_penalties_apply_to_packed_and_to_single_requests(
     tiny_models: Callable[[str], Path], architecture: str
 ) -> None:
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"temperature": 0})
@@ -92,12 +92,12 @@ def test_penalties_count_whether_requests_are_packed_or_go_one_by_one(
         first, second, third = answers(worker, (plain, []), (own, [biased]), (own, [barred]))
     assert first.text == alone(plain, loaded)
     assert second.token_ids == (7,) * TOKENS
-    # 7, then 9 and 7 in turn at most: a token that has come once is no likelier than before its bias
+    # 7, then at most 9 and 7 in turn: after its first use, a token is no likelier than without its bias
     assert third.token_ids[:2] == (7, 9)
     assert third.token_ids.count(7) < TOKENS // 2
 
 
-def test_requests_that_go_one_by_one_are_all_answered_in_turn(tiny_models: Callable[[str], Path]) -> None:
+def test_single_requests_are_all_answered_in_turn(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("deepseek_v3"), load={"dtype": "float32"}, generation={"temperature": 0})
     asked = [request(loaded, word) for word in ("library", "the capital of", PROMPT)]
     with working(loaded) as worker:
@@ -105,7 +105,7 @@ def test_requests_that_go_one_by_one_are_all_answered_in_turn(tiny_models: Calla
     assert [one.text for one in found] == [alone(one, loaded) for one in asked]
 
 
-def test_what_the_engine_does_not_know_waits_its_turn_and_starves_nobody(llama: LoadedModel) -> None:
+def test_a_request_that_cannot_be_packed_waits_its_turn_and_blocks_nobody(llama: LoadedModel) -> None:
     plain = request(llama)
     other = replace(plain, arguments={**plain.arguments, "prompt_lookup_num_tokens": 2})
     with working(llama) as worker:
@@ -113,16 +113,16 @@ def test_what_the_engine_does_not_know_waits_its_turn_and_starves_nobody(llama: 
     assert {one.text for one in found} == {alone(plain, llama)}
 
 
-def test_what_can_never_have_room_is_refused_before_it_waits(llama: LoadedModel) -> None:
+def test_a_request_that_can_never_fit_is_refused_at_once(llama: LoadedModel) -> None:
     with working(llama) as worker:
         worker._engine._packed.prefix_cache.count = 3  # type: ignore[union-attr]
-        with pytest.raises(RequestError, match="room for 48") as caught:
+        with pytest.raises(RequestError) as caught:
             answers(worker, (request(llama, tokens=60), []))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
 
-def test_settings_that_never_come_again_are_not_kept(llama: LoadedModel) -> None:
-    """Every client may ask for a temperature of its own."""
+def test_samplers_of_rare_settings_are_not_kept(llama: LoadedModel) -> None:
+    """Every client may set its own temperature."""
     plain = request(llama, tokens=1)
     with working(llama) as worker:
         many = [replace(plain, arguments={**plain.arguments, "repetition_penalty": 1 + n / 1000}) for n in range(100)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError
 from llmctl.generation.completion import Completion, DecodingStats
 from llmctl.generation.request import Request
-from llmctl.server.http_errors import RequestError, error_of
+from llmctl.server.http_errors import RequestError, to_request_error
 from llmctl.server.metrics import RequestTimer
 from llmctl.server.schemas import Sampling
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
 
+    from llmctl.server.pending import AnswerUpdate, PendingResponse
     from llmctl.server.registry import ModelRegistry
-    from llmctl.server.worker import Asked
 
 _log = logging.getLogger("llmctl.serve")
 
@@ -73,8 +73,8 @@ class ChoiceWriter:
         """Yield the choices at the start of a stream."""
         return iter(())
 
-    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
-        """Yield the choices of a stream for new text of an answer; `end` comes with the last text."""
+    def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
+        """Yield the choices of a stream for new text of an answer."""
         raise NotImplementedError
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
@@ -129,7 +129,7 @@ async def answer(
     return JSONResponse(writer.document(choices, usage=usage(completions, submission.prompt_tokens)))
 
 
-def submit(registry: "ModelRegistry", submission: Submission) -> "Asked":
+def submit(registry: "ModelRegistry", submission: Submission) -> "PendingResponse":
     """Queue the requests. Raises RequestError if the queue is full."""
     try:
         return registry.worker.submit(submission.requests, seconds=registry.request_seconds)
@@ -138,7 +138,7 @@ def submit(registry: "ModelRegistry", submission: Submission) -> "Asked":
         raise
 
 
-def event_stream(registry: "ModelRegistry", pending: "Asked", events: AsyncIterator[str]) -> "Response":
+def event_stream(registry: "ModelRegistry", pending: "PendingResponse", events: AsyncIterator[str]) -> "Response":
     """Return a streamed response. The client may leave before the first event is read: no code of `events` runs then,
     so the response itself cancels what is pending."""
     from starlette.responses import StreamingResponse
@@ -153,7 +153,9 @@ def event_stream(registry: "ModelRegistry", pending: "Asked", events: AsyncItera
     return EventStream(events, media_type="text/event-stream")
 
 
-async def collect_completions(http: "HttpRequest", registry: "ModelRegistry", pending: "Asked") -> list[Completion]:
+async def collect_completions(
+    http: "HttpRequest", registry: "ModelRegistry", pending: "PendingResponse"
+) -> list[Completion]:
     """Return every answer in the order of the requests; cancel them if the client leaves."""
     completions: list[Completion] = []
     with tracked(registry, pending, completions) as timer:
@@ -166,7 +168,7 @@ def stream_error(timer: RequestTimer, error: Exception) -> RequestError:
     timer.outcome = "failed"
     if not isinstance(error, LlmctlError | RequestError):
         _log.exception("a bug while streaming")
-    return error_of(error)
+    return to_request_error(error)
 
 
 class _DisconnectedError(RequestError):
@@ -174,7 +176,9 @@ class _DisconnectedError(RequestError):
 
 
 @contextmanager
-def tracked(registry: "ModelRegistry", pending: "Asked", completions: list[Completion]) -> Iterator[RequestTimer]:
+def tracked(
+    registry: "ModelRegistry", pending: "PendingResponse", completions: list[Completion]
+) -> Iterator[RequestTimer]:
     """Count the outcome of a request; cancel what is still pending at the end of the block."""
     timer = RequestTimer()
     try:
@@ -190,12 +194,12 @@ def tracked(registry: "ModelRegistry", pending: "Asked", completions: list[Compl
         registry.metrics.count_ended(timer, completions)
 
 
-async def _completions(pending: "Asked", timer: RequestTimer) -> list[Completion]:
+async def _completions(pending: "PendingResponse", timer: RequestTimer) -> list[Completion]:
     by_index: dict[int, Completion] = {}
-    async for updates in pending.pieces():
+    async for updates in pending.updates():
         timer.note_first_text()
-        by_index |= {index: end for index, _, end in updates if end is not None}
-    return [by_index[index] for index in range(len(pending.tickets))]
+        by_index |= {update.index: update.completion for update in updates if update.completion is not None}
+    return [by_index[index] for index in range(len(pending.answers))]
 
 
 async def _unless_disconnected(http: "HttpRequest", work: Coroutine[Any, Any, list[Completion]]) -> list[Completion]:
@@ -217,7 +221,12 @@ async def _disconnect(http: "HttpRequest") -> None:
 
 
 async def _chunk_events(
-    registry: "ModelRegistry", pending: "Asked", writer: ChoiceWriter, submission: Submission, *, wants_usage: bool
+    registry: "ModelRegistry",
+    pending: "PendingResponse",
+    writer: ChoiceWriter,
+    submission: Submission,
+    *,
+    wants_usage: bool,
 ) -> AsyncIterator[str]:
     """Yield server-sent events, all that are ready at a time."""
     fields: dict[str, Any] = {"usage": None} if wants_usage else {}
@@ -230,10 +239,10 @@ async def _chunk_events(
         if opening := chunks(writer.opening_choices()):
             yield opening
         try:
-            async for updates in pending.pieces():
+            async for updates in pending.updates():
                 timer.note_first_text()
-                completions += [end for _, _, end in updates if end is not None]
-                if text := chunks(choice for update in updates for choice in writer.chunk_choices(*update)):
+                completions += [update.completion for update in updates if update.completion is not None]
+                if text := chunks(choice for update in updates for choice in writer.chunk_choices(update)):
                     yield text
         except Exception as error:  # noqa: BLE001 (the status has been sent, so the stream carries the error)
             yield data_event(stream_error(timer, error).body())

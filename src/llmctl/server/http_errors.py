@@ -60,7 +60,7 @@ def _type_of(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
-def error_of(error: Exception) -> RequestError:
+def to_request_error(error: Exception) -> RequestError:
     """Return the error that the client sees.
 
     Paths, tracebacks and messages of bugs stay out of it; they are for the operator alone.
@@ -123,7 +123,7 @@ def add_error_handlers(app: "FastAPI") -> None:
         return respond(_from_http_exception(error, request.method, request.url.path))
 
     async def other_error(request: Request, error: Exception) -> Response:
-        return respond(error_of(error))
+        return respond(to_request_error(error))
 
     app.add_exception_handler(RequestValidationError, invalid_body)
     app.add_exception_handler(HTTPException, http_exception)

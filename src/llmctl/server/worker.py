@@ -1,7 +1,7 @@
-"""The thread that computes: it takes requests from a bounded queue, steps the engine, and hands on its events.
+"""The worker thread: it takes requests from a bounded queue, steps the engine, and publishes the engine's events.
 
 Requests are taken in order of arrival. Everything that touches the model happens in this one thread; everything that a
-client waits for happens in the event loop, which is told of each step once.
+client waits for happens in the event loop, which is called once for each step.
 """
 
 import asyncio
@@ -9,89 +9,33 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError
-from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.request import Request
-from llmctl.server.http_errors import RequestError, error_of
+from llmctl.server.http_errors import RequestError, to_request_error
+from llmctl.server.pending import End, PendingAnswer, PendingResponse, publish
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
 _log = logging.getLogger("llmctl.serve")
 
-End = Completion | Exception | None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One answer that somebody waits for.
-
-    Attributes:
-        asked: The answers that are asked for together.
-        index: Its place among them.
-        request: What is generated.
-        processors: Logits processors of this answer alone.
-    """
-
-    asked: "Asked"
-    index: int
-    request: Request
-    processors: Sequence[Any] = ()
-
-
-class Asked:
-    """The answers that one client waits for. Its state: what has come of them and was not yet read.
-
-    Args:
-        deadline: When they are given up, on time.monotonic's clock.
-    """
-
-    def __init__(self, deadline: float) -> None:
-        self.loop, self.deadline = asyncio.get_running_loop(), deadline
-        self.tickets: list[Ticket] = []
-        self._news: asyncio.Queue[tuple[int, str, End]] = asyncio.Queue()
-
-    def put(self, index: int, text: str, end: End) -> None:
-        """Called in the event loop."""
-        self._news.put_nowait((index, text, end))
-
-    async def pieces(self) -> AsyncIterator[list[tuple[int, str, Completion | None]]]:
-        """What has come, by answer: its place, its new text, and its completion with the last piece.
-
-        Raises:
-            LlmctlError, RequestError: one of them failed.
-        """
-        left = len(self.tickets)
-        while left:
-            news = [await self._news.get()]
-            while not self._news.empty():
-                news.append(self._news.get_nowait())
-            found: dict[int, tuple[str, Completion | None]] = {}
-            for index, text, end in news:
-                if isinstance(end, Exception):
-                    raise end
-                found[index] = found.get(index, ("", None))[0] + text, end
-                left -= end is not None
-            yield [(index, text, end) for index, (text, end) in found.items()]
-
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the worker is.
+    """The load of a worker.
 
     Attributes:
-        waiting: Answers that have not begun.
-        running: Answers under way.
-        kv_usage: Share of the paged KV cache that answers under way hold.
-        generated_tokens: Since the start.
-        prefilled_tokens: Since the start.
+        waiting: Answers in the queue.
+        running: Answers being generated.
+        kv_usage: Share of the paged KV cache in use.
+        generated_tokens: Tokens generated since the start.
+        prefilled_tokens: Prompt tokens computed since the start.
     """
 
     waiting: int
@@ -105,79 +49,76 @@ class Worker:
     """The thread, its queue and its engine.
 
     Args:
-        loaded: What `load` returned.
-        max_queue: So many answers may wait.
-        max_sequences: So many at a time; without it as many as bring something.
+        loaded: The model.
+        max_queue: Maximum number of waiting answers.
+        max_sequences: Maximum concurrent sequences; by default, the number that still improves throughput.
     """
 
     def __init__(self, loaded: "LoadedModel", *, max_queue: int, max_sequences: int | None = None) -> None:
         self.loaded, self.max_queue = loaded, max_queue
         self._engine = engine_for_many(loaded, sequences=max_sequences)
         self._changed = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._gone: set[Ticket] = set()
+        self._queue: deque[PendingAnswer] = deque()
+        self._cancelled: set[PendingAnswer] = set()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._running: set[Ticket] = set()  # the thread's own
-        self._ends = False
+        self._running: set[PendingAnswer] = set()  # used by the thread alone
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="llmctl-serve", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     # -- called in the event loop
 
-    def submit(self, asking: Sequence[tuple[Request, Sequence[Any]]], *, seconds: float) -> Asked:
-        """Queue the answers that one client asks for: all of them or none.
+    def submit(self, requests: Sequence[tuple[Request, Sequence[Any]]], *, seconds: float) -> PendingResponse:
+        """Queue all requests of one client, or none.
 
         Args:
-            asking: What is to be generated, and logits processors of that answer alone.
-            seconds: They are given up after so long.
+            requests: Each request with its own logits processors.
+            seconds: Time limit.
 
         Raises:
-            RequestError: 400 for what can never have room, 429 when too many wait, 503 when the server ends.
+            RequestError: 400 if one can never fit, 429 if the queue is full, 503 if the server is shutting down.
         """
-        for request, _ in asking:
+        for request, _ in requests:
             self._check_fits(request)
-        asked = Asked(time.monotonic() + seconds)
-        asked.tickets += [Ticket(asked, n, request, processors) for n, (request, processors) in enumerate(asking)]
+        pending = PendingResponse(requests, time.monotonic() + seconds)
         with self._changed:
-            if self._ends:
-                raise RequestError("the server is going down", status=503, code="shutting_down")
-            if self._waiting and len(self._waiting) + len(asked.tickets) > self.max_queue:
-                raise _too_many(len(self._waiting), self._retry_seconds())
-            self._waiting.extend(asked.tickets)
+            self._check_accepts()
+            if self._queue and len(self._queue) + len(pending.answers) > self.max_queue:
+                raise _queue_full(len(self._queue))
+            self._queue.extend(pending.answers)
             self._changed.notify()
-        return asked
+        return pending
 
-    def cancel(self, asked: Asked) -> None:
-        """Nobody waits for these any more; their places are free within a step. Those that have ended stay so."""
+    def cancel(self, pending: PendingResponse) -> None:
+        """Cancel unfinished answers; their places are free within a step."""
         with self._changed:
-            self._gone.update(asked.tickets)
+            self._cancelled.update(pending.answers)
             self._changed.notify()
 
     async def call(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives, which needs the model: done in the thread, between two steps.
+        """Run `work`, which needs the model, in the thread between two steps, and return its result.
 
         Raises:
-            RequestError: 429 when too many wait, 503 when the server ends.
-            Exception: whatever it raises.
+            RequestError: 429 if the queue is full, 503 if the server is shutting down.
+            Exception: any exception of `work`.
         """
         future: Future[Any] = Future()
         with self._changed:
-            if self._ends:
-                raise RequestError("the server is going down", status=503, code="shutting_down")
+            self._check_accepts()
             if len(self._calls) >= self.max_queue:
-                raise _too_many(len(self._calls), self._retry_seconds())
+                raise _queue_full(len(self._calls))
             self._calls.append((work, future))
             self._changed.notify()
         return await asyncio.wrap_future(future)
 
     def load(self) -> Load:
-        """How busy it is now."""
+        """Return the current load."""
         engine = self._engine
         return Load(
-            waiting=len(self._waiting) + engine.waiting,
+            waiting=len(self._queue) + engine.waiting,
             running=engine.running,
             kv_usage=engine.kv_usage,
             generated_tokens=engine.generated_tokens,
@@ -185,70 +126,69 @@ class Worker:
         )
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing more; wait for what is under way, so long at most; then end."""
+        """Refuse new requests, and wait at most `seconds` for running ones."""
         with self._changed:
-            self._ends = True
+            self._is_stopping = True
             self._changed.notify()
-        until = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs and takes requests."""
-        return self._thread.is_alive() and not self._ends
+        """True while the thread runs and takes requests."""
+        return self._thread.is_alive() and not self._is_stopping
 
     def _check_fits(self, request: Request) -> None:
-        tokens, room = len(request.ids) + request.budget, self._engine.token_limit(request)
-        if room is not None and tokens > room:
+        tokens, limit = len(request.ids) + request.budget, self._engine.token_limit(request)
+        if limit is not None and tokens > limit:
             raise RequestError(
-                f"prompt and answer may take {tokens} tokens, the server has room for {room}: lower max_tokens",
+                f"prompt and answer need up to {tokens} tokens, but the server has room for {limit}: lower max_tokens",
                 param="max_tokens",
                 code="context_length_exceeded",
             )
 
-    def _retry_seconds(self) -> int:
-        """When there may be room: a guess."""
-        return max(1, min(60, len(self._waiting) // 8))
+    def _check_accepts(self) -> None:
+        if self._is_stopping:
+            raise RequestError("the server is shutting down", status=503, code="shutting_down")
 
     # -- the thread
 
     def _run(self) -> None:
         while True:
             try:
-                if not self._take_in():
+                if not self._take_work():
                     return
-                self._give_out(self._step())
+                publish(self._step())
             except LlmctlError as error:
-                self._fail_all(error)
-            except Exception as error:  # noqa: BLE001 (a bug must not take those down that come after it)
+                self._fail_running(error)
+            except Exception as error:  # noqa: BLE001 (a bug must not affect later requests)
                 _log.exception("a bug while generating")
-                self._fail_all(error_of(error))
+                self._fail_running(to_request_error(error))
 
-    def _take_in(self) -> bool:
-        """Wait for something to do; let those in that have room. False when all is over."""
+    def _take_work(self) -> bool:
+        """Wait for work; start queued answers while there is room. Return False at the end of the server."""
         with self._changed:
-            while not (self._waiting or self._gone or self._calls or self._running):
-                if self._ends:
+            while not (self._queue or self._cancelled or self._calls or self._running):
+                if self._is_stopping:
                     return False
                 self._changed.wait()
-            gone, self._gone = self._gone, set()
+            cancelled, self._cancelled = self._cancelled, set()
             now = time.monotonic()
-            late = {t for t in (*self._waiting, *self._running) if t.asked.deadline < now}
-            if gone or late:
-                self._waiting = deque(t for t in self._waiting if t not in gone and t not in late)
-        for ticket in gone:
-            self._leave(ticket)
-        for ticket in late:
-            self._leave(ticket)
-            error = RequestError("the answer was not complete in time", status=503, code="deadline_exceeded")
-            self._give_out([(ticket, "", error)])
-        self._answer_calls()
-        self._admit()
+            late = {answer for answer in (*self._queue, *self._running) if answer.response.deadline < now}
+            if dropped := cancelled | late:
+                self._queue = deque(answer for answer in self._queue if answer not in dropped)
+        for answer in dropped & self._running:
+            self._running.remove(answer)
+            self._engine.cancel(answer)
+        error = RequestError("the answer was not complete in time", status=503, code="deadline_exceeded")
+        publish((answer, "", error) for answer in late - cancelled)
+        self._run_one_call()
+        self._start_queued()
         return True
 
-    def _answer_calls(self) -> None:
-        """One of those that wait, so that answers under way go on in between."""
+    def _run_one_call(self) -> None:
+        """Run one waiting call only, so that running answers continue in between."""
         if not self._calls:
             return
         work, future = self._calls.popleft()
@@ -256,31 +196,26 @@ class Worker:
             return
         try:
             future.set_result(work())
-        except Exception as error:  # noqa: BLE001 (it is raised where it is waited for)
+        except Exception as error:  # noqa: BLE001 (it is raised in `call`)
             future.set_exception(error)
 
-    def _admit(self) -> None:
+    def _start_queued(self) -> None:
         while self._engine.has_room:
             with self._changed:
-                if not self._waiting:
+                if not self._queue:
                     return
-                ticket = self._waiting.popleft()
+                answer = self._queue.popleft()
             try:
-                self._engine.add(ticket, ticket.request, ticket.processors)
-                self._running.add(ticket)
+                self._engine.add(answer, answer.request, answer.processors)
+                self._running.add(answer)
             except LlmctlError as error:
-                self._give_out([(ticket, "", error)])
-            except Exception as error:  # noqa: BLE001 (it is this request's alone)
-                _log.exception("a bug at the beginning of an answer")
-                self._give_out([(ticket, "", error_of(error))])
+                publish([(answer, "", error)])
+            except Exception as error:  # noqa: BLE001 (it concerns this request alone)
+                _log.exception("a bug at the start of an answer")
+                publish([(answer, "", to_request_error(error))])
 
-    def _leave(self, ticket: Ticket) -> None:
-        if ticket in self._running:
-            self._running.remove(ticket)
-            self._engine.cancel(ticket)
-
-    def _step(self) -> Iterator[tuple[Ticket, str, End]]:
-        """Yield the news of the engine's next pass."""
+    def _step(self) -> Iterator[tuple[PendingAnswer, str, End]]:
+        """Yield the updates of the engine's next pass."""
         if not self._running:
             return
         for event in self._engine.step():
@@ -288,40 +223,27 @@ class Worker:
                 self._running.remove(event.key)
             yield event.key, event.text, event.end
 
-    def _give_out(self, news: Iterable[tuple[Ticket, str, End]]) -> None:
-        """Tell the event loop, once for all of a step."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, str, End]]] = {}
-        for ticket, text, end in news:
-            by_loop.setdefault(ticket.asked.loop, []).append((ticket, text, end))
-        for loop, found in by_loop.items():
-            with suppress(RuntimeError):  # it was closed: nobody listens
-                loop.call_soon_threadsafe(_put_all, found)
-
-    def _fail_all(self, error: Exception) -> None:
-        """What is under way cannot go on: memory ran out, or a bug. Those that wait get their turn."""
-        if isinstance(error, MachineError):  # it is about this machine, and for who runs it
+    def _fail_running(self, error: Exception) -> None:
+        """Fail all running answers, because memory ran out or there is a bug. Queued ones are still served."""
+        if isinstance(error, MachineError):  # its message is for the operator
             _log.warning("%s", error.message)
             error = RequestError(
-                "memory ran out while this was answered: try again later, or with fewer tokens",
+                "the server ran out of memory: try again later, or with fewer tokens",
                 status=503,
                 code="out_of_memory",
                 headers={"Retry-After": "1"},
             )
-        tickets = list(self._running)
+        failed = list(self._running)
         self._running.clear()
         self._engine.drop_all()
-        self._give_out([(ticket, "", error) for ticket in tickets])
+        publish((answer, "", error) for answer in failed)
 
 
-def _too_many(waiting: int, retry_seconds: int) -> RequestError:
+def _queue_full(waiting: int) -> RequestError:
+    retry_seconds = max(1, min(60, waiting // 8))  # a guess
     return RequestError(
-        f"{waiting} requests wait already; try again later",
+        f"{waiting} requests are waiting already; try again later",
         status=429,
         code="queue_full",
         headers={"Retry-After": str(retry_seconds)},
     )
-
-
-def _put_all(found: list[tuple[Ticket, str, End]]) -> None:
-    for ticket, text, end in found:
-        ticket.asked.put(ticket.index, text, end)

@@ -20,6 +20,7 @@ from llmctl.server.tool_calls import ToolChoiceBody, ToolsBody, openai_calls, op
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
 
 _TAIL_TOKENS = 16  # enough to see if the template opens reasoning
@@ -145,14 +146,15 @@ class MessageWriter(ChoiceWriter):
         for index in range(len(self._splitters)):
             yield _delta_choice(index, {"role": "assistant", "content": ""})
 
-    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
-        splitter = self._splitters[index]
-        for piece in splitter.add(text, final=end is not None):
+    def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
+        splitter, completion = self._splitters[update.index], update.completion
+        for piece in splitter.add(update.text, final=completion is not None):
             delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else openai_delta(piece)
-            yield _delta_choice(index, delta)
-        if end is not None:
-            reason = _chat_finish_reason(end, has_called=splitter.has_called)
-            yield {**_delta_choice(index, {}), "logprobs": self._logprobs(end), "finish_reason": reason}
+            yield _delta_choice(update.index, delta)
+        if completion is not None:
+            reason = _chat_finish_reason(completion, has_called=splitter.has_called)
+            logprobs = self._logprobs(completion)
+            yield {**_delta_choice(update.index, {}), "logprobs": logprobs, "finish_reason": reason}
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         pieces = list(self._splitters[index].add(completion.text, final=True))

@@ -21,6 +21,7 @@ from llmctl.server.schemas import MAX_TOKENS, MAX_TOP_LOGPROBS, Sampling, Text, 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
 
 _MAX_PROMPTS = 128
@@ -123,11 +124,15 @@ class _TextWriter(ChoiceWriter):
         self._echoes, self._answers_per_prompt = echoes, body.n or 1
         self._wants_logprobs = body.logprobs is not None
 
-    def chunk_choices(self, index: int, text: str, end: Completion | None) -> Iterator[dict[str, Any]]:
-        if text or end is not None:
-            reason = finish_reason(end) if end is not None else None
-            logprobs = self._logprobs(None, end.logprobs or ()) if end is not None else None
-            yield {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
+        completion = update.completion
+        if update.text or completion is not None:
+            yield {
+                "index": update.index,
+                "text": update.text,
+                "logprobs": None if completion is None else self._logprobs(None, completion.logprobs or ()),
+                "finish_reason": None if completion is None else finish_reason(completion),
+            }
 
     def choice(self, index: int, completion: Completion | None) -> dict[str, Any]:
         echo = self._echoes[index // self._answers_per_prompt] if self._echoes else None

@@ -24,8 +24,8 @@ from llmctl.server.schemas import MAX_MESSAGES, Body, Message, SchemaName, Text,
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmctl.server.pending import PendingResponse
     from llmctl.server.registry import ModelRegistry
-    from llmctl.server.worker import Asked
 
 
 class InputPart(Body):
@@ -205,7 +205,7 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 async def _events(
-    registry: "ModelRegistry", pending: "Asked", choices: MessageWriter, writer: _ResponseWriter
+    registry: "ModelRegistry", pending: "PendingResponse", choices: MessageWriter, writer: _ResponseWriter
 ) -> AsyncIterator[str]:
     """Yield OpenAI's events; reasoning comes at the end, with the whole answer."""
     completions: list[Completion] = []
@@ -213,10 +213,10 @@ async def _events(
     with tracked(registry, pending, completions) as timer:
         yield "".join(_opening_events(writer))
         try:
-            async for updates in pending.pieces():
+            async for updates in pending.updates():
                 timer.note_first_text()
-                completions += [end for _, _, end in updates if end is not None]
-                for choice in (choice for update in updates for choice in choices.chunk_choices(*update)):
+                completions += [update.completion for update in updates if update.completion is not None]
+                for choice in (choice for update in updates for choice in choices.chunk_choices(update)):
                     reasoning += choice["delta"].get("reasoning_content") or ""
                     if delta := choice["delta"].get("content"):
                         text += delta

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.server.http_errors import RequestError, error_of
+from llmctl.server.http_errors import RequestError, to_request_error
 from llmctl.server.request_body import ClientDisconnected, Message, Receive, check_json, discard_rest, read_body
 from llmctl.server.security.hosts import allowed_hosts, host_is_allowed, origin_is_allowed, origin_is_listed
 from llmctl.server.security.keys import Keys
@@ -119,7 +119,7 @@ class Guard:
             await response.refuse(error, receive)
         except Exception as error:  # noqa: BLE001 (it is logged with its traceback; later requests must not suffer)
             _log.exception("%s: a bug", response.request_id)
-            await response.refuse(error_of(error), receive)
+            await response.refuse(to_request_error(error), receive)
         finally:
             response.log_access()
 

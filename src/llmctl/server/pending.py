@@ -1,0 +1,91 @@
+"""Answers that clients wait for, handed from the worker's thread to the event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.generation.completion import Completion
+from llmctl.generation.request import Request
+
+End = Completion | Exception | None
+
+
+@dataclass(eq=False)
+class PendingAnswer:
+    """One answer that a client waits for.
+
+    Attributes:
+        response: The response that it belongs to.
+        index: Its position in the response.
+        request: The request to generate.
+        processors: Logits processors of this answer alone.
+    """
+
+    response: "PendingResponse"
+    index: int
+    request: Request
+    processors: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class AnswerUpdate:
+    """New text of an answer; the last update has the completion."""
+
+    index: int
+    text: str
+    completion: Completion | None
+
+
+class PendingResponse:
+    """All answers that one client waits for. Its state: updates that have not been read yet.
+
+    Args:
+        requests: Each request with its own logits processors.
+        deadline: The time limit on the clock of time.monotonic.
+    """
+
+    def __init__(self, requests: Iterable[tuple[Request, Sequence[Any]]], deadline: float) -> None:
+        self.loop, self.deadline = asyncio.get_running_loop(), deadline
+        self.answers = [PendingAnswer(self, index, *request) for index, request in enumerate(requests)]
+        self._updates: asyncio.Queue[tuple[int, str, End]] = asyncio.Queue()
+
+    def put(self, index: int, text: str, end: End) -> None:
+        """Add an update. Call it in the event loop."""
+        self._updates.put_nowait((index, text, end))
+
+    async def updates(self) -> AsyncIterator[list[AnswerUpdate]]:
+        """Yield all new updates at a time, at most one per answer.
+
+        Raises:
+            LlmctlError, RequestError: one of the answers failed.
+        """
+        remaining = len(self.answers)
+        while remaining:
+            updates = [await self._updates.get()]
+            while not self._updates.empty():
+                updates.append(self._updates.get_nowait())
+            merged: dict[int, AnswerUpdate] = {}
+            for index, text, end in updates:
+                if isinstance(end, Exception):
+                    raise end
+                earlier = merged[index].text if index in merged else ""
+                merged[index] = AnswerUpdate(index, earlier + text, end)
+                remaining -= end is not None
+            yield list(merged.values())
+
+
+def publish(updates: Iterable[tuple[PendingAnswer, str, End]]) -> None:
+    """Hand updates from the worker's thread to the event loops, with one call for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[PendingAnswer, str, End]]] = {}
+    for answer, text, end in updates:
+        by_loop.setdefault(answer.response.loop, []).append((answer, text, end))
+    for loop, of_loop in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+            loop.call_soon_threadsafe(_put_all, of_loop)
+
+
+def _put_all(updates: list[tuple[PendingAnswer, str, End]]) -> None:
+    for answer, text, end in updates:
+        answer.response.put(answer.index, text, end)
