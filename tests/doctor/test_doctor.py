@@ -26,8 +26,8 @@ def test_this_machine_is_clean_for_a_model_on_the_cpu(doctor: Any, tiny_models: 
     assert found["line"]["plan"]["reason"].startswith("cpu: ")
 
 
-def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doctor: Any) -> None:
-    done = doctor.raw()
+def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doctor: Any, quick: str) -> None:
+    done = doctor.raw(PYTHONPATH=quick)
     lines = done.stdout.splitlines()
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "warning", "broken", "skipped", "fix:"}
     assert lines[-1].startswith("nothing is broken")
@@ -35,11 +35,11 @@ def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doct
         assert [line for line in lines if line[11:].startswith(name)], name
 
 
-def test_cuda_with_flash_attention_is_broken_here_and_each_line_says_what_to_change(doctor: Any) -> None:
+def test_cuda_with_flash_attention_is_broken_here_and_each_line_says_what_to_change(doctor: Any, quick: str) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has an NVIDIA driver")
     asked = ("--set", "load.device_map=cuda", "--set", "load.attn_implementation=flash_attention_2")
-    found = doctor(*asked)
+    found = doctor(*asked, PYTHONPATH=quick)
     assert found["exit_code"] == 1
     line = found["line"]
     assert line["GPU"]["status"] == line["attention"]["status"] == line["flash-attn"]["status"] == "broken"
@@ -86,9 +86,11 @@ SEGFAULT = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
 
 
 @pytest.mark.parametrize(("bits", "status", "code"), [("4", "broken", 1), ("none", "warning", 0)])
-def test_a_package_that_segfaults_is_one_line(bits: str, status: str, code: int, doctor: Any, plant: Any) -> None:
+def test_a_package_that_segfaults_is_one_line(
+    bits: str, status: str, code: int, doctor: Any, plant: Any, quick: str
+) -> None:
     planted = plant("bitsandbytes", SEGFAULT)
-    found = doctor("--set", f"quantization.bits={bits}", PYTHONPATH=str(planted))
+    found = doctor("--set", f"quantization.bits={bits}", PYTHONPATH=f"{planted}{os.pathsep}{quick}")
     line = found["line"]["bitsandbytes"]
     assert (line["status"], found["exit_code"]) == (status, code), found["all_text"]
     assert "kills Python (SIGSEGV)" in line["reason"]
@@ -196,9 +198,9 @@ def test_a_flash_attn_built_for_another_torch_is_named_with_the_command(doctor: 
     assert doctor(PYTHONPATH=planted)["line"]["flash-attn"]["status"] == "warning"
 
 
-def test_what_was_planted_in_the_current_folder_is_not_what_is_imported(doctor: Any) -> None:
+def test_what_was_planted_in_the_current_folder_is_not_what_is_imported(doctor: Any, quick: str) -> None:
     (doctor.folder / "accelerate.py").write_text("raise RuntimeError('a script of the user')\n")
-    assert doctor()["line"]["accelerate"]["status"] == "ok"
+    assert doctor(PYTHONPATH=quick)["line"]["accelerate"]["status"] == "ok"
 
 
 # -- disk and limits
@@ -243,8 +245,8 @@ def test_looking_leaves_nothing_in_the_cache(doctor: Any, tmp_path: Path, quick:
     assert not (tmp_path / "hf-home").exists()
 
 
-def test_a_limit_of_address_space_is_named(doctor: Any) -> None:
-    found = doctor(prefix=("prlimit", "--as=2000000000"))
+def test_a_limit_of_address_space_is_named(doctor: Any, quick: str) -> None:
+    found = doctor(prefix=("prlimit", "--as=2000000000"), PYTHONPATH=quick)
     line = found["line"]["address space"]
     assert line["status"] == "warning"
     assert "ulimit -v allows 2 GB" in line["reason"]
@@ -361,7 +363,9 @@ def test_offline_the_network_is_not_touched_and_a_missing_model_is_named(doctor:
 # -- the report
 
 
-def test_the_report_holds_what_helps_and_no_secret(doctor: Any, plant: Any, tmp_path: Path, hub: Hub) -> None:
+def test_the_report_holds_what_helps_and_no_secret(
+    doctor: Any, plant: Any, tmp_path: Path, hub: Hub, quick: str
+) -> None:
     home = tmp_path / "home-of-anna"
     (home / "cache").mkdir(parents=True)
     (home / "cache" / "token").write_text("hf_stored_and_secret")
@@ -380,7 +384,7 @@ def test_the_report_holds_what_helps_and_no_secret(doctor: Any, plant: Any, tmp_
         HF_HUB_OFFLINE="0",
         HF_ENDPOINT=hub.url.replace("//", "//anna:password@"),
         HTTPS_PROXY="http://anna:password@proxy.invalid:3128",
-        PYTHONPATH=str(planted),
+        PYTHONPATH=f"{planted}{os.pathsep}{quick}",
     )
     text = file.read_text()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -417,13 +421,14 @@ def test_quiet_leaves_only_what_is_wrong(doctor: Any, quick: str) -> None:
     assert not {"ok", "skipped"} & set(words)
 
 
-def test_the_command_itself_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+def test_the_command_itself_imports_neither_torch_nor_transformers(tmp_path: Path, quick: str) -> None:
     code = (
         "import json, sys\nfrom llmctl.cli.main import main\ncode = main(['doctor', '--json', '--offline'])\n"
         "heavy = [m for m in ('torch', 'transformers', 'accelerate', 'bitsandbytes') if m in sys.modules]\n"
         "print(json.dumps(heavy), file=sys.stderr)\n"
     )
+    env = {**os.environ, "PYTHONPATH": quick}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=True
     )
     assert json.loads(done.stderr.splitlines()[-1]) == []

@@ -51,6 +51,13 @@ _CLASSES = (
     "LlamaForCausalLM",
     "PreTrainedTokenizerFast",
 )
+_PACKAGES = (
+    "bitsandbytes",
+    "llguidance",
+    "peft.tuners.lora.bnb",
+    "transformers.integrations.bitsandbytes",
+    "transformers.trainer_utils",
+)
 
 
 class Process:
@@ -267,8 +274,8 @@ def _import_everything() -> None:
 
         for name in _CLASSES:
             getattr(transformers, name)
-    for name in ("bitsandbytes", "peft"):
-        if importlib.util.find_spec(name):
+    for name in _PACKAGES:
+        if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
     for module in pkgutil.walk_packages(llmctl.__path__, "llmctl."):
         if not module.name.startswith(_NOT_IMPORTED):
