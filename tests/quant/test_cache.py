@@ -1,4 +1,4 @@
-"""Quantised copies: the second start reads what the first one wrote, and never anything else."""
+"""The quantised cache: the second start reads what the first one wrote, and never anything else."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from llmctl.config import settings_from_mapping
 from llmctl.cpu import kernels
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import prepare
-from llmctl.plan import quantized_cache as plan_copies
-from llmctl.quant import cache as copies
+from llmctl.loading.quantized_cache import find_stale
+from llmctl.plan.quantized_cache import RESERVE_BYTES
+from llmctl.quant import cache
 from llmctl.units import format_bytes
 from support.tiny import edit_json
 
@@ -27,21 +28,21 @@ Copy = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def settled() -> None:
-    """Wait until what is being kept has taken its place."""
+def wait_for_cache() -> None:
+    """Wait until the entry that is being written has taken its place."""
     for thread in threading.enumerate():
-        if thread.name == "llmctl-quantized-copy":
+        if thread.name == "llmctl-quantized-cache":
             thread.join()
 
 
 def load(folder: Path, **quantization: Any) -> LoadedModel:
     asked = {"bits": 4, "backend": "bitsandbytes", **quantization}
     loaded = llmctl.load(folder, quantization=asked, generation={"max_new_tokens": 12})
-    settled()
+    wait_for_cache()
     return loaded
 
 
-def told(loaded: LoadedModel) -> str:
+def decision_of(loaded: LoadedModel) -> str:
     return next(str(d) for d in loaded.plan.decisions if d.key == "quantized_copy")
 
 
@@ -56,23 +57,23 @@ def test_the_second_start_of_every_architecture_reads_the_copy_and_says_the_same
     can_speak = (architecture, backend, bits) != ("deepseek_v3", "bitsandbytes", 8)
     said = llmctl.generate(first, "the capital of").token_ids if can_speak else None
     second = load(tiny_models(architecture), backend=backend, bits=bits)
-    assert (first.plan.copy_folder, second.plan.copy_folder) == (None, copies.kept_copies()[0].folder)
+    assert (first.plan.quantized_cache, second.plan.quantized_cache) == (None, cache.entries()[0].folder)
     assert second.measured.quantization == first.measured.quantization
     assert second.measured.device_bytes == pytest.approx(first.measured.device_bytes, rel=0.01)
     assert said is None or llmctl.generate(second, "the capital of").token_ids == said
 
 
 def test_what_becomes_of_a_copy_is_a_decision_with_a_reason(tiny_models: Tiny) -> None:
-    assert told(load(tiny_models("llama"))).startswith("quantized_copy=will be kept, ")
-    second = told(load(tiny_models("llama")))
-    assert second.startswith(f"quantized_copy={format_bytes(copies.kept_copies()[0].size_bytes)} from 20")
-    assert told(load(tiny_models("llama"), cache=False)) == "quantized_copy=none: quantization.cache is false"
+    assert decision_of(load(tiny_models("llama"))).startswith("quantized_copy=will be kept, ")
+    second = decision_of(load(tiny_models("llama")))
+    assert second.startswith(f"quantized_copy={format_bytes(cache.entries()[0].size_bytes)} from 20")
+    assert decision_of(load(tiny_models("llama"), cache=False)) == "quantized_copy=none: quantization.cache is false"
 
 
 def test_an_unquantised_load_has_no_word_about_copies_and_keeps_none(tiny_models: Tiny) -> None:
     loaded = llmctl.load(tiny_models("llama"))
     assert "quantized_copy" not in {decision.key for decision in loaded.plan.decisions}
-    assert copies.kept_copies() == ()
+    assert cache.entries() == ()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_an_unquantised_load_has_no_word_about_copies_and_keeps_none(tiny_models
 )
 def test_a_copy_is_not_read_for_another_setting(other: dict[str, Any], tiny_models: Tiny) -> None:
     load(tiny_models("llama"))
-    assert load(tiny_models("llama"), **other).plan.copy_folder is None
+    assert load(tiny_models("llama"), **other).plan.quantized_cache is None
 
 
 def test_a_copy_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Tiny) -> None:
@@ -96,19 +97,21 @@ def test_a_copy_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Ti
     folder = tiny_models("llama")
     machine = load(folder).machine
     asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4, "backend": "bitsandbytes"}}
-    assert prepare(settings_from_mapping(asked), machine=machine).plan.copy_folder is not None
-    assert prepare(settings_from_mapping({**asked, "load": {"dtype": "fp16"}}), machine=machine).plan.keep_copy
+    assert prepare(settings_from_mapping(asked), machine=machine).plan.quantized_cache is not None
+    assert prepare(
+        settings_from_mapping({**asked, "load": {"dtype": "fp16"}}), machine=machine
+    ).plan.fills_quantized_cache
     newer = replace(machine, packages={**machine.packages, "bitsandbytes": "9.9.0"})
-    assert prepare(settings_from_mapping(asked), machine=newer).plan.copy_folder is None
-    assert [item.why for item in copies.find_stale(newer)] == ["copy by another version"]
+    assert prepare(settings_from_mapping(asked), machine=newer).plan.quantized_cache is None
+    assert [item.why for item in find_stale(newer)] == ["copy by another version"]
 
 
 def test_a_folder_that_has_changed_is_quantised_anew(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     load(folder)
     os.utime(folder / "model.safetensors", (1, 1))
-    assert load(folder).plan.copy_folder is None
-    stale = copies.find_stale(prepare(settings_from_mapping({"model": {"id": str(folder)}})).machine)
+    assert load(folder).plan.quantized_cache is None
+    stale = find_stale(prepare(settings_from_mapping({"model": {"id": str(folder)}})).machine)
     assert [item.why for item in stale] == ["copy of a model that has changed"]
 
 
@@ -116,7 +119,7 @@ def test_a_folder_that_has_changed_is_quantised_anew(tiny_copy: Copy) -> None:
 def test_a_damaged_copy_is_no_obstacle_and_is_made_anew(damage: str, tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     said = llmctl.generate(load(folder), "the capital of").token_ids
-    file = copies.kept_copies()[0].folder / "model.safetensors"
+    file = cache.entries()[0].folder / "model.safetensors"
     content = file.read_bytes()
     if damage == "cut":
         file.write_bytes(content[:-1000])
@@ -126,22 +129,22 @@ def test_a_damaged_copy_is_no_obstacle_and_is_made_anew(damage: str, tiny_models
         file.write_bytes(content.replace(b"q_proj", b"x_proj"))
     again = load(folder)
     assert llmctl.generate(again, "the capital of").token_ids == said
-    assert load(folder).plan.copy_folder is not None, "it was replaced by a good one"
+    assert load(folder).plan.quantized_cache is not None, "it was replaced by a good one"
     if damage != "cut":  # a wrong size shows before anything is loaded
-        assert told(again).startswith("quantized_copy=made anew: the one that was kept is damaged")
+        assert decision_of(again).startswith("quantized_copy=made anew: the one that was kept is damaged")
 
 
 def test_a_configuration_beside_the_weights_of_a_copy_is_not_believed(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     load(folder)
-    edit_json(copies.kept_copies()[0].folder / "config.json", rms_norm_eps=0.5, _attn_implementation="evil/kernel")
+    edit_json(cache.entries()[0].folder / "config.json", rms_norm_eps=0.5, _attn_implementation="evil/kernel")
     # the size in the record no longer matches: make it match, as one would who wants to be believed
-    kept = next(iter(copies.root().iterdir()))
+    kept = next(iter(cache.root().iterdir()))
     record = json.loads((kept / "copy.json").read_text())
     record["sizes"]["config.json"] = (kept / "config.json").stat().st_size
     (kept / "copy.json").write_text(json.dumps(record))
     loaded = load(folder)
-    assert loaded.plan.copy_folder == kept
+    assert loaded.plan.quantized_cache == kept
     assert loaded.model.config.rms_norm_eps == pytest.approx(1e-6)
     assert loaded.plan.model_kwargs["attn_implementation"] == "sdpa"
     assert loaded.measured.attn_implementation in ("sdpa", "llmctl_cpu")
@@ -150,35 +153,35 @@ def test_a_configuration_beside_the_weights_of_a_copy_is_not_believed(tiny_model
 def test_the_least_recently_used_copies_go_when_there_are_too_many(tiny_models: Tiny) -> None:
     for name in ("llama", "qwen3", "mistral"):
         load(tiny_models(name))
-    kept = {Path(copy.source).name: copy for copy in copies.kept_copies()}
+    kept = {Path(copy.source).name: copy for copy in cache.entries()}
     for age, name in enumerate(("qwen3", "mistral", "llama")):
         os.utime(kept[name].folder / "copy.json", (1000 + age, 1000 + age))
     load(tiny_models("qwen3"))  # used just now
     size = max(copy.size_bytes for copy in kept.values())
     load(tiny_models("phi3"), cache_size=3 * size)
-    assert {Path(copy.source).name for copy in copies.kept_copies()} == {"llama", "qwen3", "phi3"}
+    assert {Path(copy.source).name for copy in cache.entries()} == {"llama", "qwen3", "phi3"}
 
 
 def test_a_copy_that_is_larger_than_all_may_be_is_not_kept(tiny_models: Tiny) -> None:
     loaded = load(tiny_models("llama"), cache_size=1000)
-    assert "quantization.cache_size is" in told(loaded)
-    assert copies.kept_copies() == ()
+    assert "quantization.cache_size is" in decision_of(loaded)
+    assert cache.entries() == ()
 
 
 def test_the_disk_is_never_filled(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_free_bytes", lambda: plan_copies.RESERVE_BYTES + 1000)
-    assert "the disk has" in told(load(tiny_models("llama")))
-    assert copies.kept_copies() == ()
+    monkeypatch.setattr(cache, "free_bytes", lambda: RESERVE_BYTES + 1000)
+    assert "the disk has" in decision_of(load(tiny_models("llama")))
+    assert cache.entries() == ()
 
 
 def test_a_disk_that_refuses_the_copy_does_not_refuse_the_model(
     tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(copies, "cache_dir", lambda: tmp_path / "file")
-    monkeypatch.setattr(copies, "_free_bytes", lambda: 10**12)
+    monkeypatch.setattr(cache, "cache_dir", lambda: tmp_path / "file")
+    monkeypatch.setattr(cache, "free_bytes", lambda: 10**12)
     loaded = load(tiny_models("llama"))
-    assert "it cannot be written" in told(loaded)
+    assert "it cannot be written" in decision_of(loaded)
     assert llmctl.generate(loaded, "hello").token_ids
 
 
@@ -194,12 +197,12 @@ def test_a_killed_write_leaves_nothing_that_is_taken_for_whole(tiny_models: Tiny
     folder = tiny_models("llama")
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert copies.kept_copies() == ()
+    assert cache.entries() == ()
     pruned = json.loads(run("models", "prune", "--yes", "--json").stdout)
     assert [(item["why"], item["size_bytes"] > 50_000) for item in pruned["items"]] == [("unfinished copy", True)]
-    assert list(copies.root().iterdir()) == []
-    assert load(folder).plan.keep_copy
-    assert len(copies.kept_copies()) == 1
+    assert list(cache.root().iterdir()) == []
+    assert load(folder).plan.fills_quantized_cache
+    assert len(cache.entries()) == 1
 
 
 def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> None:
@@ -207,12 +210,12 @@ def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> Non
 
     folder = tiny_models("llama")
     load(folder)
-    name = copies.kept_copies()[0].folder.name
-    copies.forget(copies.root() / name)
-    busy = NewFolder(copies.root() / name)
+    name = cache.entries()[0].folder.name
+    cache.remove(cache.root() / name)
+    busy = NewFolder(cache.root() / name)
     try:
-        assert told(load(folder)) == "quantized_copy=none: another process is writing it now"
-        assert copies.find_stale(load(folder).machine) == ()
+        assert decision_of(load(folder)) == "quantized_copy=none: another process is writing it now"
+        assert find_stale(load(folder).machine) == ()
     finally:
         busy.drop()
 
@@ -246,6 +249,6 @@ def test_the_real_model_says_the_same_from_its_copy(smollm: Path) -> None:
     first = load(smollm)
     said = llmctl.generate(first, "What is the capital of France?").text
     second = load(smollm)
-    assert second.plan.copy_folder is not None
+    assert second.plan.quantized_cache is not None
     assert llmctl.generate(second, "What is the capital of France?").text == said
     assert "Paris" in said

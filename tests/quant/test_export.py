@@ -15,8 +15,8 @@ import pytest
 import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.errors import MachineError, UserError
+from llmctl.loading import export
 from llmctl.loading.prepare import prepare
-from llmctl.quant import export
 from llmctl.quant.atomic_folder import NewFolder
 
 Tiny = Callable[[str], Path]
@@ -111,7 +111,7 @@ def test_a_model_that_would_lie_partly_in_ram_is_refused(tiny_models: Tiny, tmp_
 
 KILLED = """
 import os, signal, sys
-from llmctl.quant import export
+from llmctl.loading import export
 from llmctl.config import settings_from_mapping
 from llmctl.loading.prepare import prepare
 from pathlib import Path
@@ -149,12 +149,12 @@ def test_two_processes_do_not_write_the_same_folder(tiny_models: Tiny, tmp_path:
 
 
 def test_weights_that_bitsandbytes_has_repacked_are_not_saved(tiny_models: Tiny, tmp_path: Path) -> None:
-    from llmctl.quant import bitsandbytes as bnb
-    from llmctl.quant.save import save_weights
+    from llmctl.quant.bitsandbytes import is_repacked
+    from llmctl.quant.cache import save_weights
 
     loaded = llmctl.load(tiny_models("llama"), quantization={"bits": 4, "backend": "bitsandbytes", "cache": False})
     llmctl.generate(loaded, "hello", max_new_tokens=1)
-    if not bnb.is_repacked(loaded.model):
+    if not is_repacked(loaded.model):
         pytest.skip("this CPU has no AVX512-BF16: bitsandbytes leaves the weights as they are")
     with pytest.raises(ValueError, match="have been used on a CPU"):
         save_weights(loaded.model, tmp_path)

@@ -14,10 +14,10 @@ import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.cpu import kernels
 from llmctl.errors import MachineError, ModelError, UserError
+from llmctl.loading import export
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import prepare
 from llmctl.plan import make_plan
-from llmctl.quant import export
 from support import machines
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.missing()}")

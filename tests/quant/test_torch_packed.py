@@ -12,9 +12,9 @@ import pytest
 import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.errors import MachineError, ModelError
+from llmctl.loading.export import quantize
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import prepare
-from llmctl.quant.export import quantize
 
 Tiny = Callable[[str], Path]
 Copy = Callable[..., Path]

@@ -13,9 +13,9 @@ from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.hub.cache.inventory import CachedModel, Waste
+    from llmctl.loading.quantized_cache import StaleEntry
     from llmctl.model.info import ModelInfo
-    from llmctl.plan.quantized_cache import QuantizedCopy
-    from llmctl.quant.cache import Stale
+    from llmctl.quant.cache import CacheEntry
 
 SUMMARY = "List, describe and remove cached models."
 app = new_app(help=SUMMARY, group=True)
@@ -44,10 +44,10 @@ def list_models(options: Options) -> None:
       llmctl models list --json
     """
     from llmctl.hub.cache.inventory import cached_models
-    from llmctl.quant.cache import kept_copies
+    from llmctl.quant.cache import entries
 
     output = options.output
-    models, copies = cached_models(), kept_copies()
+    models, copies = cached_models(), entries()
     if output.as_json:
         listed = {"models": [_as_json(model) for model in models], "quantized_copies": [_copy(copy) for copy in copies]}
         output.document("llmctl.models/1", listed)
@@ -166,12 +166,12 @@ def prune(options: Options) -> None:
       llmctl models prune --dry-run
     """
     from llmctl.hub.cache.inventory import find_waste, remove_waste
+    from llmctl.loading.quantized_cache import find_stale, remove_stale
     from llmctl.machine.detection import read_machine
-    from llmctl.quant.cache import find_stale, remove_stale
 
     output, dry_run = options.output, options[DRY_RUN]
     unneeded, stale = find_waste(), find_stale(read_machine())
-    waste: tuple[Waste | Stale, ...] = (*unneeded, *stale)
+    waste: tuple[Waste | StaleEntry, ...] = (*unneeded, *stale)
     total = sum(item.size_bytes for item in waste)
     rows = [(item.repo_id, item.why, format_bytes(item.size_bytes), item.path.name) for item in waste]
     if not output.as_json and waste:
@@ -194,11 +194,11 @@ def _remove(model: str, *, only_copies: bool) -> int:
     from llmctl.hub.cache.inventory import remove_model
     from llmctl.hub.settings import repo_dir
     from llmctl.model.resolve import is_path
-    from llmctl.quant.cache import remove_copies
+    from llmctl.quant.cache import remove_entries_of
 
     in_cache = not is_path(model) and repo_dir(model).is_dir()
     freed = remove_model(model) if in_cache and not only_copies else 0
-    freed += remove_copies(model)
+    freed += remove_entries_of(model)
     if not freed and (only_copies or is_path(model)):
         raise UserError(f"there are no quantised copies of {model}", hint="see: llmctl models list")
     return freed if freed else remove_model(model)  # raises: there is no such model
@@ -228,16 +228,16 @@ def _row(model: "CachedModel") -> tuple[str, ...]:
     )
 
 
-def _copy_row(copy: "QuantizedCopy") -> tuple[str, ...]:
+def _copy_row(copy: "CacheEntry") -> tuple[str, ...]:
     size, used = format_bytes(copy.size_bytes), _date(copy.last_used)
-    return (copy.source, "quantised copy", size, copy.dtype, "", copy.kind, "yes", used)
+    return (copy.source, "quantised copy", size, copy.dtype, "", copy.label, "yes", used)
 
 
-def _copy(copy: "QuantizedCopy") -> dict[str, Any]:
+def _copy(copy: "CacheEntry") -> dict[str, Any]:
     return {
         "source": copy.source,
         "commit": copy.commit,
-        "quantization": copy.kind,
+        "quantization": copy.label,
         "dtype": copy.dtype,
         "folder": str(copy.folder),
         "size_bytes": copy.size_bytes,

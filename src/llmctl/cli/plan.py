@@ -80,10 +80,10 @@ Surveyed = tuple[str, "Machine", tuple["Way", ...], "Way | None"]
 
 
 def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batch: int) -> Surveyed:
+    from llmctl.loading.quantized_cache import plan_cache
     from llmctl.machine.detection import measure_ram_bandwidth, read_machine
     from llmctl.machine.presets import imagined
     from llmctl.plan.survey import recommended, survey
-    from llmctl.quant.cache import consider
 
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
@@ -100,7 +100,7 @@ def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batc
     if not name:
         ways = tuple(
             replace(
-                way, plan=consider(way.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes)
+                way, plan=plan_cache(way.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes)
             )
             if way.plan is not None
             else way

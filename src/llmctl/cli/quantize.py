@@ -30,8 +30,8 @@ def quantize(options: Options) -> None:
 
       llmctl generate --model ./qwen3-4b-4bit --prompt "Hello"
     """
-    from llmctl.quant.export import check_asked
-    from llmctl.quant.export import quantize as quantize_prepared
+    from llmctl.loading.export import check_asked
+    from llmctl.loading.export import quantize as quantize_prepared
 
     output, folder = options.output, options[FOLDER]
     settings = options.settings()

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
+from llmctl.loading.quantized_cache import plan_cache
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.info import ModelInfo, read_model_info
 from llmctl.model.resolve import Located, draft_settings, locate, locate_adapters
 from llmctl.plan import Plan, make_plan
-from llmctl.quant import cache as copies
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
@@ -65,14 +65,14 @@ def prepare(
     adapters = locate_adapters(config, offline=offline, progress=progress)
     if config.draft.id is None:
         plan = make_plan(config, machine, info, context=context, batch=batch, adapters=adapters)
-        plan = copies.consider(plan, config, info, machine)
+        plan = plan_cache(plan, config, info, machine)
         return Prepared(located, info, machine, plan, config, adapters=adapters)
     assisting = draft_settings(settings)
     beside = locate(assisting, offline=offline, progress=progress)
     draft_info = read_model_info(beside.folder, source=beside.source, commit=beside.commit)
     plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft_info, adapters=adapters)
-    plan = copies.consider(plan, config, info, machine)
+    plan = plan_cache(plan, config, info, machine)
     assert plan.draft is not None  # noqa: S101 (it was given one)
-    draft_plan = copies.consider(plan.draft, assisting.config, draft_info, machine)
+    draft_plan = plan_cache(plan.draft, assisting.config, draft_info, machine)
     draft = Prepared(beside, draft_info, machine, draft_plan, assisting.config)
     return Prepared(located, info, machine, plan, config, draft, adapters)

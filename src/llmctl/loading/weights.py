@@ -1,4 +1,4 @@
-"""Reading the weights: the call of `from_pretrained`, from the model's own files or from their quantised copy."""
+"""Reading the weights: the call of `from_pretrained`, from the model's own files or from the quantised cache."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,30 +8,31 @@ from llmctl.errors import MachineError, ModelError, first_line
 from llmctl.loading import transformers_compat as compat
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.prepare import Prepared
+from llmctl.loading.quantized_cache import fill_cache, refill_cache
 from llmctl.plan import Plan
 from llmctl.plan.memory_advice import out_of_memory_error
-from llmctl.quant import cache as copies
+from llmctl.quant import cache
 
 
 def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
-    """Load the model from its quantised copy if the plan has one, else from its own files; keep a copy if planned.
+    """Load the model from the quantised cache if the plan says so, else from its own files; fill the cache if planned.
 
     Returns:
-        The model, and the inputs with the plan that was followed: a damaged copy is replaced.
+        The model, and the inputs with the plan that was followed: a damaged entry of the cache is replaced.
     """
     plan = prepared.plan
-    if plan.copy_folder is not None:
+    if plan.quantized_cache is not None:
         try:
-            model = _load(prepared, plan.copy_folder)
-            copies.mark_used(plan.copy_folder)
+            model = _load(prepared, plan.quantized_cache)
+            cache.mark_used(plan.quantized_cache)
             return prepared, model
-        except ModelError as error:  # whatever is wrong with a copy, the original is still available
-            copies.forget(plan.copy_folder)
-            plan = copies.without_copy(plan, f"the one that was kept is damaged: {error.message}")
+        except ModelError as error:  # whatever is wrong with an entry, the original is still available
+            cache.remove(plan.quantized_cache)
+            plan = refill_cache(plan, f"the one that was kept is damaged: {error.message}")
             prepared = replace(prepared, plan=plan)
     model = _load(prepared)
-    if plan.keep_copy:
-        plan = copies.keep(model, plan, prepared.config, prepared.info, prepared.machine)
+    if plan.fills_quantized_cache:
+        plan = fill_cache(model, plan, prepared.config, prepared.info, prepared.machine)
         prepared = replace(prepared, plan=plan)
     return prepared, model
 
@@ -49,10 +50,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
+def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
     """Call `from_pretrained`, and refuse what it only warns about.
 
-    Only the weights are read from a quantised copy; the configuration is the model's own.
+    Only the weights are read from the quantised cache; the configuration is the model's own.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -62,9 +63,9 @@ def _load(prepared: Prepared, copy_folder: Path | None = None) -> Any:
         if plan.quantization is not None:
             plan.quantization.backend.import_package()
         arguments = _model_arguments(plan)
-        quantization = arguments.pop("quantization_config") if copy_folder is not None else None
+        quantization = arguments.pop("quantization_config") if cache_folder is not None else None
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(copy_folder or prepared.located.folder),
+            str(cache_folder or prepared.located.folder),
             config=_read_config(prepared, quantization),
             local_files_only=True,
             output_loading_info=True,

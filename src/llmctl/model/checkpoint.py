@@ -4,6 +4,7 @@ Reads the headers of safetensors files only (https://github.com/huggingface/safe
 of a JSON text, then that text with the dtype, shape and place of every tensor.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -99,6 +100,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             details={"missing": missing},
         )
     return files
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of the weights in a plain folder: names, sizes, times and headers of the files, and config.json.
+
+    Raises:
+        ModelError: there are no weights.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in weight_files(folder):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns} ".encode() + read_header(file))
+    return digest.hexdigest()
 
 
 def _contained(folder: Path, name: str) -> Path:

@@ -46,8 +46,8 @@ class Plan:
         decisions: Every decision with its reason, in the order they were made.
         seed: For `transformers.set_seed`.
         deterministic: Whether torch is asked for deterministic algorithms.
-        copy_folder: A quantised copy of the weights that is read instead of quantising, or None.
-        keep_copy: Whether such a copy is written once the model is loaded.
+        quantized_cache: The folder of quantised weights in the cache that is read instead of quantising, or None.
+        fills_quantized_cache: Whether the quantised weights are written to the cache.
         draft: The plan of the draft model, or None.
         kernels: Kernels that compute unquantised layers and attention: llmctl's own on a CPU, else torch's.
     """
@@ -65,8 +65,8 @@ class Plan:
     deterministic: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     quantization: Quantization | None = None
-    copy_folder: Path | None = None
-    keep_copy: bool = False
+    quantized_cache: Path | None = None
+    fills_quantized_cache: bool = False
     draft: "Plan | None" = None
     kernels: Literal["llmctl", "torch"] = "torch"
 

@@ -1,7 +1,7 @@
-"""Quantised copies of weights: kept after the first load, read by the next, bounded in size.
+"""The quantised cache: weights as they were after quantising, stored on disk, bounded in size.
 
-A copy belongs to one commit (or, for a plain folder, to one state of its files) and to everything that changes its
-bytes; all of that is hashed into the name of its folder. `copy.json` beside the weights says in words what it is.
+An entry belongs to one commit (or, for a plain folder, to one state of its files) and to everything that changes its
+bytes; all of that is hashed into the name of its folder. `copy.json` beside the weights describes it.
 """
 
 import hashlib
@@ -9,245 +9,148 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmctl.config import Config
-from llmctl.errors import ModelError
-from llmctl.machine.detection import Machine
-from llmctl.model.checkpoint import read_header, weight_files
-from llmctl.model.info import ModelInfo
 from llmctl.paths import cache_dir
-from llmctl.plan import Plan
-from llmctl.plan.quantized_cache import QuantizedCopy, decide_copy, told
-from llmctl.quant.atomic_folder import NewFolder, abandoned, remove_abandoned
-from llmctl.quant.save import save_weights
-from llmctl.units import parse_bytes
+from llmctl.quant.atomic_folder import NewFolder, remove_abandoned
+from llmctl.quant.backend import Quantization
+from llmctl.quant.registry import check_saveable
 
-FORMAT = 1  # raise it when the layout changes: older copies are then outdated
+FORMAT = 1  # raise it when the layout changes: older entries are then outdated
 RECORD = "copy.json"
-
-
-def root() -> Path:
-    """The folder of all copies."""
-    return cache_dir() / "quantized"
-
-
-def consider(plan: Plan, config: Config, info: ModelInfo, machine: Machine, *, download_bytes: int = 0) -> Plan:
-    """Add to a plan that quantises whether a copy is read, or will be kept. Reads headers and the copy's record.
-
-    Args:
-        plan: What was decided so far.
-        config: What was asked.
-        info: The model.
-        machine: This computer.
-        download_bytes: What will be written to the disk before.
-    """
-    if not plan.quantizes:
-        return plan
-    known = find(plan, info, machine) if config.quantization.cache else None
-    return decide_copy(plan, config, info, found=known, free_bytes=_free_bytes() - download_bytes)
-
-
-def find(plan: Plan, info: ModelInfo, machine: Machine) -> QuantizedCopy | None:
-    """The copy of exactly these weights quantised exactly so, whole as far as sizes tell, or None."""
-    if info.folder is None and info.commit is None:
-        return None
-    return _read(root() / _name(_identity(plan, info, machine)))
-
-
-def keep(model: Any, plan: Plan, config: Config, info: ModelInfo, machine: Machine) -> Plan:
-    """Write a copy of a model that was just quantised and has not computed anything yet.
-
-    The files are written before this returns, to the system's own cache; that they reach the disk, and take their
-    place there, is waited for by a thread, which the end of the process waits for.
-
-    Returns:
-        The plan, which says what became of it. A copy is a convenience: that it cannot be written is no error.
-    """
-    from safetensors import SafetensorError
-
-    identity = _identity(plan, info, machine)
-    target = root() / _name(identity)
-    try:
-        new = NewFolder(target)
-    except BlockingIOError:
-        return told(plan, "none", "another process is writing it now")
-    except OSError as error:
-        return told(plan, "none", f"it cannot be written: {error.strerror or error}")
-    try:
-        save_weights(model, new.path)
-        _write_record(new.path, plan, info, identity)
-    except (OSError, SafetensorError) as error:
-        new.drop()
-        return told(plan, "none", f"it cannot be written: {getattr(error, 'strerror', None) or error}")
-    except BaseException:
-        new.drop()
-        raise
-    limit = parse_bytes(config.quantization.cache_size)
-    threading.Thread(target=_finish, args=(new, limit), name="llmctl-quantized-copy").start()
-    return plan
-
-
-def kept_copies() -> tuple[QuantizedCopy, ...]:
-    """Every copy, by the name of its model."""
-    found = [_read(folder) for folder in _folders()]
-    return tuple(sorted((copy for copy in found if copy is not None), key=lambda copy: (copy.source, copy.kind)))
-
-
-def mark_used(folder: Path) -> None:
-    """Remember that a copy was loaded just now."""
-    with suppress(OSError):
-        os.utime(folder / RECORD)
-
-
-def forget(folder: Path) -> None:
-    """Remove a copy. Processes that have it mapped keep what they have."""
-    if folder.parent == root() and not folder.name.startswith("."):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def make_room(limit_bytes: int, *, spare: Path | None = None) -> None:
-    """Remove the least recently used copies until all together take at most `limit_bytes`; `spare` goes last."""
-    copies = sorted(kept_copies(), key=lambda copy: (copy.folder == spare, copy.last_used))
-    total = sum(copy.size_bytes for copy in copies)
-    for copy in copies:
-        if total <= limit_bytes:
-            return
-        forget(copy.folder)
-        total -= copy.size_bytes
-
-
-def remove_copies(model: str) -> int:
-    """Remove all copies of a model, named by its Hub id or its folder; returns the bytes that this frees."""
-    folder = Path(model).expanduser().absolute()
-    mine = [copy for copy in kept_copies() if copy.source == model or folder in (copy.origin, Path(copy.source))]
-    for copy in mine:
-        forget(copy.folder)
-    return sum(copy.size_bytes for copy in mine)
+# One file at a time is gathered in memory if it has to be copied there from a GPU.
+_SHARD_SIZE = "4GB"
 
 
 @dataclass(frozen=True)
-class Stale:
-    """A copy that will never be read again, or what was to become one.
+class CacheEntry:
+    """Quantised weights on disk.
 
     Attributes:
-        path: Its folder.
-        size_bytes: What its removal frees.
-        why: In a few words.
-        repo_id: The model, as far as it is known.
+        folder: Their folder.
+        source: The Hub id of the model, or its folder as the user named it.
+        origin: The folder with the model's own files.
+        commit: The commit on the Hub; None for a plain folder.
+        fingerprint: The state of a plain folder's weights; empty if there is a commit.
+        label: The quantisation: `bitsandbytes 4-bit nf4`.
+        dtype: The dtype of weights that are not quantised.
+        versions: The libraries that quantised, with the parts of their versions that matter.
+        made: The date, ISO 8601, UTC.
+        size_bytes: The size of its files.
+        last_used: The last time it was loaded, in seconds since 1970.
     """
 
-    path: Path
+    folder: Path
+    source: str
+    origin: Path
+    commit: str | None
+    fingerprint: str
+    label: str
+    dtype: str
+    versions: Mapping[str, str]
+    made: str
     size_bytes: int
-    why: str
-    repo_id: str
+    last_used: float
 
 
-def find_stale(machine: Machine) -> tuple[Stale, ...]:
-    """What a prune would remove of the copies."""
-    found = []
-    for folder in _folders():
-        copy = _read(folder)
-        why = "damaged copy" if copy is None else _why_stale(copy, machine)
-        if why is not None:
-            found.append(Stale(folder, _size(folder), why, copy.source if copy else "-"))
-    return (*found, *(Stale(path, _size(path), "unfinished copy", "-") for path in abandoned(root())))
+def root() -> Path:
+    """Return the folder of the cache."""
+    return cache_dir() / "quantized"
 
 
-def remove_stale(stale: tuple[Stale, ...]) -> int:
-    """Remove what `find_stale` found; returns the bytes freed."""
-    for item in stale:
-        forget(item.path)
-    remove_abandoned(root())
-    return sum(item.size_bytes for item in stale)
+def folder_of(identity: Mapping[str, Any]) -> Path:
+    """Return the folder of the entry with this identity, whether it exists or not."""
+    return root() / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def identify(
+    quantization: Quantization, *, state: Mapping[str, str], dtype: str, device: str, packages: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return everything that changes the bytes of an entry.
 
-
-def _why_stale(copy: QuantizedCopy, machine: Machine) -> str | None:
-    if any(_version(name, machine, len(version.split("."))) != version for name, version in copy.versions.items()):
-        return "copy by another version"
-    if not copy.origin.is_dir():
-        return "copy of a model that is gone"
-    if copy.commit is None:
-        with suppress(ModelError, OSError):
-            if fingerprint(copy.origin) == copy.fingerprint:
-                return None
-        return "copy of a model that has changed"
-    return None
-
-
-def fingerprint(folder: Path) -> str:
-    """What the weights of a plain folder look like: names, sizes, times and headers of the files, and config.json.
-
-    Raises:
-        ModelError: there are none.
+    Args:
+        quantization: The quantisation of the weights.
+        state: The `commit` of the model, or the `fingerprint` of its folder.
+        dtype: The dtype of weights that are not quantised.
+        device: The kind of device that quantises: `cpu`, `cuda`.
+        packages: The versions of the installed packages.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in weight_files(folder):
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns} ".encode() + read_header(file))
-    return digest.hexdigest()
-
-
-def _identity(plan: Plan, info: ModelInfo, machine: Machine) -> dict[str, Any]:
-    """Everything that changes the bytes of a copy."""
-    assert plan.quantization is not None  # noqa: S101 (the plan quantises)
-    model = {"commit": info.commit} if info.commit else {"fingerprint": fingerprint(info.folder or Path())}
     return {
         "format": FORMAT,
-        **model,
-        "quantization_config": dict(plan.quantization.arguments),
-        "dtype": plan.model_kwargs["dtype"],
-        "device": plan.devices[0].partition(":")[0],
+        **state,
+        "quantization_config": dict(quantization.arguments),
+        "dtype": dtype,
+        "device": device,
         "versions": {
-            name: _version(name, machine, parts) for name, parts in plan.quantization.backend.cache_versions.items()
+            name: short_version(packages, name, parts) for name, parts in quantization.backend.cache_versions.items()
         },
     }
 
 
-def _version(name: str, machine: Machine, parts: int) -> str:
-    return ".".join(machine.packages.get(name, "").split(".")[:parts])
+def short_version(packages: Mapping[str, str], name: str, parts: int) -> str:
+    """Return the first parts of a package's version; empty if it is not installed."""
+    return ".".join(packages.get(name, "").split(".")[:parts])
 
 
-def _name(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+def write(
+    new: NewFolder, model: Any, *, identity: Mapping[str, Any], facts: Mapping[str, str], limit_bytes: int
+) -> None:
+    """Write a model that was just quantised and has not computed anything yet.
+
+    The files are written before this returns, to the system's page cache. A thread waits until they are on the disk,
+    puts the entry in its place and removes old entries; the end of the process waits for it.
+
+    Args:
+        new: The folder to fill.
+        model: The model.
+        identity: What `identify` returned.
+        facts: `source`, `origin` and `kind` of the entry.
+        limit_bytes: The largest size of all entries together.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses.
+    """
+    save_weights(model, new.path)
+    sizes = {path.relative_to(new.path).as_posix(): path.stat().st_size for path in sorted(new.path.rglob("*"))}
+    record = {**identity, **facts, "made": datetime.now(UTC).isoformat(timespec="seconds"), "sizes": sizes}
+    (new.path / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    threading.Thread(target=_place, args=(new, limit_bytes), name="llmctl-quantized-cache").start()
 
 
-def _write_record(folder: Path, plan: Plan, info: ModelInfo, identity: dict[str, Any]) -> None:
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
-    record = {
-        **identity,
-        "source": info.source,
-        "origin": str((info.folder or Path()).absolute()),
-        "kind": plan.quantization.label if plan.quantization is not None else "none",
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sizes": sizes,
-    }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def save_weights(model: Any, folder: Path) -> None:
+    """Write weights, config.json and generation_config.json as transformers does, into an existing folder.
+
+    Raises:
+        ValueError: the model can no longer be saved, see `QuantBackend.check_saveable`.
+        OSError, SafetensorError: the disk refuses.
+    """
+    check_saveable(model)
+    model.save_pretrained(str(folder), max_shard_size=_SHARD_SIZE)
+    usual = (folder / "config.json").stat().st_mode & 0o777
+    for file in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
+        file.chmod(usual)
 
 
-def _read(folder: Path) -> QuantizedCopy | None:
-    """The copy in a folder, or None where it is not whole or not one."""
+def read(folder: Path) -> CacheEntry | None:
+    """Return the entry in a folder; None if there is none or its files do not have their sizes."""
     file = folder / RECORD
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         sizes = record["sizes"]
         if record["format"] != FORMAT or any((folder / n).stat().st_size != size for n, size in sizes.items()):
             return None
-        return QuantizedCopy(
+        return CacheEntry(
             folder=folder,
             source=str(record["source"]),
             origin=Path(record["origin"]),
             commit=record.get("commit"),
             fingerprint=str(record.get("fingerprint", "")),
-            kind=str(record["kind"]),
+            label=str(record["kind"]),
             dtype=str(record["dtype"]),
             versions=dict(record["versions"]),
             made=str(record["made"]),
@@ -258,31 +161,66 @@ def _read(folder: Path) -> QuantizedCopy | None:
         return None
 
 
-def _finish(new: NewFolder, limit_bytes: int) -> None:
-    if _read(new.target) is None:
-        forget(new.target)  # cut off, or damaged otherwise
+def entries() -> tuple[CacheEntry, ...]:
+    """Return every entry, by the name of its model."""
+    readable = [entry for folder in folders() if (entry := read(folder)) is not None]
+    return tuple(sorted(readable, key=lambda entry: (entry.source, entry.label)))
+
+
+def folders() -> list[Path]:
+    """Return the folders of all entries, damaged ones included."""
+    if not root().is_dir():
+        return []
+    return sorted(path for path in root().iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def mark_used(folder: Path) -> None:
+    """Set the time of an entry's last use to now."""
+    with suppress(OSError):
+        os.utime(folder / RECORD)
+
+
+def remove(folder: Path) -> None:
+    """Remove an entry. Processes that have mapped its files keep them."""
+    if folder.parent == root() and not folder.name.startswith("."):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_entries_of(model: str) -> int:
+    """Remove all entries of a model, named by its Hub id or its folder, and return the bytes that this frees."""
+    folder = Path(model).expanduser().absolute()
+    matching = [entry for entry in entries() if entry.source == model or folder in (entry.origin, Path(entry.source))]
+    for entry in matching:
+        remove(entry.folder)
+    return sum(entry.size_bytes for entry in matching)
+
+
+def free_bytes() -> int:
+    """Return the free bytes of the disk that holds the cache."""
+    path = root()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _place(new: NewFolder, limit_bytes: int) -> None:
+    if read(new.target) is None:
+        remove(new.target)  # cut off, or damaged otherwise
     try:
         new.place()
-    except OSError:  # the disk, or another process was faster: what is there stays
+    except OSError:  # the disk, or another process was faster: the existing folder stays
         new.drop()
         return
-    make_room(limit_bytes, spare=new.target)
+    _trim(limit_bytes, newest=new.target)
     remove_abandoned(root())
 
 
-def _folders() -> list[Path]:
-    if not root().is_dir():
-        return []
-    return sorted(entry for entry in root().iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _free_bytes() -> int:
-    place = root()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def without_copy(plan: Plan, reason: str) -> Plan:
-    """The plan after its copy turned out to be unusable: quantise, and keep a new one."""
-    return replace(told(plan, "made anew", reason), copy_folder=None, keep_copy=True)
+def _trim(limit_bytes: int, *, newest: Path) -> None:
+    """Remove the least recently used entries until the rest takes at most `limit_bytes`; `newest` goes last."""
+    by_age = sorted(entries(), key=lambda entry: (entry.folder == newest, entry.last_used))
+    total = sum(entry.size_bytes for entry in by_age)
+    for entry in by_age:
+        if total <= limit_bytes:
+            return
+        remove(entry.folder)
+        total -= entry.size_bytes

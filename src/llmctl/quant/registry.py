@@ -63,6 +63,12 @@ def extra_tensors(parameter: Any) -> list[Any]:
     return [tensor for backend in BACKENDS for tensor in backend.extra_tensors(parameter)]
 
 
+def check_saveable(model: Any) -> None:
+    """Raise ValueError if a loaded model can no longer be saved."""
+    for backend in BACKENDS:
+        backend.check_saveable(model)
+
+
 def import_packages() -> None:
     """Import the backends' installed packages as llmctl needs them, before another library imports them otherwise."""
     for backend in BACKENDS:

@@ -182,7 +182,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         environment=dict(plan.environment),
         attn_implementation=measured.attn_implementation,
         quantization=measured.quantization,
-        quantized_copy=plan.copy_folder is not None,
+        quantized_copy=plan.quantized_cache is not None,
         device_map=dict(measured.device_map),
         draft=DraftRecord(**_model(loaded.draft)) if loaded.draft else None,
         adapters=tuple(_adapter(one) for one in loaded.adapters),

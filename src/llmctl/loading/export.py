@@ -14,9 +14,9 @@ from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.model.checkpoint import lies_inside
-from llmctl.plan.quantized_cache import copy_bytes
+from llmctl.plan.quantized_cache import weight_bytes
 from llmctl.quant.atomic_folder import NewFolder
-from llmctl.quant.save import save_weights
+from llmctl.quant.cache import save_weights
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -92,12 +92,12 @@ def quantize(prepared: Prepared, output: Path) -> Quantized:
             hint="--device-map cpu quantises all of it in RAM",
         )
     output = output.expanduser().absolute()
-    needed_bytes = copy_bytes(plan) + _SMALL_FILES_BYTES
+    needed_bytes = weight_bytes(plan) + _SMALL_FILES_BYTES
     check_room(needed_bytes, output)
     new = _begin(output)
     try:
-        # not from a kept copy: transformers 5 cannot save bitsandbytes weights that it loaded quantised
-        loaded = load_prepared(replace(prepared, plan=replace(plan, keep_copy=False, copy_folder=None)))
+        # not from the cache: transformers 5 cannot save bitsandbytes weights that it loaded quantised
+        loaded = load_prepared(replace(prepared, plan=replace(plan, fills_quantized_cache=False, quantized_cache=None)))
         _write(loaded, new.path)
         new.place()
     except OSError as error:
