@@ -90,8 +90,8 @@ def test_three_turns_undo_retry_save_leave_and_resume(
     assert computed < second - first
     third, _ = chat.ask("Say hello.")
     assert third > second
-    assert "taken back: Say hello." in chat.say("/undo")
-    assert "the answer is the same again" in chat.say("/retry")
+    assert "removed: Say hello." in chat.say("/undo")
+    assert "the answer stays the same" in chat.say("/retry")
     assert "saved 4 messages in talk.jsonl" in chat.say("/save talk.jsonl")
     assert chat.leave() == 0
 
@@ -117,7 +117,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     chat.child.expect(r"\x1b\[\?2004l")  # the message is taken; what follows is the answer
     chat.child.expect(r"[a-z]{3,},? [a-z]{3,},? [a-z]{3,}\W.*[a-z]{3,}[, ]")
     chat.child.sendintr()
-    chat.child.expect("stopped; what there is of the answer is kept")
+    chat.child.expect("stopped; the partial answer is kept")
     chat.prompt()
     chat.say("/set max_new_tokens 8")
     chat.ask("Thank you.")

@@ -115,7 +115,7 @@ def test_a_local_model_is_planned_for_this_machine(run: Run, tiny_models: Tiny) 
     assert "the context of" in done.stderr
     assert "ends at 256 tokens" in done.stderr
     assert "this machine, context 256" in done.stdout
-    assert "nothing: it is here" in done.stdout
+    assert "nothing: the model is on this machine" in done.stdout
 
 
 @pytest.mark.parametrize(

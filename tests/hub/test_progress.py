@@ -5,7 +5,7 @@ from io import StringIO
 
 import pexpect
 
-from llmctl.cli._download_bar import DownloadBar
+from llmctl.cli._progress import DownloadProgress
 from llmctl.cli._render import Output
 from support.hub_machine import Machine
 from support.hub_standin import HubStandin
@@ -60,7 +60,7 @@ def test_quiet_leaves_only_the_result(machine: Machine) -> None:
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
-    bar = DownloadBar(Output(quiet=True))
+    bar = DownloadProgress(Output(quiet=True))
     bar.start([("x", 100_000_000, 0)])
     begin = bar._last_byte
     bar._done = 50_000_000

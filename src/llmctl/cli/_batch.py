@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llmctl.cli._batch_computer import open_computer
-from llmctl.cli._batch_progress import BatchProgress
+from llmctl.cli._batch_computer import Computer, open_computer
 from llmctl.cli._completion import acceptance_text
 from llmctl.cli._interrupts import HeldInterrupts, resumable
+from llmctl.cli._progress import BatchProgress
 from llmctl.cli._render import Output
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.generation.batch.keys import Identity
+    from llmctl.generation.batch.rows import Row
     from llmctl.generation.batch.run import Sink, Tally
     from llmctl.loading.model import PromptModel
     from llmctl.loading.prepare import Prepared
@@ -60,9 +61,6 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
         LlmctlError: the files, the model or the machine prevent it. Answers so far are kept.
     """
     from llmctl.generation.batch.rows import count_rows, input_format, read_rows
-    from llmctl.generation.batch.run import run_batch
-    from llmctl.loading.model import LoadedModel
-    from llmctl.reproduce.manifest import make_manifest
 
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
@@ -75,39 +73,51 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
         )
         progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
         started = time.monotonic()
-        manifest: dict[str, Any] | None = None
-        with _open_sink(output, files, computer.identity, progress) as sink, HeldInterrupts() as interrupts:
-
-            def load() -> "PromptModel":
-                nonlocal manifest
-                loaded = computer.load()
-                interrupts.hold()
-                progress.begin()
-                if output.as_json and isinstance(loaded, LoadedModel):
-                    manifest = make_manifest(loaded).document()
-                return loaded
-
-            def on_pass(tokens: int) -> None:
-                interrupts.check()
-                progress.passed(tokens)
-
-            tally = run_batch(
-                interrupts.released_while_reading(rows),
-                sink,
-                computer.identity,
-                load,
-                listener=progress,
-                on_pass=on_pass,
-                with_ids=files.with_ids,
-                with_manifest=files.with_manifest,
-                compute=computer.compute,
-            )
+        tally, manifest = _run(output, files, rows, computer, progress)
     seconds = time.monotonic() - started
     _note_tally(output, files, tally, seconds=progress.seconds)
     if output.as_json:
         body = _summary(files, tally, computer.prepared, seconds=seconds, computing=progress.seconds)
         output.document("llmctl.batch/1", {**body, "engine": computer.engine, "manifest": manifest})
     return not tally.errors
+
+
+def _run(
+    output: Output, files: BatchFiles, rows: "Iterator[Row]", computer: Computer, progress: BatchProgress
+) -> "tuple[Tally, dict[str, Any] | None]":
+    """Answer the rows; return the tally, and for --json the manifest of the run."""
+    from llmctl.generation.batch.run import run_batch
+    from llmctl.loading.model import LoadedModel
+    from llmctl.reproduce.manifest import make_manifest
+
+    manifest: dict[str, Any] | None = None
+    with _open_sink(output, files, computer.identity, progress) as sink, HeldInterrupts() as interrupts:
+
+        def load() -> "PromptModel":
+            nonlocal manifest
+            loaded = computer.load()
+            interrupts.hold()
+            progress.begin()
+            if output.as_json and isinstance(loaded, LoadedModel):
+                manifest = make_manifest(loaded).document()
+            return loaded
+
+        def on_pass(tokens: int) -> None:
+            interrupts.check()
+            progress.passed(tokens)
+
+        tally = run_batch(
+            interrupts.released_while_reading(rows),
+            sink,
+            computer.identity,
+            load,
+            listener=progress,
+            on_pass=on_pass,
+            with_ids=files.with_ids,
+            with_manifest=files.with_manifest,
+            compute=computer.compute,
+        )
+    return tally, manifest
 
 
 @contextmanager

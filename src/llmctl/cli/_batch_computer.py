@@ -78,8 +78,8 @@ def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> It
     vllm = detect_vllm(settings.config.vllm.python)
     check(settings, make_target(settings, vllm, None, purpose="batch"))  # before anything is fetched
     check_structure(settings.config)
-    with show_download(output, settings) as bar:
-        prepared = prepare_remote(settings, offline=offline, progress=bar)
+    with show_download(output, settings) as progress:
+        prepared = prepare_remote(settings, offline=offline, progress=progress)
     output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
     target = make_target(settings, vllm, prepared.located, purpose="batch", port=free_port(), offline=offline)
     translation = check(settings, target)

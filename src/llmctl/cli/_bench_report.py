@@ -1,4 +1,4 @@
-"""What `llmctl bench` shows: tables, bars, and the document of `--json`."""
+"""The report of `llmctl bench`: tables, bars, and the document of `--json`."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from llmctl.units import format_bytes
 
 
 def show(output: Output, comparison: Comparison) -> None:
-    """The report for people, 80 columns wide for names of ordinary length."""
-    found = [(outcome, summarise(comparison, outcome)) for outcome in comparison.outcomes]
-    summaries = [summary for _, summary in found if summary is not None]
+    """Print the report for people, 80 columns wide with names of ordinary length."""
+    pairs = [(outcome, summarise(comparison, outcome)) for outcome in comparison.outcomes]
+    summaries = [summary for _, summary in pairs if summary is not None]
     task = comparison.task
-    times = f"{task.runs} runs" if task.runs > 1 else "one run: nothing is known of the spread"
+    times = f"{task.runs} runs" if task.runs > 1 else "one run: the spread is unknown"
     output.heading(f"{_model_text(comparison)}: {task.new_tokens} new tokens, {times}")
     output.pairs([*_machine_rows(comparison), *_decided_rows(comparison)])
     output.line("")
     columns = ("", "load s", "cold s", "weights", "held", "anonymous", "peak")
-    output.table(columns, [_memory_row(outcome, summary) for outcome, summary in found])
+    output.table(columns, [_memory_row(outcome, summary) for outcome, summary in pairs])
     if summaries:
         output.line("")
         speed_columns = ("", "prompt", "first s", "prefill/s", "GEMM", "decode/s", "RAM", "plan")
@@ -94,15 +94,15 @@ def _speed_row(summary: Summary, one: CellSummary) -> tuple[str, ...]:
 
 
 def spread_text(value: Spread | None) -> str:
-    """The median, and the least and most where there are several: `31.2 (30.1-33)`."""
+    """Return the median, and the range of several values: `31.2 (30.1-33)`."""
     if value is None:
         return "?"
-    most = f" ({number_text(value.low)}-{number_text(value.high)})" if value.count > 1 else ""
-    return f"{number_text(value.median)}{most}"
+    spread = f" ({number_text(value.low)}-{number_text(value.high)})" if value.count > 1 else ""
+    return f"{number_text(value.median)}{spread}"
 
 
 def number_text(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """Return a number with three digits and never an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -122,29 +122,29 @@ def _bars(summaries: Sequence[Summary]) -> Iterator[tuple[str, float, float]]:
 
 
 _LEGEND = (
-    ("cold", "seconds to the first token of all, nothing warmed up"),
-    ("held", "memory of the process with the model loaded; anonymous: without pages of files"),
-    ("prompt", "tokens x sequences at a time"),
-    ("GEMM", "operations as a share of what a matrix product reached here"),
-    ("RAM", "bytes read as a share of what a copy moved here"),
-    ("plan", "ok: decode lies where llmctl plan expects it; x2: at twice the nearest end of that"),
+    ("cold", "seconds to the first token, without warm-up"),
+    ("held", "memory of the process with the model loaded; anonymous: without mapped files"),
+    ("prompt", "tokens x concurrent sequences"),
+    ("GEMM", "operations as a share of the rate of a matrix product here"),
+    ("RAM", "bytes read as a share of the rate of a copy here"),
+    ("plan", "ok: decoding is within the range of llmctl plan; x2: twice its nearer end"),
 )
 
 
 def _remarks(comparison: Comparison, summaries: Sequence[Summary]) -> Iterator[tuple[str, str]]:
-    """What a reader of the figures should know."""
+    """Yield the notes that a reader of the measurements needs."""
     if comparison.interrupted:
         counts = ", ".join(f"{outcome.contender.name} {len(outcome.runs)}" for outcome in comparison.outcomes)
-        yield "interrupted", f"runs that were whole, of {comparison.task.runs}: {counts}"
+        yield "interrupted", f"complete runs of {comparison.task.runs}: {counts}"
     if summaries:
         yield from _LEGEND
-    for name, cell, what, value, planned in _off(summaries):
+    for name, cell, phase, value, planned in _off(summaries):
         expected = f"{number_text(planned[0])}-{number_text(planned[1])}"
-        yield "plan is off", f"{name}, {cell}: {what} expected at {expected}, measured {number_text(value.median)}"
+        yield "plan is off", f"{name}, {cell}: {phase} expected at {expected}, measured {number_text(value.median)}"
     shares = [run.others_share for outcome in comparison.outcomes for run in outcome.runs]
     if busy := [share for share in shares if share > BUSY_SHARE]:
-        often = f"before {len(busy)} of {len(shares)} runs"
-        yield "busy", f"other programs took up to {max(busy):.0%} of this machine {often}: the figures mean little"
+        when = f"before {len(busy)} of {len(shares)} runs"
+        yield "busy", f"other programs took up to {max(busy):.0%} of this machine {when}: results are unreliable"
 
 
 def _off(summaries: Sequence[Summary]) -> Iterator[tuple[str, Any, str, Spread, tuple[float, float]]]:
@@ -157,7 +157,7 @@ def _off(summaries: Sequence[Summary]) -> Iterator[tuple[str, Any, str, Spread, 
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """What `--json` says: every run's figures, and what became of them."""
+    """Return the document of `--json`: the measurements of every run and their summary."""
     machine, task = comparison.machine, comparison.task
     return {
         "task": asdict(task),

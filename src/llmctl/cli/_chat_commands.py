@@ -1,4 +1,4 @@
-"""What can be typed in a conversation instead of a message: `/help`, `/undo` and their like."""
+"""The commands of a conversation: `/help`, `/undo` and the others."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -11,16 +11,16 @@ from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
-_FIXED = "extra_eos_tokens"  # decided when the model is loaded
+_LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
 _LOOKS = tuple(Looks.__dataclass_fields__)
 
 
-class Leave(Exception):  # noqa: N818 (nothing went wrong)
+class Leave(Exception):  # noqa: N818 (not an error)
     """`/exit` was typed."""
 
 
 class Entry(NamedTuple):
-    """A command: what may follow it, what it does in words, and what does it."""
+    """A row of the table of commands: its arguments, its summary, and the function."""
 
     arguments: str
     summary: str
@@ -28,23 +28,23 @@ class Entry(NamedTuple):
 
 
 def run(conversation: Conversation, line: str) -> None:
-    """Do what a line that begins with `/` says.
+    """Run the command of a line that starts with `/`.
 
     Raises:
-        UserError: there is no such command, or it cannot do that.
-        Leave: it is `/exit`.
+        UserError: there is no such command, or it fails.
+        Leave: the command is `/exit`.
     """
     name, _, argument = line.strip().partition(" ")
     entry = COMMANDS.get(name)
     if entry is None:
         close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "/help shows them; a space before / makes it a message"
+        hint = f"did you mean {close[0]}?" if close else "/help lists them; a space before / sends it as a message"
         raise UserError(f"there is no command {name}", hint=hint)
     entry.act(conversation, argument.strip())
 
 
 def completions() -> dict[str, Sequence[str]]:
-    """What Tab completes: the commands, and what may follow `/set`."""
+    """Return the completions: the commands, and the names that `/set` takes."""
     return {name: (*_LOOKS, "reuse", *generation_keys()) if name == "/set" else () for name in COMMANDS}
 
 
@@ -52,8 +52,8 @@ def _help(conversation: Conversation, _: str) -> None:
     conversation.output.pairs(
         [(f"{name} {entry.arguments}".strip(), entry.summary) for name, entry in COMMANDS.items()]
     )
-    conversation.output.line('Enter sends. A new line: Alt-Enter, or a backslash at the end, or a block between """.')
-    conversation.output.line("Ctrl-C stops an answer; at an empty prompt it leaves, as Ctrl-D does.")
+    conversation.output.line('Enter sends. For a new line: Alt-Enter, a final backslash, or a block between """.')
+    conversation.output.line("Ctrl-C stops an answer; at an empty prompt it leaves, like Ctrl-D.")
 
 
 def _system(conversation: Conversation, text: str) -> None:
@@ -72,10 +72,10 @@ def _set(conversation: Conversation, argument: str) -> None:
         raise UserError(f"/set {name}: the value is missing")
     elif name in _LOOKS or name == "reuse":
         if value not in _SWITCHES:
-            raise UserError(f"/set {name}: {value} is none of on, off, show, hide")
+            raise UserError(f"/set {name}: expected on, off, show or hide, not {value}")
         setattr(conversation.session if name == "reuse" else conversation.looks, name, _SWITCHES[value])
-    elif name == _FIXED:
-        raise UserError(f"/set {name}: this is decided when the model is loaded", hint=f"--set generation.{name}=[…]")
+    elif name == _LOAD_TIME_KEY:
+        raise UserError(f"/set {name}: fixed when the model is loaded", hint=f"start with --set generation.{name}=[…]")
     else:
         conversation.session.set_generation(**{generation_keys().get(name, name): value})
 
@@ -98,13 +98,13 @@ def _show(conversation: Conversation, _: str) -> None:
 
 def _retry(conversation: Conversation, _: str) -> None:
     if not conversation.session.loaded.plan.generation_kwargs.get("do_sample"):
-        conversation.output.note("without sampling the answer is the same again; /set temperature 0.8 changes that")
+        conversation.output.note("without sampling the answer stays the same; try /set temperature 0.8")
     conversation.retry()
 
 
 def _undo(conversation: Conversation, _: str) -> None:
     text = conversation.session.undo()
-    conversation.output.line(f"taken back: {text.splitlines()[0][:70]}")
+    conversation.output.line(f"removed: {text.splitlines()[0][:70]}")
 
 
 def _edit(conversation: Conversation, text: str) -> None:
@@ -124,14 +124,14 @@ def _load(conversation: Conversation, argument: str) -> None:
     if not argument:
         raise UserError("/load: the file is missing", hint="/load FILE")
     file = _file(argument)
-    found = transcript.read(file)
+    loaded = transcript.read(file)
     session = conversation.session
     session.clear()
-    session.messages, session.system = list(found.messages), found.system
+    session.messages, session.system = list(loaded.messages), loaded.system
     conversation.file = file
-    conversation.output.line(f"{len(found.messages)} messages from {file}")
-    if found.model != session.loaded.plan.source:
-        conversation.output.note(f"they were with {found.model}; this is {session.loaded.plan.source}")
+    conversation.output.line(f"{len(loaded.messages)} messages from {file}")
+    if loaded.model != session.loaded.plan.source:
+        conversation.output.note(f"they are from {loaded.model}; the current model is {session.loaded.plan.source}")
 
 
 def _export(conversation: Conversation, argument: str) -> None:
@@ -150,7 +150,7 @@ def _tokens(conversation: Conversation, _: str) -> None:
 
 def _clear(conversation: Conversation, _: str) -> None:
     conversation.session.clear()
-    conversation.output.line("the conversation is empty; the system prompt stays")
+    conversation.output.line("the conversation is empty; the system prompt is kept")
 
 
 def _model(conversation: Conversation, name: str) -> None:
@@ -168,18 +168,18 @@ def _file(argument: str) -> Path:
 
 
 COMMANDS = {
-    "/help": Entry("", "Show this.", _help),
-    "/system": Entry("[TEXT]", "Show or set the system prompt; none takes it away.", _system),
-    "/set": Entry("NAME VALUE", "stats, markdown, reasoning or reuse on or off; seed, temperature and the like.", _set),
+    "/help": Entry("", "List the commands.", _help),
+    "/system": Entry("[TEXT]", "Show or set the system prompt; none removes it.", _system),
+    "/set": Entry("NAME VALUE", "Set stats, markdown, reasoning or reuse (on, off), or a sampling flag.", _set),
     "/show": Entry("", "Show the model and every setting.", _show),
-    "/retry": Entry("", "Answer the last message once more, with the next seed.", _retry),
-    "/undo": Entry("", "Take the last message and its answer back.", _undo),
-    "/edit": Entry("[TEXT]", "Change the last message and answer it anew.", _edit),
+    "/retry": Entry("", "Answer the last message again, with the next seed.", _retry),
+    "/undo": Entry("", "Remove the last message and its answer.", _undo),
+    "/edit": Entry("[TEXT]", "Edit the last message and answer it again.", _edit),
     "/save": Entry("[FILE]", "Save the conversation as JSON Lines.", _save),
-    "/load": Entry("FILE", "Go on with a saved conversation.", _load),
-    "/export": Entry("FILE", "Write the conversation as Markdown, to read.", _export),
-    "/tokens": Entry("", "Show how full the context is.", _tokens),
-    "/clear": Entry("", "Forget every message.", _clear),
-    "/model": Entry("[MODEL]", "Show the model, or go on with another.", _model),
+    "/load": Entry("FILE", "Continue a saved conversation.", _load),
+    "/export": Entry("FILE", "Write the conversation as Markdown.", _export),
+    "/tokens": Entry("", "Show how much of the context is used.", _tokens),
+    "/clear": Entry("", "Remove every message.", _clear),
+    "/model": Entry("[MODEL]", "Show the model, or continue with another.", _model),
     "/exit": Entry("", "Leave.", _exit),
 }

@@ -1,4 +1,4 @@
-"""A conversation on the screen: how an answer looks, and what is asked when the context is nearly full."""
+"""A conversation on the screen: the look of an answer, and the question when the context is nearly full."""
 
 import json
 import signal
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Looks:
-    """What is shown. Changed by `/set`.
+    """The parts of an answer that are shown. Changed by `/set`.
 
     Attributes:
-        stats: A line of figures after each answer.
-        markdown: Markdown is rendered.
-        reasoning: Reasoning is shown, dimmed.
+        stats: Show a line of statistics after each answer.
+        markdown: Render Markdown.
+        reasoning: Show reasoning, dimmed.
     """
 
     stats: bool = True
@@ -43,16 +43,16 @@ class Looks:
 
 @dataclass
 class Conversation:
-    """A chat session with its place on the screen. Its state: the session, the looks, and the file it is saved in.
+    """A chat session on the screen.
 
     Attributes:
         session: The conversation.
-        output: How this run speaks.
+        output: The output of this run.
         load: Loads another model by name, for `/model`.
         confirm: Asks a question; without a terminal the answer is yes.
-        edit: Lets a text be changed.
-        looks: What is shown.
-        file: Where `/save` writes when no file is named.
+        edit: Lets the user edit a text.
+        looks: The parts of an answer that are shown.
+        file: The file of `/save` without a name.
     """
 
     session: "ChatSession"
@@ -64,23 +64,23 @@ class Conversation:
     file: Path | None = None
 
     def ask(self, text: str) -> None:
-        """Say something and show the answer."""
+        """Send a message and show the answer."""
         self.make_room(text)
         self.show(self.session.ask(text))
 
     def retry(self) -> None:
-        """Answer the last message once more."""
+        """Answer the last message again and show the answer."""
         self.make_room(self.session.last_text, instead=True)
         self.show(self.session.retry())
 
     def replace(self, text: str) -> None:
-        """Say something else instead of the last message."""
+        """Replace the last message and show the answer."""
         if text.strip():
             self.make_room(text, instead=True)
         self.show(self.session.edit(text))
 
     def show(self, pieces: "Pieces") -> None:
-        """Show an answer as it comes. Ctrl-C stops it; what there is of it is kept."""
+        """Show an answer as it arrives. Ctrl-C stops it; the partial answer is kept."""
         printer, stopped = _Printer(self.output, self.looks), False
         before = self.session.last
         with _first_interrupt_only():
@@ -93,14 +93,14 @@ class Conversation:
             printer.finish()
         if stopped:
             kept = self.session.last is not before
-            self.output.note("stopped; " + ("what there is of the answer is kept" if kept else "nothing came yet"))
+            self.output.note("stopped; " + ("the partial answer is kept" if kept else "there was no answer yet"))
         elif self.looks.stats and self.session.last is not None:
             self.output.note(statistics(self.session.last))
         if not stopped and self.session.last is not None and self.session.last.completion is not None:
             note_logprobs(self.output, self.session.loaded, self.session.last.completion)
 
     def make_room(self, text: str, *, instead: bool = False) -> None:
-        """Where the context is nearly full, say so and offer to drop the oldest turns, if there are any to drop."""
+        """Warn if the context is nearly full, and offer to drop the oldest turns if there are any."""
         room = self.session.room(text, instead=instead)
         turns = sum(message.role == "user" for message in self.session.messages)
         if not room.is_tight or turns <= instead:
@@ -114,7 +114,7 @@ class Conversation:
             self.output.note(f"dropped the oldest {dropped} messages")
 
     def switch_model(self, name: str) -> None:
-        """Go on with another model; the one in use comes back when that fails."""
+        """Switch to another model; return to the current one if that fails."""
         from llmctl.loading.loader import load_prepared
 
         before = self.session.release()
@@ -127,7 +127,7 @@ class Conversation:
 
 
 class _Printer:
-    """Shows one answer. Its state: the Markdown so far, and what kind of text came last."""
+    """Shows one answer. Its state: the Markdown so far, and the kind of the last piece."""
 
     def __init__(self, output: Output, looks: Looks) -> None:
         self._output, self._looks = output, looks
@@ -157,7 +157,7 @@ class _Printer:
 
 @contextmanager
 def _first_interrupt_only() -> Iterator[None]:
-    """Ctrl-C once: the answer is put away in peace, and a second one in the meantime does nothing."""
+    """Raise KeyboardInterrupt for the first Ctrl-C and ignore further ones, so that the answer is put away intact."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -171,17 +171,17 @@ def _first_interrupt_only() -> Iterator[None]:
 
 
 def statistics(turn: "Turn") -> str:
-    """The line after an answer."""
-    read = f"{turn.prompt_tokens} tokens in, {turn.prefilled_tokens} of them new"
+    """Return the line of statistics after an answer."""
+    prompt = f"{turn.prompt_tokens} tokens in, {turn.prefilled_tokens} of them new"
     done = turn.completion
     if done is None:
-        return f"{read}; stopped"
+        return f"{prompt}; stopped"
     reason = finish_text(done, at_length="max_new_tokens reached, or the context is full")
-    return "\n".join([f"{read}, {len(done.token_ids)} out, {speed_text(done)}; {reason}", *statistics_lines(done)])
+    return "\n".join([f"{prompt}, {len(done.token_ids)} out, {speed_text(done)}; {reason}", *statistics_lines(done)])
 
 
 def turn_document(session: "ChatSession") -> str:
-    """One answer as a line of JSON."""
+    """Return one answer as a line of JSON."""
     from llmctl.generation.structured.structure import parsed_value
 
     turn, message = session.last, session.messages[-1]

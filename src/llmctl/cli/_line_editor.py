@@ -1,4 +1,4 @@
-"""The line that a conversation is typed in: history, several lines, Tab."""
+"""The input line of a conversation: history, several lines, completion."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ _BLOCK = '"""'
 
 
 class Editor:
-    """Reads messages from the terminal. Its state: the history, in a file that only its owner can read.
+    """Reads messages from the terminal and keeps their history in a file that only its owner can read.
 
     Args:
         history: The file.
-        words: What Tab completes: for a command the words that may follow it, as in {"/set": ["temperature"]}.
+        words: The completions: each command with the words that may follow it, as in {"/set": ["temperature"]}.
     """
 
     def __init__(self, history: Path, words: dict[str, Sequence[str]]) -> None:
@@ -40,17 +40,17 @@ class Editor:
         )
 
     def message(self, default: str = "") -> str:
-        """One message, of one line or several.
+        """Read one message of one or several lines.
 
         Raises:
             EOFError: Ctrl-D on an empty line.
-            KeyboardInterrupt: Ctrl-C on an empty line; what is typed it clears.
+            KeyboardInterrupt: Ctrl-C on an empty line; otherwise it clears the line.
         """
         with _no_interrupt_between_keys():
             return without_quotes(self._session.prompt("> ", default=default))
 
     def confirm(self, question: str) -> bool:
-        """Ask; an empty answer means yes. Raises what `message` raises."""
+        """Ask a question; an empty answer means yes. Raises the errors of `message`."""
         session: PromptSession[str] = PromptSession()
         with _no_interrupt_between_keys():
             return session.prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
@@ -58,7 +58,7 @@ class Editor:
 
 @contextmanager
 def _no_interrupt_between_keys() -> Iterator[None]:
-    """While a line is edited Ctrl-C is a key. Just before and after it is a signal, which would tear an event loop."""
+    """Ignore SIGINT while a line is edited: Ctrl-C is then a key, and a signal could break the event loop."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -67,14 +67,14 @@ def _no_interrupt_between_keys() -> Iterator[None]:
 
 
 def needs_more(text: str) -> bool:
-    """Whether Enter begins a new line instead of sending: after a backslash, and in a block of triple quotes."""
+    """Return whether Enter starts a new line instead of sending: after a backslash, and inside triple quotes."""
     block = text.strip()
     open_block = block.startswith(_BLOCK) and (len(block) < 2 * len(_BLOCK) or not block.endswith(_BLOCK))
     return open_block or text.endswith("\\")
 
 
 def without_quotes(text: str) -> str:
-    """The text inside a block of triple quotes, or the text itself."""
+    """Return the text inside a block of triple quotes, or the text itself."""
     block = text.strip()
     if block.startswith(_BLOCK) and block.endswith(_BLOCK) and len(block) >= 2 * len(_BLOCK):
         return block[len(_BLOCK) : -len(_BLOCK)].strip("\n")
@@ -106,14 +106,14 @@ def _keys() -> KeyBindings:
 
 
 class _Words(Completer):
-    """Completes a command at the beginning of a line, then the first word after it."""
+    """Completes a command at the start of a line, then the first word after it."""
 
     def __init__(self, words: dict[str, Sequence[str]]) -> None:
         self._words = words
 
     def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
         command, space, rest = document.text_before_cursor.partition(" ")
-        found = self._words.get(command, ()) if space else tuple(self._words)
-        begun = rest if space else command
-        if begun.startswith("/") or space:
-            yield from (Completion(word, start_position=-len(begun)) for word in found if word.startswith(begun))
+        candidates = self._words.get(command, ()) if space else tuple(self._words)
+        prefix = rest if space else command
+        if prefix.startswith("/") or space:
+            yield from (Completion(word, start_position=-len(prefix)) for word in candidates if word.startswith(prefix))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llmctl.cli._download_bar import DownloadBar
+from llmctl.cli._progress import DownloadProgress
 from llmctl.cli._render import Output
 from llmctl.units import format_bytes
 
@@ -28,8 +28,8 @@ def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Pr
     from llmctl.loading.prepare import prepare
 
     check_structure(settings.config)
-    with show_download(output, settings) as bar:
-        prepared = prepare(settings, offline=offline, progress=bar)
+    with show_download(output, settings) as progress:
+        prepared = prepare(settings, offline=offline, progress=progress)
     output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
     if prepared.draft is not None:
         output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
@@ -48,18 +48,18 @@ def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
 
 
 @contextmanager
-def show_download(output: Output, settings: "Settings") -> Iterator[DownloadBar]:
+def show_download(output: Output, settings: "Settings") -> Iterator[DownloadProgress]:
     """Show the progress of a download that may start inside; an interrupted one can be resumed."""
     from llmctl.cli._interrupts import resumable
     from llmctl.model.resolve import is_path
 
-    bar = DownloadBar(output)
+    progress = DownloadProgress(output)
     if settings.config.model.id is not None and not is_path(settings.config.model.id):
         from llmctl.hub.http import bound_other_calls
 
         bound_other_calls()
-    with resumable(output, arriving=lambda: bar.has_started):
-        yield bar
+    with resumable(output, arriving=lambda: progress.has_started):
+        yield progress
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Markdown as it streams: text in, styled spans out, nothing taken back once it is shown.
+"""Streaming Markdown: text in, styled spans out; shown text is never changed.
 
-Only what can be decided from the text so far is styled: headings, lists, quotes, code, bold, italics, and tables once
-they end. No cursor moves, so an answer longer than the screen stays whole, and a mark that is never closed is shown as
-it was written.
+The styles that can be decided from the text so far are applied: headings, lists, quotes, code, bold, italics, and
+tables once they end. The cursor never moves, so an answer longer than the screen stays intact, and a mark that is never
+closed is shown as written.
 """
 
 import re
@@ -10,57 +10,57 @@ from collections.abc import Generator, Iterator
 from typing import NamedTuple
 from unicodedata import combining, east_asian_width
 
-_LINE_START = re.compile(r"\s*(#{0,6}|`{0,2}|~{0,2}|[-*+>])")  # a line that may still become something special
+_LINE_START = re.compile(r"\s*(#{0,6}|`{0,2}|~{0,2}|[-*+>])")  # the start of a heading, a list or a fence
 _FENCE = re.compile(r"\s*(```|~~~)")
 _HEADING = re.compile(r"\s{0,3}#{1,6} ")
 _BULLET = re.compile(r"(\s*)[-*+] ")
 _QUOTE = re.compile(r"\s*> ?")
 _RULE = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)*\s*:?-+:?\s*\|?\s*")  # the line under the head of a table
 _CELL = re.compile(r"(?<!\\)\|")
-_LONGEST_SPAN = 300  # characters that wait for the mark that closes them
-_LONGEST_TABLE = 200  # lines that wait for the end of the table
+_MAX_SPAN = 300  # characters to hold back for a closing mark
+_MAX_TABLE_LINES = 200  # lines to hold back for the end of the table
 _STYLES = {"`": "code", "**": "bold", "*": "italic", "_": "italic"}
 
 
 class Span(NamedTuple):
-    """Text and how it looks: ``, `bold`, `italic`, `code`, `heading` or `dim`."""
+    """Text and its style: ``, `bold`, `italic`, `code`, `heading` or `dim`."""
 
     text: str
     style: str
 
 
 class MarkdownStream:
-    """Renders one answer. Its state: the text held back, and what the current line and block are."""
+    """Renders one answer. Its state: the pending text, and the kind of the current line and block."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._pending = ""
         self._in_fence = False
         self._at_line_start = True
         self._style = ""
-        self._previous = ""  # the character that was shown last in this line
+        self._previous = ""  # the last character shown in this line
         self._table: list[str] = []
 
     def add(self, text: str) -> Iterator[Span]:
-        """Take new text; yield what can be shown."""
-        self._held += text
+        """Add text and yield the spans that can be shown."""
+        self._pending += text
         yield from self._take(final=False)
 
     def finish(self) -> Iterator[Span]:
-        """No more text: yield what was held back."""
+        """End the text and yield the pending spans."""
         yield from self._take(final=True)
         yield from self._end_table()
 
     def _take(self, *, final: bool) -> Iterator[Span]:
-        while self._held:
-            line, newline, _ = self._held.partition("\n")
+        while self._pending:
+            line, newline, _ = self._pending.partition("\n")
             whole = final or bool(newline)
             if self._at_line_start and not self._in_fence:
                 if line.lstrip().startswith("|") or (self._table and not line.strip() and not whole):
                     if not whole:
                         return
                     self._table.append(line + newline)
-                    self._held = self._held[len(line) + len(newline) :]
-                    if len(self._table) > _LONGEST_TABLE:
+                    self._pending = self._pending[len(line) + len(newline) :]
+                    if len(self._table) > _MAX_TABLE_LINES:
                         yield from self._end_table()
                     continue
                 yield from self._end_table()
@@ -73,18 +73,18 @@ class MarkdownStream:
                     line = ""
                 else:
                     yield from self._begin(line)
-                    line = self._held.partition("\n")[0]
+                    line = self._pending.partition("\n")[0]
                 self._at_line_start = False
             held = yield from self._inline(line, whole=whole)
             if held or not newline:
-                self._held = held
+                self._pending = held
                 return
             yield Span("\n", "")
-            self._held = self._held.partition("\n")[2]
+            self._pending = self._pending.partition("\n")[2]
             self._at_line_start, self._style, self._previous = True, "", ""
 
     def _begin(self, line: str) -> Iterator[Span]:
-        """Take the mark that begins a line, and set the line's style."""
+        """Consume the mark at the start of a line and set the line's style."""
         self._style = "code" if self._in_fence else ""
         if self._in_fence:
             return
@@ -96,10 +96,10 @@ class MarkdownStream:
             self._style = "dim"
             yield Span("▏ ", "dim")
         if match:
-            self._held = self._held[match.end() :]
+            self._pending = self._pending[match.end() :]
 
     def _inline(self, line: str, *, whole: bool) -> Generator[Span, None, str]:
-        """Yield the spans of a line; return what has to wait for more text."""
+        """Yield the spans of a line; return the rest that needs more text to be decided."""
         if self._in_fence:
             yield Span(line, self._style)
             return ""
@@ -110,10 +110,10 @@ class MarkdownStream:
                 at += 1
                 continue
             end = _closing(line, at + len(mark), mark, whole=whole) if mark else None
-            if end is None and not whole and len(line) - at <= _LONGEST_SPAN:
+            if end is None and not whole and len(line) - at <= _MAX_SPAN:
                 yield from self._text(line[:at], self._style)
                 return line[at:]
-            if not mark or end is None or not 0 < end - at - len(mark) <= _LONGEST_SPAN:
+            if not mark or end is None or not 0 < end - at - len(mark) <= _MAX_SPAN:
                 at += len(mark or "*")
                 continue
             yield from self._text(line[:at], self._style)
@@ -129,7 +129,7 @@ class MarkdownStream:
             yield Span(text, style)
 
     def _mark(self, line: str, at: int, *, whole: bool) -> str | None:
-        """The mark that opens a span at a place of a line; empty for none, None where the next character decides."""
+        """Return the mark that opens a span at `at`: empty for none, None if the next character decides."""
         character = line[at]
         if character == "`":
             return character
@@ -188,7 +188,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _table(rows: list[list[str]]) -> Iterator[Span]:
-    """A table with its columns aligned: the head bold, a rule, the rows."""
+    """Yield a table with aligned columns: a bold head, a rule, the rows."""
     head, rule, *body = rows
     count = max(len(row) for row in rows)
     right = [cell.endswith(":") and not cell.startswith(":") for cell in rule] + [False] * count
@@ -215,5 +215,5 @@ def _cell(text: str) -> list[Span]:
 
 
 def _width(spans: list[Span]) -> int:
-    """How many columns of a terminal the text takes."""
+    """Return the number of terminal columns that the text takes."""
     return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for span in spans for c in span.text)

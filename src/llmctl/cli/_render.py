@@ -1,7 +1,7 @@
-"""What is shown to people and to scripts: the only file that knows rich.
+"""Output for people and scripts; the only module that uses rich.
 
-Data goes to standard output and talk to standard error. Text that comes from a model or a repository is untrusted:
-on a terminal its control characters are made visible instead of being sent to it.
+Data goes to standard output, messages to standard error. Text from a model or a repository is untrusted: on a terminal
+its control characters are made visible instead of being sent to it.
 """
 
 import json
@@ -28,13 +28,13 @@ _STYLES = {"bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim", "ita
 
 
 def visible(text: str) -> str:
-    """`text` with its control characters spelled out (`\\x1b`), so that it cannot drive a terminal."""
+    """Return `text` with its control characters spelled out (`\\x1b`), so that it cannot control a terminal."""
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
 
 
 @dataclass
 class Output:
-    """How this run of the command line speaks. Changed only while the command line is parsed."""
+    """The output of one run of the command line. Changed only while the command line is parsed."""
 
     as_json: bool = False
     quiet: bool = False
@@ -45,20 +45,20 @@ class Output:
     # -- data: standard output
 
     def document(self, kind: str, body: dict[str, Any]) -> None:
-        """One JSON document. `kind` names its shape and version, as in `llmctl.load/1`."""
+        """Print one JSON document. `kind` names its schema and version, as in `llmctl.load/1`."""
         print(json.dumps({"schema": kind, **body}, indent=2, ensure_ascii=False), flush=True)
 
     def line(self, text: str) -> None:
-        """One line of data."""
+        """Print one line of data."""
         print(visible(text) if sys.stdout.isatty() else text, flush=True)
 
     def piece(self, text: str) -> None:
-        """A piece of streamed text, shown at once."""
+        """Print a piece of streamed text at once."""
         sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
     def styled(self, text: str, style: str) -> None:
-        """A piece of streamed text in a style: `bold`, `heading`, `code`, `dim`, or an empty string for none."""
+        """Print a piece of streamed text in a style: `bold`, `heading`, `code`, `dim`, or an empty string for none."""
         if not style or self.plain or not sys.stdout.isatty():
             self.piece(text)
             return
@@ -68,7 +68,7 @@ class Output:
         )
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-        """A table on standard output: drawn on a terminal, tab-separated in a pipe."""
+        """Print a table: drawn on a terminal, tab-separated in a pipe."""
         if not sys.stdout.isatty():
             for row in [columns, *rows]:
                 print("\t".join(row))
@@ -84,14 +84,14 @@ class Output:
         self.console(sys.stdout).print(table)
 
     def heading(self, text: str) -> None:
-        """The title of a group of lines on standard output."""
+        """Print the title of a group of lines."""
         if sys.stdout.isatty() and not self.plain:
             self.console(sys.stdout).print(visible(text), style="bold", markup=False)
         else:
             print(visible(text))
 
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and values on standard output, aligned; long values continue under themselves."""
+        """Print names and values in two columns; long values wrap within theirs."""
         width = max((len(name) for name, _ in rows), default=0)
         room = max(shutil.get_terminal_size().columns - width - 4, 30) if sys.stdout.isatty() else 10_000
         for name, value in rows:
@@ -101,20 +101,20 @@ class Output:
                 print(f"  {'':<{width}}  {line}")
 
     def bars(self, rows: Sequence[tuple[str, float, float]]) -> None:
-        """A bar for each name: full up to the first value, light up to the second, which is not smaller."""
+        """Print a bar for each name: solid up to the first value, shaded up to the second, larger one."""
         names = max((len(name) for name, _, _ in rows), default=0)
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-        room, most = max(width - names - 12, 10), max((high for _, _, high in rows), default=0) or 1
+        room, maximum = max(width - names - 12, 10), max((high for _, _, high in rows), default=0) or 1
         for name, value, high in rows:
-            full, light = round(value / most * room), round(high / most * room)
+            solid, shaded = round(value / maximum * room), round(high / maximum * room)
             number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-            print(f"  {visible(name):<{names}}  {'█' * full}{'░' * (light - full)} {number}")
+            print(f"  {visible(name):<{names}}  {'█' * solid}{'░' * (shaded - solid)} {number}")
 
-    # -- talk: standard error
+    # -- messages: standard error
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show on a terminal that something is going on; what it yields changes the text, a detail elsewhere."""
+        """Show activity on a terminal; yield a function that changes the text, which elsewhere reports a detail."""
         if self.quiet or not sys.stderr.isatty() or self.debug:
             yield self.detail
             return
@@ -122,21 +122,21 @@ class Output:
             yield lambda text: status.update(visible(text))
 
     def note(self, text: str) -> None:
-        """Something worth knowing. Silent with --quiet."""
+        """Report something worth knowing. Silent with --quiet."""
         if not self.quiet:
             self._say(text, "dim")
 
     def detail(self, text: str) -> None:
-        """Something for --verbose only."""
+        """Report something for --verbose only."""
         if self.verbose and not self.quiet:
             self._say(text, "dim")
 
     def warn(self, text: str) -> None:
-        """Something that will probably matter. Shown even with --quiet."""
+        """Report something that probably matters. Shown even with --quiet."""
         self._say(f"warning: {text}", "yellow")
 
     def error(self, error: LlmctlError) -> None:
-        """An error, with what to do next; with --json also as a document on standard output."""
+        """Report an error and its hint; with --json also as a document on standard output."""
         if self.as_json:
             body: dict[str, Any] = {
                 "kind": error.kind,
@@ -156,11 +156,11 @@ class Output:
 
     @property
     def plain(self) -> bool:
-        """Whether colours are off."""
+        """True when colours are off."""
         return self.no_color or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
     def progress_bar(self, *, percentage: bool = True) -> "Progress":
-        """A bar on standard error that leaves nothing behind; its tasks have a field `state`."""
+        """Return a transient progress bar on standard error; its tasks have a field `state`."""
         from rich.progress import BarColumn, Progress, TextColumn
 
         text = ("{task.percentage:>3.0f}% " if percentage else "") + "{task.fields[state]}"
@@ -168,7 +168,7 @@ class Output:
         return Progress(*columns, console=self.console(sys.stderr), transient=True, refresh_per_second=4, expand=True)
 
     def console(self, stream: TextIO) -> "Console":
-        """A rich console on `stream` in the way this run speaks."""
+        """Return a rich console on `stream` with the colours of this run."""
         from rich.console import Console
 
         return Console(file=stream, no_color=self.plain, highlight=False)

@@ -1,4 +1,4 @@
-"""What a server says while it runs: one line a request, warnings, and the traceback of a bug, on standard error."""
+"""The server's log on standard error: one line per request, warnings, and the traceback of a bug."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ _LOGGERS = ("llmctl.serve", "uvicorn.error")
 
 
 class _ToOutput(logging.Handler):
-    """Hands records on to the command's output, which makes control characters visible."""
+    """Passes records to the command's output, which makes control characters visible."""
 
     def __init__(self, output: "Output") -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _ToOutput(logging.Handler):
 
 
 def log_to(output: "Output") -> None:
-    """From now on the server's log goes to standard error; with `--quiet` only warnings."""
+    """Send the server's log to standard error from now on; with `--quiet` only warnings."""
     handler = _ToOutput(output)
     for name in _LOGGERS:
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""`llmctl serve --engine vllm`: vLLM started as the configuration says, watched, and ended with this command."""
+"""`llmctl serve --engine vllm`: start vLLM with the configuration, watch it, and stop it with this command."""
 
 import signal
 import sys
@@ -18,10 +18,10 @@ _NOTE_SECONDS = 30.0
 
 
 def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline: bool) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Raises:
-        LlmctlError: the configuration cannot be translated, vLLM is not there, or it ended.
+        LlmctlError: the configuration cannot be translated, vLLM is not installed, or it exited.
     """
     from llmctl.model.resolve import locate
     from llmctl.vllm.command import make_launch
@@ -34,67 +34,70 @@ def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline:
     check(settings, make_target(settings, vllm, None))  # before anything is fetched
     host = settings.config.serve.host
     port = free_port(host, settings.config.serve.port)
-    with show_download(output, settings) as bar:
-        located = locate(settings, offline=offline, progress=bar)
-        target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=bar)
+    with show_download(output, settings) as progress:
+        located = locate(settings, offline=offline, progress=progress)
+        target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=progress)
     output.note(f"model: {located.source} ({located.reason})")
     translation = check(settings, target)
     launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
     output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")
     with VllmProcess(launch) as child:
-        ends = _passing_signals(child)
-        await_health(output, child, seconds=settings.config.vllm.startup_seconds, ends=ends)
-        if not ends():
-            _tell(output, launch, translation.served_name, seconds=child.seconds)
+        is_interrupted = _forward_signals(child)
+        await_health(output, child, seconds=settings.config.vllm.startup_seconds, is_interrupted=is_interrupted)
+        if not is_interrupted():
+            _report_ready(output, launch, translation.served_name, seconds=child.seconds)
         child.wait()
-        if not ends():
+        if not is_interrupted():
             child.check_running()
 
 
 def await_health(
-    output: Output, child: "VllmProcess", *, seconds: float, ends: Callable[[], bool] = lambda: False
+    output: Output, child: "VllmProcess", *, seconds: float, is_interrupted: Callable[[], bool] = lambda: False
 ) -> None:
-    """Wait until vLLM answers, telling what it says on the way; no longer once a signal has come. As
-    `VllmProcess.wait_until_healthy`."""
-    told = time.monotonic()
+    """Wait until vLLM answers or a signal arrives, and show its messages meanwhile.
+
+    Raises:
+        LlmctlError: as `VllmProcess.wait_until_healthy`.
+    """
+    last_note = time.monotonic()
     on_terminal = sys.stderr.isatty()
 
-    def tell(message: str) -> None:
-        nonlocal told
-        if ends():
-            raise _Ends
+    def on_message(message: str) -> None:
+        nonlocal last_note
+        if is_interrupted():
+            raise _Interrupted
         if on_terminal:
             show(f"starting vLLM, {child.seconds:.0f} s: {message[:100]}")
-        elif time.monotonic() - told > _NOTE_SECONDS:
-            told = time.monotonic()
+        elif time.monotonic() - last_note > _NOTE_SECONDS:
+            last_note = time.monotonic()
             output.note(f"starting vLLM, {child.seconds:.0f} s: {message}")
 
     with output.waiting("starting vLLM") as show:
         try:
-            child.wait_until_healthy(seconds, on_message=tell)
-        except _Ends:
+            child.wait_until_healthy(seconds, on_message=on_message)
+        except _Interrupted:
             return
 
 
-class _Ends(Exception):  # noqa: N818 (it is no error)
-    """A signal came while vLLM was starting."""
+class _Interrupted(Exception):  # noqa: N818 (not an error)
+    """A signal arrived while vLLM was starting."""
 
 
-def _passing_signals(child: "VllmProcess") -> Callable[[], bool]:
-    """Pass SIGINT and SIGTERM on to vLLM from now on; gives what says whether one has come."""
-    came = False
+def _forward_signals(child: "VllmProcess") -> Callable[[], bool]:
+    """Forward SIGINT and SIGTERM to vLLM; return a function that tells whether one has arrived."""
+    has_arrived = False
 
-    def passes(_number: int, _frame: Any) -> None:
-        nonlocal came
-        came = True
+    def forward(_number: int, _frame: Any) -> None:
+        nonlocal has_arrived
+        has_arrived = True
         child.interrupt()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, passes)
-    return lambda: came
+        signal.signal(number, forward)
+    return lambda: has_arrived
 
 
-def _tell(output: Output, launch: "Launch", name: str, *, seconds: float) -> None:
+def _report_ready(output: Output, launch: "Launch", name: str, *, seconds: float) -> None:
     if output.as_json:
         output.document("llmctl.serve/1", {"url": f"{launch.address}/v1", "model": name, "log": str(launch.log)})
     else:

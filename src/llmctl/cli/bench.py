@@ -69,12 +69,8 @@ def bench(options: Options) -> None:
         from llmctl.bench.plot import check_plot
 
         check_plot(plot)
-    contenders = [_contender(output, name, settings, task, offline=options[OFFLINE]) for name, settings in variants]
-    if all(one.prepared is None for one in contenders):
-        raise contenders[0].failure or AssertionError("a contender without a plan has a failure")
+    contenders = _contenders(options, variants, task)
     task = _within_context(output, task, contenders, is_default=options[PROMPT_TOKENS] is None)
-    for located in dict.fromkeys(one.prepared.located for one in contenders if one.prepared):
-        output.note(f"model: {located.source} ({located.reason})")
     _warn_if_busy(output)
     with output.waiting("measuring") as tell:
         comparison = compare(contenders, task, tell=tell)
@@ -146,6 +142,17 @@ def _variants(options: Options) -> "Iterator[tuple[str, Settings]]":
         yield " ".join(word for word in words if word) or "default", settings
 
 
+def _contenders(options: Options, variants: "Sequence[tuple[str, Settings]]", task: "Task") -> "list[Contender]":
+    """Plan every variant; at least one must be possible."""
+    output = options.output
+    contenders = [_contender(output, name, settings, task, offline=options[OFFLINE]) for name, settings in variants]
+    if all(one.prepared is None for one in contenders):
+        raise contenders[0].failure or AssertionError("a contender without a plan has a failure")
+    for located in dict.fromkeys(one.prepared.located for one in contenders if one.prepared):
+        output.note(f"model: {located.source} ({located.reason})")
+    return contenders
+
+
 def _contender(output: Output, name: str, settings: "Settings", task: "Task", *, offline: bool) -> "Contender":
     """Find the model and plan it; a failure is kept, to stand in the report beside the variants that run.
 
@@ -157,8 +164,10 @@ def _contender(output: Output, name: str, settings: "Settings", task: "Task", *,
 
     config = settings.config
     try:
-        with show_download(output, settings) as bar:
-            prepared = prepare(settings, offline=offline, progress=bar, context=task.context, batch=max(task.batches))
+        with show_download(output, settings) as progress:
+            prepared = prepare(
+                settings, offline=offline, progress=progress, context=task.context, batch=max(task.batches)
+            )
     except RemoteError:
         raise
     except LlmctlError as error:

@@ -43,19 +43,27 @@ def chat(options: Options) -> None:
 
       printf 'Hello\\nAnd in French?\\n' | llmctl chat --no-stats
     """
-    from llmctl.cli._chat_screen import Conversation, Looks
     from llmctl.generation.chat import transcript
-    from llmctl.generation.chat.conversation import ChatSession
 
-    output = options.output
     resume = options[RESUME]
     saved = transcript.read(resume) if resume is not None else None
+    conversation = _start(options, saved)
+    if options.output.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        _pipe(conversation)
+    else:
+        _talk(conversation, saved)
+
+
+def _start(options: Options, saved: "Transcript | None") -> "Conversation":
+    """Load the model and return the conversation, saved messages included."""
+    from llmctl.cli._chat_screen import Conversation, Looks
+    from llmctl.generation.chat.conversation import ChatSession
 
     def load(name: str | None, revision: str | None = None) -> "LoadedModel":
         settings = options.settings(
             replace={"model.id": name, "model.revision": revision, "model.adapters": options[ADAPTER] or None}
         )
-        return load_model(output, prepare_model(output, settings, offline=options[OFFLINE]))
+        return load_model(options.output, prepare_model(options.output, settings, offline=options[OFFLINE]))
 
     if saved is not None and options[MODEL] is None:
         loaded = load(saved.model, options[REVISION] or saved.commit)
@@ -69,11 +77,7 @@ def chat(options: Options) -> None:
         messages=saved.messages if saved is not None else (),
     )
     looks = Looks(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
-    conversation = Conversation(session, output, load, looks=looks, file=resume)
-    if output.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        _pipe(conversation)
-    else:
-        _talk(conversation, saved)
+    return Conversation(session, options.output, load, looks=looks, file=options[RESUME])
 
 
 def _pipe(conversation: "Conversation") -> None:

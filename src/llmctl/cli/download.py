@@ -125,7 +125,7 @@ class _Job:
 
     def fetch(self, locked: Path | None, *, dry_run: bool, offline: bool, yes: bool) -> None:
         """Plan the download; show it, or ask and carry it out."""
-        from llmctl.cli._download_bar import DownloadBar
+        from llmctl.cli._progress import DownloadProgress
         from llmctl.hub.cache.disk import check_room
         from llmctl.hub.cache.lockfile import read_file
         from llmctl.hub.download.plan import plan_download
@@ -133,24 +133,24 @@ class _Job:
         from llmctl.hub.download.run import carry_out
         from llmctl.hub.http import refuse_if_offline
 
-        bar = DownloadBar(self.output)
+        progress = DownloadProgress(self.output)
         refuse_if_offline("--dry-run" if dry_run else "downloading", offline=offline)
         if locked is not None:
             plan = plan_locked(read_file(locked))
         else:
             plan = plan_download(
-                self.model, revision=self.revision, patterns=self.patterns, progress=bar, limits=self.limits
+                self.model, revision=self.revision, patterns=self.patterns, progress=progress, limits=self.limits
             )
         if dry_run:
             _show_plan(self.output, plan)
             return
         check_room(plan.fetch_bytes, plan.folder)  # before any question
         _confirm_large(plan, yes=yes)
-        _finish(self.output, carry_out(plan, progress=bar, limits=self.limits))
+        _finish(self.output, carry_out(plan, progress=progress, limits=self.limits))
 
     def verify(self, *, offline: bool) -> None:
         """Do `--verify`: hash, report damage, and repair it unless the network is forbidden."""
-        from llmctl.cli._download_bar import DownloadBar
+        from llmctl.cli._progress import DownloadProgress
         from llmctl.hub import settings
         from llmctl.hub.cache.verify import verify
         from llmctl.hub.download.repair import repair
@@ -160,7 +160,7 @@ class _Job:
             self.output.warn(f"{checked.file.path} is {checked.state}")
         is_repaired = bool(verification.bad) and not offline and not settings.is_offline()
         if is_repaired:
-            repair(verification, progress=DownloadBar(self.output), limits=self.limits)
+            repair(verification, progress=DownloadProgress(self.output), limits=self.limits)
         _show_verification(self.output, verification, is_repaired=is_repaired)
         if verification.bad and not is_repaired:
             self.output.note(f"to repair it with a network: llmctl download {self.model} --verify")

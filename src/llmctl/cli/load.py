@@ -93,7 +93,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
     rows = [(f"{section}.{key}", str(value)) for section, part in asked.items() if isinstance(part, dict)
             for key, value in part.items()]  # fmt: skip
     rows += [(key, str(value)) for key, value in asked.items() if not isinstance(value, dict)]
-    output.pairs(rows or [("", "nothing: the defaults")])
+    output.pairs(rows or [("", "nothing: defaults only")])
     output.heading("decided")
     output.pairs([(decision.key, f"{decision.value}  ({decision.reason})") for decision in plan.decisions])
     output.heading("measured")

@@ -1,7 +1,7 @@
-"""The table of commands and the one error boundary.
+"""The table of commands and the error boundary.
 
-A command's module is imported only when that command runs, so `--help`, `--version` and a mistyped flag never pay for
-torch or transformers.
+A command's module is imported only when that command runs, so that `--help`, `--version` and a mistyped flag never
+import torch or transformers.
 """
 
 import os
@@ -135,15 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BUG if output.debug else 1
-    except Exception as error:  # noqa: BLE001 (the boundary: whatever is left is a bug, reported as one)
+    except Exception as error:  # noqa: BLE001 (the boundary: any other exception is a bug and is reported as one)
         return _usage_error(error, arguments, output) or _bug(error, arguments, output)
-    if result == EXIT_INTERRUPTED:  # Typer turns the exception into this code
+    if result == EXIT_INTERRUPTED:  # Typer converts the exception to this code
         output.note("interrupted")
     return result if isinstance(result, int) else 0
 
 
 def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> int | None:
-    """Report a mistake on the command line. Typer's classes for it are private; its contract is `format_message`."""
+    """Report a usage error. Typer's classes for it are private; they all have `format_message`."""
     if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
@@ -161,7 +161,7 @@ def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> 
 
 
 def _bug(error: Exception, arguments: Sequence[str], output: Output) -> int:
-    """Report a bug in one line, and leave what a report of it needs in a file."""
+    """Report a bug in one line, and write the details to a file."""
     from llmctl.paths import log_dir
 
     now = datetime.now(UTC)
@@ -177,11 +177,11 @@ def _bug(error: Exception, arguments: Sequence[str], output: Output) -> int:
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(report, encoding="utf-8")
-        place = f"; details in {where}"
+        details = f"; details in {where}"
     except OSError:
-        place = "; details with --debug"
+        details = "; --debug shows the details"
     summary = (str(error).strip().splitlines() or [""])[0][:200]
-    sys.stderr.write(f"error: this is a bug in llmctl: {type(error).__name__}: {summary}{place}\n")
+    sys.stderr.write(f"error: this is a bug in llmctl: {type(error).__name__}: {summary}{details}\n")
     if output.debug:
         sys.stderr.write(report)
     return EXIT_BUG
@@ -190,7 +190,7 @@ def _bug(error: Exception, arguments: Sequence[str], output: Output) -> int:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in (
         "transformers",
         "torch",
@@ -201,12 +201,12 @@ def _versions() -> dict[str, str]:
         "typer",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def run() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(main())

@@ -128,7 +128,7 @@ def _show_model(output: Output, seen: "Look") -> None:
             ("download", f"{format_bytes(seen.download_bytes)}; {format_bytes(free_bytes(cache_dir()))} are free")
         )
     else:
-        rows.append(("download", "nothing: it is here"))
+        rows.append(("download", "nothing: the model is on this machine"))
     for adapter in seen.adapters:
         rows.append(("adapter", f"{adapter.source}: {format_bytes(adapter.size_bytes)}; counted in the totals"))
     if seen.draft is not None:
@@ -178,7 +178,7 @@ def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
 
 
 def verdict_text(way: "Way") -> str:
-    """The verdict in words."""
+    """Return the verdict of a variant in words."""
     if way.verdict == "fits":
         return "fits"
     if way.verdict == "spills":
@@ -190,8 +190,8 @@ def verdict_text(way: "Way") -> str:
 
 
 def _bars(way: "Way") -> list[str]:
-    """The device map as a bar per device: how much of the weights, and which modules."""
-    assert way.plan is not None  # noqa: S101 (only called where there is one)
+    """Return a bar per device: its share of the weights, and its modules."""
+    assert way.plan is not None  # noqa: S101 (the caller checks)
     total = sum(way.plan.memory.weights.values()) or 1
     modules: dict[str, list[str]] = {}
     for module, device in way.plan.model_kwargs["device_map"].items():
@@ -253,13 +253,13 @@ def _way_document(way: "Way") -> dict[str, Any]:
 
 
 def _write(output: Output, file: Path, settings: "Settings", seen: "Look", best: "Way | None") -> None:
-    """Write the configuration of the recommended way."""
+    """Write the configuration of the recommended variant."""
     import yaml
 
     from llmctl.paths import write_atomically
 
     if best is None or best.plan is None:
-        raise UserError("nothing fits, so there is no configuration to write", hint="a smaller model, or less context")
+        raise UserError("nothing fits, so there is no configuration to write", hint="try a smaller model or --context")
     values: dict[str, Any] = settings.config.model_dump(mode="json", exclude_unset=True)
     values["model"] = {**values.get("model", {}), "id": seen.info.source}
     for section, part in best.changes.items():

@@ -1,6 +1,7 @@
 """`llmctl prompt`."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch
@@ -8,6 +9,10 @@ from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_FILE
 from llmctl.cli._loading import prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._text_input import read_prompt
+
+if TYPE_CHECKING:
+    from llmctl.generation.inspection import Inspection
+    from llmctl.loading.prepare import Prepared
 
 app = new_app()
 
@@ -29,39 +34,45 @@ def prompt(options: Options) -> None:
 
       llmctl prompt --prompt-file question.txt --template mine.jinja --json
     """
+    output, settings = options.output, options.settings()
+    text = read_prompt(options[PROMPT], options[PROMPT_FILE])
+    prepared = prepare_model(output, settings, offline=options[OFFLINE])
+    inspected, context = _inspect(prepared, text)
+    if output.as_json:
+        output.document("llmctl.prompt/1", {**asdict(inspected), "context_length": context})
+        return
+    if options[TOKENS]:
+        rows = [(str(number), repr(token)) for number, token in zip(inspected.token_ids, inspected.tokens, strict=True)]
+        output.table(("id", "token"), rows)
+    else:
+        output.line(inspected.text)
+    template = "through the chat template" if inspected.templated else "without a template"
+    ends = ", ".join(inspected.stop_tokens) or "the token limit only"
+    output.note(
+        f"{len(inspected.token_ids)} tokens of {context or 'unknown'}, {template}; beginning-of-sequence tokens: "
+        f"{inspected.bos_count}; an answer ends with {ends}"
+    )
+    for warning in inspected.warnings:
+        output.warn(warning)
+
+
+def _inspect(prepared: "Prepared", text: str) -> "tuple[Inspection, int | None]":
+    """Return the prompt as the model sees it, and the context length."""
     from llmctl.generation.inspection import inspect_prompt
     from llmctl.loading.loader import apply_environment
     from llmctl.loading.model import load_prompt_model
     from llmctl.loading.transformers_compat import quiet_libraries
 
-    output, settings = options.output, options.settings()
-    text = read_prompt(options[PROMPT], options[PROMPT_FILE])
-    prepared = prepare_model(output, settings, offline=options[OFFLINE])
+    config = prepared.config
     apply_environment(prepared.plan)
-    config = settings.config
     with quiet_libraries():
-        prompt_model = load_prompt_model(prepared)
-        context = prompt_model.context_length
-        seen = inspect_prompt(
-            prompt_model.tokenizer,
+        model = load_prompt_model(prepared)
+        inspected = inspect_prompt(
+            model.tokenizer,
             text,
             config.chat,
-            eos_token_ids=prompt_model.eos_token_ids,
-            context_length=context,
+            eos_token_ids=model.eos_token_ids,
+            context_length=model.context_length,
             max_new_tokens=config.generation.max_new_tokens,
         )
-    if output.as_json:
-        output.document("llmctl.prompt/1", {**asdict(seen), "context_length": context})
-        return
-    if options[TOKENS]:
-        output.table(("id", "token"), [(str(n), repr(t)) for n, t in zip(seen.token_ids, seen.tokens, strict=True)])
-    else:
-        output.line(seen.text)
-    how = "through the chat template" if seen.templated else "as it is"
-    ends = ", ".join(seen.stop_tokens) or "nothing but the length"
-    output.note(
-        f"{len(seen.token_ids)} tokens of {context or 'unknown'}, {how}; beginning-of-sequence tokens: "
-        f"{seen.bos_count}; an answer ends with {ends}"
-    )
-    for warning in seen.warnings:
-        output.warn(warning)
+    return inspected, model.context_length
