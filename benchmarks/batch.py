@@ -19,6 +19,7 @@ from typing import Any
 
 import llmctl
 from llmctl.generation.engine import engine_for_many
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import make_request
 from llmctl.loading.model import LoadedModel
 from llmctl.model import demo
@@ -115,7 +116,7 @@ def measure(
 def packed(loaded: LoadedModel, prompts: list[Ids]) -> list[Ids]:
     """llmctl's engine."""
     engine = engine_for_many(loaded)
-    found = dict(engine.run((number, make_request(loaded, ids)) for number, ids in enumerate(prompts)))
+    found = dict(engine.run((number, make_request(loaded, Prompt(tuple(ids)))) for number, ids in enumerate(prompts)))
     return [list(found[number].token_ids) for number in range(len(prompts))]
 
 

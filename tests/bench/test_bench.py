@@ -146,7 +146,7 @@ def test_end_tokens_neither_end_an_answer_nor_stand_in_a_prompt(tiny_copy: Calla
     for cell, way in ways:
         requests = prompts.requests(cell, 20)
         engine = engine_for_many(loaded) if way == "engine" else engine_for_one(loaded, requests[0])
-        assert not {token for request in requests for token in request.ids} & {0, 1, 2, *ends}
+        assert not {token for request in requests for token in request.prompt.ids} & {0, 1, 2, *ends}
         figures = measure_cell(engine, cell, requests)
         assert figures["new_tokens"] == 20 * cell.batch
         assert 0 < figures["first_token_seconds"] < figures["seconds"]

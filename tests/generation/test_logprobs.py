@@ -37,7 +37,7 @@ def raw_logprobs(loaded: llmctl.LoadedModel, ids: list[int]) -> Any:
 def test_each_token_has_the_log_probability_of_the_raw_logits(settings: dict[str, Any], tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), logprobs=3, **settings)
     done = llmctl.generate(loaded, PROMPT)
-    prompt = encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat)
+    prompt = list(encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat).ids)
     rows = raw_logprobs(loaded, [*prompt, *done.token_ids])[len(prompt) - 1 :]
     assert done.logprobs is not None
     assert [scored.id for scored in done.logprobs] == list(done.token_ids)

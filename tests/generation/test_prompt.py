@@ -9,7 +9,7 @@ import pytest
 
 from llmctl.config import ChatSection
 from llmctl.errors import ModelError, UserError
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.prompt import Media, Prompt, encode_prompt
 from llmctl.model.tokenizer import end_of_turn_token, end_tokens, load_tokenizer
 from support.tiny import write_tokenizer
 
@@ -24,25 +24,29 @@ def tokenizer_in(folder: Path, **arguments: Any) -> Any:
     return load_tokenizer(folder, {"padding_side": "left", "trust_remote_code": False}, source="acme/tiny")
 
 
+def ids_of(tokenizer: Any, prompt: Any, chat: ChatSection) -> list[int]:
+    return list(encode_prompt(tokenizer, prompt, chat).ids)
+
+
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
     return tokenizer_in(tmp_path)
 
 
 def test_the_template_is_used_where_there_is_one(tokenizer: Any) -> None:
-    ids = encode_prompt(tokenizer, "hi", ChatSection(system="be kind"))
+    ids = ids_of(tokenizer, "hi", ChatSection(system="be kind"))
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_raw_leaves_the_template_away(tokenizer: Any) -> None:
-    assert tokenizer.decode(encode_prompt(tokenizer, "hi", ChatSection(raw=True))) == "hi"
+    assert tokenizer.decode(ids_of(tokenizer, "hi", ChatSection(raw=True))) == "hi"
 
 
 def test_a_bos_that_the_template_writes_is_not_doubled(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path, template=LLAMA3)
-    ids = encode_prompt(tokenizer, "hi", ChatSection())
+    ids = ids_of(tokenizer, "hi", ChatSection())
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
 
@@ -55,8 +59,8 @@ def test_a_bos_typed_into_a_raw_prompt_is_not_doubled(tmp_path: Path) -> None:
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     raw = ChatSection(raw=True)
-    assert encode_prompt(tokenizer, "hi", raw).count(0) == 1
-    assert encode_prompt(tokenizer, "<|endoftext|>hi", raw) == encode_prompt(tokenizer, "hi", raw)
+    assert ids_of(tokenizer, "hi", raw).count(0) == 1
+    assert ids_of(tokenizer, "<|endoftext|>hi", raw) == ids_of(tokenizer, "hi", raw)
 
 
 def test_control_tokens_in_the_users_text_stay_text(tokenizer: Any) -> None:
@@ -64,10 +68,10 @@ def test_control_tokens_in_the_users_text_stay_text(tokenizer: Any) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     if "sanitize_control_tokens" not in inspect.signature(tokenizer.apply_chat_template).parameters:
         with pytest.raises(UserError, match="contains the control token"):  # an older transformers: refused
-            encode_prompt(tokenizer, forged, ChatSection())
+            ids_of(tokenizer, forged, ChatSection())
         return
-    ids = encode_prompt(tokenizer, forged, ChatSection())
-    assert ids.count(end) == encode_prompt(tokenizer, "x", ChatSection()).count(end)
+    ids = ids_of(tokenizer, forged, ChatSection())
+    assert ids.count(end) == ids_of(tokenizer, "x", ChatSection()).count(end)
     assert forged in tokenizer.decode(ids)
 
 
@@ -77,7 +81,7 @@ def test_messages_of_several_turns_are_a_prompt_too(tokenizer: Any) -> None:
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    text = tokenizer.decode(encode_prompt(tokenizer, messages, ChatSection()))
+    text = tokenizer.decode(ids_of(tokenizer, messages, ChatSection()))
     assert text.count("<|im_start|>") == 4
 
 
@@ -85,7 +89,7 @@ def test_a_template_of_ones_own_replaces_the_models(tokenizer: Any, tmp_path: Pa
     file = tmp_path / "mine.jinja"
     file.write_text("Q: {{ messages[0].content }} {{ mood }} A:")
     chat = ChatSection(template=str(file), template_kwargs={"mood": "happy"})
-    assert tokenizer.decode(encode_prompt(tokenizer, "hi", chat)) == "Q: hi happy A:"
+    assert tokenizer.decode(ids_of(tokenizer, "hi", chat)) == "Q: hi happy A:"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_a_template_of_ones_own_replaces_the_models(tokenizer: Any, tmp_path: Pa
 )
 def test_what_cannot_be_a_prompt_is_said(prompt: Any, chat: ChatSection, words: str, tokenizer: Any) -> None:
     with pytest.raises(UserError, match=words):
-        encode_prompt(tokenizer, prompt, chat)
+        ids_of(tokenizer, prompt, chat)
 
 
 def test_a_template_that_refuses_is_quoted(tmp_path: Path) -> None:
@@ -108,12 +112,12 @@ def test_a_template_that_refuses_is_quoted(tmp_path: Path) -> None:
         tmp_path, template="{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x"
     )
     with pytest.raises(UserError, match="refuses this conversation: no system here"):
-        encode_prompt(tokenizer, "hi", ChatSection(system="be kind"))
+        ids_of(tokenizer, "hi", ChatSection(system="be kind"))
 
 
 def test_messages_without_a_template_are_refused(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path, template=None)
-    assert tokenizer.decode(encode_prompt(tokenizer, "hi", ChatSection())) == "hi"
+    assert tokenizer.decode(ids_of(tokenizer, "hi", ChatSection())) == "hi"
     with pytest.raises(UserError, match="no chat template"):
         encode_prompt(tokenizer, [{"role": "user", "content": "hi"}], ChatSection())
 
@@ -161,5 +165,23 @@ def test_a_template_that_never_ends_or_eats_the_memory_is_stopped(
     monkeypatch.setattr(bounded.run_bounded, "__kwdefaults__", {"seconds": 2, "extra_bytes": 300_000_000})
     tokenizer = tokenizer_in(tmp_path, template=HOSTILE[name])
     with pytest.raises(ModelError, match="the chat template takes more than"):
-        encode_prompt(tokenizer, "hi", ChatSection())
+        ids_of(tokenizer, "hi", ChatSection())
     assert end_of_turn_token(tokenizer) is None, "and looking for the end of a turn is stopped as well"
+
+
+PICTURE, OTHER = Media("image", "aa"), Media("image", "bb")
+
+
+def test_prompts_with_the_same_tokens_and_other_media_have_nothing_in_common() -> None:
+    plain, seen, other = Prompt((1, 2, 3)), Prompt((1, 2, 3), (PICTURE,)), Prompt((1, 2, 3), (OTHER,))
+    assert plain.common(Prompt((1, 2, 9))) == 2
+    assert plain.common(plain.followed_by([4])) == 3
+    assert plain.common(seen) == seen.common(other) == 0
+    assert len({plain.media_key, seen.media_key, other.media_key, Prompt((), (PICTURE, OTHER)).media_key}) == 4
+    assert seen.followed_by([4]).media == (PICTURE,)
+
+
+def test_a_prompt_without_media_is_recorded_by_its_ids_alone() -> None:
+    assert Prompt((1, 2)).document() == {"prompt_ids": [1, 2]}
+    recorded = Prompt((1,), (PICTURE,)).document()
+    assert recorded == {"prompt_ids": [1], "prompt_media": [{"kind": "image", "sha256": "aa"}]}

@@ -75,15 +75,17 @@ def test_a_raw_prompt_and_its_text_are_cut_together(tiny_models: Tiny) -> None:
     tokenizer = load_tiny(tiny_models("llama")).tokenizer
     whole = tokenizer("the france")["input_ids"]
     for prompt, text in (("the", " france"), ("the ", "france"), ("the fra", "nce")):
-        ids, start = scoring.encode_after(tokenizer, prompt, text, RAW)
-        assert ids == whole, "the ids are those of the whole text, wherever the border is"
+        encoded, start = scoring.encode_after(tokenizer, prompt, text, RAW)
+        assert list(encoded.ids) == whole, "the ids are those of the whole text, wherever the border is"
         assert start == 1, "a token that reaches over the border belongs to the text"
-    assert scoring.encode_after(tokenizer, "the the", " france", RAW) == (tokenizer("the the france")["input_ids"], 2)
+    encoded, start = scoring.encode_after(tokenizer, "the the", " france", RAW)
+    assert (list(encoded.ids), start) == (tokenizer("the the france")["input_ids"], 2)
 
 
 def test_control_tokens_in_an_answer_stay_text(tiny_models: Tiny) -> None:
     tokenizer = load_tiny(tiny_models("llama")).tokenizer
-    ids, start = scoring.encode_after(tokenizer, "hello", "yes<|im_end|>", ChatSection())
+    encoded, start = scoring.encode_after(tokenizer, "hello", "yes<|im_end|>", ChatSection())
+    ids = list(encoded.ids)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids[start:]
     assert tokenizer.decode(ids[start:]) == "yes<|im_end|>"
 

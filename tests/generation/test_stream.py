@@ -26,7 +26,7 @@ def plain(loaded: llmctl.LoadedModel, prompt: str, count: int) -> list[int]:
     from llmctl.config import ChatSection
     from llmctl.generation.prompt import encode_prompt
 
-    ids = torch.tensor([encode_prompt(loaded.tokenizer, prompt, ChatSection())])
+    ids = torch.tensor([encode_prompt(loaded.tokenizer, prompt, ChatSection()).ids])
     output = loaded.model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

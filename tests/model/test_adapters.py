@@ -83,7 +83,7 @@ def test_the_text_is_the_one_of_peft_itself(kinds: list[str], adapters: dict[str
     done = llmctl.generate(loaded, PROMPT)
     from llmctl.generation.prompt import encode_prompt
 
-    ids = encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat)
+    ids = encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat).ids
     assert list(done.token_ids) == tokens_by_peft(tiny_models("llama"), folders, ids, 12)
     assert done.token_ids != llmctl.generate(load_with(tiny_models("llama")), PROMPT).token_ids
     assert type(loaded.model).__name__ == "LlamaForCausalLM"

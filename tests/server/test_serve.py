@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import llmctl
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 from llmctl.server.app import OPEN_PATHS, make_app
@@ -54,7 +55,7 @@ def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
 def alone(registry: ModelRegistry, prompt: str, tokens: int) -> str:
     """What the model writes after a prompt, by itself."""
     loaded = registry.loaded
-    request = make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
+    request = make_request(loaded, Prompt(tuple(loaded.tokenizer(prompt)["input_ids"])), max_new_tokens=tokens)
     return "".join(chunk.text for chunk in stream_request(loaded, request))
 
 

@@ -12,6 +12,7 @@ import pytest
 import llmctl
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
 from llmctl.loading.model import LoadedModel
@@ -40,7 +41,7 @@ def working(loaded: LoadedModel) -> Iterator[Worker]:
 
 
 def request(loaded: LoadedModel, prompt: str = PROMPT, tokens: int = TOKENS) -> Request:
-    return make_request(loaded, loaded.tokenizer(prompt)["input_ids"], max_new_tokens=tokens)
+    return make_request(loaded, Prompt(tuple(loaded.tokenizer(prompt)["input_ids"])), max_new_tokens=tokens)
 
 
 def answers(worker: Worker, *requests: tuple[Request, Sequence[Any]]) -> list[Completion]:
@@ -86,8 +87,8 @@ def test_penalties_apply_to_packed_and_to_single_requests(
 ) -> None:
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"temperature": 0})
     plain, own = request(loaded), request(loaded)
-    biased = Penalties(len(own.ids), presence=0.0, frequency=0.0, bias={7: 100.0})
-    barred = Penalties(len(own.ids), presence=100.0, frequency=0.0, bias={7: 100.0, 9: 50.0})
+    biased = Penalties(len(own.prompt), presence=0.0, frequency=0.0, bias={7: 100.0})
+    barred = Penalties(len(own.prompt), presence=100.0, frequency=0.0, bias={7: 100.0, 9: 50.0})
     with working(loaded) as worker:
         first, second, third = answers(worker, (plain, []), (own, [biased]), (own, [barred]))
     assert first.text == alone(plain, loaded)

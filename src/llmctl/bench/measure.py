@@ -11,6 +11,7 @@ from llmctl.bench.task import Cell, Task
 from llmctl.config import Config, Settings
 from llmctl.errors import LlmctlError
 from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.model import LoadedModel
@@ -122,7 +123,7 @@ class Prompts:
     def request(self, ids: Sequence[int], new_tokens: int) -> Request:
         """Return a greedy request that only its token limit ends."""
         return Request(
-            ids=tuple(ids),
+            prompt=Prompt(tuple(ids)),
             arguments={**self._arguments, "max_new_tokens": new_tokens},
             seed=0,
             budget=new_tokens,

@@ -139,7 +139,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
 
     return {
         "prompt": prompt,
-        "prompt_ids": list(completions[0].prompt_ids),
+        **completions[0].prompt.document(),
         "completions": [_completion_document(loaded, completion) for completion in completions],
         "peak_memory_bytes": peak_memory_bytes(),
         "manifest": make_manifest(loaded).document(),

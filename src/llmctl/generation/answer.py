@@ -89,7 +89,7 @@ class Answer:
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason or "length",
             stop_string=self._text.stopped_by,
-            prompt_token_count=len(self.request.ids),
+            prompt=self.request.prompt,
             seed=self.request.seed,
             first_token_seconds=self._first - self._started,
             seconds=self._last - self._started,
@@ -97,5 +97,4 @@ class Answer:
             decoding_stats=decoding_stats,
             first_pass_token_count=self._first_pass or 1,
             is_json=self.finish_reason == "stop" and structure is not None and structure.is_json,
-            prompt_ids=self.request.ids,
         )

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.generation.logprobs import TokenLogprob
+from llmctl.generation.prompt import Prompt
 
 if TYPE_CHECKING:
     from llmctl.errors import LlmctlError
@@ -51,13 +52,11 @@ class Completion:
         finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (max_new_tokens, or the
             context is full), `stop_string`, or `cancelled`.
         stop_string: The stop string that ended it.
-        prompt_token_count: Tokens of the prompt.
         seed: The seed of the random generators.
         first_token_seconds: From the call to the first token: the prefill.
         seconds: From the call to the last token.
         logprobs: The log-probability of each of `token_ids`, or None where not asked for.
         decoding_stats: The effect of faster decoding; None where none was asked for.
-        prompt_ids: The prompt, as token ids.
         first_pass_token_count: Tokens that came with the first one: more than 1 where tokens were proposed.
         is_json: Whether the text is a whole JSON value because a schema enforced it.
     """
@@ -66,15 +65,19 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop_string: str | None
-    prompt_token_count: int
+    prompt: Prompt
     seed: int
     first_token_seconds: float
     seconds: float
     logprobs: tuple[TokenLogprob, ...] | None = None
     decoding_stats: DecodingStats | None = None
-    prompt_ids: tuple[int, ...] = ()
     is_json: bool = False
     first_pass_token_count: int = 1
+
+    @property
+    def prompt_token_count(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -1,53 +1,49 @@
 """A KV cache kept between calls, so that the next call computes only the tokens after the common prefix."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from llmctl.generation.prompt import Prompt
 from llmctl.loading.transformers_compat import cache_argument, supports_dynamic_cache
 
 
 class ConversationCache:
-    """The KV cache of one conversation. Its state: transformers' cache, and the ids whose keys and values it holds."""
+    """The KV cache of one conversation. Its state: transformers' cache, and the prompt whose tokens it holds."""
 
     def __init__(self) -> None:
         self._cache: Any = None
-        self._ids: list[int] = []
+        self._known = Prompt(())
         self.prefilled_tokens = 0
 
-    def arguments_for(self, model: Any, ids: Sequence[int]) -> dict[str, Any]:
-        """Return the arguments of `model.generate` with which it computes only the ids that are not kept yet.
+    def arguments_for(self, model: Any, prompt: Prompt) -> dict[str, Any]:
+        """Return the arguments of `model.generate` with which it computes only the tokens that are not kept yet.
 
-        The cache is cut back to the prefix that both have in common. At least one id is always left to compute, since
-        its logits choose the next token. A cache that cannot be cut (a sliding window that was passed has dropped its
-        past) is replaced by a fresh one.
+        The cache is cut back to the prefix that both have in common. At least one token is always left to compute,
+        since its logits choose the next token. A cache that cannot be cut (a sliding window that was passed has dropped
+        its past) is replaced by a fresh one.
         """
-        kept, cache, self._ids = self._ids, self._cache, []
+        known, cache, self._known = self._known, self._cache, Prompt(())
         self._cache = None  # if this call fails half-way, nothing of it is trusted
-        self.prefilled_tokens = len(ids)
+        self.prefilled_tokens = len(prompt)
         if not _can_be_kept(model):
             return {}
-        common = 0
-        for ours, theirs in zip(kept, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        if cache is None or not common or not _crop(cache, len(kept) - common):
+        common = min(known.common(prompt), len(prompt) - 1)
+        if cache is None or not common or not _crop(cache, len(known) - common):
             cache, common = _new_cache(model), 0
         if _is_all_linear(cache):
             return {}
         self._cache = cache
-        self.prefilled_tokens = len(ids) - common
+        self.prefilled_tokens = len(prompt) - common
         return {cache_argument(): cache}
 
-    def keep(self, ids: Sequence[int]) -> None:
-        """Record that the call ended with `ids`, prompt and answer. The last one was chosen but never computed."""
-        self._ids = list(ids[:-1])
-        if self._cache is not None and self._cache.get_seq_length() != len(self._ids):
+    def keep(self, prompt: Prompt) -> None:
+        """Record that the call ended with `prompt`, its answer included. The last token was never computed."""
+        self._known = Prompt(prompt.ids[:-1], prompt.media)
+        if self._cache is not None and self._cache.get_seq_length() != len(self._known):
             self.forget()
 
     def forget(self) -> None:
         """Drop the cache."""
-        self._cache, self._ids = None, []
+        self._cache, self._known = None, Prompt(())
 
 
 def _can_be_kept(model: Any) -> bool:

@@ -57,7 +57,7 @@ def inspect_prompt(
     Raises:
         UserError: as `encode_prompt`.
     """
-    ids = encode_prompt(tokenizer, prompt, chat)
+    ids = encode_prompt(tokenizer, prompt, chat).ids
     templated = uses_template(tokenizer, chat, prompt)
     bos = tokenizer.bos_token_id
     warnings = [
@@ -67,8 +67,8 @@ def inspect_prompt(
         *_length_warnings(len(ids), context_length, max_new_tokens),
     ]
     return Inspection(
-        text=str(tokenizer.decode(ids)),
-        token_ids=tuple(ids),
+        text=str(tokenizer.decode(list(ids))),
+        token_ids=ids,
         tokens=tuple(str(tokenizer.decode([token])) for token in ids),
         bos_count=ids.count(bos) if bos is not None else 0,
         templated=templated,

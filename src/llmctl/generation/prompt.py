@@ -1,8 +1,10 @@
-"""From a prompt to token ids: through the chat template, or as it is."""
+"""Prompts as the model reads them, and how a text or a conversation becomes one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError, first_line
@@ -13,6 +15,72 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Media:
+    """Something in a prompt beside its tokens.
+
+    Attributes:
+        sha256: Hash of its content, in hexadecimal.
+    """
+
+    kind: Literal["image"]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it: equal prompts give equal answers.
+
+    Attributes:
+        ids: Token ids.
+        media: Media in the order of their places among the tokens.
+    """
+
+    ids: tuple[int, ...]
+    media: tuple[Media, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def media_key(self) -> bytes:
+        """A digest of the media; empty without any. Equal tokens share keys and values only under an equal one."""
+        if not self.media:
+            return b""
+        text = "\n".join(f"{one.kind} {one.sha256}" for one in self.media)
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def followed_by(self, ids: Iterable[int]) -> "Prompt":
+        """Return the prompt with more tokens at its end."""
+        return Prompt((*self.ids, *ids), self.media)
+
+    def common(self, other: "Prompt") -> int:
+        """Return how many tokens both begin with; 0 where the media differ."""
+        if self.media != other.media:
+            return 0
+        pairs = enumerate(zip(self.ids, other.ids, strict=False))
+        return next((n for n, (a, b) in pairs if a != b), min(len(self), len(other)))
+
+    def document(self) -> dict[str, Any]:
+        """Return the prompt as JSON records it."""
+        media = {"prompt_media": media_document(self.media)} if self.media else {}
+        return {"prompt_ids": list(self.ids), **media}
+
+
+def media_document(media: Sequence[Media]) -> list[dict[str, str]]:
+    """Return media as JSON records them."""
+    return [{"kind": one.kind, "sha256": one.sha256} for one in media]
+
+
+def media_from(value: Any) -> tuple[Media, ...]:
+    """Read what `media_document` writes. Raises ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise ValueError("media must be a list of objects with kind and sha256")
+    if any(one.get("kind") != "image" or not isinstance(one.get("sha256"), str) for one in value):
+        raise ValueError("media must have kind image and a sha256")
+    return tuple(Media("image", one["sha256"]) for one in value)
 
 
 def uses_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, prompt: "str | Messages") -> bool:
@@ -26,25 +94,23 @@ def encode_prompt(
     chat: ChatSection,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
-) -> list[int]:
-    """The ids of a prompt.
+) -> Prompt:
+    """Encode a text or a conversation.
 
     Control tokens in the user's text stay text: only the template writes real ones. A raw prompt is taken literally,
     and gets the beginning-of-sequence token once.
 
     Args:
-        tokenizer: The tokenizer.
         prompt: A text, or messages. `generation.tools` brings those with tool calls into a template's form.
-        chat: The configuration's chat section.
         tools: Tools for the template, as in OpenAI's API.
 
     Raises:
         UserError: the prompt is empty, there is no template for messages, or the template refuses them.
     """
-    [ids] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools)
-    if isinstance(ids, LlmctlError):
-        raise ids
-    return ids
+    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools)
+    if isinstance(encoded, LlmctlError):
+        raise encoded
+    return encoded
 
 
 def encode_prompts(
@@ -52,21 +118,21 @@ def encode_prompts(
     prompts: "Sequence[tuple[str | Messages, ChatSection]]",
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
-) -> list[list[int] | LlmctlError]:
-    """The ids of many prompts as `encode_prompt` gives them, or why one has none; templates run in one child."""
-    found: list[list[int] | LlmctlError | None] = [None] * len(prompts)
+) -> list[Prompt | LlmctlError]:
+    """Encode many prompts as `encode_prompt` does, each to a prompt or its error, in one child process."""
+    encoded: dict[int, Prompt | LlmctlError] = {}
     renders: dict[int, Callable[[], list[int]]] = {}
-    for place, (prompt, chat) in enumerate(prompts):
+    for number, (prompt, chat) in enumerate(prompts):
         try:
             if uses_template(tokenizer, chat, prompt):
-                renders[place] = rendering(tokenizer, prompt, chat, tools)
+                renders[number] = rendering(tokenizer, prompt, chat, tools)
             else:
-                found[place] = _encode_raw(tokenizer, str(prompt), chat)
+                encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)))
         except LlmctlError as error:
-            found[place] = error
-    for place, outcome in zip(renders, run_bounded_each(list(renders.values())), strict=True):
-        found[place] = template_trouble(outcome) if isinstance(outcome, Exception) else outcome
-    return [ids for ids in found if ids is not None]
+            encoded[number] = error
+    for number, result in zip(renders, run_bounded_each(list(renders.values())), strict=True):
+        encoded[number] = template_error(result) if isinstance(result, Exception) else Prompt(tuple(result))
+    return [encoded[number] for number in range(len(prompts))]
 
 
 def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, Any]]:
@@ -129,8 +195,8 @@ def rendering(
     return render
 
 
-def template_trouble(error: Exception) -> LlmctlError:
-    """Why a template gave no prompt, in words."""
+def template_error(error: Exception) -> LlmctlError:
+    """Return the error for a template that failed."""
     explained: LlmctlError
     if isinstance(error, TooMuchError):
         explained = ModelError(

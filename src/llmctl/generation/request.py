@@ -1,10 +1,11 @@
 """One prompt and everything that decides its answer: what every way of generating takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
 from llmctl.loading.transformers_compat import compile_on_cpu
 
@@ -19,7 +20,6 @@ class Request:
     """What is to be generated.
 
     Attributes:
-        ids: The prompt.
         arguments: Those of transformers' GenerationConfig, end tokens included.
         seed: What the random generators are seeded with.
         budget: Most tokens to generate: `max_new_tokens`, or what the context has left.
@@ -29,7 +29,7 @@ class Request:
         shown_tokens: Special tokens that are text of the answer, not left out of it: those that mark tool calls.
     """
 
-    ids: tuple[int, ...]
+    prompt: Prompt
     arguments: Mapping[str, Any]
     seed: int
     budget: int
@@ -45,7 +45,7 @@ class Request:
 
 
 def make_request(
-    loaded: "PromptModel", ids: Sequence[int], *, seed: int | None = None, max_new_tokens: int | None = None
+    loaded: "PromptModel", prompt: Prompt, *, seed: int | None = None, max_new_tokens: int | None = None
 ) -> Request:
     """The request that `loaded`'s configuration means for a prompt.
 
@@ -54,19 +54,19 @@ def make_request(
     """
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
-    budget = _budget(loaded, len(ids), max_new_tokens or generation.max_new_tokens)
+    budget = _budget(loaded, len(prompt), max_new_tokens or generation.max_new_tokens)
     arguments = loaded.generation_arguments()
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
         # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
-        arguments["max_cache_len"] = 1 << (len(ids) + budget - 1).bit_length()
+        arguments["max_cache_len"] = 1 << (len(prompt) + budget - 1).bit_length()
     if structure is not None:
         from llmctl.generation.structured.constraint import check_for
 
         refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
         check_for(structure, loaded.tokenizer)
     return Request(
-        ids=tuple(ids),
+        prompt=prompt,
         arguments=arguments,
         seed=loaded.plan.seed if seed is None else seed,
         budget=budget,

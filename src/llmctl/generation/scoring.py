@@ -10,7 +10,7 @@ from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
-from llmctl.generation.prompt import Messages, encode_prompt, uses_template
+from llmctl.generation.prompt import Messages, Prompt, encode_prompt, uses_template
 
 if TYPE_CHECKING:
     import torch
@@ -167,28 +167,28 @@ def rank(
 
 
 def sequence_logprobs(
-    loaded: "LoadedModel", ids: Sequence[int], *, start: int, top: int = 0, kept: ConversationCache | None = None
+    loaded: "LoadedModel", prompt: Prompt, *, start: int, top: int = 0, kept: ConversationCache | None = None
 ) -> tuple[TokenLogprob, ...]:
-    """What the model thinks of `ids[start:]`, each given all before it.
+    """Return the log-probabilities of the tokens from `start` on, each given all before it.
 
     Args:
         loaded: What `load` returned.
-        ids: Tokens that fit in the context together.
+        prompt: Tokens that fit in the context together.
         start: At least 1.
         top: How many of the likeliest tokens to note at each place.
         kept: Keys and values of an earlier call; what both begin with is not computed again.
     """
     found: list[TokenLogprob] = []
-    for rows in _logits(loaded.model, list(ids), start, kept or ConversationCache()):
+    for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
         place = start + len(found)
-        found += token_logprobs(rows, list(ids[place : place + rows.shape[0]]), top)
+        found += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
     return tuple(found)
 
 
 def encode_after(
     tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", text: str, chat: ChatSection
-) -> tuple[list[int], int]:
-    """The ids of a prompt and what follows it, and where the latter begins.
+) -> tuple[Prompt, int]:
+    """Return a prompt with the text that follows it, and where that begins.
 
     Through a chat template the prompt ends where the assistant's turn begins: the text is cut into tokens by itself, as
     the model would write it there. A raw prompt and its text are one text, and a token can reach over the border: what
@@ -197,10 +197,9 @@ def encode_after(
     alone = encode_prompt(tokenizer, prompt, chat)
     if uses_template(tokenizer, chat, prompt):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*alone, *ids], len(alone)
+        return alone.followed_by(ids), len(alone)
     both = encode_prompt(tokenizer, f"{prompt}{text}", chat)
-    common = next((n for n, pair in enumerate(zip(alone, both, strict=False)) if pair[0] != pair[1]), len(alone))
-    return both, max(common, 1)
+    return both, max(alone.common(both), 1)
 
 
 @dataclass(frozen=True)
@@ -251,25 +250,27 @@ def _score(
     if not text:
         raise UserError("the text to score is empty", hint="give --text TEXT, --file FILE, or text on standard input")
     if prompt is None:
-        ids, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
+        encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:
-        ids, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat)
+        encoded, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat)
     found: list[TokenLogprob] = []
     count = 0
-    for begin, first, end in windows.cut(len(ids), start):
+    for begin, first, end in windows.cut(len(encoded), start):
         cache = kept if begin == 0 else ConversationCache()
-        found += sequence_logprobs(loaded, ids[begin:end], start=first - begin, top=top, kept=cache)
+        part = Prompt(encoded.ids[begin:end], encoded.media)
+        found += sequence_logprobs(loaded, part, start=first - begin, top=top, kept=cache)
         count += 1
     return Score(text, tuple(found), start, count)
 
 
-def _logits(model: Any, ids: list[int], start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
+def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
     """Logits of shape [T, V] for the places `start` and on, in portions. The last token's own are not computed.
 
     What comes before the first scored place is computed apart from the rest, so that an answer scores the same whether
     or not its prompt was kept from another.
     """
-    more = kept.arguments_for(model, ids[:start])
+    ids = list(prompt.ids)
+    more = kept.arguments_for(model, Prompt(prompt.ids[:start], prompt.media))
     known, last = start - kept.prefilled_tokens, len(ids) - 1
     if not more:  # a model without a cache that can be kept: all at once
         if last >= start:
@@ -283,7 +284,7 @@ def _logits(model: Any, ids: list[int], start: int, kept: ConversationCache) -> 
     for begin in range(start - 1, last, size):
         end = min(begin + size, last)
         yield _forward(model, ids[begin:end], end, use_cache=True, **more)
-    kept.keep(ids)
+    kept.keep(prompt)
 
 
 def _forward(model: Any, ids: list[int], seen: int, **more: Any) -> "torch.Tensor":

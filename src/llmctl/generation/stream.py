@@ -43,8 +43,8 @@ def stream(
         UserError: the prompt is empty or longer than the model's context.
         MachineError: memory ran out.
     """
-    ids = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat)
-    yield from stream_request(loaded, make_request(loaded, ids, seed=seed, max_new_tokens=max_new_tokens))
+    encoded = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat)
+    yield from stream_request(loaded, make_request(loaded, encoded, seed=seed, max_new_tokens=max_new_tokens))
 
 
 def stream_request(

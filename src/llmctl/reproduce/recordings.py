@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import UserError
+from llmctl.generation.prompt import Prompt, media_from
 from llmctl.reproduce.manifest import Manifest, manifest_from
 
 MAX_FILE_BYTES = 256 << 20
@@ -20,7 +21,6 @@ class Recording:
     Attributes:
         name: Name for messages: `answer 2`, `line 7`.
         manifest: Manifest of its run.
-        prompt_ids: Tokens of the prompt.
         seed: Seed of the random generators.
         expected_seed: Seed by the manifest and the answer's number; None where they do not determine it.
         token_ids: Generated tokens.
@@ -29,7 +29,7 @@ class Recording:
 
     name: str
     manifest: Manifest
-    prompt_ids: tuple[int, ...]
+    prompt: Prompt
     seed: int
     token_ids: tuple[int, ...]
     text: str
@@ -118,10 +118,10 @@ def _recordings(documents: Iterator[tuple[str, Any]]) -> Iterator[Recording]:
         for number, row in enumerate(rows, 1):
             name = f"{where}: answer {number}" if "completions" in document else where
             expected = manifest.seed + number - 1 if "completions" in document else None
-            yield _recording(name, manifest, document.get("prompt_ids"), row, expected)
+            yield _recording(name, manifest, _prompt(name, document), row, expected)
 
 
-def _recording(name: str, manifest: Manifest, prompt_ids: Any, row: Any, expected_seed: int | None) -> Recording:
+def _recording(name: str, manifest: Manifest, prompt: Prompt, row: Any, expected_seed: int | None) -> Recording:
     if not isinstance(row, dict):
         raise UserError(f"{name} is not a JSON object")
     seed, text = row.get("seed"), row.get("text")
@@ -132,12 +132,21 @@ def _recording(name: str, manifest: Manifest, prompt_ids: Any, row: Any, expecte
     return Recording(
         name=name,
         manifest=manifest,
-        prompt_ids=_ids(prompt_ids, f"{name}: prompt_ids"),
+        prompt=prompt,
         seed=seed,
         token_ids=_ids(row.get("token_ids"), f"{name}: token_ids"),
         text=text,
         expected_seed=expected_seed,
     )
+
+
+def _prompt(name: str, document: Mapping[str, Any]) -> Prompt:
+    """Read what `Prompt.document` writes."""
+    try:
+        media = media_from(document.get("prompt_media", []))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    return Prompt(_ids(document.get("prompt_ids"), f"{name}: prompt_ids"), media)
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

@@ -227,9 +227,9 @@ def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
     manifest = recording.manifest
     configured = with_generation(loaded, _generation(manifest), structure=_structure(recording), seed=manifest.seed)
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
-    if max(recording.prompt_ids) >= vocabulary:
-        raise UserError(f"{recording.name}: token {max(recording.prompt_ids)} of the prompt does not exist")
-    *_, last = stream_request(configured, make_request(configured, recording.prompt_ids, seed=recording.seed))
+    if max(recording.prompt.ids) >= vocabulary:
+        raise UserError(f"{recording.name}: token {max(recording.prompt.ids)} of the prompt does not exist")
+    *_, last = stream_request(configured, make_request(configured, recording.prompt, seed=recording.seed))
     assert last.completion is not None, "the last chunk carries the completion"  # noqa: S101
     return _compare(loaded, recording, last.completion)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
-from llmctl.generation.prompt import Messages, encode_prompt, rendering, template_trouble, uses_template
+from llmctl.generation.prompt import Messages, Prompt, encode_prompt, rendering, template_error, uses_template
 from llmctl.machine.sandbox import BoundedChild, FailedError, TooMuchError
 
 if TYPE_CHECKING:
@@ -28,16 +28,17 @@ class PromptRenderer:
 
     def encode(
         self, prompt: "str | Messages", chat: ChatSection, *, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
-        """Return the ids of a prompt. Arguments and errors are those of `encode_prompt`."""
+    ) -> Prompt:
+        """Encode a prompt. Arguments and errors are those of `encode_prompt`."""
         if not uses_template(self._tokenizer, chat, prompt):
             return encode_prompt(self._tokenizer, prompt, chat)
         rendering(self._tokenizer, prompt, chat, tools)  # raises errors of the messages before the template sees them
         given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
         try:
-            return list(self._child([given, chat.model_dump(mode="json"), [dict(t) for t in tools] if tools else None]))
+            ids = self._child([given, chat.model_dump(mode="json"), [dict(t) for t in tools] if tools else None])
         except (TooMuchError, FailedError) as error:
-            raise template_trouble(error) from error
+            raise template_error(error) from error
+        return Prompt(tuple(ids))
 
     def _render(self, argument: Any) -> list[int]:
         """Render and encode; runs in the child."""

@@ -1,11 +1,12 @@
 """The served model, its names, and the conversion of a request body into generation requests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
@@ -85,21 +86,21 @@ class ModelRegistry:
             values["logprobs"] = logprobs
         return with_generation(self.loaded, values, structure=structure)
 
-    def requests(self, model: "LoadedModel", body: Sampling, ids: Sequence[int], **changes: Any) -> list[Request]:
+    def requests(self, model: "LoadedModel", body: Sampling, prompt: Prompt, **changes: Any) -> list[Request]:
         """Return the `n` requests of one prompt, each with its own seed; the first has the body's.
 
         Raises:
             RequestError: the prompt is too long, or has ids outside the vocabulary.
         """
-        self.check_token_ids(ids)
+        self.check_token_ids(prompt.ids)
         context = self.loaded.context_length
-        if context is not None and len(ids) >= context:
+        if context is not None and len(prompt) >= context:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, but the model's context length is {context}: shorten the prompt",
+                f"the prompt has {len(prompt)} tokens, but the model's context length is {context}: shorten the prompt",
                 code="context_length_exceeded",
             )
         seed = _fold_seed(model.config.seed if body.seed is None else body.seed)
-        request = replace(make_request(model, ids, seed=seed), **changes)
+        request = replace(make_request(model, prompt, seed=seed), **changes)
         return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 
     def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:

@@ -140,7 +140,7 @@ class Worker:
         return self._thread.is_alive() and not self._is_stopping
 
     def _check_fits(self, request: Request) -> None:
-        tokens, limit = len(request.ids) + request.budget, self._engine.token_limit(request)
+        tokens, limit = len(request.prompt) + request.budget, self._engine.token_limit(request)
         if limit is not None and tokens > limit:
             raise RequestError(
                 f"prompt and answer need up to {tokens} tokens, but the server has room for {limit}: lower max_tokens",

@@ -155,7 +155,7 @@ def request_body(made: Made, model: str) -> dict[str, Any]:
         sampling = {name: arguments[name] for name in _SAMPLING if arguments.get(name) is not None}
     return {
         "model": model,
-        "prompt": list(request.ids),
+        "prompt": list(request.prompt.ids),
         "max_tokens": request.budget,
         "seed": request.seed,
         **sampling,
@@ -189,12 +189,11 @@ def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: 
         token_ids=tuple(choice["token_ids"]),
         finish_reason=reason,
         stop_string=stop_reason if isinstance(stop_reason, str) else None,
-        prompt_token_count=len(request.ids),
+        prompt=request.prompt,
         seed=request.seed,
         first_token_seconds=seconds,
         seconds=seconds,
         logprobs=None if request.logprobs is None else _logprobs(choice["logprobs"], request.logprobs),
-        prompt_ids=request.ids,
         is_json=reason == "stop" and request.structure is not None and request.structure.is_json,
     )
 

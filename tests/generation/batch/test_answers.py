@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import llmctl
 from llmctl.generation.batch.keys import identity, row_key
 from llmctl.generation.batch.rows import rows_of
+from llmctl.generation.prompt import Media
 
 Tiny = Callable[[str], Path]
 PROMPTS = ["the capital of france", "a small model wanted to speak", "two plus two is"]
@@ -95,8 +97,6 @@ def test_a_template_that_never_ends_or_refuses_costs_one_row(
 
 
 def with_template(loaded: llmctl.LoadedModel, template: Path) -> llmctl.LoadedModel:
-    from dataclasses import replace
-
     chat = loaded.config.chat.model_copy(update={"template": str(template)})
     config = loaded.config.model_copy(update={"chat": chat})
     return replace(loaded, prepared=replace(loaded.prepared, config=config))
@@ -120,6 +120,10 @@ def test_the_key_is_what_decides_the_answer(tiny_models: Tiny, tmp_path: Path) -
         {"prompt": "a", "structure": {"json_schema": {"properties": {"y": {}, "x": {}}}}},
     ]
     assert len({key(row) for row in ["a", *others]}) == 7
+    [plain] = rows_of(["a"])
+    assert row_key(plain, run).startswith("3e458cceaa1d762e-"), "journals of earlier versions stay valid"
+    pictures = [replace(plain, media=(Media("image", content),)) for content in ("aa", "bb")]
+    assert len({row_key(row, run) for row in (plain, *pictures)}) == 3
 
     assert identity(load(folder)) == run
     hot = identity(load(folder, generation={"max_new_tokens": 8, "temperature": 1.0}))

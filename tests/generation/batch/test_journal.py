@@ -18,6 +18,7 @@ from llmctl.generation.batch.keys import Identity
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.batch.run import Tally, run_batch
 from llmctl.generation.completion import Completion
+from llmctl.generation.prompt import Prompt
 
 RUN = Identity("5e771465", "0de10000")
 OTHER_SETTINGS = Identity("07e50000", RUN.model)
@@ -56,7 +57,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             yield row, done(row), Made(None, None)
 
     def done(row: Row) -> Completion:
-        return Completion(f"to {row.prompt}", (1, 2), "stop", None, 3, 42, 0.1, 0.2)
+        return Completion(f"to {row.prompt}", (1, 2), "stop", None, Prompt((7, 8, 9)), 42, 0.1, 0.2)
 
     monkeypatch.setattr(batch_run, "answers", answers)
     return computed

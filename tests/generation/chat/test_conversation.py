@@ -1,6 +1,7 @@
 """A conversation: turns, undo, retry, what is computed anew, and what is never changed by it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.prompt import Media, encode_prompt
 from llmctl.generation.reasoning import ReasoningSplitter
 
 Tiny = Callable[[str], Path]
@@ -44,7 +45,7 @@ def prefilled(session: ChatSession) -> int:
 
 def prompt_ids(session: ChatSession, messages: Sequence[Message]) -> list[int]:
     sent = [{"role": message.role, "content": message.content} for message in messages]
-    return encode_prompt(session.loaded.tokenizer, sent, session.loaded.config.chat)
+    return list(encode_prompt(session.loaded.tokenizer, sent, session.loaded.config.chat).ids)
 
 
 def test_what_is_kept_of_earlier_turns_changes_no_text(architecture: str, tiny_models: Tiny) -> None:
@@ -244,7 +245,15 @@ def test_a_saved_conversation_is_read_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     save(TALK, file)
     assert read(file) == TALK
-    assert len(file.read_text(encoding="utf-8").split("\n")) == 4, "a header, a line a message, the last newline"
+    lines = file.read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 4, "a header, a line a message, the last newline"
+    assert "media" not in lines[1]
+
+
+def test_media_of_a_message_are_saved_by_their_hash(tmp_path: Path) -> None:
+    talk = replace(TALK, messages=(replace(TALK.messages[0], media=(Media("image", "aa"),)), *TALK.messages[1:]))
+    save(talk, tmp_path / "talk.jsonl")
+    assert read(tmp_path / "talk.jsonl") == talk
 
 
 @pytest.mark.parametrize(
@@ -256,6 +265,7 @@ def test_a_saved_conversation_is_read_as_it_was(tmp_path: Path) -> None:
         ('{"schema": "llmctl.chat/1", "model": "m"}\n[]\n', ":2: this is not a JSON object"),
         ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "tool"}\n', ":2: role is neither"),
         ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user"}\n', ":2: content is not a text"),
+        ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user", "content": "x", "media": [1]}\n', ":2: media"),
     ],
 )
 def test_a_file_that_is_no_conversation_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:

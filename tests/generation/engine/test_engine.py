@@ -21,6 +21,7 @@ from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_
 from llmctl.generation.engine.packable import is_packable
 from llmctl.generation.engine.prefix_cache import PrefixCache
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
 from llmctl.loading.model import LoadedModel
@@ -35,7 +36,7 @@ def alone(loaded: LoadedModel, request: Request) -> Completion:
 def requests_for(loaded: LoadedModel, count: int, *, longest: int = 90) -> list[Request]:
     chance = random.Random(1)
     prompts = [[chance.randrange(5, 300) for _ in range(chance.randrange(1, longest))] for _ in range(count)]
-    return [make_request(loaded, ids, seed=100 + number) for number, ids in enumerate(prompts)]
+    return [make_request(loaded, Prompt(tuple(ids)), seed=100 + number) for number, ids in enumerate(prompts)]
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,10 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[s
 
 
 def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> None:
-    plain = make_request(llama, [7, 8, 9])
+    plain = make_request(llama, Prompt((7, 8, 9)))
     text = alone(llama, plain).text
-    stopping = Request(plain.ids, plain.arguments, plain.seed, plain.budget, (text[5:9],))
-    short = make_request(llama, [7, 8, 9], max_new_tokens=3)
+    stopping = Request(plain.prompt, plain.arguments, plain.seed, plain.budget, (text[5:9],))
+    short = make_request(llama, Prompt((7, 8, 9)), max_new_tokens=3)
     found = dict(Engine(llama, ROOMY).run([("stop", stopping), ("short", short)]))
     assert found["stop"].finish_reason == "stop_string"
     assert found["stop"].text == text.partition(text[5:9])[0]
@@ -103,7 +104,7 @@ def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pyte
     engine = Engine(llama, ROOMY)
     monkeypatch.setattr(llama.model, "forward", full)
     with pytest.raises(MachineError, match="generating with"):
-        dict(engine.run([(0, make_request(llama, [5, 6]))]))
+        dict(engine.run([(0, make_request(llama, Prompt((5, 6))))]))
     with pytest.raises(MachineError):
         Engine(llama, ROOMY)
 
@@ -111,8 +112,8 @@ def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pyte
 def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
     beginning = list(range(10, 74))
     engine = Engine(llama, ROOMY)
-    first = make_request(llama, [*beginning, 5])
-    second = make_request(llama, [*beginning, 6, 7])
+    first = make_request(llama, Prompt((*beginning, 5)))
+    second = make_request(llama, Prompt((*beginning, 6, 7)))
     dict(engine.run([(1, first)]))
     assert engine.prefilled_tokens == 65
     answer = dict(engine.run([(2, second)]))[2]
@@ -124,9 +125,9 @@ def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_model
     loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "float32"}, generation={"max_new_tokens": 8})
     engine = Engine(loaded, ROOMY)
     beginning = list(range(10, 36))
-    dict(engine.run([(1, make_request(loaded, [*beginning, 5, 6, 7]))]))
+    dict(engine.run([(1, make_request(loaded, Prompt((*beginning, 5, 6, 7))))]))
     before = engine.prefilled_tokens
-    turned = make_request(loaded, [*beginning, 9, 8])
+    turned = make_request(loaded, Prompt((*beginning, 9, 8)))
     answer = dict(engine.run([(2, turned)]))[2]
     assert engine.prefilled_tokens == before + 2
     assert answer.token_ids == alone(loaded, turned).token_ids
@@ -135,7 +136,7 @@ def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_model
 
 def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
     engine = Engine(llama, EngineCapacity(8, 64, 64))
-    long, short = make_request(llama, list(range(5, 85))), make_request(llama, [5, 6])
+    long, short = make_request(llama, Prompt(tuple(range(5, 85)))), make_request(llama, Prompt((5, 6)))
     found = dict(engine.run([("long", long), ("short", short)]))
     assert isinstance(found["long"], MachineError)
     assert "104 tokens" in str(found["long"])
@@ -188,7 +189,7 @@ def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel)
 
 def alone_arguments(loaded: LoadedModel) -> list[Request]:
     """Requests that cannot be packed, each for a reason of its own."""
-    plain = make_request(loaded, [7, 8, 9, 7, 8, 9, 7])
+    plain = make_request(loaded, Prompt((7, 8, 9, 7, 8, 9, 7)))
     more: list[dict[str, object]] = [
         {"num_beams": 3},
         {"prompt_lookup_num_tokens": 2},
@@ -204,7 +205,7 @@ def test_requests_that_cannot_be_packed_run_alone_between_the_others(llama: Load
     found = dict(engine.run(enumerate(mixed)))
     assert [found[number].token_ids for number in range(6)] == [alone(llama, one).token_ids for one in mixed]
     assert engine.generated_tokens == sum(len(answer.token_ids) for answer in found.values())
-    assert engine.prefilled_tokens == sum(len(one.ids) for one in mixed)
+    assert engine.prefilled_tokens == sum(len(one.prompt) for one in mixed)
 
 
 def test_requests_start_in_their_order_and_a_lone_one_waits_for_those_before_it(llama: LoadedModel) -> None:
@@ -252,7 +253,7 @@ def test_memory_that_runs_out_alone_is_explained_and_the_engine_goes_on(
         with pytest.raises(MachineError):
             engine.step()
     assert not engine.is_busy
-    request = make_request(llama, [5, 6])
+    request = make_request(llama, Prompt((5, 6)))
     assert dict(engine.run([(1, request)]))[1].token_ids == alone(llama, request).token_ids
 
 
@@ -276,6 +277,14 @@ class TestPrefixCache:
         assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], first[1], 3)
         found = pages.share([1, 2, 3])
         assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
+
+    def test_the_same_tokens_under_other_media_are_another_text(self) -> None:
+        pages = PrefixCache(8, page_tokens=2)
+        held = [pages.take(), pages.take()]
+        pages.remember(held, [1, 2, 3, 4], start=0, last_too=True, media_key=b"one picture")
+        assert pages.share([1, 2, 3, 4, 5], media_key=b"one picture").held == held
+        assert pages.share([1, 2, 3, 4, 5], media_key=b"another").held == []
+        assert pages.share([1, 2, 3, 4, 5]).held == []
 
     def test_a_page_that_is_given_away_is_found_no_more(self) -> None:
         pages = PrefixCache(2, page_tokens=4)
@@ -334,7 +343,7 @@ def test_structures_are_enforced_in_one_pass_with_other_sequences(llama: LoadedM
         with_generation(llama, hot, structure=structure)
         for structure in ({"choices": ["yes", "no"]}, {"json_schema": schema}, {}, {"regex": "[a-c]{4}"})
     ]
-    requests = [make_request(loaded, [7, 8, 9], seed=n) for n, loaded in enumerate(asked)]
+    requests = [make_request(loaded, Prompt((7, 8, 9)), seed=n) for n, loaded in enumerate(asked)]
     found = dict(Engine(llama, ROOMY).run(enumerate(requests)))
     texts = [completion.text if isinstance(completion, Completion) else "" for _, completion in sorted(found.items())]
     assert texts[0] in ("yes", "no")
@@ -352,8 +361,8 @@ def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
         raise UserError("planted")
 
     monkeypatch.setattr(StructureProcessor, "_follow", fail)
-    structured = make_request(with_generation(llama, {}, structure={"regex": "a+"}), [7, 8])
-    found = dict(Engine(llama, ROOMY).run([(0, structured), (1, make_request(llama, [7, 8]))]))
+    structured = make_request(with_generation(llama, {}, structure={"regex": "a+"}), Prompt((7, 8)))
+    found = dict(Engine(llama, ROOMY).run([(0, structured), (1, make_request(llama, Prompt((7, 8))))]))
     assert isinstance(found[0], UserError)
     assert isinstance(found[1], Completion)
 
@@ -368,7 +377,7 @@ class TestInBfloat16:
         loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16"})
         if not is_packable(loaded):
             return
-        prompts = [list(request.ids) for request in requests_for(loaded, 4, longest=40)]
+        prompts = [list(request.prompt.ids) for request in requests_for(loaded, 4, longest=40)]
         rows, pages = [], 0
         for ids in prompts:
             rows.append(Segment(ids, 0, range(pages, pages + 3)))

@@ -15,6 +15,7 @@ from llmctl.config import StructureSection
 from llmctl.config.schema import Config
 from llmctl.errors import ConfigError, UserError
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import make_request
 from llmctl.generation.structured.constraint import StructureProcessor, processors
 from llmctl.generation.structured.structure import check_structure, make_structure, parse_json
@@ -150,7 +151,7 @@ def accepts(schema: Any, text: str) -> bool:
 
 
 def request_for(loaded: llmctl.LoadedModel, **structure: Any) -> Any:
-    return make_request(with_generation(loaded, {}, structure=structure), [5, 6, 7])
+    return make_request(with_generation(loaded, {}, structure=structure), Prompt((5, 6, 7)))
 
 
 def test_rows_beyond_the_tokenizer_are_never_chosen_and_missing_ones_no_harm(loaded: llmctl.LoadedModel) -> None:
@@ -169,7 +170,7 @@ def test_only_end_tokens_are_left_when_the_structure_is_whole(loaded: llmctl.Loa
     import torch
 
     more = with_generation(loaded, {}, structure={"regex": "no"})
-    request = make_request(more, [5, 6, 7])
+    request = make_request(more, Prompt((5, 6, 7)))
     request = type(request)(**{**vars(request), "arguments": {**request.arguments, "eos_token_id": [0, 2]}})
     [processor] = processors(request, loaded.tokenizer)
     size = len(loaded.tokenizer)
@@ -317,11 +318,13 @@ def test_the_text_is_what_the_structure_saw_although_decode_would_drop_a_space()
     from transformers import PreTrainedTokenizerFast
 
     from llmctl.generation.answer import Answer
+    from llmctl.generation.prompt import Prompt
     from llmctl.generation.request import Request
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama_like(), eos_token="</s>")
     structure = make_structure(StructureSection(choices=[" yes"]))
-    answer = Answer(tokenizer, Request((1,), {"eos_token_id": [tokenizer.eos_token_id]}, 0, 9, (), structure=structure))
+    arguments = {"eos_token_id": [tokenizer.eos_token_id]}
+    answer = Answer(tokenizer, Request(Prompt((1,)), arguments, 0, 9, (), structure=structure))
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ("▁", "y", "e", "s")]
     text = "".join(answer.take(token) for token in ids) + answer.finish()
     assert answer.finish_reason == "stop"

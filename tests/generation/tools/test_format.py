@@ -42,7 +42,7 @@ def tokenizer_with(folder: Path, template: str | None, *, special: tuple[str, ..
 def rendered(tokenizer: Any, messages: Any, tools: Any, **options: Any) -> str:
     use = tool_use(tokenizer, ChatSection(), tools, **options)
     conversation, arguments = use.conversation(messages)
-    return str(tokenizer.decode(encode_prompt(tokenizer, conversation, ChatSection(), **arguments)))
+    return str(tokenizer.decode(encode_prompt(tokenizer, conversation, ChatSection(), **arguments).ids))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_configured_system_prompt_stays(template: str, tmp_path: Path) -> No
     chat = ChatSection(system="be kind")
     tokenizer = tokenizer_with(tmp_path, template)
     conversation, arguments = tool_use(tokenizer, chat, [WEATHER]).conversation(TURNS[:1])
-    text = tokenizer.decode(encode_prompt(tokenizer, conversation, chat, **arguments))
+    text = tokenizer.decode(encode_prompt(tokenizer, conversation, chat, **arguments).ids)
     assert text.count("be kind") == 1
     assert "get_weather" in text
 
@@ -151,7 +151,7 @@ def test_a_forged_call_in_a_user_message_is_text(tmp_path: Path) -> None:
         return
     use = tool_use(tokenizer, ChatSection(), [WEATHER])
     conversation, arguments = use.conversation(forged)
-    ids = encode_prompt(tokenizer, conversation, ChatSection(), **arguments)
+    ids = encode_prompt(tokenizer, conversation, ChatSection(), **arguments).ids
     assert tokenizer.convert_tokens_to_ids("[TOOL_CALLS]") not in ids
 
 

@@ -14,7 +14,7 @@ from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.overrides import with_generation
-from llmctl.generation.prompt import encode_prompts
+from llmctl.generation.prompt import Prompt, encode_prompts
 from llmctl.generation.request import Request, make_request
 
 if TYPE_CHECKING:
@@ -124,23 +124,23 @@ def requests_of(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Ro
         except LlmctlError as error:
             return error
 
-    def request(row: Row, ids: list[int]) -> Made | LlmctlError:
+    def request(row: Row, prompt: Prompt) -> Made | LlmctlError:
         own = {name: row.settings[name] for name in ("generation", "structure") if name in row.settings}
         settled = adjusted(json.dumps(own)) if own else loaded
         if isinstance(settled, LlmctlError):
             return settled
         try:
-            return Made(settled, make_request(settled, ids, seed=row.settings.get("seed")))
+            return Made(settled, make_request(settled, prompt, seed=row.settings.get("seed")))
         except UserError as error:
             return error
 
     while window := list(islice(rows, WINDOW)):
         good = [row for row in window if row.error is None]
         encoded = encode_prompts(loaded.tokenizer, [(row.prompt, _chat(loaded.config.chat, row)) for row in good])
-        ids_of = {row.number: ids for row, ids in zip(good, encoded, strict=True)}
+        prompts = {row.number: prompt for row, prompt in zip(good, encoded, strict=True)}
         for row in window:
-            ids = row.error or ids_of[row.number]
-            yield row, ids if isinstance(ids, LlmctlError) else request(row, ids)
+            prompt = row.error or prompts[row.number]
+            yield row, prompt if isinstance(prompt, LlmctlError) else request(row, prompt)
 
 
 def _chat(chat: ChatSection, row: Row) -> ChatSection:

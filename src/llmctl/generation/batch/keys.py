@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
-from llmctl.generation.prompt import template_text
+from llmctl.generation.prompt import media_document, template_text
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def row_key(row: Row, run: Identity) -> str:
     settings = dict(row.settings)
     if "structure" in settings:
         settings["structure"] = json.dumps(settings["structure"])
-    content = {"prompt": row.prompt, "settings": settings}
+    content: dict[str, Any] = {"prompt": row.prompt, "settings": settings}
+    if row.media:
+        content["media"] = media_document(row.media)
     return f"{_hash(content, ROW_DIGITS)}-{run.settings}-{run.model}"
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 from llmctl.config.schema import GenerationSection
 from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
+from llmctl.generation.prompt import Media
 
 Format = Literal["jsonl", "text", "csv", "tsv"]
 FORMATS: tuple[Format, ...] = ("jsonl", "text", "csv", "tsv")
@@ -36,6 +37,7 @@ class Row:
         line: The line of the file that it begins on.
         id: What the user calls it; its number where they do not.
         prompt: A text, or messages; empty where there is an error.
+        media: Media of the prompt.
         settings: What the row says of how it is answered: `seed`, `system`, `generation`, `structure`.
         fields: The user's own fields.
         error: Why it cannot be answered.
@@ -48,6 +50,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     error: LlmctlError | None = None
+    media: tuple[Media, ...] = ()
 
 
 def input_format(path: Path | None, asked: str | None) -> Format:

@@ -188,7 +188,7 @@ class _Run:
         if completion.logprobs is not None:
             document["logprobs"] = [described(scored, made.loaded.tokenizer) for scored in completion.logprobs]
         if "manifest" in self._more:
-            document |= {"prompt_ids": list(made.request.ids), "manifest": self._manifest_of(made.loaded)}
+            document |= {**made.request.prompt.document(), "manifest": self._manifest_of(made.loaded)}
         self._sink.append(row.number, document | {"key": row_key(row, self._run)})
         self.tally.add(completion)
         self._settled()

@@ -11,7 +11,7 @@ from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
@@ -149,14 +149,14 @@ class ChatSession:
         raise UserError("nothing has been said yet")
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
-        ids, seed = self._encode(messages), self.loaded.plan.seed + attempt
+        prompt, seed = self._encode(messages), self.loaded.plan.seed + attempt
         if self._engine is None or not self.reuse:
             self._engine = engine_for_chat(self.loaded)
         self._prefilled_before = self._engine.prefilled_tokens
-        splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(ids[-8:])))
+        splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(list(prompt.ids[-8:]))))
         pieces: list[Piece] = []
         completion = None
-        request = make_request(self.loaded, ids, seed=seed)
+        request = make_request(self.loaded, prompt, seed=seed)
         try:
             with closing(stream_request(self.loaded, request, engine=self._engine)) as chunks:
                 for chunk in chunks:
@@ -170,9 +170,9 @@ class ChatSession:
         except (KeyboardInterrupt, GeneratorExit):
             pieces += splitter.finish()
             if pieces:
-                self._record(messages, pieces, len(ids), completion, attempt=attempt)
+                self._record(messages, pieces, len(prompt), completion, attempt=attempt)
             raise
-        self._record(messages, pieces, len(ids), completion, attempt=attempt)
+        self._record(messages, pieces, len(prompt), completion, attempt=attempt)
 
     def _record(
         self, messages: list[Message], pieces: list[Piece], prompt_tokens: int, done: Completion | None, *, attempt: int
@@ -185,8 +185,8 @@ class ChatSession:
         self.last = Turn(prompt_tokens, self._engine.prefilled_tokens - self._prefilled_before, done)
         self._attempt = attempt
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation. Reasoning is left out, as the templates of reasoning models expect."""
+    def _encode(self, messages: Sequence[Message]) -> Prompt:
+        """Encode a conversation. Reasoning is left out, as the templates of reasoning models expect."""
         sent = [{"role": message.role, "content": message.content} for message in messages]
         chat = self.loaded.config.chat.model_copy(update={"system": self.system or None})
         return encode_prompt(self.loaded.tokenizer, sent, chat)

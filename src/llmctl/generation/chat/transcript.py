@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import UserError
+from llmctl.generation.prompt import Media, media_document, media_from
 from llmctl.paths import write_atomically
 
 SCHEMA = "llmctl.chat/1"
@@ -22,12 +23,14 @@ class Message:
         content: What is said.
         reasoning: What the model wrote before its answer; it is shown, and not sent back.
         stopped: Whether the answer was stopped before its end.
+        media: Media of a user's message.
     """
 
     role: Literal["user", "assistant"]
     content: str
     reasoning: str = ""
     stopped: bool = False
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def _record(message: Message) -> dict[str, Any]:
     record: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning:
         record["reasoning"] = message.reasoning
+    if message.media:
+        record["media"] = media_document(message.media)
     return record | ({"stopped": True} if message.stopped else {})
 
 
@@ -138,9 +143,14 @@ def _message(file: Path, number: int, value: dict[str, Any]) -> Message:
     if role not in _ROLES:
         raise UserError(f"{file}:{number}: role is neither user nor assistant")
     reasoning = value.get("reasoning")
+    try:
+        media = media_from(value.get("media", []))
+    except ValueError as error:
+        raise UserError(f"{file}:{number}: {error}") from error
     return Message(
         role="user" if role == "user" else "assistant",
         content=_text(file, number, value, "content"),
         reasoning=reasoning if isinstance(reasoning, str) else "",
         stopped=value.get("stopped") is True,
+        media=media,
     )

@@ -26,7 +26,7 @@ def engine_for_many(loaded: "LoadedModel", *, sequences: int | None = None) -> E
 
 def engine_for_one(loaded: "LoadedModel", request: "Request") -> Engine:
     """Return an engine with room for one request."""
-    tokens = len(request.ids) + request.budget + PAGE_TOKENS
+    tokens = len(request.prompt) + request.budget + PAGE_TOKENS
     return Engine(loaded, replace(engine_capacity(loaded, sequences=1), kv_tokens=tokens), single=True)
 
 

@@ -48,7 +48,12 @@ class SequenceState:
     def most_tokens(self) -> int:
         """The most tokens that prompt and answer can take."""
         request = self.answer.request
-        return len(request.ids) + request.budget
+        return len(request.prompt) + request.budget
+
+    @property
+    def media_key(self) -> bytes:
+        """The digest of the media in the prompt."""
+        return self.answer.request.prompt.media_key
 
 
 class PackedRunner:
@@ -87,7 +92,7 @@ class PackedRunner:
         """
         every = [*structure_processors(request, self.loaded.tokenizer), *processors]
         answer = Answer(self.loaded.tokenizer, request)
-        return SequenceState(key, answer, self.samplers.make(request, every), list(request.ids))
+        return SequenceState(key, answer, self.samplers.make(request, every), list(request.prompt.ids))
 
     def cancel(self, key: Any) -> None:
         """Drop an answer and free its pages."""
@@ -119,7 +124,7 @@ class PackedRunner:
             if not sequence.answer.token_ids:
                 self.prefilled_tokens += count
             if sequence.computed // PAGE_TOKENS > start // PAGE_TOKENS:
-                self.prefix_cache.remember(sequence.pages, sequence.ids[: sequence.computed], start=start)
+                self._remember(sequence, start=start)
             if sequence.computed == len(sequence.ids):
                 ready.append((sequence, row))
         return events + self._sample(ready, logits)
@@ -157,7 +162,7 @@ class PackedRunner:
             if self.prefix_cache.needed(sequence.most_tokens) > self.prefix_cache.count:
                 refused.append(Event(self.waiting.popleft().key, "", self._too_long(sequence.most_tokens)))
                 continue
-            shared = self.prefix_cache.share(sequence.ids)
+            shared = self.prefix_cache.share(sequence.ids, media_key=sequence.media_key)
             wanted = self.prefix_cache.needed(len(sequence.ids) + 1) - len(shared.pages)
             # each running sequence may need a page next
             if self.running and wanted + len(self.running) > self.prefix_cache.free:
@@ -210,10 +215,15 @@ class PackedRunner:
     def _leave(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         if sequence.computed % PAGE_TOKENS:
-            computed = sequence.ids[: sequence.computed]
-            self.prefix_cache.remember(sequence.pages, computed, start=sequence.computed, last_too=True)
+            self._remember(sequence, start=sequence.computed, last_too=True)
         self.prefix_cache.release(sequence.pages)
         sequence.pages, sequence.computed = [], 0
+
+    def _remember(self, sequence: SequenceState, *, start: int, last_too: bool = False) -> None:
+        computed = sequence.ids[: sequence.computed]
+        self.prefix_cache.remember(
+            sequence.pages, computed, start=start, last_too=last_too, media_key=sequence.media_key
+        )
 
     def _too_long(self, tokens: int) -> MachineError:
         return MachineError(

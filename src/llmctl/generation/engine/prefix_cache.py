@@ -1,9 +1,9 @@
 """The pages of the paged KV cache: which sequence holds which page, and which prefix each page belongs to.
 
 A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
-found by its tokens and all tokens before them, so a sequence with the same prefix shares it instead of computing it
-again. From a page that agrees only in its first tokens, those tokens can be copied. A page that no sequence holds keeps
-its contents until its room is needed or too many are idle; the least recently used goes first.
+found by its tokens, all tokens before them, and the media of the prompt, so a sequence with the same prefix shares it
+instead of computing it again. From a page that agrees only in its first tokens, those tokens can be copied. A page that
+no sequence holds keeps its contents until its room is needed or too many are idle; the least recently used goes first.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PAGE_TOKENS = 16
-PrefixKey = bytes  # a digest of all tokens up to the end of a page; empty before the first page
+PrefixKey = bytes  # a digest of the media and of all tokens up to the end of a page
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ class PrefixCache:
                 if page not in self._contents:
                     self._idle.move_to_end(page, last=False)
 
-    def remember(self, pages: Sequence[int], ids: Sequence[int], *, start: int, last_too: bool = False) -> None:
+    def remember(
+        self, pages: Sequence[int], ids: Sequence[int], *, start: int, last_too: bool = False, media_key: bytes = b""
+    ) -> None:
         """Record that a sequence's pages hold `ids`.
 
         Args:
@@ -107,9 +109,10 @@ class PrefixCache:
             ids: Its tokens, from the first on.
             start: Pages before the one of this token are recorded already.
             last_too: Also record a last page that is not full: nothing more will be written to it.
+            media_key: The digest of the media in the prompt.
         """
         size = self.page_tokens
-        keys = [b"", *self._keys(ids, len(ids) // size)]
+        keys = [media_key, *self._keys(ids, len(ids) // size, media_key)]
         for number in range(start // size, len(keys) - 1):
             key = keys[number + 1]
             if key not in self._full and pages[number] not in self._contents:
@@ -120,11 +123,11 @@ class PrefixCache:
         if last_too and rest and pages[len(keys) - 1] not in self._contents and not self._has(keys[-1], rest):
             self._keep(pages[len(keys) - 1], _Contents(keys[-1], rest, None))
 
-    def share(self, ids: Sequence[int]) -> SharedPrefix:
+    def share(self, ids: Sequence[int], *, media_key: bytes = b"") -> SharedPrefix:
         """Return the pages that hold the beginning of `ids`, now held once more; never the last token."""
         pages: list[int] = []
-        before = b""
-        for key in self._keys(ids, (len(ids) - 1) // self.page_tokens):
+        before = media_key
+        for key in self._keys(ids, (len(ids) - 1) // self.page_tokens, media_key):
             page = self._full.get(key)
             if page is None:
                 break
@@ -139,8 +142,7 @@ class PrefixCache:
             self._idle.pop(page, None)
         return shared
 
-    def _keys(self, ids: Sequence[int], pages: int) -> Iterator[PrefixKey]:
-        digest = b""
+    def _keys(self, ids: Sequence[int], pages: int, digest: PrefixKey) -> Iterator[PrefixKey]:
         for number in range(pages):
             tokens = array("q", ids[number * self.page_tokens : (number + 1) * self.page_tokens])
             digest = hashlib.blake2b(digest + tokens.tobytes(), digest_size=16).digest()

@@ -100,7 +100,7 @@ class Samplers:
         from transformers import GenerationConfig
 
         merged, config = logits_processors(
-            self._model, GenerationConfig(**request.arguments), prompt_tokens=len(request.ids), extra=processors
+            self._model, GenerationConfig(**request.arguments), prompt_tokens=len(request.prompt), extra=processors
         )
         return merged, bool(config.do_sample)
 

@@ -60,7 +60,7 @@ class SoloRun:
         cache: ConversationCache | None = None,
     ) -> None:
         self.key, self._loaded, self._request, self._processors, self._cache = key, loaded, request, processors, cache
-        self._prefilled = len(request.ids)
+        self._prefilled = len(request.prompt)
         self._raw: RawLogits | None = None
         self._cancelled = threading.Event()
         self._steps: queue.SimpleQueue[SoloStep] = queue.SimpleQueue()
@@ -104,14 +104,16 @@ class SoloRun:
                 **cache_arguments,
             )
         if self._cache is not None and not is_beam_search:
-            self._cache.keep([*request.ids, *self._answer.token_ids])
+            self._cache.keep(request.prompt.followed_by(self._answer.token_ids))
         if self._cancelled.is_set():
             return
         text = self._take_beams(output) if is_beam_search else ""
         text += self._answer.finish()
         token_ids = self._answer.token_ids
         if request.logprobs is not None and self._raw is None:
-            scored = sequence_logprobs(loaded, [*request.ids, *token_ids], start=len(request.ids), top=request.logprobs)
+            scored = sequence_logprobs(
+                loaded, request.prompt.followed_by(token_ids), start=len(request.prompt), top=request.logprobs
+            )
             self._answer.logprobs = list(scored)
         completion = self._answer.completion(decoding_stats=meter.stats(len(token_ids)))
         self._steps.put(SoloStep(text, generated=len(token_ids) if is_beam_search else 0, end=completion))
@@ -130,7 +132,7 @@ class SoloRun:
         if proposing or "cache_implementation" in arguments:
             self._cache.forget()
             return {}
-        cache_arguments = self._cache.arguments_for(self._loaded.model, self._request.ids)
+        cache_arguments = self._cache.arguments_for(self._loaded.model, self._request.prompt)
         self._prefilled = self._cache.prefilled_tokens
         return cache_arguments
 
@@ -159,7 +161,7 @@ class SoloRun:
     def _take_beams(self, output: list[int]) -> str:
         """Take the tokens of the best beam."""
         text = ""
-        for token in output[len(self._request.ids) :]:
+        for token in output[len(self._request.prompt) :]:
             text += self._answer.take(token)
             if self._answer.finish_reason is not None:
                 break
@@ -179,7 +181,7 @@ def _generate(
     from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, set_seed
 
     class EachPass(StoppingCriteria):
-        seen = len(request.ids)
+        seen = len(request.prompt)
 
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
             new, self.seen = input_ids[0, self.seen :].tolist(), input_ids.shape[1]
@@ -187,7 +189,7 @@ def _generate(
             return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
     set_seed(request.seed)
-    inputs = torch.tensor([request.ids], dtype=torch.long, device=loaded.model.device)
+    inputs = torch.tensor([request.prompt.ids], dtype=torch.long, device=loaded.model.device)
     with quiet_libraries() if loaded.draft else nullcontext():  # a draft makes transformers warn of its own habits
         output = loaded.model.generate(
             input_ids=inputs,
@@ -214,7 +216,7 @@ def _draft_arguments(loaded: "LoadedModel", request: Request) -> dict[str, Any]:
     sizes = [model.config.get_text_config().vocab_size for model in (loaded.model, draft.model)]
     other_vocabulary = bool(sizes[0] != sizes[1])
     context = draft.context_length
-    if context is not None and (2 if other_vocabulary else 1) * (len(request.ids) + request.budget) > context:
+    if context is not None and (2 if other_vocabulary else 1) * (len(request.prompt) + request.budget) > context:
         return {}
     arguments: dict[str, Any] = {"assistant_model": draft.model}
     if other_vocabulary:

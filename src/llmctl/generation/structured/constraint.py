@@ -28,7 +28,7 @@ def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list
     """
     if request.structure is None:
         return []
-    return [StructureProcessor(_vocabulary(tokenizer), request.structure, len(request.ids), request.eos_token_ids)]
+    return [StructureProcessor(_vocabulary(tokenizer), request.structure, len(request.prompt), request.eos_token_ids)]
 
 
 def check_for(structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -90,8 +90,8 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
     tokenizer, config = registry.loaded.tokenizer, registry.loaded.config
     use = resolve_tool_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.for_template() for message in body.messages])
-    ids = registry.prompts.encode(messages, config.chat, **arguments)
-    tail = str(tokenizer.decode(ids[-_TAIL_TOKENS:]))
+    prompt = registry.prompts.encode(messages, config.chat, **arguments)
+    tail = str(tokenizer.decode(list(prompt.ids[-_TAIL_TOKENS:])))
     model = registry.with_settings(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -105,8 +105,8 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
             raise RequestError("response_format cannot be combined with enforced tools", param="tools")
         check_for(structure, tokenizer)
         changes["structure"] = structure
-    requests = registry.requests(model, body, ids, **changes)
-    submission = Submission([(request, registry.processors(body, len(ids))) for request in requests], len(ids))
+    requests = registry.requests(model, body, prompt, **changes)
+    submission = Submission([(request, registry.processors(body, len(prompt))) for request in requests], len(prompt))
     return submission, MessageWriter(registry, use, tail, count=len(requests))
 
 

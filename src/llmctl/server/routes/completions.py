@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from llmctl.config import ChatSection
 from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import TokenLogprob, token_text
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob, usage
 from llmctl.server.http_errors import RequestError
@@ -84,10 +84,13 @@ def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
     requests: list[Any] = []
     prompt_tokens = 0
     for prompt in body.prompts:
-        ids = encode_prompt(registry.loaded.tokenizer, prompt, _RAW) if isinstance(prompt, str) else prompt
-        prompt_tokens += len(ids)
+        if isinstance(prompt, str):
+            encoded = encode_prompt(registry.loaded.tokenizer, prompt, _RAW)
+        else:
+            encoded = Prompt(tuple(prompt))
+        prompt_tokens += len(encoded)
         processors = registry.processors
-        requests += [(request, processors(body, len(ids))) for request in registry.requests(model, body, ids)]
+        requests += [(request, processors(body, len(encoded))) for request in registry.requests(model, body, encoded)]
     return Submission(requests, prompt_tokens)
 
 
@@ -109,10 +112,10 @@ async def _echoes(registry: "ModelRegistry", body: CompletionBody, submission: S
     echoes = []
     for request, _ in submission.requests[:: body.n or 1]:
         scores: tuple[TokenLogprob, ...] = ()
-        if body.logprobs is not None and len(request.ids) > 1:
-            score = partial(sequence_logprobs, registry.loaded, request.ids, start=1, top=body.logprobs)
+        if body.logprobs is not None and len(request.prompt) > 1:
+            score = partial(sequence_logprobs, registry.loaded, request.prompt, start=1, top=body.logprobs)
             scores = await registry.worker.call(score)
-        echoes.append(_Echo(request.ids, scores))
+        echoes.append(_Echo(request.prompt.ids, scores))
     return echoes
 
 

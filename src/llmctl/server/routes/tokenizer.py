@@ -63,9 +63,11 @@ async def _encode(registry: "ModelRegistry", body: TokenizeBody) -> list[int]:
     chat = registry.loaded.config.chat
     if body.messages is not None:
         messages = [message.for_template() for message in body.messages]
-        return await asyncio.to_thread(registry.prompts.encode, messages, chat)
+        encoded = await asyncio.to_thread(registry.prompts.encode, messages, chat)
+        return list(encoded.ids)
     prompt = body.prompt or ""
     if body.add_special_tokens is False:
         return list(registry.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     raw = chat.model_copy(update={"raw": True, "system": None})
-    return await asyncio.to_thread(registry.prompts.encode, prompt, raw)
+    encoded = await asyncio.to_thread(registry.prompts.encode, prompt, raw)
+    return list(encoded.ids)
