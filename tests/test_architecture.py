@@ -33,6 +33,7 @@ LAYERS = {
     "reproduce": 8,
     "generation": 9,
     "doctor": 9,
+    "reproduce.recordings": 10,
     "reproduce.replay": 10,
     "reproduce.script": 10,
     "api": 10,
