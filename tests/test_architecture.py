@@ -15,8 +15,7 @@ LAYERS = {
     "units": 0,
     "platform_support": 0,
     "paths": 1,
-    "loading.transformers_compat": 1,
-    "loading.quiet": 1,
+    "transformers_compat": 1,
     "cpu": 2,
     "quant": 2,
     "machine": 2,
@@ -24,10 +23,7 @@ LAYERS = {
     "model": 3,
     "hub": 4,
     "plan": 5,
-    "machine.presets": 5,
-    "model.demo": 5,
-    "model.resolve": 6,
-    "model.inspect": 6,
+    "model.resolve": 4,
     "loading": 7,
     "loading.export": 8,
     "reproduce": 8,
@@ -58,7 +54,7 @@ HEAVY = {
 }
 # They define classes of torch and transformers, and are themselves imported inside functions only.
 IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed_weight", "llmctl.quant.hf_quantizer"}
-COMPAT = "llmctl.loading.transformers_compat"
+COMPAT = "llmctl.transformers_compat"
 # Cycles that are still to be broken. Nothing is added here.
 KNOWN_CYCLES = ({"llmctl.cli._batch", "llmctl.cli._batch_vllm", "llmctl.cli.generate"},)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
     from llmctl.machine.detection import Machine, read_machine
     from llmctl.model.info import ModelInfo, read_model_info
-    from llmctl.plan import Plan, make_plan
+    from llmctl.plan import Plan, PlanRequest, make_plan
 
 _HOMES = {
     "load": "llmctl.api",
@@ -56,6 +56,7 @@ _HOMES = {
     "ModelInfo": "llmctl.model.info",
     "read_model_info": "llmctl.model.info",
     "Plan": "llmctl.plan",
+    "PlanRequest": "llmctl.plan",
     "make_plan": "llmctl.plan",
 }
 
@@ -72,6 +73,7 @@ __all__ = [
     "ModelError",
     "ModelInfo",
     "Plan",
+    "PlanRequest",
     "RankedChoice",
     "RemoteError",
     "RowAnswer",

@@ -14,7 +14,7 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.model.adapters import read_adapter
 from llmctl.model.info import read_model_info
-from llmctl.plan import make_plan
+from llmctl.plan import PlanRequest, make_plan
 from support.lora import write_adapter
 from support.machines import EVERYTHING, LAPTOP
 from support.tiny import edit_json, write_model
@@ -206,11 +206,11 @@ def test_weights_that_are_missing_or_not_finite_are_refused(tiny_models: Tiny, t
 def test_without_peft_the_error_names_the_command(tiny_models: Tiny, adapters: dict[str, Path]) -> None:
     info, adapter = read_model_info(tiny_models("llama")), read_adapter(adapters["plain"], source="some/adapter")
     with pytest.raises(MachineError) as caught:
-        make_plan(Config(), LAPTOP, info, adapters=[adapter])
+        make_plan(PlanRequest(Config(), LAPTOP, info, adapters=[adapter]))
     assert "pip install 'llmctl-hf[adapters]'" in str(caught.value.hint)
     assert "peft" not in EVERYTHING
     with pytest.raises(UserError, match="there is no adapter"):
-        make_plan(Config.model_validate({"model": {"merge_adapters": True}}), LAPTOP, info)
+        make_plan(PlanRequest(Config.model_validate({"model": {"merge_adapters": True}}), LAPTOP, info))
 
 
 def test_an_adapter_config_beside_a_model_is_no_order_to_load_another(

@@ -115,10 +115,10 @@ from llmctl.config import settings_from_mapping
 from llmctl.loading.loader import load_prepared
 from llmctl.platform_support import peak_memory_bytes
 from llmctl.loading.prepare import prepare
-from llmctl.plan import make_plan
+from llmctl.plan import PlanRequest, make_plan
 settings = settings_from_mapping({"model": {"id": sys.argv[1]}, "load": {"dtype": sys.argv[2]}})
 prepared = prepare(settings)
-plan = make_plan(settings.config, prepared.machine, prepared.info, context=600)
+plan = make_plan(PlanRequest(settings.config, prepared.machine, prepared.info, context=600))
 loaded = load_prepared(prepared)
 done = llmctl.generate(loaded, "a " * 500, max_new_tokens=16)
 print(json.dumps([plan.memory.peak_ram_bytes, peak_memory_bytes(), done.prompt_token_count]))

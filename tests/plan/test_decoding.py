@@ -9,7 +9,7 @@ from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
-from llmctl.plan import Plan, make_plan
+from llmctl.plan import Plan, PlanRequest, make_plan
 from support.machines import EVERYTHING, LAPTOP, RTX_4090, decoder_info
 
 SIZES: dict[str, Any] = {"intermediate": 4096, "heads": 16, "kv_heads": 8, "vocabulary": 32000, "context": 4096}
@@ -21,7 +21,7 @@ WITH_COMPILER = replace(LAPTOP, compiler="g++")
 def planned(
     machine: Machine = LAPTOP, info: ModelInfo = SMALL, *, beside: ModelInfo | None = None, **sections: Any
 ) -> Plan:
-    return make_plan(Config.model_validate(sections), machine, info, draft=beside)
+    return make_plan(PlanRequest(Config.model_validate(sections), machine, info, draft=beside))
 
 
 def generation(machine: Machine = LAPTOP, info: ModelInfo = SMALL, **values: Any) -> Plan:

@@ -12,7 +12,7 @@ from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Gpu, Machine
 from llmctl.model.info import ModelInfo
-from llmctl.plan import Plan, make_plan
+from llmctl.plan import Plan, PlanRequest, make_plan
 from support.machines import (
     EVERYTHING,
     GIB,
@@ -36,7 +36,7 @@ def config(**sections: Any) -> Config:
 
 
 def plan_for(machine: Machine, info: ModelInfo = LLAMA3_8B, **sections: Any) -> Plan:
-    return make_plan(config(**sections), machine, info)
+    return make_plan(PlanRequest(config(**sections), machine, info))
 
 
 def chosen(plan: Plan) -> tuple[str, str, Any]:
@@ -355,5 +355,5 @@ def test_what_gives_memory_back_is_counted() -> None:
     assert error.hint
     assert error.hint.startswith("--quant 4bit saves 10 GB")
     assert error.details["planned_bytes"] == plan.memory.total_bytes
-    long = make_plan(config(quantization={"bits": 4}), RTX_4090, LLAMA3_8B, context=8192)
+    long = make_plan(PlanRequest(config(quantization={"bits": 4}), RTX_4090, LLAMA3_8B, context=8192))
     assert [saving.option.split()[0] for saving in possible_savings(long, LLAMA3_8B, BITSANDBYTES)] == ["half"]

@@ -11,7 +11,8 @@ from llmctl.errors import UserError
 from llmctl.machine.presets import card_of, imagined
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan.survey import Way, recommended, survey
+from llmctl.plan import PlanRequest
+from llmctl.plan.survey import Variant, recommended, survey
 from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
 
 CONFIG: Config = settings_from_mapping({}).config
@@ -69,12 +70,12 @@ def gemma3_27b() -> ModelInfo:
 MIXTRAL, GEMMA = mixtral_8x7b(), gemma3_27b()
 
 
-def ways(info: ModelInfo, machine: str, context: int = 4096, batch: int = 1) -> dict[str, Way]:
-    found = survey(CONFIG, imagined(machine), info, context=context, batch=batch)
+def ways(info: ModelInfo, machine: str, context: int = 4096, batch: int = 1) -> dict[str, Variant]:
+    found = survey(PlanRequest(CONFIG, imagined(machine), info, context=context, batch=batch))
     return {way.name: way for way in found}
 
 
-def weights_gb(way: Way) -> float:
+def weights_gb(way: Variant) -> float:
     assert way.plan is not None
     return sum(way.plan.memory.weights.values()) / 1e9
 
@@ -246,5 +247,5 @@ def test_a_card_is_known_by_the_name_that_its_driver_gives(name: str) -> None:
 
 
 def test_an_apple_gpu_is_surveyed_in_its_ram() -> None:
-    found = survey(CONFIG, MAC, LLAMA3_8B, context=4096)
+    found = survey(PlanRequest(CONFIG, MAC, LLAMA3_8B, context=4096))
     assert {way.name: way.verdict for way in found}["float16"] == "fits"

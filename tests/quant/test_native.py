@@ -17,7 +17,7 @@ from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.loading import export
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import prepare
-from llmctl.plan import make_plan
+from llmctl.plan import PlanRequest, make_plan
 from support import machines
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.missing()}")
@@ -153,7 +153,9 @@ def test_bfloat16_layers_go_through_the_kernels_unless_that_is_turned_off(tiny_m
 def decided(machine: Any, folder: Path, **quantization: Any) -> str:
     asked = settings_from_mapping({"model": {"id": str(folder)}, "quantization": {"bits": 4, **quantization}})
     info = prepare(settings_from_mapping({"model": {"id": str(folder)}})).info
-    return next(str(d) for d in make_plan(asked.config, machine, info).decisions if d.key == "quantization")
+    return next(
+        str(d) for d in make_plan(PlanRequest(asked.config, machine, info)).decisions if d.key == "quantization"
+    )
 
 
 def test_who_quantises_follows_from_the_machine_and_what_was_asked_and_is_said(tiny_models: Tiny) -> None:

@@ -17,7 +17,7 @@ from llmctl.cli.main import main
 from llmctl.errors import LlmctlError
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.stream import generate_many
-from llmctl.model.resolve import Located
+from llmctl.model.resolve import ResolvedModel
 from llmctl.reproduce.hashes import model_files, unknown_bytes
 from llmctl.reproduce.recordings import read_recordings
 from llmctl.reproduce.replay import environment_differences
@@ -302,28 +302,28 @@ def test_a_folder_is_hashed_once_until_a_file_changes(
     tiny_copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_copy()
-    located = Located(str(folder), folder, None, "")
+    resolved = ResolvedModel(str(folder), folder, None, "")
     for file in folder.iterdir():
         os.utime(file, (1_000_000_000, 1_000_000_000))
-    assert unknown_bytes(located) > 100_000
-    first = model_files(located)
+    assert unknown_bytes(resolved) > 100_000
+    first = model_files(resolved)
     names = {file.path: file.digest for file in first}
     assert names["config.json"] == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was hashed again"))
-        assert model_files(located) == first
-    assert unknown_bytes(located) == 0
+        assert model_files(resolved) == first
+    assert unknown_bytes(resolved) == 0
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("256", "257"))
-    assert unknown_bytes(located) == len(text)
-    changed = {file.path for file, before in zip(model_files(located), first, strict=True) if file != before}
+    assert unknown_bytes(resolved) == len(text)
+    changed = {file.path for file, before in zip(model_files(resolved), first, strict=True) if file != before}
     assert changed == {"config.json"}
 
 
 def test_a_file_that_changed_just_now_is_not_remembered(tiny_copy: Callable[..., Path]) -> None:
-    located = Located("x", tiny_copy(), None, "")
-    model_files(located)
-    assert unknown_bytes(located) > 0
+    resolved = ResolvedModel("x", tiny_copy(), None, "")
+    model_files(resolved)
+    assert unknown_bytes(resolved) > 0
 
 
 def test_files_of_the_cache_are_known_by_the_names_of_their_blobs(
@@ -340,7 +340,7 @@ def test_files_of_the_cache_are_known_by_the_names_of_their_blobs(
         (folder / file.name).symlink_to(blob)
         expected[file.name] = (len(file.read_bytes()), blob.name)
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
-    found = model_files(Located("acme/tiny", folder, "a" * 40, ""))
+    found = model_files(ResolvedModel("acme/tiny", folder, "a" * 40, ""))
     assert {file.path: (file.size_bytes, file.digest) for file in found} == expected
     assert {file.algorithm for file in found} == {"sha256", "git_sha1"}
 

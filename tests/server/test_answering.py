@@ -48,8 +48,8 @@ def test_a_client_that_leaves_before_the_first_byte_of_a_stream_frees_its_place(
 def test_of_a_folder_clients_see_the_name_alone(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
     folder = tiny_models("llama").name
-    assert names_of(loaded.located.source, None) == [folder]
-    assert names_of(loaded.located.source, "gpt-4o") == ["gpt-4o", folder]
+    assert names_of(loaded.resolved.source, None) == [folder]
+    assert names_of(loaded.resolved.source, "gpt-4o") == ["gpt-4o", folder]
     registry = ModelRegistry("gpt-4o", loaded, Worker(loaded, max_queue=1), 1, 60.0, other_names=(folder,))
     registry.check_model(folder)
     registry.check_model("gpt-4o")

@@ -117,7 +117,7 @@ def test_each_of_n_answers_has_its_own_seed_and_the_same_seeds_give_the_same_ans
 
 
 def test_only_the_served_model_is_known_and_never_a_path(server: Running) -> None:
-    for name in ("other", "../tiny", "/etc/passwd", str(server.registry.loaded.located.folder)):
+    for name in ("other", "../tiny", "/etc/passwd", str(server.registry.loaded.resolved.folder)):
         answer = call(server.port, path="/v1/completions", body={"model": name, "prompt": "x"})
         assert (answer.status, answer.error["code"]) == (404, "model_not_found")
     assert call(server.port, "GET", "/v1/models/tiny").status == 200

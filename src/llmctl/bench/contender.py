@@ -8,7 +8,7 @@ from llmctl.config import Config
 from llmctl.errors import LlmctlError
 from llmctl.loading.prepare import Prepared
 from llmctl.machine.detection import Machine
-from llmctl.plan import make_plan
+from llmctl.plan import PlanRequest, make_plan
 from llmctl.plan.speed import Speed, estimate_speed
 
 
@@ -30,18 +30,18 @@ class Contender:
     @property
     def source(self) -> str:
         """Return the user's name for the model."""
-        return self.prepared.located.source if self.prepared else self.config.model.id or "the default model"
+        return self.prepared.resolved.source if self.prepared else self.config.model.id or "the default model"
 
 
 def pinned(prepared: Prepared) -> Config:
     """Return the configuration with resolved commits, so that every run loads the same files without the network."""
     values = prepared.config.model_dump(mode="json", exclude_unset=True)
     for section, found in (("model", prepared), ("draft", prepared.draft)):
-        if found is not None and found.located.commit is not None:
+        if found is not None and found.resolved.commit is not None:
             values[section] = {
                 **values.get(section, {}),
-                "id": found.located.source,
-                "revision": found.located.commit,
+                "id": found.resolved.source,
+                "revision": found.resolved.commit,
             }
     return Config.model_validate(values)
 
@@ -71,7 +71,7 @@ def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth
     for cell in task.cells:
         if cell.batch == 1 and not proposes(prepared):
             context = cell.prompt_tokens + task.new_tokens
-            plan = make_plan(prepared.config, machine, prepared.info, context=context)
+            plan = make_plan(PlanRequest(prepared.config, machine, prepared.info, context=context))
             speed = estimate_speed(plan, machine, prepared.info, ram_bandwidth=ram_bandwidth)
             if speed is not None:
                 found[cell] = speed

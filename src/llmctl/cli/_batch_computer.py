@@ -55,7 +55,7 @@ def open_computer(output: Output, settings: "Settings", *, offline: bool, with_m
     from llmctl.generation.batch.keys import identity
 
     prepared = prepare_model(output, settings, offline=offline)
-    with show_hashing(output, prepared.located):
+    with show_hashing(output, prepared.resolved):
         run_identity = identity(prepared)
     yield Computer(prepared, run_identity, lambda: load_model(output, prepared), answers)
 
@@ -80,10 +80,10 @@ def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> It
     check_structure(settings.config)
     with show_download(output, settings) as progress:
         prepared = prepare_remote(settings, offline=offline, progress=progress)
-    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
-    target = make_target(settings, vllm, prepared.located, purpose="batch", port=free_port(), offline=offline)
+    output.note(f"model: {prepared.resolved.source} ({prepared.resolved.reason})")
+    target = make_target(settings, vllm, prepared.resolved, purpose="batch", port=free_port(), offline=offline)
     translation = check(settings, target)
-    with show_hashing(output, prepared.located):
+    with show_hashing(output, prepared.resolved):
         run_identity = identity(prepared, engine=engine_identity(translation))
     key = new_key()
     rules = Rules(keys=Keys.from_plain([key], source="this run"), open_paths=OPEN_PATHS, body_bytes=256 << 20)

@@ -182,7 +182,7 @@ def _outcome_document(comparison: Comparison, outcome: Outcome) -> dict[str, Any
     summary = summarise(comparison, outcome)
     return {
         "name": outcome.contender.name,
-        "model": {"source": outcome.contender.source, "commit": prepared.located.commit if prepared else None},
+        "model": {"source": outcome.contender.source, "commit": prepared.resolved.commit if prepared else None},
         "asked": outcome.contender.config.model_dump(mode="json", exclude_unset=True),
         "decided": dict(prepared.plan.model_kwargs) if prepared else None,
         "failure": None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.loading.model import LoadedModel
     from llmctl.loading.prepare import Prepared
-    from llmctl.model.resolve import Located
+    from llmctl.model.resolve import ResolvedModel
 
 _LONG_SECONDS = 2
 
@@ -30,9 +30,9 @@ def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Pr
     check_structure(settings.config)
     with show_download(output, settings) as progress:
         prepared = prepare(settings, offline=offline, progress=progress)
-    output.note(f"model: {prepared.located.source} ({prepared.located.reason})")
+    output.note(f"model: {prepared.resolved.source} ({prepared.resolved.reason})")
     if prepared.draft is not None:
-        output.note(f"draft: {prepared.draft.located.source} ({prepared.draft.located.reason})")
+        output.note(f"draft: {prepared.draft.resolved.source} ({prepared.draft.resolved.reason})")
     return prepared
 
 
@@ -40,7 +40,7 @@ def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
     """Load the weights of a prepared model; --verbose shows the decisions."""
     from llmctl.loading.loader import load_prepared
 
-    with output.waiting(f"loading {prepared.located.source}"):
+    with output.waiting(f"loading {prepared.resolved.source}"):
         loaded = load_prepared(prepared)
     for decision in loaded.plan.decisions:
         output.detail(str(decision))
@@ -63,11 +63,11 @@ def show_download(output: Output, settings: "Settings") -> Iterator[DownloadProg
 
 
 @contextmanager
-def show_hashing(output: Output, located: "Located") -> Iterator[None]:
+def show_hashing(output: Output, resolved: "ResolvedModel") -> Iterator[None]:
     """Show that a model's files are hashed, where they have to be, and how long it took where that was long."""
     from llmctl.reproduce.hashes import unknown_bytes
 
-    size, began = unknown_bytes(located), time.perf_counter()
+    size, began = unknown_bytes(resolved), time.perf_counter()
     if not size:
         yield
         return

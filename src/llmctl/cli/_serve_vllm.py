@@ -23,7 +23,7 @@ def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline:
     Raises:
         LlmctlError: the configuration cannot be translated, vLLM is not installed, or it exited.
     """
-    from llmctl.model.resolve import locate
+    from llmctl.model.resolve import resolve_model
     from llmctl.vllm.command import make_launch
     from llmctl.vllm.detection import detect_vllm
     from llmctl.vllm.process import VllmProcess, free_port
@@ -35,9 +35,9 @@ def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline:
     host = settings.config.serve.host
     port = free_port(host, settings.config.serve.port)
     with show_download(output, settings) as progress:
-        located = locate(settings, offline=offline, progress=progress)
-        target = make_target(settings, vllm, located, host=host, port=port, offline=offline, progress=progress)
-    output.note(f"model: {located.source} ({located.reason})")
+        resolved = resolve_model(settings, offline=offline, progress=progress)
+        target = make_target(settings, vllm, resolved, host=host, port=port, offline=offline, progress=progress)
+    output.note(f"model: {resolved.source} ({resolved.reason})")
     translation = check(settings, target)
     launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
     output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")

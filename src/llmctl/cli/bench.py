@@ -148,8 +148,8 @@ def _contenders(options: Options, variants: "Sequence[tuple[str, Settings]]", ta
     contenders = [_contender(output, name, settings, task, offline=options[OFFLINE]) for name, settings in variants]
     if all(one.prepared is None for one in contenders):
         raise contenders[0].failure or AssertionError("a contender without a plan has a failure")
-    for located in dict.fromkeys(one.prepared.located for one in contenders if one.prepared):
-        output.note(f"model: {located.source} ({located.reason})")
+    for resolved in dict.fromkeys(one.prepared.resolved for one in contenders if one.prepared):
+        output.note(f"model: {resolved.source} ({resolved.reason})")
     return contenders
 
 

@@ -122,11 +122,11 @@ def explain(options: Options) -> None:
         output.note(f"vLLM {vllm.version} of {vllm.python}")
     except LlmctlError as error:
         output.note(f"{error.message}: the explanation is for vLLM {_EXPLAINED}")
-    located = locate_local(settings)
-    if located is None:
+    resolved = locate_local(settings)
+    if resolved is None:
         output.note("the model is not on this machine: its generation_config.json is assumed to be empty")
     translation = translate(
-        settings.config, make_target(settings, vllm, located, host=serve.host, port=serve.port, offline=True)
+        settings.config, make_target(settings, vllm, resolved, host=serve.host, port=serve.port, offline=True)
     )
     _show_translation(output, settings, translation, vllm)
     if translation.problems(settings):

@@ -118,7 +118,7 @@ def _answer(output: Output, settings: "Settings", text: str, *, count: int, offl
             output.piece("\n")
             _note_completion(output, loaded, completions[-1])
     if output.as_json:
-        with show_hashing(output, loaded.located):
+        with show_hashing(output, loaded.resolved):
             body = document(loaded, text, completions)
         output.document("llmctl.generate/1", body)
 

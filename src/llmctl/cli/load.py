@@ -64,7 +64,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "source": plan.source,
             "commit": plan.commit,
             "folder": str(plan.folder),
-            "reason": loaded.located.reason,
+            "reason": loaded.resolved.reason,
             "architecture": loaded.info.architecture,
             "parameters": loaded.measured.parameters,
             "stored_dtype": loaded.info.stored_dtype,

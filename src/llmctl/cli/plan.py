@@ -16,8 +16,8 @@ from llmctl.units import format_bytes
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.machine.detection import Machine
-    from llmctl.model.inspect import Look
-    from llmctl.plan.survey import Way
+    from llmctl.model.resolve import ModelPreview
+    from llmctl.plan.survey import Variant
 
 app = new_app()
 _BAR_WIDTH = 40
@@ -54,13 +54,13 @@ def plan(options: Options) -> None:
 
       llmctl plan Qwen/Qwen3-4B --write llmctl.yaml
     """
-    from llmctl.model.inspect import look
+    from llmctl.model.resolve import preview_model
 
     output, settings = options.output, options.settings()
     context, batch, write = options[CONTEXT], options[BATCH], options[WRITE]
     if write is not None and write.exists() and not options[FORCE]:
         raise UserError(f"{write} exists already", hint="--force replaces it")
-    seen = look(settings, offline=options[OFFLINE])
+    seen = preview_model(settings, offline=options[OFFLINE])
     limit = seen.info.context_length
     if limit is not None and context > limit:
         output.note(f"the context of {seen.info.source} ends at {limit} tokens")
@@ -70,46 +70,48 @@ def plan(options: Options) -> None:
         output.document("llmctl.plan/1", _document(seen, surveyed, context=context, batch=batch))
     else:
         _show_model(output, seen)
-        for name, _, ways, best in surveyed:
-            _show_ways(output, name, ways, best, context=context, batch=batch)
+        for name, _, variants, best in surveyed:
+            _show_ways(output, name, variants, best, context=context, batch=batch)
     if write is not None:
         _write(output, write, settings, seen, surveyed[0][3])
 
 
-Surveyed = tuple[str, "Machine", tuple["Way", ...], "Way | None"]
+Surveyed = tuple[str, "Machine", tuple["Variant", ...], "Variant | None"]
 
 
-def _survey(name: str, settings: "Settings", seen: "Look", *, context: int, batch: int) -> Surveyed:
+def _survey(name: str, settings: "Settings", seen: "ModelPreview", *, context: int, batch: int) -> Surveyed:
     from llmctl.loading.quantized_cache import plan_cache
     from llmctl.machine.detection import measure_ram_bandwidth, read_machine
     from llmctl.machine.presets import imagined
+    from llmctl.plan import PlanRequest
     from llmctl.plan.survey import recommended, survey
 
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
-    ways = survey(
+    request = PlanRequest(
         settings.config,
         machine,
         seen.info,
         context=context,
         batch=batch,
-        ram_bandwidth=bandwidth,
         draft=seen.draft.info if seen.draft else None,
         adapters=seen.adapters,
     )
+    variants = survey(request, ram_bandwidth=bandwidth)
     if not name:
-        ways = tuple(
+        variants = tuple(
             replace(
-                way, plan=plan_cache(way.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes)
+                variant,
+                plan=plan_cache(variant.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes),
             )
-            if way.plan is not None
-            else way
-            for way in ways
+            if variant.plan is not None
+            else variant
+            for variant in variants
         )
-    return name or "this machine", machine, ways, recommended(ways)
+    return name or "this machine", machine, variants, recommended(variants)
 
 
-def _show_model(output: Output, seen: "Look") -> None:
+def _show_model(output: Output, seen: "ModelPreview") -> None:
     from llmctl.model.checkpoint import dtype_bytes
 
     info = seen.info
@@ -139,17 +141,21 @@ def _show_model(output: Output, seen: "Look") -> None:
 
 
 def _show_ways(
-    output: Output, name: str, ways: "tuple[Way, ...]", best: "Way | None", *, context: int, batch: int
+    output: Output, name: str, variants: "tuple[Variant, ...]", best: "Variant | None", *, context: int, batch: int
 ) -> None:
     sequences = f", {batch} sequences" if batch > 1 else ""
     output.heading(f"{name}, context {context}{sequences}")
-    rows = [_row(way, best) for way in ways]
+    rows = [_row(variant, best) for variant in variants]
     output.table(("", "way", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict"), rows)
-    if any(way.speed for way in ways):
-        beside = ", draft model, adapters" if any(way.plan and way.plan.memory.beside_bytes for way in ways) else ""
+    if any(variant.speed for variant in variants):
+        beside = (
+            ", draft model, adapters"
+            if any(variant.plan and variant.plan.memory.beside_bytes for variant in variants)
+            else ""
+        )
         output.line(f"cache+: KV cache and activations{beside}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
-        output.line(f"nothing fits: {ways[-1].reason}")
+        output.line(f"nothing fits: {variants[-1].reason}")
         return
     output.heading(f"recommended: {best.name}")
     output.pairs([(d.key, f"{d.value}  ({d.reason})") for d in best.plan.decisions])
@@ -157,47 +163,49 @@ def _show_ways(
         output.line(line)
 
 
-def _row(way: "Way", best: "Way | None") -> tuple[str, ...]:
-    mark = "->" if way is best else ""
-    verdict = verdict_text(way)
-    if way.plan is None:
-        return (mark, way.name, "", "", "", "", "", "", verdict)
-    memory = way.plan.memory
-    speed = f"{way.speed.decode[0]:.3g}-{way.speed.decode[1]:.3g}" if way.speed else "?"
+def _row(variant: "Variant", best: "Variant | None") -> tuple[str, ...]:
+    mark = "->" if variant is best else ""
+    verdict = verdict_text(variant)
+    if variant.plan is None:
+        return (mark, variant.name, "", "", "", "", "", "", verdict)
+    memory = variant.plan.memory
+    speed = f"{variant.speed.decode[0]:.3g}-{variant.speed.decode[1]:.3g}" if variant.speed else "?"
     return (
         mark,
-        way.name,
+        variant.name,
         format_bytes(sum(memory.weights.values())),
-        format_bytes(way.unquantised_bytes) if way.unquantised_bytes else "",
+        format_bytes(variant.unquantised_bytes) if variant.unquantised_bytes else "",
         format_bytes(memory.working_bytes + memory.beside_bytes),
         format_bytes(memory.total_bytes),
-        format_bytes(way.free_bytes),
+        format_bytes(variant.free_bytes),
         speed,
         verdict,
     )
 
 
-def verdict_text(way: "Way") -> str:
+def verdict_text(variant: "Variant") -> str:
     """Return the verdict of a variant in words."""
-    if way.verdict == "fits":
+    if variant.verdict == "fits":
         return "fits"
-    if way.verdict == "spills":
-        whole = f"; whole up to {way.largest_context} tokens" if way.largest_context else ""
-        return f"fits with {way.spilled_blocks} blocks in RAM{whole}"
-    if way.verdict == "too large":
-        return f"does not fit; would with {way.largest_context} tokens" if way.largest_context else "does not fit"
-    return f"not possible: {way.reason}"
+    if variant.verdict == "spills":
+        whole = f"; whole up to {variant.largest_context} tokens" if variant.largest_context else ""
+        return f"fits with {variant.spilled_blocks} blocks in RAM{whole}"
+    if variant.verdict == "too large":
+        return (
+            f"does not fit; would with {variant.largest_context} tokens" if variant.largest_context else "does not fit"
+        )
+    return f"not possible: {variant.reason}"
 
 
-def _bars(way: "Way") -> list[str]:
+def _bars(variant: "Variant") -> list[str]:
     """Return a bar per device: its share of the weights, and its modules."""
-    assert way.plan is not None  # noqa: S101 (the caller checks)
-    total = sum(way.plan.memory.weights.values()) or 1
+    assert variant.plan is not None  # noqa: S101 (the caller checks)
+    total = sum(variant.plan.memory.weights.values()) or 1
     modules: dict[str, list[str]] = {}
-    for module, device in way.plan.model_kwargs["device_map"].items():
+    for module, device in variant.plan.model_kwargs["device_map"].items():
         modules.setdefault(str(device), []).append(module)
     lines = []
-    for device, size in way.plan.memory.weights.items():
+    for device, size in variant.plan.memory.weights.items():
         filled = max(round(size / total * _BAR_WIDTH), 1)
         names = modules.get(device, [""])
         what = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
@@ -205,7 +213,7 @@ def _bars(way: "Way") -> list[str]:
     return lines
 
 
-def _document(seen: "Look", surveyed: list[Surveyed], *, context: int, batch: int) -> dict[str, Any]:
+def _document(seen: "ModelPreview", surveyed: list[Surveyed], *, context: int, batch: int) -> dict[str, Any]:
     from llmctl.model.checkpoint import dtype_bytes
 
     info = seen.info
@@ -229,20 +237,20 @@ def _document(seen: "Look", surveyed: list[Surveyed], *, context: int, batch: in
                 "machine": name,
                 "gpus": [gpu.name for gpu in machine.gpus],
                 "recommended": best.name if best else None,
-                "ways": [_way_document(way) for way in ways],
+                "ways": [_way_document(variant) for variant in variants],
             }
-            for name, machine, ways, best in surveyed
+            for name, machine, variants, best in surveyed
         ],
     }
 
 
-def _way_document(way: "Way") -> dict[str, Any]:
-    body: dict[str, Any] = asdict(replace(way, plan=None))
+def _way_document(variant: "Variant") -> dict[str, Any]:
+    body: dict[str, Any] = asdict(replace(variant, plan=None))
     del body["plan"]
-    if way.plan is not None:
-        memory = way.plan.memory
-        body["model_kwargs"] = dict(way.plan.model_kwargs)
-        body["decisions"] = [asdict(decision) for decision in way.plan.decisions]
+    if variant.plan is not None:
+        memory = variant.plan.memory
+        body["model_kwargs"] = dict(variant.plan.model_kwargs)
+        body["decisions"] = [asdict(decision) for decision in variant.plan.decisions]
         body["memory"] = {
             **asdict(memory),
             "overhead_bytes": memory.overhead_bytes,
@@ -252,7 +260,7 @@ def _way_document(way: "Way") -> dict[str, Any]:
     return body
 
 
-def _write(output: Output, file: Path, settings: "Settings", seen: "Look", best: "Way | None") -> None:
+def _write(output: Output, file: Path, settings: "Settings", seen: "ModelPreview", best: "Variant | None") -> None:
     """Write the configuration of the recommended variant."""
     import yaml
 

@@ -61,7 +61,7 @@ def _inspect(prepared: "Prepared", text: str) -> "tuple[Inspection, int | None]"
     from llmctl.generation.inspection import inspect_prompt
     from llmctl.loading.loader import apply_environment
     from llmctl.loading.model import load_prompt_model
-    from llmctl.loading.transformers_compat import quiet_libraries
+    from llmctl.transformers_compat import quiet_libraries
 
     config = prepared.config
     apply_environment(prepared.plan)

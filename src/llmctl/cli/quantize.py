@@ -39,7 +39,7 @@ def quantize(options: Options) -> None:
     prepared = prepare_model(output, settings, offline=options[OFFLINE])
     for decision in prepared.plan.decisions:
         output.detail(str(decision))
-    with output.waiting(f"quantising {prepared.located.source}"):
+    with output.waiting(f"quantising {prepared.resolved.source}"):
         done = quantize_prepared(prepared, folder)
     if output.as_json:
         output.document(

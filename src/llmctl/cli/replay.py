@@ -77,7 +77,7 @@ def _load(options: Options, manifest: "Manifest") -> "LoadedModel":
         overcommit=bool(options[OVERCOMMIT]),
     )
     prepared = prepare_model(output, settings, offline=True)
-    with show_hashing(output, prepared.located):
+    with show_hashing(output, prepared.resolved):
         check_files(manifest, prepared)
     loaded = load_model(output, prepared)
     use_threads_of_recording(manifest.hardware.threads)

@@ -102,7 +102,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
 
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
-    name, *others = names_of(loaded.located.source, section.model_name)
+    name, *others = names_of(loaded.resolved.source, section.model_name)
     registry = ModelRegistry(name, loaded, worker, int(time.time()), section.request_seconds, other_names=tuple(others))
     guarded = Guard(make_app(registry, drain_seconds=section.drain_seconds), rules)
     config = uvicorn_config(

@@ -17,7 +17,7 @@ from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
 from llmctl.cpu.structs import Activation
-from llmctl.loading.transformers_compat import gate_experts
+from llmctl.transformers_compat import gate_experts
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
 Dtype = torch.dtype | None

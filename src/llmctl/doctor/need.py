@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llmctl.doctor.findings import Findings
 from llmctl.errors import LlmctlError
-from llmctl.plan import Plan, make_plan
+from llmctl.plan import Plan, PlanRequest, make_plan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def plan_of(findings: Findings) -> Plan | LlmctlError | None:
     if findings.machine is None or findings.model is None:
         return None
     try:
-        return make_plan(findings.config, findings.machine, findings.model)
+        return make_plan(PlanRequest(findings.config, findings.machine, findings.model))
     except LlmctlError as error:
         return error
 

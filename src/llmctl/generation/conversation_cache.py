@@ -3,7 +3,7 @@
 from typing import Any
 
 from llmctl.generation.prompt import Prompt
-from llmctl.loading.transformers_compat import cache_argument, supports_dynamic_cache
+from llmctl.transformers_compat import cache_argument, supports_dynamic_cache
 
 
 class ConversationCache:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import DecodingStats
 from llmctl.generation.request import Request
-from llmctl.loading.transformers_compat import cache_of
 from llmctl.plan.memory import kv_cache_bytes
+from llmctl.transformers_compat import cache_of
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from llmctl.config import settings_from_mapping
 from llmctl.config.structure import StructureSection
 from llmctl.model.tokenizer import end_tokens
-from llmctl.plan.decoding import decide_faster
+from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.generation import decide_generation
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def with_generation(
         sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
     config = config.model_copy(update=sections)
     arguments, _ = decide_generation(config, loaded.info)
-    faster, _ = decide_faster(config, loaded.machine, loaded.info, devices=plan.devices, quantization=plan.quantization)
+    faster, _ = decide_decoding(
+        config, loaded.machine, loaded.info, devices=plan.devices, quantization=plan.quantization
+    )
     ends = loaded.eos_token_ids
     if "extra_eos_tokens" in values:
         stored = loaded.info.generation_config.get("eos_token_id")

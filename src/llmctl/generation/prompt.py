@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError, first_line
-from llmctl.loading.transformers_compat import template_arguments
 from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, TooMuchError, run_bounded_each
+from llmctl.transformers_compat import template_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import UserError
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
-from llmctl.loading.transformers_compat import compile_on_cpu
+from llmctl.transformers_compat import compile_on_cpu
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

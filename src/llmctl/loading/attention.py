@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.cpu import kernels
-from llmctl.loading.transformers_compat import attention_of, set_attention, takes_registered_attention
+from llmctl.transformers_compat import attention_of, set_attention, takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from llmctl import transformers_compat as compat
 from llmctl.errors import ModelError, UserError
-from llmctl.loading import transformers_compat as compat
 from llmctl.loading.prepare import Prepared
 from llmctl.model.info import ModelInfo
 from llmctl.plan import Decision, Plan

@@ -12,11 +12,11 @@ from llmctl.hub.cache.disk import check_room, explain
 from llmctl.hub.selection import needed
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared
-from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.model.checkpoint import lies_inside
 from llmctl.plan.quantized_cache import weight_bytes
 from llmctl.quant.atomic_folder import NewFolder
 from llmctl.quant.cache import save_weights
+from llmctl.transformers_compat import quiet_libraries
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -133,7 +133,7 @@ def _write(loaded: "LoadedModel", folder: Path) -> None:
     """Weights and configuration from the model, everything else as it is in the model's own folder."""
     with quiet_libraries():
         save_weights(loaded.model, folder)
-    source = loaded.located.folder
+    source = loaded.resolved.folder
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     taken = {name for name in needed(names) if ".safetensors" not in name and name != "config.json"}
     taken |= {path.name for pattern in _ABOUT for path in source.glob(pattern) if path.is_file()}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from llmctl.loading.transformers_compat import hide_distributed
+from llmctl.transformers_compat import hide_distributed
 
 _DYNAMO = "torch._dynamo"
 _MASKS = "torch._dynamo._trace_wrapped_higher_order_op"

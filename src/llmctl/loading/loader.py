@@ -16,11 +16,11 @@ from llmctl.loading.lean_imports import lean_imports
 from llmctl.loading.measure import measure
 from llmctl.loading.model import LoadedModel, load_prompt_model
 from llmctl.loading.prepare import Prepared, prepare
-from llmctl.loading.transformers_compat import quiet_libraries, without_peft
 from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
 from llmctl.model.tokenizer import check_pair
 from llmctl.plan import Plan
+from llmctl.transformers_compat import quiet_libraries, without_peft
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress

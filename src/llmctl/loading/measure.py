@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from llmctl.loading.transformers_compat import attention_of
 from llmctl.platform_support import peak_memory_bytes
 from llmctl.quant import registry
+from llmctl.transformers_compat import attention_of
 
 
 @dataclass(frozen=True)

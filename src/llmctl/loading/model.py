@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmctl.machine.detection import Machine
     from llmctl.model.adapters import AdapterInfo
     from llmctl.model.info import ModelInfo
-    from llmctl.model.resolve import Located
+    from llmctl.model.resolve import ResolvedModel
     from llmctl.plan import Plan
 
 
@@ -48,9 +48,9 @@ class PromptModel:
         return self.prepared.info
 
     @property
-    def located(self) -> "Located":
+    def resolved(self) -> "ResolvedModel":
         """The folder of the model."""
-        return self.prepared.located
+        return self.prepared.resolved
 
     @property
     def machine(self) -> "Machine":
@@ -100,7 +100,7 @@ def load_prompt_model(prepared: Prepared) -> PromptModel:
         UserError: a token of `generation.extra_eos_tokens` does not exist.
     """
     plan = prepared.plan
-    tokenizer = load_tokenizer(prepared.located.folder, plan.tokenizer_kwargs, source=plan.source)
+    tokenizer = load_tokenizer(prepared.resolved.folder, plan.tokenizer_kwargs, source=plan.source)
     stored = prepared.info.generation_config.get("eos_token_id")
     return PromptModel(
         prepared, tokenizer, tuple(end_tokens(tokenizer, stored, prepared.config.generation.extra_eos_tokens))

@@ -1,15 +1,16 @@
 """A model that is found, read and planned: everything known before torch is imported."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
 from llmctl.loading.quantized_cache import plan_cache
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.model.adapters import AdapterInfo
+from llmctl.model.draft import draft_settings
 from llmctl.model.info import ModelInfo, read_model_info
-from llmctl.model.resolve import Located, draft_settings, locate, locate_adapters
-from llmctl.plan import Plan, make_plan
+from llmctl.model.resolve import ResolvedModel, resolve_adapters, resolve_model
+from llmctl.plan import Plan, PlanRequest, make_plan
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
@@ -20,16 +21,16 @@ class Prepared:
     """The inputs of loading: the files, what they describe, the machine, and the decisions.
 
     Attributes:
-        located: The folder of the model, and why this model was chosen.
-        info: The configuration and the headers of the weights.
+        resolved: Folder of the model, and why this model was chosen.
+        info: Configuration of the model and headers of its weights.
         machine: This computer.
-        plan: The decisions.
+        plan: Decisions.
         config: The user's configuration.
         draft: The same for the draft model, or None.
         adapters: Adapters to put on the model.
     """
 
-    located: Located
+    resolved: ResolvedModel
     info: ModelInfo = field(repr=False)
     machine: Machine
     plan: Plan
@@ -53,26 +54,29 @@ def prepare(
         machine: The computer to plan for; by default this one.
         offline: Never use the network.
         progress: Receives the progress of a download.
-        context: Tokens to reserve memory for; see `make_plan`.
+        context: Tokens to reserve memory for; see `PlanRequest`.
         batch: Concurrent sequences to reserve memory for.
 
     Raises:
-        LlmctlError: see `locate`, `read_model_info` and `make_plan`.
+        LlmctlError: see `resolve_model`, `read_model_info` and `make_plan`.
     """
-    located = locate(settings, offline=offline, progress=progress)
-    info = read_model_info(located.folder, source=located.source, commit=located.commit)
-    machine, config = machine or read_machine(), settings.config
-    adapters = locate_adapters(config, offline=offline, progress=progress)
+    config = settings.config
+    resolved, info = _resolve(settings, offline=offline, progress=progress)
+    machine = machine or read_machine()
+    adapters = resolve_adapters(config, offline=offline, progress=progress)
+    request = PlanRequest(config, machine, info, context=context, batch=batch, adapters=adapters)
     if config.draft.id is None:
-        plan = make_plan(config, machine, info, context=context, batch=batch, adapters=adapters)
-        plan = plan_cache(plan, config, info, machine)
-        return Prepared(located, info, machine, plan, config, adapters=adapters)
-    assisting = draft_settings(settings)
-    beside = locate(assisting, offline=offline, progress=progress)
-    draft_info = read_model_info(beside.folder, source=beside.source, commit=beside.commit)
-    plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft_info, adapters=adapters)
-    plan = plan_cache(plan, config, info, machine)
-    assert plan.draft is not None  # noqa: S101 (it was given one)
-    draft_plan = plan_cache(plan.draft, assisting.config, draft_info, machine)
-    draft = Prepared(beside, draft_info, machine, draft_plan, assisting.config)
-    return Prepared(located, info, machine, plan, config, draft, adapters)
+        plan = plan_cache(make_plan(request), config, info, machine)
+        return Prepared(resolved, info, machine, plan, config, adapters=adapters)
+    drafting = draft_settings(settings)
+    draft_resolved, draft_info = _resolve(drafting, offline=offline, progress=progress)
+    plan = plan_cache(make_plan(replace(request, draft=draft_info)), config, info, machine)
+    assert plan.draft is not None  # noqa: S101 (the request has a draft)
+    draft_plan = plan_cache(plan.draft, drafting.config, draft_info, machine)
+    draft = Prepared(draft_resolved, draft_info, machine, draft_plan, drafting.config)
+    return Prepared(resolved, info, machine, plan, config, draft, adapters)
+
+
+def _resolve(settings: Settings, *, offline: bool, progress: "Progress | None") -> tuple[ResolvedModel, ModelInfo]:
+    resolved = resolve_model(settings, offline=offline, progress=progress)
+    return resolved, read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)

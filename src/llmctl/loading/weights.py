@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmctl import transformers_compat as compat
 from llmctl.errors import MachineError, ModelError, first_line
-from llmctl.loading import transformers_compat as compat
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.quantized_cache import fill_cache, refill_cache
@@ -65,7 +65,7 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
         arguments = _model_arguments(plan)
         quantization = arguments.pop("quantization_config") if cache_folder is not None else None
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(cache_folder or prepared.located.folder),
+            str(cache_folder or prepared.resolved.folder),
             config=_read_config(prepared, quantization),
             local_files_only=True,
             output_loading_info=True,
@@ -115,7 +115,7 @@ def _read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
 
     arguments = prepared.plan.model_kwargs
     config = AutoConfig.from_pretrained(
-        str(prepared.located.folder), local_files_only=True, trust_remote_code=arguments["trust_remote_code"]
+        str(prepared.resolved.folder), local_files_only=True, trust_remote_code=arguments["trust_remote_code"]
     )
     compat.set_attention(config, arguments["attn_implementation"])
     compat.use_default_experts(config)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import MachineError
-from llmctl.loading.transformers_compat import quiet_libraries
 from llmctl.paths import data_dir
+from llmctl.transformers_compat import quiet_libraries
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

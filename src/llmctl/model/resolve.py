@@ -1,29 +1,30 @@
-"""Which model, and where its files are: a folder, the Hub's cache, the Hub itself, or the small default."""
+"""From the name of a model to its files: a folder, the Hub's cache, the Hub, or the small default."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
-from llmctl.errors import UserError
+from llmctl.errors import OfflineError, RemoteError, UnreachableError, UserError
 from llmctl.model import demo
 from llmctl.model.adapters import AdapterInfo, read_adapter
-from llmctl.plan.draft import draft_config
+from llmctl.model.draft import draft_settings
+from llmctl.model.info import ModelInfo, read_model_info
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedModel:
     """A model whose files are on this machine.
 
     Attributes:
-        source: What a person calls it: the Hub id, or the folder.
-        folder: Where config.json and the weights are.
-        commit: The commit on the Hub, or None for a plain folder.
-        reason: Why this one: who named it, or why the default was taken.
-        demo: Whether it is the copy that the demo extra carries.
+        source: Name for people: the Hub id, or the folder as it was written.
+        folder: Folder of config.json and the weights.
+        commit: Commit on the Hub, or None for a plain folder.
+        reason: Who named the model, or why the default was taken.
+        demo: True for the copy that the demo extra contains.
     """
 
     source: str
@@ -33,97 +34,127 @@ class Located:
     demo: bool = False
 
 
-def locate(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> Located:
-    """Find the model that the settings name, downloading it if need be.
+@dataclass(frozen=True)
+class ModelPreview:
+    """A model that is described without downloading its weights.
+
+    Attributes:
+        info: Configuration and headers of the weights.
+        reason: Who named the model.
+        download_bytes: Bytes still to download; 0 for a model on this machine.
+        draft: The same for the draft model, or None.
+        adapters: Adapters of the configuration. They are small, and downloaded whole.
+    """
+
+    info: ModelInfo
+    reason: str
+    download_bytes: int
+    draft: "ModelPreview | None" = None
+    adapters: tuple[AdapterInfo, ...] = ()
+
+
+def resolve_model(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> ResolvedModel:
+    """Find the model that the settings name, and download it if needed.
 
     Args:
-        settings: The configuration, with the layer that named the model.
-        offline: Never touch the network, whatever the environment says.
-        progress: Told about a download.
+        offline: Never use the network, whatever the environment says.
+        progress: Receives the progress of a download.
 
     Raises:
-        UserError: it names neither a folder nor a Hub id.
-        RemoteError: it has to be fetched and cannot be.
+        UserError: the name is neither a folder nor a Hub id.
+        RemoteError: the model has to be downloaded and cannot be.
     """
     model = settings.config.model
-    if model.id is None:
-        reason = "the small default, since no model was named"
-        return _small_default(settings.config, reason, offline=offline, progress=progress)
-    reason = f"named by {settings.origin('model.id')}"
+    if model.id is None or (model.id == demo.MODEL_ID and model.revision is None and not is_path(model.id)):
+        return _resolve_default(settings.config, _reason(settings), offline=offline, progress=progress)
     if is_path(model.id):
-        return _folder(model.id, reason)
-    if model.id == demo.MODEL_ID and model.revision is None:
-        return _small_default(settings.config, reason, offline=offline, progress=progress)
-    return _from_hub(settings.config, model.id, model.revision, reason, offline=offline, progress=progress)
+        return _resolve_folder(model.id, _reason(settings))
+    return _resolve_hub_id(
+        settings.config, model.id, model.revision, _reason(settings), offline=offline, progress=progress
+    )
 
 
-def draft_settings(settings: Settings) -> Settings:
-    """The settings of the draft model that `settings` ask for, with who named it."""
-    return Settings(draft_config(settings.config), {"model.id": settings.origin("draft.id")})
-
-
-def locate_adapters(
-    config: Config, *, offline: bool = False, progress: "Progress | None" = None
-) -> tuple[AdapterInfo, ...]:
-    """Find and read the adapters that a configuration names, downloading them if need be.
+def preview_model(settings: Settings, *, offline: bool = False) -> ModelPreview:
+    """Read the headers of the model that the settings name; from the Hub that is a few hundred kilobytes.
 
     Raises:
-        UserError: one is neither a folder nor a Hub id, or no adapter that llmctl loads.
-        RemoteError: one has to be fetched and cannot be.
+        LlmctlError: the Hub refuses, or the files cannot be used.
+    """
+    preview = _preview(settings, offline=offline)
+    preview = replace(preview, adapters=resolve_adapters(settings.config, offline=offline))
+    if settings.config.draft.id is None:
+        return preview
+    return replace(preview, draft=_preview(draft_settings(settings), offline=offline))
+
+
+def resolve_adapters(
+    config: Config, *, offline: bool = False, progress: "Progress | None" = None
+) -> tuple[AdapterInfo, ...]:
+    """Find and read the adapters that a configuration names, and download them if needed.
+
+    Raises:
+        UserError: a name is neither a folder nor a Hub id, or not an adapter that llmctl loads.
+        RemoteError: an adapter has to be downloaded and cannot be.
     """
     from llmctl.hub.download.run import ensure
 
-    found = []
+    adapters = []
     for spec in config.model.adapters:
         folder, commit = Path(spec.id).expanduser().absolute(), None
         if not is_path(spec.id):
             if spec.id.count("/") != 1:
-                raise _no_place(spec.id, "--adapter org/name")
+                raise _neither_folder_nor_id(spec.id, "--adapter org/name")
             snapshot = ensure(spec.id, revision=spec.revision, offline=offline, progress=progress)
             folder, commit = snapshot.folder, snapshot.commit
         elif not folder.is_dir():
             raise UserError(f"there is no folder {folder}", hint="give the folder of an adapter, or a Hub id")
-        found.append(read_adapter(folder, source=spec.id, commit=commit, scale=spec.scale))
-    return tuple(found)
+        adapters.append(read_adapter(folder, source=spec.id, commit=commit, scale=spec.scale))
+    return tuple(adapters)
 
 
-def _no_place(name: str, example: str) -> UserError:
+def is_path(model: str) -> bool:
+    """Return whether the name of a model means a folder: it exists, or it can only be a path."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
+
+
+def names_of(model: str, model_name: str | None) -> list[str]:
+    """Return the names by which clients of a server can ask for a model: the configured name first, then its id.
+
+    Of a folder only the last part is shown: its path is nobody's business.
+    """
+    model_id = Path(model).expanduser().resolve().name if is_path(model) else model
+    return list(dict.fromkeys([model_name or model_id, model_id]))
+
+
+def _reason(settings: Settings) -> str:
+    if settings.config.model.id is None:
+        return "the small default, since no model was named"
+    return f"named by {settings.origin('model.id')}"
+
+
+def _neither_folder_nor_id(name: str, example: str) -> UserError:
     return UserError(
         f"{name!r} is neither a folder here nor a Hub id of the form org/name", hint=f"for example: {example}"
     )
 
 
-def is_path(model: str) -> bool:
-    """Whether a model's name means a folder: it exists, or it can only be a path."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
-
-
-def names_of(model: str, model_name: str | None) -> list[str]:
-    """What clients of a server call a model: the configured name first, then its id.
-
-    Of a folder they see the name alone: where it lies is nobody's business.
-    """
-    own = Path(model).expanduser().resolve().name if is_path(model) else model
-    return list(dict.fromkeys([model_name or own, own]))
-
-
-def _folder(name: str, reason: str) -> Located:
+def _resolve_folder(name: str, reason: str) -> ResolvedModel:
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}",
             hint="give the folder that holds config.json, or a Hub id of the form org/name",
         )
-    return Located(name, folder, None, reason)
+    return ResolvedModel(name, folder, None, reason)
 
 
-def _from_hub(
+def _resolve_hub_id(
     config: Config, repo_id: str, revision: str | None, reason: str, *, offline: bool, progress: "Progress | None"
-) -> Located:
+) -> ResolvedModel:
     from llmctl.hub.download.run import ensure
 
     if repo_id.count("/") != 1:
-        raise _no_place(repo_id, "--model HuggingFaceTB/SmolLM2-135M-Instruct")
+        raise _neither_folder_nor_id(repo_id, "--model HuggingFaceTB/SmolLM2-135M-Instruct")
     snapshot = ensure(
         repo_id,
         revision=revision,
@@ -131,30 +162,30 @@ def _from_hub(
         progress=progress,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return Located(repo_id, snapshot.folder, snapshot.commit, reason)
+    return ResolvedModel(repo_id, snapshot.folder, snapshot.commit, reason)
 
 
-def _small_default(config: Config, reason: str, *, offline: bool, progress: "Progress | None") -> Located:
-    """The small default: from the cache, from the Hub, or the copy of the demo extra."""
+def _resolve_default(config: Config, reason: str, *, offline: bool, progress: "Progress | None") -> ResolvedModel:
+    """Take the small default from the cache, from the Hub, or from the demo extra."""
     from llmctl.hub.cache.snapshot import find_snapshot
 
     cached = find_snapshot(demo.MODEL_ID)
     if cached is not None:
-        return Located(demo.MODEL_ID, cached.folder, cached.commit, reason)
-    missing = _why_no_hub(offline=offline)
+        return ResolvedModel(demo.MODEL_ID, cached.folder, cached.commit, reason)
+    unreachable = _why_unreachable(offline=offline)
     folder, gguf = demo.demo_folder(), demo.carried_gguf()
-    if missing is None or (folder is None and gguf is None):
-        return _from_hub(config, demo.MODEL_ID, None, reason, offline=offline, progress=progress)
+    if unreachable is None or (folder is None and gguf is None):
+        return _resolve_hub_id(config, demo.MODEL_ID, None, reason, offline=offline, progress=progress)
     if folder is None and gguf is not None:
         if progress is not None:
             progress.note("converting the demo model to safetensors, once")
         folder = demo.convert_demo(gguf)
-    assert folder is not None  # noqa: S101 (one of the two was there)
-    return Located(demo.MODEL_ID, folder, None, f"{reason}; {missing}: the demo extra's copy", demo=True)
+    assert folder is not None  # noqa: S101 (one of the two exists)
+    return ResolvedModel(demo.MODEL_ID, folder, None, f"{reason}; {unreachable}: the demo extra's copy", demo=True)
 
 
-def _why_no_hub(*, offline: bool) -> str | None:
-    """Ask the Hub once whether it is there; None when it is. A copy at hand is no reason to wait and try again."""
+def _why_unreachable(*, offline: bool) -> str | None:
+    """Ask the Hub once whether it answers; None if it does. With a copy at hand nothing is worth a second try."""
     from llmctl.hub import http, settings
 
     if offline or settings.is_offline():
@@ -169,3 +200,36 @@ def _why_no_hub(*, offline: bool) -> str | None:
     except HfHubHTTPError as error:
         return "the Hub is down" if error.response.status_code >= 500 else None
     return None
+
+
+def _preview(settings: Settings, *, offline: bool) -> ModelPreview:
+    from llmctl.hub.cache.snapshot import find_snapshot
+    from llmctl.hub.settings import is_offline
+
+    model = settings.config.model
+    repo_id = model.id or demo.MODEL_ID
+    is_local = is_path(repo_id) or find_snapshot(repo_id, revision=model.revision) is not None
+    is_default = repo_id == demo.MODEL_ID and model.revision is None
+    if not is_local and not (offline or is_offline()):
+        try:
+            return _preview_on_hub(repo_id, model.revision, _reason(settings))
+        except UnreachableError:
+            if not (is_default and (demo.demo_folder() or demo.carried_gguf())):
+                raise
+    if not is_local and not is_default:
+        raise OfflineError(
+            f"{repo_id} is not on this machine, and its headers cannot be read offline",
+            hint=f"llmctl download {repo_id}   (or run this without --offline)",
+        )
+    resolved = resolve_model(settings, offline=offline)
+    info = read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
+    return ModelPreview(info, resolved.reason, 0)
+
+
+def _preview_on_hub(repo_id: str, revision: str | None, reason: str) -> ModelPreview:
+    from llmctl.hub.describe import describe
+
+    remote = describe(repo_id, revision=revision)
+    if remote.info is None:
+        raise RemoteError(f"{repo_id} cannot be planned: {remote.why_not}", hint=f"its page: {remote.page}")
+    return ModelPreview(remote.info, reason, remote.download_bytes)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ModelError, UserError, first_line
-from llmctl.loading.transformers_compat import is_stateful
 from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
+from llmctl.transformers_compat import is_stateful
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,11 +5,11 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.loading.transformers_compat import FP8_CACHE_SINCE
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
 from llmctl.quant.backend import Quantization
+from llmctl.transformers_compat import FP8_CACHE_SINCE
 
 # The packages of the backends of a quantised cache; fp8 needs none.
 _BACKENDS = {"quanto": "optimum-quanto", "hqq": "hqq"}
@@ -20,7 +20,7 @@ COMPILE_MODE = "default"
 Decided = tuple[dict[str, Any], tuple[Decision, ...]]
 
 
-def decide_faster(
+def decide_decoding(
     config: Config, machine: Machine, info: ModelInfo, *, devices: Sequence[str], quantization: Quantization | None
 ) -> Decided:
     """The arguments of GenerationConfig that make decoding faster or its cache smaller, and why.

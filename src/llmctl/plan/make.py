@@ -1,136 +1,124 @@
 """Config x Machine x ModelInfo -> Plan."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from llmctl.config import Config
 from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
-from llmctl.model.adapters import AdapterInfo
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import Decision, Plan
-from llmctl.plan.decoding import decide_faster
-from llmctl.plan.draft import beside, draft_config, with_draft
+from llmctl.plan.decoding import decide_decoding
+from llmctl.plan.draft import machine_beside, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import as_decisions, decide_quantization
+from llmctl.plan.request import PlanRequest
+from llmctl.quant.backend import Quantization
 
-# Room that is kept for a prompt when nothing is known about it, in tokens.
-PROMPT_ALLOWANCE = 2048
 
-
-def make_plan(
-    config: Config,
-    machine: Machine,
-    info: ModelInfo,
-    *,
-    context: int | None = None,
-    batch: int = 1,
-    draft: ModelInfo | None = None,
-    adapters: Sequence[AdapterInfo] = (),
-) -> Plan:
-    """Decide how `info` runs on `machine` as `config` asks.
-
-    Args:
-        config: What was asked.
-        machine: What is here.
-        info: What the model is.
-        context: Tokens to keep room for; by default a prompt of `PROMPT_ALLOWANCE` and the answer.
-        batch: Sequences at a time.
-        draft: The model that `config.draft` names.
-        adapters: Those that `config.model.adapters` names.
+def make_plan(request: PlanRequest) -> Plan:
+    """Decide how a model runs on a machine. A draft model is planned first; the model gets the memory that is left.
 
     Raises:
-        UserError: what was asked contradicts itself or the model.
-        MachineError: what was asked is not possible here.
+        UserError: the configuration contradicts itself or the model.
+        MachineError: the machine cannot do what the configuration asks.
     """
-    if draft is None:
-        return _make_plan(config, machine, info, context=context, batch=batch, adapters=adapters)
-    assistant = _make_plan(draft_config(config), machine, draft, context=context)
-    left = beside(machine, assistant)
-    return with_draft(_make_plan(config, left, info, context=context, batch=batch, adapters=adapters), assistant)
+    if request.draft is None:
+        return _plan_model(request)
+    draft = _plan_model(request.for_draft(request.draft))
+    machine = machine_beside(request.machine, draft)
+    return with_draft(_plan_model(replace(request, machine=machine)), draft)
 
 
-def _make_plan(
-    config: Config,
-    machine: Machine,
-    info: ModelInfo,
-    *,
-    context: int | None,
-    batch: int = 1,
-    adapters: Sequence[AdapterInfo] = (),
-) -> Plan:
+def _plan_model(request: PlanRequest) -> Plan:
+    config, machine, info = request.config, request.machine, request.info
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
     quantization, quantization_decisions = decide_quantization(
         config, machine, info, dtype=dtype.value, devices=devices
     )
-    stored = quantization if quantization is not None and quantization.is_stored else None
-    quantizes = quantization is not stored
-    sizes = module_bytes(info, dtype=dtype.value, quantization=quantization)
-    context = min(context or config.generation.max_new_tokens + PROMPT_ALLOWANCE, info.context_length or 2**62)
-    cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype.value)
-    activations = activation_bytes(info, context=context, batch=batch, dtype=dtype.value)
-    placement = place(
-        config,
-        machine,
-        sizes,
-        ram_sizes=module_bytes(info, dtype=dtype.value, quantization=stored),
-        reserved_bytes=cache + activations + sum(adapter.size_bytes for adapter in adapters),
-        quantized=quantizes,
-    )
-    used = tuple(placement.weights) or devices
-    attention = decide_attention(config, machine, info, devices=used, dtype=dtype.value)
-    generation, generation_decisions = decide_generation(config, info)
-    if quantization is not None and quantizes and _is_split(placement):
+    memory = _memory_without_weights(request, dtype=dtype.value, quantization=quantization)
+    placement = _place(request, memory, dtype=dtype.value, quantization=quantization)
+    devices = tuple(placement.weights) or devices
+    attention = decide_attention(config, machine, info, devices=devices, dtype=dtype.value)
+    sampling, sampling_decisions = decide_generation(config, info)
+    if quantization is not None and not quantization.is_stored and _is_split(placement):
         quantization, choices = quantization.backend.offloaded(quantization)
         quantization_decisions += as_decisions(choices)
-    trust, trust_decision = _trust(config, info)
-    model_kwargs: dict[str, Any] = {
-        "dtype": dtype.value,
-        "device_map": dict(placement.device_map),
-        "attn_implementation": attention.value,
-        "use_safetensors": True,
-        "trust_remote_code": trust,
-    }
-    if quantization is not None and quantizes:
-        model_kwargs["quantization_config"] = dict(quantization.arguments)
-    tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trust}
-    if config.tokenizer.model_max_length is not None:
-        tokenizer_kwargs["model_max_length"] = config.tokenizer.model_max_length
-    faster, faster_decisions = decide_faster(config, machine, info, devices=used, quantization=quantization)
-    adapted = decide_adapters(config, machine, info, adapters, placement=placement, quantized=quantization is not None)
-    kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=used)
-    order = [placement.decision, dtype, *kernel_decisions, attention]
-    order += [*quantization_decisions, trust_decision, *adapted]
+    trust = _decide_trust(config, info)
+    decoding, decoding_decisions = decide_decoding(config, machine, info, devices=devices, quantization=quantization)
+    quantized = quantization is not None
+    adapters = decide_adapters(config, machine, info, request.adapters, placement=placement, quantized=quantized)
+    kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
+    loading = [placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, trust]
     return Plan(
         source=info.source,
         folder=info.folder,
         commit=info.commit,
-        tokenizer_kwargs=tokenizer_kwargs,
-        model_kwargs=model_kwargs,
-        generation_kwargs=generation | faster,
-        devices=used,
-        memory=Memory(
-            weights=placement.weights,
-            kv_cache_bytes=cache,
-            activation_bytes=activations,
-            context=context,
-            batch=batch,
-            mapped_bytes=mapped_bytes(info, dtype=dtype.value, quantization=quantization),
-            adapter_bytes=0 if config.model.merge_adapters else sum(adapter.size_bytes for adapter in adapters),
-        ),
-        decisions=(*order, *_tokenizer(config), *generation_decisions, *faster_decisions),
+        tokenizer_kwargs=_tokenizer_kwargs(config, trust_remote_code=trust.value),
+        model_kwargs={
+            "dtype": dtype.value,
+            "device_map": dict(placement.device_map),
+            "attn_implementation": attention.value,
+            "use_safetensors": True,
+            "trust_remote_code": trust.value,
+            **_quantization_kwargs(quantization),
+        },
+        generation_kwargs=sampling | decoding,
+        devices=devices,
+        memory=replace(memory, weights=placement.weights),
+        decisions=(*loading, *adapters, *_use_fast(config), *sampling_decisions, *decoding_decisions),
         seed=config.seed,
         deterministic=config.deterministic,
-        environment=_environment(config, used),
-        kernels=kernels,
+        environment=_environment(config, devices),
         quantization=quantization,
+        kernels=kernels,
     )
+
+
+def _memory_without_weights(request: PlanRequest, *, dtype: str, quantization: Quantization | None) -> Memory:
+    info, context, batch = request.info, request.context_tokens, request.batch
+    return Memory(
+        weights={},
+        kv_cache_bytes=kv_cache_bytes(info, context=context, batch=batch, dtype=dtype),
+        activation_bytes=activation_bytes(info, context=context, batch=batch, dtype=dtype),
+        context=context,
+        batch=batch,
+        mapped_bytes=mapped_bytes(info, dtype=dtype, quantization=quantization),
+        adapter_bytes=0 if request.config.model.merge_adapters else _adapter_bytes(request),
+    )
+
+
+def _adapter_bytes(request: PlanRequest) -> int:
+    return sum(adapter.size_bytes for adapter in request.adapters)
+
+
+def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Quantization | None) -> Placement:
+    stored = quantization if quantization is not None and quantization.is_stored else None
+    return place(
+        request.config,
+        request.machine,
+        module_bytes(request.info, dtype=dtype, quantization=quantization),
+        ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
+        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs room for adapters as well
+        quantized=quantization is not stored,
+    )
+
+
+def _is_split(placement: Placement) -> bool:
+    """Return whether part of the model lies in RAM beside a GPU."""
+    return "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
+
+
+def _quantization_kwargs(quantization: Quantization | None) -> dict[str, Any]:
+    if quantization is None or quantization.is_stored:
+        return {}
+    return {"quantization_config": dict(quantization.arguments)}
 
 
 def _decide_kernels(
@@ -148,35 +136,37 @@ def _decide_kernels(
     return "llmctl", [Decision(key, f"llmctl ({machine.kernels})", reason)]
 
 
-def _is_split(placement: Placement) -> bool:
-    """Return whether part of the model lies in RAM beside a GPU."""
-    return "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
+def _decide_trust(config: Config, info: ModelInfo) -> Decision:
+    if not config.model.trust_remote_code:
+        return Decision("trust_remote_code", False, "nothing from the model's repository is executed")
+    if info.has_remote_code:
+        return Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
+    return Decision("trust_remote_code", False, "asked for, but the model brings no code of its own")
 
 
-def _trust(config: Config, info: ModelInfo) -> tuple[bool, Decision]:
-    asked = config.model.trust_remote_code
-    if asked and info.has_remote_code:
-        return True, Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
-    if asked:
-        return False, Decision("trust_remote_code", False, "asked for, but the model brings no code of its own")
-    return False, Decision("trust_remote_code", False, "nothing from the model's repository is executed")
+def _tokenizer_kwargs(config: Config, *, trust_remote_code: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trust_remote_code}
+    if config.tokenizer.model_max_length is not None:
+        arguments["model_max_length"] = config.tokenizer.model_max_length
+    return arguments
 
 
-def _tokenizer(config: Config) -> list[Decision]:
+def _use_fast(config: Config) -> list[Decision]:
+    """State that `tokenizer.use_fast` is accepted and has no effect (transformers: tokenization_auto.py)."""
     if config.tokenizer.use_fast is None:
         return []
     return [Decision("use_fast", config.tokenizer.use_fast, "no effect: transformers 5 always uses the fast tokenizer")]
 
 
 def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
-    """Variables that the libraries read when they are imported."""
+    """Return the variables that the libraries read when they are imported."""
     environment = {"DISABLE_SAFETENSORS_CONVERSION": "1"}
-    if sum(device.startswith("cuda") for device in devices) > 0:
+    if any(device.startswith("cuda") for device in devices):
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
     if devices == ("cpu",):
         environment |= THREAD_ENVIRONMENT
     if config.deterministic:
-        # as transformers' enable_full_determinism sets them, but before any library is there to read them
+        # as transformers' enable_full_determinism sets them, but before any library reads them
         environment |= {
             "CUBLAS_WORKSPACE_CONFIG": ":16:8",
             "CUDA_LAUNCH_BLOCKING": "1",

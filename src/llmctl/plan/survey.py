@@ -1,46 +1,46 @@
-"""Every way to run a model on a machine, side by side: what each takes, whether it fits, and which one to take."""
+"""Every variant of a model on a machine, side by side: its memory, its speed, and the one to choose."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine.detection import Machine
-from llmctl.model.adapters import AdapterInfo
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.make import make_plan
 from llmctl.plan.memory import unquantised_bytes
 from llmctl.plan.placement import candidate_devices
+from llmctl.plan.request import PlanRequest
 from llmctl.plan.speed import Speed, estimate_speed
-from llmctl.quant.backend import Variant
 from llmctl.quant.registry import preferred
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
+Changes = Mapping[str, Mapping[str, Any]]
 _HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to run it.
+class Variant:
+    """One dtype and quantisation of a model.
 
     Attributes:
-        name: `float32`, `bfloat16`, `8-bit`, `4-bit nf4`, `4-bit nf4 double`, or how the checkpoint is stored.
-        changes: What a configuration has to say for it, by section.
-        verdict: `fits`; `spills` (part of it in RAM beside a GPU); `too large`; `impossible` (the reason says why).
-        plan: The plan, or None where there is none.
-        free_bytes: What the devices that would be used have free.
-        unquantised_bytes: What of the weights stays in half precision although the rest is quantised.
-        spilled_blocks: How many blocks lie in RAM because the GPUs are full.
-        largest_context: Where it does not fit: the most tokens for which it would; None where none would.
-        speed: What to expect, or None where the device is not known.
+        name: `float32`, `bfloat16`, `8-bit`, `4-bit nf4`, `4-bit nf4 double`, or the storage of the checkpoint.
+        changes: Keys that select the variant in a configuration, by section.
+        verdict: `fits`; `spills` (part of it in RAM beside a GPU); `too large`; `impossible` (see `reason`).
+        plan: The plan, or None if there is none.
+        free_bytes: Free memory of the devices that would be used.
+        unquantised_bytes: Bytes of weights that stay in half precision although the rest is quantised.
+        spilled_blocks: Number of blocks in RAM because the GPUs are full.
+        largest_context: Maximum tokens for which a variant that does not fit would fit; None if it never does.
+        speed: Estimated speed, or None for an unknown device.
         reason: Why it is impossible, in one line.
     """
 
     name: str
-    changes: Mapping[str, Mapping[str, Any]]
+    changes: Changes
     verdict: Verdict
     plan: Plan | None = None
     free_bytes: int = 0
@@ -51,178 +51,116 @@ class Way:
     reason: str = ""
 
 
-def survey(
-    config: Config,
-    machine: Machine,
-    info: ModelInfo,
-    *,
-    context: int,
-    batch: int = 1,
-    ram_bandwidth: float | None = None,
-    draft: ModelInfo | None = None,
-    adapters: Sequence[AdapterInfo] = (),
-) -> tuple[Way, ...]:
-    """Every way, the most exact first.
+def survey(request: PlanRequest, *, ram_bandwidth: float | None = None) -> tuple[Variant, ...]:
+    """Plan every variant of the requested model, the most exact first.
 
     Args:
-        config: What was asked; each way changes its dtype and quantisation.
-        machine: This computer, or one imagined.
-        info: The model.
-        context: Tokens of prompt and answer together.
-        batch: Sequences at a time.
         ram_bandwidth: Bytes per second of the RAM, for the estimate of speed.
-        draft: The model that `config.draft` names.
-        adapters: Those that `config.model.adapters` names.
     """
-    stored = info.stored_quantization
-    if stored is not None:
-        named: list[tuple[str, dict[str, dict[str, Any]]]] = [(f"as stored ({stored.name})", {})]
-    else:
-        half = str(_half_dtype(config, machine, info).value)
-        named = [
-            ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
-            (half, {"load": {"dtype": half}, "quantization": {"bits": None}}),
-            *(
-                (variant.name, {"load": {"dtype": half}, "quantization": dict(variant.section)})
-                for variant in _variants(config, machine)
-            ),
-        ]
-    return tuple(
-        _way(
-            name,
-            changes,
-            config,
-            machine,
-            info,
-            context=context,
-            batch=batch,
-            ram_bandwidth=ram_bandwidth,
-            draft=draft,
-            adapters=adapters,
-        )
-        for name, changes in named
-    )
+    return tuple(_variant(name, changes, request, ram_bandwidth) for name, changes in _candidates(request))
 
 
-def recommended(ways: tuple[Way, ...]) -> Way | None:
-    """The way to take: the most exact one that fits, float32 left aside; else the one that spills least.
+def recommended(variants: tuple[Variant, ...]) -> Variant | None:
+    """Return the most exact variant that fits, or else the one that spills least.
 
-    float32 costs twice the memory of half precision for a difference that answers do not show, so it is only taken
-    where nothing else fits.
+    float32 costs twice the memory of half precision for a difference that answers do not show, so it is only chosen if
+    nothing else fits.
     """
-    fitting = [way for way in ways if way.verdict == "fits"]
-    wanted = [way for way in fitting if way.name != "float32"] or fitting
-    if wanted:
-        return wanted[0]
-    spilling = [way for way in ways if way.verdict == "spills"]
-    return min(spilling, key=lambda way: way.spilled_blocks, default=None)
+    fitting = [variant for variant in variants if variant.verdict == "fits"]
+    preferred = [variant for variant in fitting if variant.name != "float32"] or fitting
+    if preferred:
+        return preferred[0]
+    spilling = [variant for variant in variants if variant.verdict == "spills"]
+    return min(spilling, key=lambda variant: variant.spilled_blocks, default=None)
 
 
-def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
+    """Return the name of each variant with the keys that select it."""
+    if request.info.stored_quantization is not None:
+        return [(f"as stored ({request.info.stored_quantization.name})", {})]
+    half = {"dtype": str(_half_dtype(request).value)}
+    try:
+        devices = candidate_devices(request.config, request.machine)
+    except LlmctlError:
+        devices = ()  # every variant is impossible, and says why
+    backend = preferred(request.config, request.machine, devices=devices)
+    return [
+        ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
+        (half["dtype"], {"load": half, "quantization": {"bits": None}}),
+        *((variant.name, {"load": half, "quantization": variant.section}) for variant in backend.variants()),
+    ]
+
+
+def _half_dtype(request: PlanRequest) -> Decision:
+    """Return the half precision that the machine computes, and why."""
+    dtype = request.config.load.dtype if request.config.load.dtype in _HALF else "auto"
+    config = _changed(request.config, {"load": {"dtype": dtype}, "quantization": {"bits": 4}})
+    try:
+        devices = candidate_devices(config, request.machine)
+        return decide_dtype(config, request.machine, request.info, devices=devices)
+    except LlmctlError:
+        return Decision("dtype", "bfloat16", "the usual half precision")
+
+
+def _changed(config: Config, changes: Changes) -> Config:
     values = config.model_dump(exclude_unset=True)
     for section, part in changes.items():
         values[section] = {**values.get(section, {}), **part}
     return Config.model_validate(values)
 
 
-def _variants(config: Config, machine: Machine) -> tuple[Variant, ...]:
+def _variant(name: str, changes: Changes, request: PlanRequest, ram_bandwidth: float | None) -> Variant:
+    machine, info = request.machine, request.info
+    changed = replace(request, config=_changed(request.config, changes))
     try:
-        devices = candidate_devices(config, machine)
-    except LlmctlError:
-        devices = ()  # every way is impossible, and says why
-    return preferred(config, machine, devices=devices).variants()
-
-
-def _half_dtype(config: Config, machine: Machine, info: ModelInfo) -> Decision:
-    """The half precision that this machine computes, and why."""
-    dtype = config.load.dtype if config.load.dtype in _HALF else "auto"
-    asking = _changed(config, {"load": {"dtype": dtype}, "quantization": {"bits": 4}})
-    try:
-        return decide_dtype(asking, machine, info, devices=candidate_devices(asking, machine))
-    except LlmctlError:
-        return Decision("dtype", "bfloat16", "the usual half precision")
-
-
-def _way(
-    name: str,
-    changes: dict[str, dict[str, Any]],
-    config: Config,
-    machine: Machine,
-    info: ModelInfo,
-    *,
-    context: int,
-    batch: int,
-    ram_bandwidth: float | None,
-    draft: ModelInfo | None,
-    adapters: Sequence[AdapterInfo],
-) -> Way:
-    asked = _changed(config, changes)
-    try:
-        plan = make_plan(asked, machine, info, context=context, batch=batch, draft=draft, adapters=adapters)
+        plan = make_plan(changed)
     except MachineError as error:
         if "weights_bytes" not in error.details:
-            return Way(name, changes, "impossible", reason=error.message)
-        largest = _largest_context(asked, machine, info, batch=batch, below=context, draft=draft, adapters=adapters)
-        return Way(name, changes, "too large", largest_context=largest, reason=error.message)
+            return Variant(name, changes, "impossible", reason=error.message)
+        return Variant(name, changes, "too large", largest_context=_largest_context(changed), reason=error.message)
     except LlmctlError as error:
-        return Way(name, changes, "impossible", reason=error.message)
-    if plan.model_kwargs["dtype"] in _HALF and config.load.dtype == "auto":
-        reason = _half_dtype(config, machine, info)  # the way set it; this is why it is this one
-        plan = plan.with_decision(reason)
-    spilled = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]
-    beside_gpu = bool(spilled) and bool(machine.gpus) and asked.load.device_map != "cpu"
-    fits_whole = None
-    if beside_gpu:
-        fits_whole = _largest_context(
-            asked, machine, info, batch=batch, below=context, draft=draft, adapters=adapters, whole=True
-        )
-    return Way(
+        return Variant(name, changes, "impossible", reason=error.message)
+    if plan.model_kwargs["dtype"] in _HALF and request.config.load.dtype == "auto":
+        plan = plan.with_decision(_half_dtype(request))  # the variant set the dtype; this is the reason for it
+    in_ram = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]
+    spills = bool(in_ram) and bool(machine.gpus) and changed.config.load.device_map != "cpu"
+    return Variant(
         name,
         changes,
-        "spills" if beside_gpu else "fits",
+        "spills" if spills else "fits",
         plan=plan,
-        free_bytes=_free(plan, machine),
+        free_bytes=_free_bytes(plan, machine),
         unquantised_bytes=unquantised_bytes(info, plan.quantization),
-        spilled_blocks=_blocks(spilled, info) if beside_gpu else 0,
-        largest_context=fits_whole,
+        spilled_blocks=_count_blocks(in_ram, info) if spills else 0,
+        largest_context=_largest_context(changed, on_gpu=True) if spills else None,
         speed=estimate_speed(plan, machine, info, ram_bandwidth=ram_bandwidth),
     )
 
 
-def _blocks(modules: list[str], info: ModelInfo) -> int:
-    """How many decoder blocks are among the modules; all of them where the one module is everything."""
+def _count_blocks(modules: list[str], info: ModelInfo) -> int:
+    """Count the decoder blocks among the modules; the module "" contains all of them."""
     return info.layer_count if "" in modules else sum(module[-1].isdigit() for module in modules)
 
 
-def _free(plan: Plan, machine: Machine) -> int:
+def _free_bytes(plan: Plan, machine: Machine) -> int:
     gpus = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     return sum(gpus.get(device, machine.ram_available_bytes) for device in plan.devices)
 
 
-def _largest_context(
-    config: Config,
-    machine: Machine,
-    info: ModelInfo,
-    *,
-    batch: int,
-    below: int,
-    draft: ModelInfo | None = None,
-    adapters: Sequence[AdapterInfo] = (),
-    whole: bool = False,
-) -> int | None:
-    """The most tokens below `below` for which there is a plan; with `whole`, one that leaves nothing in RAM."""
+def _largest_context(request: PlanRequest, *, on_gpu: bool = False) -> int | None:
+    """Return the maximum tokens below the requested context that have a plan; `on_gpu`: one without RAM."""
 
-    def works(context: int) -> bool:
+    def fits(context: int) -> bool:
         try:
-            plan = make_plan(config, machine, info, context=context, batch=batch, draft=draft, adapters=adapters)
+            plan = make_plan(replace(request, context=context))
         except LlmctlError:
             return False
-        return not whole or "cpu" not in plan.devices
+        return not on_gpu or "cpu" not in plan.devices
 
-    if not works(1):
+    if not fits(1):
         return None
-    low, high = 1, below
+    low, high = 1, request.context_tokens
     while high - low > 16:
         middle = (low + high) // 2
-        low, high = (middle, high) if works(middle) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low

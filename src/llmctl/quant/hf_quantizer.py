@@ -25,9 +25,9 @@ from llmctl.cpu.layers import (
     PackedLinear,
 )
 from llmctl.cpu.packing import QUANT_METHOD
-from llmctl.loading.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
 from llmctl.machine.mapped_files import MappedFiles
 from llmctl.quant.torch_packed_weight import TorchPacked
+from llmctl.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
 
 FORMAT = 1  # raise it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # of a weight that are quantised together

@@ -22,7 +22,7 @@ from llmctl.paths import state_dir, write_atomically
 
 if TYPE_CHECKING:
     from llmctl.model.adapters import AdapterInfo
-    from llmctl.model.resolve import Located
+    from llmctl.model.resolve import ResolvedModel
 
 _RECENT_SECONDS = 2  # a file that changed less than this ago could change again without a trace
 _MAX_STORED = 10_000
@@ -30,12 +30,12 @@ _MAX_STORED = 10_000
 
 def adapter_files(adapter: "AdapterInfo") -> tuple[RemoteFile, ...]:
     """Return the two files of an adapter, as `model_files` does for a model. Raises OSError."""
-    from llmctl.model.resolve import Located
+    from llmctl.model.resolve import ResolvedModel
 
-    return _hashed(Located(adapter.source, adapter.folder, adapter.commit, ""), ADAPTER)
+    return _hashed(ResolvedModel(adapter.source, adapter.folder, adapter.commit, ""), ADAPTER)
 
 
-def model_files(located: "Located", *, trust_remote_code: bool = False) -> tuple[RemoteFile, ...]:
+def model_files(resolved: "ResolvedModel", *, trust_remote_code: bool = False) -> tuple[RemoteFile, ...]:
     """Return every file that loading the model reads, with size and hash, sorted by path.
 
     Args:
@@ -44,30 +44,30 @@ def model_files(located: "Located", *, trust_remote_code: bool = False) -> tuple
     Raises:
         OSError: a file cannot be read.
     """
-    return _hashed(located, needed(files_of(located.folder), trust_remote_code=trust_remote_code))
+    return _hashed(resolved, needed(files_of(resolved.folder), trust_remote_code=trust_remote_code))
 
 
-def _hashed(located: "Located", names: Sequence[str]) -> tuple[RemoteFile, ...]:
-    known = _from_cache(located)
+def _hashed(resolved: "ResolvedModel", names: Sequence[str]) -> tuple[RemoteFile, ...]:
+    known = _from_cache(resolved)
     if all(name in known for name in names):
         return tuple(known[name] for name in names)
     stored = _read()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-        digests = list(pool.map(lambda name: _digest(located.folder / name, stored), names))
-    _store(stored, {str(located.folder / name): entry for name, (entry, _) in zip(names, digests, strict=True)})
+        digests = list(pool.map(lambda name: _digest(resolved.folder / name, stored), names))
+    _store(stored, {str(resolved.folder / name): entry for name, (entry, _) in zip(names, digests, strict=True)})
     return tuple(
         RemoteFile(name, entry[0], "sha256", digest) for name, (entry, digest) in zip(names, digests, strict=True)
     )
 
 
-def unknown_bytes(located: "Located", *, trust_remote_code: bool = False) -> int:
+def unknown_bytes(resolved: "ResolvedModel", *, trust_remote_code: bool = False) -> int:
     """Return how many bytes `model_files` would have to read."""
-    names = needed(files_of(located.folder), trust_remote_code=trust_remote_code)
-    known = _from_cache(located)
+    names = needed(files_of(resolved.folder), trust_remote_code=trust_remote_code)
+    known = _from_cache(resolved)
     if all(name in known for name in names):
         return 0
     stored = _read()
-    paths = [located.folder / name for name in names]
+    paths = [resolved.folder / name for name in names]
     return sum(path.stat().st_size for path in paths if _look_up(path, stored) is None)
 
 
@@ -78,13 +78,13 @@ def is_same(here: RemoteFile, there: RemoteFile, folder: Path) -> bool:
     return check(folder / here.path, there) == "ok"
 
 
-def _from_cache(located: "Located") -> dict[str, RemoteFile]:
+def _from_cache(resolved: "ResolvedModel") -> dict[str, RemoteFile]:
     """Return the files with the hashes that the Hub's cache has for them."""
-    if located.commit is None or located.demo:
+    if resolved.commit is None or resolved.demo:
         return {}
-    files, _ = expected_files(located.source, located.commit, located.folder)
+    files, _ = expected_files(resolved.source, resolved.commit, resolved.folder)
     return {
-        file.path: RemoteFile(file.path, _size(located.folder / file.path, file), file.algorithm, file.digest)
+        file.path: RemoteFile(file.path, _size(resolved.folder / file.path, file), file.algorithm, file.digest)
         for file in files
     }
 

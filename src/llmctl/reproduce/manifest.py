@@ -200,11 +200,11 @@ def _user_config(config: Config) -> dict[str, Any]:
 
 def _model(loaded: "LoadedModel") -> dict[str, Any]:
     plan = loaded.plan
-    files = model_files(loaded.located, trust_remote_code=bool(plan.model_kwargs.get("trust_remote_code")))
+    files = model_files(loaded.resolved, trust_remote_code=bool(plan.model_kwargs.get("trust_remote_code")))
     return {
         "source": plan.source,
         "commit": plan.commit,
-        "folder": str(loaded.located.folder),
+        "folder": str(loaded.resolved.folder),
         "files": _hashes(files),
         "model_kwargs": dict(plan.model_kwargs),
     }

@@ -170,7 +170,7 @@ def check_files(manifest: Manifest, prepared: "Prepared") -> None:
 
 def _check_model(record: Manifest | DraftRecord, prepared: "Prepared") -> None:
     trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
-    _check_hashes(record, model_files(prepared.located, trust_remote_code=trusted), prepared.located.folder)
+    _check_hashes(record, model_files(prepared.resolved, trust_remote_code=trusted), prepared.resolved.folder)
 
 
 def _check_hashes(record: Manifest | DraftRecord | AdapterRecord, files: Sequence[RemoteFile], folder: Path) -> None:

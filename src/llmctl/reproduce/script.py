@@ -42,7 +42,7 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
 
 def _where(prepared: Prepared) -> str:
     plan = prepared.plan
-    return f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.located.folder))
+    return f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.resolved.folder))
 
 
 def _head(plan: Plan) -> str:

@@ -6,13 +6,13 @@ from llmctl.config import Config, Settings
 from llmctl.loading.lean_imports import lean_imports
 from llmctl.loading.model import PromptModel, load_prompt_model
 from llmctl.loading.prepare import Prepared
-from llmctl.loading.transformers_compat import quiet_libraries, without_peft
 from llmctl.machine.detection import read_machine
 from llmctl.model.info import read_model_info
-from llmctl.model.resolve import locate, locate_adapters
+from llmctl.model.resolve import resolve_adapters, resolve_model
 from llmctl.plan import Plan
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory
+from llmctl.transformers_compat import quiet_libraries, without_peft
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
@@ -27,14 +27,14 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
         LlmctlError: the model is not there, or its files cannot be read.
     """
     config = _with_context(settings.config)
-    located = locate(settings, offline=offline, progress=progress)
-    info = read_model_info(located.folder, source=located.source, commit=located.commit)
+    resolved = resolve_model(settings, offline=offline, progress=progress)
+    info = read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
     trusted = config.model.trust_remote_code and info.has_remote_code
     tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trusted}
     plan = Plan(
-        source=located.source,
-        folder=located.folder,
-        commit=located.commit,
+        source=resolved.source,
+        folder=resolved.folder,
+        commit=resolved.commit,
         tokenizer_kwargs=tokenizer_kwargs,
         model_kwargs={"trust_remote_code": trusted},
         generation_kwargs=decide_generation(config, info)[0],
@@ -44,8 +44,8 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
         seed=config.seed,
         deterministic=config.deterministic,
     )
-    adapters = locate_adapters(config, offline=offline, progress=progress)
-    return Prepared(located, info, read_machine(), plan, config, adapters=adapters)
+    adapters = resolve_adapters(config, offline=offline, progress=progress)
+    return Prepared(resolved, info, read_machine(), plan, config, adapters=adapters)
 
 
 def _with_context(config: Config) -> Config:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from llmctl.config import Settings
 from llmctl.errors import LlmctlError
 from llmctl.model.info import read_model_info
-from llmctl.model.resolve import Located, is_path, locate, locate_adapters
+from llmctl.model.resolve import ResolvedModel, is_path, resolve_adapters, resolve_model
 from llmctl.vllm.arguments import Purpose, Target
 from llmctl.vllm.detection import DetectedVllm
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_target(
     settings: Settings,
     vllm: DetectedVllm | None,
-    located: Located | None,
+    resolved: ResolvedModel | None,
     *,
     purpose: Purpose = "serve",
     host: str = "127.0.0.1",
@@ -30,14 +30,14 @@ def make_target(
         LlmctlError: a file of the model or of an adapter cannot be read, or the adapter cannot be downloaded.
     """
     device, has_bitsandbytes = (vllm.device, vllm.has_bitsandbytes) if vllm else (None, False)
-    if located is None:
+    if resolved is None:
         return Target(purpose, has_bitsandbytes=has_bitsandbytes, device=device, host=host, port=port)
-    info = read_model_info(located.folder, source=located.source, commit=located.commit)
-    adapters = locate_adapters(settings.config, offline=offline, progress=progress)
+    info = read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
+    adapters = resolve_adapters(settings.config, offline=offline, progress=progress)
     return Target(
         purpose,
-        model=str(located.folder),
-        commit=located.commit,
+        model=str(resolved.folder),
+        commit=resolved.commit,
         generation_config=info.generation_config,
         quantization=info.stored_quantization,
         adapter=str(adapters[0].folder) if adapters else None,
@@ -49,11 +49,11 @@ def make_target(
     )
 
 
-def locate_local(settings: Settings) -> Located | None:
+def locate_local(settings: Settings) -> ResolvedModel | None:
     """Return the model if it is on this machine already. Nothing is downloaded."""
     model = settings.config.model
     try:
-        return locate(settings, offline=True)
+        return resolve_model(settings, offline=True)
     except LlmctlError:
         if model.id is not None and is_path(model.id):
             raise

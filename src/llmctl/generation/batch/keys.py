@@ -63,7 +63,7 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
         settings["structure"] = json.dumps(structure)  # as text: the order of a schema's properties counts
     arguments = plan.model_kwargs
     model = {
-        "files": of.located.commit or [(file.path, file.digest) for file in model_files(of.located)],
+        "files": of.resolved.commit or [(file.path, file.digest) for file in model_files(of.resolved)],
         "dtype": arguments.get("dtype"),
         "attn_implementation": arguments.get("attn_implementation"),
         "quantization": dict(plan.quantization.arguments) if plan.quantization and plan.quantizes else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmctl.loading.attention import packed_attention
-from llmctl.loading.transformers_compat import cache_argument
+from llmctl.transformers_compat import cache_argument
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention import UnsupportedAttentionError
-from llmctl.loading.transformers_compat import takes_registered_attention
+from llmctl.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel

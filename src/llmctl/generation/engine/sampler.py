@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.candidate_sampler import CandidateSampler, split
 from llmctl.generation.request import Request
-from llmctl.loading.transformers_compat import logits_processors
+from llmctl.transformers_compat import logits_processors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from llmctl.generation.logprobs import RawLogits
 from llmctl.generation.request import Request, generation_config
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.structured.constraint import processors as structure_processors
-from llmctl.loading.transformers_compat import quiet_libraries
+from llmctl.transformers_compat import quiet_libraries
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel

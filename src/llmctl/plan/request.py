@@ -1,0 +1,48 @@
+"""The inputs of a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llmctl.config import Config
+from llmctl.machine.detection import Machine
+from llmctl.model.adapters import AdapterInfo
+from llmctl.model.draft import draft_config
+from llmctl.model.info import ModelInfo
+
+# Tokens reserved for a prompt of unknown length.
+PROMPT_ALLOWANCE = 2048
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Everything that a plan depends on.
+
+    Attributes:
+        config: The user's configuration.
+        machine: The computer to run on.
+        info: The model.
+        context: Tokens of prompt and answer to reserve memory for; None means a prompt of `PROMPT_ALLOWANCE` tokens and
+            the answer.
+        batch: Concurrent sequences to reserve memory for.
+        draft: The model that `config.draft` names, or None.
+        adapters: The adapters that `config.model.adapters` names.
+    """
+
+    config: Config
+    machine: Machine
+    info: ModelInfo
+    context: int | None = None
+    batch: int = 1
+    draft: ModelInfo | None = None
+    adapters: Sequence[AdapterInfo] = ()
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens to reserve memory for, at most the model's context length."""
+        wanted = self.context or self.config.generation.max_new_tokens + PROMPT_ALLOWANCE
+        return min(wanted, self.info.context_length or wanted)
+
+    def for_draft(self, draft: ModelInfo) -> "PlanRequest":
+        """Return the request for the draft model: alone on the machine, one sequence, no adapters."""
+        config = draft_config(self.config)
+        return replace(self, config=config, info=draft, batch=1, draft=None, adapters=())
