@@ -262,9 +262,9 @@ def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> Non
     [
         (["--input", "missing.jsonl"], "--input missing.jsonl: No such file or directory"),
         (["--input", "in.data"], "--input-format, one of jsonl, text, csv, tsv"),
-        (["--input", "in.jsonl", "--prompt", "x"], "omit --prompt"),
-        (["--input", "in.jsonl", "--prompt-file", "in.jsonl"], "omit --prompt-file"),
-        (["--input", "in.jsonl", "--num-return", "2"], "omit --num-return"),
+        (["--input", "in.jsonl", "--prompt", "x"], "--prompt cannot be combined with --input"),
+        (["--input", "in.jsonl", "--prompt-file", "in.jsonl"], "--prompt-file cannot be combined with --input"),
+        (["--input", "in.jsonl", "--num-return", "2"], "--num-return cannot be combined with --input"),
         (["--input", "in.jsonl", "--overwrite"], "--overwrite works only with --output"),
         (["--input", "in.jsonl", "--output", "-", "--overwrite"], "--overwrite works only with --output"),
         (["--input", "in.jsonl", "--vllm-python", "python"], "--vllm-python works only with --engine vllm"),

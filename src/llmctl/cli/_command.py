@@ -56,7 +56,7 @@ def command(
             for parameter, field in _FIELDS.items():
                 setattr(output, field, values[parameter])
             options = Options(output, taken, values)
-            options.check_needs()
+            options.check_combinations()
             function(options)
 
         context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

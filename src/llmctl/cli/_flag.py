@@ -30,6 +30,7 @@ class Flag(Generic[T_co]):
         key: The dotted configuration key that it sets, if any.
         only: The commands that have it; by default every command that takes its group.
         needs: The name of another flag, without which it is refused.
+        excludes: The names of other flags, with which it is refused.
         minimum: The lowest number.
         maximum: The highest number.
         is_required: True for an argument or an option that must be given.
@@ -45,6 +46,7 @@ class Flag(Generic[T_co]):
     key: str | None = None
     only: tuple[str, ...] = ()
     needs: str | None = None
+    excludes: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     is_required: bool = False

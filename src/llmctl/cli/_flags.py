@@ -11,8 +11,8 @@ from llmctl.cli._flag import Flag, file, integer, setting, settings_list, switch
 MODEL_HELP = "Hub id (org/name) or folder"
 _REMEMBERED = "the last one downloaded or chosen, else a small one"
 
-PROMPT = text("--prompt", "-p", group="Prompt", help="Prompt text; - reads standard input")
-PROMPT_FILE = file("--prompt-file", "-f", group="Prompt", help="Text file that holds the prompt")
+PROMPT = text("--prompt", "-p", group="Prompt", help="Prompt text; - reads standard input", excludes=("--input",))
+PROMPT_FILE = file("--prompt-file", "-f", group="Prompt", help="Text file that holds the prompt", excludes=("--input",))
 SYSTEM = setting("--system", key="chat.system", group="Prompt", help="System prompt")
 NUM_RETURN = integer(
     "--num-return",
@@ -22,6 +22,7 @@ NUM_RETURN = integer(
     minimum=1,
     maximum=1000,
     only=("generate",),
+    excludes=("--input",),
 )
 INPUT = file("--input", "-i", group="Batch", help="File of prompts: JSONL, text, CSV or TSV; - reads standard input")
 OUTPUT = file(
@@ -110,7 +111,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--raw", key="chat.raw", metavar=None, group="Prompt",
             help="Send the prompt as it is, without the chat template"),
     setting("--template", key="chat.template", metavar="FILE", group="Prompt", help="Jinja chat template",
-            default_text="the model's"),
+            default_text="the model's", excludes=("--raw",)),
     setting("--max-new-tokens", "-n", key="generation.max_new_tokens", metavar="INTEGER", group="Sampling",
             help="Maximum tokens to generate"),
     setting("--temperature", "-t", key="generation.temperature", metavar="NUMBER", group="Sampling",

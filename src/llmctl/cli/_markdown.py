@@ -145,7 +145,7 @@ class MarkdownStream:
         return "" if inside or following in ("", character) or following.isspace() else character
 
     def _end_table(self) -> Iterator[Span]:
-        """The lines that were held back as a table: aligned where they are one, as they came where not."""
+        """Yield the lines held back as a table: aligned if they form one, unchanged otherwise."""
         lines, self._table = self._table, []
         if len(lines) > 1 and _RULE.fullmatch(lines[1].rstrip("\n")) and "-" in lines[1]:
             yield from _table([_cells(line) for line in lines])
@@ -162,7 +162,7 @@ class MarkdownStream:
 
 
 def _closing(line: str, start: int, mark: str, *, whole: bool) -> int | None:
-    """Where the mark that closes a span stands, or None where it has not come yet."""
+    """Return the place of the mark that closes a span, or None if it has not arrived."""
     at = line.find(mark, start)
     while at >= 0:
         after = line[at + len(mark) : at + len(mark) + 1]

@@ -38,21 +38,18 @@ class Options:
         """Return whether a flag was given with another value than its default."""
         return flag in self.flags and self[flag] not in (flag.default, [], ())
 
-    def check_needs(self) -> None:
-        """Refuse flags that would have no effect.
+    def check_combinations(self) -> None:
+        """Refuse flags that would have no effect beside, or without, the others.
 
         Raises:
-            UserError: a flag was given without the flag that it needs.
+            UserError: a flag lacks the flag that it needs, or stands beside one that it excludes.
         """
-        for flag in self.flags:
-            if flag.needs is None or not self.is_given(flag):
-                continue
-            needed = next(other for other in self.flags if other.long == flag.needs)
-            if not self.is_given(needed):
-                raise UserError(
-                    f"{flag.long} works only with {needed.long}",
-                    hint=f"give {needed.long}{f' {needed.metavar}' if needed.metavar else ''}, or omit {flag.long}",
-                )
+        given = {flag.long: flag for flag in self.flags if self.is_given(flag)}
+        for name, flag in given.items():
+            if flag.needs is not None and flag.needs not in given:
+                raise UserError(f"{name} works only with {flag.needs}", hint=f"give {flag.needs}, or omit {name}")
+            if excluded := next((other for other in flag.excludes if other in given), None):
+                raise UserError(f"{name} cannot be combined with {excluded}", hint=f"omit {name} or {excluded}")
 
     def refuse(self, *flags: Flag[Any], reason: str) -> None:
         """Refuse flags that this run has no use for.

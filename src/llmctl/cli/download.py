@@ -27,10 +27,14 @@ LARGE_BYTES = 100_000_000_000  # beyond this a user on a terminal is asked first
 
 MODEL = text("MODEL", metavar="MODEL", help="Hub id of the model: org/name")
 REVISION = text("--revision", help="Branch, tag or commit", default_text="the main branch")
-INCLUDE = texts("--include", metavar="PATTERN", help="Download exactly the files that match")
-EXCLUDE = texts("--exclude", metavar="PATTERN", help="Skip the files that match")
-TRUST = switch("--trust-remote-code", help="Download the repository's Python files as well")
-DRY_RUN = switch("--dry-run", help="Show what would be downloaded and stop")
+INCLUDE = texts(
+    "--include", metavar="PATTERN", help="Download exactly the files that match", excludes=("--locked", "--verify")
+)
+EXCLUDE = texts("--exclude", metavar="PATTERN", help="Skip the files that match", excludes=("--locked", "--verify"))
+TRUST = switch(
+    "--trust-remote-code", help="Download the repository's Python files as well", excludes=("--locked", "--verify")
+)
+DRY_RUN = switch("--dry-run", help="Show what would be downloaded and stop", excludes=("--verify",))
 VERIFY = switch("--verify", help="Hash the cached files without the network; download damaged ones again")
 LOCKED = file("--locked", help="Lock file; download exactly its files")
 LOCK_TIMEOUT: Flag[float | None] = Flag(

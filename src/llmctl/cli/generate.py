@@ -83,7 +83,6 @@ def generate(options: Options) -> None:
 def _answer_file(options: Options, settings: "Settings") -> None:
     from llmctl.cli._batch import BatchFiles, answer_batch
 
-    options.refuse(PROMPT, PROMPT_FILE, NUM_RETURN, reason="the prompts come from --input")
     files = BatchFiles(
         input=options[INPUT] or Path("-"),
         output=options[OUTPUT],

@@ -27,7 +27,7 @@ _MAX_SHOWN_PROBLEMS = 5
 
 TEXT = texts("--text", group="Text", help="Text to score")
 FILES = files("--file", "-f", group="Text", help="Text file to score")
-PROMPT = text("--prompt", "-p", group="Text", help="Context before the text; it is not scored")
+PROMPT = text("--prompt", "-p", group="Text", help="Context before the text; it is not scored", excludes=("--input",))
 CHOICES = text("--choices", group="Choices", metavar="LIST", help="Answers to rank: yes,no,maybe")
 CHOICE = texts("--choice", group="Choices", help="One answer to rank, commas included")
 BY: Flag[Any] = Flag(
@@ -129,8 +129,6 @@ def _check_combination(options: Options, *, has_answers: bool) -> None:
             raise UserError("choices are ranked after a prompt", hint="give --prompt TEXT")
     else:
         options.refuse(BY, reason="--by works only with --choices")
-    if has_rows:
-        options.refuse(PROMPT, reason="with --input every row has its own prompt")
 
 
 def _read_texts(options: Options) -> list[str]:

@@ -12,8 +12,8 @@ from llmctl.errors import UserError
 app = new_app()
 
 MODEL = text("MODEL", metavar="MODEL", help=MODEL_HELP, default_text="show the choice")
-REVISION = text("--revision", help="Branch, tag or commit of the model", default_text="the main branch")
-FORGET = switch("--forget", help="Return to the small default model")
+REVISION = text("--revision", help="Branch, tag or commit of the model", default_text="the main branch", needs="MODEL")
+FORGET = switch("--forget", help="Return to the small default model", excludes=("MODEL",))
 
 
 @command(app, MODEL, REVISION, FORGET)

@@ -110,7 +110,7 @@ def read_only_file(path: Path) -> Settings:
 
 
 def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
-    """Check each layer on its own, then merge them, later ones first in precedence.
+    """Check each layer on its own, then merge them; later layers take precedence.
 
     A layer that names a model drops the revision and the adapters that a lower layer gave to another model. A layer
     that sets a structure drops the structure of a lower layer.
