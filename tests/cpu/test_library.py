@@ -9,6 +9,7 @@ import pytest
 
 import llmctl.cpu.kernels
 from llmctl.cpu.kernels import Kernels
+from support import forkserver
 
 
 def printed(code: str, **environment: str) -> str:
@@ -68,4 +69,5 @@ def test_threads_share_the_work(best: Kernels, own_pool: bool) -> None:
         f"l.threads(); l._library.llmctl_use_region(None) if {own_pool} else None;"
         "print({float(l.linear(x, w).sum()) for _ in range(50)})"
     )
-    assert printed(code) == "{67108864.0}"
+    done = forkserver.run(program=("-c", f"import llmctl.cpu.kernels as k; {code}"))
+    assert done.stdout.strip() == "{67108864.0}", done.stderr

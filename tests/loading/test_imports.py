@@ -1,61 +1,65 @@
-"""What a cold start leaves out is not needed, and can still be had."""
+"""A cold start leaves out what an answer does not need, and it can still be had."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ANSWER = """
-import sys, llmctl
-loaded = llmctl.load(sys.argv[1], load={"dtype": "float32"}, generation={"max_new_tokens": 8})
-print(llmctl.generate(loaded, "once upon a time").token_ids)
-print([name for name in ("torch._dynamo", "torch.distributed.tensor", "peft", "bitsandbytes") if name in sys.modules])
+ARCHITECTURES = ("llama", "gemma3", "mixtral")
+ANSWERS = """
+import gc, json, sys, llmctl
+answers = []
+for folder in sys.argv[1:]:
+    loaded = llmctl.load(folder, load={"dtype": "float32"}, generation={"max_new_tokens": 8})
+    answers.append(llmctl.generate(loaded, "once upon a time").token_ids)
+left_out = ("torch._dynamo", "torch.distributed.tensor", "peft", "bitsandbytes")
+result = {"answers": answers, "imported": [name for name in left_out if name in sys.modules], "gc": gc.isenabled()}
 """
-COMPILE = (
-    ANSWER
-    + """
+THEN_COMPILE = """
 import torch
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.masking_utils import TransformGetItemToIndex
-assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
-assert "torch._dynamo" in sys.modules and torch._dynamo.__file__
+result["compiled"] = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item()
 with TransformGetItemToIndex():
-    pass
-print("compiled")
+    result["dynamo"] = "torch._dynamo" in sys.modules and bool(torch._dynamo.__file__)
 """
-)
 
 
-def run(script: str, model: Path, **environment: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(model)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+def run(script: str, folders: list[Path], **environment: str) -> Any:
+    """Return what a Python process of its own prints as JSON."""
+    command = [sys.executable, "-c", f"{script}\nprint(json.dumps(result))", *map(str, folders)]
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+@pytest.fixture(scope="module")
+def lean(tiny_models: Callable[[str], Path]) -> Any:
+    """One process that answers with each model, and then compiles."""
+    return run(ANSWERS + THEN_COMPILE, [tiny_models(name) for name in ARCHITECTURES])
+
+
+@pytest.mark.xdist_group("lean-imports")
 def test_an_answer_needs_neither_the_compiler_nor_other_processes(
-    tiny_models: Callable[[str], Path], name: str
+    lean: Any, tiny_models: Callable[[str], Path]
 ) -> None:
-    lean = run(ANSWER, tiny_models(name))
-    plain = run(ANSWER, tiny_models(name), LLMCTL_PLAIN_IMPORTS="1")
-    assert lean[0] == plain[0]
-    assert lean[1] == "[]"
-    assert "torch._dynamo" in plain[1]
+    plain = run(ANSWERS, [tiny_models(name) for name in ARCHITECTURES], LLMCTL_PLAIN_IMPORTS="1")
+    assert lean["answers"] == plain["answers"]
+    assert lean["imported"] == []
+    assert "torch._dynamo" in plain["imported"]
 
 
-def test_the_compiler_is_there_when_somebody_asks_for_it(tiny_models: Callable[[str], Path]) -> None:
-    assert run(COMPILE, tiny_models("llama"))[-1] == "compiled"
+@pytest.mark.xdist_group("lean-imports")
+def test_the_compiler_is_there_when_somebody_asks_for_it(lean: Any) -> None:
+    assert (lean["compiled"], lean["dynamo"]) == (2, True)
 
 
-def test_the_garbage_collector_is_as_it_was(tiny_models: Callable[[str], Path]) -> None:
-    script = ANSWER + "import gc\nprint(gc.isenabled())"
-    assert run(script, tiny_models("llama"))[-1] == "True"
+@pytest.mark.xdist_group("lean-imports")
+def test_the_garbage_collector_is_as_it_was(lean: Any) -> None:
+    assert lean["gc"] is True

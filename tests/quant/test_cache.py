@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from llmctl.loading.quantized_cache import find_stale
 from llmctl.plan.quantized_cache import RESERVE_BYTES
 from llmctl.quant import cache
 from llmctl.units import format_bytes
+from support import forkserver
 from support.tiny import edit_json
 
 Tiny = Callable[[str], Path]
@@ -195,7 +195,7 @@ llmctl.load(sys.argv[1], quantization={"bits": 4, "backend": "bitsandbytes"})
 
 def test_a_killed_write_leaves_nothing_that_is_taken_for_whole(tiny_models: Tiny, run: Run) -> None:
     folder = tiny_models("llama")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], capture_output=True, check=False)
+    done = forkserver.run(str(folder), program=("-c", KILLED))
     assert done.returncode == -signal.SIGKILL
     assert cache.entries() == ()
     pruned = json.loads(run("models", "prune", "--yes", "--json").stdout)

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from llmctl.errors import MachineError, UserError
 from llmctl.loading import export
 from llmctl.loading.prepare import prepare
 from llmctl.quant.atomic_folder import NewFolder
+from support import forkserver
 
 Tiny = Callable[[str], Path]
 Copy = Callable[..., Path]
@@ -124,8 +124,8 @@ export.quantize(prepare(asked), Path(sys.argv[2]))
 
 def test_a_killed_run_leaves_no_folder_and_the_next_one_clears_up_after_it(tiny_models: Tiny, tmp_path: Path) -> None:
     output, place = tmp_path / "out" / "quantised", tmp_path / "out"
-    arguments = [sys.executable, "-c", KILLED, str(tiny_models("llama")), str(output)]
-    assert subprocess.run(arguments, capture_output=True, check=False).returncode == -signal.SIGKILL
+    killed = forkserver.run(str(tiny_models("llama")), str(output), program=("-c", KILLED))
+    assert killed.returncode == -signal.SIGKILL
     assert [path.name[0] for path in place.iterdir()] == ["."], "only a hidden folder"
     quantize(tiny_models("llama"), output)
     assert [path.name for path in place.iterdir()] == ["quantised"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from llmctl.errors import MachineError, ModelError
 from llmctl.loading.export import quantize
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import prepare
+from support import forkserver
 
 Tiny = Callable[[str], Path]
 Copy = Callable[..., Path]
@@ -107,8 +106,8 @@ print(json.dumps([loaded.measured.quantization, llmctl.generate(loaded, "the cap
 
 def test_it_is_what_an_installation_without_compiled_kernels_uses(tiny_models: Tiny, tmp_path: Path) -> None:
     environment = os.environ | {"LLMCTL_KERNELS_LIBRARY": str(tmp_path / "none.so")}
-    command = [sys.executable, "-c", WITHOUT, str(tiny_models("llama"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = forkserver.run(str(tiny_models("llama")), program=("-c", WITHOUT), env=environment)
+    assert done.returncode == 0, done.stderr
     quantization, ids = json.loads(done.stdout)
     assert quantization == "torch 4-bit, output head 8-bit"
     assert len(ids) == 4
