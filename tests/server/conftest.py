@@ -1,4 +1,4 @@
-"""A browser for the tests of the page, and a server whose model says what it is told to."""
+"""A browser for the tests of the page, and a server with scripted answers."""
 
 import shutil
 import threading
@@ -10,7 +10,7 @@ import pytest
 from tests.support.page import Scripted
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 
 @pytest.fixture(scope="session")
@@ -27,23 +27,30 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def page(browser: "Browser") -> Iterator["Page"]:
-    """A new browser's page. No error may show in its console, and nothing may leave its origin."""
+    """Yield the page of a new browser. It must log no error and send no request to another origin."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     one = context.new_page()
-    wrong: list[str] = []
+    errors: list[str] = []
+
+    def is_error(message: "ConsoleMessage") -> bool:
+        return message.type == "error" and "401" not in message.text
+
     own = ("http://127.0.0.1:", "blob:http://127.0.0.1:")
-    one.on("pageerror", lambda error: wrong.append(str(error)))
-    one.on("console", lambda said: wrong.append(said.text) if said.type == "error" and "401" not in said.text else None)
-    one.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
+    one.on("pageerror", lambda error: errors.append(str(error)))
+    one.on(
+        "console",
+        lambda message: errors.append(message.text) if message.type == "error" and "401" not in message.text else None,
+    )
+    one.on("request", lambda request: None if request.url.startswith(own) else errors.append(request.url))
     one.set_default_timeout(15_000)
     yield one
     context.close()
-    assert wrong == []
+    assert errors == []
 
 
 @pytest.fixture
 def scripted() -> Iterator[tuple[Scripted, str]]:
-    """A scripted server and its address."""
+    """Yield a scripted server and its address."""
     import uvicorn
 
     script = Scripted()

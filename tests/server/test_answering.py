@@ -1,7 +1,6 @@
-"""What a client sees of an answer on its way, and what becomes of answers that nobody waits for."""
+"""Answers of clients that have left, and the names of a model."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from llmctl.server.registry import ModelRegistry
 from llmctl.server.worker import Worker
 
 
-def test_a_client_that_leaves_before_the_first_byte_of_a_stream_frees_its_place(
+def test_a_client_that_disconnects_before_the_first_byte_of_a_stream_frees_its_place(
     tiny_models: Callable[[str], Path],
 ) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
@@ -35,17 +34,16 @@ def test_a_client_that_leaves_before_the_first_byte_of_a_stream_frees_its_place(
         await app(scope, receive, send)
 
     async def main() -> None:
-        begun = time.monotonic()
         await asyncio.wait_for(ask(), 20)
         worker.start()
         await worker.drain(20)
         assert not worker.is_alive
-        assert worker.load().generated_tokens < 3, time.monotonic() - begun
+        assert worker.load().generated_tokens < 3
 
     asyncio.run(main())
 
 
-def test_of_a_folder_clients_see_the_name_alone(tiny_models: Callable[[str], Path]) -> None:
+def test_clients_see_only_the_name_of_a_folder(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"})
     folder = tiny_models("llama").name
     assert names_of(loaded.resolved.source, None) == [folder]

@@ -1,4 +1,4 @@
-"""Requests that nobody means: whatever comes, the answer is no 5xx, errors are in shape, and the server is well."""
+"""Malformed requests: no answer is a 5xx, errors have OpenAI's shape, and the server stays healthy."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {**_CHAT, "stop": None, "response_format": _FORM}),
     ("/tokenize", {"model": "tiny", "messages": [{"role": "user", "content": "once"}]}),
 ]
-STRANGE: list[Any] = [
+STRANGE_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**70), 0.5, -0.0, 1e-308, 1e308, 5e-324, "", " ", "x", "\x00",
     "\ufffe", "🙂" * 50, "x" * 5000,
     "<|im_end|>", "../../etc/passwd", "{{ 7 * 7 }}", "-1", "NaN", [], [[]], [None], [0],
@@ -62,53 +62,53 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield number
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place of a document."""
+def positions(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value of a document."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, inner in pairs for place in places(inner, (*path, key)))]
+    return [path, *(position for key, inner in pairs for position in positions(inner, (*path, key)))]
 
 
-def changed(body: dict[str, Any], chance: random.Random) -> Any:
-    """The body with something strange in one or two places, or without something."""
+def mutated(body: dict[str, Any], chance: random.Random) -> Any:
+    """Return the body with one or two values replaced or removed."""
     document: Any = {"": copy.deepcopy(body)}
     for name in chance.sample(sorted(body), chance.randrange(len(body) // 2)):
         if name not in ("model", "prompt", "messages"):
             del document[""][name]
     for _ in range(chance.randint(1, 2)):
-        *path, last = chance.choice(places(document)[1:])
+        *path, last = chance.choice(positions(document)[1:])
         inner = document
         for key in path:
             inner = inner[key]
         if chance.random() < 0.15 and path:
             del inner[last]
         else:
-            inner[last] = copy.deepcopy(chance.choice(STRANGE))
+            inner[last] = copy.deepcopy(chance.choice(STRANGE_VALUES))
     return document[""]
 
 
-def test_what_is_changed_below_is_answered_as_it_is(port: int) -> None:
+def test_the_unchanged_bodies_are_answered(port: int) -> None:
     for path, body in BODIES:
         answer = call(port, path=path, body=body)
         assert answer.status == 200, (path, answer.body)
 
 
-def test_no_strange_value_in_any_place_brings_a_5xx(port: int) -> None:
+def test_no_mutated_body_causes_a_5xx(port: int) -> None:
     chance = random.Random(11)
     statuses: dict[int, int] = {}
     for number in range(CASES):
         path, body = BODIES[number % len(BODIES)]
-        body = changed(body, chance)
+        body = mutated(body, chance)
         answer = call(port, path=path, body=body)
         assert answer.status < 500, (path, json.dumps(body), answer.body)
         assert b"the server failed" not in answer.body, (path, json.dumps(body))  # in a stream
         if answer.status >= 400:
             assert answer.error
         statuses[answer.status] = statuses.get(answer.status, 0) + 1
-    assert statuses[200] > CASES / 20, "they are all refused: nothing behind the bounds is tried"
+    assert statuses[200] > CASES / 20, "all are refused, so nothing behind the validation is tested"
     assert statuses[400] > CASES / 10
 
 
-def test_bytes_that_are_flipped_bring_no_5xx(port: int) -> None:
+def test_flipped_bytes_cause_no_5xx(port: int) -> None:
     chance = random.Random(12)
     for number in range(CASES // 2):
         path, body = BODIES[number % len(BODIES)]
@@ -119,15 +119,15 @@ def test_bytes_that_are_flipped_bring_no_5xx(port: int) -> None:
         assert answer.status < 500, (path, bytes(data), answer.body)
 
 
-def test_an_extreme_request_does_not_harm_those_beside_it(port: int) -> None:
-    """Numbers that overflow would fail the step of all that are under way."""
+def test_an_extreme_request_does_not_harm_concurrent_ones(port: int) -> None:
+    """An overflow would fail the step of all running requests."""
     for values in ({"temperature": 5e-324}, {"temperature": 2, "repetition_penalty": 0.01}, {"top_p": 1e-300}):
         for extreme in ({}, {"logit_bias": {str(token): -100 for token in range(300)}}, {"min_p": 1.0}):
             body = {"model": "tiny", "prompt": "once upon", "max_tokens": 5, **values, **extreme}
             assert call(port, path="/v1/completions", body=body).status == 200, body
 
 
-def test_the_description_says_what_is_answered(port: int) -> None:
+def test_the_openapi_document_describes_the_responses(port: int) -> None:
     document = json.loads(call(port, "GET", "/openapi.json").body)
     completions = document["paths"]["/v1/completions"]["post"]["responses"]
     assert set(completions) == {"200", "default"}

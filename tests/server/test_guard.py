@@ -1,10 +1,11 @@
-"""What stands around the app, spoken to through a real server on a real port."""
+"""The guard around an app, on a real server and port."""
 
 import asyncio
 import contextlib
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ BODY_BYTES = 10_000
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """An app that says what it was asked, and what came in."""
+    """Answer with the path and the length of the body."""
     if scope["type"] == "lifespan":
         return
     if scope["path"] == "/bug":
@@ -46,7 +47,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """A server for this machine alone, without a key."""
+    """Yield the port of a server on the loopback without a key."""
     rules = Rules(body_bytes=BODY_BYTES, body_seconds=1.0, json_depth=8, origins=("https://app.example",))
     with listening(Guard(echo, rules), head_seconds=1.0, stall_seconds=1.0, connections=20) as number:
         yield number
@@ -54,7 +55,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def locked_port() -> Iterator[int]:
-    """A server with keys; its page is open."""
+    """Yield the port of a server with keys and an open page."""
     rules = Rules(
         keys=Keys.from_plain([KEY, OTHER], source="a test"),
         open_paths=frozenset({"/page", "/health"}),
@@ -66,7 +67,7 @@ def locked_port() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _healthy_after(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test did to the server: the next client is answered."""
+    """Check after every test that the next client is answered."""
     yield
     for name in {"port", "locked_port"} & set(request.fixturenames):
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -76,7 +77,7 @@ def _healthy_after(request: pytest.FixtureRequest) -> Iterator[None]:
 # -- names and pages
 
 
-def test_a_rebound_name_is_refused_whatever_it_asks_for(port: int) -> None:
+def test_a_rebound_name_is_refused_on_every_path(port: int) -> None:
     for path in ("/", "/page", "/v1/models", "/no/such/path"):
         answer = call(port, "GET", path, headers={"Host": "evil.example"})
         assert answer.status == 403
@@ -93,12 +94,12 @@ def test_a_page_of_another_origin_is_refused(port: int) -> None:
 
 
 def test_a_form_of_another_page_cannot_send_json_as_text(port: int) -> None:
-    """A form may send text/plain to anywhere without asking; whoever takes it for JSON can be used by any page."""
+    """A form may send text/plain to any server without a preflight, so it must not be parsed as JSON."""
     answer = call(port, body=b'{"a": 1}', headers={"Content-Type": "text/plain"})
     assert (answer.status, answer.error["code"]) == (415, "unsupported_media_type")
 
 
-def test_a_listed_page_may_ask_and_read(port: int) -> None:
+def test_a_listed_origin_passes_the_preflight_and_can_read(port: int) -> None:
     asked = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
@@ -116,21 +117,21 @@ def test_a_listed_page_may_ask_and_read(port: int) -> None:
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_page_that_is_not_listed_may_not_even_ask(port: int) -> None:
+def test_the_preflight_of_an_unlisted_origin_is_refused(port: int) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     answer = call(port, "OPTIONS", headers=asked)
     assert answer.status == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_without_a_page_nothing_is_said_about_pages(port: int) -> None:
+def test_without_an_origin_there_are_no_cors_headers(port: int) -> None:
     assert not [name for name in call(port, body={}).headers if name.startswith("access-control")]
 
 
 # -- keys
 
 
-def test_every_key_opens_and_nothing_else_does(locked_port: int) -> None:
+def test_every_key_is_accepted_and_nothing_else(locked_port: int) -> None:
     for key in (KEY, OTHER):
         assert call(locked_port, body={}, headers={"Authorization": f"Bearer {key}"}).status == 200
     assert call(locked_port, body={}, headers={"Authorization": f"bearer  {KEY}"}).status == 200
@@ -152,7 +153,7 @@ def test_every_key_opens_and_nothing_else_does(locked_port: int) -> None:
         assert KEY not in answer.body.decode()
 
 
-def test_a_key_is_needed_for_every_path_but_the_open_ones_and_those_are_read_only(locked_port: int) -> None:
+def test_every_path_needs_a_key_except_open_ones_for_reading(locked_port: int) -> None:
     for path in (
         "/",
         "/v1/models",
@@ -170,20 +171,20 @@ def test_a_key_is_needed_for_every_path_but_the_open_ones_and_those_are_read_onl
     assert call(locked_port, "POST", "/page", body={}).status == 401
 
 
-def test_a_browser_asks_without_a_key_and_sends_it_afterwards(locked_port: int) -> None:
+def test_a_preflight_needs_no_key_but_the_request_does(locked_port: int) -> None:
     asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     assert call(locked_port, "OPTIONS", headers=asked).status == 204
     assert call(locked_port, body={}, headers={"Origin": "https://app.example"}).status == 401
     assert call(locked_port, "OPTIONS", headers={"Origin": "https://app.example"}).status == 401
 
 
-def test_a_body_is_not_read_for_who_has_no_key(locked_port: int) -> None:
+def test_the_body_is_not_read_without_a_key(locked_port: int) -> None:
     with connected(locked_port) as opened:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
         assert answer_on(opened).status == 401
 
 
-def test_neither_key_nor_query_gets_into_a_log(locked_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_no_key_and_no_query(locked_port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     call(
         locked_port, path="/x?token=query-secret", body={"a": "body-secret"}, headers={"Authorization": f"Bearer {KEY}"}
@@ -199,7 +200,7 @@ def test_neither_key_nor_query_gets_into_a_log(locked_port: int, caplog: pytest.
         assert secret not in caplog.text
 
 
-def test_a_path_cannot_forge_a_line_of_the_log(port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_cannot_forge_a_log_line(port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     call(port, "GET", "/a%0AGET%20/forged%20200%1b[31m")
     _until(lambda: "forged" in caplog.text)
@@ -208,7 +209,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(port: int, caplog: pytest.LogCapt
     assert "\x1b" not in line
 
 
-def test_a_client_cannot_say_in_a_header_who_it_is(port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_cannot_set_its_address_in_a_header(port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     call(port, "GET", "/who", headers={"X-Forwarded-For": "6.6.6.6"})
     _until(lambda: "127.0.0.1 GET /who" in caplog.text)
@@ -217,7 +218,7 @@ def test_a_client_cannot_say_in_a_header_who_it_is(port: int, caplog: pytest.Log
 # -- bodies
 
 
-def test_a_body_with_too_large_a_length_is_refused_before_it_is_sent(port: int) -> None:
+def test_a_body_with_a_declared_length_over_the_limit_is_refused_before_it_is_sent(port: int) -> None:
     with connected(port) as opened:
         head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_BYTES + 1}\r\nExpect: 100-continue\r\n\r\n"
         opened.sendall(head.encode())
@@ -231,7 +232,7 @@ def test_a_client_that_sends_all_of_a_large_body_first_reads_the_answer(port: in
     assert call(port, body=b'"' + b"x" * (BODY_BYTES - 2) + b'"').status == 200
 
 
-def test_a_body_in_chunks_is_counted_while_it_comes(port: int) -> None:
+def test_a_chunked_body_is_counted_while_it_arrives(port: int) -> None:
     with connected(port) as opened:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(11):
@@ -242,17 +243,17 @@ def test_a_body_in_chunks_is_counted_while_it_comes(port: int) -> None:
 
 
 def test_a_client_that_never_stops_sending_is_cut_off(port: int) -> None:
-    started = time.monotonic()
-    with connected(port) as opened, contextlib.suppress(ConnectionError):
+    def send_without_end(opened: socket.socket) -> None:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-        while time.monotonic() - started < 15:
+        while True:
             opened.sendall(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
             time.sleep(0.01)
-    assert time.monotonic() - started < 10
+
+    with connected(port) as opened, pytest.raises(ConnectionError):
+        send_without_end(opened)
 
 
-def test_a_slow_body_is_ended(port: int) -> None:
-    started = time.monotonic()
+def test_a_slow_body_is_cut_off(port: int) -> None:
     with connected(port) as opened:
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n"
         opened.sendall(head)
@@ -261,18 +262,17 @@ def test_a_slow_body_is_ended(port: int) -> None:
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
         assert is_closed(opened)
         drip.join()
-    assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize("open_with", [b"[", b'{"a":'])
 @pytest.mark.parametrize("depth", [9, 150, 500, 1600])
 def test_deep_json_is_a_400(port: int, open_with: bytes, depth: int) -> None:
-    """1,600 levels are more than Python's stack has, 150 fewer than the parser allows."""
+    """1,600 levels exceed Python's stack; 150 are within the parser's limit."""
     close = b"]" if open_with == b"[" else b"}"
     answer = call(port, body=open_with * depth + b"1" + close * depth)
     assert (answer.status, answer.error["code"]) == (400, "json_too_deep")
     assert call(port, body=open_with * 8 + b"1" + close * 8).status == 200
-    assert call(port, body=open_with * depth).status == 400  # and nothing closes it
+    assert call(port, body=open_with * depth).status == 400  # unclosed
 
 
 @pytest.mark.parametrize(
@@ -282,20 +282,21 @@ def test_deep_json_is_a_400(port: int, open_with: bytes, depth: int) -> None:
         b'"\\ud800"', b'{"a": "\xff"}', b"\x00", b" ", b'{"a": ' + b"9" * 5000 + b"}", b"[1,]", b'"tab\tinside"',
     ],
 )  # fmt: skip
-def test_what_is_not_strict_json_is_a_400(port: int, body: bytes) -> None:
+def test_a_body_that_is_not_strict_json_is_a_400(port: int, body: bytes) -> None:
     answer = call(port, body=body)
     assert (answer.status, answer.error["code"]) == (400, "invalid_json")
 
 
-def test_json_of_very_many_parts_is_a_400() -> None:
+def test_json_with_too_many_lists_is_a_400() -> None:
     from llmctl.server.http_errors import RequestError
     from llmctl.server.request_body import MAX_CONTAINERS, check_json
 
-    with pytest.raises(RequestError, match="lists and objects"):
+    with pytest.raises(RequestError) as caught:
         check_json(b"[" + b"[]," * MAX_CONTAINERS + b"[]]", max_depth=64)
+    assert (caught.value.status, caught.value.code) == (400, "json_too_large")
 
 
-def test_a_body_that_is_not_json_is_refused_by_its_type(port: int) -> None:
+def test_another_content_type_is_refused(port: int) -> None:
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", ""):
         assert call(port, body=b"{}", headers={"Content-Type": kind}).status == 415
     assert call(port, body=b"{}", headers={"Content-Type": "Application/JSON; charset=utf-8"}).status == 200
@@ -344,7 +345,7 @@ def test_every_answer_has_the_security_headers(port: int) -> None:
     assert len({answer.headers["x-request-id"] for answer in answers}) == 5
 
 
-def test_a_bug_is_a_500_that_says_nothing_of_the_inside(port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_a_500_that_reveals_no_internals(port: int, caplog: pytest.LogCaptureFixture) -> None:
     answer = call(port, "GET", "/bug")
     assert answer.status == 500
     assert answer.error["type"] == "server_error"
@@ -357,8 +358,7 @@ def test_a_bug_is_a_500_that_says_nothing_of_the_inside(port: int, caplog: pytes
 # -- connections
 
 
-def test_slow_headers_are_ended(port: int) -> None:
-    started = time.monotonic()
+def test_slow_headers_are_cut_off(port: int) -> None:
     with connected(port) as opened:
         drip = _Drip(opened, b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"x" * 100, every_seconds=0.05)
         answer = answer_on(opened)
@@ -366,10 +366,9 @@ def test_slow_headers_are_ended(port: int) -> None:
         assert answer.error
         assert is_closed(opened)
         drip.join()
-    assert time.monotonic() - started < 5
 
 
-def test_slow_headers_of_a_second_request_are_ended_too(port: int) -> None:
+def test_slow_headers_of_a_second_request_are_cut_off_too(port: int) -> None:
     with connected(port) as opened:
         opened.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert answer_on(opened).status == 200
@@ -378,7 +377,7 @@ def test_slow_headers_of_a_second_request_are_ended_too(port: int) -> None:
         drip.join()
 
 
-def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(port: int) -> None:
+def test_an_idle_connection_is_closed_without_a_response(port: int) -> None:
     with connected(port) as opened:
         opened.settimeout(5)
         assert opened.recv(100) == b""
@@ -392,7 +391,7 @@ def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(port: int)
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000, 431),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
-        (b"GET / HTTP/1.0\r\n\r\n", 403),  # allowed to leave Host out, but then it is nobody's
+        (b"GET / HTTP/1.0\r\n\r\n", 403),  # HTTP/1.0 may omit Host, but then no name is allowed
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # TLS
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
@@ -400,7 +399,7 @@ def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(port: int)
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n", 400),
     ],
 )
-def test_what_is_not_http_is_answered_in_shape(port: int, head: bytes, status: int) -> None:
+def test_invalid_http_is_answered_in_openais_shape(port: int, head: bytes, status: int) -> None:
     with connected(port) as opened:
         with contextlib.suppress(ConnectionError):
             opened.sendall(head)
@@ -410,7 +409,7 @@ def test_what_is_not_http_is_answered_in_shape(port: int, head: bytes, status: i
         assert is_closed(opened)
 
 
-def test_a_chunk_that_is_no_chunk_ends_the_request(port: int) -> None:
+def test_an_invalid_chunk_ends_the_request(port: int) -> None:
     with connected(port) as opened:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
         answer = answer_on(opened)
@@ -418,7 +417,7 @@ def test_a_chunk_that_is_no_chunk_ends_the_request(port: int) -> None:
         assert answer.error
 
 
-def test_nonsense_after_a_refusal_ends_the_connection(port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_input_after_a_refusal_ends_the_connection(port: int, caplog: pytest.LogCaptureFixture) -> None:
     with connected(port) as opened:
         opened.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         opened.sendall(b"2ee0\r\n" + b"x" * 12_000 + b"\r\n")
@@ -428,10 +427,9 @@ def test_nonsense_after_a_refusal_ends_the_connection(port: int, caplog: pytest.
     assert "Traceback" not in caplog.text
 
 
-def test_too_many_connections_are_turned_away(port: int) -> None:
+def test_connections_over_the_limit_are_refused(port: int) -> None:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(port)) for _ in range(20)]
-        time.sleep(0.2)
         with connected(port) as opened:
             answer = answer_on(opened, "GET")
             assert answer.status == 503
@@ -441,15 +439,15 @@ def test_too_many_connections_are_turned_away(port: int) -> None:
     _until(lambda: _answer_or_none(port) is not None)
 
 
-def test_the_app_hears_that_a_client_went_away_after_its_body_came() -> None:
-    heard = threading.Event()
+def test_the_app_learns_that_a_client_has_disconnected_after_its_body() -> None:
+    disconnected = threading.Event()
 
     async def waiting(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             return
         kinds = [(await receive())["type"] for _ in range(2)]
         if kinds == ["http.request", "http.disconnect"]:
-            heard.set()
+            disconnected.set()
 
     with listening(Guard(waiting, Rules())) as number:
         with connected(number) as opened:
@@ -457,13 +455,12 @@ def test_the_app_hears_that_a_client_went_away_after_its_body_came() -> None:
                 b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
             )
             opened.sendall(head)
-            assert not heard.wait(0.2)
-        assert heard.wait(5)
+            assert not disconnected.wait(0.2)
+        assert disconnected.wait(5)
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
-    """And the app hears that it went away."""
-    heard = threading.Event()
+def test_a_client_that_does_not_read_its_response_is_cut_off_and_the_app_learns_it() -> None:
+    disconnected = threading.Event()
 
     async def flood(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -472,14 +469,14 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
         for _ in range(200):
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
         if (await receive())["type"] == "http.disconnect":
-            heard.set()
+            disconnected.set()
 
     with listening(Guard(flood, Rules()), stall_seconds=0.5) as number, connected(number) as opened:
         opened.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert heard.wait(10)
+        assert disconnected.wait(10)
 
 
-def test_web_sockets_are_not_spoken(port: int) -> None:
+def test_web_sockets_are_refused(port: int) -> None:
     with connected(port) as opened:
         opened.sendall(
             b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -491,12 +488,12 @@ def test_web_sockets_are_not_spoken(port: int) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(echo, Rules())({"type": "websocket"}, send, send))  # where the server speaks them
+    asyncio.run(Guard(echo, Rules())({"type": "websocket"}, send, send))  # for a server that supports them
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 class _Drip(threading.Thread):
-    """Bytes that are sent one by one, until the other side has had enough."""
+    """Sends bytes one by one until the other side closes."""
 
     def __init__(self, opened: Any, data: bytes, *, every_seconds: float) -> None:
         super().__init__(daemon=True)

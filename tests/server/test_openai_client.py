@@ -1,4 +1,4 @@
-"""OpenAI's own Python client, unmodified, against `llmctl serve`: every answer is one of its types, field by field."""
+"""OpenAI's unmodified Python client against `llmctl serve`: every answer matches its types field by field."""
 
 import json
 import re
@@ -61,12 +61,12 @@ def client(address: str) -> Iterator[openai.OpenAI]:
         yield made
 
 
-# OpenAI's own service has null here, while the reason is not known and before the first token
+# OpenAI's own service has null here: before the finish reason is known, and before the first token.
 NULLS = re.compile(r"choices\.\d+\.(finish_reason|logprobs\.(token_logprobs|top_logprobs)\.0)")
 
 
-def strictly(kind: type[BaseModel], value: BaseModel) -> None:
-    """What came back is valid for the client's type, which its parser does not check, and has no unknown field."""
+def check_strictly(kind: type[BaseModel], value: BaseModel) -> None:
+    """Check that a value is valid for the client's type, which its parser does not check, and has no unknown field."""
     document = value.model_dump(mode="json", exclude_unset=True)
     try:
         kind.model_validate(document)
@@ -76,28 +76,28 @@ def strictly(kind: type[BaseModel], value: BaseModel) -> None:
             assert kind is Completion, problem
             assert problem["input"] is None, problem
             assert NULLS.fullmatch(place), problem
-    assert not list(unknown(value)), document
+    assert not list(unknown_fields(value)), document
 
 
-def unknown(value: Any, place: str = "") -> Iterator[str]:
-    """Fields that OpenAI's types do not have. Reasoning has a name of its own, which many servers share."""
+def unknown_fields(value: Any, place: str = "") -> Iterator[str]:
+    """Yield fields that OpenAI's types lack. Reasoning has a name that many servers share."""
     if isinstance(value, BaseModel):
         for name in value.model_extra or {}:
             if name not in ("reasoning_content",):
                 yield f"{place}.{name}"
         for name in type(value).model_fields:
-            yield from unknown(getattr(value, name), f"{place}.{name}")
+            yield from unknown_fields(getattr(value, name), f"{place}.{name}")
     elif isinstance(value, list):
         for number, part in enumerate(value):
-            yield from unknown(part, f"{place}[{number}]")
+            yield from unknown_fields(part, f"{place}[{number}]")
 
 
 # -- chat
 
 
-def test_a_chat_answer_is_a_whole_chat_completion(client: openai.OpenAI) -> None:
+def test_a_chat_answer_is_a_complete_chat_completion(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model="tiny", messages=USER)
-    strictly(ChatCompletion, done)
+    check_strictly(ChatCompletion, done)
     [choice] = done.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == (
         "assistant",
@@ -107,7 +107,7 @@ def test_a_chat_answer_is_a_whole_chat_completion(client: openai.OpenAI) -> None
     assert choice.message.tool_calls is None
     assert (done.object, done.model) == ("chat.completion", "tiny")
     assert done.usage is not None
-    assert done.usage.completion_tokens == len(HELLO) + 1, "with the token that ends it"
+    assert done.usage.completion_tokens == len(HELLO) + 1, "including the end token"
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
 
 
@@ -117,7 +117,7 @@ def test_a_stream_has_the_role_first_then_text_the_reason_and_the_usage(client: 
         client.chat.completions.create(model="tiny", messages=USER, stream=True, stream_options={"include_usage": True})
     )
     for chunk in chunks:
-        strictly(ChatCompletionChunk, chunk)
+        check_strictly(ChatCompletionChunk, chunk)
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
@@ -155,21 +155,21 @@ def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:
     assert len({text(seed) for seed in range(4)}) > 1
 
 
-def test_it_stops_before_a_stop_text(client: openai.OpenAI) -> None:
+def test_it_stops_before_a_stop_string(client: openai.OpenAI) -> None:
     for stop in (" am", [" here", " am"]):
         done = client.chat.completions.create(model="tiny", messages=USER, stop=stop)
         assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("Hello, I", "stop")
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
-def test_a_cut_answer_says_so(key: str, client: openai.OpenAI) -> None:
+def test_a_cut_answer_has_the_reason_length(key: str, client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model="tiny", messages=USER, **{key: 2})
     assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("Hello,", "length")
 
 
-def test_log_probabilities_belong_to_the_text(client: openai.OpenAI) -> None:
+def test_log_probabilities_match_the_text(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model="tiny", messages=USER, logprobs=True, top_logprobs=3)
-    strictly(ChatCompletion, done)
+    check_strictly(ChatCompletion, done)
     assert done.choices[0].logprobs is not None
     tokens = done.choices[0].logprobs.content or []
     assert "".join(token.token for token in tokens[: len(HELLO)]) == "Hello, I am here."
@@ -183,7 +183,7 @@ def test_log_probabilities_belong_to_the_text(client: openai.OpenAI) -> None:
     assert [token for part in parts for token in part] == tokens
 
 
-def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
+def test_an_answer_follows_its_json_schema(client: openai.OpenAI) -> None:
     for seed in range(3):
         done = client.chat.completions.create(
             model="tiny",
@@ -208,9 +208,9 @@ def test_a_pydantic_model_is_parsed(client: openai.OpenAI) -> None:
 # -- tools
 
 
-def test_a_model_that_wants_to_calls_a_tool(client: openai.OpenAI) -> None:
+def test_the_model_can_call_a_tool(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER])
-    strictly(ChatCompletion, done)
+    check_strictly(ChatCompletion, done)
     [choice] = done.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "One moment.")
     [call] = choice.message.tool_calls or []
@@ -221,7 +221,7 @@ def test_a_model_that_wants_to_calls_a_tool(client: openai.OpenAI) -> None:
 def test_a_streamed_call_has_its_name_first_and_then_its_arguments(client: openai.OpenAI) -> None:
     deltas, reasons = [], []
     for chunk in client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER], stream=True):
-        strictly(ChatCompletionChunk, chunk)
+        check_strictly(ChatCompletionChunk, chunk)
         deltas += [chunk.choices[0].delta]
         reasons += [chunk.choices[0].finish_reason]
     assert "".join(delta.content or "" for delta in deltas) == "One moment."
@@ -236,7 +236,7 @@ def test_a_streamed_call_has_its_name_first_and_then_its_arguments(client: opena
     assert reasons[-1] == "tool_calls"
 
 
-def test_the_clients_own_stream_helper_puts_a_call_together(client: openai.OpenAI) -> None:
+def test_the_clients_own_stream_helper_assembles_a_call(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="tiny", messages=USER, tools=[WEATHER]) as stream:
         kinds = [event.type for event in stream]
         done = stream.get_final_completion()
@@ -245,7 +245,7 @@ def test_the_clients_own_stream_helper_puts_a_call_together(client: openai.OpenA
     assert call.function.arguments == '{"city": "Rome"}'
 
 
-def test_what_a_tool_found_goes_back_to_the_model(client: openai.OpenAI) -> None:
+def test_the_result_of_a_tool_goes_back_to_the_model(client: openai.OpenAI) -> None:
     asked = client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER]).choices[0].message
     assert asked.tool_calls
     told: Any = [*USER, asked, {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "sunny"}]
@@ -253,7 +253,7 @@ def test_what_a_tool_found_goes_back_to_the_model(client: openai.OpenAI) -> None
     assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("It is sunny!", "stop")
 
 
-def test_tool_choice_none_leaves_the_tools_out(client: openai.OpenAI) -> None:
+def test_tool_choice_none_omits_the_tools(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER], tool_choice="none")
     assert (done.choices[0].message.content, done.choices[0].message.tool_calls) == ("Hello, I am here.", None)
 
@@ -273,7 +273,7 @@ def test_tool_choice_none_leaves_the_tools_out(client: openai.OpenAI) -> None:
         ),
     ],
 )
-def test_a_model_that_must_always_calls_and_always_validly(
+def test_with_a_required_choice_every_call_is_valid(
     choice: Any, names: set[str], stream: bool, client: openai.OpenAI
 ) -> None:
     tools: Any = [function("get_weather", CITY, strict=True), function("plan", CITY)]
@@ -296,17 +296,17 @@ def test_a_model_that_must_always_calls_and_always_validly(
 # -- other routes
 
 
-def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
+def test_models_are_listed_and_retrieved_by_name(client: openai.OpenAI) -> None:
     listed = client.models.list()
     assert [model.id for model in listed.data] == ["tiny"]
     found = client.models.retrieve("tiny")
-    strictly(Model, found)
+    check_strictly(Model, found)
     assert (found.id, found.object) == ("tiny", "model")
 
 
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI) -> None:
     done = client.completions.create(model="tiny", prompt="[talk]", max_tokens=20)
-    strictly(Completion, done)
+    check_strictly(Completion, done)
     assert (done.choices[0].text, done.choices[0].finish_reason) == ("Hello, I am here.", "stop")
     chunks = list(
         client.completions.create(
@@ -314,7 +314,7 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI) -> None:
         )
     )
     for chunk in chunks:
-        strictly(Completion, chunk)
+        check_strictly(Completion, chunk)
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == done.choices[0].text
     assert chunks[-1].usage == done.usage
 
@@ -325,9 +325,9 @@ def test_several_prompts_have_their_answers_in_order(client: openai.OpenAI) -> N
     assert [choice.text for choice in done.choices] == ["Hello, I am here."] * 2 + ["It is sunny!"] * 2
 
 
-def test_echoed_log_probabilities_are_those_of_the_prompt_too(client: openai.OpenAI) -> None:
+def test_echo_includes_the_log_probabilities_of_the_prompt(client: openai.OpenAI) -> None:
     done = client.completions.create(model="tiny", prompt="[talk]Hello, I", max_tokens=2, echo=True, logprobs=2)
-    strictly(Completion, done)
+    check_strictly(Completion, done)
     [choice] = done.choices
     assert choice.text == "[talk]Hello, I am here"
     logprobs = choice.logprobs
@@ -342,16 +342,16 @@ def test_echoed_log_probabilities_are_those_of_the_prompt_too(client: openai.Ope
     assert logprobs.text_offset == [0, 6, 11, 12, 14, 17]
 
 
-def test_a_response_is_whole(client: openai.OpenAI) -> None:
+def test_a_response_is_complete(client: openai.OpenAI) -> None:
     done = client.responses.create(model="tiny", input="hi", instructions="be kind")
-    strictly(Response, done)
+    check_strictly(Response, done)
     assert done.output_text == "Hello, I am here."
     assert (done.status, done.object) == ("completed", "response")
     assert done.usage is not None
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
 
 
-def test_a_streamed_response_tells_its_events_in_order(client: openai.OpenAI) -> None:
+def test_a_streamed_response_has_its_events_in_order(client: openai.OpenAI) -> None:
     events = list(client.responses.create(model="tiny", input=USER, stream=True))
     kinds = [event.type for event in events]
     assert list(dict.fromkeys(kinds)) == [
@@ -368,14 +368,14 @@ def test_a_streamed_response_tells_its_events_in_order(client: openai.OpenAI) ->
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "Hello, I am here."
     for event in events:
-        strictly(type(event), event)
+        check_strictly(type(event), event)
     last = events[-1]
     assert last.type == "response.completed"
     assert last.response.output_text == "Hello, I am here."
 
 
-def test_tokens_there_and_back(client: openai.OpenAI) -> None:
-    """As vLLM has them: lm-eval cuts its texts with the server's tokenizer."""
+def test_tokenize_and_detokenize(client: openai.OpenAI) -> None:
+    """The routes are vLLM's: lm-eval cuts its texts with the server's tokenizer."""
     root = str(client.base_url).removesuffix("v1/")
     asked = {"prompt": "Hello, I", "add_special_tokens": False}
     tokens = client.post(f"{root}tokenize", body=asked, cast_to=object)
@@ -426,7 +426,7 @@ def test_the_asynchronous_client_works_too(address: str) -> None:
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice"),
     ],
 )
-def test_a_wrong_request_is_a_bad_request_that_names_its_part(
+def test_an_invalid_request_is_an_error_with_its_param(
     changes: dict[str, Any], param: str, client: openai.OpenAI
 ) -> None:
     with pytest.raises(openai.BadRequestError) as error:
@@ -437,7 +437,7 @@ def test_a_wrong_request_is_a_bad_request_that_names_its_part(
     assert set(error.value.body) == {"message", "type", "param", "code"}
 
 
-def test_a_schema_that_cannot_be_enforced_names_its_keyword(client: openai.OpenAI) -> None:
+def test_the_error_of_an_unenforceable_schema_names_the_keyword(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems"):
         client.chat.completions.create(
@@ -469,7 +469,7 @@ def test_a_wrong_key_is_an_authentication_error(address: str) -> None:
     assert error.value.code == "invalid_api_key"
 
 
-def test_a_prompt_that_is_too_long_is_a_bad_request(client: openai.OpenAI) -> None:
+def test_a_prompt_that_is_too_long_is_an_error(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x " * 5000}])
     assert error.value.code == "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""The page in a real browser: `make test-page` installs what it needs and runs these."""
+"""The page in a real browser (`make test-page`)."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ HOSTILE = """Look: <script>window.owned = 1</script> <img src=x onerror="window.
 \u001b[31mred\u202ereversed"""
 
 
-def test_a_conversation_with_a_model_goes_on_after_a_reload(page: "Page", tiny_models: Callable[[str], Path]) -> None:
+def test_a_conversation_continues_after_a_reload(page: "Page", tiny_models: Callable[[str], Path]) -> None:
     with served(str(tiny_models("llama")), "--set", "generation.max_new_tokens=20", OMP_NUM_THREADS="1") as address:
         page.goto(address)
         page.wait_for_function("() => document.getElementById('model').textContent !== 'llmctl'")
@@ -75,7 +75,7 @@ def test_an_exported_conversation_can_be_read_by_chat(
     ]
 
 
-def test_an_answer_is_stopped_by_escape_and_what_came_stays(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_escape_stops_an_answer_and_keeps_its_text(page: "Page", scripted: tuple[Scripted, str]) -> None:
     script, address = scripted
     script.says, script.wait_seconds = ["word "] * 500, 0.02
     page.goto(address)
@@ -89,7 +89,7 @@ def test_an_answer_is_stopped_by_escape_and_what_came_stays(page: "Page", script
     assert page.locator(".assistant .prose").inner_text() == text
 
 
-def test_what_a_model_writes_is_shown_and_does_nothing(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_hostile_text_is_shown_and_has_no_effect(page: "Page", scripted: tuple[Scripted, str]) -> None:
     script, address = scripted
     script.says = [HOSTILE[at : at + 7] for at in range(0, len(HOSTILE), 7)]
     page.goto(address)
@@ -104,7 +104,7 @@ def test_what_a_model_writes_is_shown_and_does_nothing(page: "Page", scripted: t
     assert page.locator(".prose pre").inner_text() == "<script>window.owned = 4</script>"
 
 
-def test_settings_and_the_system_prompt_go_to_the_server(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_settings_and_the_system_prompt_are_sent(page: "Page", scripted: tuple[Scripted, str]) -> None:
     script, address = scripted
     page.goto(address)
     page.click("#settings-open")
@@ -122,7 +122,7 @@ def test_settings_and_the_system_prompt_go_to_the_server(page: "Page", scripted:
     assert "top_p" not in script.bodies[0]
 
 
-def test_a_message_is_written_anew_in_its_place(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_an_edited_message_replaces_the_old_one(page: "Page", scripted: tuple[Scripted, str]) -> None:
     script, address = scripted
     page.goto(address)
     for text in ("one", "two"):
@@ -135,7 +135,7 @@ def test_a_message_is_written_anew_in_its_place(page: "Page", scripted: tuple[Sc
     assert [message["content"] for message in script.bodies[-1]["messages"]] == ["one", "Hello.", "three"]
 
 
-def test_conversations_are_kept_apart_and_can_be_deleted(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_conversations_are_separate_and_can_be_deleted(page: "Page", scripted: tuple[Scripted, str]) -> None:
     _, address = scripted
     page.goto(address)
     for number, text in enumerate(("first talk", "second talk")):
@@ -154,7 +154,7 @@ def test_conversations_are_kept_apart_and_can_be_deleted(page: "Page", scripted:
     assert page.locator(".user .text").inner_text() == "second talk"
 
 
-def test_a_key_is_asked_for_and_used(page: "Page", tiny_models: Callable[[str], Path]) -> None:
+def test_the_page_asks_for_a_key_and_uses_it(page: "Page", tiny_models: Callable[[str], Path]) -> None:
     key = "a-key-that-is-long-enough-to-be-one"
     with served(str(tiny_models("llama")), LLMCTL_API_KEY=key, OMP_NUM_THREADS="1") as address:
         page.goto(address)
@@ -166,7 +166,7 @@ def test_a_key_is_asked_for_and_used(page: "Page", tiny_models: Callable[[str], 
         assert page.evaluate("JSON.stringify(localStorage)").find(key) == -1
 
 
-def test_everything_can_be_done_by_keyboard(page: "Page", scripted: tuple[Scripted, str]) -> None:
+def test_everything_works_by_keyboard(page: "Page", scripted: tuple[Scripted, str]) -> None:
     _, address = scripted
     page.goto(address)
     assert page.evaluate("document.activeElement.id") == "prompt"
@@ -207,7 +207,7 @@ def test_axe_finds_no_serious_problem(
         page.click(opens)
         found[dialog] = axe.run(page).response
         page.keyboard.press("Escape")
-    page.evaluate("document.getElementById('key').showModal()")  # opens by itself only where a key is asked for
+    page.evaluate("document.getElementById('key').showModal()")  # opens by itself only if a key is required
     found["key"] = axe.run(page).response
     page.keyboard.press("Escape")
     if width == 390:

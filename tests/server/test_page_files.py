@@ -1,4 +1,4 @@
-"""The files of the page, without a browser: all of them are served, and none does what the policy forbids."""
+"""The files of the page, without a browser."""
 
 import re
 from importlib.resources import files
@@ -8,7 +8,7 @@ import pytest
 from llmctl.server.routes.page import FILES, OPEN_PATHS, read
 
 
-def test_every_file_of_the_page_is_served_and_nothing_else() -> None:
+def test_exactly_the_files_of_the_page_are_served() -> None:
     there = {
         one.name
         for one in files("llmctl.server").joinpath("page").iterdir()
@@ -22,7 +22,7 @@ def test_every_file_of_the_page_is_served_and_nothing_else() -> None:
             read(path)
 
 
-def test_scripts_import_only_what_is_served_and_never_make_elements_of_text() -> None:
+def test_scripts_import_only_served_files_and_never_parse_text_as_html() -> None:
     for path in (path for path in OPEN_PATHS if path.endswith(".js")):
         script = read(path)[0].decode()
         imported = set(re.findall(r'from "\./([^"]+)"', script))
@@ -33,7 +33,7 @@ def test_scripts_import_only_what_is_served_and_never_make_elements_of_text() ->
         )
 
 
-def test_nothing_of_the_page_is_inline_or_from_elsewhere() -> None:
+def test_the_page_has_no_inline_code_and_no_external_resources() -> None:
     page, style = read("/")[0].decode(), read("/page.css")[0].decode()
     assert not re.findall(r"\son\w+=|\sstyle=|<style|<script(?![^>]*\ssrc=)|javascript:", page)
     assert not re.findall(r"(?:src|href)=\"(?:\w+:|//)", page)

@@ -1,4 +1,4 @@
-"""The page when things go wrong, and what the hands and eyes of its user were at meanwhile."""
+"""The page when requests fail, and the focus, selection and scroll position of its user."""
 
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,13 @@ Server = tuple[Scripted, str]
 
 
 def begin(page: "Page", script: Scripted) -> None:
-    """Let a long answer begin."""
+    """Start a long answer."""
     script.says, script.wait_seconds = ["word "] * 500, 0.02
     say(page, "go on and on")
     page.wait_for_function("() => document.querySelector('.assistant .prose')?.textContent.includes('word word')")
 
 
-def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(page: "Page", scripted: Server) -> None:
+def test_an_answer_that_breaks_off_shows_an_error_and_keeps_its_text(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.breaks_off = True
     page.goto(address)
@@ -30,7 +30,7 @@ def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(page: "Page", scr
     assert "broke off" in page.inner_text("#problem")
 
 
-def test_what_came_of_an_answer_is_there_after_the_page_was_left(page: "Page", scripted: Server) -> None:
+def test_a_partial_answer_survives_a_reload(page: "Page", scripted: Server) -> None:
     script, address = scripted
     page.goto(address)
     begin(page, script)
@@ -39,7 +39,7 @@ def test_what_came_of_an_answer_is_there_after_the_page_was_left(page: "Page", s
     assert "stopped" in page.inner_text(".assistant .figures")
 
 
-def test_what_came_of_an_answer_is_there_after_another_conversation(page: "Page", scripted: Server) -> None:
+def test_a_partial_answer_survives_another_conversation(page: "Page", scripted: Server) -> None:
     script, address = scripted
     page.goto(address)
     begin(page, script)
@@ -48,7 +48,7 @@ def test_what_came_of_an_answer_is_there_after_another_conversation(page: "Page"
     assert "word word" in answered(page, 1)
 
 
-def test_an_answer_without_text_has_no_time_and_can_be_asked_for_again(page: "Page", scripted: Server) -> None:
+def test_an_empty_answer_has_no_speed_and_can_be_retried(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.says = []
     page.goto(address)
@@ -60,7 +60,7 @@ def test_an_answer_without_text_has_no_time_and_can_be_asked_for_again(page: "Pa
     page.wait_for_function("() => document.querySelector('.assistant .prose').textContent === 'Here I am.'")
 
 
-def test_the_question_for_a_key_can_be_left_and_says_what_was_wrong(page: "Page", scripted: Server) -> None:
+def test_the_key_dialog_can_be_closed_and_shows_the_error(page: "Page", scripted: Server) -> None:
     _, address = scripted
     codes = iter([None, "invalid_api_key"])
     page.route(
@@ -77,7 +77,7 @@ def test_the_question_for_a_key_can_be_left_and_says_what_was_wrong(page: "Page"
     assert not page.is_visible("#key")
     assert "API key" in page.inner_text("#problem")
     page.unroute("**/v1/models")
-    say(page, "hello")  # the name of the model is asked for again
+    say(page, "hello")  # fetches the model's name again
     assert answered(page, 1) == "Hello."
 
 
@@ -113,7 +113,7 @@ def test_the_focus_is_never_lost(page: "Page", scripted: Server) -> None:
     assert page.evaluate("document.activeElement !== document.body")
 
 
-def test_what_is_read_or_selected_stays_while_an_answer_arrives(page: "Page", scripted: Server) -> None:
+def test_selection_and_open_reasoning_stay_while_an_answer_arrives(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.reasoning = "Let me think."
     script.says, script.wait_seconds = ["First paragraph.\n\n", *["word "] * 40], 0.02
@@ -128,7 +128,7 @@ def test_what_is_read_or_selected_stays_while_an_answer_arrives(page: "Page", sc
     assert page.evaluate("document.querySelector('.reasoning').open")
 
 
-def test_the_screen_reader_is_told_of_an_answer_once(page: "Page", scripted: Server) -> None:
+def test_an_answer_is_announced_to_screen_readers_once(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.says, script.wait_seconds = ["word "] * 30, 0.01
     page.goto(address)
@@ -143,7 +143,7 @@ def test_the_screen_reader_is_told_of_an_answer_once(page: "Page", scripted: Ser
     assert page.locator("[aria-live], [role=log]").count() == 0
 
 
-def test_the_text_of_a_message_is_copied_where_there_is_no_clipboard(page: "Page", scripted: Server) -> None:
+def test_a_message_can_be_copied_without_the_clipboard_api(page: "Page", scripted: Server) -> None:
     _, address = scripted
     page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.goto(address)
@@ -156,7 +156,7 @@ def test_the_text_of_a_message_is_copied_where_there_is_no_clipboard(page: "Page
     assert page.input_value("#prompt") == "Hello."
 
 
-def test_what_lies_under_the_open_list_cannot_be_reached(browser: "Browser", scripted: Server) -> None:
+def test_elements_under_the_open_drawer_cannot_be_reached(browser: "Browser", scripted: Server) -> None:
     _, address = scripted
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(address)

@@ -1,4 +1,4 @@
-"""The server as clients meet it: a tiny model behind the real app, guard and uvicorn."""
+"""The server with a tiny model behind the real app, guard and uvicorn."""
 
 import json
 import threading
@@ -53,20 +53,20 @@ def server(tiny_models: Callable[[str], Path]) -> Iterator[Running]:
 
 
 def alone(registry: ModelRegistry, prompt: str, tokens: int) -> str:
-    """What the model writes after a prompt, by itself."""
+    """Return the model's text for a prompt alone."""
     loaded = registry.loaded
     request = make_request(loaded, Prompt(tuple(loaded.tokenizer(prompt)["input_ids"])), max_new_tokens=tokens)
     return "".join(chunk.text for chunk in stream_request(loaded, request))
 
 
 def streamed(answer: Answer) -> list[dict[str, Any]]:
-    """The documents of a stream, which ends as it must."""
+    """Return the documents of a stream, after a check of its end."""
     lines = [line for line in answer.body.decode().split("\n\n") if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def test_a_completion_is_the_text_of_that_prompt_alone_whole_and_streamed(server: Running) -> None:
+def test_a_completion_is_the_text_of_its_prompt_alone_whole_and_streamed(server: Running) -> None:
     expected = alone(server.registry, "once upon a time", 20)
     whole = server.post("/v1/completions", prompt="once upon a time", max_tokens=20)
     document = json.loads(whole.body)
@@ -78,7 +78,7 @@ def test_a_completion_is_the_text_of_that_prompt_alone_whole_and_streamed(server
     assert pieces[-1]["usage"] == document["usage"]
 
 
-def test_many_clients_at_once_get_their_own_texts(server: Running) -> None:
+def test_concurrent_clients_get_their_own_texts(server: Running) -> None:
     prompts = [f"the {word} of" for word in ("capital", "library", "book", "model")]
     expected = [alone(server.registry, prompt, 24) for prompt in prompts]
     found: dict[int, str] = {}
@@ -107,7 +107,7 @@ def test_a_conversation_is_answered_and_streamed(server: Running) -> None:
     assert pieces[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
 
 
-def test_each_of_n_answers_has_its_own_seed_and_the_same_seeds_give_the_same_answers(server: Running) -> None:
+def test_each_of_n_answers_has_its_own_seed_and_a_seed_repeats_answers(server: Running) -> None:
     asked = {"prompt": "the", "max_tokens": 12, "n": 3, "temperature": 2, "seed": 5}
     first = json.loads(server.post("/v1/completions", **asked).body)
     again = json.loads(server.post("/v1/completions", **asked).body)
@@ -116,7 +116,7 @@ def test_each_of_n_answers_has_its_own_seed_and_the_same_seeds_give_the_same_ans
     assert texts == [choice["text"] for choice in again["choices"]]
 
 
-def test_only_the_served_model_is_known_and_never_a_path(server: Running) -> None:
+def test_only_the_served_model_exists_and_never_a_path(server: Running) -> None:
     for name in ("other", "../tiny", "/etc/passwd", str(server.registry.loaded.resolved.folder)):
         answer = call(server.port, path="/v1/completions", body={"model": name, "prompt": "x"})
         assert (answer.status, answer.error["code"]) == (404, "model_not_found")
@@ -151,7 +151,7 @@ def test_instructions_count_as_a_message(server: Running, count: int, code: str 
     assert (answer.status, answer.error["code"], answer.error["param"]) == (400, code, param)
 
 
-def test_a_template_of_a_request_has_no_effect(server: Running) -> None:
+def test_a_template_in_a_request_has_no_effect(server: Running) -> None:
     messages = [{"role": "user", "content": "two plus two"}]
     plain = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4).body)
     for name in ("chat_template", "template", "chat_template_kwargs"):
@@ -161,8 +161,7 @@ def test_a_template_of_a_request_has_no_effect(server: Running) -> None:
         assert told["usage"] == plain["usage"]
 
 
-def test_what_does_not_fit_into_the_queue_is_refused_with_retry_after(server: Running) -> None:
-    """And everything else is answered."""
+def test_requests_beyond_the_queue_are_refused_with_retry_after_and_the_others_answered(server: Running) -> None:
     answers: list[Answer] = []
 
     def ask() -> None:
@@ -182,26 +181,26 @@ def test_what_does_not_fit_into_the_queue_is_refused_with_retry_after(server: Ru
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_place(server: Running, stream: bool) -> None:
+def test_a_client_that_disconnects_frees_its_place(server: Running, stream: bool) -> None:
     body = json.dumps({"model": "tiny", "prompt": "once", "max_tokens": 200, "stream": stream}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with connected(server.port) as opened:
         opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         _until(lambda: server.registry.worker.load().running == 1)
-    _until(lambda: server.registry.worker.load().running == 0, seconds=1.0)
+    _until(lambda: server.registry.worker.load().running == 0)
 
 
-def test_a_request_that_takes_too_long_is_given_up(server: Running) -> None:
+def test_a_request_over_its_time_limit_is_cancelled(server: Running) -> None:
     from dataclasses import replace
 
     hasty = replace(server.registry, name="hasty", request_seconds=0.01)
-    with listening(Guard(make_app_of(hasty), Rules())) as port:
+    with listening(Guard(app_of(hasty), Rules())) as port:
         answer = call(port, path="/v1/completions", body={"model": "hasty", "prompt": "x", "max_tokens": 200})
     assert (answer.status, answer.error["code"]) == (503, "deadline_exceeded")
 
 
-def make_app_of(registry: ModelRegistry) -> Any:
-    """The app around a worker that runs already."""
+def app_of(registry: ModelRegistry) -> Any:
+    """Return an app around a running worker."""
     from fastapi import FastAPI
 
     from llmctl.server.http_errors import add_error_handlers
@@ -214,7 +213,7 @@ def make_app_of(registry: ModelRegistry) -> Any:
 
 
 @pytest.mark.parametrize("error", ["memory", "bug"])
-def test_a_step_that_fails_is_answered_and_the_server_goes_on(
+def test_a_failed_step_is_an_error_and_the_server_goes_on(
     server: Running, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     from llmctl.errors import MachineError
@@ -234,7 +233,7 @@ def test_a_step_that_fails_is_answered_and_the_server_goes_on(
     assert server.post("/v1/completions", prompt="once", max_tokens=5).status == 200
 
 
-def test_health_and_readiness_need_no_key_and_say_nothing(server: Running) -> None:
+def test_health_and_readiness_need_no_key_and_reveal_nothing(server: Running) -> None:
     assert json.loads(call(server.port, "GET", "/health").body) == {"status": "ok"}
     assert json.loads(call(server.port, "GET", "/ready").body) == {"status": "ok"}
     assert call(server.port, "GET", "/docs").status == 404
@@ -247,7 +246,7 @@ def _until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def test_what_happens_is_counted_for_prometheus(server: Running) -> None:
+def test_prometheus_metrics_count_requests_and_tokens(server: Running) -> None:
     before = metrics(server)
     server.post("/v1/completions", prompt="once upon", max_tokens=5)
     server.post("/v1/completions", prompt="once upon", max_tokens=5, stream=True)
@@ -262,7 +261,7 @@ def test_what_happens_is_counted_for_prometheus(server: Running) -> None:
 
 
 def metrics(server: Running) -> dict[str, float]:
-    """What Prometheus reads."""
+    """Return the metrics that Prometheus reads."""
     answer = call(server.port, "GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]

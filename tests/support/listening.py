@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, and clients that speak to it byte by byte."""
+"""A real uvicorn in a thread, and low-level clients for it."""
 
 import contextlib
 import http.client
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: the status, the headers with names in lower case, the body."""
+    """A response: status, headers with names in lower case, body."""
 
     status: int
     headers: Mapping[str, str]
@@ -21,7 +21,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error, which has OpenAI's shape or the test fails."""
+        """The error, after a check of OpenAI's shape."""
         document = json.loads(self.body)
         assert set(document) == {"error"}, document
         assert set(document["error"]) == {"message", "type", "param", "code"}, document
@@ -32,7 +32,7 @@ class Answer:
 
 @contextlib.contextmanager
 def listening(app: Any, **limits: Any) -> Iterator[int]:
-    """The port on which an ASGI app is served while the context lasts."""
+    """Serve an ASGI app during the context; yield the port."""
     import uvicorn
 
     from llmctl.server.connections import ConnectionLimits, uvicorn_config
@@ -54,7 +54,7 @@ def listening(app: Any, **limits: Any) -> Iterator[int]:
 def call(
     port: int, method: str = "POST", path: str = "/", body: Any = None, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """One request. A body that is not bytes is sent as JSON. `Host: None` in `headers` sends the usual one."""
+    """Send one request. A body that is not bytes is sent as JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     sent = dict(headers or {})
     if body is not None and not isinstance(body, bytes):
@@ -75,20 +75,20 @@ def _read(response: http.client.HTTPResponse) -> Answer:
 
 @contextlib.contextmanager
 def connected(port: int) -> Iterator[socket.socket]:
-    """A bare connection."""
+    """Yield a bare connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
         yield opened
 
 
 def answer_on(opened: socket.socket, method: str = "POST") -> Answer:
-    """What comes back on a bare connection."""
+    """Return the response on a bare connection."""
     response = http.client.HTTPResponse(opened, method=method)
     response.begin()
     return _read(response)
 
 
 def is_closed(opened: socket.socket) -> bool:
-    """Whether the other side ends the connection, in the time that the socket waits."""
+    """Return True if the other side closes the connection within the socket's timeout."""
     try:
         while opened.recv(65536):
             pass

@@ -1,4 +1,4 @@
-"""What the page of `llmctl serve` talks to and is driven by in its tests."""
+"""A scripted server for tests of the page, and functions that drive the page."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Scripted:
-    """A server whose model says what it is told to, behind the real guard. Its state: what was asked."""
+    """A server with scripted answers behind the real guard. Its state: the bodies of requests."""
 
     def __init__(self) -> None:
         self.says: list[str] = ["Hello."]
@@ -62,7 +62,7 @@ def say(page: "Page", text: str) -> None:
 
 
 def answered(page: "Page", count: int) -> str:
-    """The text of the last answer once there are so many, and none is on its way."""
+    """Wait for `count` complete answers, and return the text of the last."""
     page.wait_for_function(
         "n => document.querySelectorAll('.assistant').length === n && document.getElementById('stop').hidden", arg=count
     )

@@ -93,14 +93,15 @@ def json_logprob(logprob: float) -> float:
 
 
 def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, Any]:
-    """Return the token counts of all answers; those of a draft or prompt lookup in OpenAI's words, as predictions."""
+    """Return the token counts of all answers. OpenAI's predictions are the tokens of a draft model or prompt lookup."""
     generated = sum(len(completion.token_ids) for completion in completions)
-    proposing = [one.decoding_stats for one in completions if one.decoding_stats and one.decoding_stats.forward_passes]
+    stats = [completion.decoding_stats for completion in completions]
+    with_proposals = [one for one in stats if one and one.forward_passes]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
-        **({"completion_tokens_details": _predictions(proposing)} if proposing else {}),
+        **({"completion_tokens_details": _predictions(with_proposals)} if with_proposals else {}),
     }
 
 

@@ -61,16 +61,8 @@ class VllmBatch:
         Raises:
             LlmctlError: vLLM exited.
         """
-        import httpx2
-
-        limits = httpx2.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=MAX_CONCURRENT)
-        headers = {"Authorization": f"Bearer {self._key}"}
-        client = httpx2.AsyncClient(
-            base_url=self._process.launch.address, headers=headers, limits=limits, timeout=None, trust_env=False
-        )
-        loop = (
-            asyncio.new_event_loop()
-        )  # in this thread: prompts are rendered in forks, which other threads would make unsafe
+        client = self._client()
+        loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, unsafe with more threads
         pending: dict[asyncio.Task[Completion], tuple[Row, Made]] = {}
         requests, tokens, has_more = requests_of(loaded, iter(rows)), 0, True
         try:
@@ -96,6 +88,17 @@ class VllmBatch:
                 task.cancel()
             loop.run_until_complete(_close(client, list(pending)))
             loop.close()
+
+    def _client(self) -> "AsyncClient":
+        import httpx2
+
+        return httpx2.AsyncClient(
+            base_url=self._process.launch.address,
+            headers={"Authorization": f"Bearer {self._key}"},
+            limits=httpx2.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=MAX_CONCURRENT),
+            timeout=None,
+            trust_env=False,
+        )
 
     def _outcome(self, task: "asyncio.Task[Completion]") -> Completion | LlmctlError:
         try:

@@ -40,17 +40,7 @@ def make_launch(
     Raises:
         MachineError: its Python is too old for the guard, or Ray is missing.
     """
-    if vllm.python_version < (3, 11):
-        version = ".".join(map(str, vllm.python_version))
-        raise MachineError(
-            f"the vLLM of {vllm.python} runs on Python {version}, but llmctl's guard inside it needs 3.11",
-            hint="create its environment with a newer Python",
-        )
-    if uses_ray(config) and not vllm.has_ray:
-        raise MachineError(
-            f"the environment of {vllm.python} has no Ray, which starts vLLM on several machines",
-            hint=f"on each machine: {vllm.python} -m pip install ray",
-        )
+    _check_environment(vllm, config)
     return Launch(
         command=(*vllm.command(translation.arguments), "--middleware", "llmctl_guard.GuardMiddleware"),
         environment={
@@ -63,6 +53,20 @@ def make_launch(
         log=new_log(),
         grace_seconds=GRACE_SECONDS + (config.serve.drain_seconds if target.purpose == "serve" else 0),
     )
+
+
+def _check_environment(vllm: DetectedVllm, config: Config) -> None:
+    if vllm.python_version < (3, 11):
+        version = ".".join(map(str, vllm.python_version))
+        raise MachineError(
+            f"the vLLM of {vllm.python} runs on Python {version}, but llmctl's guard inside it needs 3.11",
+            hint="create its environment with a newer Python",
+        )
+    if uses_ray(config) and not vllm.has_ray:
+        raise MachineError(
+            f"the environment of {vllm.python} has no Ray, which starts vLLM on several machines",
+            hint=f"on each machine: {vllm.python} -m pip install ray",
+        )
 
 
 def _guard_environment(rules: Rules) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""A model that vLLM computes, as far as prompts and settings need it here: its tokenizer and files, no weights."""
+"""A model that vLLM runs: llmctl needs only its tokenizer and settings, no weights."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ from llmctl.transformers_compat import quiet_libraries, without_peft
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
 
-_NOTHING = Memory(weights={}, kv_cache_bytes=0, activation_bytes=0, context=0)
+_NO_MEMORY = Memory(weights={}, kv_cache_bytes=0, activation_bytes=0, context=0)
 
 
 def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> Prepared:
-    """Everything that is decided here about a model that is computed elsewhere. This machine's room is not looked at.
+    """Prepare a model that vLLM runs. This machine's memory does not matter.
 
     Raises:
-        LlmctlError: the model is not there, or its files cannot be read.
+        LlmctlError: the model cannot be found, or its files cannot be read.
     """
     config = _with_context(settings.config)
     resolved = resolve_model(settings, offline=offline, progress=progress)
@@ -39,7 +39,7 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
         model_kwargs={"trust_remote_code": trusted},
         generation_kwargs=decide_generation(config, info)[0],
         devices=(),
-        memory=_NOTHING,
+        memory=_NO_MEMORY,
         decisions=(),
         seed=config.seed,
         deterministic=config.deterministic,
@@ -49,11 +49,11 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
 
 
 def _with_context(config: Config) -> Config:
-    """The same with vLLM's bound of the context as the tokenizer's: prompts and answers keep to it."""
-    bound = config.vllm.max_model_len
-    if bound is None:
+    """Return the configuration with vLLM's context length as the tokenizer's, which limits prompts and answers."""
+    limit = config.vllm.max_model_len
+    if limit is None:
         return config
-    tokenizer = config.tokenizer.model_copy(update={"model_max_length": bound})
+    tokenizer = config.tokenizer.model_copy(update={"model_max_length": limit})
     return config.model_copy(update={"tokenizer": tokenizer})
 
 

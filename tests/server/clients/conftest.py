@@ -1,4 +1,4 @@
-"""SmolLM2 behind `llmctl serve`, for clients that know nothing of llmctl. Run by `make test-clients`."""
+"""SmolLM2 behind `llmctl serve`, for test suites of other clients (`make test-clients`)."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# llmctl's own environment; without it these suites are not for this run
+# The Python of llmctl's environment; without it, these suites are not collected.
 SERVER_PYTHON = os.environ.get("SERVER_PYTHON")
 collect_ignore_glob = [] if SERVER_PYTHON else ["test_*.py"]
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
-    """Where SmolLM2 answers, in float32 so that scores do not depend on what else is computed with them."""
+    """Yield the URL of SmolLM2 in float32, so that scores do not depend on concurrent requests."""
     from support.served import served
 
     assert SERVER_PYTHON is not None

@@ -1,6 +1,6 @@
 """LangChain's standard suite for chat models, with its unmodified ChatOpenAI.
 
-What is skipped is named here with its reason. A model of 135 million parameters does what it must, and not much more.
+Expected failures have their reasons here: a model of 135 million parameters has limits.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @pytest.fixture(autouse=True)
     def _server(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", "none is asked for on this machine")
+        monkeypatch.setenv("OPENAI_API_KEY", "not-needed")
         monkeypatch.setenv("OPENAI_API_BASE", f"{address}/v1")
 
     @property
@@ -25,8 +25,9 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        once = {"parallel_tool_calls": False}  # so small a model calls the same tool twice, and the suite counts calls
-        # the penalty keeps it from saying the same without end
+        # a model this small calls the same tool twice, and the suite counts calls
+        once = {"parallel_tool_calls": False}
+        # the penalty prevents endless repetition
         fixed = {"temperature": 0, "frequency_penalty": 0.5, "max_tokens": 400, "max_retries": 0, "stream_usage": True}
         return {"model": "smollm2", **fixed, "model_kwargs": once}
 
@@ -42,10 +43,10 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def enable_vcr_tests(self) -> bool:
         return False
 
-    @pytest.mark.xfail(reason="SmolLM2-135M was never trained for tools: it calls one only where it must")
+    @pytest.mark.xfail(reason="SmolLM2-135M was not trained for tools and calls one only if it must")
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
-    @pytest.mark.xfail(reason="json_object asks for any object: SmolLM2-135M writes one, with other values than asked")
+    @pytest.mark.xfail(reason="json_object allows any object, and SmolLM2-135M writes one with the wrong values")
     def test_json_mode(self, model: BaseChatModel) -> None:
         super().test_json_mode(model)

@@ -16,7 +16,7 @@ ROWS = [json.loads(line) for line in (TASKS / "capitals.jsonl").read_text().spli
 
 @pytest.fixture(scope="module")
 def samples(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What lm-eval logged of each task, by the task's name."""
+    """Return lm-eval's logged samples by task."""
     home = tmp_path_factory.mktemp("lm-eval")
     arguments = f"model=smollm2,base_url={address}/v1/completions,num_concurrent=4,max_retries=1,max_length=1024"
     environment = {**os.environ, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -35,16 +35,16 @@ def samples(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     )
     print(ran.stdout[-3000:])
     assert ran.returncode == 0, ran.stderr[-4000:]
-    found = {}
+    samples = {}
     for task in ("capitals", "capitals_said"):
         [file] = (home / "out").rglob(f"samples_{task}_20*.jsonl")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        found[task] = sorted(rows, key=lambda row: row["doc_id"])
-    return found
+        samples[task] = sorted(rows, key=lambda row: row["doc_id"])
+    return samples
 
 
 def scored(row: dict[str, Any]) -> list[float]:
-    """What `llmctl score` says of each choice, in the order of the row."""
+    """Return the scores of `llmctl score` for each choice, in the order of the row."""
     choices = [part for choice in row["choices"] for part in ("--choice", f" {choice}")]
     asked = ("--json", "--dtype", "fp32", "--offline")
     ran = subprocess.run(
@@ -71,8 +71,8 @@ def test_it_knows_some_capitals(samples: dict[str, list[dict[str, Any]]]) -> Non
     assert sum(sample["acc"] for sample in samples["capitals"]) >= 3
 
 
-def test_it_generates_until_a_stop_text(samples: dict[str, list[dict[str, Any]]]) -> None:
-    said = [sample["resps"][0][0] for sample in samples["capitals_said"]]
-    print(said)
-    assert all(text and "\n" not in text and "." not in text for text in said)
-    assert "Paris" in said[0]
+def test_it_generates_until_a_stop_string(samples: dict[str, list[dict[str, Any]]]) -> None:
+    texts = [sample["resps"][0][0] for sample in samples["capitals_said"]]
+    print(texts)
+    assert all(text and "\n" not in text and "." not in text for text in texts)
+    assert "Paris" in texts[0]

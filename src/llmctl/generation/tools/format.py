@@ -105,10 +105,8 @@ def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
 # -- recognition
 
 
-def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str | None]:
-    """Render sample conversations; None for those that the template refuses. It is untrusted and runs with limits."""
-    if template is None and not tokenizer.chat_template:
-        return {}
+def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Return conversations, and arguments for the template, whose renderings show the format."""
     user = {"role": "user", "content": "x"}
     tool = {
         "type": "function",
@@ -125,7 +123,7 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
         calls = [template_call(_NAMES[n], arguments[n], ids[n]) for n in range(count)]
         return [user, {"role": "assistant", "content": "", "tool_calls": calls}]
 
-    samples: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    return {
         "prompt": ([user], {"add_generation_prompt": True}),
         "tools": ([user], {"add_generation_prompt": True, "tools": [tool]}),
         "message": ([{"role": "system", "content": "w", "tools": json.dumps([tool])}, user], {}),
@@ -138,9 +136,15 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
         "long_id": (turn(1, text=False, ids=["call_0123456789abcdef"]), {}),
     }
 
+
+def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str | None]:
+    """Render the samples; None for those that the template refuses. It is untrusted and runs with limits."""
+    if template is None and not tokenizer.chat_template:
+        return {}
+
     def render() -> dict[str, str | None]:
         rendered: dict[str, str | None] = {}
-        for name, (messages, arguments) in samples.items():
+        for name, (messages, arguments) in _sample_conversations().items():
             try:
                 rendered[name] = str(
                     tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **arguments)
