@@ -22,7 +22,7 @@ BUSY_SHARE = 0.25
 _LOOK_SECONDS = 0.3
 
 Tell = Callable[[str], None]
-Said = Mapping[str, Any]
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Run:
         others_share: Share of the processor that other programs took just before, 0 to 1.
     """
 
-    loaded: Said
-    cells: Mapping[Cell, Said]
-    ended: Said
+    loaded: Facts
+    cells: Mapping[Cell, Facts]
+    ended: Facts
     others_share: float
 
 
@@ -145,30 +145,30 @@ def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bou
             wanted[device].append(dtype)
     if not wanted:
         return {}
-    tell("measuring what this machine can do")
+    tell("measuring this machine's limits")
     with closing(ask("bounds", devices=wanted)) as answers:
-        return {said["device"]: Bound(said["bandwidth"], said["flops"], said["threads"]) for said in answers}
+        return {answer["device"]: Bound(answer["bandwidth"], answer["flops"], answer["threads"]) for answer in answers}
 
 
 def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
     """Do one run in a fresh process. Raises LlmctlError."""
     others = read_others_share()
     tell("loading")
-    loaded: Said = {}
-    ended: Said = {}
-    cells: dict[Cell, Said] = {}
+    loaded: Facts = {}
+    ended: Facts = {}
+    cells: dict[Cell, Facts] = {}
     todo = list(task.cells)
     with closing(ask("run", **job(prepared, task))) as answers:
-        for said in answers:
-            if "loaded" in said:
-                loaded = said["loaded"]
+        for message in answers:
+            if "loaded" in message:
+                loaded = message["loaded"]
                 tell("warming up")
-            elif "begun" in said:
+            elif "begun" in message:
                 tell(f"{todo[0]}, {len(cells) + 1} of {len(task.cells)}")
-            elif "cell" in said:
-                cells[todo.pop(0)] = said["cell"]
+            elif "cell" in message:
+                cells[todo.pop(0)] = message["cell"]
             else:
-                ended = said["ended"]
+                ended = message["ended"]
     return Run(loaded, cells, ended, others)
 
 

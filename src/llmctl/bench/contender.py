@@ -36,12 +36,12 @@ class Contender:
 def pinned(prepared: Prepared) -> Config:
     """Return the configuration with resolved commits, so that every run loads the same files without the network."""
     values = prepared.config.model_dump(mode="json", exclude_unset=True)
-    for section, found in (("model", prepared), ("draft", prepared.draft)):
-        if found is not None and found.resolved.commit is not None:
+    for section, part in (("model", prepared), ("draft", prepared.draft)):
+        if part is not None and part.resolved.commit is not None:
             values[section] = {
                 **values.get(section, {}),
-                "id": found.resolved.source,
-                "revision": found.resolved.commit,
+                "id": part.resolved.source,
+                "revision": part.resolved.commit,
             }
     return Config.model_validate(values)
 
@@ -67,12 +67,12 @@ def proposes(prepared: Prepared) -> bool:
 
 def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth: float | None) -> Mapping[Cell, Speed]:
     """Return the plan's estimate for every cell of one sequence that it has one for."""
-    found: dict[Cell, Speed] = {}
+    speeds: dict[Cell, Speed] = {}
     for cell in task.cells:
         if cell.batch == 1 and not proposes(prepared):
             context = cell.prompt_tokens + task.new_tokens
             plan = make_plan(PlanRequest(prepared.config, machine, prepared.info, context=context))
             speed = estimate_speed(plan, machine, prepared.info, ram_bandwidth=ram_bandwidth)
             if speed is not None:
-                found[cell] = speed
-    return found
+                speeds[cell] = speed
+    return speeds

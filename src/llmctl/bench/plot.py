@@ -44,12 +44,12 @@ def draw(comparison: Comparison, file: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    found = [summarise(comparison, outcome) for outcome in comparison.outcomes]
-    summaries = [summary for summary in found if summary is not None]
+    all_summaries = [summarise(comparison, outcome) for outcome in comparison.outcomes]
+    summaries = [summary for summary in all_summaries if summary is not None]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _panel(left, summaries, "prefill, tokens a second", lambda cell: cell.prefill)
-    _panel(right, summaries, "decode, tokens a second", lambda cell: cell.decode)
+    _panel(left, summaries, "prefill, tokens per second", lambda cell: cell.prefill)
+    _panel(right, summaries, "decode, tokens per second", lambda cell: cell.decode)
     right.legend(frameon=False)
     sources = ", ".join(dict.fromkeys(outcome.contender.source for outcome in comparison.outcomes))
     figure.suptitle(f"{sources}: median of {comparison.task.runs}")

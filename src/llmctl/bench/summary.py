@@ -112,10 +112,10 @@ def summarise(comparison: Comparison, outcome: Outcome) -> Summary | None:
 
 
 def _cell(comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound | None) -> CellSummary:
-    said = [run.cells[cell] for run in outcome.runs]
+    cells = [run.cells[cell] for run in outcome.runs]
     expected = outcome.expected.get(cell)
     first, prefill, decode = (
-        spread(figures[name] for figures in said)
+        spread(figures[name] for figures in cells)
         for name in ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
     )
     assert first is not None  # noqa: S101 (there is a run)
@@ -123,7 +123,7 @@ def _cell(comparison: Comparison, outcome: Outcome, cell: Cell, bound: Bound | N
     shares = _shares(comparison, outcome, cell, bound, prefill=prefill, decode=decode) if bound else (None, None)
     return CellSummary(
         cell=cell,
-        through=said[0]["through"],
+        through=cells[0]["through"],
         first_token_seconds=first,
         prefill=prefill,
         decode=decode,

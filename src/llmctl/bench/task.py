@@ -60,5 +60,5 @@ class Spread:
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Return the spread of the values; None where nothing was measured."""
-    found = [value for value in values if value is not None]
-    return Spread(statistics.median(found), min(found), max(found), len(found)) if found else None
+    known = [value for value in values if value is not None]
+    return Spread(statistics.median(known), min(known), max(known), len(known)) if known else None

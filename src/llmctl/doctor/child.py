@@ -92,8 +92,8 @@ def _flash_attn(name: str) -> dict[str, Any]:
 def _own_kernels(name: str) -> dict[str, Any]:
     """Load llmctl's compiled kernels: a library for another processor can kill the process."""
     module: Any = importlib.import_module(name)
-    found = module.load()
-    return {"isa": found.isa if found else None, "missing": module.missing()}
+    kernels = module.load()
+    return {"isa": kernels.isa if kernels else None, "missing": module.missing()}
 
 
 _PACKAGES: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -60,7 +60,7 @@ def examine(
     hub_answer = answers.pop("hub")
     trials = {name: answer.trial for name, answer in answers.items()}
     machine = read_machine() if "psutil" in trials and trials["psutil"].outcome == "imported" else None
-    found = Findings(
+    findings = Findings(
         config=config,
         computer=read_computer(),
         machine=machine,
@@ -74,7 +74,7 @@ def examine(
         user_values={key: _value(settings, key) for key in settings.origins},
         time_limit_seconds=time_limit_seconds,
     )
-    return _with_model(found, hub_answer.facts, carried=carried)
+    return _with_model(findings, hub_answer.facts, carried=carried)
 
 
 def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Question]:
@@ -150,36 +150,36 @@ def _disk(facts: Mapping[str, Any]) -> Disk:
     return read_disk(Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser())
 
 
-def _with_model(found: Findings, facts: Mapping[str, Any], *, carried: bool) -> Findings:
+def _with_model(findings: Findings, facts: Mapping[str, Any], *, carried: bool) -> Findings:
     """Return the findings with the model's files, if they are on this machine."""
-    source = found.source
+    source = findings.source
     folder: Path | None = None
     if is_path(source):
         folder = Path(source).expanduser().absolute()
         if not folder.is_dir():
             hint = "give the folder that holds config.json, or a Hub id of the form org/name"
-            return replace(found, model_error=UserError(f"there is no folder {folder}", hint=hint))
+            return replace(findings, model_error=UserError(f"there is no folder {folder}", hint=hint))
     elif source.count("/") != 1:
         error = UserError(
             f"{source!r} is neither a folder here nor a Hub id of the form org/name",
             hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
         )
-        return replace(found, model_error=error, hub=replace(found.hub, wanted=None) if found.hub else None)
+        return replace(findings, model_error=error, hub=replace(findings.hub, wanted=None) if findings.hub else None)
     elif facts.get("folder"):
         folder = Path(facts["folder"])
     elif carried:
         folder = demo.demo_folder()
     if folder is None:
-        return replace(found, model_error=_absent(found))
+        return replace(findings, model_error=_absent(findings))
     try:
-        return replace(found, model=read_model_info(folder, source=source, commit=facts.get("commit")))
+        return replace(findings, model=read_model_info(folder, source=source, commit=facts.get("commit")))
     except LlmctlError as error:
-        return replace(found, model_error=error)
+        return replace(findings, model_error=error)
 
 
-def _absent(found: Findings) -> LlmctlError | None:
+def _absent(findings: Findings) -> LlmctlError | None:
     """Return the reason why an absent model cannot be downloaded, or None where it can."""
-    hub = found.hub
+    hub = findings.hub
     if hub is None or hub.wanted is None or not hub.offline:
         return None
     return OfflineError(

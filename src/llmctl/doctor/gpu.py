@@ -163,16 +163,16 @@ def _card(gpu: Gpu) -> str:
 
 
 def _dtype(findings: Findings) -> Check:
-    asked, cards = findings.config.load.dtype, nvidia_cards(findings)
+    dtype, cards = findings.config.load.dtype, nvidia_cards(findings)
     on_cpu = findings.config.load.device_map == "cpu" or not (findings.machine and findings.machine.gpus)
-    if asked == "bfloat16" and not on_cpu:
+    if dtype == "bfloat16" and not on_cpu:
         old = next((card for card in cards if card.capability < BF16_CAPABILITY), None)
         if old is not None:
             reason = f"{old.name} (compute capability {_dotted(old.capability)}) only imitates bfloat16, slowly"
             return warning("dtype", reason, "--dtype fp16")
-    if asked == "float16" and on_cpu:
+    if dtype == "float16" and on_cpu:
         return warning("dtype", "most CPUs have no fast way to compute float16", "--dtype bf16")
-    return ok("dtype", "chosen by llmctl" if asked == "auto" else f"{asked} is asked for")
+    return ok("dtype", "chosen by llmctl" if dtype == "auto" else f"{dtype} is requested")
 
 
 def _attention(findings: Findings) -> Check:
@@ -180,20 +180,20 @@ def _attention(findings: Findings) -> Check:
     load, cards = findings.config.load, nvidia_cards(findings)
     if load.attn_implementation != "flash_attention_2":
         return ok("attention", f"load.attn_implementation is {load.attn_implementation}")
-    asked, sdpa = "load.attn_implementation asks for it", "--attn sdpa"
+    needed_by, sdpa = "load.attn_implementation names it", "--attn sdpa"
     if not cards:
-        return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, none was found", sdpa, needed=asked)
+        return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, none was found", sdpa, needed=needed_by)
     if load.device_map in ("cpu", "mps"):
         reason = f"FlashAttention-2 runs on NVIDIA GPUs, load.device_map is {load.device_map}"
-        return fault("attention", reason, sdpa, needed=asked)
+        return fault("attention", reason, sdpa, needed=needed_by)
     old = next((card for card in cards if card.capability < FLASH_CAPABILITY), None)
     if old is not None:
         reason = f"FlashAttention-2 needs compute capability 8.0 or more, {old.name} has {_dotted(old.capability)}"
-        return fault("attention", reason, sdpa, needed=asked)
+        return fault("attention", reason, sdpa, needed=needed_by)
     if load.dtype != "auto" and load.dtype not in FLASH_DTYPES:
-        reason = f"FlashAttention-2 computes only in float16 and bfloat16, {load.dtype} is asked for"
-        return fault("attention", reason, "--dtype bf16", needed=asked)
-    return ok("attention", "flash_attention_2 is asked for, and the GPU is new enough")
+        reason = f"FlashAttention-2 computes only in float16 and bfloat16, {load.dtype} is requested"
+        return fault("attention", reason, "--dtype bf16", needed=needed_by)
+    return ok("attention", "flash_attention_2 is requested, and the GPU is new enough")
 
 
 def _flash_attn(findings: Findings, need: Need) -> Check:

@@ -76,14 +76,13 @@ def read_disk(folder: Path) -> Disk:
 def read_requirements() -> Requirements:
     """Return the ranges in llmctl's own metadata, and the installed versions; empty where there is no metadata."""
     try:
-        own = distribution(DISTRIBUTION)
+        package = distribution(DISTRIBUTION)
     except PackageNotFoundError:
         return Requirements()
-    pythons = [
-        re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", c) for c in own.metadata.get_all("Classifier", [])
-    ]
+    classifiers = package.metadata.get_all("Classifier", [])
+    pythons = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", text) for text in classifiers]
     ranges, installed = {}, {}
-    for line in own.requires or ():
+    for line in package.requires or ():
         requirement, _, marker = line.partition(";")
         match = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*([<>=!~0-9.,\s]*)", requirement)
         if match is None or ("extra ==" in marker and "flash" not in marker):
@@ -96,7 +95,7 @@ def read_requirements() -> Requirements:
         except PackageNotFoundError:
             continue
     tested = tuple(match[1] for match in pythons if match)
-    return Requirements((own.metadata.get_all("Requires-Python") or [""])[0], tested, ranges, installed)
+    return Requirements((package.metadata.get_all("Requires-Python") or [""])[0], tested, ranges, installed)
 
 
 def proxy_of(endpoint: str) -> str | None:
@@ -110,13 +109,13 @@ def proxy_of(endpoint: str) -> str | None:
 
 
 def _variables() -> dict[str, str]:
-    found = {}
+    values = {}
     for name in VARIABLES:
         value = os.environ.get(name) or os.environ.get(name.lower())
         if value is not None and (value or name == "CUDA_VISIBLE_DEVICES"):
             is_address = name.endswith("_PROXY") and name != "NO_PROXY"
-            found[name] = without_credentials(value) if is_address or name == "HF_ENDPOINT" else value
-    return found
+            values[name] = without_credentials(value) if is_address or name == "HF_ENDPOINT" else value
+    return values
 
 
 def _swap_bytes() -> int:

@@ -58,7 +58,7 @@ def _cuda(findings: Findings) -> str | None:
 
 def _flash_attention(findings: Findings, plan: Plan | LlmctlError | None) -> str | None:
     if findings.config.load.attn_implementation == "flash_attention_2":
-        return "load.attn_implementation asks for it"
+        return "load.attn_implementation names it"
     if isinstance(plan, Plan) and plan.model_kwargs["attn_implementation"] == "flash_attention_2":
         return "load.attn_implementation is auto, which takes it here"
     return None

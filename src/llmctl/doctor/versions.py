@@ -17,18 +17,18 @@ def release(version: str) -> tuple[int, ...]:
 
 def is_inside(version: str, wanted: str) -> bool:
     """Return whether a version is in a range such as `>=5.18,<6`. A clause of another form counts as satisfied."""
-    own = release(version)
+    numbers = release(version)
     for clause in wanted.split(","):
         match = _CLAUSE.fullmatch(clause)
         if match is None:
             continue
         bound = release(match[2])
         kept = {
-            ">=": own >= bound,
-            ">": own > bound,
-            "<=": own <= bound,
-            "<": own < bound,
-            "==": own == bound,
+            ">=": numbers >= bound,
+            ">": numbers > bound,
+            "<=": numbers <= bound,
+            "<": numbers < bound,
+            "==": numbers == bound,
         }
         if not kept[match[1]]:
             return False

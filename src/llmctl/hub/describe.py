@@ -68,8 +68,8 @@ def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
 
 def licence_of_tags(tags: Any) -> str | None:
     """Return the licence among a model's tags (`license:apache-2.0`), or None."""
-    found = [t.removeprefix("license:") for t in tags or () if isinstance(t, str) and t.startswith("license:")]
-    return found[0] if found else None
+    licences = [t.removeprefix("license:") for t in tags or () if isinstance(t, str) and t.startswith("license:")]
+    return licences[0] if licences else None
 
 
 def _licence(listing: Listing) -> str | None:

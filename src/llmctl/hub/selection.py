@@ -128,7 +128,7 @@ def is_forbidden(name: str) -> bool:
 
 def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
     """Return the error for a repository without weights that llmctl loads: what it has instead, and what to do."""
-    found = {
+    by_kind = {
         kind: [n for n in names if n.lower().endswith(suffixes)]
         for kind, suffixes in (
             ("pickle", _PICKLES),
@@ -137,29 +137,29 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
             ("safetensors", (".safetensors",)),
         )
     }
-    details = {"files": {kind: files for kind, files in found.items() if files}}
-    if found["safetensors"]:
+    details = {"files": {kind: files for kind, files in by_kind.items() if files}}
+    if by_kind["safetensors"]:
         return ModelError(
-            f"{repo_id} has no {WEIGHTS} and no {WEIGHTS_INDEX}, only {_some(found['safetensors'])}",
+            f"{repo_id} has no {WEIGHTS} and no {WEIGHTS_INDEX}, only {_some(by_kind['safetensors'])}",
             hint="an adapter, or a model for another library: look at its page for the model to load",
             details=details,
         )
-    if found["pickle"]:
+    if by_kind["pickle"]:
         return ModelError(
-            f"{repo_id} has its weights only as pickles ({_some(found['pickle'])}), which can run code when read",
+            f"{repo_id} has its weights only as pickles ({_some(by_kind['pickle'])}), which can run code when read",
             hint="look for a safetensors copy in its discussions, or convert it in a sandbox: "
             "https://huggingface.co/spaces/safetensors/convert",
             details=details,
         )
-    if found["GGUF"]:
+    if by_kind["GGUF"]:
         return ModelError(
-            f"{repo_id} has its weights only as GGUF ({_some(found['GGUF'])}), which is for llama.cpp",
+            f"{repo_id} has its weights only as GGUF ({_some(by_kind['GGUF'])}), which is for llama.cpp",
             hint="its page names the original model under 'Model tree': download that one",
             details=details,
         )
-    if found["ONNX"]:
+    if by_kind["ONNX"]:
         return ModelError(
-            f"{repo_id} has its weights only as ONNX ({_some(found['ONNX'])})",
+            f"{repo_id} has its weights only as ONNX ({_some(by_kind['ONNX'])})",
             hint="its page names the original model under 'Model tree': download that one",
             details=details,
         )

@@ -140,7 +140,7 @@ def read_machine() -> Machine:
     total = min(psutil.virtual_memory().total, limit or 2**62)
     available = read_free_ram_bytes()
     packages = _packages()
-    own = kernels.load()
+    cpu_kernels = kernels.load()
     cuda = _torch_cuda_version()
     system, architecture = platform.system(), platform.machine()
     cards = _nvidia_gpus()
@@ -159,7 +159,7 @@ def read_machine() -> Machine:
         torch_cuda=cuda,
         idle_gpus=() if cuda else cards,
         compiler=_compiler(),
-        kernels=own.isa if own is not None else None,
+        kernels=cpu_kernels.isa if cpu_kernels is not None else None,
     )
 
 
@@ -179,13 +179,13 @@ def _compiler() -> str:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _torch_cuda_version() -> str | None:

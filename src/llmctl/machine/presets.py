@@ -60,8 +60,8 @@ def card_of(gpu: Gpu) -> Card | None:
     words = set(_words(gpu.name))
     near = [card for card in CARDS.values() if set(_words(card.name)) - {"nvidia", "geforce", "tesla"} <= words]
     short = [card for card in CARDS.values() if _words(card.name)[1:2] and _model_word(card.name) in words]
-    found = near or short
-    return min(found, key=lambda card: abs(card.memory_gib * GIB - gpu.total_bytes), default=None)
+    candidates = near or short
+    return min(candidates, key=lambda card: abs(card.memory_gib * GIB - gpu.total_bytes), default=None)
 
 
 def _words(name: str) -> list[str]:

@@ -91,19 +91,12 @@ def loading_settings(
             f"{manifest.source} ran Python code of its own, which a recording alone may not start",
             hint="read that code, then: llmctl replay --trust-remote-code",
         )
-    asked = {key: value for key, value in manifest.config.items() if key not in ("chat", "model", "draft", "structure")}
-    load, quantization = asked.get("load"), asked.get("quantization")
-    trusted = bool(manifest.model_kwargs.get("trust_remote_code")) and trust_remote_code
-    asked_model = manifest.config.get("model")
-    merged = isinstance(asked_model, Mapping) and bool(asked_model.get("merge_adapters"))
+    replaced = ("chat", "model", "draft", "structure")
+    user_values = {key: value for key, value in manifest.config.items() if key not in replaced}
+    load, quantization = user_values.get("load"), user_values.get("quantization")
     values = {
-        **asked,
-        "model": {
-            **_where(manifest, model),
-            "trust_remote_code": trusted,
-            "adapters": [{**_where(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
-            "merge_adapters": merged,
-        },
+        **user_values,
+        "model": _model(manifest, model),
         "load": {
             **(load if isinstance(load, Mapping) else {}),
             "dtype": manifest.model_kwargs.get("dtype", "auto"),
@@ -129,27 +122,38 @@ def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) 
     return {"id": record.folder or record.source}
 
 
+def _model(manifest: Manifest, instead: str | None) -> dict[str, Any]:
+    """Return the section `model`. The caller has checked that the model's own code is trusted, if it has any."""
+    section = manifest.config.get("model")
+    return {
+        **_where(manifest, instead),
+        "trust_remote_code": bool(manifest.model_kwargs.get("trust_remote_code")),
+        "adapters": [{**_where(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
+        "merge_adapters": isinstance(section, Mapping) and bool(section.get("merge_adapters")),
+    }
+
+
 def _draft(manifest: Manifest, instead: str | None) -> dict[str, Any]:
-    asked = manifest.config.get("draft")
+    section = manifest.config.get("draft")
     if manifest.draft is None:
         return {}
     dtype = manifest.draft.model_kwargs.get("dtype", "auto")
-    return {**(asked if isinstance(asked, Mapping) else {}), **_where(manifest.draft, instead), "dtype": dtype}
+    return {**(section if isinstance(section, Mapping) else {}), **_where(manifest.draft, instead), "dtype": dtype}
 
 
 def _generation(manifest: Manifest) -> dict[str, Any]:
     """Return the whole section `generation`, as it was resolved then, whatever the defaults are today."""
     fields = GenerationSection.model_fields.keys()
-    asked = manifest.config.get("generation")
+    section = manifest.config.get("generation")
     resolved = {key: value for key, value in manifest.generation_kwargs.items() if key in fields - _SPEED_KEYS}
     defaults = GenerationSection().model_dump(mode="json")
-    return {**defaults, **(asked if isinstance(asked, Mapping) else {}), **resolved, "logprobs": None}
+    return {**defaults, **(section if isinstance(section, Mapping) else {}), **resolved, "logprobs": None}
 
 
 def _structure(recording: Recording) -> dict[str, Any]:
     """Return the section `structure`, which holds a schema or a grammar itself: a recording's files are never read."""
-    asked = recording.manifest.config.get("structure")
-    values = asked if isinstance(asked, dict) else {}
+    section = recording.manifest.config.get("structure")
+    values = section if isinstance(section, dict) else {}
     if names_a_file(settings_from_mapping({"structure": values}, where="the manifest").config.structure):
         raise UserError(f"{recording.name}: its structure is in a file, and a recording's files are never read")
     return values
@@ -178,16 +182,16 @@ def _check_hashes(record: Manifest | DraftRecord | AdapterRecord, files: Sequenc
     recorded = {file.path: file.as_file() for file in record.files}
     for path in sorted(current.keys() | recorded.keys()):
         if path not in current:
-            what = f"{path} is missing"
+            difference = f"{path} is missing"
         elif path not in recorded:
-            what = f"{path} was not there then"
+            difference = f"{path} was not there then"
         elif not is_same(current[path], recorded[path], folder):
             now, then = current[path], recorded[path]
-            what = f"{path} has the {now.algorithm} {now.digest[:12]}…, then {then.digest[:12]}…"
+            difference = f"{path} has the {now.algorithm} {now.digest[:12]}…, then {then.digest[:12]}…"
         else:
             continue
         raise ModelError(
-            f"the files of {record.source} are not those of the manifest: {what}",
+            f"the files of {record.source} are not those of the manifest: {difference}",
             hint="take the model that was used: llmctl replay --model FOLDER, or download its commit",
             details={"file": path, "folder": str(folder)},
         )

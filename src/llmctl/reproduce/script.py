@@ -1,4 +1,4 @@
-"""The plain transformers script that does what llmctl does: for reading, for leaving, for reporting a bug upstream."""
+"""The plain transformers script that does the same as llmctl: to read, to leave llmctl, or to report a bug upstream."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ EXAMPLE_PROMPT = "What is the capital of France?"
 
 
 def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> str:
-    """A script without llmctl that prints the same text as `llmctl generate` for the same prompt.
+    """Return a script without llmctl that prints the same text as `llmctl generate` for the same prompt.
 
     Reads the tokenizer, not the weights.
 
@@ -72,7 +72,7 @@ def _load(plan: Plan, where: str, *, pad_token: str) -> str:
 
 
 def _load_adapters(prepared: Prepared) -> str:
-    """The lines that put the adapters on the model."""
+    """Return the lines that apply the adapters to the model."""
     names = [f"adapter_{number}" for number in range(len(prepared.adapters))]
     lines = ["from peft import PeftModel", "from peft.tuners.lora import LoraLayer", ""]
     for name, adapter in zip(names, prepared.adapters, strict=True):
@@ -90,7 +90,7 @@ def _load_adapters(prepared: Prepared) -> str:
 
 
 def _load_draft(prepared: Prepared, draft: Prepared) -> str:
-    """The lines that load the draft model."""
+    """Return the lines that load the draft model."""
     lines = _load_model("draft", draft.plan, _where(draft))
     for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
         value = getattr(prepared.config.draft, name)

@@ -64,13 +64,13 @@ class Waste:
 
 def cached_models() -> tuple[CachedModel, ...]:
     """Return every snapshot of every model in the cache, by name."""
-    found = []
+    models = []
     for repo in _repos():
         refs = _refs(repo)
         for folder in _snapshots(repo):
             names = tuple(sorted(name for name, commit in refs.items() if commit == folder.name))
-            found.append(_cached_model(settings.repo_id_of(repo), folder, names))
-    return tuple(found)
+            models.append(_cached_model(settings.repo_id_of(repo), folder, names))
+    return tuple(models)
 
 
 def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
@@ -115,7 +115,7 @@ def find_waste() -> tuple[Waste, ...]:
     A snapshot is old when a branch or tag of the same model has moved on to another commit. Models that a process is
     downloading now are skipped, and so are recent partial files of other programs.
     """
-    found: list[Waste] = []
+    waste: list[Waste] = []
     for repo in _repos():
         repo_id = settings.repo_id_of(repo)
         if _is_busy(repo_id):
@@ -125,15 +125,15 @@ def find_waste() -> tuple[Waste, ...]:
         freed = {p.resolve() for folder in old for p in folder.rglob("*") if p.is_symlink()} - used
         for folder in sorted(old):
             blobs = {p.resolve() for p in folder.rglob("*") if p.is_symlink()} & freed
-            found.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
+            waste.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
         for blob in sorted((repo / "blobs").glob("*")):
             if ".incomplete" in blob.name:
                 is_ours = OURS in blob.name
                 if is_ours or time.time() - blob.stat().st_mtime > _YOUNG_SECONDS:
-                    found.append(Waste(blob, _file_size(blob), "partial", repo_id))
+                    waste.append(Waste(blob, _file_size(blob), "partial", repo_id))
             elif blob.resolve() not in used | freed and not blob.is_symlink():
-                found.append(Waste(blob, _file_size(blob), "orphan", repo_id))
-    return tuple(found)
+                waste.append(Waste(blob, _file_size(blob), "orphan", repo_id))
+    return tuple(waste)
 
 
 def remove_waste(waste: tuple[Waste, ...]) -> int:

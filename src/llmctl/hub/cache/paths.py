@@ -63,11 +63,11 @@ def leftovers(repo: Path) -> list[Path]:
     They may be removed only under the lock and only once everything has arrived: until then the next run resumes from
     a partial file.
     """
-    found = list(repo.glob(f"blobs/*{OURS}*incomplete"))
+    files = list(repo.glob(f"blobs/*{OURS}*incomplete"))
     for folder in ("refs", "llmctl", "snapshots"):
         hidden = (repo / folder).rglob(".*")
-        found += [p for p in hidden if not p.is_dir() and _TEMPORARY.fullmatch(p.name)]
-    return found
+        files += [p for p in hidden if not p.is_dir() and _TEMPORARY.fullmatch(p.name)]
+    return files
 
 
 def near_names(repo_id: str) -> list[str]:

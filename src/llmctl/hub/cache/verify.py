@@ -108,13 +108,13 @@ def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[Remot
     listing = kept_listing(repo_id, commit)
     if listing:
         return tuple(listing[name] for name in sorted(present | set(needed(listing))) if name in listing), "listing"
-    found = []
+    files = []
     for name in sorted(present):
         link = folder / name
         blob = link.readlink().name if link.is_symlink() else ""  # the first step: blobs may be links themselves
         if _BLOB.fullmatch(blob):
-            found.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
-    return tuple(found), "names of the blobs"
+            files.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
+    return tuple(files), "names of the blobs"
 
 
 def _reported(file: RemoteFile, state: State, finished: Callable[[str, State], None] | None) -> State:

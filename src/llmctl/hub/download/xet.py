@@ -30,8 +30,8 @@ def offer(response: "httpx2.Response") -> Offer | None:
     """Return the offer in the headers of a response, or None."""
     from huggingface_hub.utils import parse_xet_file_data_from_response
 
-    found = parse_xet_file_data_from_response(response)
-    return Offer(found) if found is not None else None
+    file_data = parse_xet_file_data_from_response(response)
+    return Offer(file_data) if file_data is not None else None
 
 
 def fetch(
