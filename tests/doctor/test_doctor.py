@@ -409,7 +409,7 @@ def test_a_report_has_a_name_of_its_own_and_a_file_needs_the_flag(doctor: Any, t
     assert (doctor.folder / "llmctl-report.md").read_text().startswith("# llmctl doctor, ")
     refused = doctor.raw("report.md", PYTHONPATH=quick)
     assert refused.returncode == 2
-    assert "llmctl doctor --report report.md" in refused.stderr
+    assert "--report" in refused.stderr
     (tmp_path / "file").write_text("")
     assert doctor.raw("--report", str(tmp_path / "file" / "x.md"), PYTHONPATH=quick).returncode == 3
 

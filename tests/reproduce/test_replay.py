@@ -225,7 +225,7 @@ def test_no_file_that_a_recording_names_is_read(sampled: dict[str, Any], replay:
     sampled["manifest"]["config"]["structure"] = {"json_schema": str(tmp_path / "secret")}
     done = replay(sampled)
     assert done.returncode == 2
-    assert "the manifest names a file for its structure" in done.stderr
+    assert "its structure is in a file" in done.stderr
 
 
 def test_a_structure_is_repeated_without_its_file(loaded: llmctl.LoadedModel, replay: Run, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("manifest", "config", "plugins", to=["x"]), "plugins: unknown"),
         (_set("manifest", "generation_kwargs", "max_new_tokens", to=10**12), "must be at most 1000000"),
         (_set("manifest", "model_kwargs", "dtype", to="os.system"), "load.dtype: must be one of"),
-        (_set("manifest", "model_kwargs", "trust_remote_code", to=True), "does not make that run here"),
+        (_set("manifest", "model_kwargs", "trust_remote_code", to=True), "may not start"),
         (_set("prompt_ids", 0, to=-1), "prompt_ids must hold token ids"),
         (_set("prompt_ids", 0, to=10**6), "token 1000000 of the prompt does not exist"),
         (_set("prompt_ids", to=[1] * 300), "the prompt has 300 tokens, the context of"),
