@@ -5,7 +5,7 @@ file and the JSON schema. Nothing here imports torch or transformers.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -13,8 +13,13 @@ from llmctl.config.fields import Attention, Bits, CacheName, DraftBits, Dtype, S
 from llmctl.config.serve import ServeSection
 from llmctl.config.structure import StructureSection
 from llmctl.config.vllm import VllmSection
+from llmctl.quant.registry import BACKENDS
 from llmctl.units import parse_bytes
 
+if TYPE_CHECKING:
+    Backend = str
+else:
+    Backend = Literal["auto", *sorted(backend.name for backend in BACKENDS)]
 _DEVICE_MAP = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
 _DEVICE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
 _MODEL_HELP = "Hub id (org/name) or path of a folder. A relative path in a file is relative to that file."
@@ -134,7 +139,7 @@ class TokenizerSection(Section):
 class QuantizationSection(Section):
     """Weights in 8 or 4 bits, quantised while loading."""
 
-    backend: Literal["auto", "bitsandbytes", "llmctl", "torch"] = Field(
+    backend: Backend = Field(
         "auto",
         description="Implementation: bitsandbytes; or on a CPU llmctl's own kernels, the fastest there, or torch's "
         "packed kernels, which need no compiler.",

@@ -22,6 +22,9 @@ def main(question: str, arguments: dict[str, Any], *, limit_seconds: float) -> N
     try:
         if question == "hub":
             importlib.import_module("llmctl.doctor.hub_questions").ask(say, **arguments)
+        elif "probe" in arguments:
+            module, _, function = arguments["probe"].partition(":")
+            say(facts=getattr(importlib.import_module(module), function)())
         else:
             say(facts=_PACKAGES.get(question, _plain)(question))
         say(done=True)
@@ -72,17 +75,6 @@ def _transformers(name: str) -> dict[str, Any]:
     return {"version": transformers.__version__, "kernels": kernels}
 
 
-def _bitsandbytes(name: str) -> dict[str, Any]:
-    importlib.import_module("llmctl.quant.bitsandbytes").BACKEND.import_package()
-    extension: Any = importlib.import_module("bitsandbytes.cextension")
-    is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
-    return {
-        "version": importlib.import_module(name).__version__,
-        "library": None if is_missing else ("cuda" if extension.lib.compiled_with_cuda else "cpu"),
-        "library_error": str(extension.lib.error_msg)[:300] if is_missing else None,
-    }
-
-
 def _flash_attn(name: str) -> dict[str, Any]:
     """Look up the function as transformers does, which loads the compiled file behind it."""
     module: Any = importlib.import_module(name)
@@ -99,7 +91,6 @@ def _own_kernels(name: str) -> dict[str, Any]:
 _PACKAGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "torch": _torch,
     "transformers": _transformers,
-    "bitsandbytes": _bitsandbytes,
     "flash_attn": _flash_attn,
     "llmctl.cpu.kernels": _own_kernels,
 }

@@ -18,10 +18,11 @@ from llmctl.machine.detection import read_machine, read_nvidia_driver
 from llmctl.model import demo
 from llmctl.model.info import read_model_info
 from llmctl.model.resolve import is_path
+from llmctl.quant.registry import backend_packages
 
 # The slowest first: they run side by side, and the last to end decides how long it takes.
 PACKAGES = (
-    "bitsandbytes",
+    *(package.name for _, package in backend_packages()),
     "transformers",
     "torch",
     "accelerate",
@@ -81,7 +82,9 @@ def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Questi
     """Return the questions: the Hub first, since it only waits, then every installed package."""
     bound = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
     first = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), hub, bound)
-    return [first, *(Question(name, time_limit_seconds) for name in PACKAGES if _is_installed(name))]
+    probes = {package.name: {"probe": package.probe} for _, package in backend_packages()}
+    packages = (Question(name, time_limit_seconds, probes.get(name, {})) for name in PACKAGES if _is_installed(name))
+    return [first, *packages]
 
 
 def _is_installed(name: str) -> bool:

@@ -12,6 +12,8 @@ from llmctl.machine.detection import Gpu
 from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
 from llmctl.plan.dtype import BF16_CAPABILITY
 from llmctl.plan.placement import candidate_devices
+from llmctl.quant.backend import BackendPackage, QuantBackend
+from llmctl.quant.registry import backend_packages
 from llmctl.units import format_bytes
 
 # The oldest driver for a major version of CUDA, whose later minor versions run on it as well:
@@ -37,7 +39,8 @@ def check_gpu(findings: Findings, need: Need) -> Iterator[Check]:
         yield _dtype(findings)
         yield _attention(findings)
     yield _flash_attn(findings, need)
-    yield _bitsandbytes(findings, need)
+    for backend, required in backend_packages():
+        yield _backend_package(findings, need, backend, required)
 
 
 def nvidia_cards(findings: Findings) -> tuple[Gpu, ...]:
@@ -208,25 +211,20 @@ def _flash_attn(findings: Findings, need: Need) -> Check:
     return fault("flash-attn", reason, "--attn sdpa", needed=need.flash_attention)
 
 
-def _bitsandbytes(findings: Findings, need: Need) -> Check:
-    needed = need.bitsandbytes
-    broken = not_importable(findings, "bitsandbytes", needed=needed)
+def _backend_package(findings: Findings, need: Need, backend: QuantBackend, required: BackendPackage) -> Check:
+    needed = need.packages.get(required.name)
+    broken = not_importable(findings, required.name, needed=needed)
     if broken is not None:
         return broken
-    facts, torch = findings.trials["bitsandbytes"].facts, findings.trials.get("torch")
-    library, on_cuda = facts.get("library"), bool(torch and torch.facts.get("cuda_works"))
-    cuda = torch.facts.get("cuda") if torch else None
-    again = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
-    if on_cuda and library != "cuda":
-        why = facts.get("library_error") or "only the one for CPUs is there"
-        return fault("bitsandbytes", f"it has no native library for CUDA {cuda} ({why})", again, needed=needed)
-    if library is None:
-        return warning("bitsandbytes", "its native library is missing: on this CPU it computes slowly", again)
-    return in_range(findings, "bitsandbytes", needed=needed, about=f", native library for {_library(library, cuda)}")
-
-
-def _library(library: str, cuda: str | None) -> str:
-    return f"CUDA {cuda}" if library == "cuda" else "CPUs"
+    torch = findings.trials.get("torch")
+    cuda = torch.facts.get("cuda") if torch is not None else None
+    works = bool(torch is not None and torch.facts.get("cuda_works"))
+    finding, remark = backend.examine(findings.trials[required.name].facts, cuda=cuda, cuda_works=works)
+    if finding is None:
+        return in_range(findings, required.name, needed=needed, about=remark)
+    if finding.is_fault:
+        return fault(required.name, finding.reason, finding.fix, needed=needed)
+    return warning(required.name, finding.reason, finding.fix)
 
 
 def _dotted(pair: tuple[int, int]) -> str:

@@ -1,10 +1,12 @@
 """The requirements of a configuration on a machine, and the keys that cause them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from llmctl.doctor.findings import Findings
 from llmctl.errors import LlmctlError
 from llmctl.plan import Plan, PlanRequest, make_plan
+from llmctl.quant.registry import backend_packages
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,13 @@ class Need:
     Attributes:
         cuda: An NVIDIA GPU that torch can use.
         flash_attention: The package flash-attn.
-        bitsandbytes: The package bitsandbytes.
+        packages: Packages of quantisation backends, by name.
         download: The Hub, and a writable cache.
     """
 
     cuda: str | None = None
     flash_attention: str | None = None
-    bitsandbytes: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
     download: str | None = None
 
 
@@ -40,7 +42,7 @@ def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
     cuda = _cuda(findings) or ("FlashAttention-2 runs on nothing else" if flash else None)
     hub = findings.hub
     wanted = f"{hub.wanted} is not on this machine" if hub is not None and hub.wanted else None
-    return Need(cuda, flash, _bitsandbytes(findings), wanted)
+    return Need(cuda, flash, _backend_packages(findings), wanted)
 
 
 def _cuda(findings: Findings) -> str | None:
@@ -64,10 +66,12 @@ def _flash_attention(findings: Findings, plan: Plan | LlmctlError | None) -> str
     return None
 
 
-def _bitsandbytes(findings: Findings) -> str | None:
-    bits, stored = findings.config.quantization.bits, findings.model.stored_quantization if findings.model else None
-    if bits is not None:
-        return f"quantization.bits is {bits}"
-    return (
-        f"the model is stored in {stored.name}" if stored is not None and stored.backend.package is not None else None
-    )
+def _backend_packages(findings: Findings) -> dict[str, str]:
+    section, stored = findings.config.quantization, findings.model.stored_quantization if findings.model else None
+    reasons = {}
+    for backend, package in backend_packages():
+        if section.bits is not None and section.backend in ("auto", backend.name):
+            reasons[package.name] = f"quantization.bits is {section.bits}"
+        elif stored is not None and stored.backend is backend:
+            reasons[package.name] = f"the model is stored in {stored.name}"
+    return reasons

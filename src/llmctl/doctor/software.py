@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, Trial, fault, ok, skipped, warning
 from llmctl.doctor.versions import is_inside, lower_first, release, without_local
+from llmctl.quant.registry import backend_packages
 
 # What the tests ran with. A newer one may work; a range in the package's metadata says what is refused.
 TESTED_UP_TO = {
@@ -11,15 +12,14 @@ TESTED_UP_TO = {
     "transformers": "5.24",
     "huggingface_hub": "2.4",
     "accelerate": "1.15",
-    "bitsandbytes": "0.50",
+    **{package.name: package.tested_up_to for _, package in backend_packages()},
 }
 ALWAYS = "llmctl loads every model with it"
 _NAMES = {"flash_attn": "flash-attn"}
-_IMPORT_TORCH = frozenset({"transformers", "accelerate", "bitsandbytes", "flash_attn"})
+_BACKEND_PACKAGES = frozenset(package.name for _, package in backend_packages())
+_IMPORT_TORCH = frozenset({"transformers", "accelerate", "flash_attn"}) | _BACKEND_PACKAGES
 # Those with a line of their own; the other requirements share one.
-_OWN_LINE = frozenset(
-    {"torch", "bitsandbytes", "flash_attn", "transformers", "tokenizers", "safetensors", "accelerate"}
-)
+_OWN_LINE = _IMPORT_TORCH | {"torch", "tokenizers", "safetensors"}
 
 
 def check_software(findings: Findings) -> Iterator[Check]:

@@ -76,15 +76,17 @@ class ScriptLines(NamedTuple):
     config: str | None = None
 
 
-class PackageNeed(NamedTuple):
-    """A package that a backend needs, for `llmctl doctor`.
+class BackendPackage(NamedTuple):
+    """The package that a backend needs, for `llmctl doctor`.
 
     Attributes:
         name: The module's name.
+        tested_up_to: The newest release that the tests ran with.
         probe: `module:function` that imports it in a child process and returns facts as JSON values.
     """
 
     name: str
+    tested_up_to: str
     probe: str
 
 
@@ -120,7 +122,7 @@ class QuantBackend(Protocol):
     can_compile: bool = False
     slows_prompts: bool = False
     cache_versions: Mapping[str, int] = MappingProxyType({})
-    package: PackageNeed | None = None
+    package: BackendPackage | None = None
     vllm_method: str | None = None
 
     # -- decisions: pure
@@ -186,12 +188,13 @@ class QuantBackend(Protocol):
         """Return its part of a plain transformers script."""
         return ScriptLines()
 
-    def examine(self, facts: Mapping[str, Any], *, cuda: str | None) -> tuple[Finding | None, str]:
-        """Return what is wrong with its package, and a remark for when nothing is.
+    def examine(self, facts: Mapping[str, Any], *, cuda: str | None, cuda_works: bool) -> tuple[Finding | None, str]:
+        """Return a fault of its package, and a remark that follows the version of a package without one.
 
         Args:
             facts: What `package.probe` returned.
-            cuda: The CUDA version of a torch that works with it, or None.
+            cuda: The CUDA version that torch was built for, or None.
+            cuda_works: Whether torch can use the GPU.
         """
         return None, ""
 

@@ -1,5 +1,6 @@
 """bitsandbytes: 8-bit (LLM.int8) and 4-bit (nf4, fp4) weights on GPUs and CPUs."""
 
+import importlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.quant.backend import (
     STORED,
+    BackendPackage,
     Choice,
-    PackageNeed,
+    Finding,
     QuantBackend,
     Quantization,
     ScriptLines,
@@ -49,7 +51,7 @@ class BitsAndBytes(QuantBackend):
     slows_prompts = True
     cache_versions = MappingProxyType({"bitsandbytes": 2, "transformers": 1})
     vllm_method = "bitsandbytes"
-    package = PackageNeed("bitsandbytes", "llmctl.quant.bitsandbytes:probe")
+    package = BackendPackage("bitsandbytes", tested_up_to="0.50", probe="llmctl.quant.bitsandbytes:probe")
 
     def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
         if "bitsandbytes" in machine.packages:
@@ -149,6 +151,15 @@ class BitsAndBytes(QuantBackend):
         ]
         return ScriptLines(classes=("BitsAndBytesConfig",), config=f"BitsAndBytesConfig({', '.join(shown)})")
 
+    def examine(self, facts: Mapping[str, Any], *, cuda: str | None, cuda_works: bool) -> tuple[Finding | None, str]:
+        library, reinstall = facts.get("library"), "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
+        if cuda_works and library != "cuda":
+            why = facts.get("library_error") or "only the one for CPUs is there"
+            return Finding(True, f"it has no native library for CUDA {cuda} ({why})", reinstall), ""
+        if library is None:
+            return Finding(False, "its native library is missing: on this CPU it computes slowly", reinstall), ""
+        return None, f", native library for {f'CUDA {cuda}' if library == 'cuda' else 'CPUs'}"
+
     def import_package(self) -> None:
         """Import bitsandbytes without letting it fetch code.
 
@@ -205,6 +216,18 @@ class BitsAndBytes(QuantBackend):
     def check_saveable(self, model: Any) -> None:
         if is_repacked(model):
             raise ValueError("bitsandbytes cannot save 4-bit weights that have been used on a CPU")
+
+
+def probe() -> dict[str, Any]:
+    """Import bitsandbytes and return its version and its native library. Runs in a child process of `llmctl doctor`."""
+    BACKEND.import_package()
+    extension: Any = importlib.import_module("bitsandbytes.cextension")
+    is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
+    return {
+        "version": importlib.import_module("bitsandbytes").__version__,
+        "library": None if is_missing else ("cuda" if extension.lib.compiled_with_cuda else "cpu"),
+        "library_error": str(extension.lib.error_msg)[:300] if is_missing else None,
+    }
 
 
 def is_repacked(model: Any) -> bool:

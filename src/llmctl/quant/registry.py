@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmctl.quant import bitsandbytes, native, torch_packed
-from llmctl.quant.backend import QuantBackend, Quantization
+from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization
 from llmctl.quant.stored_format import StoredFormat
 
 if TYPE_CHECKING:
@@ -69,8 +69,15 @@ def check_saveable(model: Any) -> None:
         backend.check_saveable(model)
 
 
+def backend_packages() -> Iterator[tuple[QuantBackend, BackendPackage]]:
+    """Yield the backends that need a package, with it."""
+    for backend in BACKENDS:
+        if backend.package is not None:
+            yield backend, backend.package
+
+
 def import_packages() -> None:
     """Import the backends' installed packages as llmctl needs them, before another library imports them otherwise."""
-    for backend in BACKENDS:
-        if backend.package is not None and importlib.util.find_spec(backend.package.name) is not None:
+    for backend, package in backend_packages():
+        if importlib.util.find_spec(package.name) is not None:
             backend.import_package()

@@ -110,7 +110,7 @@ def _bits(config: Config, target: Target) -> Outcome:
         )
     if section.bits == 8:
         return not_possible("vLLM's bitsandbytes quantises only to 4 bits while loading; 8 bits need a quantised model")
-    if section.backend in ("llmctl", "torch"):
+    if section.backend not in ("auto", "bitsandbytes"):
         return not_possible(f"vLLM has no backend {section.backend} (quantization.backend)")
     return argument("--quantization", "bitsandbytes")
 
