@@ -31,7 +31,7 @@ def test_wrong_values_are_named_with_what_would_be_right(run: Run, tiny_models: 
     for flags, code, text in (
         (("--cache", "statik"), 2, "did you mean static?"),
         (("--prompt-lookup", "0"), 2, "must be at least 1"),
-        (("--cache", "offloaded"), 3, "keeps in RAM what a GPU has computed"),
+        (("--cache", "offloaded"), 3, "moves keys and values from a GPU to RAM"),
         (("--draft", str(tiny_models("llama") / "nowhere")), 2, "there is no folder"),
         (("--set", "generation.cache_config={bits: 4}"), 2, "unknown key bits"),
     ):

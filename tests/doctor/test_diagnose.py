@@ -154,7 +154,7 @@ def test_cards_hidden_by_a_variable_are_named() -> None:
 def test_a_gpu_number_that_is_not_here_is_broken() -> None:
     line = lines(findings(H100, {"load": {"device_map": "cuda:3"}}))["GPU"]
     assert line.status == "broken"
-    assert "there is no cuda:3 here" in line.reason
+    assert "there is no cuda:3 on this machine" in line.reason
 
 
 def test_a_mac_is_fine_without_any_of_this() -> None:

@@ -148,7 +148,7 @@ def test_a_card_asked_for_by_number_must_hold_it_all() -> None:
 
 
 def test_a_card_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(MachineError, match=r"there is no cuda:1 here: cuda:0 NVIDIA H100"):
+    with pytest.raises(MachineError, match=r"there is no cuda:1 on this machine: cuda:0 NVIDIA H100"):
         plan_for(H100, load={"device_map": "cuda:1"})
 
 
@@ -225,7 +225,7 @@ def test_flash_attention_cannot_take_heads_wider_than_256() -> None:
         source="a/b", layers=2, hidden=2048, intermediate=64, heads=4, kv_heads=2, vocabulary=9, context=64
     )
     plan = plan_for(H100, info)
-    assert "takes heads of at most 256, this model has 512" in plan.reason("attn_implementation")
+    assert "supports heads of at most 256, this model has 512" in plan.reason("attn_implementation")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -1,4 +1,4 @@
-"""Whether adapters go on the model, and what merging them means."""
+"""The decision to put adapters on a model, or to merge them into it."""
 
 from collections.abc import Sequence
 
@@ -21,18 +21,16 @@ def decide_adapters(
     placement: Placement,
     quantized: bool,
 ) -> list[Decision]:
-    """A decision for each adapter, and one for merging.
+    """Return a decision for each adapter, and one for merging.
 
     Raises:
-        UserError: an adapter does not fit the model, or where parts of it lie.
+        UserError: an adapter does not fit the model, or the model is spread over GPU and RAM.
         MachineError: peft is not installed.
     """
     merge = config.model.merge_adapters
     if not adapters:
         if merge:
-            raise UserError(
-                "model.merge_adapters is set, and there is no adapter", hint="add --adapter, or leave it away"
-            )
+            raise UserError("model.merge_adapters is set without an adapter", hint="add --adapter, or omit --merge")
         return []
     if "peft" not in machine.packages:
         raise MachineError(
@@ -42,16 +40,16 @@ def decide_adapters(
         check_fit(adapter, info)
     if placement.spilled or ("cpu" in placement.weights and len(placement.weights) > 1):
         raise UserError(
-            "adapters do not go on a model that lies partly in RAM beside a GPU",
-            hint="--device-map cpu, --quant 4bit or a smaller model",
+            "adapters cannot be put on a model that lies partly in RAM beside a GPU",
+            hint="use --device-map cpu, --quant 4bit or a smaller model",
         )
-    saved = [name for adapter in adapters for name in adapter.settings.get("modules_to_save", ())]
-    if len(saved) > len(set(saved)):
-        twice = next(name for name in saved if saved.count(name) > 1)
-        raise UserError(f"two of the adapters replace {twice} whole, and only one can", hint="leave one of them away")
+    replaced = [name for adapter in adapters for name in adapter.settings.get("modules_to_save", ())]
+    if len(replaced) > len(set(replaced)):
+        twice = next(name for name in replaced if replaced.count(name) > 1)
+        raise UserError(f"two adapters replace {twice} as a whole, and only one can", hint="omit one of them")
     decisions = [Decision("adapter", adapter.source, _reason(adapter, info)) for adapter in adapters]
     if merge:
-        decisions.append(Decision("merge_adapters", True, _merging(quantized=quantized)))
+        decisions.append(Decision("merge_adapters", True, _merge_reason(quantized=quantized)))
     return decisions
 
 
@@ -62,7 +60,7 @@ def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
     scale = f", times {adapter.scale:g}" if adapter.scale != 1 else ""
     made_for = adapter.base_model
     if made_for is None:
-        origin = "it does not say for which model"
+        origin = "its model is not stated"
     elif made_for == info.source:
         origin = "made for this model"
     else:
@@ -70,7 +68,7 @@ def _reason(adapter: AdapterInfo, info: ModelInfo) -> str:
     return f"asked for: {size}{scale}; {origin}"
 
 
-def _merging(*, quantized: bool) -> str:
+def _merge_reason(*, quantized: bool) -> str:
     if quantized:
         return "asked for: the weights are unpacked, changed and quantised again, which rounds them once more"
     return "asked for: added to the weights, which rounds them in half precision"

@@ -1,8 +1,8 @@
-"""Which attention kernel runs.
+"""The choice of the attention implementation.
 
 FlashAttention-2 computes only in float16 and bfloat16, needs CUDA of compute capability 8.0 or more
-(https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support) and a head of at most 256 values, and has no way to
-mask padding inside a row: batches for it are packed, never padded. It combines with 8- and 4-bit weights.
+(https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support) and a head of at most 256 values, and cannot
+mask padding inside a row: batches for it are packed, never padded. It works with 8- and 4-bit weights.
 """
 
 from llmctl.config import Config
@@ -22,17 +22,17 @@ def decide_attention(
     """Choose the attention implementation.
 
     Raises:
-        UserError: FlashAttention-2 was asked for with a dtype, a device map or a model that it cannot serve.
-        MachineError: FlashAttention-2 was asked for and this machine lacks what it needs.
+        UserError: FlashAttention-2 is requested with a dtype, a device map or a model that it does not support.
+        MachineError: FlashAttention-2 is requested and this machine does not meet its requirements.
     """
-    asked = config.load.attn_implementation
+    requested = config.load.attn_implementation
     obstacles = _flash_obstacles(machine, info, devices=devices, dtype=dtype)
-    if asked == "flash_attention_2":
+    if requested == "flash_attention_2":
         if obstacles:
-            raise _impossible(obstacles)
-        return Decision("attn_implementation", asked, "asked for, and every condition holds")
-    if asked != "auto":
-        return Decision("attn_implementation", asked, "asked for")
+            raise _all_in_one(obstacles)
+        return Decision("attn_implementation", requested, "asked for, and every condition holds")
+    if requested != "auto":
+        return Decision("attn_implementation", requested, "asked for")
     if not obstacles:
         return Decision(
             "attn_implementation",
@@ -43,45 +43,47 @@ def decide_attention(
 
 
 def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, ...], dtype: str) -> list[LlmctlError]:
-    """What keeps FlashAttention-2 from running, what the user chose first. Each message continues its name."""
-    found: list[LlmctlError] = []
+    """Return the unmet conditions of FlashAttention-2, the user's choices first. Each message continues its name."""
+    obstacles: list[LlmctlError] = []
     if dtype not in FLASH_DTYPES:
-        found.append(
+        obstacles.append(
             UserError(
                 f"computes only in float16 or bfloat16, not in {dtype}",
                 hint="use --dtype bf16 or --dtype fp16, or --attn sdpa",
             )
         )
     if (info.head_dim or 0) > FLASH_HEAD_DIM:
-        found.append(
+        obstacles.append(
             UserError(
-                f"takes heads of at most {FLASH_HEAD_DIM}, this model has {info.head_dim}",
+                f"supports heads of at most {FLASH_HEAD_DIM}, this model has {info.head_dim}",
                 hint="use --attn sdpa",
             )
         )
     cuda = [gpu for gpu in machine.gpus if gpu.kind == "cuda"]
     if not cuda:
-        found.append(
+        obstacles.append(
             MachineError(f"needs an NVIDIA GPU of compute capability 8.0 or more, {_no_gpu(machine)}", hint=_SDPA)
         )
     for gpu in cuda:
         if gpu.device in devices and gpu.capability < FLASH_CAPABILITY:
             major, minor = gpu.capability
-            found.append(
+            obstacles.append(
                 MachineError(f"needs compute capability 8.0 or more, {gpu.name} has {major}.{minor}", hint=_SDPA)
             )
     elsewhere = [device for device in devices if not device.startswith("cuda")]
     if cuda and elsewhere:
         where = ", ".join(elsewhere)
-        found.append(UserError(f"needs every part of the model on a GPU, and some of it is on {where}", hint=_SMALLER))
+        obstacles.append(
+            UserError(f"needs every part of the model on a GPU, and part of it is on {where}", hint=_SMALLER)
+        )
     if "flash_attn" not in machine.packages:
-        found.append(
+        obstacles.append(
             MachineError(
                 "needs the package flash-attn, which is not installed",
                 hint="pip install --no-build-isolation flash-attn   (or use --attn sdpa)",
             )
         )
-    return found
+    return obstacles
 
 
 _SDPA = "use --attn sdpa, which runs everywhere"
@@ -90,12 +92,12 @@ _SMALLER = "use --attn sdpa, or make the model fit: --quant 4bit"
 
 def _no_gpu(machine: Machine) -> str:
     if machine.idle_gpus:
-        return f"torch {machine.packages.get('torch', '')} cannot use the {machine.idle_gpus[0].name} that is here"
+        return f"torch {machine.packages.get('torch', '')} cannot use the {machine.idle_gpus[0].name} of this machine"
     return "this machine has none"
 
 
-def _impossible(obstacles: list[LlmctlError]) -> LlmctlError:
-    """One error with everything that is missing; the user's own contradictions come first and decide its kind."""
+def _all_in_one(obstacles: list[LlmctlError]) -> LlmctlError:
+    """Return one error for all unmet conditions; the first one decides its kind."""
     message = "flash_attention_2 " + "; it also ".join(error.message for error in obstacles)
     hints = list(dict.fromkeys(error.hint for error in obstacles if error.hint))
     return type(obstacles[0])(message, hint=hints[0], details={"missing": [error.message for error in obstacles]})

@@ -1,4 +1,4 @@
-"""The nouns of planning."""
+"""The result of planning: decisions with their reasons, and the plan that they make."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ from llmctl.quant.backend import Quantization
 
 @dataclass(frozen=True)
 class Decision:
-    """One thing decided, and why.
+    """A decision for people to read; logic reads the fields of the plan.
 
     Attributes:
-        key: What was decided, in transformers' words: `attn_implementation`.
-        value: The decision.
-        reason: One line, for a person.
+        key: Subject, in transformers' words: `attn_implementation`.
+        value: Outcome.
+        reason: Reason in one line.
     """
 
     key: str
@@ -29,26 +29,26 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Exactly what will be passed to transformers, what it will take, and why.
+    """The exact arguments for transformers, the memory that they need, and the reasons.
 
     Attributes:
-        source: The Hub id or folder, as a person would say it.
-        folder: The folder that is loaded, or None when the files are not on this machine.
-        commit: The commit on the Hub, or None.
+        source: Hub id or folder, as the user wrote it.
+        folder: Folder to load from, or None if the files are not on this machine.
+        commit: Commit on the Hub, or None.
         tokenizer_kwargs: Keyword arguments of `AutoTokenizer.from_pretrained`.
         model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
             `quantization_config` as the arguments of the backend's configuration.
-        generation_kwargs: Arguments of `GenerationConfig`, end-of-sequence tokens excepted: the tokenizer knows those.
+        generation_kwargs: Arguments of `GenerationConfig` without special tokens, which the tokenizer knows.
         environment: Environment variables to set before torch is imported.
-        quantization: How the weights are quantised, stored or while they are loaded; None for not at all.
-        devices: The devices in use: `cuda:0`, `cpu`, `mps`.
-        memory: What it takes.
-        decisions: Every decision with its reason, in the order they were made.
-        seed: For `transformers.set_seed`.
-        deterministic: Whether torch is asked for deterministic algorithms.
-        quantized_cache: The folder of quantised weights in the cache that is read instead of quantising, or None.
-        fills_quantized_cache: Whether the quantised weights are written to the cache.
-        draft: The plan of the draft model, or None.
+        quantization: Quantisation of the weights, stored or applied on loading; None for unquantised weights.
+        devices: Devices in use: `cuda:0`, `cpu`, `mps`.
+        memory: Memory by purpose.
+        decisions: All decisions with their reasons, in order.
+        seed: Seed for `transformers.set_seed`.
+        deterministic: True to request deterministic algorithms from torch.
+        quantized_cache: Folder in the quantised cache to read instead of quantising, or None.
+        fills_quantized_cache: True to write the quantised weights to the cache.
+        draft: Plan of the draft model, or None.
         kernels: Kernels that compute unquantised layers and attention: llmctl's own on a CPU, else torch's.
     """
 
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def quantizes(self) -> bool:
-        """Whether weights are quantised while they are loaded."""
+        """True if weights are quantised while they are loaded."""
         return self.quantization is not None and not self.quantization.is_stored
 
     def reason(self, key: str) -> str:

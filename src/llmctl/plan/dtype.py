@@ -1,4 +1,4 @@
-"""Which dtype the model computes in."""
+"""The choice of the dtype that the model computes in."""
 
 from llmctl.config import Config
 from llmctl.machine.detection import Machine
@@ -9,10 +9,10 @@ BF16_CAPABILITY = (8, 0)
 
 
 def decide_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> Decision:
-    """Choose the dtype. A dtype that was asked for is taken as it is."""
-    asked = config.load.dtype
-    if asked != "auto":
-        return Decision("dtype", asked, "asked for")
+    """Choose the dtype. An explicit dtype is used as it is."""
+    requested = config.load.dtype
+    if requested != "auto":
+        return Decision("dtype", requested, "asked for")
     stored = info.stored_dtype
     half_wanted = config.quantization.bits is not None or config.load.attn_implementation == "flash_attention_2"
     if any(device.startswith("cuda") for device in devices):
@@ -40,16 +40,15 @@ def _on_cuda(machine: Machine, devices: tuple[str, ...], *, stored: str, half_wa
 
 
 def _on_cpu(machine: Machine, info: ModelInfo, *, stored: str, half_wanted: bool) -> Decision:
-    """On a CPU bfloat16 decodes about twice as fast as float32, since decoding reads every weight once a token.
+    """Choose bfloat16 on a CPU: it decodes about twice as fast as float32, since decoding reads every weight per token.
 
-    Measured on 2 Zen 4 cores, 128 tokens in, a Llama with 0.5 billion parameters (SmolLM2 shows the same): with
-    AVX512-BF16 it prefills 330 tokens/s against 100 in float32 and decodes 15 against 8; held to AVX2 it prefills 42
-    against 109 and decodes 26 against 8. Answers are mostly decoding, so bfloat16 is the choice on both. float16 has no
-    fast path on most CPUs.
+    Measured on 2 Zen 4 cores with a prompt of 128 tokens and a Llama of 0.5 billion parameters (SmolLM2 is alike): with
+    AVX512-BF16 it prefills 330 tokens/s against 100 in float32 and decodes 15 against 8; limited to AVX2 it prefills 42
+    against 109 and decodes 26 against 8. Answers are mostly decoding, so bfloat16 wins on both. float16 has no fast
+    path on most CPUs.
     """
-    needed = info.parameters * 4
     if stored == "float32" and not half_wanted:
-        if needed <= machine.ram_available_bytes:
+        if info.parameters * 4 <= machine.ram_available_bytes:
             return Decision("dtype", "float32", "the weights are stored in it and fit in RAM")
         return Decision("dtype", "bfloat16", "float32, as stored, does not fit in RAM")
     if machine.cpu_multiplies_bf16:

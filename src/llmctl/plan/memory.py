@@ -1,4 +1,4 @@
-"""The arithmetic of bytes: weights by module, KV cache, overhead. Pure: no torch, no disk, no network."""
+"""Bytes of weights by module, KV cache, activations and runtime. Pure: no torch, no disk, no network."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from llmctl.model.info import ModelInfo
 from llmctl.quant.backend import EMBEDDINGS, Quantization
 
 DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# The CUDA context, cuBLAS workspaces and the allocator's slack: about this much on every card that is used.
+# CUDA context, cuBLAS workspaces and the allocator's slack, approximately, on every card in use.
 GPU_OVERHEAD_BYTES = 900_000_000
 # A Python process with torch and transformers imported and a tokenizer loaded, measured on Linux.
 RUNTIME_BYTES = 400_000_000
@@ -41,10 +41,10 @@ def unquantised_bytes(info: ModelInfo, quantization: Quantization | None) -> int
 
 
 def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None = None) -> dict[str, int]:
-    """Bytes by the modules that are placed whole: each decoder block, and what stands around the blocks.
+    """Return the bytes of each module that is placed whole: the decoder blocks, and the modules around them.
 
-    The names are those of the loaded model's modules, in the order in which a forward pass meets them. A tied output
-    head takes nothing of its own.
+    The names are those of the loaded model's modules, in the order of a forward pass. A tied output head takes no bytes
+    of its own.
     """
     prefix = _MODULE_PREFIX.get(info.model_type, "")
     sizes: dict[str, int] = {}
@@ -71,7 +71,7 @@ def _forward_order(module: str) -> tuple[int, int, str]:
 
 
 def tied(info: ModelInfo) -> bool:
-    """Whether the output head shares the weights of the embedding."""
+    """Return whether the output head shares the weights of the embedding."""
     named = info.config.get("tie_word_embeddings", info.text_config.get("tie_word_embeddings"))
     if named is None:
         return not any(tensor.name == "lm_head.weight" for tensor in info.tensors)
@@ -79,11 +79,11 @@ def tied(info: ModelInfo) -> bool:
 
 
 def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
-    """Bytes of keys and values for `batch` sequences of `context` tokens.
+    """Return the bytes of keys and values for `batch` sequences of `context` tokens.
 
-    Layers of a sliding window keep at most the window less the token at hand. Multi-head latent attention keeps the
+    A layer with a sliding window keeps at most the window less the current token. Multi-head latent attention keeps the
     latent and the rotary part of the key, once for all heads (DeepSeek-V2, arXiv:2405.04434, section 2.1), as
-    transformers does. 0 where config.json does not describe the attention.
+    transformers does. The result is 0 if config.json does not describe the attention.
     """
     text = info.text_config
     latent, rotary = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
@@ -93,25 +93,29 @@ def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str)
     if not isinstance(heads, int) or not info.head_dim or not info.layer_count:
         return 0
     window = text.get("sliding_window")
-    kinds = text.get("layer_types") or ["full_attention"] * info.layer_count
+    layer_types = text.get("layer_types") or ["full_attention"] * info.layer_count
     tokens = 0
-    for kind in kinds:
-        tokens += min(context, window - 1) if kind == "sliding_attention" and isinstance(window, int) else context
+    for layer_type in layer_types:
+        if layer_type == "sliding_attention" and isinstance(window, int):
+            tokens += min(context, window - 1)
+        else:
+            tokens += context
     return 2 * tokens * heads * info.head_dim * DTYPE_SIZE_BYTES[dtype] * batch
 
 
 def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
-    """Bytes of intermediate results while a prompt of `context` tokens is read in one pass, at the widest point.
+    """Return the peak bytes of intermediate results while a prompt of `context` tokens is read in one pass.
 
-    Counted as eight vectors of the hidden size and four of the feed-forward's for every token, and three copies of the
-    logits of the last token in float32. Found by measuring Llamas on a CPU; a mixture's tokens visit several experts.
+    This counts eight vectors of the hidden size and four of the feed-forward size for every token, and three copies of
+    the last token's logits in float32: measured with Llamas on a CPU. In a mixture of experts (MoE) a token passes
+    several experts.
     """
     text = info.text_config
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
     inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
-    chosen = text.get("num_experts_per_tok")
-    if isinstance(chosen, int) and isinstance(text.get("moe_intermediate_size"), int):
-        inner = max(inner, chosen * text["moe_intermediate_size"])
+    active_experts = text.get("num_experts_per_tok")
+    if isinstance(active_experts, int) and isinstance(text.get("moe_intermediate_size"), int):
+        inner = max(inner, active_experts * text["moe_intermediate_size"])
     if not isinstance(hidden, int) or not isinstance(inner, int):
         return 0
     logits = 3 * 4 * int(text.get("vocab_size") or 0) * batch
@@ -121,8 +125,8 @@ def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: st
 def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None) -> int:
     """Return the bytes of the weight files that lie in memory beside the loaded weights until loading ends.
 
-    transformers maps the files and takes tensors of the right dtype as they lie there; whatever is converted is read
-    through the map first. The system can drop these pages, so they count for the peak and not for what must fit.
+    transformers maps the files and uses tensors of the right dtype in place; it reads tensors that it converts through
+    the map. The system can drop these pages, so they count towards the peak but need not fit.
     """
     known = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
     if known is not None:
@@ -144,17 +148,17 @@ def _is_converted(tensor: Tensor, quantization: Quantization | None, *, is_tied:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a plan will take.
+    """The memory that a plan needs.
 
     Attributes:
         weights: Bytes of weights by device, `cuda:0`, `cpu` or `mps`.
-        kv_cache_bytes: Keys and values for `batch` sequences of `context` tokens.
-        activation_bytes: Intermediate results while a prompt of `context` tokens is read.
-        context: The number of tokens counted.
-        batch: The number of sequences counted.
-        mapped_bytes: What of the files lies in RAM beside the weights while they are loaded.
-        draft_bytes: The draft model with its cache and activations.
-        adapter_bytes: Adapters that are not merged.
+        kv_cache_bytes: Bytes of keys and values for `batch` sequences of `context` tokens.
+        activation_bytes: Bytes of intermediate results while a prompt of `context` tokens is read.
+        context: Number of tokens counted.
+        batch: Number of sequences counted.
+        mapped_bytes: Bytes of the files in RAM beside the weights during loading.
+        draft_bytes: Bytes of the draft model with its cache and activations.
+        adapter_bytes: Bytes of adapters that are not merged.
     """
 
     weights: Mapping[str, int]
@@ -168,27 +172,27 @@ class Memory:
 
     @property
     def working_bytes(self) -> int:
-        """What is needed besides weights and runtime."""
+        """Bytes of KV cache and activations."""
         return self.kv_cache_bytes + self.activation_bytes
 
     @property
     def beside_bytes(self) -> int:
-        """What lies beside the model: a draft model, adapters."""
+        """Bytes of the draft model and the adapters."""
         return self.draft_bytes + self.adapter_bytes
 
     @property
     def overhead_bytes(self) -> int:
-        """The runtime itself: on every GPU in use, and in RAM."""
+        """Bytes of the runtime: on every GPU in use, and in RAM."""
         gpus = sum(1 for device in self.weights if device.startswith("cuda"))
         return gpus * GPU_OVERHEAD_BYTES + RUNTIME_BYTES
 
     @property
     def total_bytes(self) -> int:
-        """Everything together, once it is loaded."""
+        """All bytes together, once the model is loaded."""
         return sum(self.weights.values()) + self.working_bytes + self.beside_bytes + self.overhead_bytes
 
     @property
     def peak_ram_bytes(self) -> int:
-        """The largest resident memory of the process, loading included, where all of it lies in RAM."""
+        """The peak resident memory of the process, loading included, for a model that lies in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
         return RUNTIME_BYTES + weights + self.beside_bytes + max(self.mapped_bytes, self.working_bytes)
