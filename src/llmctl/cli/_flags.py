@@ -189,9 +189,12 @@ FLAGS: tuple[Flag[Any], ...] = (
 def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
     """Return the flags that a command takes: groups by title, rows by long name, and flags of its own.
 
+    A flag of its own replaces the row of the same parameter, as the argument MODEL replaces --model.
+
     Raises:
         KeyError: the table has no such group or flag.
     """
+    own = {name.parameter for name in names if isinstance(name, Flag)}
     selected: dict[Flag[Any], None] = {}
     for name in names:
         if isinstance(name, Flag):
@@ -200,7 +203,7 @@ def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
         rows = [flag for flag in FLAGS if name == flag.long or (name == flag.group and _has(flag, command))]
         if not rows:
             raise KeyError(name)
-        selected |= dict.fromkeys(rows)
+        selected |= dict.fromkeys(flag for flag in rows if flag.parameter not in own)
     return tuple(selected)
 
 

@@ -37,8 +37,7 @@ FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
 
 @command(
-    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, WRITE, FORCE, "--revision", "--adapter", "--merge", "--config",
-    "--set", "--offline", "--attn", "--device-map", "--draft",
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, WRITE, FORCE, "Model", "--attn", "--device-map", "--draft",
 )  # fmt: skip
 def plan(options: Options) -> None:
     """Show how a model would run here, before downloading it.

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(
-    app, MODEL_ARGUMENT, "Server", "--revision", "--adapter", "--merge", "--trust-remote-code", "--config", "--set",
-    "--offline", "Loading", "--draft", "--prompt-lookup", "Engine",
-)  # fmt: skip
+@command(app, MODEL_ARGUMENT, "Server", "Model", "Loading", "--draft", "--prompt-lookup", "Engine")
 def serve(options: Options) -> None:
     """Serve a model to OpenAI clients and browsers.
 
