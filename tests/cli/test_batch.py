@@ -250,7 +250,7 @@ def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> Non
 
     code, _, err = batch(*files, "--temperature", "0.5")
     assert code == 2
-    assert "out.jsonl has 3 answers made with other settings" in err
+    assert "out.jsonl has 3 answers made with different settings" in err
     assert "--overwrite" in err
     assert read(here / "out.jsonl") == after
     assert batch(*files, "--temperature", "0.5", "--overwrite")[0] == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llmctl
-from llmctl.generation.logprobs import RawLogits, described, shown, token_logprob, token_text
+from llmctl.generation.logprobs import RawLogits, logprob_document, logprob_line, token_logprob, token_text
 from llmctl.generation.prompt import encode_prompt
 
 Tiny = Callable[[str], Path]
@@ -110,7 +110,7 @@ def test_part_of_a_character_is_given_as_bytes_and_minus_infinity_as_null(tiny_m
     assert token_text(loaded.tokenizer, loaded.tokenizer(" the")["input_ids"][0]) == {"token": " the"}
     logits = torch.zeros(400)
     logits[5] = float("-inf")
-    assert described(token_logprob(logits, 5, 0), loaded.tokenizer)["logprob"] is None
+    assert logprob_document(token_logprob(logits, 5, 0), loaded.tokenizer)["logprob"] is None
 
 
 def test_a_line_for_people_shows_shares(tiny_models: Tiny) -> None:
@@ -121,5 +121,6 @@ def test_a_line_for_people_shows_shares(tiny_models: Tiny) -> None:
     logits = torch.full((400,), float("-inf"))
     logits[the], logits[of] = 0.0, -1.0986
     assert (
-        shown(token_logprob(logits, of, 2), loaded.tokenizer) == "  -1.3863     25%  ' of'   of ' the' 75%, ' of' 25%"
+        logprob_line(token_logprob(logits, of, 2), loaded.tokenizer)
+        == "  -1.3863     25%  ' of'   of ' the' 75%, ' of' 25%"
     )

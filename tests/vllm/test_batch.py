@@ -110,7 +110,7 @@ def test_answers_of_the_other_engine_are_not_resumed(
     assert main([*command_line(tiny_models("llama")), "--engine", "transformers", "-n", "2"]) == 0
     code, _, err = batch("-n", "2")
     assert code == 2
-    assert "made with another model, dtype or quantisation" in err
+    assert "made with a different model, dtype or quantisation" in err
 
 
 def test_a_killed_run_leaves_no_process_and_can_be_resumed(

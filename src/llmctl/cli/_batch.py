@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.generation.batch.keys import Identity
     from llmctl.generation.batch.rows import Row
-    from llmctl.generation.batch.run import Sink, Tally
+    from llmctl.generation.batch.run import BatchCounts, Sink
     from llmctl.loading.model import PromptModel
     from llmctl.loading.prepare import Prepared
 
@@ -73,19 +73,19 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
         )
         progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
         started = time.monotonic()
-        tally, manifest = _run(output, files, rows, computer, progress)
+        counts, manifest = _run(output, files, rows, computer, progress)
     seconds = time.monotonic() - started
-    _note_tally(output, files, tally, seconds=progress.seconds)
+    _note_tally(output, files, counts, seconds=progress.seconds)
     if output.as_json:
-        body = _summary(files, tally, computer.prepared, seconds=seconds, computing=progress.seconds)
+        body = _summary(files, counts, computer.prepared, seconds=seconds, computing=progress.seconds)
         output.document("llmctl.batch/1", {**body, "engine": computer.engine, "manifest": manifest})
-    return not tally.errors
+    return not counts.errors
 
 
 def _run(
     output: Output, files: BatchFiles, rows: "Iterator[Row]", computer: Computer, progress: BatchProgress
-) -> "tuple[Tally, dict[str, Any] | None]":
-    """Answer the rows; return the tally, and for --json the manifest of the run."""
+) -> "tuple[BatchCounts, dict[str, Any] | None]":
+    """Answer the rows; return the counts, and for --json the manifest of the run."""
     from llmctl.generation.batch.run import run_batch
     from llmctl.loading.model import LoadedModel
     from llmctl.reproduce.manifest import make_manifest
@@ -106,7 +106,7 @@ def _run(
             interrupts.check()
             progress.passed(tokens)
 
-        tally = run_batch(
+        counts = run_batch(
             interrupts.released_while_reading(rows),
             sink,
             computer.identity,
@@ -117,7 +117,7 @@ def _run(
             with_manifest=files.with_manifest,
             compute=computer.compute,
         )
-    return tally, manifest
+    return counts, manifest
 
 
 @contextmanager
@@ -139,12 +139,12 @@ def _open_input(files: BatchFiles) -> Iterator[BinaryIO]:
 @contextmanager
 def _open_sink(output: Output, files: BatchFiles, identity: "Identity", progress: BatchProgress) -> Iterator["Sink"]:
     """Open the destination of the answers; an interrupt is answered with how to continue."""
-    from llmctl.generation.batch.journal import Journal, explained
+    from llmctl.generation.batch.journal import Journal, translate_disk_errors
     from llmctl.generation.batch.order import Pipe
 
     path = None if files.to_stdout else files.output
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
-        with explained(path or Path("standard output")), _open_stream(path) as stream, progress:
+        with translate_disk_errors(path or Path("standard output")), _open_stream(path) as stream, progress:
             output.note("the answers go to a stream: an interrupted run starts over; --output FILE can be resumed")
             try:
                 yield Pipe(stream, ordered=not files.unordered)
@@ -170,41 +170,41 @@ def _open_stream(path: Path | None) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _note_tally(output: Output, files: BatchFiles, tally: "Tally", *, seconds: float) -> None:
-    text = f"{tally.rows:,} row{'' if tally.rows == 1 else 's'}"
-    if tally.resumed == tally.rows > 0:
+def _note_tally(output: Output, files: BatchFiles, counts: "BatchCounts", *, seconds: float) -> None:
+    text = f"{counts.rows:,} row{'' if counts.rows == 1 else 's'}"
+    if counts.resumed == counts.rows > 0:
         text += ": every row was answered before"
-    elif tally.resumed:
-        text += f", {tally.resumed:,} of them answered before"
+    elif counts.resumed:
+        text += f", {counts.resumed:,} of them answered before"
     if seconds:
-        rate = tally.completion_tokens / seconds
-        text += f"; {tally.completion_tokens:,} tokens in {seconds:.1f} s, {rate:.1f} tokens/s"
-    if tally.forward_passes:
-        text += f"; {acceptance_text(tally.drafted_tokens, tally.accepted_tokens)}"
+        rate = counts.completion_tokens / seconds
+        text += f"; {counts.completion_tokens:,} tokens in {seconds:.1f} s, {rate:.1f} tokens/s"
+    if counts.forward_passes:
+        text += f"; {acceptance_text(counts.drafted_tokens, counts.accepted_tokens)}"
     output.note(text)
-    if tally.replaced and not files.overwrite:
-        answers = f"{tally.replaced:,} earlier answer{'s' if tally.replaced > 1 else ''}"
+    if counts.replaced and not files.overwrite:
+        answers = f"{counts.replaced:,} earlier answer{'s' if counts.replaced > 1 else ''}"
         output.warn(f"{answers} without a row in {files.input}: moved to {files.output}.replaced")
-    if tally.errors:
+    if counts.errors:
         output.warn(
-            f"{tally.errors:,} of {tally.rows:,} rows have an error instead of an answer; a rerun tries them again"
+            f"{counts.errors:,} of {counts.rows:,} rows have an error instead of an answer; a rerun tries them again"
         )
 
 
 def _summary(
-    files: BatchFiles, tally: "Tally", prepared: "Prepared", *, seconds: float, computing: float
+    files: BatchFiles, counts: "BatchCounts", prepared: "Prepared", *, seconds: float, computing: float
 ) -> dict[str, Any]:
     return {
         "input": str(files.input),
         "output": str(files.output),
-        "rows": tally.rows,
-        "errors": tally.errors,
-        "resumed": tally.resumed,
-        "replaced": tally.replaced,
-        "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
+        "rows": counts.rows,
+        "errors": counts.errors,
+        "resumed": counts.resumed,
+        "replaced": counts.replaced,
+        "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(tally.completion_tokens / computing, 2) if computing else None,
-        **tally.decoding_document(),
+        "tokens_per_second": round(counts.completion_tokens / computing, 2) if computing else None,
+        **counts.decoding_document(),
         "model": prepared.plan.source,
         "commit": prepared.plan.commit,
     }

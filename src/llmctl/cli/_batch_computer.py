@@ -12,7 +12,7 @@ from llmctl.errors import UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
-    from llmctl.generation.batch.answers import Outcome
+    from llmctl.generation.batch.answers import RowOutcome
     from llmctl.generation.batch.keys import Identity
     from llmctl.generation.batch.run import Compute
     from llmctl.loading.model import PromptModel
@@ -99,7 +99,7 @@ def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> It
             started.append(VllmBatch(process, translation, key))
             return loaded
 
-        def compute(*arguments: object, **options: object) -> Iterator["Outcome"]:
+        def compute(*arguments: object, **options: object) -> Iterator["RowOutcome"]:
             return started[0].answers(*arguments, **options)  # type: ignore[arg-type]
 
         yield Computer(prepared, run_identity, load, compute, "vllm")

@@ -55,16 +55,16 @@ def statistics_document(completion: "Completion") -> dict[str, Any]:
 
 def logprobs_document(loaded: "LoadedModel", completion: "Completion") -> dict[str, Any]:
     """Return the log-probabilities for `--json`, where they were measured."""
-    from llmctl.generation.logprobs import described
+    from llmctl.generation.logprobs import logprob_document
 
     if completion.logprobs is None:
         return {}
-    return {"logprobs": [described(scored, loaded.tokenizer) for scored in completion.logprobs]}
+    return {"logprobs": [logprob_document(scored, loaded.tokenizer) for scored in completion.logprobs]}
 
 
 def note_logprobs(output: Output, loaded: "LoadedModel", completion: "Completion") -> None:
     """Show each token of an answer with its log-probability, one a line, where they were measured."""
-    from llmctl.generation.logprobs import shown
+    from llmctl.generation.logprobs import logprob_line
 
     for scored in completion.logprobs or ():
-        output.note(shown(scored, loaded.tokenizer))
+        output.note(logprob_line(scored, loaded.tokenizer))

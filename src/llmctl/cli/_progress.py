@@ -13,7 +13,7 @@ from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
     from llmctl.generation.batch.rows import Row
-    from llmctl.generation.batch.run import Tally
+    from llmctl.generation.batch.run import BatchCounts
 
 _WINDOW_SECONDS = 5.0  # of the download rate
 _STALL_SECONDS = 3.0
@@ -124,7 +124,7 @@ class BatchProgress:
 
     def __init__(self, output: Output, *, total: int | None) -> None:
         self._output, self._total = output, total
-        self._tally: Tally | None = None
+        self._counts: BatchCounts | None = None
         self._rows = self._tokens = 0
         self._errors = 0
         self._start: float | None = None
@@ -149,8 +149,8 @@ class BatchProgress:
     @property
     def kept(self) -> str:
         """The number of answers so far, for the message of an interrupted run."""
-        tally = self._tally
-        done = tally.rows - tally.errors if tally else 0
+        counts = self._counts
+        done = counts.rows - counts.errors if counts else 0
         return f"{done:,}{f' of {self._total:,}' if self._total else ''} answers"
 
     def begin(self) -> None:
@@ -162,9 +162,9 @@ class BatchProgress:
             self._task = self._bar.add_task("", total=self._total, completed=self._rows, state="")
             self._bar.start()
 
-    def settled(self, tally: "Tally") -> None:
+    def row_done(self, counts: "BatchCounts") -> None:
         """Count a finished row."""
-        self._tally, self._rows = tally, tally.rows
+        self._counts, self._rows = counts, counts.rows
         self._report()
 
     def passed(self, tokens: int) -> None:
@@ -182,7 +182,7 @@ class BatchProgress:
         else:
             self._bar.update(self._task, completed=self._rows, state=self.state(now))
 
-    def failed(self, row: "Row", message: str) -> None:
+    def row_failed(self, row: "Row", message: str) -> None:
         """Show an error, up to the first few."""
         self._errors += 1
         if self._errors > _MAX_SHOWN_ERRORS:

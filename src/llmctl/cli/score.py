@@ -190,7 +190,7 @@ def _are_messages(value: Any) -> bool:
 
 
 def _document(done: "Score", loaded: "LoadedModel", *, tokens: bool) -> dict[str, Any]:
-    from llmctl.generation.logprobs import described
+    from llmctl.generation.logprobs import logprob_document
 
     document = {
         "text": done.text,
@@ -203,7 +203,7 @@ def _document(done: "Score", loaded: "LoadedModel", *, tokens: bool) -> dict[str
         "bits_per_byte": done.bits_per_byte,
         "perplexity": done.perplexity,
     }
-    return document | ({"tokens": [described(s, loaded.tokenizer) for s in done.logprobs]} if tokens else {})
+    return document | ({"tokens": [logprob_document(s, loaded.tokenizer) for s in done.logprobs]} if tokens else {})
 
 
 def _model(loaded: "LoadedModel") -> dict[str, Any]:
@@ -259,10 +259,10 @@ def _show_choices(
 
 
 def _show_tokens(output: Output, loaded: "LoadedModel", done: "Score", *, tokens: bool | None) -> None:
-    from llmctl.generation.logprobs import shown
+    from llmctl.generation.logprobs import logprob_line
 
     for scored in done.logprobs if tokens else ():
-        output.line(shown(scored, loaded.tokenizer))
+        output.line(logprob_line(scored, loaded.tokenizer))
 
 
 def _head(text: str) -> str:

@@ -1,4 +1,4 @@
-"""One answer as it grows, token by token, whoever computes the tokens."""
+"""One answer as it grows, token by token, independent of what computes the tokens."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable[[Sequence[int]], str] | None:
-    """What turns ids into text, where the tokenizer's own way is not the one."""
+    """Return the decoder from ids to text, or None for the tokenizer's own."""
     shown = request.shown_tokens
     if request.structure is not None:
         return exact_decoder(tokenizer, shown=shown)
@@ -26,7 +26,7 @@ def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable
 
 
 class Answer:
-    """An answer to one request. Its state: the tokens so far, their text, and why it ended once it has."""
+    """The answer to one request. Its state: the tokens so far, their text, and the reason of its end."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", request: Request) -> None:
         self.request = request
@@ -42,12 +42,7 @@ class Answer:
         self._first_pass = 0
 
     def take(self, token: int, logprob: TokenLogprob | None = None) -> str:
-        """Take the next token; returns the text that can be shown now. `finish_reason` says whether it was the last.
-
-        Args:
-            token: The token.
-            logprob: What the model thought of it, where the request asks for that.
-        """
+        """Take the next token and return the text that can be shown now. The last token sets `finish_reason`."""
         self._last = time.perf_counter()
         if not self.token_ids:
             self._first = self._last
@@ -67,22 +62,22 @@ class Answer:
         return piece
 
     def end_pass(self) -> None:
-        """The tokens since the last call came from one pass of the model."""
+        """Note the end of a pass of the model: the tokens since the last call came from it."""
         self._first_pass = self._first_pass or len(self.token_ids)
 
     def cancel(self) -> None:
-        """Nobody waits for the rest."""
+        """End the answer as cancelled."""
         self.finish_reason = self.finish_reason or "cancelled"
 
     def finish(self) -> str:
-        """No more tokens: the text that was held back."""
+        """End the text and return the part that was held back."""
         tail = self._text.finish()
         if self._text.stopped_by is not None and self.finish_reason != "stop":
             self.finish_reason = "stop_string"
         return tail
 
     def completion(self, *, decoding_stats: DecodingStats | None = None) -> Completion:
-        """The whole answer, with what faster decoding brought to it."""
+        """Return the whole answer."""
         structure = self.request.structure
         return Completion(
             text=self._text.shown,

@@ -1,4 +1,4 @@
-"""From token ids to text, piece by piece, held back while it is not certain.
+"""From token ids to text, piece by piece.
 
 A character can span several tokens, and a stop string several pieces: text is released only once neither can change it.
 """
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_INCOMPLETE = "�"  # what a decoder writes for the first bytes of a character whose rest has not come
+_INCOMPLETE = "�"  # a decoder's output for the first bytes of an incomplete character
 
 
 class TextAssembler:
     """Assembles one answer. Its state: the ids so far, and the text released so far.
 
     Args:
-        tokenizer: The tokenizer.
         stop_strings: The text ends before any of these.
-        decode: Turns ids into text instead of the tokenizer.
+        decode: Decodes ids in place of the tokenizer.
     """
 
     def __init__(
@@ -31,14 +30,14 @@ class TextAssembler:
         self._decoder = decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._stops = tuple(stop_strings)
         self._ids: list[int] = []
-        self._settled = 0  # ids whose text is final and no longer needs decoding
-        self._context = 0  # ids decoded again before them, for tokenizers whose spaces depend on the neighbour
+        self._settled = 0  # number of ids whose text is final
+        self._context = 0  # first id to decode again: spaces can depend on the token before
         self._held = ""
         self.shown = ""
         self.stopped_by: str | None = None
 
     def add(self, token: int) -> str:
-        """Take one token; return the text that can be shown now."""
+        """Take one token and return the text that can be shown now."""
         if self.stopped_by is not None:
             return ""
         self._ids.append(token)
@@ -50,7 +49,7 @@ class TextAssembler:
         return self._release(after[len(before) :], final=False)
 
     def finish(self) -> str:
-        """No more tokens: release what was held back."""
+        """End the text and return the part that was held back."""
         if self.stopped_by is not None:
             return ""
         before = self._decode(self._ids[self._context : self._settled])
@@ -75,7 +74,7 @@ class TextAssembler:
         return released
 
     def _possible_start(self, text: str) -> int:
-        """How many of the last characters could be the beginning of a stop string."""
+        """Return how many of the last characters could be the beginning of a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

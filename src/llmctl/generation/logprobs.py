@@ -1,7 +1,6 @@
-"""Log-probabilities: what the model itself thought of a token.
+"""Log-probabilities of tokens in the model's own distribution.
 
-They are of the model's own distribution: the softmax of its raw logits in float32, before any penalty, constraint,
-temperature or cut of the candidates.
+That is the softmax of its raw logits in float32, before any penalty, constraint, temperature or cut of the candidates.
 """
 
 import re
@@ -22,12 +21,7 @@ _REPLACEMENT = "�"
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that the model could have taken.
-
-    Attributes:
-        id: The token.
-        logprob: Its natural log-probability.
-    """
+    """A token that the model could have taken, and its natural log-probability."""
 
     id: int
     logprob: float
@@ -35,12 +29,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token that was taken, and how likely the model thought it.
+    """A token that was taken, and its natural log-probability.
 
     Attributes:
-        id: The token.
-        logprob: Its natural log-probability.
-        top: The likeliest tokens at its place, the likeliest first; as many as were asked for.
+        top: The top tokens at its position, the likeliest first.
     """
 
     id: int
@@ -49,18 +41,17 @@ class TokenLogprob:
 
 
 def token_logprob(logits: "torch.Tensor", token: int, n: int) -> TokenLogprob:
-    """What the model thought of one token.
+    """Return the log-probability of one token.
 
     Args:
         logits: Raw logits of shape [V], in any dtype and on any device.
-        token: The token that was taken.
-        n: How many of the likeliest to add; 0 means none.
+        n: Number of top tokens to add.
     """
     return token_logprobs(logits[None], [token], n)[0]
 
 
 def token_logprobs(logits: "torch.Tensor", tokens: list[int], n: int) -> list[TokenLogprob]:
-    """`token_logprob` for T places at once: logits of shape [T, V], and T tokens. Takes T x V float32 of memory."""
+    """Return `token_logprob` of T positions at once: logits of shape [T, V]. Takes T x V float32 of memory."""
     import torch
 
     logprobs = torch.log_softmax(logits.detach().float(), dim=-1)
@@ -103,8 +94,8 @@ class RawLogits:
         return token_logprob(newest, token, n)
 
 
-def described(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """A token for `--json`: its text, its id, its log-probability (null for minus infinity), and the likeliest."""
+def logprob_document(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return a token for `--json`: text, id, log-probability (null for minus infinity) and the top tokens."""
     return {
         **token_text(tokenizer, scored.id),
         "id": scored.id,
@@ -113,8 +104,8 @@ def described(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dic
     }
 
 
-def shown(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A token as a line for people: `-0.0123  98.8%  " Paris"`, then the likeliest with their shares."""
+def logprob_line(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a token as a line of text: `-0.0123  98.8%  " Paris"`, then the top tokens with their shares."""
     from math import exp
 
     def share(logprob: float) -> str:
@@ -129,18 +120,18 @@ def shown(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> dict[str, Any]:
-    """The text of one token as `token`; and where it is only a part of a character, its bytes as `bytes`."""
+    """Return the text of one token as `token`, and the bytes of an incomplete character as `bytes`."""
     text = str(tokenizer.decode([token], skip_special_tokens=False))
     piece = str(tokenizer.convert_ids_to_tokens(token))
     if _REPLACEMENT not in text:
         # SentencePiece decoders drop the space that a text begins with
         return {"token": f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text}
-    found = _bytes_of(piece)
-    return {"token": text} if found is None else {"token": text, "bytes": list(found)}
+    raw = _bytes_of(piece)
+    return {"token": text} if raw is None else {"token": text, "bytes": list(raw)}
 
 
 def _bytes_of(piece: str) -> bytes | None:
-    """The bytes that a piece of the vocabulary stands for: `<0xE2>`, or byte-level BPE's letters."""
+    """Return the bytes that a piece of the vocabulary stands for: `<0xE2>`, or the letters of byte-level BPE."""
     if match := _BYTE.fullmatch(piece):
         return bytes([int(match[1], 16)])
     letters = _byte_letters()
@@ -149,7 +140,7 @@ def _bytes_of(piece: str) -> bytes | None:
 
 @cache
 def _byte_letters() -> Mapping[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, other bytes for the letters from U+0100 on.
+    """Return the alphabet of byte-level BPE: printable Latin-1 is itself, other bytes are the letters from U+0100 on.
 
     Source: bytes_to_unicode of GPT-2's encoder.py.
     """

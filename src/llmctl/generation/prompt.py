@@ -84,7 +84,7 @@ def media_from(value: Any) -> tuple[Media, ...]:
 
 
 def uses_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, prompt: "str | Messages") -> bool:
-    """Whether the prompt goes through a chat template."""
+    """Whether a prompt goes through a chat template."""
     return not isinstance(prompt, str) or (not chat.raw and bool(chat.template or tokenizer.chat_template))
 
 
@@ -136,7 +136,7 @@ def encode_prompts(
 
 
 def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, Any]]:
-    """The conversation that a prompt means, the system prompt first."""
+    """Return the conversation of a prompt, the system prompt first."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     if not messages or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError("the prompt is empty", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
@@ -147,7 +147,7 @@ def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, A
 
 def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSection) -> list[int]:
     if chat.system is not None:
-        raise UserError("a system prompt needs a chat template", hint="leave --raw or --system away")
+        raise UserError("a system prompt needs a chat template", hint="omit --raw or --system")
     bos = tokenizer.bos_token
     doubled = bool(bos) and prompt.startswith(str(bos))
     ids = list(tokenizer(prompt, add_special_tokens=not doubled)["input_ids"])
@@ -157,7 +157,7 @@ def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSec
 
 
 def template_text(chat: ChatSection) -> str | None:
-    """The text of the user's own chat template, or None where the model's is used. Raises UserError."""
+    """Return the text of the user's own chat template, or None for the model's. Raises UserError."""
     if chat.template is None:
         return None
     file = Path(chat.template).expanduser()
@@ -173,7 +173,7 @@ def rendering(
     chat: ChatSection,
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> Callable[[], list[int]]:
-    """What renders a conversation and gives its ids: untrusted work, to be run with limits."""
+    """Return a function that renders a conversation to ids. It is untrusted work: run it with limits."""
     messages = as_messages(prompt, chat)
     template = template_text(chat)
     if template is None and not tokenizer.chat_template:
@@ -197,35 +197,35 @@ def rendering(
 
 def template_error(error: Exception) -> LlmctlError:
     """Return the error for a template that failed."""
-    explained: LlmctlError
+    result: LlmctlError
     if isinstance(error, TooMuchError):
-        explained = ModelError(
+        result = ModelError(
             f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
-            hint="it was stopped; --raw leaves the template away, --template FILE takes another",
+            hint="it was stopped; --raw omits the template, --template FILE uses another one",
         )
     else:
-        explained = UserError(
+        result = UserError(
             f"the chat template refuses this conversation: {first_line(error)}",
-            hint="some models take no system prompt; --raw leaves the template away",
+            hint="some models take no system prompt; --raw omits the template",
         )
-    explained.__cause__ = error
-    return explained
+    result.__cause__ = error
+    return result
 
 
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
-    """Before transformers could keep control tokens in a user's text apart, the honest answer is to refuse them."""
+    """Refuse control tokens in messages: older transformers cannot keep them apart from the template's own."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     for text in _texts(given):
-        found = next((token for token in special if token in text), None)
-        if found is not None:
+        token = next((token for token in special if token in text), None)
+        if token is not None:
             raise UserError(
-                f"the prompt contains the control token {found}, which this transformers takes for a real one",
-                hint="pip install --upgrade transformers, or take it out of the text",
+                f"the prompt contains the control token {token}, which this transformers would take for a real one",
+                hint="pip install --upgrade transformers, or remove it from the text",
             )
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in messages or tools, names of arguments included."""
+    """Yield every text in messages or tools, names of arguments included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One prompt and everything that decides its answer: what every way of generating takes."""
+"""A request: one prompt and everything that decides its answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be generated.
+    """One prompt with its settings.
 
     Attributes:
-        arguments: Those of transformers' GenerationConfig, end tokens included.
-        seed: What the random generators are seeded with.
-        budget: Most tokens to generate: `max_new_tokens`, or what the context has left.
+        arguments: Arguments of transformers' GenerationConfig, end tokens included.
+        seed: The seed of the random generators.
+        budget: Maximum tokens to generate: `max_new_tokens`, or the rest of the context.
         stop_strings: The answer ends before any of these.
-        logprobs: How many of the likeliest tokens to note at each place; 0 only the chosen one, None nothing at all.
-        structure: The form that the answer must have, or None.
-        shown_tokens: Special tokens that are text of the answer, not left out of it: those that mark tool calls.
+        logprobs: Number of top tokens to record at each position; 0 for the chosen one only, None for nothing.
+        structure: The structure that the answer must have.
+        shown_tokens: Special tokens that stay in the text: those that mark tool calls.
     """
 
     prompt: Prompt
@@ -47,10 +47,10 @@ class Request:
 def make_request(
     loaded: "PromptModel", prompt: Prompt, *, seed: int | None = None, max_new_tokens: int | None = None
 ) -> Request:
-    """The request that `loaded`'s configuration means for a prompt.
+    """Return the request for a prompt by the model's configuration.
 
     Raises:
-        UserError: the prompt is longer than the model's context, or the structure that is asked for cannot be enforced.
+        UserError: the prompt is longer than the model's context, or the structure cannot be enforced.
     """
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
@@ -58,7 +58,7 @@ def make_request(
     arguments = loaded.generation_arguments()
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
-        # what is compiled holds for one length of the cache: a power of two, so that the next answer finds it again
+        # compiled code holds for one cache length: a power of two, so that later answers reuse it
         arguments["max_cache_len"] = 1 << (len(prompt) + budget - 1).bit_length()
     if structure is not None:
         from llmctl.generation.structured.constraint import check_for
@@ -77,7 +77,7 @@ def make_request(
 
 
 def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":
-    """transformers' object for the arguments of a request, which are plain values."""
+    """Return transformers' object for the arguments of a request, which are plain values."""
     from transformers import CompileConfig, GenerationConfig
 
     values = dict(arguments)
@@ -89,14 +89,14 @@ def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":
 
 
 def _budget(loaded: "PromptModel", prompt_tokens: int, wanted: int) -> int:
-    """How many tokens may be generated before the context is full."""
+    """Return the number of tokens that may be generated before the context is full."""
     context = loaded.context_length
     if context is None:
         return wanted
     if prompt_tokens >= context:
         raise UserError(
             f"the prompt has {prompt_tokens} tokens, the context of {loaded.plan.source} holds {context}",
-            hint="shorten the prompt, or take a model with a longer context",
+            hint="shorten the prompt, or use a model with a longer context",
             details={"prompt_tokens": prompt_tokens, "context_length": context},
         )
     return min(wanted, context - prompt_tokens)

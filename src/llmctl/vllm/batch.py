@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError, UserError
-from llmctl.generation.batch.answers import Made, Outcome, requests_of
+from llmctl.generation.batch.answers import RowOutcome, RowRequest, row_requests
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion, FinishReason
 from llmctl.generation.logprobs import Alternative, TokenLogprob
@@ -55,7 +55,7 @@ class VllmBatch:
 
     def answers(
         self, loaded: "PromptModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[RowOutcome]:
         """Answer rows like `generation.batch.answers.answers`.
 
         Raises:
@@ -63,8 +63,8 @@ class VllmBatch:
         """
         client = self._client()
         loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, unsafe with more threads
-        pending: dict[asyncio.Task[Completion], tuple[Row, Made]] = {}
-        requests, tokens, has_more = requests_of(loaded, iter(rows)), 0, True
+        pending: dict[asyncio.Task[Completion], tuple[Row, RowRequest]] = {}
+        requests, tokens, has_more = row_requests(loaded, iter(rows)), 0, True
         try:
             while has_more or pending:
                 while has_more and len(pending) < MAX_CONCURRENT:
@@ -75,7 +75,7 @@ class VllmBatch:
                     refusal = made if isinstance(made, LlmctlError) else _unsupported_setting(row)
                     if refusal is not None:
                         yield row, refusal, None
-                    elif isinstance(made, Made):
+                    elif isinstance(made, RowRequest):
                         pending[loop.create_task(self._answer(client, made))] = (row, made)
                 on_pass(tokens)
                 for task in loop.run_until_complete(_wait_for_some(pending)):
@@ -109,7 +109,7 @@ class VllmBatch:
         except UserError as error:
             return error
 
-    async def _answer(self, client: "AsyncClient", made: Made) -> Completion:
+    async def _answer(self, client: "AsyncClient", made: RowRequest) -> Completion:
         """Answer one row. Raises UserError if vLLM refuses it, MachineError if vLLM fails."""
         import httpx2
 
@@ -150,7 +150,7 @@ def engine_identity(translation: Translation) -> dict[str, Any]:
     return {"name": "vllm", **{name: str(value) for name, value in sorted(used.items())}}
 
 
-def request_body(made: Made, model: str) -> dict[str, Any]:
+def request_body(made: RowRequest, model: str) -> dict[str, Any]:
     """Return the body of a request for /v1/completions, with every setting."""
     request, arguments = made.request, made.request.arguments
     sampling: dict[str, Any] = {"temperature": 0.0}

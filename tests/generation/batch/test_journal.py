@@ -12,11 +12,11 @@ import pytest
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.batch import run as batch_run
-from llmctl.generation.batch.answers import Made
+from llmctl.generation.batch.answers import RowRequest
 from llmctl.generation.batch.journal import Journal
 from llmctl.generation.batch.keys import Identity
 from llmctl.generation.batch.rows import Row, rows_of
-from llmctl.generation.batch.run import Tally, run_batch
+from llmctl.generation.batch.run import BatchCounts, run_batch
 from llmctl.generation.completion import Completion
 from llmctl.generation.prompt import Prompt
 
@@ -31,8 +31,8 @@ def ready() -> Any:
 
 
 class Quiet:
-    def settled(self, tally: Tally) -> None: ...
-    def failed(self, row: Row, message: str) -> None: ...
+    def row_done(self, counts: BatchCounts) -> None: ...
+    def row_failed(self, row: Row, message: str) -> None: ...
 
 
 class KilledError(BaseException):
@@ -44,17 +44,17 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
     computed: list[Any] = []
 
-    def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion, Made]]:
+    def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion, RowRequest]]:
         window: list[Row] = []
         for row in rows:
             window.append(row)
             if len(window) == 3:
                 for chosen in (window.pop(1), window.pop(1)):
                     computed.append(chosen.prompt)
-                    yield chosen, done(chosen), Made(None, None)
+                    yield chosen, done(chosen), RowRequest(None, None)
         for row in reversed(window):
             computed.append(row.prompt)
-            yield row, done(row), Made(None, None)
+            yield row, done(row), RowRequest(None, None)
 
     def done(row: Row) -> Completion:
         return Completion(f"to {row.prompt}", (1, 2), "stop", None, Prompt((7, 8, 9)), 42, 0.1, 0.2)
@@ -63,7 +63,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return computed
 
 
-def run(path: Path, values: list[Any], identity: Identity = RUN, **more: Any) -> Tally:
+def run(path: Path, values: list[Any], identity: Identity = RUN, **more: Any) -> BatchCounts:
     with_ids = more.pop("with_ids", False)
     journal = Journal(path, identity, **more)
     try:
@@ -96,10 +96,10 @@ TEXTS = ["to a", "to b", "to b", "to c", "to d", "to e", "to f", "to b"]
 
 
 def test_answers_stand_in_the_order_of_the_rows_and_nothing_is_left_beside(path: Path, answered: list[Any]) -> None:
-    tally = run(path, VALUES)
+    counts = run(path, VALUES)
     assert texts(path) == TEXTS
     assert beside(path) == []
-    assert (tally.rows, tally.errors, tally.resumed, tally.completion_tokens) == (8, 0, 0, 16)
+    assert (counts.rows, counts.errors, counts.resumed, counts.completion_tokens) == (8, 0, 0, 16)
     sixth = json.loads(path.read_text().splitlines()[5])
     assert (sixth["id"], sixth["input"]) == ("five", {"label": 7})
     assert sixth["key"].endswith("-5e771465-0de10000")
@@ -187,19 +187,19 @@ def test_a_rerun_computes_nothing_and_leaves_the_file_alone(path: Path, answered
     run(path, VALUES)
     before = path.stat()
     answered.clear()
-    tally = run(path, VALUES)
+    counts = run(path, VALUES)
     assert answered == []
-    assert (tally.rows, tally.resumed) == (8, 8)
+    assert (counts.rows, counts.resumed) == (8, 8)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_an_edited_row_runs_again_and_its_old_answer_is_kept_beside(path: Path, answered: list[Any]) -> None:
     run(path, VALUES)
     answered.clear()
-    tally = run(path, ["a", "B", *VALUES[2:4], *VALUES[5:]])
+    counts = run(path, ["a", "B", *VALUES[2:4], *VALUES[5:]])
     assert answered == ["B"]
     assert texts(path) == ["to a", "to B", "to b", "to c", "to e", "to f", "to b"]
-    assert tally.replaced == 1
+    assert counts.replaced == 1
     assert texts(path.with_name("answers.jsonl.replaced")) == ["to d"]
 
 
@@ -235,20 +235,25 @@ def test_token_ids_that_were_not_kept_are_computed(path: Path, answered: list[An
     assert json.loads(path.read_text())["token_ids"] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("identity", "what"), [(OTHER_SETTINGS, "other settings"), (OTHER_MODEL, "another model, dtype or quantisation")]
-)
+@pytest.mark.parametrize(("identity", "difference"), [(OTHER_SETTINGS, "settings"), (OTHER_MODEL, "model")])
 @pytest.mark.parametrize("finished", [True, False])
-def test_what_was_made_otherwise_is_not_gone_on_with(
-    path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch, identity: Identity, what: str, *, finished: bool
+def test_answers_of_another_model_or_settings_are_not_continued(
+    path: Path,
+    answered: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    identity: Identity,
+    difference: str,
+    *,
+    finished: bool,
 ) -> None:
     if finished:
         run(path, ["a", "b"])
     else:
         killed_at(4, path, monkeypatch, half=True)
     before = contents(path.parent)
-    with pytest.raises(UserError, match=f"answers.* made with {what}") as refused:
+    with pytest.raises(UserError) as refused:
         run(path, VALUES, identity)
+    assert refused.value.details[difference] > 0
     assert "--overwrite" in str(refused.value.hint)
     assert contents(path.parent) == before
     run(path, VALUES, identity, overwrite=True)

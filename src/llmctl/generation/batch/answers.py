@@ -1,4 +1,4 @@
-"""From rows to answers: prompts rendered a window at a time, each row's own settings, then whatever computes."""
+"""From rows to answers: prompts are rendered a window at a time, each row gets its settings, the engine answers."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -22,31 +22,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a row's answer was computed from.
+class RowRequest:
+    """The request of a row.
 
     Attributes:
-        loaded: The model, with the row's own settings.
-        request: The request.
+        loaded: The model with the row's settings.
     """
 
     loaded: "PromptModel"
     request: Request
 
 
-Outcome = tuple[Row, Completion | LlmctlError, Made | None]  # what became of a row, and from what
-WINDOW = 256  # rows whose prompts are rendered in one child
+RowOutcome = tuple[Row, Completion | LlmctlError, RowRequest | None]
+WINDOW = 256  # rows whose prompts are rendered in one child process
 
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """What became of one row.
-
-    Attributes:
-        row: The row.
-        completion: Its answer, or None.
-        error: Why there is none, or None.
-    """
+    """The answer to one row, or its error."""
 
     row: Row
     completion: Completion | None = None
@@ -54,55 +47,53 @@ class RowAnswer:
 
     @property
     def text(self) -> str:
-        """The answer's text. Raises the row's error where there is none."""
+        """The text of the answer. Raises the row's error where there is none."""
         if self.completion is None:
             raise self.error or AssertionError("an answer or an error")
         return self.completion.text
 
 
 def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool = True) -> Iterator[RowAnswer]:
-    """Answer many prompts; a bad one costs no other.
+    """Answer many prompts; an error of one affects no other.
 
     Args:
-        loaded: What `load` returned.
-        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and, where wanted, `id`, `seed`,
+        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `id`, `seed`,
             `system`, `generation` and `structure`. They are read some hundreds ahead, so they may be endless.
-        ordered: In the order of the rows, or as they are finished.
+        ordered: Yield in the order of the rows rather than as answers finish.
 
     Yields:
-        One for each row. Closing the iterator early stops the model.
+        One answer for each row. Closing the iterator early stops the model.
     """
     order: InOrder[RowAnswer] = InOrder()
-    for row, outcome, _ in answers(loaded, rows_of(rows)):
-        answer = RowAnswer(row, error=outcome) if isinstance(outcome, LlmctlError) else RowAnswer(row, outcome)
+    for row, result, _ in answers(loaded, rows_of(rows)):
+        answer = RowAnswer(row, error=result) if isinstance(result, LlmctlError) else RowAnswer(row, result)
         yield from order.add(row.number, answer) if ordered else (answer,)
 
 
 def answers(
     loaded: "LoadedModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
-) -> Iterator[Outcome]:
-    """What becomes of rows, in the order in which they are finished, and from what; each row's errors are its own.
+) -> Iterator[RowOutcome]:
+    """Yield the outcomes of rows as they finish: the completion or the row's error, and its request.
 
     Args:
-        loaded: What `load` returned.
         rows: Taken as room becomes free, a window ahead.
-        on_pass: Called before every pass with the tokens generated so far; what it raises ends the work.
+        on_pass: Called before every pass with the tokens generated so far. Its exceptions end the work.
 
     Raises:
         MachineError: memory ran out.
     """
     engine = engine_for_many(loaded)
-    requests = requests_of(loaded, iter(rows))
-    under_way: dict[int, Made] = {}
+    requests = row_requests(loaded, iter(rows))
+    under_way: dict[int, RowRequest] = {}
     try:
         while True:
             while engine.has_room and (item := next(requests, None)) is not None:
-                row, made = item
-                if isinstance(made, LlmctlError):
-                    yield row, made, None
+                row, prepared = item
+                if isinstance(prepared, LlmctlError):
+                    yield row, prepared, None
                 else:
-                    under_way[row.number] = made
-                    engine.add(row, made.request)
+                    under_way[row.number] = prepared
+                    engine.add(row, prepared.request)
             if not engine.is_busy:
                 return
             on_pass(engine.generated_tokens)
@@ -113,24 +104,24 @@ def answers(
         engine.drop_all()
 
 
-def requests_of(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, Made | LlmctlError]]:
-    """The requests that rows mean, or what is wrong with them."""
+def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, RowRequest | LlmctlError]]:
+    """Yield the request of each row, or its error."""
 
     @lru_cache(maxsize=256)
-    def adjusted(own: str) -> "PromptModel | LlmctlError":
-        said = json.loads(own)
+    def overridden(settings: str) -> "PromptModel | LlmctlError":
+        sections = json.loads(settings)
         try:
-            return with_generation(loaded, said.get("generation", {}), structure=said.get("structure"))
+            return with_generation(loaded, sections.get("generation", {}), structure=sections.get("structure"))
         except LlmctlError as error:
             return error
 
-    def request(row: Row, prompt: Prompt) -> Made | LlmctlError:
-        own = {name: row.settings[name] for name in ("generation", "structure") if name in row.settings}
-        settled = adjusted(json.dumps(own)) if own else loaded
-        if isinstance(settled, LlmctlError):
-            return settled
+    def request(row: Row, prompt: Prompt) -> RowRequest | LlmctlError:
+        sections = {name: row.settings[name] for name in ("generation", "structure") if name in row.settings}
+        configured = overridden(json.dumps(sections)) if sections else loaded
+        if isinstance(configured, LlmctlError):
+            return configured
         try:
-            return Made(settled, make_request(settled, prompt, seed=row.settings.get("seed")))
+            return RowRequest(configured, make_request(configured, prompt, seed=row.settings.get("seed")))
         except UserError as error:
             return error
 
@@ -148,8 +139,8 @@ def _chat(chat: ChatSection, row: Row) -> ChatSection:
     return chat if system is None else chat.model_copy(update={"system": system})
 
 
-def in_one_line(error: LlmctlError) -> str:
-    """What an error says, for the row that has it."""
+def one_line(error: LlmctlError) -> str:
+    """Return the message of an error on one line."""
     if isinstance(error, ConfigError):
         return "; ".join(f"{problem.key}: {problem.message}" for problem in error.problems)
     return " ".join(error.message.split())

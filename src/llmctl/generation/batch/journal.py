@@ -1,8 +1,8 @@
-"""The answers of a batch on the disk, so that a run that is killed at any moment can go on.
+"""The answers of a batch on disk, so that a run that is killed at any moment can be resumed.
 
-OUTPUT.partial holds the answers in the order in which they come, each line appended as a whole. When every row has one,
-OUTPUT is written beside, in the order of the rows, and takes its name; OUTPUT.partial goes. What earlier runs left in
-OUTPUT and OUTPUT.partial under the same key is taken over.
+OUTPUT.partial holds the answers as they arrive, each line appended as a whole. When every row has one, a new OUTPUT is
+written in the order of the rows and replaces the old one, and OUTPUT.partial is removed. Answers of earlier runs in
+OUTPUT and OUTPUT.partial with the same key are reused.
 """
 
 import errno
@@ -21,45 +21,45 @@ from llmctl.platform_support import open_descriptor, read_at, remove_open_file, 
 
 PARTIAL, NEW, REPLACED = ".partial", ".new", ".replaced"
 _SYNC_SECONDS = 1.0
-_IN_OUTPUT = 1 << 61  # marks a place in OUTPUT; other places are in OUTPUT.partial
-_TAKEN = 1 << 62  # marks an answer that a row of this run has asked for
-_NOWHERE = -1
+_OUTPUT_FLAG = 1 << 61  # marks an offset in OUTPUT; other offsets are in OUTPUT.partial
+_TAKEN_FLAG = 1 << 62  # marks an answer that belongs to a row of this run
+_NO_OFFSET = -1
 _READ_BYTES = 8192
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
-class Found(NamedTuple):
-    """An answer that was there before: its line, and where it lies."""
+class EarlierAnswer(NamedTuple):
+    """An answer of an earlier run, and the offset of its line."""
 
     document: dict[str, Any]
-    place: int
+    offset: int
 
 
 class Journal:
-    """The output of one run. Its state: which answers there are and where; of the answers it holds none in memory.
+    """The output of one run. Its state: the offsets of answers; no answer is held in memory.
 
     Args:
         path: OUTPUT.
-        run: What the keys of this run end with.
-        overwrite: Whether answers that were made otherwise may go.
-        ordered: Whether OUTPUT gets the order of the rows, or that in which they were answered.
+        run: The identity that the keys of this run end with.
+        overwrite: Replace answers made with a different model or settings.
+        ordered: Write OUTPUT in the order of the rows rather than of the answers.
 
     Raises:
-        UserError: OUTPUT is something else, or was made with another model or other settings.
-        MachineError: another process writes there, or the disk refuses.
+        UserError: OUTPUT is no batch output, or was made with a different model or settings.
+        MachineError: another process writes it, or the disk refuses.
     """
 
     def __init__(self, path: Path, run: Identity, *, overwrite: bool = False, ordered: bool = True) -> None:
         self.path = path.resolve()
         self._run, self._overwrite, self._ordered = run, overwrite, ordered
-        self._places = array("q")  # of the rows: by their number, or as they came
-        self._answered: dict[int, int] = {}  # the row's part of a key -> its place
-        self._more: dict[int, list[int]] = {}  # further places of rows that are there several times
+        self._offsets = array("q")  # of the rows, by number or as they were answered
+        self._answered: dict[int, int] = {}  # by the row's part of the key
+        self._repeats: dict[int, list[int]] = {}  # further offsets of equal rows
         self._output: BinaryIO | None = None
         self._output_rows = self._end = 0
         self._synced = time.monotonic()
-        with explained(self.path):
+        with translate_disk_errors(self.path):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._partial = _open_locked(self._beside(PARTIAL))
@@ -69,7 +69,7 @@ class Journal:
                 self.close()
                 raise
 
-    # -- what was there
+    # -- earlier answers
 
     def _read(self) -> None:
         others: dict[str, int] = {}
@@ -77,83 +77,83 @@ class Journal:
             self._output = self.path.open("rb")
             for at, line in _lines(self._output):
                 self._output_rows += 1
-                self._note(line, at | _IN_OUTPUT, others)
+                self._note(line, at | _OUTPUT_FLAG, others)
         with os.fdopen(os.dup(self._partial), "rb") as partial:
             for at, line in _lines(partial):
-                if not line.endswith(b"\n"):  # the run was killed while it wrote this
+                if not line.endswith(b"\n"):  # the run was killed while writing it
                     break
                 self._end = at + len(line)
                 self._note(line, at, others)
         if others and not self._overwrite:
-            raise _made_otherwise(self.path, others)
+            raise _other_settings_error(self.path, others)
         os.ftruncate(self._partial, self._end)
 
-    def _note(self, line: bytes, place: int, others: dict[str, int]) -> None:
-        """Remember an answer that can be taken over; count it in `others` when it was made otherwise."""
+    def _note(self, line: bytes, offset: int, others: dict[str, int]) -> None:
+        """Record an answer that can be reused; count it in `others` if its settings or model differ."""
         try:
             document = json.loads(line)
             key, is_error = document.get("key"), "error" in document
             row, settings, model = str(key).split("-") if not is_error else ("0", *_parts(self._run))
             part = int(row, 16)
         except (ValueError, AttributeError):
-            if place & _IN_OUTPUT:  # in OUTPUT.partial it is what a power cut leaves: the row is answered again
+            if offset & _OUTPUT_FLAG:  # in OUTPUT.partial a power cut left it: the row is answered again
                 others["foreign"] = others.get("foreign", 0) + 1
             return
         if (settings, model) != _parts(self._run):
             other = "settings" if model == self._run.model else "model"
             others[other] = others.get(other, 0) + 1
-        elif not is_error and self._answered.setdefault(part, place) != place:
-            self._more.setdefault(part, []).append(place)
+        elif not is_error and self._answered.setdefault(part, offset) != offset:
+            self._repeats.setdefault(part, []).append(offset)
 
-    def find(self, key: str) -> Found | None:
-        """The answer that an earlier run gave for this key."""
+    def find(self, key: str) -> EarlierAnswer | None:
+        """Return the answer of an earlier run with this key."""
         part = int(key.partition("-")[0], 16)
-        place = self._answered.get(part)
-        if place is None:
+        offset = self._answered.get(part)
+        if offset is None:
             return None
-        if place & _TAKEN and self._more.get(part):
-            place = self._more[part].pop(0)
-        self._answered[part] = place | _TAKEN
-        place &= ~_TAKEN
-        return Found(json.loads(self._line(place)), place)
+        if offset & _TAKEN_FLAG and self._repeats.get(part):
+            offset = self._repeats[part].pop(0)
+        self._answered[part] = offset | _TAKEN_FLAG
+        offset &= ~_TAKEN_FLAG
+        return EarlierAnswer(json.loads(self._line(offset)), offset)
 
-    def keep(self, number: int, place: int) -> None:
-        """Row `number` has its answer already, at `place`, as it must be."""
+    def keep(self, number: int, offset: int) -> None:
+        """Record that row `number` has its answer at `offset`."""
         if self._ordered:
-            while len(self._places) < number:
-                self._places.append(_NOWHERE)
-            self._places[number - 1] = place
+            while len(self._offsets) < number:
+                self._offsets.append(_NO_OFFSET)
+            self._offsets[number - 1] = offset
         else:
-            self._places.append(place)
+            self._offsets.append(offset)
 
-    # -- what is new
+    # -- new answers
 
     def append(self, number: int, document: Mapping[str, Any]) -> None:
-        """Write the answer of row `number`: its whole line or, when the disk refuses, nothing. Raises MachineError."""
+        """Write the answer of row `number`: the whole line, or nothing if the disk refuses. Raises MachineError."""
         line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
-        place = self._end
-        with explained(self.path):
+        offset = self._end
+        with translate_disk_errors(self.path):
             try:
-                write_at(self._partial, line, place)
+                write_at(self._partial, line, offset)
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(self._partial, place)
+                    os.ftruncate(self._partial, offset)
                 raise
             self._end += len(line)
-            self.keep(number, place)
+            self.keep(number, offset)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._partial)
                 self._synced = time.monotonic()
 
     def finish(self) -> int:
-        """Every row has its answer: OUTPUT gets them all. Returns how many earlier answers no row asked for.
+        """Write OUTPUT, now that every row has its answer. Return the number of earlier answers that belong to no row.
 
-        Those are appended to OUTPUT.replaced, unless they may be overwritten.
+        They are appended to OUTPUT.replaced, unless `overwrite` is set.
         """
-        left = [place for place in self._answered.values() if not place & _TAKEN]
-        with explained(self.path):
+        left = [offset for offset in self._answered.values() if not offset & _TAKEN_FLAG]
+        with translate_disk_errors(self.path):
             if not self._is_as_it_was(left):
-                self._write_beside(self._beside(NEW), self._places, "wb")
+                self._write_beside(self._beside(NEW), self._offsets, "wb")
                 if left and not self._overwrite:
                     self._write_beside(self._beside(REPLACED), left, "ab")
                 if self._output is not None:
@@ -166,35 +166,35 @@ class Journal:
         return len(left)
 
     def _is_as_it_was(self, left: list[int]) -> bool:
-        """Whether OUTPUT has exactly these answers in this order already."""
-        if self._output is None or left or len(self._places) != self._output_rows:
+        """Whether OUTPUT already holds exactly these answers in this order."""
+        if self._output is None or left or len(self._offsets) != self._output_rows:
             return False
-        return all(place & _IN_OUTPUT for place in self._places) and list(self._places) == sorted(self._places)
+        return all(offset & _OUTPUT_FLAG for offset in self._offsets) and list(self._offsets) == sorted(self._offsets)
 
-    def _write_beside(self, path: Path, places: "array[int] | list[int]", mode: str) -> None:
+    def _write_beside(self, path: Path, offsets: "array[int] | list[int]", mode: str) -> None:
         with path.open(mode) as file:
-            for place in places:
-                assert place != _NOWHERE, "every row has an answer"  # noqa: S101
-                file.write(self._line(place))
+            for offset in offsets:
+                assert offset != _NO_OFFSET, "every row has an answer"  # noqa: S101
+                file.write(self._line(offset))
             file.flush()
             os.fsync(file.fileno())
 
-    def _line(self, place: int) -> bytes:
-        """The line at a place, with its end."""
+    def _line(self, offset: int) -> bytes:
+        """Return the line at an offset, with its newline."""
         descriptor = self._partial
-        if place & _IN_OUTPUT and self._output is not None:
-            descriptor, place = self._output.fileno(), place & ~_IN_OUTPUT
+        if offset & _OUTPUT_FLAG and self._output is not None:
+            descriptor, offset = self._output.fileno(), offset & ~_OUTPUT_FLAG
         parts: list[bytes] = []
-        while part := read_at(descriptor, _READ_BYTES << len(parts), place):
+        while part := read_at(descriptor, _READ_BYTES << len(parts), offset):
             line, newline, _ = part.partition(b"\n")
             parts.append(line)
-            place += len(part)
+            offset += len(part)
             if newline:
                 break
         return b"".join([*parts, b"\n"])
 
     def close(self) -> None:
-        """Let go of the files; OUTPUT.partial stays for the next run if there is anything in it."""
+        """Close the files. OUTPUT.partial stays for the next run unless it is empty."""
         if self._output is not None:
             self._output.close()
         if self._partial < 0:
@@ -218,7 +218,7 @@ def _parts(run: Identity) -> tuple[str, str]:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their ends, and where each begins."""
+    """Yield the lines of a file with their newlines, and the offset of each."""
     file.seek(0)
     at = 0
     for line in file:
@@ -227,13 +227,13 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _open_locked(path: Path) -> int:
-    """Open OUTPUT.partial for one process alone. Raises MachineError."""
+    """Open OUTPUT.partial for this process alone. Raises MachineError."""
     while True:
         descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
         if not try_lock(descriptor):
             os.close(descriptor)
             raise MachineError(
-                f"another run is writing {path.with_suffix('')}", hint="wait for it, or give another --output"
+                f"another run is writing {path.with_suffix('')}", hint="wait for it, or choose another --output"
             )
         # the run that had the lock may have taken the file away at its end: a lock on that one protects nothing
         if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
@@ -241,25 +241,25 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _made_otherwise(path: Path, others: Mapping[str, int]) -> UserError:
-    """Why the answers that are there cannot be gone on with."""
+def _other_settings_error(path: Path, others: Mapping[str, int]) -> UserError:
+    """Return the error for answers that cannot be continued."""
     if "foreign" in others:
         return UserError(
-            f"{path} is there, and is no output of llmctl generate",
-            hint="give another --output, or --overwrite to replace it",
+            f"{path} exists and is no output of llmctl generate",
+            hint="choose another --output, or add --overwrite to replace it",
         )
-    what = "another model, dtype or quantisation" if "model" in others else "other settings"
+    difference = "a different model, dtype or quantisation" if "model" in others else "different settings"
     count = sum(others.values())
     return UserError(
-        f"{path} has {count:,} answer{'s' if count != 1 else ''} made with {what}",
-        hint="give another --output, or --overwrite to let them go",
+        f"{path} has {count:,} answer{'s' if count != 1 else ''} made with {difference}",
+        hint="choose another --output, or add --overwrite to replace them",
         details={"path": str(path), **others},
     )
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say in one line what the disk refuses. Raises MachineError or UserError for OSError."""
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """Translate OSError into MachineError or UserError."""
     try:
         yield
     except BrokenPipeError:
@@ -270,11 +270,11 @@ def explained(path: Path) -> Iterator[None]:
 
 def _refusal(error: OSError, path: Path) -> LlmctlError:
     reason = error.strerror or type(error).__name__
-    if error.errno in _FULL:
+    if error.errno in _DISK_FULL:
         return MachineError(
             f"cannot write {path}: {reason}",
-            hint="what is answered is kept: make room, then run the same command again",
+            hint="finished answers are kept: free some space, then run the same command again",
         )
-    if error.errno in _NO_SUCH_PLACE:
-        return UserError(f"cannot write {path}: {reason}", hint="give a file in a folder that is there: --output FILE")
-    return MachineError(f"cannot write {path}: {reason}", hint="give an --output that you may write to")
+    if error.errno in _NO_SUCH_PATH:
+        return UserError(f"cannot write {path}: {reason}", hint="give a file in an existing folder: --output FILE")
+    return MachineError(f"cannot write {path}: {reason}", hint="choose an --output that you may write to")

@@ -1,7 +1,7 @@
-"""What decides an answer, as short hashes: a row whose key was answered is not answered again.
+"""Short hashes of everything that decides an answer: a row whose key has an answer is not answered again.
 
-A key is `ROW-SETTINGS-MODEL`: what the row says; the settings that hold for every row; the model, its dtype and its
-quantisation. So a file of answers shows whether it was made with the settings and the model of now.
+A key is `ROW-SETTINGS-MODEL`: the content of the row; the settings of the run; the model with its dtype and
+quantisation. So a file of answers shows whether it was made with the current settings and model.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmctl.loading.prepare import Prepared
 
 ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
-# keys of `generation` whose effect is in the plan's arguments, where a default and its value are the same
+# keys of `generation` whose effect is in the plan's arguments, where a default and its explicit value are equal
 _IN_ARGUMENTS = {
     "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "repetition_penalty", "no_repeat_ngram_size",
@@ -29,11 +29,11 @@ _IN_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What is the same for every row of a run.
+    """The part of a key that all rows of a run share.
 
     Attributes:
         settings: Hash of the settings.
-        model: Hash of the model and how it computes.
+        model: Hash of the model, its dtype and quantisation.
     """
 
     settings: str
@@ -41,11 +41,10 @@ class Identity:
 
 
 def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
-    """The identity of a run. The files of a local folder are hashed, once; of a Hub model the commit is enough.
+    """Return the identity of a run. The files of a local folder are hashed once; a Hub model is known by its commit.
 
     Args:
-        of: The model.
-        engine: What computes instead of transformers, and how.
+        engine: The engine in place of transformers, with its settings.
 
     Raises:
         OSError: a file of the model cannot be read.
@@ -60,7 +59,7 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
         "context": config.tokenizer.model_max_length,
     }
     if structure := written_out(config.structure).model_dump(mode="json", exclude_none=True):
-        settings["structure"] = json.dumps(structure)  # as text: the order of a schema's properties counts
+        settings["structure"] = json.dumps(structure)  # as text: the order of properties counts
     arguments = plan.model_kwargs
     model = {
         "files": of.resolved.commit or [(file.path, file.digest) for file in model_files(of.resolved)],
@@ -78,7 +77,7 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
 
 
 def row_key(row: Row, run: Identity) -> str:
-    """The key of a row: the same prompt and settings give the same key, whatever its id and its own fields are."""
+    """Return the key of a row. Equal prompts and settings have equal keys; the id and other fields do not count."""
     settings = dict(row.settings)
     if "structure" in settings:
         settings["structure"] = json.dumps(settings["structure"])

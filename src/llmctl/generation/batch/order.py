@@ -1,4 +1,4 @@
-"""Answers that finish in any order, handed on in the order of the rows."""
+"""Answers that finish in any order, passed on in the order of the rows."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 class InOrder(Generic[T]):
-    """Holds back what is ahead of its turn. Its state: whose turn it is, and what waits."""
+    """Holds items back until their turn. Its state: the next number, and the waiting items."""
 
     def __init__(self) -> None:
         self._next = 1
         self._waiting: dict[int, T] = {}
 
     def add(self, number: int, item: T) -> Iterator[T]:
-        """Take the item of row `number`; yield those whose turn has come."""
+        """Take the item of row `number`; yield the items whose turn has come."""
         self._waiting[number] = item
         while self._next in self._waiting:
             yield self._waiting.pop(self._next)
@@ -23,16 +23,16 @@ class InOrder(Generic[T]):
 
 
 class Pipe:
-    """Answers written to an open stream at once: nothing is remembered, so nothing is resumed."""
+    """Answers written to an open stream at once; such a run cannot be resumed."""
 
     def __init__(self, stream: BinaryIO, *, ordered: bool = True) -> None:
         self._stream = stream
         self._order: InOrder[bytes] | None = InOrder() if ordered else None
 
     def find(self, key: str) -> None:
-        """There is no earlier run."""
+        """Return None: a stream has no earlier answers."""
 
-    def keep(self, number: int, place: int) -> None:
+    def keep(self, number: int, offset: int) -> None:
         raise AssertionError("there is no earlier answer to keep")
 
     def append(self, number: int, document: Mapping[str, Any]) -> None:
@@ -43,8 +43,8 @@ class Pipe:
         self._stream.flush()
 
     def finish(self) -> int:
-        """Every answer was written when it came. Returns 0: nothing was replaced."""
+        """Return 0: every answer is written, and none was replaced."""
         return 0
 
     def close(self) -> None:
-        """The stream is not ours to close."""
+        """Leave the stream open: its owner closes it."""

@@ -1,4 +1,4 @@
-"""A batch from rows to an output: what was answered before is kept, what is bad is said in its place."""
+"""A batch from rows to an output: earlier answers are kept, and a bad row has its error in place of an answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,40 +6,40 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.errors import LlmctlError
-from llmctl.generation.batch.answers import Made, Outcome, answers, in_one_line
+from llmctl.generation.batch.answers import RowOutcome, RowRequest, answers, one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion, DecodingStats
-from llmctl.generation.logprobs import described
+from llmctl.generation.logprobs import logprob_document
 from llmctl.generation.structured.structure import parsed_value
 from llmctl.reproduce.manifest import make_manifest
 
 if TYPE_CHECKING:
-    from llmctl.generation.batch.journal import Found
+    from llmctl.generation.batch.journal import EarlierAnswer
     from llmctl.loading.model import PromptModel
 
 
 class Sink(Protocol):
-    """Where answers go: a `Journal`, or a `Pipe`."""
+    """The output of a batch: a `Journal` or a `Pipe`."""
 
-    def find(self, key: str) -> "Found | None": ...
-    def keep(self, number: int, place: int) -> None: ...
+    def find(self, key: str) -> "EarlierAnswer | None": ...
+    def keep(self, number: int, offset: int) -> None: ...
     def append(self, number: int, document: Mapping[str, Any]) -> None: ...
     def finish(self) -> int: ...
     def close(self) -> None: ...
 
 
 @dataclass
-class Tally:
-    """What a run has done so far; it counts up.
+class BatchCounts:
+    """The progress of a run.
 
     Attributes:
-        rows: Rows that have their answer or their error.
-        errors: Those with an error.
-        resumed: Those that were answered before.
-        prompt_tokens: Tokens read in this run.
+        rows: Rows with their answer or their error.
+        errors: Rows with an error.
+        resumed: Rows answered by an earlier run.
+        prompt_tokens: Prompt tokens of this run's answers.
         completion_tokens: Tokens generated in this run.
-        replaced: Earlier answers that no row asks for any more.
+        replaced: Earlier answers that belong to no row any more.
         forward_passes: Passes of the model for answers with a draft or prompt lookup.
         drafted_tokens: Tokens proposed to it.
         accepted_tokens: Proposed tokens that are part of the answers.
@@ -74,23 +74,23 @@ class Tally:
 
 
 class Compute(Protocol):
-    """What computes: `answers` here, or another engine elsewhere."""
+    """Answers rows: `answers` in this process, or another engine."""
 
-    def __call__(self, loaded: Any, rows: Iterable[Row], *, on_pass: Callable[[int], None]) -> Iterator[Outcome]:
-        """What becomes of rows, as `answers` says it."""
+    def __call__(self, loaded: Any, rows: Iterable[Row], *, on_pass: Callable[[int], None]) -> Iterator[RowOutcome]:
+        """Yield the outcomes of rows like `answers`."""
 
 
 class Listener(Protocol):
-    """Who is told how it goes."""
+    """Is told of the progress."""
 
-    def settled(self, tally: Tally) -> None:
-        """One more row has its answer or its error."""
+    def row_done(self, counts: BatchCounts) -> None:
+        """Note that one more row has its answer or its error."""
 
-    def failed(self, row: Row, message: str) -> None:
-        """A row has an error."""
+    def row_failed(self, row: Row, message: str) -> None:
+        """Note that a row has an error."""
 
 
-_RECORDED = ("token_ids", "prompt_ids", "manifest")  # what llmctl replay needs of an answer, beside text and seed
+_REPLAY_FIELDS = ("token_ids", "prompt_ids", "manifest")  # what llmctl replay needs beside text and seed
 
 
 def run_batch(
@@ -104,50 +104,47 @@ def run_batch(
     with_ids: bool = False,
     with_manifest: bool = False,
     compute: Compute | None = None,
-) -> Tally:
+) -> BatchCounts:
     """Answer every row that has no answer yet, and finish the output.
 
     Args:
-        rows: The rows; they are read as they are needed.
-        sink: Where answers go.
-        run: What the keys of this run end with.
-        ready: Gives the model that `compute` takes. It is called when the first row needs it, so not where every row
-            is answered.
-        listener: Who is told how it goes.
-        on_pass: Called before every pass with the tokens generated so far; what it raises ends the run, and what is
-            answered is kept.
-        with_ids: Whether answers have their token ids.
-        with_manifest: Whether each carries what runs it again: its prompt's ids as well, and its manifest.
-        compute: What computes the answers; transformers here where it is left away.
+        rows: Read as they are needed.
+        run: The identity that the keys of this run end with.
+        ready: Returns the model that `compute` takes. It is not called when every row is answered already.
+        on_pass: Called before every pass with the tokens generated so far. Its exceptions end the run; finished answers
+            are kept.
+        with_ids: Write the token ids of every answer.
+        with_manifest: Write everything that `llmctl replay` needs: the ids of answers and prompts, and the manifest.
+        compute: Answers rows; by default, transformers in this process.
 
     Raises:
-        LlmctlError: the model cannot be loaded, or the output cannot be written. What is answered is kept.
+        LlmctlError: the model cannot be loaded, or the output cannot be written. Finished answers are kept.
     """
-    more = ("token_ids",) if with_ids else ()
-    work = _Run(sink, run, listener, more=_RECORDED if with_manifest else more)
+    ids = ("token_ids",) if with_ids else ()
+    work = _Run(sink, run, listener, extra_fields=_REPLAY_FIELDS if with_manifest else ids)
     pending = work.pending(rows)
     first = next(pending, None)
     if first is not None:
         loaded = ready()
-        for row, outcome, made in (compute or answers)(loaded, chain([first], pending), on_pass=on_pass):
+        for row, outcome, request in (compute or answers)(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
-            elif made is not None:
-                work.answer(row, outcome, made)
-    work.tally.replaced = sink.finish()
-    return work.tally
+            elif request is not None:
+                work.answer(row, outcome, request)
+    work.counts.replaced = sink.finish()
+    return work.counts
 
 
 class _Run:
-    """One run. Its state is its tally."""
+    """One run. Its state: its counts."""
 
-    def __init__(self, sink: Sink, run: Identity, listener: Listener, *, more: Sequence[str]) -> None:
-        self.tally = Tally()
-        self._sink, self._run, self._listener, self._more = sink, run, listener, more
+    def __init__(self, sink: Sink, run: Identity, listener: Listener, *, extra_fields: Sequence[str]) -> None:
+        self.counts = BatchCounts()
+        self._sink, self._run, self._listener, self._extra_fields = sink, run, listener, extra_fields
         self._manifest: tuple[PromptModel, dict[str, Any]] | None = None
 
     def pending(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows that have to be computed; the others are settled on the way."""
+        """Yield the rows that have no answer yet; finish the others."""
         for row in rows:
             if row.error is not None:
                 self.fail(row, row.error)
@@ -155,22 +152,22 @@ class _Run:
                 yield row
 
     def _kept(self, row: Row) -> bool:
-        """Whether the row was answered before; if it has another id or other fields now, they are put right."""
-        found = self._sink.find(row_key(row, self._run))
-        if found is None or any(name not in found.document for name in self._more):
+        """Whether an earlier run answered the row; the id and the user's fields are updated to the row's."""
+        earlier = self._sink.find(row_key(row, self._run))
+        if earlier is None or any(name not in earlier.document for name in self._extra_fields):
             return False
         head = _head(row)
-        document = {**head, **{k: v for k, v in found.document.items() if k not in ("id", "input")}}
-        if document == found.document:
-            self._sink.keep(row.number, found.place)
+        document = {**head, **{k: v for k, v in earlier.document.items() if k not in ("id", "input")}}
+        if document == earlier.document:
+            self._sink.keep(row.number, earlier.offset)
         else:
             self._sink.append(row.number, document)
-        self.tally.resumed += 1
-        self._settled()
+        self.counts.resumed += 1
+        self._row_done()
         return True
 
-    def answer(self, row: Row, completion: Completion, made: Made) -> None:
-        """Write an answer."""
+    def answer(self, row: Row, completion: Completion, request: RowRequest) -> None:
+        """Write the answer to a row."""
         document = {
             **_head(row),
             "text": completion.text,
@@ -183,18 +180,20 @@ class _Run:
         }
         if completion.decoding_stats is not None:
             document["gains"] = completion.decoding_stats.document(len(completion.token_ids))
-        if "token_ids" in self._more:
+        if "token_ids" in self._extra_fields:
             document["token_ids"] = list(completion.token_ids)
         if completion.logprobs is not None:
-            document["logprobs"] = [described(scored, made.loaded.tokenizer) for scored in completion.logprobs]
-        if "manifest" in self._more:
-            document |= {**made.request.prompt.document(), "manifest": self._manifest_of(made.loaded)}
+            document["logprobs"] = [
+                logprob_document(scored, request.loaded.tokenizer) for scored in completion.logprobs
+            ]
+        if "manifest" in self._extra_fields:
+            document |= {**request.request.prompt.document(), "manifest": self._manifest_of(request.loaded)}
         self._sink.append(row.number, document | {"key": row_key(row, self._run)})
-        self.tally.add(completion)
-        self._settled()
+        self.counts.add(completion)
+        self._row_done()
 
     def _manifest_of(self, loaded: "PromptModel") -> dict[str, Any]:
-        """The manifest of a row's settings; neighbours mostly share theirs."""
+        """Return the manifest of a row's settings; consecutive rows mostly share theirs."""
         from llmctl.loading.model import LoadedModel
 
         assert isinstance(loaded, LoadedModel)  # noqa: S101 (only transformers' answers carry manifests)
@@ -203,20 +202,20 @@ class _Run:
         return self._manifest[1]
 
     def fail(self, row: Row, error: LlmctlError) -> None:
-        """Write an error in the row's place. The next run tries the row again."""
-        message = in_one_line(error)
+        """Write an error in place of the row's answer. The next run tries the row again."""
+        message = one_line(error)
         self._sink.append(
             row.number, {**_head(row), "error": {"kind": error.kind, "message": message, "line": row.line}}
         )
-        self.tally.errors += 1
-        self._listener.failed(row, message)
-        self._settled()
+        self.counts.errors += 1
+        self._listener.row_failed(row, message)
+        self._row_done()
 
-    def _settled(self) -> None:
-        self.tally.rows += 1
-        self._listener.settled(self.tally)
+    def _row_done(self) -> None:
+        self.counts.rows += 1
+        self._listener.row_done(self.counts)
 
 
 def _head(row: Row) -> dict[str, Any]:
-    """What an output row has from its input row: the id, and the user's own fields under `input`."""
+    """Return the fields that an output row takes from its input row: the id, and the user's own under `input`."""
     return {"id": row.id, "input": dict(row.fields)} if row.fields else {"id": row.id}
