@@ -104,7 +104,7 @@ def test_it_is_no_matter_of_concern_where_the_configuration_names_the_cpu() -> N
 def test_a_card_that_only_the_bus_shows_is_seen_too() -> None:
     found = findings(LAPTOP, driver=NvidiaDriver(cards_on_bus=1))
     assert "an NVIDIA card is in this machine" in lines(found)["torch"].reason
-    assert "no driver of NVIDIA" in lines(found)["GPU"].reason
+    assert "NVIDIA's driver is not usable" in lines(found)["GPU"].reason
     assert "docker run --gpus all" in str(lines(found)["GPU"].fix)
 
 
@@ -128,7 +128,7 @@ def test_any_other_reason_of_torch_is_handed_on_and_auto_needs_the_card_that_it_
     line = lines(findings(H100, torch=facts))["torch"]
     assert line.status == "broken"
     assert "uncorrectable ECC error" in line.reason
-    assert "load.device_map is auto, which takes the GPU" in line.reason
+    assert "load.device_map is auto, which uses the GPU" in line.reason
     assert lines(findings(H100, {"load": {"device_map": "cpu"}}, torch=facts))["torch"].status == "warning"
 
 
@@ -194,7 +194,7 @@ def test_a_broken_flash_attn_that_auto_would_take_is_broken_and_with_sdpa_a_warn
     broken = {"flash_attn": Trial("failed", error="ImportError: undefined symbol: x", foreign_symbols=True)}
     line = lines(findings(H100, trials=broken))["flash-attn"]
     assert line.status == "broken"
-    assert "load.attn_implementation is auto, which takes it here" in line.reason
+    assert "load.attn_implementation is auto, which selects it here" in line.reason
     with_sdpa = findings(H100, {"load": {"attn_implementation": "sdpa"}}, trials=broken)
     assert lines(with_sdpa)["flash-attn"].status == "warning"
     assert lines(findings(T4, trials=broken))["flash-attn"].status == "warning"
@@ -234,7 +234,7 @@ def test_the_line_of_the_own_kernels_says_what_is_lost_without_them() -> None:
     assert (line(LAPTOP, isa="avx2").status, line(LAPTOP, isa="avx2").reason) == ("ok", "in use, for avx2")
     assert "without vector instructions" in line(LAPTOP, isa="portable").reason
     lost = line(LAPTOP, isa=None, missing=why)
-    without = "4 and 8 bits go through torch's packed kernels, and cannot be kept or written"
+    without = "4 and 8 bits use torch's packed kernels and cannot be cached or saved"
     assert (lost.status, lost.reason) == ("warning", f"{why}; models on the CPU are slower: {without}")
     assert "C++ compiler" in str(lost.fix)
     assert line(H100, isa=None, missing=why).status == "skipped"

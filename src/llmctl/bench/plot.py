@@ -27,7 +27,7 @@ def check_plot(file: Path) -> None:
     if file.suffix.lower().removeprefix(".") not in FORMATS:
         raise UserError(f"{file}: a chart is a .png or an .svg file", hint="--plot speed.svg")
     if not file.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {file.absolute().parent}", hint="make it, or name another place")
+        raise UserError(f"there is no folder {file.absolute().parent}", hint="create it, or give another --plot FILE")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

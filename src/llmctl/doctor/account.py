@@ -41,7 +41,7 @@ def _token(hub: HubState, need: Need) -> Check:
         return skipped("token", "none; public models need none (llmctl login stores one)")
     if hub.role is None:
         return skipped("token", f"from {hub.token_source}; the Hub could not be asked about it")
-    kinds = {"": "of a browser login", "fineGrained": "fine-grained"}
+    kinds = {"": "from a browser login", "fineGrained": "fine-grained"}
     text = f"from {hub.token_source}, {kinds.get(hub.role, hub.role)} (whose it is: llmctl whoami)"
     if hub.reads_gated is False:
         reason = f"{text}; it may not read public gated models"
@@ -58,5 +58,5 @@ def _access(hub: HubState, need: Need) -> Check:
     if hub.access_refused is not None:
         return fault("model access", hub.access_refused.message, hub.access_refused.hint, needed=need.download)
     if hub.download_bytes is None:
-        return skipped("model access", f"the Hub could not be asked for {hub.wanted}")
+        return skipped("model access", f"the Hub could not be asked about {hub.wanted}")
     return ok("model access", f"{hub.wanted} may be read: {format_bytes(hub.download_bytes)} to download")

@@ -120,5 +120,5 @@ def _trial(answer: Mapping[str, Any], code: int, *, hung: bool, talk: str, secon
     if answer.get("done"):
         return Trial("imported", facts, talk=talk, seconds=seconds)
     if hung:
-        return Trial("hung", facts, f"no end after {question.limit_seconds:g} s", talk=talk, seconds=seconds)
+        return Trial("hung", facts, f"no result after {question.limit_seconds:g} s", talk=talk, seconds=seconds)
     return Trial("crashed", facts, exit_text(code), talk=talk, seconds=seconds)

@@ -43,7 +43,7 @@ def _cache(findings: Findings, need: Need) -> Check:
     disk, hub = findings.disk, findings.hub
     if disk is None:
         return skipped("cache folder", "not looked at")
-    elsewhere = "export HF_HOME=FOLDER   (one that you may write to)"
+    elsewhere = "export HF_HOME=FOLDER   (a folder that you may write to)"
     if disk.obstacle == "full":
         reason = f"the disk of {disk.folder} is full: {format_bytes(disk.free_bytes)} free"
         return fault("cache folder", reason, "llmctl models prune", needed=need.download)
@@ -79,7 +79,7 @@ def _container(findings: Findings) -> Check:
         return ok("container limit", "none (cgroup v2)")
     if limit < 2 * LITTLE_RAM_BYTES:
         reason = f"the container may use {format_bytes(limit)} of memory: little for a model"
-        return warning("container limit", reason, "start it with more: docker run --memory 16g")
+        return warning("container limit", reason, "start it with more memory: docker run --memory 16g")
     return ok("container limit", f"the container may use {format_bytes(limit)} of memory")
 
 
@@ -96,7 +96,7 @@ def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | No
     if wanted > limit:
         reason = f"{text}, and loading this model maps about {format_bytes(wanted)}"
         return fault("address space", reason, fix, needed="the model is loaded in one process")
-    return warning("address space", f"{text} for everything that is mapped, weights included", fix)
+    return warning("address space", f"{text} for all mapped memory, including weights", fix)
 
 
 def _cpu(findings: Findings) -> Check:
@@ -130,7 +130,7 @@ def _cpu_kernels(findings: Findings) -> Check:
     if findings.machine is not None and findings.machine.gpus:
         return skipped("CPU kernels", f"{reason}; models on a GPU need none")
     fix = "pip install --force-reinstall --no-deps --no-cache-dir llmctl-hf   (with a C++ compiler on the PATH)"
-    lost = "models on the CPU are slower: 4 and 8 bits go through torch's packed kernels, and cannot be kept or written"
+    lost = "models on the CPU are slower: 4 and 8 bits use torch's packed kernels and cannot be cached or saved"
     return warning("CPU kernels", f"{reason}; {lost}", fix)
 
 
@@ -161,13 +161,15 @@ def _threads(findings: Findings) -> Check:
 def _open_files(findings: Findings) -> Check:
     limit = findings.computer.file_limit
     if limit is not None and limit < FEW_FILES:
-        return warning("open files", f"a process may open {limit}, few for a model in many files", "ulimit -n 4096")
-    return ok("open files", f"a process may open {limit}" if limit is not None else "no limit")
+        return warning(
+            "open files", f"a process may open {limit} files: few for a model in many files", "ulimit -n 4096"
+        )
+    return ok("open files", f"a process may open {limit} files" if limit is not None else "no limit")
 
 
 def _tokenizers_parallelism(findings: Findings) -> Check:
     value = findings.computer.variables.get("TOKENIZERS_PARALLELISM")
     if value is not None and value.lower() in _NO:
-        reason = f"TOKENIZERS_PARALLELISM={value}: many prompts are tokenised on one core"
+        reason = f"TOKENIZERS_PARALLELISM={value}: tokenising many prompts uses one core only"
         return warning("tokenizers parallelism", reason, "unset TOKENIZERS_PARALLELISM")
     return ok("tokenizers parallelism", f"TOKENIZERS_PARALLELISM={value}" if value else "on (nothing is set)")

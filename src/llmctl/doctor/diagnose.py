@@ -36,7 +36,7 @@ def _configuration(findings: Findings) -> Iterator[Check]:
     for problem in findings.problems:
         yield Check("configuration", "broken", str(problem), "every key with its meaning: llmctl config init")
     if findings.problems:
-        yield skipped("configuration", "the checks below are made for the defaults")
+        yield skipped("configuration", "the checks below use the defaults")
     else:
         count = len(findings.user_values)
         yield ok("configuration", f"{count} key{'s' if count != 1 else ''} set" if count else "the defaults")
@@ -52,13 +52,13 @@ def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Chec
     elif findings.hub is not None and findings.hub.wanted:
         yield skipped("model", f"{findings.source} is not on this machine")
     else:
-        yield skipped("model", f"{findings.source}: the demo extra carries it, it is converted when it is first used")
+        yield skipped("model", f"{findings.source}: included in the demo extra; it is converted at its first use")
     if isinstance(plan, LlmctlError):
         yield Check("plan", "broken", plan.message, plan.hint)
     elif plan is not None:
         yield ok("plan", _summary(plan))
     else:
-        yield skipped("plan", "it is made from the model's files")
+        yield skipped("plan", "it needs the model's files")
 
 
 def _summary(plan: Plan) -> str:

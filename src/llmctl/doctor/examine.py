@@ -187,5 +187,5 @@ def _absent(findings: Findings) -> LlmctlError | None:
         return None
     return OfflineError(
         f"{hub.wanted} is not in the cache, and the network is forbidden",
-        hint=f"where there is a network: llmctl download {hub.wanted}",
+        hint=f"with a network: llmctl download {hub.wanted}",
     )

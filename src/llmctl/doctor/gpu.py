@@ -22,10 +22,10 @@ MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
 SELECTOR = "https://pytorch.org/get-started/locally/"
 # Numbers of NVML (nvmlReturn_t) that have one cause.
 _NVML_ERRORS = {
-    4: ("this user may not talk to it", "sudo usermod -aG video $USER"),
+    4: ("this user may not access it", "sudo usermod -aG video $USER"),
     9: ("its kernel module is not loaded", "sudo modprobe nvidia"),
     15: ("a card has dropped off the bus", "sudo reboot"),
-    18: ("it was updated, and the running kernel still has the old one", "sudo reboot"),
+    18: ("it was updated, and the running kernel still has the old version", "sudo reboot"),
 }
 
 
@@ -66,7 +66,7 @@ def _torch(findings: Findings, need: Need) -> Check:
             works = f", built for CUDA {cuda}" + (f", computes on {here}" if facts.get("cuda_works") else "")
             return in_range(findings, "torch", needed=ALWAYS, about=works)
         reason = f"{version} has no code for {served.name} (compute capability {_dotted(served.capability)})"
-        return _gpu_fault(findings, "torch", reason, f"choose a build that has at {SELECTOR}", need)
+        return _gpu_fault(findings, "torch", reason, f"choose a build with code for it at {SELECTOR}", need)
     return _no_cuda(findings, version, cuda, here, need)
 
 
@@ -154,7 +154,7 @@ def _out_of_reach(findings: Findings, need: Need) -> Check | None:
         reason = f"CUDA_VISIBLE_DEVICES is '{hidden}', which leaves none"
         return _gpu_fault(findings, "GPU", reason, "unset CUDA_VISIBLE_DEVICES", need)
     if driver.cards_on_bus and driver.version is None:
-        reason = "an NVIDIA card is on the PCI bus, and no driver of NVIDIA can be used here"
+        reason = "an NVIDIA card is on the PCI bus, and NVIDIA's driver is not usable here"
         fix = "install NVIDIA's driver; in a container: docker run --gpus all"
         return _gpu_fault(findings, "GPU", reason, fix, need)
     return None
@@ -171,7 +171,7 @@ def _dtype(findings: Findings) -> Check:
     if dtype == "bfloat16" and not on_cpu:
         old = next((card for card in cards if card.capability < BF16_CAPABILITY), None)
         if old is not None:
-            reason = f"{old.name} (compute capability {_dotted(old.capability)}) only imitates bfloat16, slowly"
+            reason = f"{old.name} (compute capability {_dotted(old.capability)}) only emulates bfloat16, slowly"
             return warning("dtype", reason, "--dtype fp16")
     if dtype == "float16" and on_cpu:
         return warning("dtype", "most CPUs have no fast way to compute float16", "--dtype bf16")
@@ -207,7 +207,7 @@ def _flash_attn(findings: Findings, need: Need) -> Check:
     install = "pip install --no-build-isolation flash-attn"
     if any(card.capability >= FLASH_CAPABILITY for card in nvidia_cards(findings)):
         return fault("flash-attn", "not installed", install, needed=need.flash_attention)
-    reason = f"not installed, and no GPU here could run it (where one can: {install})"
+    reason = f"not installed, and no GPU here can run it (for one that can: {install})"
     return fault("flash-attn", reason, "--attn sdpa", needed=need.flash_attention)
 
 

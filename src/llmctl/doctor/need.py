@@ -39,7 +39,7 @@ def plan_of(findings: Findings) -> Plan | LlmctlError | None:
 def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
     """Return the requirements of the configuration, including those of what `auto` becomes on this machine."""
     flash = _flash_attention(findings, plan)
-    cuda = _cuda(findings) or ("FlashAttention-2 runs on nothing else" if flash else None)
+    cuda = _cuda(findings) or ("FlashAttention-2 needs it" if flash else None)
     hub = findings.hub
     wanted = f"{hub.wanted} is not on this machine" if hub is not None and hub.wanted else None
     return Need(cuda, flash, _backend_packages(findings), wanted)
@@ -54,7 +54,7 @@ def _cuda(findings: Findings) -> str | None:
         return f"load.device_map names {named}"
     gpus = findings.machine.gpus if findings.machine else ()
     if wanted in ("auto", "balanced", "balanced_low_0", "sequential") and any(gpu.kind == "cuda" for gpu in gpus):
-        return f"load.device_map is {wanted}, which takes the GPU"
+        return f"load.device_map is {wanted}, which uses the GPU"
     return None
 
 
@@ -62,7 +62,7 @@ def _flash_attention(findings: Findings, plan: Plan | LlmctlError | None) -> str
     if findings.config.load.attn_implementation == "flash_attention_2":
         return "load.attn_implementation names it"
     if isinstance(plan, Plan) and plan.model_kwargs["attn_implementation"] == "flash_attention_2":
-        return "load.attn_implementation is auto, which takes it here"
+        return "load.attn_implementation is auto, which selects it here"
     return None
 
 

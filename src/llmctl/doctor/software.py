@@ -85,7 +85,7 @@ def in_range(findings: Findings, name: str, *, needed: str | None, about: str = 
         return ok(label, f"imported; it does not say its version{about}")
     if wanted and not is_inside(version, wanted):
         fix = f"pip install {_wanted(findings, name)}"
-        return fault(label, f"{version} is outside the range that llmctl is made for, {wanted}", fix, needed=needed)
+        return fault(label, f"{version} is outside the range that llmctl supports, {wanted}", fix, needed=needed)
     tested = TESTED_UP_TO.get(name)
     if tested is not None and release(version)[:2] > release(tested):
         fix = f'pip install "{label}=={tested}.*"'
@@ -103,11 +103,11 @@ def _wanted(findings: Findings, name: str) -> str:
 def _python(findings: Findings) -> Check:
     version, wanted = findings.computer.python, findings.requirements
     if wanted.python and not is_inside(version, wanted.python):
-        reason = f"{version} is outside the range that llmctl is made for, {wanted.python}"
+        reason = f"{version} is outside the range that llmctl supports, {wanted.python}"
         return fault("python", reason, "python3.11 -m venv .venv", needed=ALWAYS)
     tested = wanted.tested_pythons
     if tested and ".".join(version.split(".")[:2]) not in tested:
-        return warning("python", f"{version} is not one that llmctl is tested with ({', '.join(tested)})")
+        return warning("python", f"{version} is not a version that llmctl is tested with ({', '.join(tested)})")
     return ok("python", version + (f" (tested with {', '.join(tested)})" if tested else ""))
 
 
@@ -130,11 +130,11 @@ def _kernels(findings: Findings) -> Check:
     version = findings.version("kernels")
     if version is None:
         return skipped("kernels", "not installed, and not needed")
-    hidden = "llmctl uses no kernels of the Hub and hides it from bitsandbytes, which would fetch code with it"
+    hidden = "llmctl uses no kernels from the Hub and hides it from bitsandbytes, which would download code with it"
     transformers = findings.trials.get("transformers")
     low, high = (transformers.facts.get("kernels") if transformers else None) or (None, None)
     if low and high and not is_inside(version, f">={low},<{high}"):
-        reason = f"{version} is outside what this transformers takes, from {low} to below {high}; {hidden}"
+        reason = f"{version} is outside the range of this transformers, from {low} to below {high}; {hidden}"
         return warning("kernels", reason, f'pip install "kernels>={low},<{high}"')
     return ok("kernels", f"{version}; {hidden}")
 
@@ -143,7 +143,7 @@ def _others(findings: Findings) -> Check:
     """Check the other requirements of llmctl's package by their metadata alone."""
     wanted = findings.requirements
     if not wanted.ranges:
-        return skipped("other packages", "llmctl is not installed as a package, so its requirements are not known")
+        return skipped("other packages", "llmctl is not installed as a package, so its requirements are unknown")
     wrong = []
     for name, bounds in wanted.ranges.items():
         if name in _OWN_LINE or name == "huggingface_hub":
@@ -158,5 +158,5 @@ def _others(findings: Findings) -> Check:
         wrong.append((f"psutil cannot be imported ({psutil.error})", "--force-reinstall --no-deps psutil"))
     if wrong:
         fix = "pip install " + " ".join(name for _, name in wrong)
-        return fault("other packages", "; ".join(reason for reason, _ in wrong), fix, needed="llmctl is made of them")
-    return ok("other packages", "all that llmctl requires are installed, in range")
+        return fault("other packages", "; ".join(reason for reason, _ in wrong), fix, needed="llmctl is built on them")
+    return ok("other packages", "all requirements of llmctl are installed and in range")

@@ -138,7 +138,7 @@ class _Refusal:
         if status != 429 and status < 500 and not settings.is_hub(str(self.response.url)):
             return UnreachableError(
                 f"{self.response.url.host}, where the Hub keeps large files, answered {status} each time",
-                hint="is a firewall or a proxy in the way? else run the same command again; what arrived is kept",
+                hint="check for a firewall or a proxy, or run the same command again; received data is kept",
             )
         if isinstance(self.error, GatedRepoError):
             return self._gated()
@@ -153,7 +153,7 @@ class _Refusal:
         if status >= 500 or status == 408:
             return UnreachableError(
                 f"{self.response.url.host} is in trouble: it answered {status}",
-                hint="wait a little and run the same command again; nothing that arrived is lost",
+                hint="wait a little and run the same command again; received data is kept",
             )
         if status in (401, 403, 404):
             return self._refused(status)
@@ -255,8 +255,8 @@ class _Refusal:
                 hint=f"tokens: {settings.tokens_page()}; then run: llmctl login",
             )
         return TokenError(
-            f"the Hub forbids {who} to read {self.repo_id}, though the token is of a kind that could",
-            hint=f"open {self._page()} with that account; an organisation may ask for approval of tokens",
+            f"the Hub forbids {who} to read {self.repo_id}, although the token's type would allow it",
+            hint=f"open {self._page()} with that account; its organisation may have to approve the token",
         )
 
     def _missing(self, account: dict[str, Any] | None) -> NotFoundError:
@@ -282,7 +282,7 @@ class _Refusal:
         token_hint = "" if self._has_token() else "; with a token the limit is higher: llmctl login"
         return RateLimitedError(
             f"{self.response.url.host} limits the rate of requests{when}",
-            hint=f"wait, then run the same command again; nothing that arrived is lost{token_hint}",
+            hint=f"wait, then run the same command again; received data is kept{token_hint}",
             details={"retry_after_seconds": wait},
         )
 
@@ -341,4 +341,4 @@ def _endpoint_hint() -> str:
 
     if settings.endpoint() != constants._HF_DEFAULT_ENDPOINT:
         return f"HF_ENDPOINT is {settings.endpoint()}: is that right, and is the network up?"
-    return "is the network up? what is in the cache still works: llmctl models list"
+    return "is the network up? cached models still work: llmctl models list"

@@ -108,7 +108,7 @@ def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str,
         if matching and not taken:
             raise UserError(
                 f"--include matches only files that llmctl does not take: {_some(matching)}",
-                hint="pickles run code when they are read, and the rest is for other programs",
+                hint="pickles can run code when they are read, and the rest is for other programs",
             )
     else:
         taken = list(needed(names, trust_remote_code=patterns.trust_remote_code))
@@ -116,7 +116,7 @@ def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str,
             raise no_weights(repo_id, names)
     taken = [n for n in taken if not _matches(n, patterns.exclude)]
     if not taken:
-        raise UserError(f"no file of {repo_id} is left by --include and --exclude", hint="see: llmctl models info")
+        raise UserError(f"--include and --exclude exclude all files of {repo_id}", hint="see: llmctl models info")
     return tuple(sorted(taken))
 
 
@@ -163,9 +163,7 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
             hint="its page names the original model under 'Model tree': download that one",
             details=details,
         )
-    return ModelError(
-        f"{repo_id} holds no weights at all", hint="look at its page for the model to load", details=details
-    )
+    return ModelError(f"{repo_id} has no weights", hint="look at its page for the model to load", details=details)
 
 
 def is_tokenizer(name: str) -> bool:

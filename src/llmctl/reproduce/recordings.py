@@ -54,11 +54,11 @@ def read_recordings(file: Path) -> tuple[Recording, ...]:
         raise UserError(f"cannot read {file}: {reason}") from error
     recordings = tuple(_recordings(_documents(text, file)))
     if not recordings:
-        raise UserError(f"{file} holds no answer", hint="llmctl generate --json writes one")
+        raise UserError(f"{file} has no answers", hint="llmctl generate --json writes one")
     if len({recording.manifest.deterministic for recording in recordings}) > 1:
         raise UserError(
             f"{file}: some of these answers were made with --deterministic and some without",
-            hint="a process does one or the other: replay them apart",
+            hint="a process does one or the other: replay them separately",
         )
     return recordings
 
@@ -98,7 +98,7 @@ def _documents(text: str, file: Path) -> Iterator[tuple[str, Any]]:
             yield f"{file}:{number}", json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{file}:{number} is not JSON: {error}", hint="one object a line, or one document"
+                f"{file}:{number} is not JSON: {error}", hint="one object per line, or one document"
             ) from None
 
 
@@ -128,7 +128,7 @@ def _recording(name: str, manifest: Manifest, prompt: Prompt, row: Any, expected
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"{name}: seed must be an integer from 0 to 4294967295")
     if not isinstance(text, str):
-        raise UserError(f"{name}: text must be a text")
+        raise UserError(f"{name}: text must be a string")
     return Recording(
         name=name,
         manifest=manifest,
@@ -151,7 +151,7 @@ def _prompt(name: str, document: Mapping[str, Any]) -> Prompt:
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not 0 < len(value) <= _MAX_TOKENS:
-        raise UserError(f"{where} must be a list of tokens that is not empty")
+        raise UserError(f"{where} must be a non-empty list of tokens")
     if any(type(token) is not int or not 0 <= token < 2**31 for token in value):
-        raise UserError(f"{where} must hold token ids, integers from 0 on")
+        raise UserError(f"{where} must hold token ids, integers of at least 0")
     return tuple(value)

@@ -13,7 +13,7 @@ from llmctl.loading.prepare import Prepared
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
 
-_ROUNDING = "# Here llmctl multiplies with kernels of its own: last digits differ (load.cpu_kernels)."
+_ROUNDING = "# llmctl multiplies with its own kernels here, so last digits differ (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
 
 
@@ -46,7 +46,7 @@ def _where(prepared: Prepared) -> str:
 
 
 def _head(plan: Plan) -> str:
-    lines = [f"# What llmctl does for {plan.source}, in plain transformers.", "import os"]
+    lines = [f"# The same as llmctl does for {plan.source}, in plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
     quantization = _quantization_lines(plan)
@@ -143,7 +143,7 @@ def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
     if any(part.startswith(("stop_strings", "assistant_tokenizer")) for part in more):
         more.append("tokenizer=tokenizer")
     if make_structure(prepared.config.structure) is not None:
-        lines.append("# the structure that is asked for is not part of this script: llmctl's own processor enforces it")
+        lines.append("# the requested structure is not part of this script: llmctl's own logits processor enforces it")
     compiling = arguments.pop("compile_config", None)
     lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
     if compiling is not None:
