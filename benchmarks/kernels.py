@@ -1,12 +1,12 @@
-"""How fast the CPU kernels are, beside torch's own, against what the memory delivers.
+"""Speed of the CPU kernels beside torch's own, as a share of the memory bandwidth.
 
     .venv/bin/python benchmarks/kernels.py [--isa NAME …] [--seconds 0.3] [--one-thread] [--json FILE]
 
-One row of x is a step of generation: reading the weights is all the work, so GB/s are set against the memory's. Many
-rows are a prompt: GFLOP/s count. Weights are taken in turn from copies that together are larger than the caches, and
-all contestants take turns, so that a busy machine slows them alike. Two numbers are printed: of the median call, and of
-the quickest one, which is what a quiet machine would show; the load stands behind them. On a machine that is never
-quiet, --one-thread counts the time that one thread computes, and not the time that it waits for a core.
+One row of x is a step of decoding: reading the weights is nearly all the work, so GB/s are compared with the memory
+bandwidth. Many rows are a prompt, measured in GFLOP/s. Calls take their weights in turn from copies that together are
+larger than the caches, and all contestants take turns, so that a busy machine slows them alike. Each line has the
+speed of the median call and of the quickest one, which a quiet machine would reach, and the load average. On a machine
+that is never quiet, --one-thread counts the time that one thread computes, without the time that it waits for a core.
 """
 
 import argparse
@@ -32,13 +32,13 @@ Contestants = dict[str, tuple[Callable[[int, torch.Tensor], Any], float, torch.d
 
 
 def say(line: str) -> None:
-    """A line, at once."""
+    """Print a line at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def seconds_of(calls: dict[str, Callable[[int], Any]], copies: int, seconds: float) -> dict[str, tuple[float, float]]:
-    """Each call's median and shortest time, over rounds in which every one has its turn with every copy."""
+    """Return each call's median and shortest time, over rounds in which each call uses each copy."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     now = CLOCK["now"]
     end, turn = now() + seconds * len(calls), 0
@@ -48,42 +48,42 @@ def seconds_of(calls: dict[str, Callable[[int], Any]], copies: int, seconds: flo
             call(turn % copies)
             taken[name].append(now() - began)
         turn += 1
-    return {name: (statistics.median(those), min(those)) for name, those in taken.items()}
+    return {name: (statistics.median(times), min(times)) for name, times in taken.items()}
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that all threads together read from memory: the quickest sum over a part of 1 GB."""
+    """Return the bytes per second that all threads together read from memory: the quickest sum over a part of 1 GB."""
     parts = torch.ones(1 << 28).split(1 << 24)
     return parts[0].nbytes / seconds_of({"sum": lambda i: parts[i].sum()}, len(parts), 2)["sum"][1]
 
 
 def of_torch(weights: list[torch.Tensor]) -> Contestants:
-    """torch's own: name -> (call with copy and x, bytes a weight, type of x)."""
+    """Return torch's kernels: name -> (call with copy and x, bytes of a weight, type of x)."""
     n, k = weights[0].shape
-    found: Contestants = {
+    contestants: Contestants = {
         "torch bf16": (lambda i, x: torch.nn.functional.linear(x, weights[i]), 2, torch.bfloat16),
     }
     if n < 100_000:
         wide = [w.float() for w in weights]
-        found["torch fp32"] = (lambda i, x: torch.nn.functional.linear(x, wide[i]), 4, torch.float32)
+        contestants["torch fp32"] = (lambda i, x: torch.nn.functional.linear(x, wide[i]), 4, torch.float32)
     codes = [torch.randint(-127, 127, (n, k), dtype=torch.int8) for _ in weights]
     row_scales = torch.rand(n, dtype=torch.bfloat16)
-    found["torch int8"] = (lambda i, x: torch._weight_int8pack_mm(x, codes[i], row_scales), 1, torch.bfloat16)
+    contestants["torch int8"] = (lambda i, x: torch._weight_int8pack_mm(x, codes[i], row_scales), 1, torch.bfloat16)
     four = [
         torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 15, (n, k), dtype=torch.int32), 1)
         for _ in weights
     ]
     groups = torch.rand(k // 32, n, 2, dtype=torch.bfloat16)
     mm = torch.ops.aten._weight_int4pack_mm_for_cpu
-    found["torch int4"] = (lambda i, x: mm(x, four[i], 32, groups), 0.5 + 4 / 32, torch.bfloat16)
-    return found
+    contestants["torch int4"] = (lambda i, x: mm(x, four[i], 32, groups), 0.5 + 4 / 32, torch.bfloat16)
+    return contestants
 
 
 def of_llmctl(kernels: Kernels, weights: list[torch.Tensor], isas: list[str]) -> Contestants:
-    """Ours, on every instruction set that is asked for."""
+    """Return llmctl's kernels on the given instruction sets."""
     n, k = weights[0].shape
     q4, q8 = [kernels.quantize_q4(w) for w in weights], [kernels.quantize_q8(w) for w in weights]
-    found: Contestants = {}
+    contestants: Contestants = {}
     for isa in isas:
 
         def on(call: Callable[[int, torch.Tensor], Any], isa: str = isa) -> Callable[[int, torch.Tensor], Any]:
@@ -93,15 +93,15 @@ def of_llmctl(kernels: Kernels, weights: list[torch.Tensor], isas: list[str]) ->
 
             return chosen
 
-        found[f"{isa} q4"] = (on(lambda i, x: kernels.linear_q4(x, *q4[i], n, k)), 4.5 / 8, torch.bfloat16)
-        found[f"{isa} q8"] = (on(lambda i, x: kernels.linear_q8(x, *q8[i], n, k)), 8.5 / 8, torch.bfloat16)
-        found[f"{isa} bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.bfloat16)
-        found[f"{isa} fp32 x bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.float32)
-    return found
+        contestants[f"{isa} q4"] = (on(lambda i, x: kernels.linear_q4(x, *q4[i], n, k)), 4.5 / 8, torch.bfloat16)
+        contestants[f"{isa} q8"] = (on(lambda i, x: kernels.linear_q8(x, *q8[i], n, k)), 8.5 / 8, torch.bfloat16)
+        contestants[f"{isa} bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.bfloat16)
+        contestants[f"{isa} fp32 x bf16"] = (on(lambda i, x: kernels.linear(x, weights[i])), 2, torch.float32)
+    return contestants
 
 
 def measure(kernels: Kernels, isas: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Every shape with every number of rows, printed as it comes."""
+    """Measure every shape with every number of rows, and print each result at once."""
     bandwidth = memory_bandwidth()
     say(f"{torch.get_num_threads()} threads, memory {bandwidth / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f}")
     rows = []
@@ -129,23 +129,23 @@ def measure(kernels: Kernels, isas: list[str], seconds: float) -> list[dict[str,
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, write the results."""
     kernels = llmctl.cpu.kernels.load()
     if kernels is None:
         sys.exit(str(llmctl.cpu.kernels.missing()))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", nargs="*", default=[i for i in kernels.usable if i != "portable"])
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each contestant and shape")
-    parser.add_argument("--json", type=Path, help="write every number there")
-    parser.add_argument("--one-thread", action="store_true", help="and count the time that it computes")
-    asked = parser.parse_args()
-    if asked.one_thread:
+    parser.add_argument("--seconds", type=float, default=0.3, help="seconds for each contestant and shape")
+    parser.add_argument("--json", type=Path, help="file for all results")
+    parser.add_argument("--one-thread", action="store_true", help="use one thread and count its computing time")
+    options = parser.parse_args()
+    if options.one_thread:
         torch.set_num_threads(1)
         CLOCK["now"] = time.thread_time
     with torch.inference_mode():
-        rows = measure(kernels, asked.isa, asked.seconds)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        rows = measure(kernels, options.isa, options.seconds)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention over a paged pool: right to rounding, and the same bits however a prompt is cut and batched."""
+"""Attention over pages: right to rounding, and the same bits however a prompt is cut and batched."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from llmctl.cpu.kernels import Kernels
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-BLOCK_SIZE = 16
+PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,27 @@ def sequence(length: int, queries: int, heads: Heads, *, dtype: torch.dtype, see
     return Sequence(q.to(dtype), k.to(dtype), v.to(dtype))
 
 
-def attend(kernels: Kernels, those: list[Sequence], **how: float) -> list[torch.Tensor]:
-    """Lay the keys and values into blocks in a mixed order, with what must not be read between them."""
-    counts = [-(-len(one.keys) // BLOCK_SIZE) for one in those]
+def attend(kernels: Kernels, sequences: list[Sequence], **how: float) -> list[torch.Tensor]:
+    """Put keys and values into pages in a random order; all that must not be read is NaN."""
+    counts = [-(-len(one.keys) // PAGE_TOKENS) for one in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(7)).int()
-    first = those[0]
+    first = sequences[0]
     pools = [
-        torch.full((sum(counts), BLOCK_SIZE, *t.shape[1:]), torch.nan, dtype=t.dtype)
+        torch.full((sum(counts), PAGE_TOKENS, *t.shape[1:]), torch.nan, dtype=t.dtype)
         for t in (first.keys, first.values)
     ]
-    table, place = torch.full((len(those), max(counts)), -1, dtype=torch.int32), 0
-    for row, (one, count) in enumerate(zip(those, counts, strict=True)):
+    table, place = torch.full((len(sequences), max(counts)), -1, dtype=torch.int32), 0
+    for row, (one, count) in enumerate(zip(sequences, counts, strict=True)):
         table[row, :count] = order[place : place + count]
         place += count
         for position in range(len(one.keys)):
-            block, slot = table[row, position // BLOCK_SIZE], position % BLOCK_SIZE
+            block, slot = table[row, position // PAGE_TOKENS], position % PAGE_TOKENS
             pools[0][block, slot], pools[1][block, slot] = one.keys[position], one.values[position]
-    starts = torch.tensor([0, *torch.tensor([len(one.queries) for one in those]).cumsum(0)], dtype=torch.int32)
-    lengths = torch.tensor([len(one.keys) for one in those], dtype=torch.int32)
-    q = torch.cat([one.queries for one in those])
+    starts = torch.tensor([0, *torch.tensor([len(one.queries) for one in sequences]).cumsum(0)], dtype=torch.int32)
+    lengths = torch.tensor([len(one.keys) for one in sequences], dtype=torch.int32)
+    q = torch.cat([one.queries for one in sequences])
     out = kernels.paged_attention(q, *pools, table, starts, lengths, **how)
-    return list(out.split([len(one.queries) for one in those]))
+    return list(out.split([len(one.queries) for one in sequences]))
 
 
 def reference(one: Sequence, *, scale: float, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
@@ -82,15 +82,15 @@ HOW = [{}, {"window": 5}, {"window": 70}, {"softcap": 2.0}, {"window": 33, "soft
 def test_every_sequence_attends_to_its_own_tokens(kernels: Kernels, how: dict[str, float], dtype: torch.dtype) -> None:
     for heads in (Heads(), Heads(6, 1, 64, 64), Heads(3, 3, 128, 128), Heads(8, 2, 16, 8)):
         sizes = ((1, 1), (300, 1), (65, 65), (200, 37), (64, 3), (17, 0))
-        those = [sequence(length, queries, heads, dtype=dtype) for length, queries in sizes]
-        for one, out in zip(those, attend(kernels, those, scale=0.3, **how), strict=True):
+        sequences = [sequence(length, queries, heads, dtype=dtype) for length, queries in sizes]
+        for one, out in zip(sequences, attend(kernels, sequences, scale=0.3, **how), strict=True):
             if len(one.queries):
                 assert off_by(out, reference(one, scale=0.3, **how)) < ROUNDING[dtype], (heads, len(one.keys))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("how", HOW, ids=str)
-def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_whoever_stands_beside_it(
+def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_batched(
     kernels: Kernels, how: dict[str, float], dtype: torch.dtype
 ) -> None:
     heads, length = Heads(8, 2, 64, 64), 150
@@ -109,22 +109,24 @@ def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_whoever_stands
 
 def test_pools_may_have_any_strides(best: Kernels) -> None:
     heads = Heads(4, 2, 32, 32)
-    one = sequence(BLOCK_SIZE, 5, heads, dtype=torch.float32)
+    one = sequence(PAGE_TOKENS, 5, heads, dtype=torch.float32)
     by_head = torch.stack([one.keys.transpose(0, 1), one.values.transpose(0, 1)])  # [2, heads, slots, width]
     pool = by_head.permute(0, 2, 1, 3)[:, None]
-    numbers = (torch.tensor(n, dtype=torch.int32) for n in ([[0]], [0, 5], [BLOCK_SIZE]))
+    numbers = (torch.tensor(n, dtype=torch.int32) for n in ([[0]], [0, 5], [PAGE_TOKENS]))
     out = best.paged_attention(one.queries, pool[0], pool[1], *numbers, scale=1.0)
     assert off_by(out, reference(one, scale=1.0)) < 3e-6
 
 
 def test_tables_that_would_lead_outside_are_refused(best: Kernels) -> None:
-    q, pool = torch.zeros(2, 4, 8), torch.zeros(3, BLOCK_SIZE, 2, 8)
+    q, pool = torch.zeros(2, 4, 8), torch.zeros(3, PAGE_TOKENS, 2, 8)
 
-    def told(table: object = ((0, 1),), start: object = (0, 2), length: object = (20,), query: object = q) -> None:
+    def attend_with(
+        table: object = ((0, 1),), start: object = (0, 2), length: object = (20,), query: object = q
+    ) -> None:
         numbers = (torch.tensor(n, dtype=torch.int32) for n in (table, start, length))
         best.paged_attention(query, pool, pool, *numbers, scale=1.0)
 
-    told()
+    attend_with()
     for wrong in (
         {"length": (33,)},
         {"length": (1,)},
@@ -138,4 +140,4 @@ def test_tables_that_would_lead_outside_are_refused(best: Kernels) -> None:
         {"query": torch.zeros(2, 4, 8, dtype=torch.float64)},
     ):
         with pytest.raises(ValueError, match=r"fit|has to|have to|needs|outside"):
-            told(**wrong)
+            attend_with(**wrong)

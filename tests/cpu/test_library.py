@@ -1,6 +1,8 @@
 """How the compiled library is found, and the reason that is given where it cannot be used."""
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 import llmctl.cpu.kernels
 from llmctl.cpu.kernels import Kernels
+from llmctl.cpu.structs import Operation, Pass
 from support import forkserver
 
 
@@ -35,11 +38,22 @@ def test_an_instruction_set_can_be_forced(best: Kernels) -> None:
     assert reason == f"None LLMCTL_KERNELS_ISA=abacus is not one of {', '.join(best.usable)}"
 
 
-def test_a_library_that_is_not_one_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     reason = printed("print(k.load(), k.missing())", LLMCTL_KERNELS_LIBRARY=str(broken))
     assert reason.startswith(f"None {broken} cannot be opened (")
+
+
+@pytest.mark.parametrize(("struct", "header"), [(Operation, "kernels.h"), (Pass, "program.h")])
+def test_a_struct_of_python_has_the_fields_of_its_header_in_the_same_order(
+    struct: type[ctypes.Structure], header: str
+) -> None:
+    text = Path(llmctl.cpu.kernels.__file__).with_name("native").joinpath(header).read_text(encoding="utf-8")
+    body = re.search(rf"struct {struct.__name__} \{{(.*?)\n\}};", re.sub("//.*", "", text), re.DOTALL)
+    assert body is not None
+    declared = [name for line in body[1].split(";") for name in re.findall(r"(\w+)\s*(?:,|$)", line.strip())]
+    assert [field[0] for field in struct._fields_] == declared
 
 
 @pytest.mark.parametrize("struct", ["Operation", "Pass"])
@@ -63,7 +77,7 @@ def test_either_there_are_kernels_or_a_reason() -> None:
 
 @pytest.mark.parametrize("own_pool", [True, False])
 def test_threads_share_the_work(best: Kernels, own_pool: bool) -> None:
-    """With the pool of OpenMP that torch uses, and with the library's own."""
+    """Both with the OpenMP pool that torch uses and with the library's own."""
     code = (
         "import torch; torch.set_num_threads(3); l = k.load(); w = torch.ones(4096, 256); x = torch.ones(64, 256);"
         f"l.threads(); l._library.llmctl_use_region(None) if {own_pool} else None;"

@@ -1,4 +1,4 @@
-"""Linear layers: right to rounding for every shape and type, and the same bits whatever stands beside a row."""
+"""Linear layers: right to rounding for every shape and type, and the same bits whatever the other rows are."""
 
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from llmctl.cpu.kernels import Kernels
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 7), (16, 32), (33, 50), (20, 96), (64, 4100), (161, 64))
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
-# of results, rounded to a type of 16 bits or not, against their own size
+# relative error of results that are rounded to a type
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
@@ -20,7 +20,7 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> t
 
 
 def rounded_to_8_bits(x: torch.Tensor) -> torch.Tensor:
-    """x as the quantised kernels see it: 8 bits in blocks of 32, as float64."""
+    """Return x as the quantised kernels round it: to 8 bits in blocks of 32, as float64."""
     k = x.shape[-1]
     blocks = torch.nn.functional.pad(x.float(), (0, -k % 32)).unflatten(-1, (-1, 32))
     peaks = blocks.abs().amax(-1, keepdim=True)
@@ -105,7 +105,7 @@ def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_produ
     finally:
         best.use(isa)
     for name, those in zip(best.usable, seen, strict=True):
-        # the portable one has no fused multiply-add, and rounds some sums otherwise
+        # the portable one has no fused multiply-add and rounds some sums differently
         exact = those[:4] if name == "portable" else those
         assert all(torch.equal(a, b) for a, b in zip(exact, seen[0], strict=False)), name
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(those[4:], seen[0][4:], strict=True))
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(best: Kernels) -> None:
 @pytest.mark.smollm
 @pytest.mark.xdist_group("smollm")
 def test_four_bits_answer_closer_to_a_trained_model_than_nf4_does(best: Kernels, smollm: Path) -> None:
-    """The error of x @ w^T on weights of SmolLM2, against bitsandbytes' NF4 in blocks of 64: 4.5 bits a weight, too."""
+    """The error of x @ w^T with weights of SmolLM2, against that of bitsandbytes' NF4, which has 4.5 bits, too."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     from safetensors import safe_open
 

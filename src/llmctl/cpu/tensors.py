@@ -92,9 +92,13 @@ def check_paged_attention(
     starts = query_start.tolist()
     if starts[0] != 0 or starts[-1] != q.shape[0]:
         raise ValueError(f"query_start has to run from 0 to {q.shape[0]}")
-    pages, page_tokens = keys.shape[:2]
+    _check_pages(page_table, starts, kv_length.tolist(), pages=keys.shape[0], page_tokens=keys.shape[1], window=window)
+
+
+def _check_pages(
+    page_table: "Tensor", starts: list[int], lengths: list[int], *, pages: int, page_tokens: int, window: int
+) -> None:
     capacity = page_table.shape[1] * page_tokens
-    lengths = kv_length.tolist()
     for table, first, end, length in zip(page_table.tolist(), starts, starts[1:], lengths, strict=False):
         if not 0 <= end - first <= length <= capacity:
             raise ValueError(f"{end - first} queries of {length} tokens do not fit a table of {capacity} tokens")

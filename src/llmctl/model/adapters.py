@@ -163,13 +163,6 @@ def _check_kind(config: Mapping[str, Any], source: str) -> None:
         )
 
 
-def module_of(name: str) -> str:
-    """The module that a tensor of an adapter belongs to: `model.layers.0.self_attn.q_proj`."""
-    bare = name.removeprefix(_PREFIX)
-    match = _PART.match(bare)
-    return match[1] if match else bare.rpartition(".")[0]
-
-
 def _ranks(tensors: tuple[Tensor, ...], source: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for tensor in tensors:

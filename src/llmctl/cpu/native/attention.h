@@ -1,6 +1,6 @@
-// Attention of queries over keys and values in a paged pool. The softmax is taken online (Milakov and Gimelshein 2018,
-// "Online normalizer calculation for softmax"), in steps of 64 keys counted from position 0 of the sequence: what a query
-// gets depends neither on its neighbours, nor on threads, nor on how the prompt was cut.
+// Attention of queries over keys and values in pages. The softmax is computed online (Milakov and Gimelshein 2018, "Online
+// normalizer calculation for softmax"), in steps of 64 keys counted from position 0 of the sequence: a query's result
+// depends neither on the other queries, nor on threads, nor on how the prompt was cut.
 #pragma once
 
 #include "kernels.h"
@@ -46,7 +46,7 @@ inline void load_row(const void* base, int dtype, Size at, Size count, float* to
     for (i = count; i < padded; ++i) to[i] = 0.0f;
 }
 
-// Where the keys, or the values, of a sequence lie.
+// The keys or the values of a sequence in their pages.
 struct Pool {
     const void* base;
     int dtype;
@@ -61,7 +61,7 @@ struct Pool {
         return one;
     }
 
-    // The places of positions first+begin..first+end.
+    // Offsets of the positions first+begin..first+end.
     void places(Size first, Size begin, Size end, Size* to) const {
         Size block = (first + begin) / block_size, slot = (first + begin) % block_size;
         for (Size i = begin; i < end; ++i) {
@@ -172,7 +172,7 @@ inline void add_values(const float* weights, const float* values, Size width, Si
     }
 }
 
-// One row's step of the online softmax. Scores become weights; returns what the sums so far have to be multiplied by.
+// One row's step of the online softmax. Scores become weights; returns the factor for the sums so far.
 inline float softmax_step(float* scores, Size seen_begin, Size seen_end, float scale, float softcap, float& peak,
                           float& sum) {
     Simd::F highest = Simd::set(kLowest);
@@ -201,7 +201,7 @@ inline float softmax_step(float* scores, Size seen_begin, Size seen_end, float s
     return correction;
 }
 
-// The queries of some rows, for one key head: what the online softmax has of them so far.
+// The queries of some rows for one key head, and the online softmax's results so far.
 struct State {
     float *q, *out, *peaks, *sums;
 };
@@ -244,7 +244,7 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
 
     const Size last = position + (piece.row_end - 1) / group;
     Size first = job.window > 0 ? position + piece.row_begin / group - job.window + 1 : 0;
-    first = first < 0 ? 0 : first;  // what lies before it may be gone from the pool
+    first = first < 0 ? 0 : first;  // pages of earlier tokens may hold something else
     for (Size key = first / kKeyBlock * kKeyBlock; key <= last; key += kKeyBlock) {
         const Size skipped = first > key ? first - key : 0;
         const Size count = last + 1 - key < kKeyBlock ? last + 1 - key : kKeyBlock;

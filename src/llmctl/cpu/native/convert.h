@@ -1,4 +1,4 @@
-// Numbers of 16 bits, in plain C++ that compilers turn into vectors. Included by every instruction set on its own.
+// Conversions of 16-bit numbers, in plain C++ that compilers vectorise. Every instruction set compiles its own copy.
 #pragma once
 
 #include <cstring>
@@ -96,7 +96,7 @@ inline void convert_from_f32(const float* from, void* to, int dtype, Size count)
     }
 }
 
-// The 16 results of a group, or as many as there are rows.
+// Store the results of a group: 16, or fewer at the end of the rows.
 inline void store_results(const float* values, const float* bias, void* y, int dtype, Size count) {
     float sums[16];
     if (count == 16) {

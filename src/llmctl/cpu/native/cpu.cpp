@@ -1,4 +1,4 @@
-// Which instruction sets this processor and this operating system can run.
+// The instruction sets that this processor and operating system can run.
 #include "cpu.h"
 
 #include <cstring>

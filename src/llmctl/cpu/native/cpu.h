@@ -2,7 +2,7 @@
 
 namespace llmctl {
 
-// Whether the kernels of an instruction set, by the name of their table, can run here.
+// Returns whether the kernels of an instruction set can run here.
 bool cpu_supports(const char* name);
 
 }  // namespace llmctl

@@ -1,6 +1,6 @@
-// y = x @ w^T with w as torch stores it: dot products along the inputs, tiles of x rows times four w rows. The inputs are
-// cut at multiples of a fixed depth, each part is summed over the lanes of one vector, the lanes in a fixed order, and the
-// parts one after the other: a result depends neither on the other rows of x nor on threads.
+// y = x @ w^T with w as torch stores it: dot products along the inputs, tiles of rows of x times four rows of w. The inputs
+// are cut at multiples of a fixed depth. Each part is summed in the lanes of one vector, then over the lanes in a fixed
+// order, then part after part: a result depends neither on the other rows of x nor on threads.
 #pragma once
 
 #include "kernels.h"
@@ -24,7 +24,7 @@ struct WeightF16 {
     static Simd::F load(const uint16_t* p) { return Simd::load_f16(p); }
 };
 
-// How x and w meet: in float32, or, where there is an instruction for it, in pairs of bfloat16.
+// Products of x and w in float32.
 template <class Weight>
 struct InF32 {
     using X = float;
@@ -36,8 +36,8 @@ struct InF32 {
     static V load_w(const W* p) { return Weight::load(p); }
     static Simd::F dot(Simd::F sum, V x, V w) { return Simd::fma(x, w, sum); }
 };
-constexpr Size kFewRows = 2;                          // of x, which are multiplied as fast as w is read
-constexpr int kTileRows = Simd::kLanes == 16 ? 4 : 2;  // by how many registers there are
+constexpr Size kFewRows = 2;                          // rows of x that are multiplied as fast as w is read
+constexpr int kTileRows = Simd::kLanes == 16 ? 4 : 2;  // limited by the number of registers
 
 template <class Kind, int Rows, int Columns>
 inline void dense_tile(const typename Kind::X* x, Size x_stride, const typename Kind::W* w, Size w_stride, Size depth,
@@ -94,7 +94,7 @@ inline void dense_rows(const typename Kind::X* x, Size x_stride, Size rows, cons
     }
 }
 
-// Four rows of w against many rows of x: numbers of 16 bits are widened once.
+// Four rows of w times many rows of x: w is converted to float32 once.
 template <class Weight>
 inline void widened_rows(const float* x, Size x_stride, Size rows, const typename Weight::W* w, Size w_stride, Size depth,
                          float* to, bool is_first, float* panel) {
@@ -113,7 +113,7 @@ inline void widened_rows(const float* x, Size x_stride, Size rows, const typenam
     dense_rows<InF32<WeightF32>, 4>(x, x_stride, rows, panel, kDenseDepth, whole, to, is_first);
 }
 
-// One way to multiply a few rows of w by some rows of x: those above in float32.
+// The product of a few rows of w and some rows of x in float32.
 template <class Weight>
 struct Widened : InF32<Weight> {
     using Kind = InF32<Weight>;
@@ -138,21 +138,21 @@ struct Widened : InF32<Weight> {
     }
 };
 
-template <class Way>
+template <class Method>
 inline void dense_columns(const llmctl::DenseLinear& job, Size n_begin, Size n_end, float* scratch) {
     float* results = scratch;
     float* panel = scratch + kDenseRows * kDenseTokens;
-    const auto* x = static_cast<const typename Way::X*>(job.x);
-    const auto* w = static_cast<const typename Way::W*>(job.w);
-    // Few rows of x wait for memory: then w is read nearly as it lies, a few whole rows at a time.
-    const Size height = job.rows <= kFewRows ? Way::kStreamed : kDenseRows;
+    const auto* x = static_cast<const typename Method::X*>(job.x);
+    const auto* w = static_cast<const typename Method::W*>(job.w);
+    // With few rows of x memory is the limit: w is read nearly in its own order, a few whole rows at a time.
+    const Size height = job.rows <= kFewRows ? Method::kStreamed : kDenseRows;
     for (Size first = 0; first < job.rows; first += kDenseTokens) {
         const Size rows = job.rows - first < kDenseTokens ? job.rows - first : kDenseTokens;
         for (Size begin = n_begin; begin < n_end; begin += height) {
             const Size count = n_end - begin < height ? n_end - begin : height;
-            for (Size k = 0; k < job.k; k += Way::kDepth) {
-                const Size depth = job.k - k < Way::kDepth ? job.k - k : Way::kDepth;
-                Way::product(x + first * job.x_stride + k, job.x_stride, rows, w + begin * job.k + k, job.k, count, depth,
+            for (Size k = 0; k < job.k; k += Method::kDepth) {
+                const Size depth = job.k - k < Method::kDepth ? job.k - k : Method::kDepth;
+                Method::product(x + first * job.x_stride + k, job.x_stride, rows, w + begin * job.k + k, job.k, count, depth,
                              results, k == 0, panel);
             }
             for (Size t = 0; t < rows; ++t) {
@@ -167,11 +167,11 @@ inline void dense_columns(const llmctl::DenseLinear& job, Size n_begin, Size n_e
 }
 
 #ifdef LLMCTL_BF16_DOT
-// Pairs of bfloat16, by the processor's instruction for them. A vector holds eight inputs of each of four rows of w against
-// the same eight inputs of a row of x, so a result is the sum of four lanes, which are added in the same order whatever else
-// is computed beside it. Many rows of x take w from a panel where it lies like that, few take it as it comes.
-constexpr Size kPairStep = 32;    // inputs that are brought into this order together
-constexpr int kPairRows = 6;      // of x in a tile
+// Products of pairs of bfloat16, by the processor's instruction for them. A vector holds eight inputs of each of four rows of
+// w, to be multiplied by the same eight inputs of a row of x. So a result is the sum of four lanes, added in the same order
+// for any number of rows. For many rows of x, w is first copied to a panel in this order; for few it is read in its own.
+constexpr Size kPairStep = 32;    // inputs that are reordered together
+constexpr int kPairRows = 6;      // rows of x in a tile
 constexpr int kPairColumns = 16;  // rows of w in a tile
 
 inline void load_quads(const uint16_t* w, Size w_stride, Size rows, Size depth, Simd::P (&quads)[4]) {
@@ -198,15 +198,15 @@ inline void pack_pairs(const uint16_t* w, Size w_stride, Size rows, Size depth, 
     }
 }
 
-// Rows of w that are asked for while a tile is computed: those of the next panel.
-struct Ahead {
+// Rows of w to prefetch while a tile is computed: those of the next panel.
+struct Prefetch {
     const uint16_t* w;
     Size stride, rows;
 };
 
 template <int Rows>
 inline void pair_tile(const uint16_t* x, Size x_stride, const uint16_t* panel, Size depth, float* to, bool is_first,
-                      const Ahead& ahead) {
+                      const Prefetch& ahead) {
     Simd::F sums[Rows][4];
     for (int t = 0; t < Rows; ++t)
         for (int group = 0; group < 4; ++group) sums[t][group] = Simd::zero();
@@ -228,7 +228,7 @@ inline void pair_tile(const uint16_t* x, Size x_stride, const uint16_t* panel, S
     }
 }
 
-// Some rows of w as they come, four and four.
+// Rows of w in their own order, four at a time.
 template <int Rows, int Groups>
 inline void pair_stream(const uint16_t* x, Size x_stride, const uint16_t* w, Size w_stride, Size count, Size depth, float* to,
                         bool is_first) {
@@ -262,13 +262,13 @@ inline void pair_stream(const uint16_t* x, Size x_stride, const uint16_t* w, Siz
         }
 }
 
-// All rows of x, in tiles of about the same height; `next` are the rows of w that come after those of the panel.
+// All rows of x, in tiles of about the same height; `next` are the rows of w after those of the panel.
 inline void pair_rows(const uint16_t* x, Size x_stride, Size rows, const uint16_t* panel, Size depth, float* to, bool is_first,
-                      const Ahead& next) {
+                      const Prefetch& next) {
     const Size all = llmctl::ceil_div(rows, kPairRows);
     for (Size tile = 0; tile < all; ++tile) {
         const Size height = llmctl::ceil_div(rows, all - tile), begin = next.rows * tile / all;
-        const Ahead ahead{next.w + begin * next.stride, next.stride, next.rows * (tile + 1) / all - begin};
+        const Prefetch ahead{next.w + begin * next.stride, next.stride, next.rows * (tile + 1) / all - begin};
         switch (height) {
             case 1: pair_tile<1>(x, x_stride, panel, depth, to, is_first, ahead); break;
             case 2: pair_tile<2>(x, x_stride, panel, depth, to, is_first, ahead); break;
@@ -290,7 +290,7 @@ inline void pair_product(const uint16_t* x, Size x_stride, Size rows, const uint
     if (rows > kFewRows) {
         for (Size n = 0; n < count; n += kPairColumns) {
             pack_pairs(w + n * w_stride, w_stride, count - n < kPairColumns ? count - n : kPairColumns, depth, panel);
-            const Ahead next{w + (n + kPairColumns) * w_stride, w_stride, kPairColumns};
+            const Prefetch next{w + (n + kPairColumns) * w_stride, w_stride, kPairColumns};
             pair_rows(x, x_stride, rows, panel, whole, to + n, is_first, next);
         }
         return;

@@ -1,4 +1,4 @@
-// Everything of one instruction set. Before it is included: LLMCTL_ISA, the name of the table, and a simd_*.h.
+// All functions of one instruction set. Include a simd_*.h before it; then LLMCTL_TABLE(name) defines their table.
 #pragma once
 
 #include "attention.h"

@@ -1,7 +1,7 @@
-// Weights to codes. Done once, when a model is loaded: sixteen rows side by side, a scale per row and block of 32.
+// Weights to codes, once, when a model is loaded: sixteen rows interleaved, a scale for each row and block of 32.
 //
-// The 4-bit code has sixteen points that are not evenly spaced: trained weights of a block are nearly normal, so most of
-// them lie near zero. The points were found by alternating between the best scale of each block and the best points for
+// The sixteen points of the 4-bit code are not evenly spaced: the weights of a trained block are nearly normal, so most
+// are near zero. The points were found by alternating between the best scale of each block and the best points for
 // these scales (Lloyd 1982, "Least squares quantization in PCM", with the scale as a second unknown) on normal numbers.
 #pragma once
 
@@ -41,7 +41,7 @@ inline void load_weight_block(const llmctl::WeightToQuantize& job, Size group, S
     }
 }
 
-// The largest magnitude of each row of the block, and the number that has it.
+// The largest magnitude in each row of the block, and the number with this magnitude.
 inline void block_peaks(const WeightBlock& block, float* peak, float* number) {
     for (Size r = 0; r < kGroup; ++r) peak[r] = number[r] = 0.0f;
     for (Size i = 0; i < kBlock; ++i) {
@@ -53,7 +53,7 @@ inline void block_peaks(const WeightBlock& block, float* peak, float* number) {
     }
 }
 
-// Scales are stored in float16: what is stored is what the codes are chosen for.
+// Scales are stored in float16; codes are chosen for the stored scale.
 inline float stored_scale(float scale) {
     const float limited = scale > 65504.0f ? 65504.0f : (scale < -65504.0f ? -65504.0f : scale);
     return from_f16(to_f16(limited));
@@ -72,8 +72,8 @@ struct Code4 {
     }
 };
 
-// The scale that fits each row best, of those that put the number of largest magnitude near either end of the code,
-// each improved to the best one for the codes that it leads to.
+// The scale with the least error for each row. Candidates put the number of largest magnitude near one end of the code; each
+// is then replaced by the best scale for the codes that it gives.
 inline void best_scales(const WeightBlock& block, const Code4& code, const float* number, float* scale) {
     static const float kEnds[] = {-145, -134, -127, -118, -108, 121, 113, 106, 98, 90};
     const Simd::Nearest nearest(code.middle, code.point);

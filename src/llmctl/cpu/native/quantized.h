@@ -1,9 +1,9 @@
-// y = x @ w^T with w in blocks of 32 that share a scale, as 8-bit or 4-bit codes, and x quantised to 8 bits on the way.
+// y = x @ w^T with w as 8-bit or 4-bit codes in blocks of 32 that share a scale. x is quantised to 8 bits first.
 //
 // Sixteen output rows lie interleaved: one vector holds four inputs of each row, and the same four inputs of x are
-// broadcast against them. So every lane is an output of its own, the sum of a block is exact, and the scaled sums of the
-// blocks are added one after the other: the result does not depend on how many rows of x there are, nor on threads, nor on
-// the width of the vectors.
+// multiplied by all of them. So every lane is one output, the sum of a block is exact, and the scaled sums of the blocks are
+// added one after the other: the result depends neither on the number of rows of x, nor on threads, nor on the width of the
+// vectors.
 #pragma once
 
 #include "kernels.h"
@@ -13,7 +13,7 @@ namespace {
 using llmctl::kBlock;
 using llmctl::kGroup;
 
-// Rows begin..end of x (whole tiles) as 8-bit codes. A row with a number that is not finite gets a scale that is not.
+// Rows begin..end of x (whole tiles) as 8-bit codes. A block with a number that is not finite gets a scale that is not.
 inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows& to, Size begin, Size end) {
     for (Size t = begin; t < end; ++t) {
         const Size first = t / to.tile * to.tile;
@@ -51,14 +51,14 @@ inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows&
 // Weights of one group as they are stored, or as bytes ready for the dot product.
 struct Nibbles {
     static constexpr Size kBytes = 256;
-    static constexpr Size kAhead = 8192;  // bytes that are asked for before they are needed; measured on Zen 4
+    static constexpr Size kAhead = 8192;  // bytes between prefetch and use; measured on Zen 4
     static constexpr int kLoads = 4;
 };
 struct Bytes {
     static constexpr Size kBytes = 512;
     static constexpr Size kAhead = 4096;
     static constexpr int kLoads = 8;
-    static constexpr bool kReady = Simd::kUnsigned;  // they are stored 128 too large
+    static constexpr bool kReady = Simd::kUnsigned;  // stored codes are 128 too large
 };
 struct Unpacked : Bytes {
     static constexpr bool kReady = true;
@@ -76,7 +76,7 @@ inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int
     w += slice * kWidth;
     w_scales += slice * Simd::kLanes;
     for (Size b = 0; b < blocks; ++b) {
-        if constexpr (Rows <= 2) {  // bound by memory: asked for well before it is needed, across pages too
+        if constexpr (Rows <= 2) {  // limited by memory: prefetched early, across pages too
             for (Size line = 0; line < Stored::kBytes; line += 64) LLMCTL_PREFETCH_FAR(w + Stored::kAhead + line);
             LLMCTL_PREFETCH_FAR(w_scales + Stored::kAhead / Stored::kBytes * kGroup);
         }

@@ -92,8 +92,8 @@ struct Simd {
         _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
     }
 
-    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i. Four comparisons halve what is left;
-    // with what to compare next is looked up by how many points lie below so far.
+    // The nearest of sixteen points: middle[i] lies between the points i - 1 and i. Binary search in four
+    // comparisons; the next value to compare with is looked up by the number of points below so far.
     struct Nearest {
         F first, second, third, fourth, low, high;
         Nearest(const float* m, const float* point_at)

@@ -124,7 +124,6 @@ struct Simd {
 
 #ifdef LLMCTL_BF16_DOT
     using P = __m512bh;  // 32 numbers of bfloat16
-    static constexpr int kPairLanes = 32;
     static P load_pairs(const uint16_t* p) {
         const __m512i v = _mm512_loadu_si512(p);
         P pairs;

@@ -1,4 +1,4 @@
-// Plain C++: any processor. Every operation is one loop over eight numbers, which compilers turn into what there is.
+// Vectors of eight numbers in plain C++, for any processor. Every operation is one loop, which compilers vectorise.
 #pragma once
 
 #include <cmath>
@@ -59,7 +59,7 @@ struct Simd {
     static F max(const F& a, const F& b) {
         return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
     }
-    static F fma(const F& a, const F& b, const F& c) {  // in double, then rounded: as exact as can be without hardware
+    static F fma(const F& a, const F& b, const F& c) {  // in double, then rounded: as exact as possible without hardware
         return each([&](int i) { return static_cast<float>(static_cast<double>(a.v[i]) * b.v[i] + c.v[i]); });
     }
     static F where_less(const F& a, const F& b, const F& then, const F& otherwise) {

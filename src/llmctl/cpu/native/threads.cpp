@@ -42,20 +42,20 @@ Size process_id() {
 #endif
 }
 
-// Threads that sleep between calls. Only where there is no OpenMP runtime to share.
+// Threads that sleep between calls. Used only where there is no OpenMP runtime to share.
 class Pool {
   public:
     static Pool& of_process() {
         static std::mutex guard;
         static Pool* pool = nullptr;
         const std::lock_guard<std::mutex> lock(guard);
-        if (pool == nullptr || pool->process_ != process_id()) pool = new Pool;  // a fork has no threads but one
+        if (pool == nullptr || pool->process_ != process_id()) pool = new Pool;  // a forked process has no workers
         return *pool;
     }
 
     void run(Work& work, int threads) {
-        std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-        if (!turn.owns_lock()) {  // another thread of the program is at it
+        std::unique_lock<std::mutex> use(use_, std::try_to_lock);
+        if (!use.owns_lock()) {  // another thread of the process uses the workers
             work.take();
             return;
         }
@@ -94,7 +94,7 @@ class Pool {
     }
 
     const Size process_ = process_id();
-    std::mutex turn_, mutex_;
+    std::mutex use_, mutex_;
     std::condition_variable wake_, done_;
     std::vector<std::thread> workers_;
     Work* work_ = nullptr;

@@ -33,7 +33,7 @@ QuantizedRows quantized(const void* x, int dtype, Size rows, Size k, int threads
     return to;
 }
 
-// How the attention of one sequence is cut: rows first, and several heads where the rows are few.
+// The pieces of one sequence's attention: cut by rows, or by several heads where the rows are few.
 struct PiecesOf {
     Size sequence, rows, kv_heads, tile, heads;
     PiecesOf(const Attention& job, Size r, Size limit)
@@ -69,7 +69,7 @@ void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Pro
         jobs[i] = {input, static_cast<const uint8_t*>(one.weight), static_cast<const uint16_t*>(one.scales), one.n,
                    one.bits, biases[i], one.y, one.y_dtype};
         const Size groups = ceil_div(one.n, kGroup), bytes = input.blocks * (one.bits == 4 ? 288 : 544);
-        // Pieces that are long enough to be streamed, and enough of them that a thread which was held up does less.
+        // Pieces long enough to be streamed, and enough of them for a thread that was held up to take fewer.
         chunk[i] = rows <= 8 ? ceil_div(65536, bytes) : 1;
         if (chunk[i] > ceil_div(groups, 4 * threads)) chunk[i] = ceil_div(groups, 4 * threads);
         first[i] = pieces;
@@ -133,7 +133,7 @@ void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, 
 
 void attend(const Attention& job, int threads) {
     Size pieces = 0, limit = kQueryRows;
-    for (;; limit /= 2) {  // few pieces are cut smaller
+    for (;; limit /= 2) {  // smaller pieces where there are too few for all threads
         pieces = 0;
         for (Size r = 0; r < job.sequences; ++r) pieces += PiecesOf(job, r, limit).count();
         if (limit <= 4 || pieces >= threads) break;

@@ -88,26 +88,17 @@ class Program:
             self._make_room(max(tokens, sequences))
             cosines, sines = ([rope[part].contiguous() for rope in ropes] for part in (0, 1))
             lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*kv_cache, strict=True))]
-            buffers, rope_cos, rope_sin, keys, values = (ctypes.addressof(one) for one in lists)
+            names = ("buffers", "rope_cos", "rope_sin", "keys", "values")
             data = Pass(
                 dtype=dtype_codes()[self.dtype],
                 tokens=tokens,
                 sequences=sequences,
-                buffers=buffers,
                 logits=logits.data_ptr(),
-                token_ids=layout.input_ids.data_ptr(),
-                slots=layout.slots.data_ptr(),
-                last_tokens=layout.last.data_ptr(),
-                rope_cos=rope_cos,
-                rope_sin=rope_sin,
-                keys=keys,
-                values=values,
-                page_table=layout.page_table.data_ptr(),
-                query_start=layout.query_start.data_ptr(),
-                kv_length=layout.kv_length.data_ptr(),
                 max_pages=layout.page_table.shape[1],
                 page_tokens=page_tokens,
                 threads=self._kernels.threads(),
+                **{name: ctypes.addressof(pointers) for name, pointers in zip(names, lists, strict=True)},
+                **_table_pointers(layout),
             )
             self._kernels.run_program(self._operations, data)
         return logits
@@ -141,6 +132,18 @@ def check_layout(layout: Layout, *, pages: int, page_tokens: int, vocabulary: in
         used = table[: -(-length // page_tokens)]
         if not 0 < end - first <= length <= len(table) * page_tokens or not 0 <= min(used) <= max(used) < pages:
             raise ValueError("a page table leads outside of the KV cache")
+
+
+def _table_pointers(layout: Layout) -> dict[str, int]:
+    tables = {
+        "token_ids": layout.input_ids,
+        "slots": layout.slots,
+        "last_tokens": layout.last,
+        "page_table": layout.page_table,
+        "query_start": layout.query_start,
+        "kv_length": layout.kv_length,
+    }
+    return {name: table.data_ptr() for name, table in tables.items()}
 
 
 def _pointers(tensors: Iterable["Tensor"]) -> Any:

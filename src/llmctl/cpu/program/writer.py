@@ -8,7 +8,7 @@ native/program.cpp.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmctl.cpu.packing import BLOCK, GROUP
+from llmctl.cpu.packing import native_bytes
 from llmctl.cpu.structs import (
     ACTIVATIONS,
     DESTINATIONS,
@@ -211,14 +211,11 @@ class ProgramWriter:
             x: The tokens [hidden].
             routes: The result of `route`.
             out: The sums [hidden].
-            routing: That of `route`.
             gate_up_proj: Packed weights [2 * intermediate, hidden], as bytes [experts, ...], codes before scales.
             down_proj: Packed weights [hidden, intermediate], likewise.
-            activation: That of the gates.
         """
         for weight in (gate_up_proj, down_proj):
-            blocks = -(-weight.n // GROUP) * -(-weight.k // BLOCK)
-            size = blocks * (GROUP * BLOCK * weight.bits // 8 + 2 * GROUP)
+            size = native_bytes(weight.n, weight.k, weight.bits)
             if weight.tensor.shape != (routing.experts, size) or not weight.tensor.is_contiguous():
                 raise ValueError(f"packed experts have to be contiguous bytes [{routing.experts}, {size}]")
             self.tensors.append(weight.tensor)
