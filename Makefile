@@ -17,7 +17,7 @@ run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
 
 test: $(VENV)/.tests-installed lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from support import forkserver
 from support.tiny import ARCHITECTURES, write_model
@@ -73,12 +74,9 @@ def smollm() -> Path:
     from llmctl.model import demo
 
     home = ROOT / ".demo"
-    before = os.environ.get("LLMCTL_HOME")
-    os.environ["LLMCTL_HOME"] = str(home)
-    try:
+    home.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, FileLock(home / "lock"):
+        patch.setenv("LLMCTL_HOME", str(home))
         gguf = demo.carried_gguf()
         assert gguf is not None, "the demo extra is not installed: make test installs it"
         return demo.demo_folder() or demo.convert_demo(gguf)
-    finally:
-        if before is not None:
-            os.environ["LLMCTL_HOME"] = before

@@ -30,7 +30,6 @@ GENERATE = "from llmctl.cli.main import run\nrun()\n"
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_generate_answers_without_resource_fcntl_termios_and_pwd(smollm: Path, tmp_path: Path) -> None:
     arguments = ["generate", "--model", str(smollm), "--temperature", "0", "--max-new-tokens", "8", "--quiet"]
     arguments += ["--prompt", "What is the capital of France?"]

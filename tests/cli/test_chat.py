@@ -77,7 +77,6 @@ def messages(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_three_turns_undo_retry_save_leave_and_resume(
     terminal: Callable[..., Chat], smollm: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +107,6 @@ def test_three_turns_undo_retry_save_leave_and_resume(
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     terminal: Callable[..., Chat], smollm: Path, tmp_path: Path
 ) -> None:
@@ -230,7 +228,6 @@ def test_reasoning_is_dimmed_or_hidden_and_saved_apart(
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_in_a_pipe_every_line_is_a_message(run: Run, smollm: Path) -> None:
     lines = "What is the capital of France?\n\nAnd of Italy?\n"
     done = run("chat", "--model", str(smollm), "-n", "20", stdin=lines)

@@ -13,7 +13,7 @@ from support import forkserver
 from support.terminal import Terminal
 
 Run = Callable[..., Any]
-pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]
+pytestmark = [pytest.mark.smollm]
 CAPITAL = "What is the capital of France?"
 
 

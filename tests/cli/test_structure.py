@@ -26,14 +26,12 @@ def schema(tmp_path: Path) -> Path:
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_yes_or_no_and_nothing_else(run: Run, smollm: Path) -> None:
     done = run("generate", "-m", str(smollm), "--quiet", "-p", "Is the sky blue?", "--choices", "yes,no", "-n", "4")
     assert done.stdout in ("yes\n", "no\n")
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_a_date_by_a_regex(run: Run, smollm: Path) -> None:
     regex = "(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
     done = run("generate", "-m", str(smollm), "-p", "When did people first walk on the moon?", "--regex", regex)
@@ -42,7 +40,6 @@ def test_a_date_by_a_regex(run: Run, smollm: Path) -> None:
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_a_schemas_answer_goes_into_a_json_reader_and_is_parsed_with_json(run: Run, smollm: Path, schema: Path) -> None:
     asked = ["generate", "-m", str(smollm), "-p", "Ada Lovelace was 36. Give her name and age.", "--json-schema"]
     text = run(*asked, str(schema), "--quiet").stdout

@@ -166,7 +166,6 @@ def test_what_does_not_fit_is_refused(best: Kernels) -> None:
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_four_bits_answer_closer_to_a_trained_model_than_nf4_does(best: Kernels, smollm: Path) -> None:
     """The error of x @ w^T with weights of SmolLM2, against that of bitsandbytes' NF4, which has 4.5 bits, too."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit

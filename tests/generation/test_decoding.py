@@ -192,7 +192,6 @@ def test_compiling_gives_the_same_text_and_pays_once(tiny_models: Tiny, monkeypa
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_smollm_gives_the_same_text_with_each(smollm: Path) -> None:
     prompt = "Repeat word for word: the small model read every book in the library, and then it read them again."
     texts, stats = [], []

@@ -163,7 +163,6 @@ def test_a_text_of_one_token_has_no_perplexity(tiny_models: Tiny) -> None:
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_a_real_model_scores_a_paragraph_as_plain_transformers_does(smollm: Path) -> None:
     loaded = load_tiny(smollm)
     paragraph = (

@@ -45,7 +45,6 @@ def lean(tiny_models: Callable[[str], Path]) -> Any:
     return run(ANSWERS + THEN_COMPILE, [tiny_models(name) for name in ARCHITECTURES])
 
 
-@pytest.mark.xdist_group("lean-imports")
 def test_an_answer_needs_neither_the_compiler_nor_other_processes(
     lean: Any, tiny_models: Callable[[str], Path]
 ) -> None:
@@ -55,11 +54,9 @@ def test_an_answer_needs_neither_the_compiler_nor_other_processes(
     assert "torch._dynamo" in plain["imported"]
 
 
-@pytest.mark.xdist_group("lean-imports")
 def test_the_compiler_is_there_when_somebody_asks_for_it(lean: Any) -> None:
     assert (lean["compiled"], lean["dynamo"]) == (2, True)
 
 
-@pytest.mark.xdist_group("lean-imports")
 def test_the_garbage_collector_is_as_it_was(lean: Any) -> None:
     assert lean["gc"] is True

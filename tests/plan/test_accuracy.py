@@ -76,7 +76,7 @@ def report(name: str, what: str, planned: int, found: int) -> float:
     return abs(error)
 
 
-@pytest.mark.parametrize("name", [*CHANGES, pytest.param("smollm2", marks=pytest.mark.xdist_group("smollm"))])
+@pytest.mark.parametrize("name", [*CHANGES, "smollm2"])
 def test_planned_weights_are_within_two_percent(name: str, bigger: Callable[[str], Path]) -> None:
     errors = {}
     for way, sections in (WAYS | PACKED).items():
@@ -86,7 +86,7 @@ def test_planned_weights_are_within_two_percent(name: str, bigger: Callable[[str
     assert max(errors.values()) < 0.02, errors
 
 
-@pytest.mark.parametrize("name", [*CHANGES, pytest.param("smollm2", marks=pytest.mark.xdist_group("smollm"))])
+@pytest.mark.parametrize("name", [*CHANGES, "smollm2"])
 def test_the_planned_cache_is_within_two_percent_after_500_tokens(name: str, bigger: Callable[[str], Path]) -> None:
     import torch
 

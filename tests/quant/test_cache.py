@@ -244,7 +244,6 @@ def test_the_plan_of_a_quantised_way_counts_the_copy(tiny_models: Tiny, run: Run
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_the_real_model_says_the_same_from_its_copy(smollm: Path) -> None:
     first = load(smollm)
     said = llmctl.generate(first, "What is the capital of France?").text

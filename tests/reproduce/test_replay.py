@@ -346,7 +346,6 @@ def test_files_of_the_cache_are_known_by_the_names_of_their_blobs(
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_a_real_run_is_repeated(smollm: Path, replay: Run) -> None:
     loaded = llmctl.load(smollm)
     documents = [record(loaded), record(loaded, temperature=0.9)]

@@ -12,7 +12,7 @@ from tests.support.served import served
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser]
 HOSTILE = """Look: <script>window.owned = 1</script> <img src=x onerror="window.owned = 2">
 
 * [click](javascript:window.owned=3) and [data](data:text/html,hello) and [fine](https://example.com/a?b=c)

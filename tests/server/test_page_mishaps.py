@@ -8,7 +8,7 @@ from tests.support.page import Scripted, answered, say
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser]
 FOCUSED = "document.activeElement.id || document.activeElement.getAttribute('aria-label')"
 Server = tuple[Scripted, str]
 

@@ -20,7 +20,7 @@ ENGINES = {
     "transformers": [],
     "vllm": ["--engine", "vllm", "--set", "vllm.extra={enforce_eager: true}", "--set", "vllm.max_model_len=2048"],
 }
-pytestmark = [pytest.mark.vllm, pytest.mark.smollm, pytest.mark.xdist_group("smollm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.smollm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])

@@ -284,7 +284,6 @@ def test_an_exported_conversation_is_markdown_without_reasoning(tmp_path: Path) 
 
 
 @pytest.mark.smollm
-@pytest.mark.xdist_group("smollm")
 def test_a_real_model_says_the_same_and_its_second_turn_computes_only_the_new_tokens(smollm: Path) -> None:
     loaded = llmctl.load(smollm, generation={"max_new_tokens": 24})
     session = ChatSession(loaded)
