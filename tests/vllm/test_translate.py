@@ -171,16 +171,16 @@ def test_extra_arguments_are_passed_on_unchanged() -> None:
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({"api_key": "top-secret"}, "goes in the environment"),
-        ({"api-ke": "top-secret"}, "goes in the environment"),
+        ({"api_key": "top-secret"}, "set it in the environment"),
+        ({"api-ke": "top-secret"}, "set it in the environment"),
         ({"hf_token": "top-secret"}, "llmctl login"),
-        ({"dtype": "half"}, "said by load.dtype"),
-        ({"no-trust-remote-code": True}, "said by model.trust_remote_code"),
-        ({"tp": 2}, "said by vllm.tensor_parallel_size"),
-        ({"--foo": 1}, "no name of an argument"),
-        ({"a b": 1}, "no name of an argument"),
+        ({"dtype": "half"}, "set by load.dtype"),
+        ({"no-trust-remote-code": True}, "set by model.trust_remote_code"),
+        ({"tp": 2}, "set by vllm.tensor_parallel_size"),
+        ({"--foo": 1}, "not an argument name"),
+        ({"a b": 1}, "not an argument name"),
         ({"middleware": "x.y"}, "imports Python by name"),
-        ({"trust_request_chat_template": True}, "without end"),
+        ({"trust_request_chat_template": True}, "unlimited time"),
     ],
 )
 def test_unsafe_or_duplicate_extra_arguments_are_refused_and_their_values_not_shown(
