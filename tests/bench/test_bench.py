@@ -1,4 +1,4 @@
-"""Configurations side by side, measured by the real command line on tiny models."""
+"""Benchmarks of tiny models through the real command line."""
 
 import json
 import os
@@ -32,7 +32,7 @@ NEW_TOKENS = 5
 
 @pytest.fixture(scope="module")
 def side_by_side(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One run of the command line: two dtypes, each beside an attention that this machine cannot do."""
+    """Run the command once: two dtypes, each with an attention that this machine supports and one that it does not."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "plain.yaml").write_text("load:\n  attn_implementation: sdpa\n")
     (folder / "flash.yaml").write_text("load:\n  attn_implementation: flash_attention_2\n")
@@ -129,7 +129,7 @@ def test_the_chart_is_a_real_svg_with_every_configuration_that_ran(side_by_side:
 
 
 def ending(loaded: LoadedModel) -> bool:
-    """Whether some ordinary answer of this model ends before its budget."""
+    """Return whether some ordinary answer of this model ends before its token limit."""
     return any(
         llmctl.generate(loaded, text, max_new_tokens=20).finish_reason == "stop" for text in ("the", "two", "it")
     )
@@ -155,7 +155,7 @@ def test_end_tokens_neither_end_an_answer_nor_stand_in_a_prompt(tiny_copy: Calla
 
 @pytest.fixture
 def screen(tiny_copy: Callable[..., Path], tmp_path: Path) -> "Iterator[pexpect.spawn[str]]":
-    """`llmctl bench` on a terminal, in the middle of an answer that takes minutes."""
+    """Run `llmctl bench` on a terminal, in the middle of an answer that takes minutes."""
     model = tiny_copy(max_position_embeddings=200_000)
     words = "--prompt-tokens 8 --batch 1 --new-tokens 100000 --runs 1"
     command = ["-m", "llmctl", "bench", str(model), *words.split()]

@@ -1,4 +1,4 @@
-"""What the figures say: arithmetic by hand against the code's."""
+"""The figures of a benchmark, compared with arithmetic by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def info_of(folder: Path) -> ModelInfo:
 
 
 def comparison_of(folder: Path) -> Comparison:
-    """A comparison with figures by hand: bandwidth 1 GB/s, 1 GFLOP/s, decode 100, 200, 300 tokens a second."""
+    """Return a comparison with made-up figures: bandwidth 1 GB/s, 1 GFLOP/s, decode 100, 200, 300 tokens per second."""
     config = settings_from_mapping({"model": {"id": str(folder)}, "load": {"dtype": "float32"}}).config
     machine = read_machine()
     prepared = prepare(Settings(config), machine=machine, context=TASK.context, batch=4)

@@ -1,4 +1,4 @@
-"""What the tests of the doctor share: packages that are planted, and a machine whose doctor is asked."""
+"""Fixtures of the doctor's tests: planted packages, and a machine to examine."""
 
 import json
 import os
@@ -53,7 +53,7 @@ STUBS = {
 
 @pytest.fixture
 def quick(tmp_path: Path) -> str:
-    """A PYTHONPATH with packages in place of the ones that take seconds to import, for tests about something else."""
+    """Return a PYTHONPATH with stand-ins for packages that take seconds to import, for tests of something else."""
     folder = tmp_path / "stubs"
     for name, code in STUBS.items():
         (folder / name).mkdir(parents=True)
@@ -79,7 +79,7 @@ class Doctor:
     def raw(
         self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        """The process as it ended. Imports may take long where several tests share two cores."""
+        """Return the completed process. Imports may take long if several tests share two cores."""
         patient = () if "--time-limit" in arguments else ("--time-limit", "200")
         env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         if not prefix:
@@ -97,7 +97,7 @@ class Doctor:
 
 @pytest.fixture
 def doctor(tmp_path: Path) -> Doctor:
-    """The doctor, offline unless told otherwise, in an empty folder."""
+    """Run the doctor in an empty folder, offline by default."""
     folder = tmp_path / "work"
     folder.mkdir()
     return Doctor(folder)
@@ -105,7 +105,7 @@ def doctor(tmp_path: Path) -> Doctor:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Any:
-    """The stand-in for the Hub, with one small model, acme/tiny, and one that is gated."""
+    """Run the stand-in for the Hub, with one small model, acme/tiny, and one that is gated."""
     root = tmp_path / "models"
     make_model(root / "acme" / "tiny")
     make_model(root / "acme" / "gated")
@@ -120,6 +120,6 @@ def hub(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy of this machine, and none of the exceptions from it."""
+    """Remove this machine's proxies and their exceptions."""
     for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)

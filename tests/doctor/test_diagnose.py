@@ -1,4 +1,4 @@
-"""What is decided from findings, on machines that are not here: everything is written down by hand."""
+"""The checks made from findings that are written by hand, for imagined machines."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ DRIVER_13 = NvidiaDriver("580.65.06", (13, 0), None, 1)
 def findings(
     machine: Machine | None, config: dict[str, Any] | None = None, *, torch: dict[str, Any] | None = None, **more: Any
 ) -> Findings:
-    """A machine on which everything works, with what the test changes."""
+    """Return findings of a machine on which everything works, with the test's changes."""
     facts: dict[str, dict[str, Any]] = {
         "torch": torch or (CUDA_13 if machine and machine.torch_cuda else CPU_BUILD),
         "bitsandbytes": {"library": "cuda" if machine and machine.torch_cuda else "cpu"},
@@ -65,7 +65,7 @@ def lines(found: Findings) -> dict[str, Check]:
 
 
 def idle(machine: Machine) -> Machine:
-    """The same machine with a torch that is built for the CPU."""
+    """Return the same machine with a torch built for the CPU."""
     return replace(machine, gpus=(), idle_gpus=machine.gpus, torch_cuda=None)
 
 

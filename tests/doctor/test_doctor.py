@@ -1,4 +1,4 @@
-"""The doctor through the real command line, on this machine as it is and as it is spoiled."""
+"""The doctor through the real command line, on this machine as it is and with faults."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_everything_at_once(doctor: Any, plant: Any, quick: st
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits only to be collected."""
+    """Return whether a process has ended, even if it has not been reaped yet."""
     state = Path(f"/proc/{pid}/stat")
     try:
         return state.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -206,7 +206,7 @@ def test_what_was_planted_in_the_current_folder_is_not_what_is_imported(doctor: 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """Mount a file system of 1 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)

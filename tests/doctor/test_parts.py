@@ -1,4 +1,4 @@
-"""The parts of the doctor by themselves: versions, what is kept secret, and the processes that are asked."""
+"""The parts of the doctor: versions, the removal of secrets, and the child processes."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.doctor.children import Question, ask_all
-from llmctl.doctor.look import proxy_of, read_computer, read_requirements
+from llmctl.doctor.environment import proxy_of, read_computer, read_requirements
 from llmctl.doctor.privacy import known_tokens, without_credentials, without_secrets
 from llmctl.doctor.versions import is_inside, release
 

@@ -1,4 +1,4 @@
-"""What the tests of the Hub share: small models, a stand-in that serves them, and the table of faults."""
+"""Fixtures of the Hub's tests: small models, a stand-in that serves them, and the table of faults."""
 
 import json
 import os
@@ -17,14 +17,14 @@ BIG_BYTES = 40_000_000
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The folder that the stand-in serves, with one small model, acme/tiny."""
+    """Return the folder that the stand-in serves, with one small model, acme/tiny."""
     make_model(tmp_path / "models" / "acme" / "tiny")
     return tmp_path / "models"
 
 
 @pytest.fixture
 def hub(models: Path) -> Iterator[HubStandin]:
-    """The stand-in, serving."""
+    """Run the stand-in for the Hub."""
     with HubStandin(models) as standin:
         yield standin
         assert not standin.leaks(), "a token was sent to the second origin"
@@ -37,7 +37,7 @@ def _big_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def big(hub: HubStandin, _big_folder: Path) -> str:
-    """acme/big, served: one LFS file of 40 MB and the small ones."""
+    """Serve acme/big: one LFS file of 40 MB and the small files."""
     shutil.copytree(_big_folder, hub.root / "acme" / "big", copy_function=os.link)
     hub.reload()
     return "acme/big"
@@ -45,7 +45,7 @@ def big(hub: HubStandin, _big_folder: Path) -> str:
 
 @pytest.fixture
 def sharded(hub: HubStandin) -> str:
-    """acme/sharded, served: three shards of 2 MB."""
+    """Serve acme/sharded: three shards of 2 MB."""
     make_model(hub.root / "acme" / "sharded", shards=3, shard_bytes=2_000_000, seed=2)
     hub.reload()
     return "acme/sharded"
@@ -53,7 +53,7 @@ def sharded(hub: HubStandin) -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path, hub: HubStandin) -> Machine:
-    """A machine of its own."""
+    """Return a machine with its own folders."""
     (tmp_path / "home").mkdir()
     return Machine(tmp_path / "home", hub)
 
@@ -73,13 +73,13 @@ def settle(hub: HubStandin) -> Callable[[dict[str, Any]], None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The markers of the table."""
+    """Register the markers of the table."""
     config.addinivalue_line("markers", "fault(row, must): llmctl against one fault; a row of the table")
     config.addinivalue_line("markers", "plain(row, does): hf download against the same fault, for comparison")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Hand the rows on to the reports, which travel between processes; leave the comparison out of ordinary runs."""
+    """Attach the rows to the reports, which travel between processes; exclude the comparison from ordinary runs."""
     for item in items:
         for name in ("fault", "plain"):
             for mark in item.iter_markers(name):

@@ -1,4 +1,4 @@
-"""Exceptions of the Hub's client become errors that say what to do: by type, by status, by asking."""
+"""The translation of the Hub client's exceptions into errors with a hint: by type, by status, by asking the Hub."""
 
 import ssl
 from typing import Any
@@ -14,7 +14,7 @@ from support.hub_standin import HubStandin
 
 @pytest.fixture(autouse=True)
 def _this_hub(hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in is the Hub of this process."""
+    """Make the stand-in the Hub of this process."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)

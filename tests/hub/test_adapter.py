@@ -1,4 +1,4 @@
-"""An adapter on the Hub: its two files and nothing else, through the same download as a model."""
+"""Adapters on the Hub: two files and nothing else, downloaded like a model."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from support.hub_standin import HubStandin
 
 
 def serve_adapter(hub: HubStandin, *, weights: str = "adapter_model.safetensors") -> str:
-    """acme/lora, served: as peft and a trainer leave it."""
+    """Serve acme/lora, as peft and a trainer write it."""
     folder = hub.root / "acme" / "lora"
     folder.mkdir(parents=True)
     settings = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "acme/other", "target_modules": ["q_proj"]}

@@ -1,4 +1,4 @@
-"""What counts as a complete model in the cache, whoever put it there; and what others make of what llmctl put there."""
+"""Complete models in the cache, whichever program put them there; and other programs reading llmctl's downloads."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from support.hub_standin import HubStandin
 
 @pytest.fixture
 def cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The machine's cache, for this process too; and no way to the network."""
+    """Use the machine's cache in this process, too, and no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(machine.cache))

@@ -1,4 +1,4 @@
-"""A download that nothing disturbs: what it takes, says and remembers."""
+"""An undisturbed download: the files it takes, its messages and its records."""
 
 import os
 from collections.abc import Callable
@@ -124,7 +124,7 @@ def test_transformers_loads_it_offline(machine: Machine, hub: HubStandin, tiny_m
 
 @pytest.fixture
 def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in and the machine's cache are those of this process too, and the stand-in offers Xet."""
+    """Use the stand-in and the machine's cache in this process, too, and let the stand-in offer Xet."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -141,7 +141,7 @@ def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_xet_brings_is_hashed_and_http_is_the_way_out(
     machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """The Xet server itself cannot be imitated here: what brings the bytes is replaced, all around it is real."""
+    """The Xet server cannot be imitated here, so the function that fetches bytes is replaced; the rest is real."""
     from llmctl.hub.download import run
 
     def fetch(_offer: Any, path: Path, file: Any, *, headers: Any, arrived: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""Every way in which a download can be disturbed, through the real command line: what llmctl makes of it."""
+"""Disturbed downloads of every kind, through the real command line."""
 
 import json
 import os
@@ -289,7 +289,7 @@ def test_what_cannot_fit_is_refused_with_figures(machine: Machine, hub: HubStand
 
 
 def _in_own_mounts(machine: Machine, script: str, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run a shell script where it may mount what it likes; skip where the machine does not allow that."""
+    """Run a shell script in its own mount namespace; skip where the machine does not allow that."""
     unshare = shutil.which("unshare")
     allowed = (
         unshare and subprocess.run([unshare, "-rm", "mount", "-t", "tmpfs", "x", "/mnt"], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Tokens: given, checked, stored, named, switched and forgotten, through the real command line."""
+"""Tokens entered, checked, stored, named, switched and deleted, through the real command line."""
 
 import stat
 from collections.abc import Callable

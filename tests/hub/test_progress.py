@@ -1,4 +1,4 @@
-"""What a person sees while a model arrives: on a terminal of 80 columns, and through a pipe."""
+"""The progress of a download as a user sees it: on a terminal of 80 columns, and through a pipe."""
 
 import re
 from io import StringIO

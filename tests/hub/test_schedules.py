@@ -25,7 +25,7 @@ PLACES = (r"cdn:/cdn/", r"/resolve/", r"/resolve-cache/", r"/revision/", r".*")
 
 
 def _random_fault(choice: random.Random) -> dict[str, Any]:
-    """Any fault that the stand-in knows, anywhere, once or a few times."""
+    """Return a random fault of the stand-in, anywhere, once or a few times."""
     at = choice.randrange(0, 2_000_000)
     kinds: list[dict[str, Any]] = [
         {"action": "status", "status": choice.choice([403, 416, 429, 500, 502, 503])},
@@ -48,7 +48,7 @@ def _random_fault(choice: random.Random) -> dict[str, Any]:
 
 
 def _run(machine: Machine, repo_id: str, choice: random.Random) -> int:
-    """One run, perhaps cut short."""
+    """Do one run, perhaps cut short."""
     process = machine.start("download", repo_id, "--retries", "3", HF_HUB_DOWNLOAD_TIMEOUT="1", HF_TOKEN="hf_good")
     cut = choice.random() < 0.5
     try:
@@ -62,7 +62,7 @@ def _run(machine: Machine, repo_id: str, choice: random.Random) -> int:
 
 
 def _check_blobs(machine: Machine, repo_id: str) -> set[str]:
-    """Every blob that is in its place is what its name says. Returns their names."""
+    """Check that every blob in its place has the hash in its name, and return the names."""
     names = set()
     for blob in (machine.repo(repo_id) / "blobs").glob("*"):
         if "incomplete" in blob.name:

@@ -1,4 +1,4 @@
-"""Which files are taken: decided from names alone."""
+"""The selection of files, by their names alone."""
 
 import pytest
 

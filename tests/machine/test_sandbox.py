@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is safe
 
 
 def work(argument: Any) -> Any:
-    """Whatever the test asks for."""
+    """Do what the test asks for."""
     match argument:
         case ["sleep", seconds]:
             time.sleep(seconds)

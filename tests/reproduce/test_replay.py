@@ -1,4 +1,4 @@
-"""Runs repeated from their recordings: identical, or the first difference named; and nothing in a recording trusted."""
+"""Replays of recordings: identical, or with the first difference named; and nothing in a recording is trusted."""
 
 import copy
 import hashlib
@@ -37,7 +37,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def record(loaded: llmctl.LoadedModel, *, count: int = 1, seed: int = 42, **generation: Any) -> dict[str, Any]:
-    """What `llmctl generate --json` writes."""
+    """Return the document of `llmctl generate --json`."""
     settled = with_generation(loaded, {"max_new_tokens": 10, **generation}, seed=seed)
     completions = []
     for chunks in generate_many(settled, "the capital of france", count=count):
@@ -59,13 +59,13 @@ def _sampled(loaded: llmctl.LoadedModel, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def sampled(_sampled: dict[str, Any]) -> dict[str, Any]:
-    """A recording of two sampled answers, to change."""
+    """Return a recording of two sampled answers, to change."""
     return copy.deepcopy(_sampled)
 
 
 @pytest.fixture
 def replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`llmctl replay` of documents, one a line, in this process."""
+    """Run `llmctl replay` on documents, one per line, in this process."""
 
     def command(*documents: Any, arguments: tuple[str, ...] = ()) -> SimpleNamespace:
         file = tmp_path / "run.jsonl"

@@ -10,8 +10,8 @@ from typing import Any
 
 from llmctl.config import Settings
 from llmctl.doctor.children import Answer, Question, ask_all
+from llmctl.doctor.environment import proxy_of, read_computer, read_disk, read_requirements
 from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
-from llmctl.doctor.look import proxy_of, read_computer, read_disk, read_requirements
 from llmctl.doctor.privacy import scrubbed, without_credentials
 from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
 from llmctl.machine.detection import read_machine, read_nvidia_driver

@@ -151,18 +151,13 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
             "https://huggingface.co/spaces/safetensors/convert",
             details=details,
         )
-    if by_kind["GGUF"]:
-        return ModelError(
-            f"{repo_id} has its weights only as GGUF ({_some(by_kind['GGUF'])}), which is for llama.cpp",
-            hint="its page names the original model under 'Model tree': download that one",
-            details=details,
-        )
-    if by_kind["ONNX"]:
-        return ModelError(
-            f"{repo_id} has its weights only as ONNX ({_some(by_kind['ONNX'])})",
-            hint="its page names the original model under 'Model tree': download that one",
-            details=details,
-        )
+    for kind, program in (("GGUF", ", which is for llama.cpp"), ("ONNX", "")):
+        if by_kind[kind]:
+            return ModelError(
+                f"{repo_id} has its weights only as {kind} ({_some(by_kind[kind])}){program}",
+                hint="its page names the original model under 'Model tree': download that one",
+                details=details,
+            )
     return ModelError(f"{repo_id} has no weights", hint="look at its page for the model to load", details=details)
 
 
