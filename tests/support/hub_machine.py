@@ -155,14 +155,9 @@ class Machine:
         raise AssertionError(f"no {count} bytes arrived in {seconds} s")
 
 
-def interrupt(process: "subprocess.Popen[str]", number: signal.Signals, *, within: float) -> Result:
-    """Send a signal and wait for the end."""
+def interrupt(process: "subprocess.Popen[str]", number: signal.Signals) -> Result:
+    """Send a signal and wait for the end: no longer than the time-outs that the command itself has."""
     began = time.monotonic()
     process.send_signal(number)
-    out, err = process.communicate(timeout=within + 20)
+    out, err = process.communicate(timeout=20)
     return Result(process.returncode, out, err, time.monotonic() - began)
-
-
-def one_second() -> float:
-    """A second, or as much longer as this computer is overloaded now."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
