@@ -27,9 +27,9 @@ class ServerProcess:
     model: Path
     log: Path
 
-    def call(self, method: str = "GET", path: str = "/v1/models", key: str | None = KEY, **more: Any) -> Answer:
-        headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
-        return call(self.port, method, path, headers=headers, **more)
+    def call(self, method: str = "GET", path: str = "/v1/models", key: str | None = KEY, **options: Any) -> Answer:
+        headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
+        return call(self.port, method, path, headers=headers, **options)
 
     def complete(self, **body: Any) -> Answer:
         return self.call("POST", "/v1/completions", body={"model": "tiny", "prompt": "once", "max_tokens": 2} | body)

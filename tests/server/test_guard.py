@@ -36,10 +36,10 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         ]
     else:
         headers = [(b"content-type", b"application/json")]
-    body, more = b"", scope["method"] == "POST"
-    while more:
+    body, has_more = b"", scope["method"] == "POST"
+    while has_more:
         message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
+        body, has_more = body + message.get("body", b""), message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     document = {"path": scope["path"], "bytes": len(body)}
     await send({"type": "http.response.body", "body": json.dumps(document).encode()})
@@ -100,12 +100,12 @@ def test_a_form_of_another_page_cannot_send_json_as_text(port: int) -> None:
 
 
 def test_a_listed_origin_passes_the_preflight_and_can_read(port: int) -> None:
-    asked = {
+    preflight = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, x-stainless-os",
     }
-    answer = call(port, "OPTIONS", "/v1/chat/completions", headers=asked)
+    answer = call(port, "OPTIONS", "/v1/chat/completions", headers=preflight)
     assert answer.status == 204
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     assert "POST" in answer.headers["access-control-allow-methods"]
@@ -118,8 +118,8 @@ def test_a_listed_origin_passes_the_preflight_and_can_read(port: int) -> None:
 
 
 def test_the_preflight_of_an_unlisted_origin_is_refused(port: int) -> None:
-    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    answer = call(port, "OPTIONS", headers=asked)
+    preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = call(port, "OPTIONS", headers=preflight)
     assert answer.status == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -172,8 +172,8 @@ def test_every_path_needs_a_key_except_open_ones_for_reading(locked_port: int) -
 
 
 def test_a_preflight_needs_no_key_but_the_request_does(locked_port: int) -> None:
-    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-    assert call(locked_port, "OPTIONS", headers=asked).status == 204
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert call(locked_port, "OPTIONS", headers=preflight).status == 204
     assert call(locked_port, body={}, headers={"Origin": "https://app.example"}).status == 401
     assert call(locked_port, "OPTIONS", headers={"Origin": "https://app.example"}).status == 401
 

@@ -37,8 +37,8 @@ CITY = {
 }
 
 
-def function(name: str, parameters: Any = None, **more: Any) -> Any:
-    return {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters, **more}}
+def function(name: str, parameters: Any = None, **fields: Any) -> Any:
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters, **fields}}
 
 
 WEATHER = function("get_weather", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -51,8 +51,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     template = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n" + WORD + "{% endif %}")
     assert WORD in template
     folder = write_scripted(tmp_path_factory.mktemp("scripted") / "tiny", replies, template=template)
-    with served(str(folder), "--model-name", "tiny", LLMCTL_API_KEY=KEY) as found:
-        yield found
+    with served(str(folder), "--model-name", "tiny", LLMCTL_API_KEY=KEY) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +246,10 @@ def test_the_clients_own_stream_helper_assembles_a_call(client: openai.OpenAI) -
 
 
 def test_the_result_of_a_tool_goes_back_to_the_model(client: openai.OpenAI) -> None:
-    asked = client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER]).choices[0].message
-    assert asked.tool_calls
-    told: Any = [*USER, asked, {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "sunny"}]
-    done = client.chat.completions.create(model="tiny", messages=told, tools=[WEATHER])
+    called = client.chat.completions.create(model="tiny", messages=USER, tools=[WEATHER]).choices[0].message
+    assert called.tool_calls
+    messages: Any = [*USER, called, {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "sunny"}]
+    done = client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER])
     assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("It is sunny!", "stop")
 
 
@@ -278,13 +278,13 @@ def test_with_a_required_choice_every_call_is_valid(
 ) -> None:
     tools: Any = [function("get_weather", CITY, strict=True), function("plan", CITY)]
     for seed in range(3):
-        asked: Any = {"model": "tiny", "messages": USER, "tools": tools, "tool_choice": choice, "seed": seed}
-        asked |= {"parallel_tool_calls": False, "temperature": 1.5}
+        body: Any = {"model": "tiny", "messages": USER, "tools": tools, "tool_choice": choice, "seed": seed}
+        body |= {"parallel_tool_calls": False, "temperature": 1.5}
         if stream:
-            with client.chat.completions.stream(**asked) as streamed:
+            with client.chat.completions.stream(**body) as streamed:
                 done = streamed.get_final_completion()
         else:
-            done = client.chat.completions.create(**asked)
+            done = client.chat.completions.create(**body)
         [call] = done.choices[0].message.tool_calls or []
         assert done.choices[0].finish_reason == "tool_calls"
         assert call.type == "function"
@@ -299,9 +299,9 @@ def test_with_a_required_choice_every_call_is_valid(
 def test_models_are_listed_and_retrieved_by_name(client: openai.OpenAI) -> None:
     listed = client.models.list()
     assert [model.id for model in listed.data] == ["tiny"]
-    found = client.models.retrieve("tiny")
-    check_strictly(Model, found)
-    assert (found.id, found.object) == ("tiny", "model")
+    model = client.models.retrieve("tiny")
+    check_strictly(Model, model)
+    assert (model.id, model.object) == ("tiny", "model")
 
 
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI) -> None:
@@ -377,8 +377,8 @@ def test_a_streamed_response_has_its_events_in_order(client: openai.OpenAI) -> N
 def test_tokenize_and_detokenize(client: openai.OpenAI) -> None:
     """The routes are vLLM's: lm-eval cuts its texts with the server's tokenizer."""
     root = str(client.base_url).removesuffix("v1/")
-    asked = {"prompt": "Hello, I", "add_special_tokens": False}
-    tokens = client.post(f"{root}tokenize", body=asked, cast_to=object)
+    body = {"prompt": "Hello, I", "add_special_tokens": False}
+    tokens = client.post(f"{root}tokenize", body=body, cast_to=object)
     assert isinstance(tokens, dict)
     assert tokens["count"] == len(tokens["tokens"]) == 3
     assert client.post(f"{root}detokenize", body={"tokens": tokens["tokens"]}, cast_to=object) == {"prompt": "Hello, I"}

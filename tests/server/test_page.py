@@ -198,30 +198,30 @@ def test_axe_finds_no_serious_problem(
     script.says, script.reasoning = [HOSTILE], "Let me think."
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page.goto(address)
-    found = {"empty": axe.run(page).response}
+    responses = {"empty": axe.run(page).response}
     say(page, "hello")
     answered(page, 1)
-    found["answered"] = axe.run(page).response
+    responses["answered"] = axe.run(page).response
     page.click(".reasoning summary")
     for dialog, opens in (("settings", "#settings-open"), ("exporting", "#export")):
         page.click(opens)
-        found[dialog] = axe.run(page).response
+        responses[dialog] = axe.run(page).response
         page.keyboard.press("Escape")
     page.evaluate("document.getElementById('key').showModal()")  # opens by itself only if a key is required
-    found["key"] = axe.run(page).response
+    responses["key"] = axe.run(page).response
     page.keyboard.press("Escape")
     if width == 390:
         page.click("#drawer-open")
         page.wait_for_timeout(300)
-        found["drawer"] = axe.run(page).response
+        responses["drawer"] = axe.run(page).response
         page.click("[aria-label='Delete: hello']")
-        found["deleting"] = axe.run(page).response
+        responses["deleting"] = axe.run(page).response
         page.keyboard.press("Escape")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
     problems = [
         (where, rule["id"], [node["html"] for node in rule["nodes"]])
-        for where, response in found.items()
+        for where, response in responses.items()
         for rule in response["violations"]
         if rule["impact"] in ("serious", "critical")
     ]

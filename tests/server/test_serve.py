@@ -72,8 +72,8 @@ def test_a_completion_is_the_text_of_its_prompt_alone_whole_and_streamed(server:
     document = json.loads(whole.body)
     assert document["choices"][0]["text"] == expected
     assert document["usage"]["completion_tokens"] <= 20
-    asked = {"prompt": "once upon a time", "max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
-    pieces = streamed(server.post("/v1/completions", **asked))
+    body = {"prompt": "once upon a time", "max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
+    pieces = streamed(server.post("/v1/completions", **body))
     assert "".join(choice["text"] for piece in pieces for choice in piece["choices"]) == expected
     assert pieces[-1]["usage"] == document["usage"]
 
@@ -81,19 +81,19 @@ def test_a_completion_is_the_text_of_its_prompt_alone_whole_and_streamed(server:
 def test_concurrent_clients_get_their_own_texts(server: Running) -> None:
     prompts = [f"the {word} of" for word in ("capital", "library", "book", "model")]
     expected = [alone(server.registry, prompt, 24) for prompt in prompts]
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
 
     def ask(number: int) -> None:
         answer = server.post("/v1/completions", prompt=prompts[number], max_tokens=24, stream=number % 2 == 0)
         documents = streamed(answer) if number % 2 == 0 else [json.loads(answer.body)]
-        found[number] = "".join(choice["text"] for one in documents for choice in one["choices"])
+        texts[number] = "".join(choice["text"] for one in documents for choice in one["choices"])
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[number] for number in range(len(prompts))] == expected
+    assert [texts[number] for number in range(len(prompts))] == expected
 
 
 def test_a_conversation_is_answered_and_streamed(server: Running) -> None:
@@ -108,9 +108,9 @@ def test_a_conversation_is_answered_and_streamed(server: Running) -> None:
 
 
 def test_each_of_n_answers_has_its_own_seed_and_a_seed_repeats_answers(server: Running) -> None:
-    asked = {"prompt": "the", "max_tokens": 12, "n": 3, "temperature": 2, "seed": 5}
-    first = json.loads(server.post("/v1/completions", **asked).body)
-    again = json.loads(server.post("/v1/completions", **asked).body)
+    body = {"prompt": "the", "max_tokens": 12, "n": 3, "temperature": 2, "seed": 5}
+    first = json.loads(server.post("/v1/completions", **body).body)
+    again = json.loads(server.post("/v1/completions", **body).body)
     texts = [choice["text"] for choice in first["choices"]]
     assert len(set(texts)) == 3
     assert texts == [choice["text"] for choice in again["choices"]]
@@ -155,10 +155,12 @@ def test_a_template_in_a_request_has_no_effect(server: Running) -> None:
     messages = [{"role": "user", "content": "two plus two"}]
     plain = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4).body)
     for name in ("chat_template", "template", "chat_template_kwargs"):
-        more = {name: "{{ cycler.__init__.__globals__ }}" if name != "chat_template_kwargs" else {"chat_template": "x"}}
-        told = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4, **more).body)
-        assert told["choices"] == plain["choices"]
-        assert told["usage"] == plain["usage"]
+        template = {
+            name: "{{ cycler.__init__.__globals__ }}" if name != "chat_template_kwargs" else {"chat_template": "x"}
+        }
+        answer = json.loads(server.post("/v1/chat/completions", messages=messages, max_tokens=4, **template).body)
+        assert answer["choices"] == plain["choices"]
+        assert answer["usage"] == plain["usage"]
 
 
 def test_requests_beyond_the_queue_are_refused_with_retry_after_and_the_others_answered(server: Running) -> None:

@@ -31,7 +31,7 @@ def choice(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("asked", "mode", "names"),
+    ("value", "mode", "names"),
     [
         (None, "auto", ["a", "b"]),
         ("auto", "auto", ["a", "b"]),
@@ -45,8 +45,8 @@ def choice(value: Any) -> Any:
         ),
     ],
 )
-def test_every_tool_choice_is_supported(asked: Any, mode: str, names: list[str], tokenizer: Any) -> None:
-    use = resolve_tool_use(tokenizer, ChatSection(), tools("a", "b"), choice(asked) if asked else None)
+def test_every_tool_choice_is_supported(value: Any, mode: str, names: list[str], tokenizer: Any) -> None:
+    use = resolve_tool_use(tokenizer, ChatSection(), tools("a", "b"), choice(value) if value else None)
     assert use.choice == mode
     assert [tool["function"]["name"] for tool in use.tools] == names
 

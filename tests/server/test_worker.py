@@ -86,11 +86,11 @@ def test_penalties_apply_to_packed_and_to_single_requests(
     tiny_models: Callable[[str], Path], architecture: str
 ) -> None:
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"temperature": 0})
-    plain, own = request(loaded), request(loaded)
-    biased = Penalties(len(own.prompt), presence=0.0, frequency=0.0, bias={7: 100.0})
-    barred = Penalties(len(own.prompt), presence=100.0, frequency=0.0, bias={7: 100.0, 9: 50.0})
+    plain, penalised = request(loaded), request(loaded)
+    biased = Penalties(len(penalised.prompt), presence=0.0, frequency=0.0, bias={7: 100.0})
+    barred = Penalties(len(penalised.prompt), presence=100.0, frequency=0.0, bias={7: 100.0, 9: 50.0})
     with working(loaded) as worker:
-        first, second, third = answers(worker, (plain, []), (own, [biased]), (own, [barred]))
+        first, second, third = answers(worker, (plain, []), (penalised, [biased]), (penalised, [barred]))
     assert first.text == alone(plain, loaded)
     assert second.token_ids == (7,) * TOKENS
     # 7, then at most 9 and 7 in turn: after its first use, a token is no likelier than without its bias
@@ -100,18 +100,18 @@ def test_penalties_apply_to_packed_and_to_single_requests(
 
 def test_single_requests_are_all_answered_in_turn(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("deepseek_v3"), load={"dtype": "float32"}, generation={"temperature": 0})
-    asked = [request(loaded, word) for word in ("library", "the capital of", PROMPT)]
+    requests = [request(loaded, word) for word in ("library", "the capital of", PROMPT)]
     with working(loaded) as worker:
-        found = answers(worker, *((one, []) for one in asked))
-    assert [one.text for one in found] == [alone(one, loaded) for one in asked]
+        completions = answers(worker, *((one, []) for one in requests))
+    assert [one.text for one in completions] == [alone(one, loaded) for one in requests]
 
 
 def test_a_request_that_cannot_be_packed_waits_its_turn_and_blocks_nobody(llama: LoadedModel) -> None:
     plain = request(llama)
     other = replace(plain, arguments={**plain.arguments, "prompt_lookup_num_tokens": 2})
     with working(llama) as worker:
-        found = answers(worker, (plain, []), (other, []), (plain, []), (other, []))
-    assert {one.text for one in found} == {alone(plain, llama)}
+        completions = answers(worker, (plain, []), (other, []), (plain, []), (other, []))
+    assert {one.text for one in completions} == {alone(plain, llama)}
 
 
 def test_a_request_that_can_never_fit_is_refused_at_once(llama: LoadedModel) -> None:

@@ -93,13 +93,18 @@ def test_the_exit_of_vllm_ends_the_run_and_answers_are_kept(batch: Run, monkeypa
     code, _, err = batch()
     assert code == 3
     assert "CUDA out of memory" in err
-    kept = Path("out.jsonl.partial").read_bytes().count(b"\n")
-    assert kept > 50
+    answered = Path("out.jsonl.partial").read_bytes().count(b"\n")
+    assert answered > 50
     monkeypatch.setenv("FAKE_VLLM", "healthy")
     code, out, _ = batch("--json")
     assert code == 0
     summary = json.loads(out)
-    assert (summary["rows"], summary["resumed"], summary["engine"], summary["manifest"]) == (300, kept, "vllm", None)
+    assert (summary["rows"], summary["resumed"], summary["engine"], summary["manifest"]) == (
+        300,
+        answered,
+        "vllm",
+        None,
+    )
     assert [answer["id"] for answer in read()] == list(range(1, 301))
 
 

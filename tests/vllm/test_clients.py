@@ -29,9 +29,9 @@ def client(
 ) -> Iterator[openai.OpenAI]:
     """Yield a client of `llmctl serve` with SmolLM2 on one of the engines."""
     port = free_port()
-    more = ENGINES[request.param]
+    options = ENGINES[request.param]
     if request.param == "vllm":
-        more = [*more, "--vllm-python", os.environ["LLMCTL_VLLM_PYTHON"]]
+        options = [*options, "--vllm-python", os.environ["LLMCTL_VLLM_PYTHON"]]
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMCTL_")}
     environment |= {"LLMCTL_API_KEY": KEY, "LLMCTL_HOME": str(home), "HF_HUB_OFFLINE": "1"}
@@ -39,15 +39,15 @@ def client(
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "llmctl", "serve", str(smollm), "--port", str(port), "--dtype", "fp32",
-             "--model-name", "smol", *more],
+             "--model-name", "smol", *options],
             stdout=file, stderr=file, env=environment,
         )  # fmt: skip
     try:
         while not answers(port):
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0) as found:
-            yield found
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0) as made:
+            yield made
     finally:
         process.terminate()
         process.wait(60)
@@ -88,10 +88,10 @@ def test_stop_strings_and_token_limits_end_answers(client: openai.OpenAI) -> Non
 
 def test_a_seed_repeats_an_answer_and_n_gives_several(client: openai.OpenAI) -> None:
     def ask(seed: int) -> list[str | None]:
-        asked = client.chat.completions.create(
+        done = client.chat.completions.create(
             model="smol", messages=QUESTION, max_tokens=12, temperature=1.5, seed=seed, n=2
         )
-        return [choice.message.content for choice in asked.choices]
+        return [choice.message.content for choice in done.choices]
 
     first = ask(7)
     assert len(first) == 2
@@ -100,13 +100,13 @@ def test_a_seed_repeats_an_answer_and_n_gives_several(client: openai.OpenAI) -> 
 
 
 def test_log_probabilities_include_the_top_tokens(client: openai.OpenAI) -> None:
-    asked = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=4, logprobs=True, top_logprobs=3)
-    found = asked.choices[0].logprobs
-    assert found is not None
-    assert found.content is not None
-    assert [one.token for one in found.content] == ["The", " capital", " of", " France"]
-    assert all(len(one.top_logprobs) == 3 and one.logprob <= 0 for one in found.content)
-    assert found.content[0].logprob == pytest.approx(-1.8643, abs=1e-2)
+    done = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=4, logprobs=True, top_logprobs=3)
+    logprobs = done.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [one.token for one in logprobs.content] == ["The", " capital", " of", " France"]
+    assert all(len(one.top_logprobs) == 3 and one.logprob <= 0 for one in logprobs.content)
+    assert logprobs.content[0].logprob == pytest.approx(-1.8643, abs=1e-2)
 
 
 def test_an_answer_follows_its_schema(client: openai.OpenAI) -> None:
@@ -116,13 +116,13 @@ def test_an_answer_follows_its_schema(client: openai.OpenAI) -> None:
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    asked = client.chat.completions.create(
+    done = client.chat.completions.create(
         model="smol",
         messages=[{"role": "user", "content": "Describe a person"}],
         max_tokens=60,
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}},
     )
-    value = json.loads(asked.choices[0].message.content or "")
+    value = json.loads(done.choices[0].message.content or "")
     assert set(value) == {"name", "age"}
     assert isinstance(value["age"], int)
 
@@ -139,9 +139,9 @@ def test_errors_have_their_class(client: openai.OpenAI) -> None:
 
 def test_every_path_is_guarded(client: openai.OpenAI) -> None:
     base = str(client.base_url).removesuffix("/v1/")
-    asked = {"model": "smol", "messages": QUESTION}
+    body = {"model": "smol", "messages": QUESTION}
     for path in ("/invocations", "/v1/chat/completions", "/tokenize"):
-        assert httpx2.post(f"{base}{path}", json=asked, trust_env=False).status_code == 401, path
+        assert httpx2.post(f"{base}{path}", json=body, trust_env=False).status_code == 401, path
     other_name = httpx2.get(f"{base}/health", headers={"Host": "rebound.example"}, trust_env=False)
     assert other_name.status_code == 403
     deep = b'{"messages": ' + b"[" * 1000 + b"]" * 1000 + b"}"

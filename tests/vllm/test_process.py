@@ -136,11 +136,11 @@ def test_one_that_ignores_sigterm_is_killed(fake_vllm: Path, monkeypatch: pytest
     assert all_exited(pids)
 
 
-@pytest.mark.parametrize("how", ["healthy", "stubborn"])
+@pytest.mark.parametrize("behaviour", ["healthy", "stubborn"])
 def test_it_does_not_outlive_a_killed_parent(
-    fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+    fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour: str
 ) -> None:
-    monkeypatch.setenv("FAKE_VLLM", how)
+    monkeypatch.setenv("FAKE_VLLM", behaviour)
     start = make_fake_launch(grace_seconds=1)
     parent = subprocess.Popen(
         [

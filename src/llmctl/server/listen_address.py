@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmctl.errors import UserError
 
-_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # a name may stand for ::1, too, where there is no IPv6
+_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # a name may resolve to ::1 without IPv6
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

@@ -14,7 +14,7 @@ MAX_CONTAINERS = 200_000
 _LINGER_SECONDS = 1.0
 
 
-class ClientDisconnected(Exception):  # noqa: N818 (nobody is told of it)
+class ClientDisconnected(Exception):  # noqa: N818 (it is not an error to report)
     """The client disconnected before its request was complete."""
 
 

@@ -19,5 +19,5 @@ def address() -> Iterator[str]:
     from support.served import served
 
     assert SERVER_PYTHON is not None
-    with served("--model-name", "smollm2", "--dtype", "fp32", python=SERVER_PYTHON) as found:
-        yield found
+    with served("--model-name", "smollm2", "--dtype", "fp32", python=SERVER_PYTHON) as url:
+        yield url

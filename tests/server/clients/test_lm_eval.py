@@ -46,9 +46,9 @@ def samples(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def scored(row: dict[str, Any]) -> list[float]:
     """Return the scores of `llmctl score` for each choice, in the order of the row."""
     choices = [part for choice in row["choices"] for part in ("--choice", f" {choice}")]
-    asked = ("--json", "--dtype", "fp32", "--offline")
+    options = ("--json", "--dtype", "fp32", "--offline")
     ran = subprocess.run(
-        [SERVER_PYTHON, "-m", "llmctl", "score", "--raw", "--prompt", row["question"], *choices, *asked],
+        [SERVER_PYTHON, "-m", "llmctl", "score", "--raw", "--prompt", row["question"], *choices, *options],
         capture_output=True,
         text=True,
         timeout=300,

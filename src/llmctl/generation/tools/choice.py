@@ -173,8 +173,8 @@ class _GrammarWriter:
     def _calls_rule(self, begin: str) -> str:
         """Return a rule for one or several calls after `begin`."""
         form = self._form
-        more = f"({self._literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
-        return f"{self._literal(begin)} call {more} {self._literal(form.end)}"
+        further = f"({self._literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
+        return f"{self._literal(begin)} call {further} {self._literal(form.end)}"
 
     def _tool_rules(self) -> list[str]:
         """Return a rule for each tool."""

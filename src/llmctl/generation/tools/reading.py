@@ -220,8 +220,8 @@ def _keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
 
 def _call_of_keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
     """Parse call:name{key:value}; strings are between <|"|>, <escape>, or quotes."""
-    found = re.fullmatch(r"call:([^\s{]+)\s*(\{.*\})", inner, flags=re.DOTALL)
-    if found is None:
+    call = re.fullmatch(r"call:([^\s{]+)\s*(\{.*\})", inner, flags=re.DOTALL)
+    if call is None:
         raise ValueError("not a call")
     strings: list[str] = []
 
@@ -229,14 +229,14 @@ def _call_of_keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
         strings.append(json.dumps(match[1] if match[1] is not None else match[2]) if match[3] is None else match[3])
         return f"\0{len(strings) - 1}\0"
 
-    if "\0" in found[2]:
+    if "\0" in call[2]:
         raise ValueError("not a call")
-    marked = re.sub(r'<\|"\|>(.*?)<\|"\|>|<escape>(.*?)<escape>|("(?:\\.|[^"\\])*")', keep, found[2], flags=re.DOTALL)
+    marked = re.sub(r'<\|"\|>(.*?)<\|"\|>|<escape>(.*?)<escape>|("(?:\\.|[^"\\])*")', keep, call[2], flags=re.DOTALL)
     quoted = re.sub(r"(?<=[{,])\s*([\w-]+)\s*:", r'"\1":', marked)
     arguments = json.loads(
         re.sub(r"\0(\d+)\0", lambda match: strings[int(match[1])], quoted), parse_constant=_no_constant
     )
-    yield _RawCall(found[1], arguments)
+    yield _RawCall(call[1], arguments)
 
 
 def _python(inner: str, form: ToolFormat) -> Iterator[_RawCall]:

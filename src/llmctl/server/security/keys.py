@@ -54,8 +54,8 @@ class Keys:
         """Return True if `key` is one of them, in constant time."""
         digest = _digest(key)
         accepted = False
-        for own in self.digests:
-            accepted |= hmac.compare_digest(own, digest)
+        for stored in self.digests:
+            accepted |= hmac.compare_digest(stored, digest)
         return accepted
 
 
