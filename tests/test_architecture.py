@@ -25,7 +25,6 @@ LAYERS = {
     "plan": 5,
     "model.resolve": 4,
     "loading": 7,
-    "loading.export": 8,
     "reproduce": 8,
     "generation": 9,
     "doctor": 9,
