@@ -24,7 +24,7 @@ Copy = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def quantize(folder: Path, output: Path, **quantization: Any) -> export.Quantized:
+def quantize(folder: Path, output: Path, **quantization: Any) -> export.ExportedModel:
     asked = {"model": {"id": str(folder)}, "quantization": {"bits": 4, "backend": "bitsandbytes", **quantization}}
     return export.quantize(prepare(settings_from_mapping(asked)), output)
 
@@ -77,7 +77,7 @@ def test_the_words_about_the_model_come_along_and_nothing_else(tiny_copy: Copy, 
 def test_a_folder_with_something_in_it_is_never_written_over(tiny_models: Tiny, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    with pytest.raises(UserError, match="has something in it"):
+    with pytest.raises(UserError, match="is not empty"):
         quantize(tiny_models("llama"), tmp_path / "full")
     with pytest.raises(UserError, match="is a file"):
         quantize(tiny_models("llama"), tmp_path / "full" / "mine")
@@ -174,7 +174,7 @@ def test_the_command_line_says_where_it_is_and_what_is_wrong(tiny_models: Tiny, 
     assert decided["bnb_4bit_compute_dtype"] == ("bfloat16", "the checkpoint says so")
     for wrong, message in (
         (("quantize", model, "--output", str(output / "x")), "the number of bits is missing"),
-        (("quantize", model, "--quant", "4bit", "--output", str(output)), "has something in it"),
+        (("quantize", model, "--quant", "4bit", "--output", str(output)), "is not empty"),
         (("quantize", model, "--quant", "4bit"), "Missing option '--output'"),
     ):
         refused = run(*wrong)

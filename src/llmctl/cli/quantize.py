@@ -30,12 +30,12 @@ def quantize(options: Options) -> None:
 
       llmctl generate --model ./qwen3-4b-4bit --prompt "Hello"
     """
-    from llmctl.loading.export import check_asked
+    from llmctl.loading.export import check_output
     from llmctl.loading.export import quantize as quantize_prepared
 
     output, folder = options.output, options[FOLDER]
     settings = options.settings()
-    check_asked(settings.config, folder)
+    check_output(settings.config, folder)
     prepared = prepare_model(output, settings, offline=options[OFFLINE])
     for decision in prepared.plan.decisions:
         output.detail(str(decision))

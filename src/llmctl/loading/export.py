@@ -1,4 +1,4 @@
-"""A model quantised once, as a folder that loads anywhere."""
+"""`llmctl quantize`: a model quantised once, written as a folder that loads anywhere."""
 
 import shutil
 import time
@@ -21,22 +21,22 @@ from llmctl.transformers_compat import quiet_libraries
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
-# What goes with the weights besides what loading needs: the words about them.
+# Files about the model that are copied beside those that loading needs.
 _ABOUT = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _SMALL_FILES_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
-class Quantized:
+class ExportedModel:
     """A folder with a quantised model.
 
     Attributes:
-        folder: Where it is.
-        quantization: What its layers are, read off them: `bitsandbytes 4-bit nf4, computing in bfloat16`.
-        dtype: The dtype of what is not quantised.
+        folder: The folder.
+        quantization: The quantisation, read off the layers: `bitsandbytes 4-bit nf4, computing in bfloat16`.
+        dtype: The dtype of weights that are not quantised.
         size_bytes: The size of its files.
-        original_bytes: The size of the weights that it was made from.
-        seconds: How long it took.
+        original_bytes: The size of the original weights.
+        seconds: The time it took.
         files: The names of its files.
     """
 
@@ -49,46 +49,44 @@ class Quantized:
     files: tuple[str, ...]
 
 
-def check_asked(config: Config, output: Path) -> None:
-    """Refuse what cannot be, before anything is downloaded.
+def check_output(config: Config, output: Path) -> None:
+    """Check the settings before anything is downloaded.
 
     Raises:
-        UserError: no width was asked for, or `output` has something in it or is no folder.
+        UserError: the number of bits is missing, or `output` is a file or a folder that is not empty.
     """
     if config.quantization.bits is None:
-        raise UserError("the number of bits is missing", hint="say --quant 4bit or --quant 8bit")
+        raise UserError("the number of bits is missing", hint="add --quant 4bit or --quant 8bit")
     if output.is_dir() and any(output.iterdir()):
-        raise UserError(
-            f"{output} has something in it, and is not written over", hint="name a folder that is not there"
-        )
+        raise UserError(f"{output} is not empty, and nothing in it is overwritten", hint="choose a new folder")
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file", hint="name a folder that is not there")
+        raise UserError(f"{output} is a file", hint="choose a new folder")
 
 
-def quantize(prepared: Prepared, output: Path) -> Quantized:
-    """Load the model quantised, and write it with its tokenizer to `output`: there whole, or not at all.
+def quantize(prepared: Prepared, output: Path) -> ExportedModel:
+    """Load the model quantised, and write it with its tokenizer to `output`, completely or not at all.
 
     Raises:
-        UserError: it is quantised already, or as `check_asked`.
-        MachineError: there is no room for it on the disk or in memory, or another process writes to `output`.
+        UserError: it is already quantised, or see `check_output`.
+        MachineError: the disk or the memory is too small, or another process writes to `output`.
     """
     started = time.perf_counter()
-    check_asked(prepared.config, output)
+    check_output(prepared.config, output)
     plan, info = prepared.plan, prepared.info
     stored = info.stored_quantization
     if stored is not None or plan.quantization is None:
         raise UserError(
             f"{plan.source} is already quantised ({stored.name if stored else 'unknown'})",
-            hint="it can be used as it is: omit quantize, or take the unquantised original",
+            hint="use it as it is, or quantise the unquantised original",
         )
     obstacle = plan.quantization.backend.save_obstacle()
     if obstacle is not None:
         raise obstacle
     if prepared.adapters:
-        raise UserError("adapters are not written with the model", hint="quantise it without them")
+        raise UserError("adapters cannot be written with the model", hint="omit the adapters")
     if len({device.partition(":")[0] for device in plan.devices}) > 1:
         raise MachineError(
-            "the model does not fit on the GPU, and what would lie in RAM would stay unquantised",
+            "the model does not fit on the GPU, and its part in RAM would stay unquantised",
             hint="--device-map cpu quantises all of it in RAM",
         )
     output = output.expanduser().absolute()
@@ -107,7 +105,7 @@ def quantize(prepared: Prepared, output: Path) -> Quantized:
         new.drop()
         raise
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in output.rglob("*") if path.is_file()}
-    return Quantized(
+    return ExportedModel(
         folder=output,
         quantization=loaded.measured.quantization,
         dtype=loaded.measured.dtype,
@@ -122,15 +120,17 @@ def _begin(output: Path) -> NewFolder:
     try:
         return NewFolder(output)
     except BlockingIOError as error:
-        raise MachineError(f"another process is writing {output} now", hint="wait for it, or name another") from error
+        raise MachineError(
+            f"another process is writing {output}", hint="wait for it, or choose another folder"
+        ) from error
     except OSError as error:
         raise MachineError(
-            f"{output} cannot be written: {error.strerror}", hint="name a folder that you may write to"
+            f"{output} cannot be written: {error.strerror}", hint="choose a folder that you may write to"
         ) from error
 
 
 def _write(loaded: "LoadedModel", folder: Path) -> None:
-    """Weights and configuration from the model, everything else as it is in the model's own folder."""
+    """Write weights and configuration, and copy everything else from the model's own folder."""
     with quiet_libraries():
         save_weights(loaded.model, folder)
     source = loaded.resolved.folder

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all, however the process that writes it ends."""
+"""A folder that is written completely or not at all, however the process that writes it ends."""
 
 import os
 import shutil
@@ -11,17 +11,16 @@ SUFFIX = ".llmctl-incomplete"
 
 
 class NewFolder:
-    """A folder under a hidden name beside its target, which it becomes when it is placed.
+    """A folder under a hidden name beside its target, renamed to it once it is complete.
 
-    The hidden folder is locked (`flock`) while it is written: who can lock it knows that its writer is gone.
-    It changes while it is written; only the process that made it holds it.
+    The hidden folder is locked while it is written, so another process that can lock it knows that its writer is gone.
     """
 
     def __init__(self, target: Path) -> None:
-        """Make it, empty; what a killed run left under its name is removed.
+        """Create the hidden folder, without anything that a killed run left there.
 
         Raises:
-            BlockingIOError: another process is writing it now.
+            BlockingIOError: another process is writing it.
             OSError: the disk refuses.
         """
         self.target = target
@@ -30,7 +29,7 @@ class NewFolder:
         self._descriptor = _claim(self.path)
 
     def place(self) -> None:
-        """Let it take its target's place, on the disk first. The target is not there, or is an empty folder."""
+        """Write everything to the disk, then rename the folder to its target, which is absent or an empty folder."""
         for file in sorted(self.path.rglob("*")):
             if file.is_file():
                 sync_to_disk(file)
@@ -40,7 +39,7 @@ class NewFolder:
         self._release()
 
     def drop(self) -> None:
-        """Remove it."""
+        """Remove the hidden folder."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
@@ -51,7 +50,7 @@ class NewFolder:
 
 
 def abandoned(parent: Path) -> tuple[Path, ...]:
-    """The unfinished folders below `parent` whose writers are gone."""
+    """Return the unfinished folders in `parent` whose writers are gone."""
     found = []
     for path in sorted(parent.glob(f".*{SUFFIX}")):
         try:
@@ -65,14 +64,14 @@ def abandoned(parent: Path) -> tuple[Path, ...]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the unfinished folders below `parent` whose writers are gone."""
+    """Remove the unfinished folders in `parent` whose writers are gone."""
     for path in abandoned(parent):
         with suppress(OSError):
             NewFolder(parent / path.name.removeprefix(".").removesuffix(SUFFIX)).drop()
 
 
 def _claim(path: Path) -> int | None:
-    """Make the folder, empty, and lock it. None where the system has no such locks."""
+    """Create the folder, empty it and lock it. Return None if the system has no such locks."""
     while True:
         path.mkdir(exist_ok=True)
         descriptor = lock_folder(path)

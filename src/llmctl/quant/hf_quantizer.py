@@ -1,7 +1,7 @@
-"""llmctl's own format in transformers' registry: importing this module is what registers it.
+"""llmctl's own format in transformers' registry. Importing this module registers it.
 
-`AutoModelForCausalLM.from_pretrained(model, quantization_config=LlmctlConfig(bits=4))` quantises while it loads,
-`save_pretrained` writes what `from_pretrained` reads again.
+`AutoModelForCausalLM.from_pretrained(model, quantization_config=LlmctlConfig(bits=4))` quantises while loading, and
+`save_pretrained` writes a folder that `from_pretrained` reads.
 """
 
 from typing import Any, Literal
@@ -30,20 +30,20 @@ from llmctl.quant.torch_packed_weight import TorchPacked
 from llmctl.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
 
 FORMAT = 1  # raise it when the layout of packed weights changes
-_PIECE_BYTES = 64 << 20  # of a weight that are quantised together
+_PIECE_BYTES = 64 << 20  # bytes of a weight that are quantised at a time
 
 
 @register_quantization_config(QUANT_METHOD)
 class LlmctlConfig(QuantizationConfigMixin):
-    """How the weights are stored.
+    """The settings of packed weights, as they stand in config.json.
 
     Attributes:
-        bits: Of linear layers and experts, 8 or 4: 8.5 or 4.5 with the scales.
-        head_bits: Of the output head and of an embedding that is tied to it; None leaves them as they are.
-        skip_modules: Names of modules that stay as they are.
+        bits: Bits of linear layers and experts, 8 or 4 (8.5 or 4.5 with the scales).
+        head_bits: Bits of the output head and of an embedding tied to it; None leaves them unquantised.
+        skip_modules: Names of modules that are not quantised.
         format: The version of the layout.
-        kernels: What multiplies: `llmctl`'s own kernels, or `torch`'s, for which weights are packed otherwise, the head
-            always in 8 bits; these cannot be saved.
+        kernels: The kernels that multiply: `llmctl`, or `torch`, whose layout has the head in 8 bits and cannot be
+            saved.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class LlmctlConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class LlmctlQuantizer(HfQuantizer):
-    """Puts packed layers into the skeleton of a model, and fills them from full or from packed weights."""
+    """Replaces the layers of an empty model by packed ones, and fills them from full or from packed weights."""
 
     quantization_config: LlmctlConfig
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Refuse where it cannot run. Raises RuntimeError or ValueError."""
+        """Raise RuntimeError without compiled kernels, and ValueError for devices other than the CPU."""
         if self.quantization_config.kernels == "llmctl":
             layers.native()
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
@@ -81,26 +81,26 @@ class LlmctlQuantizer(HfQuantizer):
             raise ValueError("weights in llmctl's own format are for CPUs: load them with device_map cpu")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        wanted = self.quantization_config
-        kind = TorchPacked if wanted.kernels == "torch" else Packed
+        config = self.quantization_config
+        packing = TorchPacked if config.kernels == "torch" else Packed
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
         self.files = MappedFiles(kwargs.get("checkpoint_files") or ())
-        skipped = [*(wanted.skip_modules or ()), *modules_kept_in_float32(model)]
+        skipped = [*(config.skip_modules or ()), *modules_kept_in_float32(model)]
         head, embedding = _head(model), _tied_embedding(model)
         with torch.device("meta"):
             for name, module in list(model.named_modules()):
                 if not should_convert_module(name, skipped):
                     continue
                 if name in (head, embedding):
-                    if wanted.head_bits is not None:
-                        packed = _packed(module, kind, wanted.head_bits, dtype)
+                    if config.head_bits is not None:
+                        packed = _packed(module, packing, config.head_bits, dtype)
                         if name == head:
                             packed.__class__ = PackedHead
                         model.set_submodule(name, packed)
                 elif type(module) is nn.Linear or isinstance(module, Conv1D):
-                    model.set_submodule(name, _packed(module, kind, wanted.bits, dtype))
+                    model.set_submodule(name, _packed(module, packing, config.bits, dtype))
                 elif layers.can_pack_experts(module):
-                    layers.pack_experts(module, kind, wanted.bits)
+                    layers.pack_experts(module, packing, config.bits)
         if not self.pre_quantized:
             _expect_floats(model, dtype)
         return model
@@ -111,38 +111,38 @@ class LlmctlQuantizer(HfQuantizer):
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-        """Whether a parameter is a packed weight."""
+        """Return whether a parameter is a packed weight."""
         module, name = get_module_from_name(model, param_name)
         return hasattr(module, "packed") and name in ("weight", *EXPERT_WEIGHTS)
 
     def get_quantize_ops(self) -> "Pack":
-        """What turns a weight into a packed one."""
+        """Return the operation that packs a weight."""
         return Pack(self)
 
     def is_serializable(self) -> bool:
-        """Weights in llmctl's own format can be saved."""
+        """Return whether the weights can be saved: those for torch's kernels cannot."""
         return self.quantization_config.kernels == "llmctl"
 
     @property
     def is_trainable(self) -> bool:
-        """They cannot be trained."""
+        """False: packed weights cannot be trained."""
         return False
 
 
 class Pack(ConversionOps):
-    """Quantises one weight, in pieces, and lets go of the pages of the file that it came from."""
+    """Quantises one weight in pieces, and releases the mapped pages of its file."""
 
     def __init__(self, quantizer: LlmctlQuantizer) -> None:
         self.quantizer = quantizer
 
     def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Tensor]:
-        """Packed weights for full ones, by the names of the model's parameters."""
+        """Return packed weights for full ones, by the names of the model's parameters."""
         result = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            module, own = get_module_from_name(model, name)
+            module, parameter_name = get_module_from_name(model, name)
             if isinstance(module.packed, dict):
-                result[name] = torch.stack([self._pack(expert, module.packed[own]) for expert in weight])
+                result[name] = torch.stack([self._pack(expert, module.packed[parameter_name]) for expert in weight])
             else:
                 weight = weight.T if getattr(module, "is_transposed", False) else weight
                 result[name] = self._pack(weight, module.packed)
@@ -158,23 +158,23 @@ class Pack(ConversionOps):
         return whole
 
 
-def _packed(module: Any, kind: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:
-    """The packed layer in place of a linear layer, GPT-2's transposed one, or an embedding."""
+def _packed(module: Any, packing: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:
+    """Return the packed layer for a linear layer, GPT-2's transposed one, or an embedding."""
     if isinstance(module, nn.Embedding):
-        return PackedEmbedding(module, kind(bits, module.num_embeddings, module.embedding_dim), dtype=dtype)
+        return PackedEmbedding(module, packing(bits, module.num_embeddings, module.embedding_dim), dtype=dtype)
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
-        layer = PackedLinear(kind(bits, outputs, inputs), bias=True, dtype=dtype)
+        layer = PackedLinear(packing(bits, outputs, inputs), bias=True, dtype=dtype)
         layer.is_transposed = True
         return layer
-    packed = kind(bits, module.out_features, module.in_features)
+    packed = packing(bits, module.out_features, module.in_features)
     return PackedLinear(packed, bias=module.bias is not None, dtype=dtype)
 
 
 def _expect_floats(model: Any, dtype: torch.dtype) -> None:
-    """Let the skeleton's packed weights look like floats until they are packed.
+    """Give the empty model's packed weights a float dtype until they are packed.
 
-    transformers 5.18 casts what it reads to the dtype of the parameter that it is for, and only then packs it.
+    transformers 5.18 casts a tensor to the dtype of its parameter before it packs it.
     """
     for module in model.modules():
         for name in ("weight", *EXPERT_WEIGHTS) if hasattr(module, "packed") else ():
@@ -184,13 +184,13 @@ def _expect_floats(model: Any, dtype: torch.dtype) -> None:
 
 
 def _head(model: Any) -> str | None:
-    """The name of the output head, where it is a linear layer."""
+    """Return the name of the output head if it is a linear layer."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head and type(head) is nn.Linear), None)
 
 
 def _tied_embedding(model: Any) -> str | None:
-    """The name of the input embedding, where the output head shares its weights."""
+    """Return the name of the input embedding if the output head shares its weights."""
     embedding, tied = model.get_input_embeddings(), tied_weights(model)
     name = next((name for name, module in model.named_modules() if module is embedding), None)
     return name if f"{name}.weight" in (*tied, *tied.values()) else None

@@ -1,8 +1,8 @@
-"""Weights in 4 or 8 bits for the kernels that torch brings, where llmctl's own were not compiled.
+"""Weights in 4 or 8 bits in the layout of torch's packed kernels.
 
-torch multiplies bfloat16 by weights of 8 bits with a scale for each output, and of 4 bits, evenly spaced, in blocks of
-32 inputs with a scale and a middle each (aten/src/ATen/native/cpu/int8mm_kernel.cpp, int4mm_kernel.cpp). How it packs 4
-bits is the processor's: such weights are made while a model is loaded and are never saved.
+torch multiplies bfloat16 by 8-bit weights with a scale for each output, and by 4-bit weights, evenly spaced, in blocks
+of 32 inputs with a scale and a middle each (aten/src/ATen/native/cpu/int8mm_kernel.cpp, int4mm_kernel.cpp). Its layout
+of 4 bits depends on the processor: such weights are packed while a model is loaded and are never saved.
 """
 
 import torch
@@ -12,18 +12,18 @@ from torch.nn.functional import pad
 from llmctl.cpu.layers import Dtype, Packed, Parts
 from llmctl.cpu.packing import BLOCK, GROUP, torch_bytes
 
-_LEVELS = 15  # between the least and the greatest of 4-bit codes
+_LEVELS = 15  # steps between the least and the greatest 4-bit code
 
 
 class TorchPacked(Packed):
-    """How one weight [n, k] is packed and multiplied by torch. Outputs are rounded up to 16, inputs to 32."""
+    """One weight [n, k] for torch's kernels. Outputs are rounded up to 16, inputs to 32."""
 
     packing_format = "torch"
     has_native_layout = False
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the packed weight."""
+        """The bytes of the packed weight."""
         return torch_bytes(self.n, self.k, self.bits)
 
     @property
@@ -31,7 +31,10 @@ class TorchPacked(Packed):
         return -(-self.n // GROUP) * GROUP, -(-self.k // BLOCK) * BLOCK
 
     def parts(self, packed: Tensor) -> Parts:
-        """Views of a packed weight: codes int8 [n, k] and bfloat16 [n], or uint8 [n, k/2] and bfloat16 [k/32, n, 2]."""
+        """Return codes and scales as views of a packed weight.
+
+        8 bits: int8 [n, k] and bfloat16 [n]. 4 bits: uint8 [n, k/2] and bfloat16 [k/32, n, 2].
+        """
         n, k = self._padded
         size = n * k * self.bits // 8
         codes, scales = packed[:size], packed[size:].view(torch.bfloat16)
@@ -40,7 +43,7 @@ class TorchPacked(Packed):
         return codes.view(n, k // 2), scales.view(k // BLOCK, n, 2)
 
     def pack_rows(self, packed: Tensor, start: int, rows: Tensor) -> None:
-        """Write some rows [count, k] of the weight into the packed one. `start` is a multiple of ROWS_TOGETHER."""
+        """Pack rows [count, k] of the weight, the first of which is `start`, a multiple of ROWS_TOGETHER."""
         codes, scales = self.parts(packed)
         rows = pad(rows.float(), (0, -rows.shape[1] % BLOCK, 0, -rows.shape[0] % GROUP))
         some = slice(start, start + len(rows))
@@ -58,15 +61,12 @@ class TorchPacked(Packed):
         codes[some] = torch._convert_weight_to_int4pack_for_cpu(code.view(rows.shape).int(), 1)
 
     def rows(self, packed: Tensor, ids: Tensor) -> Tensor:
-        """Some rows [count, k] of a weight in 8 bits, as float32."""
+        """Return rows [count, k] of an 8-bit weight as float32."""
         codes, scales = self.views(packed)
         return codes[ids, : self.k].float() * scales[ids].float()[:, None]
 
     def multiply(self, x: Tensor, parts: Parts, bias: Tensor | None = None, dtype: Dtype = None) -> Tensor:
-        """x [..., k] times the weight in its parts, plus a bias [n]: [..., n], in `dtype` or else x's.
-
-        Computed in bfloat16.
-        """
+        """Return x [..., k] times the weight, plus a bias [n]: [..., n], in `dtype` or x's. Computed in bfloat16."""
         codes, scales = parts
         flat = x.reshape(-1, self.k).to(torch.bfloat16)
         flat = pad(flat, (0, -self.k % BLOCK)).contiguous()
@@ -79,10 +79,10 @@ class TorchPacked(Packed):
 
 
 def _divisor(scale: Tensor) -> Tensor:
-    """A scale as float32; where all of its weights are equal, one that gives codes of zero."""
+    """Return a scale as float32; infinity for a scale of 0, so that the codes are 0."""
     return torch.where(scale == 0, torch.inf, scale.float())
 
 
 def _whole(values: Tensor) -> Tensor:
-    """Rounded; zero where a weight is not finite, which its scale tells."""
+    """Return the values rounded, and 0 for those that are not finite: the scale shows them."""
     return values.round_().nan_to_num_(0, 0, 0)
