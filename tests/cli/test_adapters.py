@@ -1,4 +1,4 @@
-"""Adapters on the command line: shown, recorded, in the script, and in one clear line where they are wrong."""
+"""Adapters on the command line: shown, recorded, in the script; one clear error if they are wrong."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 
 @pytest.fixture(scope="module")
 def asked(tiny_models: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The tiny Llama with an adapter, as flags."""
+    """Return flags that name the tiny Llama with an adapter."""
     base = tiny_models("llama")
     adapter = write_adapter(tmp_path_factory.mktemp("cli") / "adapter", base)
     return ["--model", str(base), "--adapter", str(adapter)]

@@ -1,4 +1,4 @@
-"""`llmctl generate --input`: a file of prompts through the whole command line, killed, stopped and gone on with.
+"""`llmctl generate --input`: a file of prompts through the whole command line: killed, interrupted and resumed.
 
 Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` (make kills) is the long run.
 """
@@ -30,13 +30,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in float32: the same text whatever is computed beside it."""
+    """Return a tiny model in float32, whose answers do not depend on the batch."""
     return write_model(tmp_path_factory.mktemp("batch") / "llama", dtype="float32", max_position_embeddings=512)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Return an empty working folder."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -57,7 +57,7 @@ def batch(here: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 def mixed_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of mixed length."""
+    """Return rows with prompts and answers of mixed length."""
     choice = random.Random(7)
     lengths = [1, 2, 5, 10, 60]
     return [
@@ -84,7 +84,7 @@ def start(folder: Path, *arguments: str, **more: Any) -> Any:
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Until something is so, or the process has ended."""
+    """Wait until the condition holds or the process has ended."""
     while not condition() and process.poll() is None:
         time.sleep(0.002)
 
@@ -308,7 +308,7 @@ def test_a_flag_of_batches_without_input_is_refused(batch: Run, here: Path, flag
 
 
 def test_a_lock_does_not_outlive_its_process_in_a_child(here: Path) -> None:
-    """A template is rendered in a forked child: where the run is killed meanwhile, a rerun must not find a lock."""
+    """A template is rendered in a forked child: if the run is killed meanwhile, a rerun must not find a lock."""
     from llmctl.machine.sandbox import run_bounded
 
     held = os.open(here / "lock", os.O_RDWR | os.O_CREAT)

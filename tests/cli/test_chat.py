@@ -30,7 +30,7 @@ class Chat:
         self.prompt()
 
     def prompt(self) -> str:
-        """Wait until a message can be typed; what was shown until then."""
+        """Wait for the prompt and return the text shown until then."""
         self.child.expect(r"\x1b\[\?2004h")  # bracketed paste is switched on: the editor is ready
         return self.shown
 
@@ -39,12 +39,12 @@ class Chat:
         return _SEQUENCE.sub("", self.child.before).replace("\r", "")
 
     def say(self, text: str) -> str:
-        """Type a line; what is shown until the next prompt."""
+        """Type a line and return the text shown until the next prompt."""
         self.child.send(text + "\r")
         return self.prompt()
 
     def ask(self, text: str) -> tuple[int, int]:
-        """Say something; the tokens of the prompt, and how many of them were computed."""
+        """Send a message and return the tokens of the prompt and the number of them that were computed."""
         self.child.send(text + "\r")
         self.child.expect(r"(\d+) tokens in, (\d+) of them new, (\d+) out")
         figures = int(self.child.match[1]), int(self.child.match[2])
@@ -188,7 +188,7 @@ def test_a_nearly_full_context_is_said_and_the_oldest_turns_are_dropped_on_a_yes
 
 
 def every_answer(folder: Path, text: str) -> str:
-    """Change a tiny model so that whatever it generates decodes to `text`."""
+    """Change a tiny model so that every token decodes to `text`."""
     data = json.loads((folder / "tokenizer.json").read_text())
     data["decoder"] = {"type": "Sequence", "decoders": [
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
@@ -286,7 +286,7 @@ TABLE = (
 
 
 def rendered(text: str, size: int) -> list[tuple[str, str]]:
-    """Each character that is shown with its style, where the text arrives `size` characters at a time."""
+    """Return each shown character with its style, for text that arrives `size` characters at a time."""
     stream = MarkdownStream()
     spans = [span for at in range(0, len(text), size) for span in stream.add(text[at : at + size])]
     return [(character, span.style) for span in [*spans, *stream.finish()] for character in span.text]

@@ -1,4 +1,4 @@
-"""Faster decoding on the command line: figures after the answer and in JSON, and a script that does the same."""
+"""Faster decoding on the command line: statistics after the answer and in JSON, and the equivalent script."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Every help page, at 80 columns, in one golden file. `LLMCTL_WRITE_GOLDEN=1` (make docs) writes it anew."""
+"""Every help page, at 80 columns, in one golden file. `LLMCTL_WRITE_GOLDEN=1` (make docs) rewrites it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 
 @pytest.fixture(scope="module")
 def rendered() -> tuple[str, list[str]]:
-    """The text of all help pages, and the heavy modules that rendering them has imported."""
+    """Return the text of all help pages, and the heavy modules that rendering them imported."""
     done = subprocess.run(
         [sys.executable, "-c", RENDER],
         capture_output=True,

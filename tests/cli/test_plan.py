@@ -1,4 +1,4 @@
-"""`llmctl plan`: before anything is downloaded, from headers alone."""
+"""`llmctl plan`: from headers alone, before any download."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Tiny = Callable[[str], Path]
 
 
 def write_llama3_8b(folder: Path) -> None:
-    """The real sizes of Llama 3 8B: 16 GB in four sparse shards with true headers, and no weights."""
+    """Write Llama 3 8B with its real sizes: 16 GB in four sparse shards with true headers and no weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(LLAMA3_8B.config))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "x"}))
@@ -44,14 +44,14 @@ def write_llama3_8b(folder: Path) -> None:
 
 
 def digest_of_name(path: Path, hasher: Any) -> str:
-    """In place of reading 16 GB of zeros."""
+    """Return a digest without reading 16 GB of zeros."""
     hasher.update(str(path).encode())
     return str(hasher.hexdigest())
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
-    """A stand-in with acme/llama3-8b. Nobody downloads it, so its hashes are those of its names."""
+    """A stand-in with acme/llama3-8b. It is never downloaded, so the hashes of its files are those of their names."""
     monkeypatch.setattr(hub_standin, "digest_of", digest_of_name)
     write_llama3_8b(tmp_path / "models" / "acme" / "llama3-8b")
     with HubStandin(tmp_path / "models") as standin:

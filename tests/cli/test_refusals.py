@@ -1,4 +1,4 @@
-"""Through the whole command line: what cannot be run or trusted is refused in one message; nothing is executed."""
+"""Through the whole command line: an unusable or untrusted model is refused in one message, and no code of it runs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`llmctl serve` in a child process: what it says, and what is in its way."""
+"""`llmctl serve` in a child process: its messages and its errors."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def test_a_taken_port_is_told_before_the_model_is_looked_for(run: Run) -> None:
 
 
 def models(url: str) -> Any:
-    """What is served, once the server listens: that is a moment after it has told its address."""
+    """Return the served models once the server listens, which is a moment after it reports its address."""
     until = time.monotonic() + 20
     while True:
         try:

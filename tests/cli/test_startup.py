@@ -1,4 +1,4 @@
-"""Start-up is a feature: what is not needed is not imported."""
+"""Start-up time is a feature: only needed modules are imported."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "huggingface_hub
 
 
 def heavy_after(*arguments: str, folder: Path) -> list[str]:
-    """Which heavy modules a run of the command line has imported when it ends."""
+    """Return the heavy modules that a run of the command line has imported when it ends."""
     code = (
         "import atexit, json, sys\n"
         f"atexit.register(lambda: print('\\n' + json.dumps([m for m in {HEAVY!r} if m in sys.modules])))\n"

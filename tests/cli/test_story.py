@@ -1,4 +1,4 @@
-"""The README's three lines, against the Hub's stand-in: login, download, generate with no model named."""
+"""The three lines of the README against the Hub's stand-in: login, download, generate without naming a model."""
 
 import json
 import os

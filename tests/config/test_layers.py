@@ -1,4 +1,4 @@
-"""Reading a configuration: every problem at once, and the right layer wins."""
+"""The layers of a configuration: every problem at once, and the right precedence."""
 
 from pathlib import Path
 

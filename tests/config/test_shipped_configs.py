@@ -1,4 +1,4 @@
-"""The files in configs/ load, and their headers are true."""
+"""The files in configs/ are valid, and their headers are true."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ _FIGURES = re.compile(r"^# Memory: ([\d.]+) GB of weights.*?([\d.]+) GB of KV ca
 def llama(
     source: str, *, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocab: int, tied: bool
 ) -> ModelInfo:
-    """A Llama as its config.json and headers describe it."""
+    """Return the facts of a Llama as its config.json and headers give them."""
     wide, narrow = hidden, hidden // heads * kv_heads
     shapes = {"model.embed_tokens": (vocab, hidden), "model.norm": (hidden,)}
     if not tied:

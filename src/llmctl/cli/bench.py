@@ -60,14 +60,12 @@ def bench(options: Options) -> None:
       llmctl bench --config a.yaml --config b.yaml --quick --json
     """
     from llmctl.bench import compare
+    from llmctl.bench.plot import check_plot, draw
     from llmctl.cli._bench_report import document, show
 
-    output, plot = options.output, options[PLOT]
-    task = _task(options)
+    output, plot, task = options.output, options[PLOT], _task(options)
     variants = list(_variants(options))
     if plot is not None:
-        from llmctl.bench.plot import check_plot
-
         check_plot(plot)
     contenders = _contenders(options, variants, task)
     task = _within_context(output, task, contenders, is_default=options[PROMPT_TOKENS] is None)
@@ -79,8 +77,6 @@ def bench(options: Options) -> None:
     else:
         show(output, comparison)
     if plot is not None:
-        from llmctl.bench.plot import draw
-
         draw(comparison, plot)
         output.note(f"chart: {plot}")
     if comparison.interrupted:

@@ -96,14 +96,12 @@ def score(options: Options) -> None:
     from llmctl.generation.scoring import make_windows, rank, score_each
 
     output, prompt, tokens = options.output, options[PROMPT], options[TOKENS]
-    answers = [*(part.strip() for part in (options[CHOICES] or "").split(",") if part.strip()), *options[CHOICE]]
+    answers, rows = _answers(options), options[ROWS]
     _check_combination(options, has_answers=bool(answers))
-    rows = options[ROWS]
     jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, text) for text in _read_texts(options)]
-    settings = options.settings()
-    prepared = prepare_model(output, settings, offline=options[OFFLINE])
+    prepared = prepare_model(output, options.settings(), offline=options[OFFLINE])
     window, stride = options[WINDOW], options[STRIDE]
-    make_windows(settings.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
+    make_windows(prepared.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
     loaded = load_model(output, prepared)
     top = loaded.config.generation.logprobs or 0
     if answers:
@@ -117,6 +115,10 @@ def score(options: Options) -> None:
     with output.waiting("scoring"):
         finished = list(scores)
     _show_texts(output, loaded, finished, tokens=tokens)
+
+
+def _answers(options: Options) -> list[str]:
+    return [*(part.strip() for part in (options[CHOICES] or "").split(",") if part.strip()), *options[CHOICE]]
 
 
 def _check_combination(options: Options, *, has_answers: bool) -> None:
