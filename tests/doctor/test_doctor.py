@@ -350,7 +350,7 @@ def test_offline_the_network_is_not_touched_and_a_missing_model_is_named(doctor:
     found = doctor("--model", "acme/tiny", "--offline", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, PYTHONPATH=quick)
     assert found["exit_code"] == 1
     assert found["line"]["Hub"]["status"] == "skipped"
-    assert found["line"]["model"]["fix"] == "where there is a network: llmctl download acme/tiny"
+    assert found["line"]["model"]["fix"] == "with a network: llmctl download acme/tiny"
     assert hub.log == []
 
 

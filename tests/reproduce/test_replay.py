@@ -270,7 +270,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("prompt_ids", to=[1] * 300), "the prompt has 300 tokens, the context of"),
         (_set("prompt_ids", to=[]), "prompt_ids must be a non-empty list of tokens"),
         (_set("completions", 0, "seed", to=True), "seed must be an integer from 0"),
-        (_set("completions", 0, "token_ids", to="abc"), "token_ids must be a list"),
+        (_set("completions", 0, "token_ids", to="abc"), "token_ids must be a non-empty list"),
         (_set("completions", 0, "text", to=None), "text must be a string"),
         (_set("completions", to=3), "completions is not a list"),
         (_set("completions", to=[]), "has no answers"),
