@@ -18,7 +18,7 @@ from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-NAMES_WIDTH = 26  # columns for names; longer ones stand on a line of their own
+NAMES_WIDTH = 26  # columns for names; longer ones get their own line
 HELP_ROW = ("-h, --help", "Show this message and exit")
 _FIELDS = {"json": "as_json", "quiet": "quiet", "verbose": "verbose", "debug": "debug", "no_color": "no_color"}
 SHARED_OPTIONS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--no-color")

@@ -1,7 +1,7 @@
 """The table of flags that set configuration keys or belong to several commands.
 
 A row is all that a flag needs: options, help, the mapping to the configuration and chat's `/set` follow from it. A
-command names the groups and single flags that it takes; flags that only one command has stand in its file.
+command names the groups and single flags that it takes; flags of one command alone are defined in its file.
 """
 
 from typing import Any

@@ -39,10 +39,10 @@ class Options:
         return flag in self.flags and self[flag] not in (flag.default, [], ())
 
     def check_combinations(self) -> None:
-        """Refuse flags that would have no effect beside, or without, the others.
+        """Refuse flags that would have no effect with, or without, the others.
 
         Raises:
-            UserError: a flag lacks the flag that it needs, or stands beside one that it excludes.
+            UserError: a flag lacks the flag that it needs, or is combined with one that it excludes.
         """
         given = {flag.long: flag for flag in self.flags if self.is_given(flag)}
         for name, flag in given.items():
@@ -65,7 +65,7 @@ class Options:
         """Read every layer of the configuration, the flags on top.
 
         Args:
-            replace: Values by configuration key that take the place of those typed; None stands for "not given".
+            replace: Values by configuration key that replace those typed; None means "not given".
             config: The file of `--config`, where the command has several.
 
         Raises:

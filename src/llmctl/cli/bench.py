@@ -150,7 +150,7 @@ def _contenders(options: Options, variants: "Sequence[tuple[str, Settings]]", ta
 
 
 def _contender(output: Output, name: str, settings: "Settings", task: "Task", *, offline: bool) -> "Contender":
-    """Find the model and plan it; a failure is kept, to stand in the report beside the variants that run.
+    """Find the model and plan it; a failure is kept for the report.
 
     Raises:
         RemoteError: the model has to be fetched and cannot be, so there is nothing to compare.
