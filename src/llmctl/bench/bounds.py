@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 # A product of square matrices of this size is large enough to reach the rate, and small enough to take a second.
 _CPU_SIZE, _GPU_SIZE = 2048, 8192
-_SLOW_SIZE = 256  # where torch has no fast product: bfloat16 without instructions for it can be a hundred times slower
+_SLOW_SIZE = (
+    256  # for dtypes without a fast product in torch: bfloat16 without hardware support can be a hundred times slower
+)
 _ROUNDS = 4
 _COPY_BYTES = 1_000_000_000
 
@@ -50,7 +52,7 @@ def product_flops(device: str, dtype: str) -> float:
     return best
 
 
-@cache  # both 16-bit types ask for float32's
+@cache  # both 16-bit types need the figure of float32
 def _flops(device: str, dtype: str, size: int) -> float:
     import torch
 

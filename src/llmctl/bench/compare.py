@@ -17,7 +17,7 @@ from llmctl.loading.prepare import Prepared
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.plan.speed import Speed
 
-# Beyond this share of the processor, what others do is in the figures.
+# Above this share of the processor, other programs affect the figures.
 BUSY_SHARE = 0.25
 _LOOK_SECONDS = 0.3
 

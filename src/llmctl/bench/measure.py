@@ -20,7 +20,7 @@ from llmctl.machine.child_process import Say
 from llmctl.machine.detection import cuda_device
 from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
-# An end token that no vocabulary has: nothing ends an answer before its budget does.
+# An end token that no vocabulary has, so that only the token limit ends an answer.
 _NO_TOKEN = 2**31 - 1
 _WARM_UP_TOKENS = 4
 

@@ -9,7 +9,7 @@ from llmctl.bench.contender import bounding_device, dtype_of, proposes
 from llmctl.bench.task import Cell, Spread, spread
 from llmctl.bench.work import decode_bytes, prefill_operations
 
-# An estimate that is off by more than this is worth a line.
+# The report mentions estimates that are off by more than this.
 _TOLERANCE = 0.3
 
 

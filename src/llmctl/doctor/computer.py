@@ -22,7 +22,7 @@ _FEATURES = {
     "asimd": "NEON",
     "bf16": "BF16",
 }
-# The values that tokenizers reads as "no".
+# The values that the tokenizers library reads as "no".
 _NO = frozenset({"", "off", "false", "f", "no", "n", "0"})
 
 

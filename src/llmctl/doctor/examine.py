@@ -20,7 +20,7 @@ from llmctl.model.info import read_model_info
 from llmctl.model.resolve import is_path
 from llmctl.quant.registry import backend_packages
 
-# The slowest first: they run side by side, and the last to end decides how long it takes.
+# The slowest first: they run in parallel, and the last one to end decides the total time.
 PACKAGES = (
     *(package.name for _, package in backend_packages()),
     "transformers",
@@ -34,7 +34,7 @@ PACKAGES = (
 )
 TIME_LIMIT_SECONDS = 30.0
 HUB_LIMIT_SECONDS = 12.0
-HUB_ANSWER_SECONDS = 4  # for one connect or one read, unless HF_HUB_DOWNLOAD_TIMEOUT says less
+HUB_ANSWER_SECONDS = 4  # limit for one connect or one read, unless HF_HUB_DOWNLOAD_TIMEOUT is less
 
 
 def examine(
@@ -148,7 +148,7 @@ def _refusal(facts: Mapping[str, Any] | None) -> Refusal | None:
 def _disk(facts: Mapping[str, Any]) -> Disk:
     if "cache" in facts:
         return read_disk(Path(facts["cache"]))
-    # huggingface_hub is broken: where its folder would be, by its own rules
+    # huggingface_hub is broken: its default folder, by its own rules
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     return read_disk(Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser())
 

@@ -12,11 +12,11 @@ from llmctl.model.info import ModelInfo
 
 Status = Literal["ok", "warning", "broken", "skipped"]
 
-# What a process with torch, transformers and bitsandbytes maps before any model is loaded. Measured on Linux, x86-64,
+# The memory that a process with torch, transformers and bitsandbytes maps without a model. Measured on Linux, x86-64,
 # CPU build of torch 2.13: 0.76 GB at most; the rest is for the stacks of its threads.
 BASE_ADDRESS_BYTES = 1_000_000_000
 
-# The name of the trial that opens llmctl's compiled kernels: what is imported for it.
+# The name of the trial that loads llmctl's compiled kernels: the module imported for it.
 OWN_KERNELS = "llmctl.cpu.kernels"
 
 

@@ -16,11 +16,11 @@ from llmctl.quant.backend import BackendPackage, QuantBackend
 from llmctl.quant.registry import backend_packages
 from llmctl.units import format_bytes
 
-# The oldest driver for a major version of CUDA, whose later minor versions run on it as well:
+# The oldest driver for each major version of CUDA, which also runs its later minor versions:
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
 SELECTOR = "https://pytorch.org/get-started/locally/"
-# Numbers of NVML (nvmlReturn_t) that have one cause.
+# Error numbers of NVML (nvmlReturn_t) with a single cause, and its fix.
 _NVML_ERRORS = {
     4: ("this user may not access it", "sudo usermod -aG video $USER"),
     9: ("its kernel module is not loaded", "sudo modprobe nvidia"),
@@ -76,7 +76,7 @@ def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check
     serves = f" (its driver serves CUDA up to {_dotted(newest)})" if newest else ""
     reason = f"{version} is built for the CPU only, and {here} is in this machine{serves}"
     if findings.machine is not None and findings.machine.system == "Linux":
-        # on Linux the package index's own build is the one for CUDA; --force-reinstall, since the version is the same
+        # on Linux the package index has the CUDA build; --force-reinstall, since the version is the same
         fix = f'pip install --force-reinstall "torch=={without_local(version)}"'
     else:
         fix = f"choose the build for CUDA at {SELECTOR}"

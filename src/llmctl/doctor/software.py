@@ -6,7 +6,7 @@ from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, Trial, f
 from llmctl.doctor.versions import is_inside, lower_first, release, without_local
 from llmctl.quant.registry import backend_packages
 
-# What the tests ran with. A newer one may work; a range in the package's metadata says what is refused.
+# The versions of the tests. A newer one may work; the range in the package's metadata decides what is refused.
 TESTED_UP_TO = {
     "torch": "2.13",
     "transformers": "5.24",
@@ -18,7 +18,7 @@ ALWAYS = "llmctl loads every model with it"
 _NAMES = {"flash_attn": "flash-attn"}
 _BACKEND_PACKAGES = frozenset(package.name for _, package in backend_packages())
 _IMPORT_TORCH = frozenset({"transformers", "accelerate", "flash_attn"}) | _BACKEND_PACKAGES
-# Those with a line of their own; the other requirements share one.
+# Packages with their own line; the other requirements share one.
 _OWN_LINE = _IMPORT_TORCH | {"torch", "tokenizers", "safetensors"}
 
 

@@ -27,7 +27,7 @@ from llmctl.hub.login.tokens import token_source
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-# OpenSSL's verify codes: the certificate is not valid yet, or not any more. Both are how a wrong clock looks.
+# OpenSSL's verify codes: the certificate is not valid yet, or has expired. A wrong clock causes both.
 _CLOCK_CODES = (9, 10)
 _ONCE = Patience(attempts=1)
 

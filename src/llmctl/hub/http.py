@@ -154,7 +154,7 @@ def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = N
     )
     hf_raise_for_status(response)
     body: bytes = response.extensions["body"]
-    if response.status_code == 200:  # a server without range requests began with the first byte
+    if response.status_code == 200:  # a server without support for ranges sends the file from the beginning
         return body[start : start + count]
     return body[:count]
 

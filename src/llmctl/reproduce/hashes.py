@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmctl.model.adapters import AdapterInfo
     from llmctl.model.resolve import ResolvedModel
 
-_RECENT_SECONDS = 2  # a file that changed less than this ago could change again without a trace
+_RECENT_SECONDS = 2  # a file modified more recently than this could change again without a new modification time
 _MAX_STORED = 10_000
 
 

@@ -117,7 +117,7 @@ def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) 
         return {"id": instead}
     if record.commit is not None:
         return {"id": record.source, "revision": record.commit}
-    if record.source == MODEL_ID:  # the copy of the small default, wherever it is here
+    if record.source == MODEL_ID:  # the copy of the small default model, wherever it is on this machine
         return {"id": MODEL_ID}
     return {"id": record.folder or record.source}
 

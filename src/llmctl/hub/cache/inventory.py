@@ -218,7 +218,7 @@ def _is_busy(repo_id: str) -> bool:
             return False
     except MachineError:
         return True
-    except OSError:  # a cache that cannot be written to
+    except OSError:  # the cache is read-only
         return False
 
 

@@ -16,7 +16,7 @@ from llmctl.hub.listing import RemoteFile
 from llmctl.hub.selection import ADAPTER, WEIGHTS, WEIGHTS_INDEX, is_tokenizer, needed, required
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def check(path: Path, file: RemoteFile) -> State:
     except FileNotFoundError:
         return "missing"
     except OSError:
-        return "damaged"  # a disk that cannot read it back
+        return "damaged"  # the disk cannot read it
     return "ok" if hasher.hexdigest() == file.digest else "damaged"
 
 
@@ -111,7 +111,7 @@ def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[Remot
     files = []
     for name in sorted(present):
         link = folder / name
-        blob = link.readlink().name if link.is_symlink() else ""  # the first step: blobs may be links themselves
+        blob = link.readlink().name if link.is_symlink() else ""  # only the first link: blobs may be links themselves
         if _BLOB.fullmatch(blob):
             files.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
     return tuple(files), "names of the blobs"
