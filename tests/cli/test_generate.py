@@ -1,6 +1,8 @@
 """`llmctl generate` and `llmctl load` with the real SmolLM2, through pipes and on a terminal."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ def ask(run: Run, smollm: Path) -> Run:
     return lambda command, *arguments, **more: run(command, "--model", str(smollm), *arguments, **more)
 
 
-def test_a_real_model_answers(ask: Run) -> None:
-    done = ask("generate", "--prompt", CAPITAL)
+def test_a_real_model_answers_in_a_process_that_starts_from_nothing(smollm: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmctl", "generate", "--model", str(smollm), "--prompt", CAPITAL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0
     assert "Paris" in done.stdout
     assert done.stdout.endswith("\n")
@@ -126,15 +129,17 @@ def test_load_says_what_was_asked_decided_and_measured(ask: Run) -> None:
     ],
 )
 def test_the_script_that_load_shows_prints_what_generate_prints(
-    arguments: list[str], ask: Run, smollm: Path, tmp_path: Path
+    arguments: list[str], run: Run, smollm: Path, tiny_models: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    short = ["--set", "generation.max_new_tokens=24", "--set", "load.cpu_kernels=false", *arguments]
+    model = str(tiny_models("llama") if arguments else smollm)
+    short = ["--model", model, "--set", "generation.max_new_tokens=16", "--set", "load.cpu_kernels=false", *arguments]
     script = tmp_path / "s.py"
-    script.write_text(ask("load", "--show-code", *short).stdout)
-    assert "llmctl" not in script.read_text().split("\n", 1)[1].replace(str(smollm), "")  # the folder may be named so
+    script.write_text(run("load", "--show-code", *short).stdout)
+    assert "llmctl" not in script.read_text().split("\n", 1)[1].replace(model, "")  # the folder may be named so
     plain = forkserver.run(program=(str(script),))
     assert plain.returncode == 0, plain.stderr
-    assert plain.stdout == ask("generate", "--quiet", "--prompt", CAPITAL, *short).stdout
+    assert plain.stdout.strip()
+    assert plain.stdout == run("generate", "--quiet", "--prompt", CAPITAL, *short).stdout
 
 
 def test_the_default_model_without_a_hub_is_the_extras_copy(run: Run, smollm: Path) -> None:
