@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import pytest
 
+from llmctl.server.routes import open_paths
 from llmctl.server.routes.page import FILES, OPEN_PATHS, read
 
 
@@ -20,6 +21,10 @@ def test_exactly_the_files_of_the_page_are_served() -> None:
     for path in ("/../app.py", "/__init__.py", "/page.css/"):
         with pytest.raises(KeyError):
             read(path)
+
+
+def test_only_the_page_and_health_need_no_key() -> None:
+    assert open_paths() == OPEN_PATHS | {"/health", "/ready"}
 
 
 def test_scripts_import_only_served_files_and_never_parse_text_as_html() -> None:
