@@ -47,7 +47,7 @@ def decision_of(loaded: LoadedModel) -> str:
 
 
 @pytest.mark.parametrize(("backend", "bits"), [("bitsandbytes", 4), ("bitsandbytes", 8), ("llmctl", 4)])
-def test_the_second_start_of_every_architecture_reads_the_copy_and_says_the_same(
+def test_the_second_start_of_every_architecture_reads_the_cache_and_gives_the_same_tokens(
     architecture: str, backend: str, bits: int, tiny_models: Tiny
 ) -> None:
     if backend == "llmctl" and kernels.load() is None:
@@ -63,14 +63,14 @@ def test_the_second_start_of_every_architecture_reads_the_copy_and_says_the_same
     assert said is None or llmctl.generate(second, "the capital of").token_ids == said
 
 
-def test_what_becomes_of_a_copy_is_a_decision_with_a_reason(tiny_models: Tiny) -> None:
+def test_the_use_of_the_cache_is_a_decision_with_a_reason(tiny_models: Tiny) -> None:
     assert decision_of(load(tiny_models("llama"))).startswith("quantized_copy=will be kept, ")
     second = decision_of(load(tiny_models("llama")))
     assert second.startswith(f"quantized_copy={format_bytes(cache.entries()[0].size_bytes)} from 20")
     assert decision_of(load(tiny_models("llama"), cache=False)) == "quantized_copy=none: quantization.cache is false"
 
 
-def test_an_unquantised_load_has_no_word_about_copies_and_keeps_none(tiny_models: Tiny) -> None:
+def test_an_unquantised_load_does_not_use_the_cache(tiny_models: Tiny) -> None:
     loaded = llmctl.load(tiny_models("llama"))
     assert "quantized_copy" not in {decision.key for decision in loaded.plan.decisions}
     assert cache.entries() == ()
@@ -86,12 +86,12 @@ def test_an_unquantised_load_has_no_word_about_copies_and_keeps_none(tiny_models
         {"compute_dtype": "float32"},
     ],
 )
-def test_a_copy_is_not_read_for_another_setting(other: dict[str, Any], tiny_models: Tiny) -> None:
+def test_an_entry_is_not_read_for_another_setting(other: dict[str, Any], tiny_models: Tiny) -> None:
     load(tiny_models("llama"))
     assert load(tiny_models("llama"), **other).plan.quantized_cache is None
 
 
-def test_a_copy_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Tiny) -> None:
+def test_an_entry_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Tiny) -> None:
     from dataclasses import replace
 
     folder = tiny_models("llama")
@@ -106,7 +106,7 @@ def test_a_copy_is_not_read_for_another_dtype_or_other_libraries(tiny_models: Ti
     assert [item.why for item in find_stale(newer)] == ["copy by another version"]
 
 
-def test_a_folder_that_has_changed_is_quantised_anew(tiny_copy: Copy) -> None:
+def test_a_folder_that_has_changed_is_quantised_again(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     load(folder)
     os.utime(folder / "model.safetensors", (1, 1))
@@ -116,7 +116,7 @@ def test_a_folder_that_has_changed_is_quantised_anew(tiny_copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled", "other names"])
-def test_a_damaged_copy_is_no_obstacle_and_is_made_anew(damage: str, tiny_models: Tiny) -> None:
+def test_a_damaged_entry_is_replaced(damage: str, tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     said = llmctl.generate(load(folder), "the capital of").token_ids
     file = cache.entries()[0].folder / "model.safetensors"
@@ -134,7 +134,7 @@ def test_a_damaged_copy_is_no_obstacle_and_is_made_anew(damage: str, tiny_models
         assert decision_of(again).startswith("quantized_copy=made anew: the one that was kept is damaged")
 
 
-def test_a_configuration_beside_the_weights_of_a_copy_is_not_believed(tiny_models: Tiny) -> None:
+def test_the_configuration_of_an_entry_is_not_trusted(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     load(folder)
     edit_json(cache.entries()[0].folder / "config.json", rms_norm_eps=0.5, _attn_implementation="evil/kernel")
@@ -150,7 +150,7 @@ def test_a_configuration_beside_the_weights_of_a_copy_is_not_believed(tiny_model
     assert loaded.measured.attn_implementation in ("sdpa", "llmctl_cpu")
 
 
-def test_the_least_recently_used_copies_go_when_there_are_too_many(tiny_models: Tiny) -> None:
+def test_the_least_recently_used_entries_are_removed_first(tiny_models: Tiny) -> None:
     for name in ("llama", "qwen3", "mistral"):
         load(tiny_models(name))
     kept = {Path(copy.source).name: copy for copy in cache.entries()}
@@ -162,7 +162,7 @@ def test_the_least_recently_used_copies_go_when_there_are_too_many(tiny_models: 
     assert {Path(copy.source).name for copy in cache.entries()} == {"llama", "qwen3", "phi3"}
 
 
-def test_a_copy_that_is_larger_than_all_may_be_is_not_kept(tiny_models: Tiny) -> None:
+def test_an_entry_larger_than_the_limit_is_not_written(tiny_models: Tiny) -> None:
     loaded = load(tiny_models("llama"), cache_size=1000)
     assert "quantization.cache_size is" in decision_of(loaded)
     assert cache.entries() == ()
@@ -174,7 +174,7 @@ def test_the_disk_is_never_filled(tiny_models: Tiny, monkeypatch: pytest.MonkeyP
     assert cache.entries() == ()
 
 
-def test_a_disk_that_refuses_the_copy_does_not_refuse_the_model(
+def test_a_model_loads_even_if_the_cache_cannot_be_written(
     tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -193,7 +193,7 @@ llmctl.load(sys.argv[1], quantization={"bits": 4, "backend": "bitsandbytes"})
 """
 
 
-def test_a_killed_write_leaves_nothing_that_is_taken_for_whole(tiny_models: Tiny, run: Run) -> None:
+def test_a_killed_write_leaves_no_entry(tiny_models: Tiny, run: Run) -> None:
     folder = tiny_models("llama")
     done = forkserver.run(str(folder), program=("-c", KILLED))
     assert done.returncode == -signal.SIGKILL
@@ -235,7 +235,7 @@ def test_the_command_line_lists_and_removes_copies(tiny_models: Tiny, run: Run) 
     assert (without.returncode, "1 problem" in without.stderr) == (2, True), "the flag itself is understood"
 
 
-def test_the_plan_of_a_quantised_way_counts_the_copy(tiny_models: Tiny, run: Run) -> None:
+def test_the_plan_of_a_quantised_variant_includes_the_cache(tiny_models: Tiny, run: Run) -> None:
     shown = json.loads(run("plan", str(tiny_models("llama")), "--json").stdout)
     ways = {way["name"]: way for way in shown["machines"][0]["ways"]}
     decisions = {d["key"]: d["value"] for d in ways["8-bit"]["decisions"]}
@@ -244,7 +244,7 @@ def test_the_plan_of_a_quantised_way_counts_the_copy(tiny_models: Tiny, run: Run
 
 
 @pytest.mark.smollm
-def test_the_real_model_says_the_same_from_its_copy(smollm: Path) -> None:
+def test_the_real_model_gives_the_same_answer_from_the_cache(smollm: Path) -> None:
     first = load(smollm)
     said = llmctl.generate(first, "What is the capital of France?").text
     second = load(smollm)

@@ -1,4 +1,4 @@
-"""llmctl quantize: a folder that loads anywhere, there whole or not at all."""
+"""`llmctl quantize`: a folder that loads anywhere, written completely or not at all."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def quantize(folder: Path, output: Path, **quantization: Any) -> export.Exported
 
 
 @pytest.mark.parametrize(("name", "bits"), [("llama", 4), ("llama", 8), ("gpt2", 4), ("qwen3_moe", 4)])
-def test_a_model_says_the_same_from_its_folder_as_quantised_on_the_fly(
+def test_an_exported_model_gives_the_same_tokens_as_one_quantised_while_loading(
     name: str, bits: int, tiny_models: Tiny, tmp_path: Path
 ) -> None:
     output = tmp_path / "quantised"
@@ -61,7 +61,7 @@ def test_plain_transformers_loads_the_folder(tiny_models: Tiny, tmp_path: Path) 
     assert torch.equal(model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0), ours)
 
 
-def test_the_words_about_the_model_come_along_and_nothing_else(tiny_copy: Copy, tmp_path: Path) -> None:
+def test_the_model_card_and_the_licence_are_copied_and_nothing_else(tiny_copy: Copy, tmp_path: Path) -> None:
     folder = tiny_copy()
     for name in ("README.md", "LICENSE.txt", "notes.txt", "evil.py", "pytorch_model.bin"):
         (folder / name).write_text(name)
@@ -74,7 +74,7 @@ def test_the_words_about_the_model_come_along_and_nothing_else(tiny_copy: Copy, 
     assert {(done.folder / name).stat().st_mode & 0o777 for name in done.files} == {0o644}
 
 
-def test_a_folder_with_something_in_it_is_never_written_over(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_never_overwritten(tiny_models: Tiny, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
@@ -122,7 +122,7 @@ export.quantize(prepare(asked), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_run_leaves_no_folder_and_the_next_one_clears_up_after_it(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_folder_and_the_next_one_removes_its_remains(tiny_models: Tiny, tmp_path: Path) -> None:
     output, place = tmp_path / "out" / "quantised", tmp_path / "out"
     killed = forkserver.run(str(tiny_models("llama")), str(output), program=("-c", KILLED))
     assert killed.returncode == -signal.SIGKILL
@@ -160,7 +160,9 @@ def test_weights_that_bitsandbytes_has_repacked_are_not_saved(tiny_models: Tiny,
         save_weights(loaded.model, tmp_path)
 
 
-def test_the_command_line_says_where_it_is_and_what_is_wrong(tiny_models: Tiny, tmp_path: Path, run: Run) -> None:
+def test_the_command_line_prints_the_folder_and_refuses_wrong_arguments(
+    tiny_models: Tiny, tmp_path: Path, run: Run
+) -> None:
     model, output = str(tiny_models("llama")), tmp_path / "quantised"
     chosen = ("--quant", "4bit", "--set", "quantization.backend=bitsandbytes")
     done = run("quantize", model, *chosen, "--output", str(output), "--json")

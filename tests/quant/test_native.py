@@ -1,4 +1,4 @@
-"""Weights in llmctl's own format: every architecture, both widths, loaded, computed with, saved and loaded again."""
+"""Weights in llmctl's own format, in 4 and 8 bits: every architecture is loaded, run, saved and loaded again."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_every_architecture_loads_generates_and_saves(
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_it_computes_what_the_weights_stand_for(architecture: str, bits: int, tiny_models: Tiny) -> None:
-    """Against the unquantised architecture with the dequantised weights in it, in float32."""
+    """Compare with the unquantised architecture that has the dequantised weights, in float32."""
     import torch
 
     found = kernels.load()
@@ -103,7 +103,7 @@ def test_the_experts_of_a_mixture_are_quantised_too(name: str, tiny_models: Tiny
     assert sum(ours.measured.device_bytes.values()) < 0.7 * sum(theirs.measured.device_bytes.values())
 
 
-def test_the_head_can_be_left_as_it_is_and_so_can_any_module(tiny_models: Tiny) -> None:
+def test_the_head_and_any_module_can_stay_unquantised(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load(tiny_models("llama"), head_bits=None, skip_modules=["down_proj"])
@@ -118,7 +118,7 @@ def test_the_embedding_that_is_tied_to_the_head_is_one_with_it(tiny_models: Tiny
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
 
 
-def test_weights_that_are_not_numbers_are_refused_when_packed(tiny_copy: Copy) -> None:
+def test_weights_with_nan_are_refused_when_packed(tiny_copy: Copy) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tiny_copy()
@@ -129,7 +129,7 @@ def test_weights_that_are_not_numbers_are_refused_when_packed(tiny_copy: Copy) -
         load(folder)
 
 
-def test_a_row_is_the_same_whatever_stands_beside_it(tiny_models: Tiny) -> None:
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(tiny_models: Tiny) -> None:
     import torch
 
     for bits in (None, 4):
@@ -140,7 +140,7 @@ def test_a_row_is_the_same_whatever_stands_beside_it(tiny_models: Tiny) -> None:
             assert torch.equal(layer(x)[3], layer(x[3:4])[0])
 
 
-def test_bfloat16_layers_go_through_the_kernels_unless_that_is_turned_off(tiny_models: Tiny) -> None:
+def test_kernels_multiply_bfloat16_layers_unless_turned_off(tiny_models: Tiny) -> None:
     with_kernels = llmctl.load(tiny_models("llama"))
     without = llmctl.load(tiny_models("llama"), load={"cpu_kernels": False})
     layers = [type(loaded.model.lm_head).__name__ for loaded in (with_kernels, without)]
@@ -158,7 +158,7 @@ def decided(machine: Any, folder: Path, **quantization: Any) -> str:
     )
 
 
-def test_who_quantises_follows_from_the_machine_and_what_was_asked_and_is_said(tiny_models: Tiny) -> None:
+def test_the_backend_depends_on_the_machine_and_the_configuration(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     cpu = replace(machines.LAPTOP, kernels="avx2", packages={"bitsandbytes": "0.50.2"})
     assert decided(cpu, folder).startswith("quantization=llmctl 4-bit: asked for; on a CPU by llmctl's own kernels")

@@ -1,4 +1,4 @@
-"""Weights for torch's packed kernels, which take the place of llmctl's own where there was no compiler."""
+"""Weights for torch's packed kernels, which replace llmctl's own if they were not compiled."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_a_weight_that_is_not_finite_is_found(bits: int, wrong: float, tiny_copy
         load(folder, bits)
 
 
-def test_nothing_is_kept_or_written_of_what_is_packed_for_one_processor(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_weights_packed_for_one_processor_are_neither_cached_nor_exported(tiny_models: Tiny, tmp_path: Path) -> None:
     asked = {"model": {"id": str(tiny_models("llama"))}, "quantization": {"bits": 4, "backend": "torch"}}
     prepared = prepare(settings_from_mapping(asked))
     assert "quantized_copy=none: torch's kernels pack weights for the processor" in " ".join(
@@ -104,7 +104,7 @@ print(json.dumps([loaded.measured.quantization, llmctl.generate(loaded, "the cap
 """
 
 
-def test_it_is_what_an_installation_without_compiled_kernels_uses(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_an_installation_without_compiled_kernels_uses_it(tiny_models: Tiny, tmp_path: Path) -> None:
     environment = os.environ | {"LLMCTL_KERNELS_LIBRARY": str(tmp_path / "none.so")}
     done = forkserver.run(str(tiny_models("llama")), program=("-c", WITHOUT), env=environment)
     assert done.returncode == 0, done.stderr

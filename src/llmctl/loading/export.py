@@ -72,23 +72,8 @@ def quantize(prepared: Prepared, output: Path) -> ExportedModel:
     """
     started = time.perf_counter()
     check_output(prepared.config, output)
-    plan, info = prepared.plan, prepared.info
-    stored = info.stored_quantization
-    if stored is not None or plan.quantization is None:
-        raise UserError(
-            f"{plan.source} is already quantised ({stored.name if stored else 'unknown'})",
-            hint="use it as it is, or quantise the unquantised original",
-        )
-    obstacle = plan.quantization.backend.save_obstacle()
-    if obstacle is not None:
-        raise obstacle
-    if prepared.adapters:
-        raise UserError("adapters cannot be written with the model", hint="omit the adapters")
-    if len({device.partition(":")[0] for device in plan.devices}) > 1:
-        raise MachineError(
-            "the model does not fit on the GPU, and its part in RAM would stay unquantised",
-            hint="--device-map cpu quantises all of it in RAM",
-        )
+    _check_model(prepared)
+    plan = prepared.plan
     output = output.expanduser().absolute()
     needed_bytes = weight_bytes(plan) + _SMALL_FILES_BYTES
     check_room(needed_bytes, output)
@@ -110,10 +95,30 @@ def quantize(prepared: Prepared, output: Path) -> ExportedModel:
         quantization=loaded.measured.quantization,
         dtype=loaded.measured.dtype,
         size_bytes=sum(files.values()),
-        original_bytes=info.size_bytes,
+        original_bytes=prepared.info.size_bytes,
         seconds=time.perf_counter() - started,
         files=tuple(sorted(files)),
     )
+
+
+def _check_model(prepared: Prepared) -> None:
+    """Raise UserError or MachineError if the model cannot be quantised and saved."""
+    plan, stored = prepared.plan, prepared.info.stored_quantization
+    if stored is not None:
+        raise UserError(
+            f"{plan.source} is already quantised ({stored.name})",
+            hint="use it as it is, or quantise the unquantised original",
+        )
+    obstacle = plan.quantization.backend.save_obstacle() if plan.quantization is not None else None
+    if obstacle is not None:
+        raise obstacle
+    if prepared.adapters:
+        raise UserError("adapters cannot be written with the model", hint="omit the adapters")
+    if plan.is_split:
+        raise MachineError(
+            "the model does not fit on the GPU, and its part in RAM would stay unquantised",
+            hint="--device-map cpu quantises all of it in RAM",
+        )
 
 
 def _begin(output: Path) -> NewFolder:

@@ -71,6 +71,11 @@ class Plan:
     kernels: Literal["llmctl", "torch"] = "torch"
 
     @property
+    def is_split(self) -> bool:
+        """Whether devices of several kinds are in use: part of the model lies in RAM beside a GPU."""
+        return len({device.partition(":")[0] for device in self.devices}) > 1
+
+    @property
     def quantizes(self) -> bool:
         """True if weights are quantised while they are loaded."""
         return self.quantization is not None and not self.quantization.is_stored

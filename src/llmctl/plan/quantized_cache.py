@@ -67,7 +67,7 @@ def _obstacle(plan: Plan, config: Config, free_bytes: int) -> str | None:
     obstacle = plan.quantization.backend.cache_obstacle() if plan.quantization is not None else None
     if obstacle is not None:
         return obstacle
-    if len({device.partition(":")[0] for device in plan.devices}) > 1:
+    if plan.is_split:
         return "part of the model lies in RAM, unquantised"
     if plan.model_kwargs["trust_remote_code"]:
         return "the model's own code runs, and llmctl cannot know what it does to the weights"
