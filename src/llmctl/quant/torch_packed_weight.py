@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from llmctl.cpu.layers import Dtype, Packed, Parts
-from llmctl.cpu.packing import BLOCK, GROUP, torch_bytes
+from llmctl.cpu.packing import BLOCK, GROUP, padded_shape, torch_bytes
 
 _LEVELS = 15  # steps between the least and the greatest 4-bit code
 
@@ -26,16 +26,12 @@ class TorchPacked(Packed):
         """The bytes of the packed weight."""
         return torch_bytes(self.n, self.k, self.bits)
 
-    @property
-    def _padded(self) -> tuple[int, int]:
-        return -(-self.n // GROUP) * GROUP, -(-self.k // BLOCK) * BLOCK
-
     def parts(self, packed: Tensor) -> Parts:
         """Return codes and scales as views of a packed weight.
 
         8 bits: int8 [n, k] and bfloat16 [n]. 4 bits: uint8 [n, k/2] and bfloat16 [k/32, n, 2].
         """
-        n, k = self._padded
+        n, k = padded_shape(self.n, self.k)
         size = n * k * self.bits // 8
         codes, scales = packed[:size], packed[size:].view(torch.bfloat16)
         if self.bits == 8:
