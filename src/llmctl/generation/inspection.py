@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A prompt, looked at.
+    """A prompt and its properties.
 
     Attributes:
-        text: What the model is given, control tokens included.
-        token_ids: Its ids.
+        text: The model's input, control tokens included.
         tokens: The text of each id.
-        bos_count: How often the beginning-of-sequence token stands in it.
+        bos_count: Number of beginning-of-sequence tokens in it.
         templated: Whether a chat template made it.
         stop_tokens: The text of every token that ends an answer.
-        warnings: What is wrong or surprising, in words.
+        warnings: Problems and surprises, in words.
     """
 
     text: str
@@ -44,15 +43,10 @@ def inspect_prompt(
     context_length: int | None,
     max_new_tokens: int,
 ) -> Inspection:
-    """Encode a prompt as generating would, and look at the result.
+    """Encode a prompt as generating would, and inspect the result.
 
     Args:
-        tokenizer: The model's.
-        prompt: A text, or messages.
-        chat: How it becomes a conversation.
-        eos_token_ids: The tokens that end an answer.
-        context_length: The most tokens that the model attends to, or None.
-        max_new_tokens: How long the answer may get.
+        context_length: Maximum tokens of the context, or None.
 
     Raises:
         UserError: as `encode_prompt`.
@@ -103,7 +97,7 @@ def _template_warnings(
     try:
         closed, opened = run_bounded(renders)
     except (TooMuchError, FailedError):
-        return []  # encoding it has worked; only this look at it did not
+        return []  # encoding it has worked; only this check has not
     if closed == opened:
         return ["the template opens no turn for the assistant: the model may go on with the user's"]
     return []

@@ -1,9 +1,9 @@
-"""Reasoning that a model writes before its answer, told apart from the answer as the text arrives."""
+"""Separate the reasoning that a model writes before its answer from the answer, as the text arrives."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-# the tags that reasoning models put around it; only the beginning of an answer can open one
+# the tags of reasoning models; only the beginning of an answer can open one
 TAGS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -15,7 +15,7 @@ TAGS = {
 
 
 class Piece(NamedTuple):
-    """A piece of text and what it is."""
+    """A piece of text and its kind."""
 
     kind: Literal["answer", "reasoning"]
     text: str
@@ -35,7 +35,7 @@ class ReasoningSplitter:
         self._strip = False
 
     def add(self, text: str) -> Iterator[Piece]:
-        """Take new text; yield what is certain."""
+        """Take new text and yield the pieces whose kind is certain."""
         self._held += text
         if self._at_start:
             self._open()
@@ -53,18 +53,18 @@ class ReasoningSplitter:
         yield from self._answer()
 
     def finish(self) -> Iterator[Piece]:
-        """No more text: yield what was held back."""
+        """End the text and yield the part that was held back."""
         rest, self._held = self._held, ""
         if rest:
             yield Piece("reasoning" if self._closing else "answer", rest)
 
     def _open(self) -> None:
-        """Decide whether the answer begins with an opening tag, as soon as that is known."""
-        begun = self._held.lstrip()
-        found = next((start for start in TAGS if begun.startswith(start)), None)
-        if found is not None:
-            self._closing, self._held = TAGS[found], begun[len(found) :]
-        self._at_start = found is None and any(start.startswith(begun) for start in TAGS)
+        """Detect an opening tag at the beginning of the answer as soon as it is complete."""
+        text = self._held.lstrip()
+        opening = next((tag for tag in TAGS if text.startswith(tag)), None)
+        if opening is not None:
+            self._closing, self._held = TAGS[opening], text[len(opening) :]
+        self._at_start = opening is None and any(tag.startswith(text) for tag in TAGS)
 
     def _answer(self) -> Iterator[Piece]:
         text = self._held.lstrip() if self._strip else self._held
@@ -75,10 +75,10 @@ class ReasoningSplitter:
 
 
 def closing_of(prompt_tail: str) -> str | None:
-    """The tag that ends the reasoning which a prompt opens, or None."""
+    """Return the closing tag of the reasoning that a prompt opens, or None."""
     return next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
 
 
 def overlap(text: str, tag: str) -> int:
-    """How many of the last characters could be the beginning of `tag`."""
+    """Return how many of the last characters could be the beginning of `tag`."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

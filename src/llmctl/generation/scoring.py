@@ -1,4 +1,4 @@
-"""How likely a model thinks a text: log-probabilities token by token, perplexity, and choices against each other."""
+"""Score texts with a model: log-probabilities token by token, perplexity, and choices against each other."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import LoadedModel
 
-# Logits of a long text come in portions of at most this many elements (128 MiB in float32) and this many tokens.
+# Maximum elements (128 MiB in float32) and tokens of one portion of a long text's logits.
 _PORTION_ELEMENTS = 2**25
 _PORTION_TOKENS = 2048
 By = Literal["sum", "mean", "byte"]
@@ -26,14 +26,13 @@ By = Literal["sum", "mean", "byte"]
 
 @dataclass(frozen=True)
 class Score:
-    """A text as a model sees it. Logarithms are natural.
+    """The score of a text. Logarithms are natural.
 
     Attributes:
-        text: The text that was scored.
         logprobs: Its tokens, each given everything before it in its window.
         context_token_count: Tokens before the first scored one: the prompt, or the beginning-of-sequence token, or the
-            text's own first token, which has nothing before it to be likely after.
-        window_count: How many windows the text took: 1 where it fits in the context.
+            text's own first token, which has no condition.
+        window_count: Number of windows; 1 if the text fits in the context.
     """
 
     text: str
@@ -43,33 +42,33 @@ class Score:
 
     @property
     def total(self) -> float:
-        """The log-probability of the scored tokens together."""
+        """The sum of the log-probabilities."""
         return sum(scored.logprob for scored in self.logprobs)
 
     @property
     def mean(self) -> float | None:
-        """Per token; None where no token was scored."""
+        """The log-probability per token; None if no token was scored."""
         return self.total / len(self.logprobs) if self.logprobs else None
 
     @property
     def per_byte(self) -> float:
-        """Per byte of the text in UTF-8: comparable between texts that are cut into tokens differently."""
+        """The log-probability per byte of UTF-8: comparable between texts that are tokenised differently."""
         return self.total / len(self.text.encode())
 
     def by(self, measure: By) -> float:
-        """What choices are ranked by."""
+        """Return the figure that choices are ranked by."""
         if measure == "byte":
             return self.per_byte
         return self.total if measure == "sum" or self.mean is None else self.mean
 
     @property
     def bits_per_byte(self) -> float:
-        """What a compressor by this model would need."""
+        """The rate of a compressor that uses this model."""
         return -self.per_byte / log(2)
 
     @property
     def perplexity(self) -> float | None:
-        """exp(-mean); None where no token was scored."""
+        """exp(-mean); None if no token was scored."""
         return None if self.mean is None else exp(min(-self.mean, 700.0))
 
 
@@ -78,8 +77,7 @@ class RankedChoice:
     """One of several answers.
 
     Attributes:
-        score: The answer and its log-probabilities.
-        share: Its probability against the others, by the sums of log-probabilities; all of them add up to 1.
+        share: Its probability among the choices, by the sums of log-probabilities; all shares add up to 1.
     """
 
     score: Score
@@ -96,18 +94,17 @@ def score(
     window: int | None = None,
     stride: int | None = None,
 ) -> Score:
-    """How likely the model thinks a text.
+    """Score a text.
 
     Args:
-        loaded: What `load` returned.
-        text: The text, taken as it is. After a prompt that goes through the chat template, control tokens in it stay
-            text, as they do in the prompt.
-        prompt: What comes before it; it is not scored. See `encode_after` for the border between the two.
-        chat: Instead of the configuration's chat section.
-        top: How many of the likeliest tokens to note at each place.
-        window: Most tokens that the model sees at a time; by default its context.
-        stride: By how many tokens the window moves on; half a window by default. A longer text is scored as in
-            transformers' guide on perplexity: each window scores only what the ones before it have not.
+        text: Taken literally. After a prompt that goes through the chat template, control tokens in it stay text, as
+            they do in the prompt.
+        prompt: The text before it, which is not scored. `encode_after` describes the border between the two.
+        chat: Replaces the configuration's chat section.
+        top: Number of top tokens to record at each position.
+        window: Maximum tokens of one pass; by default, the context.
+        stride: Tokens by which the window moves; by default, half a window. A longer text is scored as in transformers'
+            guide on perplexity: each window scores only the tokens that earlier ones have not.
 
     Raises:
         UserError: the text or the prompt is empty, or window and stride do not fit.
@@ -124,7 +121,7 @@ def score_each(
     window: int | None = None,
     stride: int | None = None,
 ) -> Iterator[Score]:
-    """`score` for pairs of a prompt (or None) and a text. Where the same prompt follows itself it is computed once."""
+    """Yield `score` of pairs of a prompt (or None) and a text. Consecutive equal prompts are computed once."""
     windows = make_windows(loaded.context_length, window, stride)
     before: str | Messages | None = None
     kept = ConversationCache()
@@ -144,18 +141,16 @@ def rank(
     by: By = "sum",
     top: int = 0,
 ) -> tuple[RankedChoice, ...]:
-    """Answers to one prompt, the likeliest first. The prompt is computed once.
+    """Rank answers to one prompt, the likeliest first. The prompt is computed once.
 
     Args:
-        loaded: What `load` returned.
-        prompt: What they answer.
-        choices: At least two of them.
-        chat: Instead of the configuration's chat section.
+        choices: At least two.
+        chat: Replaces the configuration's chat section.
         by: The sum of an answer's log-probabilities (favours short ones), the mean per token, or the sum per byte.
-        top: How many of the likeliest tokens to note at each place.
+        top: Number of top tokens to record at each position.
 
     Raises:
-        UserError: there are fewer than two choices, or one is empty or there twice.
+        UserError: there are fewer than two choices, or one is empty or repeated.
     """
     if len(set(choices)) < max(len(choices), 2):
         raise UserError("choices are to be ranked: at least two, all different", hint="--choices yes,no")
@@ -172,11 +167,10 @@ def sequence_logprobs(
     """Return the log-probabilities of the tokens from `start` on, each given all before it.
 
     Args:
-        loaded: What `load` returned.
         prompt: Tokens that fit in the context together.
         start: At least 1.
-        top: How many of the likeliest tokens to note at each place.
-        kept: Keys and values of an earlier call; what both begin with is not computed again.
+        top: Number of top tokens to record at each position.
+        kept: Keys and values of an earlier call; the common prefix is not computed again.
     """
     found: list[TokenLogprob] = []
     for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
@@ -191,8 +185,8 @@ def encode_after(
     """Return a prompt with the text that follows it, and where that begins.
 
     Through a chat template the prompt ends where the assistant's turn begins: the text is cut into tokens by itself, as
-    the model would write it there. A raw prompt and its text are one text, and a token can reach over the border: what
-    the prompt alone and both together begin with is the prompt, the rest counts as the text's.
+    the model would write it there. A raw prompt and its text are one text, and a token can reach over the border: the
+    common prefix of the prompt alone and both together is the prompt, the rest counts as the text.
     """
     alone = encode_prompt(tokenizer, prompt, chat)
     if uses_template(tokenizer, chat, prompt):
@@ -204,13 +198,13 @@ def encode_after(
 
 @dataclass(frozen=True)
 class Windows:
-    """How a long text is cut: windows of `size` tokens, each beginning `stride` after the last."""
+    """The windows of a long text: `size` tokens each, every `stride` tokens."""
 
     size: int | None
     stride: int
 
     def cut(self, length: int, start: int) -> Iterator[tuple[int, int, int]]:
-        """Windows as (begin, first scored, end). Every place from `start` on is scored once."""
+        """Yield windows as (begin, first scored, end). Every position from `start` on is scored once."""
         if self.size is None or length <= self.size:
             yield 0, start, length
             return
@@ -224,10 +218,10 @@ class Windows:
 
 
 def make_windows(context: int | None, size: int | None, stride: int | None) -> Windows:
-    """Windows for a model whose context holds `context` tokens; what is None follows from that.
+    """Return the windows for a context of `context` tokens; None selects the default.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the sizes do not fit.
     """
     if size is not None and (size < 2 or (context is not None and size > context)):
         limit = "" if context is None else f" and at most the context, {context}"
@@ -264,15 +258,15 @@ def _score(
 
 
 def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
-    """Logits of shape [T, V] for the places `start` and on, in portions. The last token's own are not computed.
+    """Yield the logits of shape [T, V] for the positions from `start` on, in portions, without the last token's own.
 
-    What comes before the first scored place is computed apart from the rest, so that an answer scores the same whether
-    or not its prompt was kept from another.
+    The tokens before `start` are computed apart from the rest, so that an answer scores the same whether or not its
+    prompt was cached.
     """
     ids = list(prompt.ids)
-    more = kept.arguments_for(model, Prompt(prompt.ids[:start], prompt.media))
+    cache = kept.arguments_for(model, Prompt(prompt.ids[:start], prompt.media))
     known, last = start - kept.prefilled_tokens, len(ids) - 1
-    if not more:  # a model without a cache that can be kept: all at once
+    if not cache:  # a model whose cache cannot be kept: all at once
         if last >= start:
             yield _forward(model, ids[:last], last, use_cache=False)[start - 1 :]
         return
@@ -280,15 +274,15 @@ def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> 
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     for begin in range(known, start - 1, size):
         end = min(begin + size, start - 1)
-        _forward(model, ids[begin:end], end, use_cache=True, **few, **more)
+        _forward(model, ids[begin:end], end, use_cache=True, **few, **cache)
     for begin in range(start - 1, last, size):
         end = min(begin + size, last)
-        yield _forward(model, ids[begin:end], end, use_cache=True, **more)
+        yield _forward(model, ids[begin:end], end, use_cache=True, **cache)
     kept.keep(prompt)
 
 
 def _forward(model: Any, ids: list[int], seen: int, **more: Any) -> "torch.Tensor":
-    """Logits of shape [T, V] of one pass over `ids`, after which `seen` tokens have been seen."""
+    """Return the logits of shape [T, V] of one pass over `ids`, with `seen` tokens in the context at its end."""
     import torch
 
     with torch.no_grad():
@@ -299,6 +293,6 @@ def _forward(model: Any, ids: list[int], seen: int, **more: Any) -> "torch.Tenso
 
 
 def _portion(model: Any) -> int:
-    """How many tokens at a time."""
+    """Return the number of tokens of one portion."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     return max(16, min(_PORTION_TOKENS, _PORTION_ELEMENTS // vocabulary))

@@ -1,7 +1,7 @@
 """The rows of a batch, read one at a time: JSON Lines, plain lines, CSV. A bad row is a row with an error.
 
 A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and `generation` and
-`structure`, mappings of those sections' keys. Every other field is the user's own and is handed through.
+`structure`, mappings of those sections' keys. Every other field is the user's own and is passed through.
 """
 
 import csv
@@ -23,7 +23,7 @@ COUNT_LIMIT_BYTES = 1 << 30
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".csv": "csv", ".tsv": "tsv"
 }  # fmt: skip
-_OWN = ("seed", "system", "generation", "structure")
+_ROW_KEYS = ("seed", "system", "generation", "structure")
 _SETTINGS = {name: name for name in GenerationSection.model_fields}
 _SETTINGS |= {"max_tokens": "max_new_tokens", "stop": "stop_strings"}
 
@@ -33,14 +33,14 @@ class Row:
     """One row of the input.
 
     Attributes:
-        number: Its place among the rows, from 1.
-        line: The line of the file that it begins on.
-        id: What the user calls it; its number where they do not.
-        prompt: A text, or messages; empty where there is an error.
+        number: Its number, from 1.
+        line: The line of the file where it begins.
+        id: The user's id; by default its number.
+        prompt: A text, or messages; empty in a bad row.
         media: Media of the prompt.
-        settings: What the row says of how it is answered: `seed`, `system`, `generation`, `structure`.
+        settings: Its own `seed`, `system`, `generation` and `structure`.
         fields: The user's own fields.
-        error: Why it cannot be answered.
+        error: The error of a bad row.
     """
 
     number: int
@@ -54,10 +54,10 @@ class Row:
 
 
 def input_format(path: Path | None, asked: str | None) -> Format:
-    """The format of an input, by its suffix or as it was asked for; standard input (None) is JSON Lines.
+    """Return the format of an input: as asked, or by its suffix. Standard input (None) is JSON Lines.
 
     Raises:
-        UserError: the suffix says nothing.
+        UserError: the suffix is not known.
     """
     if asked is not None:
         found = next((known for known in FORMATS if known == asked.lower()), None)
@@ -75,12 +75,10 @@ def input_format(path: Path | None, asked: str | None) -> Format:
 
 
 def read_rows(stream: BinaryIO, kind: Format, *, column: str | None = None) -> Iterator[Row]:
-    """The rows of an open file, none of them kept.
+    """Yield the rows of an open binary file as they are read.
 
     Args:
-        stream: The file, in bytes.
-        kind: What is in it.
-        column: The column (CSV) or field (JSON Lines) of the prompt; `prompt` where it is left away.
+        column: The column (CSV) or field (JSON Lines) of the prompt; by default, `prompt`.
 
     Raises:
         UserError: a CSV file without that column, or a column of plain text.
@@ -95,7 +93,7 @@ def read_rows(stream: BinaryIO, kind: Format, *, column: str | None = None) -> I
 
 
 def count_rows(path: Path, kind: Format) -> int | None:
-    """How many rows a file has, where that can be found out quickly."""
+    """Return the number of rows of a file if counting them is quick."""
     if not path.is_file() or path.stat().st_size > COUNT_LIMIT_BYTES or kind in ("csv", "tsv"):
         return None
     with path.open("rb") as file:
@@ -106,12 +104,12 @@ Parsed = tuple[int, Any, Mapping[str, Any]]  # line, id, the other attributes of
 
 
 def _numbered(parsed: Iterable[Parsed]) -> Iterator[Row]:
-    for number, (line, own_id, attributes) in enumerate(parsed, start=1):
-        yield Row(number, line, number if own_id is None else own_id, **attributes)
+    for number, (line, row_id, attributes) in enumerate(parsed, start=1):
+        yield Row(number, line, number if row_id is None else row_id, **attributes)
 
 
-def _bad(line: int, message: str, own_id: Any = None, fields: Mapping[str, Any] | None = None) -> Parsed:
-    return line, own_id, {"error": UserError(message), "fields": fields or {}}
+def _bad(line: int, message: str, row_id: Any = None, fields: Mapping[str, Any] | None = None) -> Parsed:
+    return line, row_id, {"error": UserError(message), "fields": fields or {}}
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
@@ -186,17 +184,17 @@ def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]
 
 def _csv_row(cells: list[str], header: list[str], column: str, line: int) -> Parsed:
     fields: dict[str, Any] = dict(zip(header, cells, strict=False))
-    own_id = (fields.pop("id", None) or None) if column != "id" else None
+    row_id = (fields.pop("id", None) or None) if column != "id" else None
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
         return _bad(line, _NO_TEXT)
     if len(cells) != len(header):
-        return _bad(line, f"{len(cells)} cells, where the header has {len(header)}", own_id, fields)
+        return _bad(line, f"{len(cells)} cells, where the header has {len(header)}", row_id, fields)
     prompt = fields.pop(column)
     if not prompt.strip():
-        return _bad(line, f"{column} is empty", own_id, fields)
-    return line, own_id, {"prompt": prompt, "fields": fields}
+        return _bad(line, f"{column} is empty", row_id, fields)
+    return line, row_id, {"prompt": prompt, "fields": fields}
 
 
 def _header(reader: Iterator[list[str]], column: str) -> list[str]:
@@ -213,13 +211,13 @@ def _header(reader: Iterator[list[str]], column: str) -> list[str]:
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Every line as CSV wants it, with its end; bytes that are no text become surrogates, which no text has."""
+    """Yield the lines for the CSV reader, with newlines; bytes that are not UTF-8 become surrogates."""
     for number, raw in enumerate(iter(lambda: stream.readline(LINE_LIMIT_BYTES), b"")):
         yield raw.decode("utf-8" if number else "utf-8-sig", errors="surrogateescape")
 
 
 def rows_of(values: Iterable[Any]) -> Iterator[Row]:
-    """Rows from Python: each a prompt, a list of messages, or a mapping as in JSON Lines."""
+    """Yield rows from Python values: prompts, lists of messages, or mappings as in JSON Lines."""
 
     def parsed() -> Iterator[Parsed]:
         for number, value in enumerate(values, start=1):
@@ -233,21 +231,21 @@ def rows_of(values: Iterable[Any]) -> Iterator[Row]:
 
 
 def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
-    """What an object says: `prompt` or `messages`, how it is answered, and the user's own fields."""
+    """Parse an object: `prompt` or `messages`, its settings, and the user's own fields."""
     if not isinstance(value, Mapping):
         return _bad(line, "not an object with a prompt or messages")
     fields = dict(value)
-    own_id = fields.pop("id", None)
-    if isinstance(own_id, dict | list):
+    row_id = fields.pop("id", None)
+    if isinstance(row_id, dict | list):
         return _bad(line, "id must be a text or a number")
     prompt = fields.pop(column or "prompt", None)
     messages = fields.pop("messages", None) if column is None else None
-    settings = {name: fields.pop(name) for name in _OWN if fields.get(name) is not None}
+    settings = {name: fields.pop(name) for name in _ROW_KEYS if fields.get(name) is not None}
     wrong = _wrong_prompt(prompt, messages, column or "prompt") or _wrong_settings(settings, fields)
     if wrong:
-        return _bad(line, wrong, own_id, fields)
+        return _bad(line, wrong, row_id, fields)
     chosen = prompt if messages is None else tuple(messages)
-    return line, own_id, {"prompt": chosen, "settings": settings, "fields": fields}
+    return line, row_id, {"prompt": chosen, "settings": settings, "fields": fields}
 
 
 def _wrong_prompt(prompt: Any, messages: Any, name: str) -> str | None:
@@ -267,7 +265,7 @@ def _wrong_prompt(prompt: Any, messages: Any, name: str) -> str | None:
 
 
 def _wrong_settings(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
-    """Settings that stand where they would have no effect are refused: they would be missed only in the answers."""
+    """Refuse settings in a position without effect: the mistake would only show in the answers."""
     flat = next((name for name in fields if name in _SETTINGS), None)
     if flat is not None:
         return f"{flat} is a setting: write generation: {{{_SETTINGS[flat]}: …}}, or call a field of yours otherwise"
@@ -282,7 +280,7 @@ def _wrong_settings(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> s
 
 
 def _wrong_structure(structure: Any, fields: Mapping[str, Any]) -> str | None:
-    """A row gives its schema or its grammar itself: data does not say which files are read."""
+    """Refuse the path of a schema or grammar: data must not decide which files are read."""
     if "json_schema" in fields:
         return "json_schema is a setting: write structure: {json_schema: …}, or call a field of yours otherwise"
     if not isinstance(structure, Mapping):

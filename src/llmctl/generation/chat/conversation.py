@@ -1,4 +1,4 @@
-"""A conversation with a loaded model: its messages, and the keys and values of what the model has read already."""
+"""A conversation with a loaded model: its messages, and the engine that keeps keys and values between turns."""
 
 import gc
 from collections.abc import Generator, Sequence
@@ -30,7 +30,7 @@ class Turn:
 
     Attributes:
         prompt_tokens: Tokens of the whole conversation up to the answer.
-        prefilled_tokens: How many of them had to be computed; the others were kept from earlier turns.
+        prefilled_tokens: Prompt tokens computed in this turn; the others were kept from earlier turns.
         completion: The answer's own figures; None when it was stopped.
     """
 
@@ -41,12 +41,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Room:
-    """How full the context is.
+    """The use of the context.
 
     Attributes:
         prompt_tokens: Tokens of the conversation, the next message included.
-        context_length: How many fit, answer included; None where the model does not say.
-        answer_tokens: How many the answer should have at least.
+        context_length: Maximum tokens, answer included; None if the model does not state it.
+        answer_tokens: Tokens that the answer should have at least.
     """
 
     prompt_tokens: int
@@ -60,17 +60,16 @@ class Room:
 
     @property
     def is_tight(self) -> bool:
-        """Whether the answer may be cut short by the end of the context."""
+        """Whether the end of the context may cut the answer short."""
         return self.left is not None and self.left < self.answer_tokens
 
 
 class ChatSession:
-    """A conversation. Its state: the messages, the kept cache, and the figures of the last turn.
+    """A conversation. Its state: the messages, the engine, and the figures of the last turn.
 
     Args:
-        loaded: What `load` returned.
-        system: The system prompt; the configuration's when None.
-        messages: A conversation to go on with.
+        system: The system prompt; None for the configuration's.
+        messages: A conversation to continue.
         reuse: Keep keys and values between turns. Without it every turn computes the whole conversation.
     """
 
@@ -90,15 +89,15 @@ class ChatSession:
         self._engine: Engine | None = None
         self._prefilled_before = 0
         self._attempt = 0
-        self._changed: dict[str, Any] = {}  # what `set_generation` was told, for the next model
+        self._changed: dict[str, Any] = {}  # the changes of `set_generation`, for the next model
 
     # -- turns
 
     def ask(self, text: str) -> Pieces:
-        """Say something and get the answer, piece by piece.
+        """Send a message and yield the answer, piece by piece.
 
-        Closing the iterator, or Ctrl-C, stops the answer: what there is of it stays in the conversation, marked. Where
-        there is nothing yet, or an error comes, the conversation is as it was.
+        Closing the iterator, or Ctrl-C, stops the answer: its beginning stays in the conversation, marked as stopped.
+        Without any text yet, or after an error, the conversation is unchanged.
 
         Raises:
             UserError: the text is empty, or does not fit in the context.
@@ -109,19 +108,19 @@ class ChatSession:
         yield from self._answer([*self.messages, Message("user", text)], attempt=0)
 
     def retry(self) -> Pieces:
-        """Answer the last message once more, with the next seed. Errors are those of `ask`."""
+        """Answer the last message again, with the next seed. Errors are those of `ask`."""
         before, text = self._before_last()
         yield from self._answer([*before, Message("user", text)], attempt=self._attempt + 1)
 
     def edit(self, text: str) -> Pieces:
-        """Say something else instead of the last message. Errors are those of `ask`."""
+        """Replace the last message and answer it. Errors are those of `ask`."""
         before, _ = self._before_last()
         if not text.strip():
             raise UserError("the message is empty")
         yield from self._answer([*before, Message("user", text)], attempt=0)
 
     def undo(self) -> str:
-        """Take the last message and its answer back; returns the message.
+        """Remove the last message and its answer; return the message.
 
         Raises:
             UserError: there is none.
@@ -131,10 +130,10 @@ class ChatSession:
 
     @property
     def last_text(self) -> str:
-        """What was said last.
+        """The user's last message.
 
         Raises:
-            UserError: nothing yet.
+            UserError: there is none.
         """
         return self._before_last()[1]
 
@@ -194,7 +193,7 @@ class ChatSession:
     # -- the context
 
     def room(self, text: str = "", *, instead: bool = False) -> Room:
-        """How full the context is, or would be with `text` as the next message, or `instead` of the last one."""
+        """Return the use of the context, with `text` as the next message or `instead` of the last one."""
         kept = self._before_last()[0] if instead else self.messages
         return self._room([*kept, *([Message("user", text)] if text else [])])
 
@@ -205,17 +204,17 @@ class ChatSession:
         return Room(used, context, wanted if context is None else min(wanted, context // 4))
 
     def drop_oldest(self, text: str = "", *, instead: bool = False) -> int:
-        """Drop the oldest turns until `text` and its answer have room, a quarter of the context where possible.
+        """Drop the oldest turns until `text` and its answer fit, with a quarter of the context free where possible.
 
         Args:
             text: The next message.
-            instead: It takes the place of the last message, which stays until it is answered.
+            instead: It replaces the last message, which stays until it is answered.
 
         Returns:
-            How many messages are gone.
+            The number of dropped messages.
 
         Raises:
-            UserError: the text does not fit even alone; the conversation is as it was.
+            UserError: the text does not fit even alone; the conversation is unchanged.
         """
         new = [Message("user", text)] if text else []
         rest = self._before_last()[0] if instead else list(self.messages)
@@ -229,7 +228,7 @@ class ChatSession:
         if room.left is not None and room.left <= 0:
             raise UserError(
                 f"the message has {room.prompt_tokens} tokens, the context holds {room.context_length}",
-                hint="shorten it, or take a model with a longer context",
+                hint="shorten it, or use a model with a longer context",
             )
         dropped = len(self.messages) - len(rest) - len(last)
         self.messages = [*rest, *last]
@@ -238,7 +237,7 @@ class ChatSession:
     # -- the model
 
     def set_generation(self, *, seed: int | str | None = None, **values: Any) -> None:
-        """Change how answers are generated, from the next one on: `set_generation(temperature="0.8")`.
+        """Change the generation settings of later answers: `set_generation(temperature="0.8")`.
 
         Raises:
             UserError: an unknown key, or a value that the schema refuses.
@@ -247,10 +246,10 @@ class ChatSession:
         self._changed |= values if seed is None else {**values, "seed": seed}
 
     def release(self) -> "Prepared":
-        """Let the model go, so that its memory is free for another. `use` must follow; until then there is none.
+        """Release the model and its memory. `use` must follow before anything else.
 
         Returns:
-            What loads the same model again.
+            The prepared model, which can be loaded again.
         """
         old = self.loaded
         prepared = old.prepared
@@ -260,10 +259,10 @@ class ChatSession:
         return prepared
 
     def use(self, loaded: "LoadedModel") -> None:
-        """Go on with another model. The messages stay, and what `set_generation` changed.
+        """Continue with another model. The messages stay, and so do the changes of `set_generation`.
 
         Raises:
-            UserError: the model cannot do what was changed; it is in use then without that.
+            UserError: the model does not support the changes; it is in use without them.
         """
         self.loaded, self._engine = loaded, None
         changed, self._changed = self._changed, {}
@@ -271,7 +270,7 @@ class ChatSession:
             self.set_generation(**changed)
 
     def transcript(self) -> Transcript:
-        """The conversation as it is saved."""
+        """Return the conversation in its saved form."""
         plan = self.loaded.plan
         return Transcript(plan.source, plan.commit, self.system, tuple(self.messages))
 
@@ -279,12 +278,12 @@ class ChatSession:
 def _free_memory() -> None:
     import torch
 
-    gc.collect()  # modules hold each other in circles
+    gc.collect()  # modules refer to each other in cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-    """The conversation from its second user message on."""
+    """Return the conversation from its second user message on."""
     following = (place for place, message in enumerate(messages) if place and message.role == "user")
     return messages[next(following, len(messages)) :]

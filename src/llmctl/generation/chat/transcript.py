@@ -1,4 +1,4 @@
-"""Conversations as files: JSON Lines to go on with, Markdown to read."""
+"""Conversations as files: JSON Lines to resume, Markdown to read."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,7 @@ class Message:
     """One message.
 
     Attributes:
-        role: Who speaks.
-        content: What is said.
-        reasoning: What the model wrote before its answer; it is shown, and not sent back.
+        reasoning: The model's text before its answer; it is shown, and not sent back.
         stopped: Whether the answer was stopped before its end.
         media: Media of a user's message.
     """
@@ -35,11 +33,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation as it is saved.
+    """A conversation in its saved form.
 
     Attributes:
         model: The model that answered last: a Hub id or a folder.
-        commit: Its commit on the Hub, where it has one.
+        commit: Its commit on the Hub, or None.
         system: The system prompt, or None.
         messages: The messages, oldest first.
     """
@@ -70,7 +68,7 @@ def read(file: Path) -> Transcript:
     """Read a saved conversation.
 
     Raises:
-        UserError: it cannot be read, or a line of it is not what `save` writes.
+        UserError: the file cannot be read, or a line is not in the form that `save` writes.
     """
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -1,7 +1,7 @@
-"""One forward pass over several sequences at once, packed one after the other without a padding token.
+"""One forward pass over several sequences, packed one after the other without padding.
 
-The model sees a single row of tokens with their own positions. What keeps the sequences apart is the attention: it
-reads keys and values from a pool of pages, for each sequence those of its own.
+The model sees a single row of tokens with their own positions. The attention keeps the sequences apart: for each one it
+reads that sequence's pages of the KV cache pool.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Segment:
 
     Attributes:
         ids: The new tokens.
-        start: The position of the first of them: so many tokens lie in the pool already.
+        start: The position of the first one, which is the number of tokens in the pool already.
         pages: The pages of the sequence, those of the new tokens included.
     """
 
@@ -32,16 +32,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of one pass lies. Tensors are int32 or int64, on the CPU until `on` is asked.
+    """The layout of one pass. Tensors are int32 or int64, and on the CPU until `on` moves them.
 
     Attributes:
         input_ids: [1, tokens].
         position_ids: [1, tokens].
-        slots: [tokens], the place of each token's key and value in the pool, counted in tokens.
-        query_start: [sequences + 1], where each sequence's tokens begin.
+        slots: [tokens], the position of each token's key and value in the pool, counted in tokens.
+        query_start: [sequences + 1], the index of each sequence's first token.
         kv_length: [sequences], tokens of each sequence, the new ones included.
         page_table: [sequences, most pages], padded with 0.
-        last: [sequences], the last token of each sequence.
+        last: [sequences], the index of each sequence's last token.
     """
 
     input_ids: "Tensor"
@@ -56,7 +56,7 @@ class Layout:
     _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, device: Any) -> "Layout":
-        """The same on another device."""
+        """Return the layout on another device."""
         if device not in self._placed:
             names = ("input_ids", "position_ids", "slots", "query_start", "kv_length", "page_table", "last")
             moved = {name: getattr(self, name).to(device) for name in names}
@@ -95,9 +95,9 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
 
 
 class KVCachePool:
-    """Keys and values of every layer. Its state: a pair of tensors a layer, made when the layer first brings some.
+    """The paged KV cache of every layer. Its state: a pair of tensors a layer, allocated when the layer first writes.
 
-    Each is [pages, tokens of a page, heads, head size]. On a CPU the system gives memory only as pages are written.
+    Each is [pages, tokens of a page, heads, head size]. On a CPU the system provides memory only as pages are written.
     """
 
     def __init__(self, pages: int, page_tokens: int) -> None:
@@ -105,7 +105,7 @@ class KVCachePool:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
-        """The keys and values of all layers, on the CPU, given their heads and sizes."""
+        """Return the keys and values of all layers, on the CPU, given their heads and sizes."""
         import torch
 
         for layer, (heads, size) in enumerate(shapes):
@@ -124,7 +124,7 @@ class KVCachePool:
                     pool[target, :tokens] = pool[source, :tokens]
 
     def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
-        """Put keys and values [1, heads, tokens, size] of this pass into their slots."""
+        """Write keys and values [1, heads, tokens, size] of this pass into their slots."""
         if layer not in self.layers:
             self.layers[layer] = (self._new(keys), self._new(values))
         slots = layout.on(keys.device).slots
@@ -139,10 +139,10 @@ class KVCachePool:
 
 
 def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
-    """Run the model over a layout; returns the logits [sequences, vocabulary] after the last token of each.
+    """Run the model over a layout and return the logits [sequences, vocabulary] after the last token of each.
 
     Raises:
-        UnsupportedAttentionError: The model's attention needs something that a packed pass cannot do.
+        UnsupportedAttentionError: the model's attention cannot be packed.
     """
     import torch
 
@@ -151,13 +151,13 @@ def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
     program = compiled(model)
     if program is not None:
         return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
-    here = layout.on(model.device)
+    moved = layout.on(model.device)
     with packed_attention(model, pool.layers, layout), torch.inference_mode():
         output = model(
-            input_ids=here.input_ids,
-            position_ids=here.position_ids,
+            input_ids=moved.input_ids,
+            position_ids=moved.position_ids,
             use_cache=True,
-            logits_to_keep=here.last,
+            logits_to_keep=moved.last,
             **{cache_argument(): _packed_cache(layout, pool)},
         )
     logits: Tensor = output.logits[0]
@@ -165,7 +165,7 @@ def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
 
 
 def _packed_cache(layout: Layout, pool: KVCachePool) -> Any:
-    """Return a cache as the model expects one, that hands new keys and values to the pool."""
+    """Return a transformers cache that writes new keys and values to the pool."""
     from transformers import Cache
 
     class PackedCache(Cache):

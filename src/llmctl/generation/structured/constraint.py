@@ -1,4 +1,4 @@
-"""A structure applied to tokens: which may come next, when the answer is whole, and its text to the byte."""
+"""A structure applied to tokens: the allowed next tokens, the end of the answer, and its exact text."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -21,10 +21,10 @@ _vocabularies: "WeakKeyDictionary[Any, _Vocabulary]" = WeakKeyDictionary()
 
 
 def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
-    """Logits processors for one answer: none, or the one that enforces the request's structure.
+    """Return the logits processors of one answer: none, or the one that enforces its structure.
 
-    Each is called with (input_ids [1, length], scores [1, vocabulary]) and returns scores of that shape. It belongs to
-    this answer alone.
+    Each is called with (input_ids [1, length], scores [1, vocabulary]) and returns scores of that shape. It serves this
+    answer alone.
     """
     if request.structure is None:
         return []
@@ -32,20 +32,20 @@ def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list
 
 
 def check_for(structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Compile a structure for a tokenizer, under limits of time and memory; it is kept.
+    """Compile a structure for a tokenizer, within limits of time and memory, and keep the result.
 
     Raises:
-        UserError: it is too large, names a token that does not exist, or no text at all has this form.
-        ModelError: the tokenizer is of a kind that cannot be used.
+        UserError: it is too large, names a token that does not exist, or matches no text.
+        ModelError: the tokenizer is not supported.
     """
     _vocabulary(tokenizer).matcher(structure)
 
 
 class StructureProcessor:
-    """Leaves only the tokens with which the answer can still get its form. Its state: the tokens it has followed.
+    """Allows only tokens after which the answer can still match. Its state: the tokens it has followed.
 
-    It follows whatever prompt and answer it is called with, also when that is shorter than before or differs from it:
-    tokens that another model proposed may have been taken back.
+    It follows every answer it is called with, also one that is shorter than the last or differs from it: tokens that a
+    draft proposed may have been refused.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class StructureProcessor:
         self._tokens: list[int] = []
 
     def __call__(self, input_ids: "Tensor", scores: "Tensor") -> "Tensor":
-        """`scores` with minus infinity for every token that may not come next."""
+        """Return `scores` with minus infinity for every forbidden token."""
         if input_ids.shape[0] != 1:
             raise UserError("a structure is enforced for one answer at a time, not for beams")
         answer = input_ids[0, self._prompt_length :].tolist()
-        if not self._ends.isdisjoint(answer):  # nothing is asked of what comes after the end
+        if not self._ends.isdisjoint(answer):  # tokens after the end are free
             return scores
         self._follow(answer)
         allowed = self._allowed(scores)
         masked = scores.masked_fill(~allowed, float("-inf"))
-        # where what came before has ruled out all that the structure allows, the structure has the last word
+        # if earlier processors have ruled out every allowed token, the structure decides
         return masked.where(masked.isfinite().any(-1, keepdim=True), scores.new_zeros(()).where(allowed, -float("inf")))
 
     def _follow(self, answer: list[int]) -> None:
@@ -83,7 +83,7 @@ class StructureProcessor:
         _must_work(self._matcher, self._structure)
 
     def _allowed(self, scores: "Tensor") -> "Tensor":
-        """Which tokens may come next: [vocabulary] of truth values, on the device of `scores`."""
+        """Return the allowed next tokens: [vocabulary] of booleans, on the device of `scores`."""
         import torch
 
         bits = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
@@ -101,37 +101,37 @@ class StructureProcessor:
 
 
 class Follower:
-    """Follows an answer's tokens to see when its structure is whole and nothing more can come."""
+    """Follows an answer's tokens to detect the end of its structure."""
 
     def __init__(self, structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._matcher = _vocabulary(tokenizer).matcher(structure)
 
     def is_whole_after(self, token: int) -> bool:
-        """Take the next token; whether the answer can only end now."""
+        """Take the next token; True if the answer can only end now."""
         return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
 
 
 def exact_decoder(
     tokenizer: "PreTrainedTokenizerBase", *, shown: Collection[int] = ()
 ) -> Callable[[Sequence[int]], str]:
-    """Decodes tokens to the text that the structure saw; of the special ones, those in `shown` alone.
+    """Return a decoder to the text that the structure saw, with the special tokens in `shown` alone.
 
-    A tokenizer's own `decode` may tidy up spaces before punctuation or drop the first one, inside a value as well.
+    A tokenizer's own `decode` may remove spaces before punctuation or the first one, inside a value as well.
     """
     return partial(_vocabulary(tokenizer).decode, shown=shown)
 
 
 def own_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """The tokens that a grammar has to name by their ids (`<[370]>`), by their texts.
+    """Return the tokens that a grammar must name by their ids (`<[370]>`), by their texts.
 
-    The engine takes added tokens that look like `<this>` for special ones, also where the tokenizer does not; as text
-    in a grammar it would force them and then refuse them (llguidance 1.9).
+    llguidance treats added tokens that look like `<this>` as special even if the tokenizer does not; as text in a
+    grammar it would force them and then refuse them (llguidance 1.9).
     """
     return _vocabulary(tokenizer).own_tokens()
 
 
 class _Vocabulary:
-    """What the engine knows of a tokenizer. Its state: compiled structures, of which every answer gets a copy."""
+    """llguidance's view of a tokenizer. Its state: compiled structures, of which every answer gets a copy."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         from llguidance import LLTokenizer
@@ -145,23 +145,23 @@ class _Vocabulary:
         except ValueError as error:
             raise ModelError(
                 f"structured output cannot read this model's tokenizer: {first_line(error)}",
-                hint="leave --json-schema, --regex, --choices and --grammar away",
+                hint="omit --json-schema, --regex, --choices and --grammar",
             ) from error
         self._special = frozenset(tokenizer.all_special_ids)
         self._added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
         self.matcher_of = lru_cache(maxsize=256)(self._compile)
 
     def matcher(self, structure: Structure) -> Any:
-        """A fresh matcher for one answer."""
+        """Return a new matcher for one answer."""
         return self.matcher_of(structure).deep_copy()
 
     def decode(self, token_ids: Sequence[int], *, shown: Collection[int] = ()) -> str:
-        """The text of tokens, special ones left out but for `shown`; an incomplete character at the end is U+FFFD."""
+        """Decode tokens without special ones, except `shown`; an incomplete character at the end is U+FFFD."""
         kept = [token for token in token_ids if token in shown or token not in self._special]
         return self._inner.decode_bytes(kept).decode("utf-8", "replace")
 
     def own_tokens(self) -> dict[str, int]:
-        """As the function of that name."""
+        """Return what the function of the same name returns."""
         added = self._added.items()
         return {content: number for number, content in added if self._inner.is_special_token(number)}
 
@@ -192,7 +192,7 @@ class _Vocabulary:
 
 
 def _description(backend: Any) -> str:
-    """A tokenizer's JSON, with a decoder that the engine knows: `Metaspace` in its three steps."""
+    """Return a tokenizer's JSON with a decoder that llguidance knows: `Metaspace` in its three steps."""
     text = str(backend.to_str())
     if type(backend.decoder).__name__ != "Metaspace":
         return text
@@ -202,7 +202,7 @@ def _description(backend: Any) -> str:
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:
-    """Made once for a tokenizer: it takes a second or two for a large one."""
+    """Return the vocabulary of a tokenizer, made once: a large one takes a second or two."""
     if tokenizer not in _vocabularies:
         _vocabularies[tokenizer] = _Vocabulary(tokenizer)
     return _vocabularies[tokenizer]

@@ -1,4 +1,4 @@
-"""Answers as Python objects: a pydantic model in, an instance of it out."""
+"""Answers as Python objects: a type in, an instance of it out."""
 
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,21 +23,20 @@ def generate_object(
     max_new_tokens: int | None = None,
     chat: ChatSection | None = None,
 ) -> T:
-    """Generate one answer of a form and return it as an object: `generate_object(loaded, "Who was Ada?", Person)`.
+    """Generate one answer and return it as an object: `generate_object(loaded, "Who was Ada?", Person)`.
 
-    The prompt is not told of the form: say in it what you want.
+    The structure is not part of the prompt: describe in it what you want.
 
     Args:
-        loaded: What `load` returned.
         prompt: A text, or messages.
         shape: A pydantic model, or any type that pydantic knows: a dataclass, `list[int]`, `Literal["a", "b"]`.
-        seed: Instead of the configuration's.
-        max_new_tokens: Instead of the configuration's.
-        chat: Instead of the configuration's chat section.
+        seed: Replaces the configuration's.
+        max_new_tokens: Replaces the configuration's.
+        chat: Replaces the configuration's chat section.
 
     Raises:
-        UserError: the form cannot be enforced, the answer was cut before it was whole (`error.details["text"]` has what
-            there is), or it has the form but not what the model's own validators ask for.
+        UserError: the structure cannot be enforced, the answer was cut before its end (`error.details["text"]` holds
+            its text), or the type's own validators refuse it.
     """
     from pydantic import PydanticInvalidForJsonSchema, TypeAdapter, ValidationError
 
@@ -46,8 +45,8 @@ def generate_object(
         schema = adapter.json_schema()
     except PydanticInvalidForJsonSchema as error:
         raise UserError(f"{shape} has no JSON schema: {error.message}") from error
-    settled = with_generation(loaded, {}, structure={"json_schema": schema})
-    done = generate(settled, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat)
+    configured = with_generation(loaded, {}, structure={"json_schema": schema})
+    done = generate(configured, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat)
     details = {"text": done.text, "finish_reason": done.finish_reason}
     if done.finish_reason != "stop":
         raise UserError(

@@ -1,7 +1,7 @@
-"""Whether a JSON schema can be enforced to the letter, and if not, which keyword stands where.
+"""Check that a JSON schema can be enforced exactly; a keyword that cannot is refused with its place.
 
-The engine (llguidance) ignores keywords that it does not know, and a few of those that it knows leave something open.
-Nothing of that may pass unnoticed: what is not in the tables below is refused before any token is generated.
+llguidance ignores keywords that it does not know, and enforces some known ones only in part. Everything outside the
+tables below is refused before any token is generated.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from llmctl.errors import UserError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
 
-_NESTED = {  # keyword -> how schemas lie in its value
+_NESTED = {  # keyword -> the shape of the schemas in its value
     "properties": "map",
     "patternProperties": "map",
     "additionalProperties": "one",
@@ -28,7 +28,7 @@ _NESTED = {  # keyword -> how schemas lie in its value
     "allOf": "list",
 }
 _IN_PLACE = ("anyOf", "oneOf", "allOf")  # their schemas describe the same value as the schema around them
-_VALUES = {  # keyword -> what its value must be
+_VALUES = {  # keyword -> the type of its value
     "type": "a type or a list of types",
     "enum": "a list",
     "const": "",
@@ -48,7 +48,7 @@ _VALUES = {  # keyword -> what its value must be
     "exclusiveMaximum": "a number",
     "multipleOf": "a number",
 }
-_REMARKS = frozenset(  # they describe and forbid nothing
+_ANNOTATIONS = frozenset(  # they describe and forbid nothing
     {
         "$schema", "$id", "id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
         "example", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding",
@@ -61,13 +61,13 @@ _KNOWN_TO_JSON_SCHEMA = frozenset(
         "contentSchema", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
     }
 )  # fmt: skip
-_EMPTY = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}  # with this value: nothing
+_EMPTY = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}  # no effect with this value
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 _BESIDE_PROPERTIES = (
     "additionalProperties", "patternProperties", "minProperties", "$ref", *_IN_PLACE
 )  # fmt: skip
-# The engine's own dates have a 29 February in every year, and a year 0.
+# llguidance's own dates have a 29 February in every year, and a year 0.
 _YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d{2}|[1-9]\d{3})"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"
 _LEAP_YEAR = rf"(\d{{2}}{_FOURTH}|{_FOURTH}00)"
@@ -76,9 +76,9 @@ _STRICTER = {"date": rf"^{_DATE}$", "date-time": rf"^{_DATE}[Tt]\d{{2}}:\d{{2}}:
 
 
 def check_schema(schema: Any) -> dict[str, Any]:
-    """The schema as the engine gets it: checked to the last keyword, with nothing in it that it would ignore.
+    """Return the schema for llguidance: every keyword is checked, and nothing in it would be ignored.
 
-    Objects that list their `properties` and say nothing of further ones get none: that is what people mean, and an
+    Objects that list their `properties` without mentioning others allow no others: that is what people mean, and an
     answer without them is valid.
 
     Raises:
@@ -92,10 +92,10 @@ def check_schema(schema: Any) -> dict[str, Any]:
 
 
 def schema_text(schema: Any) -> str:
-    """A schema as JSON.
+    """Return a schema as JSON.
 
     Raises:
-        UserError: YAML and Python have values that JSON lacks; or it is too large.
+        UserError: it has a value that JSON lacks, or is too large.
     """
     try:
         text = json.dumps(schema, allow_nan=False)
@@ -107,7 +107,7 @@ def schema_text(schema: Any) -> str:
 
 
 def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
-    """A schema and every schema that lies in it, with their places as JSON pointers; the outer ones first."""
+    """Yield a schema and every schema inside it, with their places as JSON pointers, outer ones first."""
     yield place, schema
     if not isinstance(schema, dict):
         return
@@ -120,7 +120,7 @@ def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
 
 
 class _Check:
-    """One walk through a schema. Its state: where it has been, and which objects may be closed."""
+    """One walk through a schema. Its state: the visited places, and the objects that may be closed."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self.root = root
@@ -137,14 +137,12 @@ class _Check:
         return self.root
 
     def visit(self, schema: Any, place: str, *, alone: bool, around: tuple[str, ...], depth: int) -> None:
-        """Check one schema and what lies in it.
+        """Check one schema and those inside it.
 
         Args:
-            schema: The schema.
-            place: Where it stands, as a JSON pointer.
-            alone: Whether nothing else describes the same value.
+            place: Its place, as a JSON pointer.
+            alone: Whether no other schema describes the same value.
             around: The schemas that describe the same value, outermost first.
-            depth: How many schemas it lies in.
         """
         if isinstance(schema, bool):
             return
@@ -168,7 +166,7 @@ class _Check:
             self.visit(target, inner_place, alone=lonely, around=(*around, place) if same else (), depth=depth + 1)
 
     def tighten(self, schema: dict[str, Any], place: str, *, alone: bool) -> None:
-        """Note whether an object may be closed, and close what the engine's formats leave open."""
+        """Record whether an object may be closed, and tighten formats that llguidance enforces only in part."""
         if schema.get("properties") and not any(keyword in schema for keyword in _BESIDE_PROPERTIES):
             listed = set(schema.get("required", ())) <= set(schema["properties"])
             self.closable[place] = self.closable.get(place, True) and alone and listed
@@ -190,25 +188,25 @@ class _Check:
             raise _refused(
                 place, keyword, "it cannot be enforced while tokens are chosen", hint=_HINTS.get(keyword, _AFTERWARDS)
             )
-        elif keyword not in _REMARKS and not keyword.startswith("x-"):
+        elif keyword not in _ANNOTATIONS and not keyword.startswith("x-"):
             near = difflib.get_close_matches(keyword, [*_NESTED, *_VALUES, *_KNOWN_TO_JSON_SCHEMA], n=1)
             raise _refused(place, keyword, "unknown keyword" + (f"; did you mean {near[0]}?" if near else ""))
 
     def at(self, pointer: str) -> Any:
-        """What a JSON pointer of the form #/a/b points at."""
-        found: Any = self.root
+        """Return the target of a JSON pointer of the form #/a/b."""
+        target: Any = self.root
         for part in pointer.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             try:
-                found = found[int(name)] if isinstance(found, list) else found[name]
+                target = target[int(name)] if isinstance(target, list) else target[name]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise UserError(f"structure.json_schema: $ref {pointer}: there is nothing of that name") from None
-        return found
+        return target
 
 
-_AFTERWARDS = "leave it away and check the answer for it afterwards"
+_AFTERWARDS = "omit it and check the answer for it afterwards"
 _HINTS = {
-    "uniqueItems": "leave it away and drop repetitions afterwards",
+    "uniqueItems": "omit it and remove duplicates afterwards",
     "not": "list what is allowed with enum, pattern or anyOf",
     "propertyNames": "use patternProperties with additionalProperties: false",
     "contains": "use prefixItems, or minItems with items",
@@ -224,7 +222,7 @@ def _refused(place: str, keyword: str, why: str, *, hint: str | None = None) -> 
 
 
 def _check_nested(place: str, keyword: str, value: Any) -> None:
-    """That a keyword which holds schemas holds them as it should."""
+    """Refuse a keyword whose schemas have the wrong shape."""
     shape = _NESTED[keyword]
     if shape == "map" and not isinstance(value, dict):
         raise _refused(place, keyword, "it must be a mapping from names to schemas")
@@ -263,7 +261,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _check_pattern(place: str, pattern: str) -> None:
-    """Look-arounds and back-references are not regular."""
+    """Refuse look-around and back-references, which are not regular."""
     if re.search(r"\(\?(=|!|<=|<!)", pattern):
         raise _refused(place, "pattern", f"look-around cannot be enforced: {pattern}", hint=_AFTERWARDS)
     if re.search(r"(?<!\\)(\\\\)*\\[1-9bB]", pattern):
@@ -271,7 +269,7 @@ def _check_pattern(place: str, pattern: str) -> None:
 
 
 def _check_free_keys(schema: dict[str, Any], place: str) -> None:
-    """The engine does not keep names apart that the schema does not list: {"a": 1, "a": 2} would count as two."""
+    """Refuse counts of unlisted names: llguidance would count {"a": 1, "a": 2} as two."""
     if schema.get("additionalProperties") is False and "patternProperties" not in schema:
         return
     fewest, required = schema.get("minProperties", 0), len(set(schema.get("required", ())))
@@ -281,11 +279,11 @@ def _check_free_keys(schema: dict[str, Any], place: str) -> None:
 
 def _has_siblings(schema: dict[str, Any], keyword: str) -> bool:
     """Whether anything but `keyword` describes the same value."""
-    return any(other != keyword and other not in _REMARKS for other in schema)
+    return any(other != keyword and other not in _ANNOTATIONS for other in schema)
 
 
 def _inner(schema: dict[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
-    """The schemas that lie in a schema, as (keyword, schema, place); for $ref only where it points."""
+    """Yield the schemas inside a schema as (keyword, schema, place); for $ref only its target's place."""
     if "$ref" in schema:
         yield "$ref", None, unquote(schema["$ref"])
     for keyword, shape in _NESTED.items():

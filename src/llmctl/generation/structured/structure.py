@@ -1,7 +1,7 @@
-"""What form an answer must have: a JSON schema, a regular expression, one of some texts, or a grammar.
+"""The structure of an answer: a JSON schema, a regular expression, a choice of texts, or a grammar.
 
-The work is llguidance's; docs/explanation/decisions.md says why. Here the form is read, checked and turned into what
-the engine takes, before any model is loaded; `constrain` applies it to the tokens.
+llguidance enforces it; docs/explanation/decisions.md gives the reasons. Here the structure is read, checked and
+translated for llguidance, before any model is loaded; `constraint` applies it to the tokens.
 """
 
 import json
@@ -27,11 +27,11 @@ _JSON_OPTIONS = {
 
 @dataclass(frozen=True)
 class Structure:
-    """A form that answers must have, checked.
+    """A checked structure.
 
     Attributes:
-        kind: What it was given as.
-        grammar: The form in the engine's own words.
+        kind: The key that it was given under.
+        grammar: The structure in llguidance's format.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Structure:
 
 
 def make_structure(section: StructureSection) -> Structure | None:
-    """The structure that a configuration asks for, or None.
+    """Return the structure of a configuration, or None.
 
     Raises:
         UserError: it is not valid, cannot be enforced to the letter, or its file cannot be read.
@@ -62,17 +62,17 @@ def make_structure(section: StructureSection) -> Structure | None:
 
 
 def check_structure(config: Config) -> None:
-    """Say before the model is loaded whether its answers can have the form that is asked for.
+    """Check before the model is loaded that the structure can be enforced.
 
     Raises:
-        UserError: they cannot.
+        UserError: it cannot.
     """
     if make_structure(config.structure) is not None:
         refuse_combinations(config.generation.model_dump(exclude_none=True))
 
 
 def refuse_combinations(arguments: Mapping[str, Any]) -> None:
-    """What cannot go together with a structure.
+    """Refuse settings that a structure excludes.
 
     Args:
         arguments: Keys of the section `generation`.
@@ -98,7 +98,7 @@ def refuse_combinations(arguments: Mapping[str, Any]) -> None:
 
 
 def parsed_value(completion: Completion) -> dict[str, Any]:
-    """{"parsed": value} where an answer is a whole JSON value; nothing where it was cut, or is not meant to be one."""
+    """Return {"parsed": value} for an answer that is a whole JSON value, else nothing."""
     if not completion.is_json:
         return {}
     try:
@@ -108,10 +108,10 @@ def parsed_value(completion: Completion) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a finished answer whose structure is JSON.
+    """Parse a finished answer whose structure is JSON.
 
     Raises:
-        ValueError: a number in it is larger than Python's or JSON's readers take, or it is nested too deep for them.
+        ValueError: a number is too large for Python, or the value is nested too deep.
     """
 
     def number(digits: str) -> float:
@@ -126,11 +126,11 @@ def parse_json(text: str) -> Any:
         raise ValueError("the value is nested too deep") from error
 
 
-# -- from the configuration to the engine's words
+# -- from the configuration to llguidance's format
 
 
 def _literally(text: str) -> str:
-    """`text` as a regular expression that matches it alone."""
+    """Return a regular expression that matches `text` alone."""
     return re.sub(r"([\\.+*?()|\[\]{}^$/])", r"\\\1", text)
 
 
@@ -173,7 +173,7 @@ def _text_structure(kind: Kind, text: str) -> Structure:
 
 
 def _problem(grammar: str) -> str:
-    """What the engine has against a grammar; an empty text for nothing."""
+    """Return llguidance's objection to a grammar, or an empty text."""
     from llguidance import LLMatcher, LLParserLimits
 
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LLParserLimits(verbose_errors=False))
@@ -181,19 +181,19 @@ def _problem(grammar: str) -> str:
 
 
 def _innermost(problem: str, schema: Mapping[str, Any]) -> tuple[str, str]:
-    """Where in a schema a problem arises, and what it is there: the innermost part that has one of its kind alone."""
+    """Return where in a schema a problem arises, and its message there: the innermost part with such a problem."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     parts = [(place, part) for place, part in schemas_in(schema) if isinstance(part, dict)]
     kind = problem.partition(":")[0]
     for place, part in reversed(parts):
-        found = _problem(_json_grammar({**shared, **part}))
-        if found == problem or found.startswith(f"{kind}:"):
-            return place, found
+        inner = _problem(_json_grammar({**shared, **part}))
+        if inner == problem or inner.startswith(f"{kind}:"):
+            return place, inner
     return "#", problem
 
 
 def in_words(problem: str) -> str:
-    """The engine's message without what surrounds it: `line 2, column 7: unknown name: "foo"`."""
+    """Return the core of llguidance's message: `line 2, column 7: unknown name: "foo"`."""
     first, *rest = problem.strip().split("\n")
     regex = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), None)
     if regex is not None:
@@ -203,12 +203,12 @@ def in_words(problem: str) -> str:
 
 
 def _with_checked_schemas(grammar: str) -> str:
-    """A grammar whose `%json` schemas are checked as any other, with the same white space.
+    """Return a grammar whose `%json` schemas are checked like any other, with the same white space.
 
     Raises:
-        UserError: a schema in it cannot be enforced, or it asks for what only another program would do.
+        UserError: a schema in it cannot be enforced, or it uses an unsupported feature.
     """
-    if grammar.lstrip().startswith("{"):  # the engine has a form of its own, in which schemas would go unchecked
+    if grammar.lstrip().startswith("{"):  # llguidance's own JSON format, in which schemas would go unchecked
         raise UserError("structure.grammar: this is JSON, and a grammar is Lark", hint="a schema goes to --json-schema")
     if re.search(r"\[[^\]\n]*\btemperature\s*=", grammar):
         raise UserError("structure.grammar: a rule's temperature cannot be set here", hint="--temperature is for all")
