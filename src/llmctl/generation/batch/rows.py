@@ -113,7 +113,7 @@ def _bad(line: int, message: str, row_id: Any = None, fields: Mapping[str, Any] 
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
-    """The lines that are not blank, with their numbers; None for one that is no text or far too long."""
+    """Yield the lines that are not blank with their numbers; None for one that is not UTF-8 or far too long."""
     number = 0
     while raw := stream.readline(LINE_LIMIT_BYTES):
         number += 1

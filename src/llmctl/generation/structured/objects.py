@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
+from llmctl.generation.completion import Completion
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Messages
 from llmctl.generation.stream import generate
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from llmctl.loading.model import LoadedModel
 
 T = TypeVar("T")
@@ -38,7 +41,7 @@ def generate_object(
         UserError: the structure cannot be enforced, the answer was cut before its end (`error.details["text"]` holds
             its text), or the type's own validators refuse it.
     """
-    from pydantic import PydanticInvalidForJsonSchema, TypeAdapter, ValidationError
+    from pydantic import PydanticInvalidForJsonSchema, TypeAdapter
 
     adapter = TypeAdapter(shape)
     try:
@@ -46,20 +49,26 @@ def generate_object(
     except PydanticInvalidForJsonSchema as error:
         raise UserError(f"{shape} has no JSON schema: {error.message}") from error
     configured = with_generation(loaded, {}, structure={"json_schema": schema})
-    done = generate(configured, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat)
-    details = {"text": done.text, "finish_reason": done.finish_reason}
-    if done.finish_reason != "stop":
+    return _read(adapter, generate(configured, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat))
+
+
+def _read(adapter: "TypeAdapter[T]", completion: Completion) -> T:
+    """Return the object of a whole answer."""
+    from pydantic import ValidationError
+
+    details = {"text": completion.text, "finish_reason": completion.finish_reason}
+    if completion.finish_reason != "stop":
         raise UserError(
-            f"the answer was cut after {len(done.token_ids)} tokens, before it was whole",
+            f"the answer was cut after {len(completion.token_ids)} tokens, before it was whole",
             hint="raise max_new_tokens, or bound the lengths of texts and lists in the model",
             details=details,
         )
     try:
-        return adapter.validate_json(done.text)
+        return adapter.validate_json(completion.text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the value"
+        location = ".".join(map(str, first["loc"])) or "the value"
         raise UserError(
-            f"the answer has the form, but {place} does not pass the model's own validation: {first['msg']}",
+            f"the answer has the form, but {location} does not pass the model's own validation: {first['msg']}",
             details=details,
         ) from error
