@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.program import compiled
@@ -43,9 +42,7 @@ class Engine:
     ) -> None:
         self.loaded, self.capacity = loaded, capacity
         self._cache = cache
-        with _explaining_out_of_memory(loaded):
-            packs = loaded.draft is None and (compiled(loaded.model) is not None if single else is_packable(loaded))
-        self._packed = PackedRunner(loaded, capacity) if packs else None
+        self._packed = PackedRunner(loaded, capacity) if _packs(loaded, single=single) else None
         self._solo: SoloRun | None = None
         self._waiting: deque[SequenceState | SoloRun] = deque()
         self._solo_prefilled = self._solo_generated = 0
@@ -154,10 +151,13 @@ class Engine:
             MachineError: memory ran out. The requests under way must be dropped.
         """
         self._admit()
-        with _explaining_out_of_memory(self.loaded):
+        try:
             if self._solo is not None:
                 return self._step_solo(self._solo)
             return self._packed.step() if self._packed is not None else []
+        except Exception as error:
+            _raise_if_out_of_memory(error, self.loaded)
+            raise
 
     def _is_packed(self, request: Request) -> bool:
         return self._packed is not None and request.arguments.keys() <= KNOWN
@@ -191,17 +191,25 @@ class Engine:
             self._solo = None
 
 
-@contextmanager
-def _explaining_out_of_memory(loaded: "LoadedModel") -> Iterator[None]:
-    """Raise a MachineError with the plan and with advice where memory runs out."""
+def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
+    """Whether a model's requests are packed."""
+    if loaded.draft is not None:
+        return False
+    if single:
+        return compiled(loaded.model) is not None
+    try:
+        return is_packable(loaded)
+    except Exception as error:
+        _raise_if_out_of_memory(error, loaded)
+        raise
+
+
+def _raise_if_out_of_memory(error: Exception, loaded: "LoadedModel") -> None:
+    """Raise a MachineError with the plan and with advice if memory ran out."""
     from llmctl.loading.weights import is_out_of_memory
     from llmctl.plan.memory_advice import out_of_memory_error
 
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+    if is_out_of_memory(error):
         raise out_of_memory_error(
             loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with"
         ) from error
