@@ -1,4 +1,4 @@
-"""Faster decoding at work: the same greedy text each way, and figures that were really measured."""
+"""Faster decoding: the same greedy text with each method, and measured statistics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from support.tiny import write_model
 
 Tiny = Callable[[str], Path]
 PROMPT = "the capital of france"
-# gemma3's random weights repeat themselves, so that looking up in the text finds what comes next
+# gemma3's random weights repeat themselves, so prompt lookup finds the next tokens
 REPEATING = "gemma3"
 
 
@@ -33,7 +33,7 @@ def stats_of(done: Completion) -> DecodingStats:
 
 
 def other_vocabulary(folder: Path, size: int) -> Path:
-    """A model whose tokenizer was trained on another text, to a vocabulary of `size`."""
+    """Write a model whose tokenizer was trained on another text, to a vocabulary of `size`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""A prompt, looked at: what the model sees, and every warning when it is due and only then."""
+"""Inspecting a prompt: the model's input, and each warning exactly when it is due."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Log-probabilities of generated tokens: of the model's own distribution, whatever chose the token."""
+"""Log-probabilities of generated tokens in the model's own distribution, however the token was chosen."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
 
 
 def raw_logprobs(loaded: llmctl.LoadedModel, ids: list[int]) -> Any:
-    """log-softmax of plain logits, of shape [L, V]: row n is about token n + 1."""
+    """Return the log-softmax of plain logits, of shape [L, V]: row n is about token n + 1."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A prompt becomes ids: through the template or as it is, with no doubled tokens and no forged ones."""
+"""Encoding a prompt: with the template or raw, without doubled or forged control tokens."""
 
 import inspect
 import sys

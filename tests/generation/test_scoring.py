@@ -1,4 +1,4 @@
-"""Scores of texts: those of a plain transformers loop, however the text is cut into portions and windows."""
+"""Scores of texts equal those of a plain transformers loop, in any portions and windows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def load_tiny(folder: Path, **load: Any) -> llmctl.LoadedModel:
 
 
 def plain(loaded: llmctl.LoadedModel, ids: list[int]) -> list[float]:
-    """The log-probabilities of ids[1:] by one plain pass."""
+    """Return the log-probabilities of ids[1:] by one plain pass."""
     import torch
 
     with torch.no_grad():

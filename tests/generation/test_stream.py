@@ -1,4 +1,4 @@
-"""Generating: the same text as plain transformers, repeatable, stoppable, and honest about why it ended."""
+"""Generating: the text of plain transformers, repeatable, stoppable, with the right reason of its end."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
 
 
 def plain(loaded: llmctl.LoadedModel, prompt: str, count: int) -> list[int]:
-    """What transformers' own generate gives, greedy."""
+    """Return the greedy answer of transformers' own generate."""
     import torch
 
     from llmctl.config import ChatSection

@@ -1,4 +1,4 @@
-"""Many prompts from Python: each row as it would be answered alone, with its own settings; a bad one costs no other."""
+"""Batches from Python: each row is answered as alone, with its own settings; a bad row affects no other."""
 
 import json
 import shutil
@@ -174,7 +174,7 @@ def test_a_row_has_its_own_structure(loaded: llmctl.LoadedModel) -> None:
 
 @pytest.mark.parametrize("way", ["draft", "lookup"])
 def test_proposed_tokens_are_checked_in_a_batch_and_change_no_text(tiny_models: Tiny, way: str) -> None:
-    folder = tiny_models("gemma3")  # its random weights repeat themselves, so that prompt lookup finds what comes next
+    folder = tiny_models("gemma3")  # its random weights repeat themselves
     generation: dict[str, Any] = {"max_new_tokens": 24}
     plain = load(folder, generation=generation)
     draft = {"id": str(folder), "num_assistant_tokens": 3, "assistant_confidence_threshold": 0}

@@ -1,4 +1,4 @@
-"""The output of a batch: killed at any step, a rerun has every row once, in order; and nothing finished is lost."""
+"""The output of a batch: after a kill at any step, a rerun has every row once and in order, and loses no answer."""
 
 import json
 import os
@@ -26,7 +26,7 @@ OTHER_MODEL = Identity(RUN.settings, "07e50000")
 
 
 def ready() -> Any:
-    """What stands for a model: only its configuration is asked for."""
+    """Stands for a model: only its configuration is read."""
     return SimpleNamespace(config=Config())
 
 
@@ -36,12 +36,12 @@ class Quiet:
 
 
 class KilledError(BaseException):
-    """The process ends here."""
+    """The process is killed here."""
 
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The prompts that were computed. Rows are answered out of order, some at a time, each with its prompt."""
+    """Collect the computed prompts. Rows are answered out of order, some at a time, each with its prompt."""
     computed: list[Any] = []
 
     def answers(loaded: None, rows: Iterator[Row], *, on_pass: Any) -> Iterator[tuple[Row, Completion, RowRequest]]:
@@ -112,7 +112,7 @@ def test_unordered_answers_stand_as_they_came(path: Path, answered: list[Any]) -
 
 
 def killed_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch, *, half: bool) -> bool:
-    """Run until the disk is touched for the `step`-th time, and end there; whether it came so far."""
+    """Run until the `step`-th access to the disk and stop there; True if the run got that far."""
     count = 0
     written = os.pwrite
 

@@ -1,4 +1,4 @@
-"""The rows of a batch: every kind of file, and what is wrong with a row is said of that row alone."""
+"""The rows of a batch: every input format, and errors of single rows."""
 
 import io
 from pathlib import Path

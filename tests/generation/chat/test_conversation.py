@@ -1,4 +1,4 @@
-"""A conversation: turns, undo, retry, what is computed anew, and what is never changed by it."""
+"""A conversation: turns, undo, retry, and the reuse of keys and values, which changes no text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def say(session: ChatSession, text: str) -> str:
 
 
 def conversation(session: ChatSession) -> list[str]:
-    """Turns with an undo, a retry and an edit among them; every answer."""
+    """Return every answer of some turns with an undo, a retry and an edit."""
     answers = [say(session, "the capital of france"), say(session, "and of italy ?"), say(session, "two plus two")]
     session.undo()
     answers.append(say(session, "a small model"))

@@ -1,4 +1,4 @@
-"""Looking at few tokens chooses what looking at all of them does."""
+"""Sampling among few candidates chooses the same tokens as sampling over the whole vocabulary."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Many sequences in one pass answer as each would alone."""
+"""Packed sequences answer as each would alone, and requests that cannot be packed run alone in their turn."""
 
 import json
 import random
@@ -188,7 +188,7 @@ def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel)
 
 
 def alone_arguments(loaded: LoadedModel) -> list[Request]:
-    """Requests that cannot be packed, each for a reason of its own."""
+    """Return requests that cannot be packed, each for another reason."""
     plain = make_request(loaded, Prompt((7, 8, 9, 7, 8, 9, 7)))
     more: list[dict[str, object]] = [
         {"num_beams": 3},
@@ -369,7 +369,7 @@ def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
 
 @pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
 class TestInBfloat16:
-    """Half precision rounds often and coarsely: only what is computed alike gives the same text."""
+    """Half precision rounds often and coarsely: only equal computations give equal texts."""
 
     def test_logits_alone_and_packed_are_the_same_bit_for_bit(
         self, tiny_models: Callable[[str], Path], architecture: str

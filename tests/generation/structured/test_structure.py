@@ -1,4 +1,4 @@
-"""Answers with a form: what is enforced, what is refused, and that the text is what the structure saw."""
+"""Structured answers: enforced structures, refused ones, and the exact text that the structure saw."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def refusal(schema: Any) -> str:
     return error.value.message
 
 
-# -- what is enforced
+# -- enforced structures
 
 
 def test_the_answer_is_one_of_the_choices(loaded: llmctl.LoadedModel) -> None:
@@ -136,7 +136,7 @@ def test_white_space_is_what_people_write_and_never_endless() -> None:
 
 
 def accepts(schema: Any, text: str) -> bool:
-    """Whether a schema lets a text through, byte by byte."""
+    """Return whether a schema accepts a text, byte by byte."""
     from llguidance import LLMatcher, LLTokenizer
 
     structure = make_structure(StructureSection(json_schema=schema))
@@ -228,7 +228,7 @@ def test_tokens_that_are_proposed_and_taken_back_change_nothing(faster: dict[str
 
 
 def llama_like() -> Any:
-    """SentencePiece's BPE as tokenizers has it: spaces as ▁, bytes as <0x0A>, the first space stripped."""
+    """Return SentencePiece's BPE as tokenizers has it: spaces as ▁, bytes as <0x0A>, the first space stripped."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -245,7 +245,7 @@ def llama_like() -> Any:
 
 
 def unigram_like() -> Any:
-    """SentencePiece's Unigram with the Metaspace decoder."""
+    """Return SentencePiece's Unigram with the Metaspace decoder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.Unigram())
@@ -259,7 +259,7 @@ def unigram_like() -> Any:
 
 
 def tiktoken_like() -> Any:
-    """Byte-level BPE split by tiktoken's pattern, with special tokens of its own."""
+    """Return byte-level BPE split by tiktoken's pattern, with special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -332,7 +332,7 @@ def test_the_text_is_what_the_structure_saw_although_decode_would_drop_a_space()
     assert tokenizer.decode(ids) == "yes"
 
 
-# -- what is refused
+# -- refused structures
 
 
 @pytest.mark.parametrize(
