@@ -61,7 +61,7 @@ def test_quantised_it_still_answers(backend: str, quant: str, kind: str, ask: Ru
 
 
 def test_standard_input_is_a_prompt_and_standard_output_nothing_but_the_document(ask: Run) -> None:
-    done = ask("generate", "--json", "--token-ids", stdin="2+2=\n")
+    done = ask("generate", "--json", stdin="2+2=\n")
     document = json.loads(done.stdout)
     assert document["schema"] == "llmctl.generate/1"
     assert document["prompt"] == "2+2="
@@ -116,7 +116,7 @@ def test_load_says_what_was_asked_decided_and_measured(ask: Run) -> None:
     assert planned == pytest.approx(measured["device_bytes"]["cpu"], rel=0.01)
     assert all(decision["reason"] for decision in document["decided"]["decisions"])
     text = ask("load").stdout
-    assert [line for line in text.splitlines() if not line.startswith(" ")] == ["asked", "decided", "measured"]
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == ["requested", "decided", "measured"]
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,12 @@ def _first_interrupt_only() -> Iterator[None]:
 def statistics(turn: "Turn") -> str:
     """Return the line of statistics after an answer."""
     prompt = f"{turn.prompt_tokens} tokens in, {turn.prefilled_tokens} of them new"
-    done = turn.completion
-    if done is None:
+    completion = turn.completion
+    if completion is None:
         return f"{prompt}; stopped"
-    reason = finish_text(done, at_length="max_new_tokens reached, or the context is full")
-    return "\n".join([f"{prompt}, {len(done.token_ids)} out, {speed_text(done)}; {reason}", *statistics_lines(done)])
+    reason = finish_text(completion, at_length="max_new_tokens reached, or the context is full")
+    line = f"{prompt}, {len(completion.token_ids)} out, {speed_text(completion)}; {reason}"
+    return "\n".join([line, *statistics_lines(completion)])
 
 
 def turn_document(session: "ChatSession") -> str:
@@ -185,21 +186,21 @@ def turn_document(session: "ChatSession") -> str:
     from llmctl.generation.structured.structure import parsed_value
 
     turn, message = session.last, session.messages[-1]
-    done = turn.completion if turn else None
+    completion = turn.completion if turn else None
     document: dict[str, Any] = {"schema": "llmctl.chat_turn/1", "text": message.content}
     if message.reasoning:
         document["reasoning"] = message.reasoning
-    if turn is not None and done is not None:
-        document |= parsed_value(done)
+    if turn is not None and completion is not None:
+        document |= parsed_value(completion)
         document |= {
-            "finish_reason": done.finish_reason,
-            "seed": done.seed,
+            "finish_reason": completion.finish_reason,
+            "seed": completion.seed,
             "prompt_tokens": turn.prompt_tokens,
             "prefilled_tokens": turn.prefilled_tokens,
-            "completion_tokens": len(done.token_ids),
-            "first_token_seconds": round(done.first_token_seconds, 4),
-            "seconds": round(done.seconds, 4),
-            **statistics_document(done),
+            "completion_tokens": len(completion.token_ids),
+            "first_token_seconds": round(completion.first_token_seconds, 4),
+            "seconds": round(completion.seconds, 4),
+            **statistics_document(completion),
         }
-        document |= logprobs_document(session.loaded, done)
+        document |= logprobs_document(session.loaded, completion)
     return json.dumps(document, ensure_ascii=False)

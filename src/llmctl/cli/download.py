@@ -183,38 +183,37 @@ def _show_verification(output: Output, verification: "Verification", *, is_repai
     output.note(f"commit {commit}; the hashes are from the {verification.source}")
 
 
-def _finish(output: Output, done: "Downloaded") -> None:
+def _finish(output: Output, downloaded: "Downloaded") -> None:
     from llmctl.config.last_model import remember_model
 
-    if done.is_loadable and not done.is_adapter:
-        remember_model(done.repo_id, revision=done.revision, how="download")
+    if downloaded.is_loadable and not downloaded.is_adapter:
+        remember_model(downloaded.repo_id, revision=downloaded.revision, how="download")
     if output.as_json:
-        output.document("llmctl.download/1", _as_json(done))
+        output.document("llmctl.download/1", _as_json(downloaded))
         return
-    output.line(str(done.folder))
-    speed = f" in {done.seconds:.1f} s" if done.fetched_bytes else ", nothing to fetch"
-    output.note(
-        f"{done.repo_id} at commit {done.commit}: {len(done.files)} files, {format_bytes(done.size_bytes)}{speed}"
-    )
-    if done.is_adapter:
-        output.note(f"an adapter; next: llmctl generate --adapter {done.repo_id} --prompt 'Hello'")
-    elif done.is_loadable:
+    output.line(str(downloaded.folder))
+    speed = f" in {downloaded.seconds:.1f} s" if downloaded.fetched_bytes else ", nothing to fetch"
+    size = f"{len(downloaded.files)} files, {format_bytes(downloaded.size_bytes)}"
+    output.note(f"{downloaded.repo_id} at commit {downloaded.commit}: {size}{speed}")
+    if downloaded.is_adapter:
+        output.note(f"an adapter; next: llmctl generate --adapter {downloaded.repo_id} --prompt 'Hello'")
+    elif downloaded.is_loadable:
         output.note("next: llmctl generate --prompt 'Hello'")
     else:
-        output.note(f"loading needs more files: llmctl download {done.repo_id}")
+        output.note(f"loading needs more files: llmctl download {downloaded.repo_id}")
 
 
-def _as_json(done: "Downloaded") -> dict[str, object]:
+def _as_json(downloaded: "Downloaded") -> dict[str, object]:
     return {
-        "repo_id": done.repo_id,
-        "revision": done.revision,
-        "commit": done.commit,
-        "folder": str(done.folder),
-        "files": list(done.files),
-        "size_bytes": done.size_bytes,
-        "fetched_bytes": done.fetched_bytes,
-        "seconds": round(done.seconds, 3),
-        "is_loadable": done.is_loadable,
+        "repo_id": downloaded.repo_id,
+        "revision": downloaded.revision,
+        "commit": downloaded.commit,
+        "folder": str(downloaded.folder),
+        "files": list(downloaded.files),
+        "size_bytes": downloaded.size_bytes,
+        "fetched_bytes": downloaded.fetched_bytes,
+        "seconds": round(downloaded.seconds, 3),
+        "is_loadable": downloaded.is_loadable,
     }
 
 

@@ -88,11 +88,11 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
 
 def _show(output: Output, loaded: "LoadedModel") -> None:
     measured, plan, info = loaded.measured, loaded.plan, loaded.info
-    output.heading("asked")
-    asked = loaded.config.model_dump(mode="json", exclude_unset=True)
-    rows = [(f"{section}.{key}", str(value)) for section, part in asked.items() if isinstance(part, dict)
+    output.heading("requested")
+    requested = loaded.config.model_dump(mode="json", exclude_unset=True)
+    rows = [(f"{section}.{key}", str(value)) for section, part in requested.items() if isinstance(part, dict)
             for key, value in part.items()]  # fmt: skip
-    rows += [(key, str(value)) for key, value in asked.items() if not isinstance(value, dict)]
+    rows += [(key, str(value)) for key, value in requested.items() if not isinstance(value, dict)]
     output.pairs(rows or [("", "nothing: defaults only")])
     output.heading("decided")
     output.pairs([(decision.key, f"{decision.value}  ({decision.reason})") for decision in plan.decisions])

@@ -23,10 +23,12 @@ def logout(options: Options) -> None:
     from llmctl.hub.login import tokens
 
     output = options.output
-    done = tokens.logout(name=options[NAME])
+    result = tokens.logout(name=options[NAME])
     if output.as_json:
-        output.document("llmctl.logout/1", {"forgotten": list(done.forgotten), "still_ruled_by": done.still_ruled_by})
+        output.document(
+            "llmctl.logout/1", {"forgotten": list(result.forgotten), "still_ruled_by": result.still_ruled_by}
+        )
     else:
-        output.line(f"forgotten: {', '.join(done.forgotten)}" if done.forgotten else "no token was stored")
-    if done.still_ruled_by:
-        output.warn(f"{done.still_ruled_by} is set and its token is still in use: unset {done.still_ruled_by}")
+        output.line(f"forgotten: {', '.join(result.forgotten)}" if result.forgotten else "no token was stored")
+    if result.still_ruled_by:
+        output.warn(f"{result.still_ruled_by} is set and its token is still in use: unset {result.still_ruled_by}")

@@ -1,7 +1,7 @@
 """`llmctl plan`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,103 +56,110 @@ def plan(options: Options) -> None:
     from llmctl.model.resolve import preview_model
 
     output, settings = options.output, options.settings()
-    context, batch, write = options[CONTEXT], options[BATCH], options[WRITE]
+    write = options[WRITE]
     if write is not None and write.exists() and not options[FORCE]:
         raise UserError(f"{write} exists already", hint="--force replaces it")
-    seen = preview_model(settings, offline=options[OFFLINE])
-    limit = seen.info.context_length
+    preview = preview_model(settings, offline=options[OFFLINE])
+    context, limit = options[CONTEXT], preview.info.context_length
     if limit is not None and context > limit:
-        output.note(f"the context of {seen.info.source} ends at {limit} tokens")
+        output.note(f"the context of {preview.info.source} ends at {limit} tokens")
         context = limit
-    surveyed = [_survey(name, settings, seen, context=context, batch=batch) for name in options[MACHINES] or [""]]
+    surveys = [
+        _survey(name, settings, preview, context=context, batch=options[BATCH]) for name in options[MACHINES] or [""]
+    ]
     if output.as_json:
-        output.document("llmctl.plan/1", _document(seen, surveyed, context=context, batch=batch))
+        body = {"context": context, "batch": options[BATCH], "machines": [_survey_document(one) for one in surveys]}
+        output.document("llmctl.plan/1", {**_model_document(preview), **body})
     else:
-        _show_model(output, seen)
-        for name, _, variants, best in surveyed:
-            _show_ways(output, name, variants, best, context=context, batch=batch)
+        _show_model(output, preview)
+        for survey in surveys:
+            _show_survey(output, survey)
     if write is not None:
-        _write(output, write, settings, seen, surveyed[0][3])
+        _write(output, write, settings, preview, surveys[0].recommended)
 
 
-Surveyed = tuple[str, "Machine", tuple["Variant", ...], "Variant | None"]
+@dataclass(frozen=True)
+class MachineSurvey:
+    """The variants of a model on one machine."""
+
+    name: str
+    machine: "Machine"
+    context: int
+    batch: int
+    variants: "tuple[Variant, ...]"
+    recommended: "Variant | None"
 
 
-def _survey(name: str, settings: "Settings", seen: "ModelPreview", *, context: int, batch: int) -> Surveyed:
+def _survey(name: str, settings: "Settings", preview: "ModelPreview", *, context: int, batch: int) -> MachineSurvey:
     from llmctl.loading.quantized_cache import plan_cache
     from llmctl.machine.detection import measure_ram_bandwidth, read_machine
     from llmctl.machine.presets import imagined
     from llmctl.plan import PlanRequest
     from llmctl.plan.survey import recommended, survey
 
+    info, config = preview.info, settings.config
     machine = imagined(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
     request = PlanRequest(
-        settings.config,
+        config,
         machine,
-        seen.info,
+        info,
         context=context,
         batch=batch,
-        draft=seen.draft.info if seen.draft else None,
-        adapters=seen.adapters,
+        draft=preview.draft.info if preview.draft else None,
+        adapters=preview.adapters,
     )
-    variants = survey(request, ram_bandwidth=bandwidth)
-    if not name:
-        variants = tuple(
-            replace(
-                variant,
-                plan=plan_cache(variant.plan, settings.config, seen.info, machine, download_bytes=seen.download_bytes),
-            )
-            if variant.plan is not None
-            else variant
-            for variant in variants
-        )
-    return name or "this machine", machine, variants, recommended(variants)
+
+    def with_cache(variant: "Variant") -> "Variant":
+        if variant.plan is None or name:  # the cache of another machine is unknown
+            return variant
+        plan = plan_cache(variant.plan, config, info, machine, download_bytes=preview.download_bytes)
+        return replace(variant, plan=plan)
+
+    variants = tuple(with_cache(variant) for variant in survey(request, ram_bandwidth=bandwidth))
+    return MachineSurvey(name or "this machine", machine, context, batch, variants, recommended(variants))
 
 
-def _show_model(output: Output, seen: "ModelPreview") -> None:
+def _show_model(output: Output, preview: "ModelPreview") -> None:
     from llmctl.model.checkpoint import dtype_bytes
 
-    info = seen.info
+    info = preview.info
     stored = ", ".join(f"{name} {format_bytes(size)}" for name, size in dtype_bytes(info.tensors).items())
     rows = [
-        ("model", f"{info.source} ({seen.reason})"),
+        ("model", f"{info.source} ({preview.reason})"),
         ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
         ("parameters", f"{info.parameters / 1e6:,.0f} million"),
         ("weights", stored),
+        ("download", _download_text(preview)),
     ]
-    if seen.download_bytes:
-        from llmctl.hub.cache.disk import free_bytes
-        from llmctl.hub.settings import cache_dir
-
-        rows.append(
-            ("download", f"{format_bytes(seen.download_bytes)}; {format_bytes(free_bytes(cache_dir()))} are free")
-        )
-    else:
-        rows.append(("download", "nothing: the model is on this machine"))
-    for adapter in seen.adapters:
+    for adapter in preview.adapters:
         rows.append(("adapter", f"{adapter.source}: {format_bytes(adapter.size_bytes)}; counted in the totals"))
-    if seen.draft is not None:
-        small = seen.draft.info
-        rows.append(("draft", f"{small.source}: {small.parameters / 1e6:,.3g} million; counted in the totals"))
+    if preview.draft is not None:
+        draft = preview.draft.info
+        rows.append(("draft", f"{draft.source}: {draft.parameters / 1e6:,.3g} million; counted in the totals"))
     output.heading(info.source)
     output.pairs(rows)
 
 
-def _show_ways(
-    output: Output, name: str, variants: "tuple[Variant, ...]", best: "Variant | None", *, context: int, batch: int
-) -> None:
-    sequences = f", {batch} sequences" if batch > 1 else ""
-    output.heading(f"{name}, context {context}{sequences}")
-    rows = [_row(variant, best) for variant in variants]
-    output.table(("", "way", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict"), rows)
+def _download_text(preview: "ModelPreview") -> str:
+    from llmctl.hub.cache.disk import free_bytes
+    from llmctl.hub.settings import cache_dir
+
+    if not preview.download_bytes:
+        return "nothing: the model is on this machine"
+    return f"{format_bytes(preview.download_bytes)}; {format_bytes(free_bytes(cache_dir()))} are free"
+
+
+def _show_survey(output: Output, survey: MachineSurvey) -> None:
+    variants, best = survey.variants, survey.recommended
+    sequences = f", {survey.batch} sequences" if survey.batch > 1 else ""
+    output.heading(f"{survey.name}, context {survey.context}{sequences}")
+    columns = ("", "variant", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict")
+    output.table(columns, [_row(variant, best) for variant in variants])
     if any(variant.speed for variant in variants):
-        beside = (
-            ", draft model, adapters"
-            if any(variant.plan and variant.plan.memory.beside_bytes for variant in variants)
-            else ""
-        )
-        output.line(f"cache+: KV cache and activations{beside}; * an estimate of decoding, one sequence")
+        has_extras = any(variant.plan and variant.plan.memory.beside_bytes for variant in variants)
+        extras = ", draft model, adapters" if has_extras else ""
+        output.line(f"cache+: KV cache and activations{extras}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
         output.line(f"nothing fits: {variants[-1].reason}")
         return
@@ -207,15 +214,15 @@ def _bars(variant: "Variant") -> list[str]:
     for device, size in variant.plan.memory.weights.items():
         filled = max(round(size / total * _BAR_WIDTH), 1)
         names = modules.get(device, [""])
-        what = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
-        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {format_bytes(size):>8}  {what}")
+        content = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {format_bytes(size):>8}  {content}")
     return lines
 
 
-def _document(seen: "ModelPreview", surveyed: list[Surveyed], *, context: int, batch: int) -> dict[str, Any]:
+def _model_document(preview: "ModelPreview") -> dict[str, Any]:
     from llmctl.model.checkpoint import dtype_bytes
 
-    info = seen.info
+    info, draft = preview.info, preview.draft
     return {
         "model": {
             "source": info.source,
@@ -224,26 +231,22 @@ def _document(seen: "ModelPreview", surveyed: list[Surveyed], *, context: int, b
             "parameters": info.parameters,
             "bytes_by_dtype": dict(dtype_bytes(info.tensors)),
             "context_length": info.context_length,
-            "download_bytes": seen.download_bytes,
+            "download_bytes": preview.download_bytes,
         },
-        "draft": {"source": seen.draft.info.source, "download_bytes": seen.draft.download_bytes}
-        if seen.draft
-        else None,
-        "context": context,
-        "batch": batch,
-        "machines": [
-            {
-                "machine": name,
-                "gpus": [gpu.name for gpu in machine.gpus],
-                "recommended": best.name if best else None,
-                "ways": [_way_document(variant) for variant in variants],
-            }
-            for name, machine, variants, best in surveyed
-        ],
+        "draft": {"source": draft.info.source, "download_bytes": draft.download_bytes} if draft else None,
     }
 
 
-def _way_document(variant: "Variant") -> dict[str, Any]:
+def _survey_document(survey: MachineSurvey) -> dict[str, Any]:
+    return {
+        "machine": survey.name,
+        "gpus": [gpu.name for gpu in survey.machine.gpus],
+        "recommended": survey.recommended.name if survey.recommended else None,
+        "ways": [_variant_document(variant) for variant in survey.variants],
+    }
+
+
+def _variant_document(variant: "Variant") -> dict[str, Any]:
     body: dict[str, Any] = asdict(replace(variant, plan=None))
     del body["plan"]
     if variant.plan is not None:
@@ -259,7 +262,7 @@ def _way_document(variant: "Variant") -> dict[str, Any]:
     return body
 
 
-def _write(output: Output, file: Path, settings: "Settings", seen: "ModelPreview", best: "Variant | None") -> None:
+def _write(output: Output, file: Path, settings: "Settings", preview: "ModelPreview", best: "Variant | None") -> None:
     """Write the configuration of the recommended variant."""
     import yaml
 
@@ -268,12 +271,12 @@ def _write(output: Output, file: Path, settings: "Settings", seen: "ModelPreview
     if best is None or best.plan is None:
         raise UserError("nothing fits, so there is no configuration to write", hint="try a smaller model or --context")
     values: dict[str, Any] = settings.config.model_dump(mode="json", exclude_unset=True)
-    values["model"] = {**values.get("model", {}), "id": seen.info.source}
+    values["model"] = {**values.get("model", {}), "id": preview.info.source}
     for section, part in best.changes.items():
         values[section] = {**values.get(section, {}), **_plain(part)}
     values = {key: value for key, value in values.items() if value != {}}
     head = "\n".join(f"# {decision}" for decision in best.plan.decisions)
-    text = f"# Written by llmctl plan for {seen.info.source}\n{head}\n{yaml.safe_dump(values, sort_keys=False)}"
+    text = f"# Written by llmctl plan for {preview.info.source}\n{head}\n{yaml.safe_dump(values, sort_keys=False)}"
     write_atomically(file.absolute(), text)
     output.note(f"written: {file}; next: llmctl generate --config {file} --prompt 'Hello'")
 

@@ -40,12 +40,12 @@ def quantize(options: Options) -> None:
     for decision in prepared.plan.decisions:
         output.detail(str(decision))
     with output.waiting(f"quantising {prepared.resolved.source}"):
-        done = quantize_prepared(prepared, folder)
+        exported = quantize_prepared(prepared, folder)
     if output.as_json:
         output.document(
-            "llmctl.quantize/1", {**asdict(done), "folder": str(done.folder), "source": prepared.plan.source}
+            "llmctl.quantize/1", {**asdict(exported), "folder": str(exported.folder), "source": prepared.plan.source}
         )
         return
-    output.line(str(done.folder))
-    sizes = f"{format_bytes(done.size_bytes)} instead of {format_bytes(done.original_bytes)}"
-    output.note(f"{done.quantization}, {sizes}, {done.seconds:.1f} s; next: llmctl generate --model {folder}")
+    output.line(str(exported.folder))
+    sizes = f"{format_bytes(exported.size_bytes)} instead of {format_bytes(exported.original_bytes)}"
+    output.note(f"{exported.quantization}, {sizes}, {exported.seconds:.1f} s; next: llmctl generate --model {folder}")

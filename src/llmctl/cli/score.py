@@ -135,12 +135,12 @@ def _check_combination(options: Options, *, has_answers: bool) -> None:
 
 def _read_texts(options: Options) -> list[str]:
     """Return the texts of the flags, the files, or standard input, whose last newline is not part of the text."""
-    found = [*options[TEXT], *(read_text_file(path, flag="--file") for path in options[FILES])]
-    if not found and not sys.stdin.isatty():
-        found = [read_stdin().removesuffix("\n")]
-    if not all(found) or not found:
+    texts = [*options[TEXT], *(read_text_file(path, flag="--file") for path in options[FILES])]
+    if not texts and not sys.stdin.isatty():
+        texts = [read_stdin().removesuffix("\n")]
+    if not all(texts) or not texts:
         raise UserError("there is no text to score", hint="give --text TEXT, --file FILE, or text on standard input")
-    return found
+    return texts
 
 
 def _read_rows(file: Path) -> list[Job]:
@@ -191,21 +191,21 @@ def _are_messages(value: Any) -> bool:
     )
 
 
-def _document(done: "Score", loaded: "LoadedModel", *, tokens: bool) -> dict[str, Any]:
+def _document(result: "Score", loaded: "LoadedModel", *, tokens: bool) -> dict[str, Any]:
     from llmctl.generation.logprobs import logprob_document
 
     document = {
-        "text": done.text,
-        "scored_tokens": len(done.logprobs),
-        "context_tokens": done.context_token_count,
-        "windows": done.window_count,
-        "logprob": done.total,
-        "logprob_per_token": done.mean,
-        "logprob_per_byte": done.per_byte,
-        "bits_per_byte": done.bits_per_byte,
-        "perplexity": done.perplexity,
+        "text": result.text,
+        "scored_tokens": len(result.logprobs),
+        "context_tokens": result.context_token_count,
+        "windows": result.window_count,
+        "logprob": result.total,
+        "logprob_per_token": result.mean,
+        "logprob_per_byte": result.per_byte,
+        "bits_per_byte": result.bits_per_byte,
+        "perplexity": result.perplexity,
     }
-    return document | ({"tokens": [logprob_document(s, loaded.tokenizer) for s in done.logprobs]} if tokens else {})
+    return document | ({"tokens": [logprob_document(s, loaded.tokenizer) for s in result.logprobs]} if tokens else {})
 
 
 def _model(loaded: "LoadedModel") -> dict[str, Any]:
@@ -214,23 +214,23 @@ def _model(loaded: "LoadedModel") -> dict[str, Any]:
 
 def _show_texts(output: Output, loaded: "LoadedModel", scores: Sequence["Score"], *, tokens: bool | None) -> None:
     if output.as_json:
-        found = [_document(done, loaded, tokens=tokens is not False) for done in scores]
-        output.document("llmctl.score/1", {**_model(loaded), "texts": found})
+        documents = [_document(score, loaded, tokens=tokens is not False) for score in scores]
+        output.document("llmctl.score/1", {**_model(loaded), "texts": documents})
         return
-    for number, done in enumerate(scores):
+    for number, result in enumerate(scores):
         if number:
             output.line("")
         if len(scores) > 1:
-            output.heading(_head(done.text))
-        _show_tokens(output, loaded, done, tokens=tokens)
-        windows = f", through {done.window_count} windows" if done.window_count > 1 else ""
+            output.heading(_head(result.text))
+        _show_tokens(output, loaded, result, tokens=tokens)
+        windows = f", through {result.window_count} windows" if result.window_count > 1 else ""
         output.pairs(
             [
-                ("scored", f"{len(done.logprobs)} tokens after {done.context_token_count}{windows}"),
-                ("log-probability", f"{done.total:.4f}"),
-                ("per token", "-" if done.mean is None else f"{done.mean:.4f}"),
-                ("perplexity", "-" if done.perplexity is None else f"{done.perplexity:.4f}"),
-                ("bits per byte", f"{done.bits_per_byte:.4f}"),
+                ("scored", f"{len(result.logprobs)} tokens after {result.context_token_count}{windows}"),
+                ("log-probability", f"{result.total:.4f}"),
+                ("per token", "-" if result.mean is None else f"{result.mean:.4f}"),
+                ("perplexity", "-" if result.perplexity is None else f"{result.perplexity:.4f}"),
+                ("bits per byte", f"{result.bits_per_byte:.4f}"),
             ]
         )
 
@@ -239,8 +239,8 @@ def _show_choices(
     output: Output, loaded: "LoadedModel", ranked: Sequence["RankedChoice"], *, by: str, tokens: bool | None
 ) -> None:
     if output.as_json:
-        found = [{**_document(r.score, loaded, tokens=tokens is not False), "share": r.share} for r in ranked]
-        output.document("llmctl.score/1", {**_model(loaded), "by": by, "choices": found})
+        choices = [{**_document(r.score, loaded, tokens=tokens is not False), "share": r.share} for r in ranked]
+        output.document("llmctl.score/1", {**_model(loaded), "by": by, "choices": choices})
         return
     output.table(
         ("choice", "share", "sum", "per token", "per byte"),
@@ -260,10 +260,10 @@ def _show_choices(
         _show_tokens(output, loaded, choice.score, tokens=tokens)
 
 
-def _show_tokens(output: Output, loaded: "LoadedModel", done: "Score", *, tokens: bool | None) -> None:
+def _show_tokens(output: Output, loaded: "LoadedModel", result: "Score", *, tokens: bool | None) -> None:
     from llmctl.generation.logprobs import logprob_line
 
-    for scored in done.logprobs if tokens else ():
+    for scored in result.logprobs if tokens else ():
         output.line(logprob_line(scored, loaded.tokenizer))
 
 
@@ -284,9 +284,9 @@ def _write_rows(
     """Write one line per row, in order: to standard output at once, or to a file at the end."""
     lines = []
     with output.waiting(f"scoring {len(jobs)} rows"):
-        for job, done in zip(jobs, scores, strict=True):
+        for job, result in zip(jobs, scores, strict=True):
             row = {"id": job.id} if job.id is not None else {}
-            lines.append(json.dumps({**row, **_document(done, loaded, tokens=tokens)}, ensure_ascii=False))
+            lines.append(json.dumps({**row, **_document(result, loaded, tokens=tokens)}, ensure_ascii=False))
             if results is None:
                 output.line(lines.pop())
     if results is not None:
