@@ -1,7 +1,7 @@
 """The exception tree and its exit codes.
 
-Every error that a person can act on is an `LlmctlError`: what went wrong, where, and what to do next. Anything else
-that escapes is a bug and is reported as one (exit code 70).
+Every error that a person can act on is an `LlmctlError`: it says what went wrong, where, and what to do next. Any other
+exception that escapes is a bug and is reported as one (exit code 70).
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class LlmctlError(Exception):
     """An error for the person at the keyboard.
 
     Args:
-        message: What went wrong, and where. One sentence, no trailing full stop.
-        hint: What to do next, ideally a command to type.
+        message: The problem and its place. One sentence, no trailing full stop.
+        hint: The next step, ideally a command to type.
         details: Facts for `--json`: numbers, paths, ids. Never a secret.
     """
 
@@ -43,7 +43,7 @@ def first_line(error: BaseException, *, limit: int = 300) -> str:
 
 
 class UserError(LlmctlError):
-    """A flag, a key, a prompt or the choice of a model has to change."""
+    """An error in a flag, a key, a prompt or the choice of a model."""
 
     exit_code = EXIT_USER
     kind = "user"
@@ -51,12 +51,12 @@ class UserError(LlmctlError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a configuration.
+    """A problem in a configuration.
 
     Attributes:
-        where: The layer and, for a file, the line: `llmctl.yaml:12` or `--set` or `LLMCTL_SEED`.
-        key: The dotted path of the key, or an empty string for a file that cannot be read as YAML at all.
-        message: What is wrong with it, and what would be right.
+        where: Layer and, for a file, line: `llmctl.yaml:12` or `--set` or `LLMCTL_SEED`.
+        key: Dotted path of the key, or an empty string for a file that is not YAML.
+        message: Error, and a valid value.
     """
 
     where: str
@@ -68,7 +68,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """All the problems of a configuration at once."""
+    """All problems of a configuration at once."""
 
     kind = "config"
 
@@ -86,56 +86,56 @@ class ConfigError(UserError):
 
 
 class ModelError(UserError):
-    """The files of the model cannot be used: unsafe, incomplete, or of a kind that llmctl does not load."""
+    """Files of a model that are unsafe, incomplete, or of a kind that llmctl does not load."""
 
     kind = "model"
 
 
 class MachineError(LlmctlError):
-    """This machine lacks something: a package, a GPU, memory, disk."""
+    """A lack on this machine: a package, a GPU, memory, disk."""
 
     exit_code = EXIT_MACHINE
     kind = "machine"
 
 
 class RemoteError(LlmctlError):
-    """The Hub, or the way to it, says no."""
+    """A refusal by the Hub, or a failure of the network."""
 
     exit_code = EXIT_REMOTE
     kind = "remote"
 
 
 class UnreachableError(RemoteError):
-    """No answer, or an answer that is not the Hub's."""
+    """No answer, or an answer that is not from the Hub."""
 
     kind = "unreachable"
 
 
 class OfflineError(RemoteError):
-    """Something has to be fetched, and fetching was forbidden."""
+    """A download is needed and forbidden."""
 
     kind = "offline"
 
 
 class NotFoundError(RemoteError):
-    """No such repository, revision or file, or none that this token may see."""
+    """A repository, revision or file that does not exist, or that this token may not see."""
 
     kind = "not_found"
 
 
 class GatedError(RemoteError):
-    """The repository's licence has to be accepted, or the request for access has not been granted."""
+    """A licence that is not accepted, or a request for access that is not granted."""
 
     kind = "gated"
 
 
 class TokenError(RemoteError):
-    """The token is missing, wrong, or lacks a scope."""
+    """A token that is missing, wrong, or lacks a scope."""
 
     kind = "token"
 
 
 class RateLimitedError(RemoteError):
-    """The Hub asks to wait, longer than llmctl was ready to."""
+    """A request by the Hub to wait longer than llmctl does."""
 
     kind = "rate_limited"

@@ -1,6 +1,6 @@
-"""Where llmctl keeps its own files. Models stay in the standard cache of huggingface_hub.
+"""Folders of llmctl's own files. Models stay in the standard cache of huggingface_hub.
 
-`LLMCTL_HOME` puts everything under one folder; without it each kind goes where the platform wants it (platformdirs).
+`LLMCTL_HOME` puts everything under one folder; by default each kind of file has the platform's folder (platformdirs).
 """
 
 import os
@@ -12,46 +12,46 @@ from platformdirs import PlatformDirs
 _DIRS = PlatformDirs("llmctl", appauthor=False)
 
 
-def _own(kind: str, default: str) -> Path:
+def _folder(kind: str, default: str) -> Path:
     home = os.environ.get("LLMCTL_HOME")
     return Path(home).expanduser() / kind if home else Path(default)
 
 
 def config_file() -> Path:
-    """The user's configuration file (it may not exist)."""
-    return _own("config", _DIRS.user_config_dir) / "config.yaml"
+    """Return the user's configuration file, which may not exist."""
+    return _folder("config", _DIRS.user_config_dir) / "config.yaml"
 
 
 def data_dir() -> Path:
-    """The folder for what can be made again but is costly to make: the converted demo model."""
-    return _own("data", _DIRS.user_data_dir)
+    """Return the folder of files that are costly to make again: the converted demo model."""
+    return _folder("data", _DIRS.user_data_dir)
 
 
 def cache_dir() -> Path:
-    """The folder for what can be made again, and is kept only to save time: quantised copies of weights."""
-    return _own("cache", _DIRS.user_cache_dir)
+    """Return the folder of files that only save time: the quantised cache."""
+    return _folder("cache", _DIRS.user_cache_dir)
 
 
 def state_dir() -> Path:
-    """The folder for what llmctl remembers between commands."""
-    return _own("state", _DIRS.user_state_dir)
+    """Return the folder of state that is kept between commands."""
+    return _folder("state", _DIRS.user_state_dir)
 
 
 def log_dir() -> Path:
-    """The folder for the reports of bugs."""
-    return _own("log", _DIRS.user_log_dir)
+    """Return the folder of bug reports."""
+    return _folder("log", _DIRS.user_log_dir)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path` so that a reader sees the old file or the new one, whatever happens in between."""
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(beside).replace(path)
+        Path(temporary).replace(path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ from llmctl.loading.model import LoadedModel, load_prompt_model
 from llmctl.loading.prepare import Prepared, prepare
 from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
-from llmctl.model.tokenizer import check_pair
+from llmctl.model.tokenizer import check_draft
 from llmctl.plan import Plan
 from llmctl.transformers_compat import quiet_libraries, without_peft
 
@@ -81,7 +81,7 @@ def _with_draft(loaded: LoadedModel, prepared: Prepared) -> LoadedModel:
         UserError: its tokens mean something else, or it cannot propose any.
     """
     draft, options = load_prepared(prepared), loaded.config.draft
-    check_pair(loaded.tokenizer, draft.tokenizer, model=loaded.model, draft=draft.model, source=draft.plan.source)
+    check_draft(loaded.tokenizer, draft.tokenizer, model=loaded.model, draft=draft.model, source=draft.plan.source)
     for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
         if getattr(options, name) is not None:
             setattr(draft.model.generation_config, name, getattr(options, name))

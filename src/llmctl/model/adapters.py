@@ -1,7 +1,7 @@
 """An adapter as files: adapter_config.json and adapter_model.safetensors, read without executing anything of them.
 
-Which modules it changes, and in which rank, is taken from the weights themselves. The patterns of adapter_config.json
-are regular expressions from a repository, which can be made to match for years: none of them is ever evaluated.
+The changed modules and their ranks come from the weights. The patterns of adapter_config.json are regular expressions
+from a repository, and one can be written to match for years: none of them is ever evaluated.
 """
 
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ModelError, UserError
-from llmctl.model.checkpoint import PICKLE_SUFFIXES, Tensor, read_json, read_tensors
+from llmctl.model.checkpoint import PICKLE_SUFFIXES, Tensor, lies_inside, read_json, read_tensors
 from llmctl.model.info import ModelInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -20,8 +20,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PART = re.compile(r"^(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight|\.bias)?$")
 _PLAIN = re.compile(r"^[\w.]+$")
-# What decides the result, and is handed on to peft.
-_TAKEN = (
+# Keys that decide the result, passed on to peft.
+_USED_KEYS = (
     "r",
     "lora_alpha",
     "use_rslora",
@@ -31,8 +31,8 @@ _TAKEN = (
     "modules_to_save",
     "alpha_pattern",
 )
-# What says how it was trained or what the weights say themselves, and what is only about initialising.
-_PASSED_OVER = frozenset(
+# Keys about training and initialising, and keys that repeat what the weights say.
+_IGNORED_KEYS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode",
         "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type",
@@ -40,8 +40,8 @@ _PASSED_OVER = frozenset(
         "task_type", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
     }
 )  # fmt: skip
-# Ways to initialise that change the model's own weights as well: without them the adapter means something else.
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Methods of initialising that also change the model's own weights: on other weights the adapter is wrong.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _RANK_LIMIT = 16_384
 
 
@@ -50,14 +50,14 @@ class AdapterInfo:
     """A LoRA adapter, as its files describe it.
 
     Attributes:
-        source: The Hub id, or the path of the folder.
-        folder: Where its files lie.
-        commit: The commit on the Hub, or None for a plain folder.
-        base_model: The model that it was made for, as it says; None where it does not.
-        settings: What of adapter_config.json decides the result.
-        tensors: Its tensors, by the name of the module they belong to.
-        ranks: The rank of each module that it changes.
-        scale: What its effect is multiplied with.
+        source: Hub id, or path of the folder.
+        folder: Folder of the files.
+        commit: Commit on the Hub, or None for a plain folder.
+        base_model: Model that it was made for, as its files state; None if they do not.
+        settings: Keys of adapter_config.json that decide the result.
+        tensors: Tensors of the weights file.
+        ranks: Rank of each module that it changes.
+        scale: Factor of its effect.
     """
 
     source: str
@@ -71,7 +71,7 @@ class AdapterInfo:
 
     @property
     def parameters(self) -> int:
-        """The number of its weights."""
+        """The number of weights."""
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
@@ -84,111 +84,111 @@ def read_adapter(folder: Path, *, source: str, commit: str | None = None, scale:
     """Read an adapter from a folder on this machine.
 
     Raises:
-        ModelError: it is not an adapter's folder, its files are unsafe or absurd, or it is of a kind not loaded here.
+        ModelError: the folder holds no adapter, its files are unsafe or absurd, or llmctl does not load its type.
     """
     if not (folder / CONFIG_FILE).is_file():
-        whole = (folder / "config.json").is_file()
+        is_model = (folder / "config.json").is_file()
         raise ModelError(
-            f"{source} is a whole model, not an adapter" if whole else f"{source} has no {CONFIG_FILE}",
-            hint="give it with --model" if whole else "give the folder that holds an adapter as peft saves it",
+            f"{source} is a whole model, not an adapter" if is_model else f"{source} has no {CONFIG_FILE}",
+            hint="give it with --model" if is_model else "give the folder that holds an adapter as peft saves it",
         )
     config = read_json(folder / CONFIG_FILE)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG_FILE} is not a mapping")
-    _check_kind(config, source)
-    tensors = read_tensors((_weights(folder, source),))
+    _check_type(config, source)
+    _check_values(config, source)
+    tensors = read_tensors((_weights_file(folder, source),))
     base = config.get("base_model_name_or_path")
     return AdapterInfo(
         source=source,
         folder=folder,
         commit=commit,
         base_model=base if isinstance(base, str) and base else None,
-        settings={name: config[name] for name in _TAKEN if config.get(name)},
+        settings={name: config[name] for name in _USED_KEYS if config.get(name)},
         tensors=tensors,
         ranks=_ranks(tensors, source),
         scale=scale,
     )
 
 
-def _weights(folder: Path, source: str) -> Path:
+def _weights_file(folder: Path, source: str) -> Path:
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise ModelError(
                 f"{source} has its weights only as a pickle ({pickles[0]}), which can run code when read",
-                hint="look for a safetensors revision, or load and save it with peft on a machine that you can lose",
+                hint="look for a safetensors revision, or convert it with peft on a machine without valuable data",
                 details={"pickles": pickles},
             )
         raise ModelError(f"{source} has no {WEIGHTS_FILE}", hint="download it again, or save it again with peft")
-    allowed = [folder.resolve()]
-    if folder.parent.name == "snapshots":  # the Hub cache: files are links into ../../blobs
-        allowed.append((folder.parent.parent / "blobs").resolve())
-    if not any(file.resolve().is_relative_to(place) for place in allowed):
+    if not lies_inside(folder, file):
         raise ModelError(f"{file} is a link that leads outside its folder", hint="nothing was read from it")
     return file
 
 
-def _check_kind(config: Mapping[str, Any], source: str) -> None:
-    """Refuse everything but LoRA in the forms that can be put on a model as it is."""
-    kind = str(config.get("peft_type")).upper()
-    if kind != "LORA":
+def _check_type(config: Mapping[str, Any], source: str) -> None:
+    """Refuse everything but the forms of LoRA that can be put on an unchanged model."""
+    peft_type = str(config.get("peft_type")).upper()
+    if peft_type != "LORA":
         raise ModelError(
-            f"{source} is an adapter of the kind {kind}; llmctl loads LoRA", hint="take a LoRA of the model"
+            f"{source} is an adapter of the type {peft_type}; llmctl loads LoRA", hint="choose a LoRA of the model"
         )
-    how = str(config.get("init_lora_weights", True)).lower()
-    if how.startswith(_CHANGES_THE_BASE):
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(_BASE_CHANGING_INITS):
         raise ModelError(
-            f"{source} was initialised by {how}, which changes the model's own weights as well",
-            hint="save it again with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it",
+            f"{source} was initialised by {init}, which also changes the model's own weights",
+            hint="save it again with peft's path_initial_model_for_weight_conversion, which makes it a plain LoRA",
         )
-    wrong = [name for name, value in config.items() if name not in (*_TAKEN, *_PASSED_OVER) and value]
+    unsupported = [name for name, value in config.items() if name not in (*_USED_KEYS, *_IGNORED_KEYS) and value]
     if config.get("bias") not in (None, "none"):
-        wrong.append("bias")
-    for name in wrong:
+        unsupported.append("bias")
+    for name in unsupported:
         raise ModelError(
             f"{source} uses {name}, which llmctl does not load", hint="it loads plain LoRA, rsLoRA and DoRA"
         )
+
+
+def _check_values(config: Mapping[str, Any], source: str) -> None:
+    """Refuse absurd numbers, and names of modules that are patterns."""
     patterns = config.get("alpha_pattern") or {}
     numbers = [config.get("lora_alpha", 8), *(patterns.values() if isinstance(patterns, dict) else [None])]
     names = [*(patterns if isinstance(patterns, dict) else []), *(config.get("modules_to_save") or [])]
     if not all(isinstance(n, int | float) and math.isfinite(n) and abs(n) <= 1e6 for n in numbers):
-        raise ModelError(
-            f"{source}: lora_alpha is not a number that an adapter can have", hint="save it again with peft"
-        )
+        raise ModelError(f"{source}: lora_alpha is not a finite number of at most 1e6", hint="save it again with peft")
     if not all(isinstance(name, str) and _PLAIN.match(name) for name in names):
         raise ModelError(
-            f"{source} names modules by a pattern in alpha_pattern or modules_to_save, which is not evaluated",
-            hint="write the names of the modules there",
+            f"{source} names modules by a pattern in alpha_pattern or modules_to_save, and llmctl evaluates no pattern",
+            hint="list the names of the modules there",
         )
 
 
 def _ranks(tensors: tuple[Tensor, ...], source: str) -> dict[str, int]:
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for tensor in tensors:
         match = _PART.match(tensor.name.removeprefix(_PREFIX))
         if match and match[2] in ("lora_A", "lora_embedding_A"):
             if len(tensor.shape) != 2 or not 1 <= tensor.shape[0] <= _RANK_LIMIT:
-                raise ModelError(f"{source}: {tensor.name} of the shape {tensor.shape} is no half of a LoRA")
-            found[match[1]] = tensor.shape[0]
-    if not found:
+                raise ModelError(f"{source}: {tensor.name} with the shape {tensor.shape} is not a LoRA matrix")
+            ranks[match[1]] = tensor.shape[0]
+    if not ranks:
         raise ModelError(f"{source} has no LoRA weights in {WEIGHTS_FILE}", hint="was it saved by peft?")
-    return found
+    return ranks
 
 
 def check_fit(adapter: AdapterInfo, info: ModelInfo) -> None:
-    """Refuse an adapter that was made for another model, as far as names and shapes tell.
+    """Refuse an adapter whose names and shapes do not fit the model.
 
     Raises:
-        UserError: it changes modules that the model lacks, or that have another shape there.
+        UserError: the model lacks a module that the adapter changes, or has it in another shape.
     """
     if info.stored_quantization is not None:
-        return  # packed weights have other shapes; peft checks once the layers are there
+        return  # packed weights have other shapes; peft checks the layers themselves
     bases = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in info.tensors}
     bases |= {name.partition(".")[2]: shape for name, shape in bases.items() if "." in name}
     missing = [module for module in adapter.ranks if _find(bases, module) is None and "lm_head" not in module]
     if missing:
-        raise _misfit(adapter, info, f"it changes {missing[0]}, which the model does not have")
+        raise _misfit(adapter, info, f"the model has no {missing[0]}")
     halves = {tensor.name.removeprefix(_PREFIX): tensor.shape for tensor in adapter.tensors}
     for module in adapter.ranks:
         shape = _find(bases, module)

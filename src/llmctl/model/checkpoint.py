@@ -1,7 +1,7 @@
-"""The weights of a model as files: which they are, what is in them, and whether they are safe to open.
+"""The weights of a model as files: their names, their tensors, and checks that they are safe to open.
 
-Reads the headers of safetensors files only (https://github.com/huggingface/safetensors#format): 8 bytes with the length
-of a JSON text, then that text with the dtype, shape and place of every tensor.
+Only the headers of safetensors files are read (https://github.com/huggingface/safetensors#format): 8 bytes with the
+length of a JSON text, then that text with the dtype, shape and offsets of every tensor.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ class Tensor:
     """A tensor of a checkpoint.
 
     Attributes:
-        name: Its key in the checkpoint.
-        dtype: As the format names it: `BF16`, `F32`, …
-        shape: Its dimensions.
+        name: Key in the checkpoint.
+        dtype: Name in the format: `BF16`, `F32`, …
+        shape: Dimensions.
     """
 
     name: str
@@ -52,23 +52,23 @@ class Tensor:
 
     @property
     def block(self) -> str | None:
-        """The decoder block it belongs to, `model.layers.3`, or None."""
+        """The decoder block of the tensor, `model.layers.3`, or None."""
         match = _BLOCK.match(self.name)
         return match[1] if match else None
 
     @property
     def is_expert(self) -> bool:
-        """Whether it belongs to one of the experts of a mixture of experts."""
+        """True for a tensor of an expert in a mixture of experts."""
         return "experts" in self.name.split(".")
 
     @property
     def size_bytes(self) -> int:
-        """Its size in the file."""
+        """Bytes in the file."""
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a repository, refused when absurdly large or not JSON. Raises ModelError."""
+    """Read a JSON file of a repository. Raises ModelError for a file that is absurdly large or not JSON."""
     try:
         if path.stat().st_size > JSON_LIMIT_BYTES:
             raise ModelError(f"{path} is {path.stat().st_size} bytes: no model needs that", details={"file": str(path)})
@@ -78,10 +78,10 @@ def read_json(path: Path) -> Any:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that transformers would load from `folder`, checked to be safe to open.
+    """Return the safetensors files that transformers would load from `folder`, checked to be safe to open.
 
     Raises:
-        ModelError: there are none; or the index names a file that is not safetensors, is missing, or lies outside.
+        ModelError: there are none; or the index names a file that is missing, outside the folder or not safetensors.
     """
     if (folder / SINGLE_FILE).is_file():
         return (_contained(folder, SINGLE_FILE),)
@@ -96,7 +96,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if missing:
         raise ModelError(
             f"{folder} lacks {len(missing)} of its {len(files)} weight files: {', '.join(missing[:3])}",
-            hint="download it again: what is already there is kept",
+            hint="download it again: files that are complete are kept",
             details={"missing": missing},
         )
     return files
@@ -116,7 +116,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _contained(folder: Path, name: str) -> Path:
-    """`folder/name`, if that is a safetensors file which really lies there."""
+    """Return `folder/name` if it is a safetensors file inside the folder."""
     path = folder / name
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or (os.name == "nt" and ":" in name):
@@ -132,14 +132,14 @@ def _contained(folder: Path, name: str) -> Path:
 
 
 def lies_inside(folder: Path, path: Path) -> bool:
-    """Whether a file of a model's folder, links followed, really lies there, or in the Hub cache's own store."""
+    """Return whether a file, links followed, is in the folder or in the Hub cache's store of blobs."""
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":  # the Hub cache: files are links into ../../blobs
         allowed.append((folder.parent.parent / "blobs").resolve())
-    return any(path.resolve().is_relative_to(place) for place in allowed)
+    return any(path.resolve().is_relative_to(parent) for parent in allowed)
 
 
-_DISTRUST = "nothing was read from it; take the model from a source you trust"
+_DISTRUST = "nothing was read from it; choose a model from a source you trust"
 
 
 def _no_safetensors(folder: Path) -> ModelError:
@@ -150,46 +150,45 @@ def _no_safetensors(folder: Path) -> ModelError:
         return ModelError(
             f"{folder} has its weights only as pickles ({', '.join(pickles[:3])}), which can run code when read; "
             "llmctl loads safetensors only",
-            hint="look for a safetensors revision of the model, or convert it on a machine that you can lose",
+            hint="look for a safetensors revision of the model, or convert it on a machine without valuable data",
             details={"pickles": pickles},
         )
     if gguf:
-        return ModelError(f"{folder} has its weights only as GGUF ({gguf[0]})", hint="take the safetensors original")
+        return ModelError(f"{folder} has its weights only as GGUF ({gguf[0]})", hint="choose the safetensors original")
     return ModelError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", hint="is it the folder of a model?")
 
 
 def read_header(file: Path) -> bytes:
-    """The JSON text at the head of a safetensors file. Raises ModelError for a damaged or cut file."""
+    """Return the JSON text at the head of a safetensors file. Raises ModelError for a damaged or truncated file."""
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(HEADER_LIMIT_BYTES, file.stat().st_size - 8):
-            raise ModelError(f"{file} is not a safetensors file, or is cut off", hint=_AGAIN)
+            raise ModelError(f"{file} is not a safetensors file, or is truncated", hint=_AGAIN)
         return stream.read(length)
 
 
 def read_tensors(files: tuple[Path, ...]) -> tuple[Tensor, ...]:
-    """The tensors of the files, from their headers. Raises ModelError for a damaged or cut file."""
-    found: dict[str, Tensor] = {}
+    """Return the tensors of the files from their headers. Raises ModelError for a damaged or truncated file."""
+    tensors: dict[str, Tensor] = {}
     for file in files:
         header = read_header(file)
         for tensor in parse_header(header, data_bytes=file.stat().st_size - 8 - len(header), name=str(file)):
-            if tensor.name in found:
-                raise ModelError(f"{file} has the tensor {tensor.name} that another file has too")
-            found[tensor.name] = tensor
-    return tuple(found.values())
+            if tensor.name in tensors:
+                raise ModelError(f"{file} has the tensor {tensor.name}, and so has another file")
+            tensors[tensor.name] = tensor
+    return tuple(tensors.values())
 
 
 _AGAIN = "download it again: llmctl download --help"
 
 
 def parse_header(header: bytes, *, data_bytes: int | None, name: str) -> tuple[Tensor, ...]:
-    """The tensors that a header describes.
+    """Return the tensors that a header describes.
 
     Args:
-        header: The JSON text.
-        data_bytes: The bytes after the header, or None where they are not known.
-        name: The file, for messages.
+        data_bytes: Number of bytes after the header, or None if it is not known.
+        name: Name of the file in messages.
 
     Raises:
         ModelError: the header contradicts itself or the file.
@@ -211,12 +210,12 @@ def parse_header(header: bytes, *, data_bytes: int | None, name: str) -> tuple[T
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{name} has a damaged safetensors header: {error}", hint=_AGAIN) from error
     if data_bytes is not None and end != data_bytes:
-        raise ModelError(f"{name} is cut off: it has {data_bytes} bytes of weights and says {end}", hint=_AGAIN)
+        raise ModelError(f"{name} is truncated: it has {data_bytes} bytes of weights instead of {end}", hint=_AGAIN)
     return tuple(tensors)
 
 
 def dtype_bytes(tensors: tuple[Tensor, ...]) -> Mapping[str, int]:
-    """Bytes by dtype name, the largest share first."""
+    """Return the bytes by dtype name, the largest first."""
     sums: dict[str, int] = {}
     for tensor in tensors:
         sums[tensor.dtype] = sums.get(tensor.dtype, 0) + tensor.size_bytes

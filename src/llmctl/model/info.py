@@ -1,4 +1,4 @@
-"""What a model is, read without loading it: its config.json, its files, the headers of its weights."""
+"""The description of a model, read without loading it: config.json and the headers of its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import stored_quantization
 
-# No model that exists comes near these; a config.json beyond them is broken or made to hang what reads it.
+# No existing model comes near these; a config.json beyond them is broken, or made to hang its reader.
 BOUNDS = {
     "num_hidden_layers": 2_000,
     "n_layer": 2_000,
@@ -35,13 +35,13 @@ class ModelInfo:
     """A model, as its files describe it.
 
     Attributes:
-        source: The Hub id, or the path of the folder: what a person would call it.
-        folder: Where its files lie, or None when they are not on this machine.
-        commit: The commit on the Hub, or None for a plain folder.
-        config: config.json, as it is.
-        generation_config: generation_config.json, or empty.
-        tensors: Every tensor of the checkpoint.
-        has_chat_template: Whether a chat template comes with it.
+        source: Hub id, or path of the folder, as the user wrote it.
+        folder: Folder of the files, or None if they are not on this machine.
+        commit: Commit on the Hub, or None for a plain folder.
+        config: Content of config.json.
+        generation_config: Content of generation_config.json, or empty.
+        tensors: All tensors of the checkpoint.
+        has_chat_template: True if a chat template comes with the model.
     """
 
     source: str
@@ -71,18 +71,18 @@ class ModelInfo:
 
     @property
     def layer_count(self) -> int:
-        """The number of decoder blocks that config.json states; 0 where it does not."""
+        """The number of decoder blocks in config.json; 0 if it states none."""
         return int(self.text_config.get("num_hidden_layers") or self.text_config.get("n_layer") or 0)
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that the model attends to, or None where config.json does not say."""
+        """The maximum tokens that the model attends to, or None if config.json does not state it."""
         value = self.text_config.get("max_position_embeddings") or self.text_config.get("n_positions")
         return int(value) if isinstance(value, int) and value > 0 else None
 
     @property
     def parameters(self) -> int:
-        """Elements in the checkpoint. For packed quantised weights this counts the packed elements."""
+        """The number of elements in the checkpoint; of packed quantised weights, the packed elements."""
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
@@ -92,9 +92,9 @@ class ModelInfo:
 
     @property
     def stored_dtype(self) -> str:
-        """What most of the weights are stored in, as torch names it.
+        """torch's name of the dtype of most weights.
 
-        Of a quantised checkpoint: what its config.json names, since the scales can outweigh what is not quantised.
+        For a quantised checkpoint it is the dtype in config.json, since scales can outweigh the unquantised weights.
         """
         named = str(self.text_config.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype"))
         if self.stored_quantization is not None and named in _TORCH_NAMES.values():
@@ -112,12 +112,12 @@ class ModelInfo:
 
     @property
     def has_remote_code(self) -> bool:
-        """Whether the repository brings Python code of its own for the model."""
+        """True if the repository contains Python code for the model."""
         return bool(self.config.get("auto_map"))
 
     @property
     def head_dim(self) -> int | None:
-        """The width of one attention head, or None where config.json does not say."""
+        """The width of an attention head, or None if config.json does not state it."""
         text = self.text_config
         if isinstance(text.get("head_dim"), int):
             return int(text["head_dim"])
@@ -130,7 +130,7 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
     """Read a model from a folder on this machine.
 
     Raises:
-        ModelError: it is not a model's folder, or its files are unsafe, incomplete or absurd. Nothing was executed.
+        ModelError: the folder holds no model, or its files are unsafe, incomplete or absurd. Nothing is executed.
     """
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
@@ -160,7 +160,7 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
 
 
 def check_bounds(config: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a config.json whose numbers no model has. Raises ModelError."""
+    """Refuse a config.json with numbers that no model has. Raises ModelError."""
     parts = {
         "": config,
         **{f"{k}.": v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict)},
@@ -174,28 +174,28 @@ def check_bounds(config: Mapping[str, Any], *, name: str) -> None:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
                 wrong.append(f"{prefix}{key} is {str(value)[:40]} (at most {limit})")
     if wrong:
-        raise ModelError(f"{name} is absurd: {'; '.join(wrong)}", hint="take the model from a source you trust")
+        raise ModelError(f"{name} is absurd: {'; '.join(wrong)}", hint="choose a model from a source you trust")
 
 
 def check_kernels(config: Any, *, name: str) -> None:
-    """Refuse a config.json that names an implementation to be fetched from the Hub and run. Raises ModelError."""
+    """Refuse a config.json that names an implementation on the Hub to download and run. Raises ModelError."""
     for key, value in config.items():
         if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             raise ModelError(
                 f"{name} asks for compiled code from the Hub: {key} is {str(value)[:80]}",
-                hint="nothing from a model's repository is executed; take the model from a source you trust",
+                hint="nothing from a model's repository is executed; choose a model from a source you trust",
             )
         if isinstance(value, dict):
             check_kernels(value, name=name)
 
 
 def check_layers(info: ModelInfo) -> None:
-    """Refuse a checkpoint with fewer blocks than config.json says, before anything is built from it."""
+    """Refuse a checkpoint with fewer blocks than config.json states. Raises ModelError."""
     numbers = {int(tensor.block.rpartition(".")[2]) for tensor in info.tensors if tensor.block is not None}
     if numbers and info.layer_count > max(numbers) + 1:
         raise ModelError(
             f"{info.source}: config.json says {info.layer_count} layers, the weights have {max(numbers) + 1}",
-            hint="the checkpoint is incomplete: download it again, or take it from its source",
+            hint="the checkpoint is incomplete: download it again",
         )
 
 

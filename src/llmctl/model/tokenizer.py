@@ -1,4 +1,4 @@
-"""The tokenizer, made ready for generating: left padding, a pad token, every token that ends an answer."""
+"""The tokenizer, prepared for generation: left padding, a pad token, and all tokens that end an answer."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from llmctl.transformers_compat import is_stateful
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Pad tokens that models bring under a name of their own, the surest first.
+# Names of pad tokens, the most reliable first.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|PAD_TOKEN|>", "<|vision_pad|>")
-# Fine-tuned models rename a few reserved tokens; a vocabulary of another family shares almost no id.
+# Minimum share of equal ids: fine-tuned models rename a few reserved tokens, other families share almost no id.
 _SAME_SHARE = 0.9
-_MARK = "llmctl-end-of-turn-probe"
+_PROBE = "llmctl-end-of-turn-probe"
 
 
 def load_tokenizer(folder: Path, arguments: Mapping[str, Any], *, source: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer in `folder`, with left padding and a pad token.
+    """Load the tokenizer in `folder`, with left padding and a pad token.
 
     Raises:
         ModelError: its files are missing or damaged.
@@ -40,47 +40,46 @@ def load_tokenizer(folder: Path, arguments: Mapping[str, Any], *, source: str) -
 
 
 def _token_id(tokenizer: Any, token: str) -> int | None:
-    """The id of a token that exists as one, or None."""
-    found = tokenizer.get_added_vocab().get(token)
-    if found is None and token in tokenizer.get_vocab():
-        found = tokenizer.convert_tokens_to_ids(token)
-    return found if isinstance(found, int) else None
+    """Return the id of a token, or None if the vocabulary lacks it."""
+    token_id = tokenizer.get_added_vocab().get(token)
+    if token_id is None and token in tokenizer.get_vocab():
+        token_id = tokenizer.convert_tokens_to_ids(token)
+    return token_id if isinstance(token_id, int) else None
 
 
 def end_tokens(
     tokenizer: "PreTrainedTokenizerBase", stored: int | Sequence[int] | None, extra: Sequence[int | str] = ()
 ) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, the model's, the chat template's end of turn, and `extra`.
+    """Return all tokens that end an answer: the tokenizer's, the model's, the template's end of turn, and `extra`.
 
     Args:
-        tokenizer: The tokenizer.
         stored: `eos_token_id` of the model's generation_config.
-        extra: More of them, as ids or as the text of one token.
+        extra: Further tokens, as ids or as the text of one token.
 
     Raises:
         UserError: an extra token does not exist.
     """
-    found: list[int] = []
+    ends: list[int] = []
     if tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    found += [stored] if isinstance(stored, int) else list(stored or ())
-    turn = end_of_turn_token(tokenizer)
-    if turn is not None:
-        found.append(turn)
+        ends.append(tokenizer.eos_token_id)
+    ends += [stored] if isinstance(stored, int) else list(stored or ())
+    end_of_turn = end_of_turn_token(tokenizer)
+    if end_of_turn is not None:
+        ends.append(end_of_turn)
     for token in extra:
-        number = token if isinstance(token, int) else _token_id(tokenizer, token)
-        if number is None or not 0 <= number < len(tokenizer):
+        token_id = token if isinstance(token, int) else _token_id(tokenizer, token)
+        if token_id is None or not 0 <= token_id < len(tokenizer):
             raise UserError(
                 f"generation.extra_eos_tokens: {token!r} is not a token of this model",
                 hint="give an id, or the exact text of one token",
             )
-        found.append(number)
-    return list(dict.fromkeys(found))
+        ends.append(token_id)
+    return list(dict.fromkeys(ends))
 
 
-def check_pair(
+def check_draft(
     tokenizer: "PreTrainedTokenizerBase",
-    drafting: "PreTrainedTokenizerBase",
+    draft_tokenizer: "PreTrainedTokenizerBase",
     *,
     model: "PreTrainedModel",
     draft: "PreTrainedModel",
@@ -88,46 +87,46 @@ def check_pair(
 ) -> None:
     """Refuse a draft model that cannot propose tokens to `model`.
 
-    Where both vocabularies have one size, transformers takes them for the same and hands ids over as they are; what
-    other ids mean is then refused token by token. Another size makes it hand over text.
+    If both vocabularies have the same size, transformers assumes that they are the same and passes ids on unchanged;
+    wrong ids are then rejected token by token. With different sizes it passes text.
 
     Raises:
-        UserError: the ids mean something else, or one of the models cannot take a token back.
+        UserError: the ids have other meanings, or one of the models cannot remove a token.
     """
     stateful = next((m for m in (model, draft) if is_stateful(m)), None)
     if stateful is not None:
         raise UserError(
-            f"{type(stateful).__name__} keeps a state from which refused tokens cannot be taken back",
-            hint="leave --draft away; --prompt-lookup has the same need",
+            f"{type(stateful).__name__} keeps a state from which rejected tokens cannot be removed",
+            hint="omit --draft; --prompt-lookup has the same limitation",
         )
     if model.config.get_text_config().vocab_size != draft.config.get_text_config().vocab_size:
         return
-    ours, theirs = tokenizer.get_vocab(), drafting.get_vocab()
-    same = sum(theirs.get(token) == number for token, number in ours.items())
-    if same < _SAME_SHARE * max(len(ours), len(theirs)):
+    vocabulary, draft_vocabulary = tokenizer.get_vocab(), draft_tokenizer.get_vocab()
+    same = sum(draft_vocabulary.get(token) == token_id for token, token_id in vocabulary.items())
+    if same < _SAME_SHARE * max(len(vocabulary), len(draft_vocabulary)):
         raise UserError(
-            f"{source} cannot draft here: its vocabulary has the same size, but only {same} of {len(ours)} tokens "
-            "have the same id",
-            hint="take a smaller model of the same family",
-            details={"same_tokens": same, "tokens": len(ours)},
+            f"{source} cannot draft for this model: its vocabulary has the same size, but only {same} of "
+            f"{len(vocabulary)} tokens have the same id",
+            hint="choose a smaller model of the same family",
+            details={"same_tokens": same, "tokens": len(vocabulary)},
         )
 
 
 def end_of_turn_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token that the chat template writes after an assistant's words, or None.
+    """Return the special token that the chat template writes after an assistant's message, or None.
 
-    Found by rendering a short conversation with the template and looking, so that no list of names has to be kept:
-    models whose eos_token is another one would otherwise never end (meta-llama/llama3#104).
+    It is found by rendering a short conversation, so that no list of names is needed. A model whose eos_token is
+    another one would otherwise never end (meta-llama/llama3#104).
     """
     if not tokenizer.chat_template:
         return None
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
     try:
         text = run_bounded(lambda: tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TooMuchError, FailedError):  # a template may refuse any conversation; it then has no say here
+    except (TooMuchError, FailedError):  # a template may refuse any conversation
         return None
-    _, _, rest = str(text).partition(_MARK)
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ahead = rest.lstrip()
-    match = max((token for token in added if ahead.startswith(token)), key=len, default=None)
-    return added[match] if match else None
+    _, _, rest = str(text).partition(_PROBE)
+    special = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    rest = rest.lstrip()
+    match = max((token for token in special if rest.startswith(token)), key=len, default=None)
+    return special[match] if match else None
