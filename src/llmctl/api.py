@@ -1,4 +1,4 @@
-"""The library in a few verbs: load, stream, generate, generate_object, score, rank."""
+"""The functions of the library: load, stream, generate, generate_object, generate_batch, score, rank."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,21 +26,21 @@ def load(
     offline: bool = False,
     **sections: Mapping[str, Any] | int | bool,
 ) -> LoadedModel:
-    """Load a model, as `llmctl load` does, but reading only what is passed here: no user file, no environment.
+    """Load a model as `llmctl load` does, without the user's configuration file and the environment.
 
     Args:
-        model: A Hub id or a folder. Without it: the configuration's, or the small default.
+        model: A Hub id or a folder; by default the configuration's model, or the small default.
         config: A `Config`, `Settings`, or the path of a YAML file.
         adapters: LoRA adapters to put on the model: ids, folders, or {"id": …, "revision": …, "scale": …}.
-        merge_adapters: Add them to the model's own weights.
-        offline: Never touch the network.
-        sections: Values over the configuration: `quantization={"bits": 4}`, `load={"dtype": "bfloat16"}`, `seed=7`.
+        merge_adapters: Add the adapters to the model's own weights.
+        offline: Never use the network.
+        sections: Overrides of the configuration: `quantization={"bits": 4}`, `load={"dtype": "bfloat16"}`, `seed=7`.
 
     Returns:
         The model in eval mode and its tokenizer; pass it to `stream` and `generate`.
 
     Raises:
-        ConfigError: every problem of the configuration.
+        ConfigError: all problems of the configuration.
         LlmctlError: see `llmctl.loading.loader.load`.
     """
     settings = _settings(config)
@@ -50,8 +50,8 @@ def load(
     if model is not None:
         values["model"] = {**values.get("model", {}), "id": str(model)}
     if adapters or merge_adapters:
-        named = [dict(one) if isinstance(one, Mapping) else {"id": str(one)} for one in adapters]
-        values["model"] = {**values.get("model", {}), "adapters": named, "merge_adapters": merge_adapters}
+        specs = [dict(item) if isinstance(item, Mapping) else {"id": str(item)} for item in adapters]
+        values["model"] = {**values.get("model", {}), "adapters": specs, "merge_adapters": merge_adapters}
     return loader.load(settings_from_mapping(values), offline=offline)
 
 

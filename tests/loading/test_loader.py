@@ -1,4 +1,4 @@
-"""Loading: what the plan says is what is in memory, and what cannot be trusted is refused."""
+"""Loading: the model in memory is the planned one, and untrusted files are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +116,8 @@ def test_large_but_finite_weights_are_not_mistaken_for_damage(tiny_copy: Copy) -
     folder = tiny_copy(dtype="float32")
     largest = torch.full((64,), torch.finfo(torch.float32).max)
     rewrite(folder, lambda t: t.update({"model.norm.weight": largest}))
-    assert llmctl.load(folder).model is not None
+    loaded = llmctl.load(folder, load={"dtype": "float32"})
+    assert torch.equal(loaded.model.model.norm.weight.detach(), largest)
 
 
 def test_code_of_the_repository_is_never_run_unasked(tiny_copy: Copy, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_a_model_that_does_not_generate_text_is_refused(tiny_copy: Copy) -> None
 
 
 def test_bitsandbytes_cannot_fetch_a_kernel_while_it_is_imported(tmp_path: Path) -> None:
-    """Planted: a `kernels` package that leaves a mark when it is asked for a kernel."""
+    """Plant a `kernels` package that leaves a mark when it is asked for a kernel."""
     import subprocess
     import sys
 
@@ -238,7 +239,7 @@ sys.exit(main(["load", "--model", sys.argv[1], "--dtype", "fp32", "--overcommit"
 
 
 def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_much_back(tiny_copy: Copy) -> None:
-    """A model of 190 million weights (0.8 GB in float32) under a limit of 0.6 GB more than the imports take."""
+    """Load 190 million weights (0.8 GB in float32) with 0.6 GB more than the imports take."""
     import os
     import subprocess
     import sys

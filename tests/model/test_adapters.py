@@ -1,4 +1,4 @@
-"""Adapters: the same text as peft itself, read safely, refused in one line where they do not belong."""
+"""Adapters give the same text as peft itself, are read safely, and are refused where they do not fit."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def load_with(folder: Path, *adapters: Any, merge: bool = False, **sections: Any
 
 
 def tokens_by_peft(base: Path, adapters: Sequence[Path], ids: Sequence[int], count: int) -> list[int]:
-    """What peft's own way gives, greedy: `PeftModel.from_pretrained` and its `generate`."""
+    """Return the greedy answer of peft itself: `PeftModel.from_pretrained` and its `generate`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -58,7 +58,7 @@ def tokens_by_peft(base: Path, adapters: Sequence[Path], ids: Sequence[int], cou
 
 @pytest.fixture(scope="module")
 def adapters(tiny_models: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters of the tiny Llama, each kind that is loaded."""
+    """Return adapters of the tiny Llama, one of each supported kind."""
     root, base = tmp_path_factory.mktemp("adapters"), tiny_models("llama")
     made: dict[str, dict[str, Any]] = {
         "plain": {},

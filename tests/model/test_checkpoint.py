@@ -15,7 +15,7 @@ Copy = Callable[..., Path]
 
 
 def with_index(folder: Path, *targets: str) -> Path:
-    """The model with an index that maps its tensors to `targets` in turn."""
+    """Give the model an index that maps its tensors to `targets` in turn."""
     weights = folder / "model.safetensors"
     if weights.exists():
         weights.rename(folder / "part.safetensors")

@@ -1,4 +1,4 @@
-"""What was planned against what is there: weights, KV cache, and the peak of memory. `make plan-accuracy` prints it."""
+"""Planned against measured bytes: weights, KV cache, peak memory. `make plan-accuracy` prints them."""
 
 import json
 import os

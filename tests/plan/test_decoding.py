@@ -1,4 +1,4 @@
-"""Faster decoding, decided without weights: what excludes what, what is missing, and where the draft goes."""
+"""Options of faster decoding, planned without weights: exclusions, missing packages, and the draft's memory."""
 
 from dataclasses import replace
 from typing import Any

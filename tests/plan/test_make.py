@@ -1,4 +1,4 @@
-"""What is decided, and why, on machines that are not here."""
+"""Decisions and their reasons on imagined machines."""
 
 import ast
 import sys
@@ -341,7 +341,7 @@ def test_planning_is_pure_and_gives_the_same_twice() -> None:
     assert imported <= {"llmctl", "collections", "dataclasses", "math", "re", "typing", "pathlib"}
 
 
-def test_what_gives_memory_back_is_counted() -> None:
+def test_options_that_save_memory_are_counted() -> None:
     from llmctl.plan.memory_advice import out_of_memory_error, possible_savings
     from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 

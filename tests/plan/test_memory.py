@@ -1,4 +1,4 @@
-"""Bytes, checked against figures that were worked out by hand."""
+"""Bytes against figures computed by hand."""
 
 from dataclasses import replace
 

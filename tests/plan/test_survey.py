@@ -1,4 +1,4 @@
-"""What runs where, checked against figures worked out by hand from the published configurations.
+"""Variants on imagined machines, against figures computed by hand from the published configurations.
 
 Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, head and norms stay at 16. KV cache: two
 (keys and values) times layers, KV heads, head size, tokens and 2 bytes.

@@ -1,4 +1,4 @@
-"""Putting adapters on a loaded model: peft does it, on settings and weights that were checked."""
+"""Adapters on a loaded model, applied by peft from settings and weights that were checked."""
 
 import importlib
 import re
@@ -11,21 +11,18 @@ from llmctl.quant import registry
 
 
 def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) -> Any:
-    """The model with the adapters in it, all of them active.
+    """Put adapters on a model, all of them active, and return it.
 
     Args:
-        model: A transformers model in eval mode; it is changed.
-        adapters: What `check_fit` let pass.
-        merge: Add them to the model's own weights, so that nothing of peft is left in it.
-
-    Returns:
-        The same transformers model, its layers wrapped by peft's, or changed where they are merged.
+        model: A transformers model in eval mode; its layers are wrapped by peft's.
+        adapters: Adapters that passed `check_fit`.
+        merge: Add the adapters to the model's own weights instead, so that no layer of peft remains.
 
     Raises:
-        ModelError: their weights do not belong to the model, or are not finite.
+        ModelError: weights of an adapter do not belong to the model, or are not finite.
     """
     registry.import_packages()  # peft imports them as well, and then without what llmctl keeps away from them
-    importlib.import_module("torch.distributed.tensor")  # peft looks into it without importing it
+    importlib.import_module("torch.distributed.tensor")  # peft uses it without importing it
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
@@ -55,12 +52,12 @@ def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) 
 
 
 def lora_arguments(adapter: AdapterInfo) -> dict[str, Any]:
-    """The arguments of peft's LoraConfig: modules by their full names, ranks as the weights have them."""
+    """Return the arguments of peft's LoraConfig: modules by their full names, ranks as in the weights."""
     arguments = dict(adapter.settings)
     common = max(set(adapter.ranks.values()), key=list(adapter.ranks.values()).count)
     arguments |= {"r": common, "target_modules": sorted(adapter.ranks), "task_type": "CAUSAL_LM"}
-    others = {re.escape(name): rank for name, rank in adapter.ranks.items() if rank != common}
-    return arguments | ({"rank_pattern": others} if others else {})
+    other_ranks = {re.escape(name): rank for name, rank in adapter.ranks.items() if rank != common}
+    return arguments | ({"rank_pattern": other_ranks} if other_ranks else {})
 
 
 def _lora_config(adapter: AdapterInfo) -> Any:
@@ -70,7 +67,7 @@ def _lora_config(adapter: AdapterInfo) -> Any:
 
 
 def _fill(wrapped: Any, name: str, adapter: AdapterInfo) -> None:
-    """Read the weights into the layers that peft made for them, and refuse what finds no place."""
+    """Load the weights into the layers that peft made, and refuse missing and unexpected ones."""
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -81,10 +78,10 @@ def _fill(wrapped: Any, name: str, adapter: AdapterInfo) -> None:
         raise ModelError(f"{adapter.source}: the weight {bad} contains NaN or infinity", hint="download it again")
     result: Any = set_peft_model_state_dict(wrapped, weights, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
-    for what, keys in (("unexpected", result.unexpected_keys), ("missing", missing)):
+    for problem, keys in (("unexpected", result.unexpected_keys), ("missing", missing)):
         if keys:
             raise ModelError(
-                f"the adapter {adapter.source} has {len(keys)} {what} weights, for example {keys[0]}",
-                hint="it was made for another model, or is incomplete",
-                details={f"{what}_keys": list(keys)[:100]},
+                f"the adapter {adapter.source} has {len(keys)} {problem} weights, for example {keys[0]}",
+                hint="it is for another model, or incomplete",
+                details={f"{problem}_keys": list(keys)[:100]},
             )

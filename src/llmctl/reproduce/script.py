@@ -133,25 +133,25 @@ def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
 
 def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
     stops, draft = prepared.config.generation.stop_strings, prepared.draft
-    more = [f"stop_strings={stops!r}"] if stops else []
+    options = [f"stop_strings={stops!r}"] if stops else []
     lines = []
     if draft is not None:
-        more.append("assistant_model=draft")
+        options.append("assistant_model=draft")
         if draft.info.text_config.get("vocab_size") != prepared.info.text_config.get("vocab_size"):
             lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_where(draft)}, trust_remote_code=False)")
-            more.append("assistant_tokenizer=draft_tokenizer")
-    if any(part.startswith(("stop_strings", "assistant_tokenizer")) for part in more):
-        more.append("tokenizer=tokenizer")
+            options.append("assistant_tokenizer=draft_tokenizer")
+    if any(option.startswith(("stop_strings", "assistant_tokenizer")) for option in options):
+        options.append("tokenizer=tokenizer")
     if make_structure(prepared.config.structure) is not None:
         lines.append("# the requested structure is not part of this script: llmctl's own logits processor enforces it")
     compiling = arguments.pop("compile_config", None)
     lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
     if compiling is not None:
         lines.append(f"generation_config.compile_config = CompileConfig({_keywords(compiling)})")
-        lines.append("generation_config.compile_config._compile_all_devices = True  # for GPUs only without it")
+        lines.append("generation_config.compile_config._compile_all_devices = True  # the default is GPUs only")
     lines += [
         f"set_seed({prepared.plan.seed})",
-        f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *more])})",
+        f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *options])})",
         'text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
     ]
     for stop in stops:
