@@ -1,5 +1,6 @@
 """Reading the weights: the call of `from_pretrained`, from the model's own files or from the quantised cache."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
-    """Call `from_pretrained`, and refuse what it only warns about.
+    """Load the model, refuse weights that transformers only warns about, and use llmctl's kernels if planned."""
+    plan = prepared.plan
+    model, report = _from_pretrained(prepared, cache_folder)
+    check_keys(plan.source, report)
+    check_finite(plan.source, model)
+    if plan.kernels == "llmctl":
+        from llmctl.cpu.layers import use_kernels
+        from llmctl.loading.attention import use_attention
+
+        use_kernels(model)
+        use_attention(model)
+    model.eval()
+    return model
+
+
+def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any, Mapping[str, Any]]:
+    """Call `from_pretrained`, and return the model with the report on its weights.
 
     Only the weights are read from the quantised cache; the configuration is the model's own.
     """
@@ -64,7 +81,7 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
             plan.quantization.backend.import_package()
         arguments = _model_arguments(plan)
         quantization = arguments.pop("quantization_config") if cache_folder is not None else None
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[Any, Mapping[str, Any]] = AutoModelForCausalLM.from_pretrained(
             str(cache_folder or prepared.resolved.folder),
             config=_read_config(prepared, quantization),
             local_files_only=True,
@@ -85,16 +102,7 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
             f"{plan.source} cannot be loaded: {first_line(error)}",
             hint="are its files complete, and does this transformers know it? --debug shows the cause",
         ) from error
-    check_keys(plan.source, report)
-    check_finite(plan.source, model)
-    if plan.kernels == "llmctl":
-        from llmctl.cpu.layers import use_kernels
-        from llmctl.loading.attention import use_attention
-
-        use_kernels(model)
-        use_attention(model)
-    model.eval()
-    return model
+    return loaded
 
 
 def _model_arguments(plan: Plan) -> dict[str, Any]:

@@ -44,21 +44,7 @@ def decide_attention(
 
 def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, ...], dtype: str) -> list[LlmctlError]:
     """Return the unmet conditions of FlashAttention-2, the user's choices first. Each message continues its name."""
-    obstacles: list[LlmctlError] = []
-    if dtype not in FLASH_DTYPES:
-        obstacles.append(
-            UserError(
-                f"computes only in float16 or bfloat16, not in {dtype}",
-                hint="use --dtype bf16 or --dtype fp16, or --attn sdpa",
-            )
-        )
-    if (info.head_dim or 0) > FLASH_HEAD_DIM:
-        obstacles.append(
-            UserError(
-                f"supports heads of at most {FLASH_HEAD_DIM}, this model has {info.head_dim}",
-                hint="use --attn sdpa",
-            )
-        )
+    obstacles = _model_obstacles(info, dtype=dtype)
     cuda = [gpu for gpu in machine.gpus if gpu.kind == "cuda"]
     if not cuda:
         obstacles.append(
@@ -81,6 +67,25 @@ def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, .
             MachineError(
                 "needs the package flash-attn, which is not installed",
                 hint="pip install --no-build-isolation flash-attn   (or use --attn sdpa)",
+            )
+        )
+    return obstacles
+
+
+def _model_obstacles(info: ModelInfo, *, dtype: str) -> list[LlmctlError]:
+    obstacles: list[LlmctlError] = []
+    if dtype not in FLASH_DTYPES:
+        obstacles.append(
+            UserError(
+                f"computes only in float16 or bfloat16, not in {dtype}",
+                hint="use --dtype bf16 or --dtype fp16, or --attn sdpa",
+            )
+        )
+    if (info.head_dim or 0) > FLASH_HEAD_DIM:
+        obstacles.append(
+            UserError(
+                f"supports heads of at most {FLASH_HEAD_DIM}, this model has {info.head_dim}",
+                hint="use --attn sdpa",
             )
         )
     return obstacles

@@ -47,15 +47,15 @@ def _plan_model(request: PlanRequest) -> Plan:
     devices = tuple(placement.weights) or devices
     attention = decide_attention(config, machine, info, devices=devices, dtype=dtype.value)
     sampling, sampling_decisions = decide_generation(config, info)
-    if quantization is not None and not quantization.is_stored and _is_split(placement):
-        quantization, choices = quantization.backend.offloaded(quantization)
-        quantization_decisions += as_decisions(choices)
+    quantization, offload_decisions = _offload(quantization, placement)
     trust = _decide_trust(config, info)
     decoding, decoding_decisions = decide_decoding(config, machine, info, devices=devices, quantization=quantization)
-    quantized = quantization is not None
-    adapters = decide_adapters(config, machine, info, request.adapters, placement=placement, quantized=quantized)
+    adapters = decide_adapters(
+        config, machine, info, request.adapters, placement=placement, quantized=quantization is not None
+    )
     kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
-    loading = [placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, trust]
+    loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
+    generating = (*_use_fast(config), *sampling_decisions, *decoding_decisions)
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -72,7 +72,7 @@ def _plan_model(request: PlanRequest) -> Plan:
         generation_kwargs=sampling | decoding,
         devices=devices,
         memory=replace(memory, weights=placement.weights),
-        decisions=(*loading, *adapters, *_use_fast(config), *sampling_decisions, *decoding_decisions),
+        decisions=(*loading, trust, *adapters, *generating),
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, devices),
@@ -110,9 +110,15 @@ def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Qu
     )
 
 
-def _is_split(placement: Placement) -> bool:
-    """Return whether part of the model lies in RAM beside a GPU."""
-    return "cpu" in placement.device_map.values() and len(set(placement.device_map.values())) > 1
+def _offload(
+    quantization: Quantization | None, placement: Placement
+) -> tuple[Quantization | None, tuple[Decision, ...]]:
+    """Return the quantisation for a model that lies partly in RAM beside a GPU."""
+    devices = set(placement.device_map.values())
+    if quantization is None or quantization.is_stored or "cpu" not in devices or len(devices) == 1:
+        return quantization, ()
+    quantization, choices = quantization.backend.offloaded(quantization)
+    return quantization, as_decisions(choices)
 
 
 def _quantization_kwargs(quantization: Quantization | None) -> dict[str, Any]:

@@ -103,14 +103,24 @@ def place(
     if isinstance(requested, dict):
         return _place_explicitly(requested, sizes)
     budgets = _budgets(config, machine, devices, reserved_bytes=reserved_bytes, quantized=quantized)
-    total = sum(sizes.values())
     ram = _Ram(budgets["cpu"], machine.ram_available_bytes, reserved_bytes, config.load.overcommit)
+    total = sum(sizes.values())
     if devices in (("cpu",), ("mps",)):
         return _place_whole(devices[0], total, ram, _why_whole(devices[0], requested, machine))
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
-    best = max(gpus, key=lambda device: gpus[device])
-    if not gpus[best] and not requested.startswith("cuda"):
+    if not any(gpus.values()) and not requested.startswith("cuda"):
         return _place_whole("cpu", total, ram, "the GPUs have no room beside KV cache and activations")
+    whole = _place_on_one_gpu(requested, total, gpus, reserved_bytes=reserved_bytes)
+    if whole is not None:
+        return whole
+    if requested != "sequential":
+        budgets |= _even_budgets(sizes, gpus)
+    return _spread(sizes, ram_sizes or sizes, budgets, requested=requested)
+
+
+def _place_on_one_gpu(requested: str, total: int, gpus: Mapping[str, int], *, reserved_bytes: int) -> Placement | None:
+    """Place everything on one GPU, or return None for a model that is spread over several devices."""
+    best = max(gpus, key=lambda device: gpus[device])
     if requested.startswith("cuda") and gpus[best] < total:
         raise _too_large(total, gpus, where=best, requested=requested)
     first = next(iter(gpus))
@@ -119,9 +129,7 @@ def place(
         reserved = format_bytes(reserved_bytes)
         reason = f"all {format_bytes(total)} of weights fit on it, and {reserved} for KV cache and activations"
         return Placement({"": alone}, {alone: total}, (), Decision("device_map", alone, reason))
-    if requested != "sequential":
-        budgets |= _even_budgets(sizes, gpus)
-    return _spread(sizes, ram_sizes or sizes, budgets, requested=requested)
+    return None
 
 
 def _place_explicitly(requested: Mapping[str, int | str], sizes: Mapping[str, int]) -> Placement:
