@@ -77,7 +77,7 @@ def test_wrong_adapters_are_one_line_each(run: Run, asked: list[str]) -> None:
         (["--adapter", "nobody"], 2, "neither a folder here nor a Hub id"),
         (["--adapter", "nobody/none"], 4, "is not in the cache"),
         (["--adapter", asked[1]], 2, "is a whole model, not an adapter"),
-        (["--merge"], 2, "there is no adapter"),
+        (["--merge"], 2, "is set without an adapter"),
         (["--set", "model.adapters=[{id: a/b, weight: 2}]"], 2, "model.adapters"),
     ):
         done = run("generate", "-p", "x", *model, *flags)

@@ -209,7 +209,7 @@ def test_without_peft_the_error_names_the_command(tiny_models: Tiny, adapters: d
         make_plan(PlanRequest(Config(), LAPTOP, info, adapters=[adapter]))
     assert "pip install 'llmctl-hf[adapters]'" in str(caught.value.hint)
     assert "peft" not in EVERYTHING
-    with pytest.raises(UserError, match="there is no adapter"):
+    with pytest.raises(UserError, match="is set without an adapter"):
         make_plan(PlanRequest(Config.model_validate({"model": {"merge_adapters": True}}), LAPTOP, info))
 
 
