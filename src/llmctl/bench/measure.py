@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.bench.contender import pinned
-from llmctl.bench.task import Cell, Task
+from llmctl.bench.task import ONE_BY_ONE, Cell, Task
 from llmctl.config import Config, Settings
 from llmctl.errors import LlmctlError
 from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
@@ -152,7 +152,6 @@ def measure_cell(engine: Engine, cell: Cell, requests: Sequence[Request]) -> dic
     reading = [step for step in steps if step.read]
     most = max(step.running for step in steps)
     full = [step for step in steps if step.made and not step.read and step.running == most]
-    one_by_one = "generate" if cell.batch == 1 else "generate, one after the other"
     return {
         "prompt_tokens": cell.prompt_tokens,
         "batch": cell.batch,
@@ -161,7 +160,7 @@ def measure_cell(engine: Engine, cell: Cell, requests: Sequence[Request]) -> dic
         "decode_tokens_per_second": sum(s.made for s in full) / sum(s.seconds for s in full) if full else None,
         "new_tokens": sum(step.made for step in steps),
         "seconds": sum(step.seconds for step in steps),
-        "through": "engine" if most > 1 else one_by_one,
+        "through": "engine" if most > 1 else "generate" if cell.batch == 1 else ONE_BY_ONE,
     }
 
 

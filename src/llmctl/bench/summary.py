@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmctl.bench.compare import Bound, Comparison, Outcome
 from llmctl.bench.contender import bounding_device, dtype_of, proposes
-from llmctl.bench.task import Cell, Spread, spread
+from llmctl.bench.task import ONE_BY_ONE, Cell, Spread, spread
 from llmctl.bench.work import decode_bytes, prefill_operations
 
 # The report mentions estimates that are off by more than this.
@@ -18,7 +18,7 @@ class CellSummary:
     """One cell over all runs.
 
     Attributes:
-        through: `generate` or `engine`.
+        through: `generate`, `engine` or `ONE_BY_ONE`.
         first_token_seconds: Time until every sequence has a token.
         prefill: Prompt tokens per second, all sequences together.
         decode: New tokens per second, all sequences together; None where there was only one token.
@@ -143,7 +143,7 @@ def _shares(
     operations = prefill_operations(prepared.info, parameters=loaded["parameters"], prompt_tokens=cell.prompt_tokens)
     flops = bound.flops.get(dtype_of(prepared))
     prefill_share = operations / cell.prompt_tokens * prefill.median / flops if flops else None
-    together = cell.batch if "after" not in outcome.runs[0].cells[cell]["through"] else 1
+    together = 1 if outcome.runs[0].cells[cell]["through"] == ONE_BY_ONE else cell.batch
     moved = decode_bytes(
         prepared.info,
         Cell(cell.prompt_tokens, together),

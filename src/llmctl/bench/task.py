@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+ONE_BY_ONE = "generate, one after the other"  # how several sequences are answered if they cannot be packed
+
 
 @dataclass(frozen=True)
 class Cell:
