@@ -22,7 +22,7 @@ from llmctl.errors import (
 from llmctl.hub import settings
 from llmctl.hub.cache.paths import near_names
 from llmctl.hub.http import NotJsonError, Patience, get_json, requested_pause, tls_error
-from llmctl.hub.login.tokens import token_source
+from llmctl.hub.login.tokens import VARIABLES, token_source
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -38,7 +38,6 @@ def translate(
     repo_id: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    token_source: str | None = None,
 ) -> LlmctlError:
     """Return the error of llmctl for `error`, or raise `error` again if it does not come from the Hub or the network.
 
@@ -47,7 +46,6 @@ def translate(
         repo_id: Requested model; None for calls about the account.
         revision: Requested revision.
         token: Token that was sent, if it is not the one in use.
-        token_source: Origin of that token, in words.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -61,7 +59,7 @@ def translate(
     if isinstance(error, OfflineModeIsEnabled):
         return OfflineError("HF_HUB_OFFLINE is set", hint="run it again without HF_HUB_OFFLINE")
     if isinstance(error, HfHubHTTPError):
-        return _Refusal(error, repo_id, revision, token, token_source).explain()
+        return _Refusal(error, repo_id, revision, token).explain()
     if isinstance(error, httpx2.HTTPError):
         return unreachable(error)
     raise error
@@ -119,11 +117,9 @@ class _Refusal:
         repo_id: str | None,
         revision: str | None,
         token: str | None,
-        token_source: str | None,
     ) -> None:
         self.error, self.response = error, error.response
         self.repo_id, self.revision, self.token = repo_id, revision, token
-        self.source = token_source
         self.code = error.response.headers.get("X-Error-Code")
 
     def explain(self) -> RemoteError:
@@ -173,10 +169,7 @@ class _Refusal:
     # -- requests
 
     def _has_token(self) -> bool:
-        return bool(self.token) or self._token_source() is not None
-
-    def _token_source(self) -> str | None:
-        return self.source or token_source()
+        return self.token is not None or token_source() is not None
 
     def _account(self) -> dict[str, Any] | None:
         """Ask the Hub for the account of the token that was sent; None where it knows none."""
@@ -204,12 +197,13 @@ class _Refusal:
         return settings.model_page(self.repo_id or "")
 
     def _wrong_token(self) -> TokenError:
-        source = self._token_source() or "the token that was given"
-        where = source if source.startswith("the ") else f"the token from {source}"
+        given = "the token that was given"
+        source = given if self.token is not None else token_source() or given
+        named = source if source == given else f"the token from {source}"
         return TokenError(
-            f"the Hub does not know {where}: it is mistyped or has been deleted",
+            f"the Hub does not know {named}: it is mistyped or has been deleted",
             hint=f"make one at {settings.tokens_page()}, then run: llmctl login"
-            + (f" (and unset {source}: it takes precedence over the stored one)" if source.isupper() else ""),
+            + (f" (and unset {source}: it takes precedence over the stored one)" if source in VARIABLES else ""),
             details={"token_source": source},
         )
 

@@ -42,7 +42,7 @@ def whoami() -> Account:
             "no token is stored on this machine and HF_TOKEN is not set",
             hint=f"make one at {settings.tokens_page()}, then run: llmctl login",
         )
-    return _account(_ask_whoami(None, source), source)
+    return _account(_ask_whoami(None), source)
 
 
 def login(token: str, *, name: str | None = None, add_to_git_credential: bool = False) -> Account:
@@ -70,7 +70,7 @@ def account_of(token: str) -> Account:
     Raises:
         TokenError: the Hub does not know it.
     """
-    return _account(_ask_whoami(token, "the token that was given"), str(token_file()))
+    return _account(_ask_whoami(token), str(token_file()))
 
 
 def store(
@@ -89,11 +89,11 @@ def store(
     return account
 
 
-def _ask_whoami(token: str | None, source: str) -> dict[str, Any]:
+def _ask_whoami(token: str | None) -> dict[str, Any]:
     try:
         answer = get_json("/api/whoami-v2", token=token)
     except Exception as error:
-        raise error_translation.translate(error, token=token, token_source=source) from error
+        raise error_translation.translate(error, token=token) from error
     if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
         raise error_translation.not_the_hub("whoami has no name in it")
     return answer

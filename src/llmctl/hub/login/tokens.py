@@ -15,6 +15,7 @@ from llmctl.hub.http import token_unreadable
 from llmctl.paths import write_atomically
 
 ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+VARIABLES = ("HF_OIDC_RESOURCE", *ENVIRONMENT)  # the first makes huggingface_hub request a token
 
 
 @dataclass(frozen=True)
