@@ -18,22 +18,23 @@ REFERENCE = Path(__file__).resolve().parent / "reference"
 _MADE = "<!-- Made by docs/generate.py from the code. Change the code, then run: make docs -->"
 
 _LAYERS = """
-A configuration is read in layers; a later one wins, key by key:
+A configuration has layers. For each key, a later layer takes precedence:
 
 1. the defaults below
 2. the model that `llmctl download` or `llmctl use` remembered
 3. the user's file, `config.yaml` in llmctl's configuration folder (`~/.config/llmctl` on Linux)
 4. `llmctl.yaml` in the current folder
 5. the file of `--config FILE`
-6. variables of the environment: `LLMCTL_SECTION__KEY`, with two underscores after the section
-7. flags, and `--set section.key=value` for any key (where both give the same key, `--set` wins)
+6. environment variables: `LLMCTL_SECTION__KEY`, with two underscores after the section
+7. flags, and `--set section.key=value` for any key (`--set` takes precedence over a flag)
 
-A layer that names a model drops the revision that a lower layer gave to another one. An unknown key, a wrong type and
-a value out of bounds are errors, in every layer; all of them are reported together, with file and line. Values of
-variables and of `--set` are read as YAML, except where the key is a text.
+A layer that names a model drops the revision and the adapters that a lower layer gave to another model. A layer that
+sets a structure drops the structure of a lower layer. Unknown keys, wrong types and values out of bounds are errors in
+every layer; all of them are reported together, with file and line. Values of variables and of `--set` are read as YAML,
+unless the key takes text.
 
-`LLMCTL_MODEL` is a short name for `LLMCTL_MODEL__ID`. `LLMCTL_HOME` is not a key: it is the folder under which llmctl
-keeps all of its own files, instead of one folder a kind where the platform wants it.
+`LLMCTL_MODEL` is short for `LLMCTL_MODEL__ID`. `LLMCTL_HOME` is not a key: it names one folder for all files of llmctl,
+instead of the platform's separate folders.
 
 ```sh
 llmctl config show --all
@@ -45,7 +46,7 @@ llmctl config schema > llmctl.schema.json
 
 
 def pages() -> dict[Path, str]:
-    """The generated pages by path."""
+    """Return the generated pages by path."""
     return {
         REFERENCE / "commands.md": commands_page(),
         REFERENCE / "configuration.md": configuration_page(),
@@ -53,12 +54,12 @@ def pages() -> dict[Path, str]:
 
 
 def outdated() -> list[Path]:
-    """The pages that differ from what the code says."""
+    """Return the pages that differ from the generated ones."""
     return [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 
 def configuration_page() -> str:
-    """Every key with its default, its values, its variable and its meaning."""
+    """Return the page of keys: default, values, environment variable and meaning."""
     lines = ["# Configuration", "", _MADE, "", _LAYERS, ""]
     rows = reference_rows()
     named = sections()
@@ -119,7 +120,7 @@ def _flag_table(flags: Sequence[Flag[Any]]) -> Iterator[str]:
 
 
 def _about(command: Any) -> Iterator[str]:
-    """The text of the docstring, its examples as one block of code."""
+    """Yield the text of the docstring, with its examples in one block of code."""
     examples: list[str] = []
     paragraphs: list[str] = []
     for paragraph in (command.help or "").split("\n\n"):
@@ -148,7 +149,7 @@ def _table_row(*cells: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the pages, or with `--check` only compare them: 1 when one differs."""
+    """Write the pages, or with `--check` compare them and return 1 if one differs."""
     if list(arguments) == ["--check"]:
         different = outdated()
         for path in different:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmctl.cli._flag import Flag, by_group
-from llmctl.cli._flags import select
+from llmctl.cli._flags import FLAGS, select
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 
@@ -21,7 +21,7 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 NAMES_WIDTH = 26  # columns for names; longer ones get their own line
 HELP_ROW = ("-h, --help", "Show this message and exit")
 _FIELDS = {"json": "as_json", "quiet": "quiet", "verbose": "verbose", "debug": "debug", "no_color": "no_color"}
-SHARED_OPTIONS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--no-color")
+SHARED_OPTIONS = tuple(name for flag in FLAGS if flag.group == "Output" for name in flag.names)
 
 
 def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
