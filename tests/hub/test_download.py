@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from support import forkserver
 from support.hub_machine import Machine
 from support.hub_standin import HubStandin
 
@@ -108,7 +109,6 @@ def test_blobs_have_the_rights_of_the_umask(machine: Machine) -> None:
 
 def test_transformers_loads_it_offline(machine: Machine, hub: HubStandin, tiny_models: Callable[[str], Path]) -> None:
     import shutil
-    import sys
 
     shutil.copytree(tiny_models("llama"), hub.root / "acme" / "llama")
     hub.reload()
@@ -118,8 +118,9 @@ def test_transformers_loads_it_offline(machine: Machine, hub: HubStandin, tiny_m
         "AutoTokenizer.from_pretrained('acme/llama')\n"
         "print(type(AutoModelForCausalLM.from_pretrained('acme/llama')).__name__)\n"
     )
-    done = machine.run("-c", script, program=sys.executable, HF_HUB_OFFLINE="1")
-    assert "LlamaForCausalLM" in done.out, done.err
+    env = machine.env | {"HF_HUB_OFFLINE": "1"}
+    done = forkserver.run(program=("-c", script), env=env, cwd=machine.home)
+    assert "LlamaForCausalLM" in done.stdout, done.stderr
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Random schedules of faults, kills and reruns: whatever happens, the cache never holds a wrong byte.
 
-A dozen schedules run by default; `LLMCTL_SCHEDULES=200` (make faults) runs them all. A schedule is its seed, so one
+Four schedules run by default; `LLMCTL_SCHEDULES=200` (make faults) runs them all. A schedule is its seed, so one
 that fails can be run again: `pytest tests/hub/test_schedules.py -k 'seed-17'`.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from support.hub_machine import Machine
 from support.hub_standin import HubStandin, git_blob_sha1
 
-SCHEDULES = int(os.environ.get("LLMCTL_SCHEDULES", "12"))
+SCHEDULES = int(os.environ.get("LLMCTL_SCHEDULES", "4"))
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 ENDED = {0, 3, 4, 130, 143}
 # What a signal does to Python itself, before the command has begun or after it has ended.

@@ -67,7 +67,7 @@ class Process:
         self.args, self.pid = list(args), pid
         self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = files
-        self._status = status
+        self._status = status.detach()
         self._read: dict[str, Any] = {}
         self._readers: list[threading.Thread] = []
 
@@ -82,8 +82,8 @@ class Process:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            line = self._status.recv(64)
-            self._status.close()
+            line = os.read(self._status, 64)
+            os.close(self._status)
             self.returncode = int(line) if line else -signal.SIGKILL  # the server ended, and took its children along
         return self.returncode
 
@@ -116,6 +116,10 @@ class Process:
     def kill(self) -> None:
         """Send SIGKILL unless the process has ended."""
         self.send_signal(signal.SIGKILL)
+
+    def __del__(self) -> None:
+        if self.returncode is None:
+            os.close(self._status)
 
     def __enter__(self) -> "Process":
         return self
