@@ -53,7 +53,7 @@ UNORDERED = switch("--unordered", group="Batch", help="Write answers in the orde
 OVERWRITE = switch(
     "--overwrite", group="Batch", help="Replace answers made with a different model or settings", needs="--output"
 )
-TOKEN_IDS = switch("--token-ids", group="Batch", help="Add the token ids of each answer (--json alone has them anyway)")
+TOKEN_IDS = switch("--token-ids", group="Batch", help="Add the token ids of each answer", needs="--input")
 MANIFEST = switch("--manifest", group="Batch", help="Add to each answer what llmctl replay needs", needs="--input")
 CONFIG = file("--config", "-c", group="Model", help="YAML file on top of the usual ones")
 SET = texts(
