@@ -71,6 +71,7 @@ def test_a_stored_format_is_recognised(stored: dict[str, Any], name: str, bits: 
     found = stored_quantization(stored)
     assert found is not None
     assert (found.name, found.bits, found.is_stored) == (name, bits, True)
+    assert found.backend.script(found).config is None, "the checkpoint brings its own"
     assert found.backend.weight_bytes(MATRIX, found, is_tied=False) is None, "stored weights are not quantised again"
 
 

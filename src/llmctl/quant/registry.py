@@ -1,25 +1,33 @@
-"""Every quantisation backend that llmctl has."""
+"""The quantisation backends, and questions to all of them."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmctl.quant import bitsandbytes, native, torch_packed
-from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization
-from llmctl.quant.stored_format import StoredFormat
+from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization, WeightFormat
 
 if TYPE_CHECKING:
     from llmctl.config import Config
     from llmctl.machine.detection import Machine
 
-# In the order in which `quantization.backend: auto` tries them; the last one is the most general.
+# In the order in which `quantization.backend: auto` tries them; the last is the most general.
 BACKENDS: tuple[QuantBackend, ...] = (native.BACKEND, torch_packed.BACKEND, bitsandbytes.BACKEND)
+
+
+class StoredFormat(WeightFormat):
+    """A format that llmctl does not quantise to: gptq, awq, fp8, mxfp4 and others. transformers loads it."""
+
+    can_compile = True
+
+    def __init__(self, method: str) -> None:
+        self.name = self.vllm_method = method
 
 
 def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> QuantBackend:
     """Return the backend that `quantization.backend` names; for `auto`, the first that can serve the configuration.
 
-    Keys that one backend alone has choose it. Where none can serve, return the last, whose refusal then says why.
+    A key that only one backend has selects it. If none can serve, return the last one, whose refusal says why.
     """
     section = config.quantization
     named = [backend for backend in BACKENDS if backend.name == section.backend]
@@ -32,22 +40,26 @@ def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...])
 
 
 def stored_quantization(stored: Mapping[str, Any] | None) -> Quantization | None:
-    """Return what a `quantization_config` of config.json means, or None where there is none."""
+    """Return the quantisation that a `quantization_config` of config.json means."""
     if stored is None:
         return None
-    recognised = next((found for backend in BACKENDS if (found := backend.recognise(stored)) is not None), None)
-    return recognised or StoredFormat(str(stored.get("quant_method", "unknown"))).recognise(stored)
+    for backend in BACKENDS:
+        recognised = backend.recognise(stored)
+        if recognised is not None:
+            return recognised
+    method = str(stored.get("quant_method", "unknown"))
+    return Quantization(StoredFormat(method), None, method, stored, is_stored=True)
 
 
 def describe(model: Any) -> str:
-    """Return how a loaded model is quantised, read off its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
+    """Return the quantisation of a loaded model, read off its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
     described = next((text for backend in BACKENDS if (text := backend.describe(model)) is not None), None)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "none")
     return described or str(getattr(method, "value", method))
 
 
 def parameter_count(model: Any) -> int:
-    """Return the parameters of a loaded model, tied ones once, packed ones as the weights that they stand for."""
+    """Return the parameters of a loaded model, tied ones once, and each packed weight as one."""
     counts = (backend.parameter_count(model) for backend in BACKENDS)
     return next((count for count in counts if count is not None), None) or int(model.num_parameters())
 
