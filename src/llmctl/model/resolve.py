@@ -185,7 +185,7 @@ def _resolve_default(config: Config, reason: str, *, offline: bool, progress: "P
 
 
 def _why_unreachable(*, offline: bool) -> str | None:
-    """Ask the Hub once whether it answers; None if it does. With a copy at hand nothing is worth a second try."""
+    """Ask the Hub once whether it answers; None if it does. With a copy on this machine there is no second attempt."""
     from llmctl.hub import http, settings
 
     if offline or settings.is_offline():

@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def is_split(self) -> bool:
-        """Whether devices of several kinds are in use: part of the model lies in RAM beside a GPU."""
+        """True if devices of several kinds are in use: part of the model lies in RAM beside a GPU."""
         return len({device.partition(":")[0] for device in self.devices}) > 1
 
     @property
