@@ -38,17 +38,18 @@ def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
 
 
 def command(
-    app: typer.Typer, *flags: str | Flag[Any], name: str | None = None
+    app: typer.Typer, *flags: str | Flag[Any], name: str | None = None, group: str = ""
 ) -> Callable[[Callable[[Options], None]], Callable[[Options], None]]:
     """Register a function as a command of `app`.
 
     Args:
         flags: Titles of groups, long names of rows of the table, and flags of the command's own.
         name: The command's name; by default the function's.
+        group: The name of the command that it is a subcommand of.
     """
 
     def register(function: Callable[[Options], None]) -> Callable[[Options], None]:
-        taken = select(*flags, "Output", command=name or function.__name__)
+        taken = select(*flags, "Output", command=f"{group} {name or function.__name__}".strip())
 
         def run(ctx: typer.Context, **values: Any) -> None:
             output = ctx.find_root().obj

@@ -28,7 +28,7 @@ class Flag(Generic[T_co]):
         default_text: The default in words; by default that of the key, or `default` itself.
         group: The title of its section in the help.
         key: The dotted configuration key that it sets, if any.
-        only: The commands that have it; by default every command that takes its group.
+        not_in: The commands that take its group but not this flag, which would have no effect there.
         needs: The name of another flag, without which it is refused.
         excludes: The names of other flags, with which it is refused.
         minimum: The lowest number.
@@ -44,7 +44,7 @@ class Flag(Generic[T_co]):
     default_text: str = ""
     group: str = "Options"
     key: str | None = None
-    only: tuple[str, ...] = ()
+    not_in: tuple[str, ...] = ()
     needs: str | None = None
     excludes: tuple[str, ...] = ()
     minimum: float | None = None

@@ -21,7 +21,7 @@ NUM_RETURN = integer(
     default=1,
     minimum=1,
     maximum=1000,
-    only=("generate",),
+    not_in=("chat",),
     excludes=("--input",),
 )
 INPUT = file("--input", "-i", group="Batch", help="File of prompts: JSONL, text, CSV or TSV; - reads standard input")
@@ -62,7 +62,12 @@ SET = texts(
     metavar="KEY=VALUE",
     help="Set any configuration key, for example generation.top_k=40",
 )
-OFFLINE = switch("--offline", group="Model", help="Use only files on this machine, never the network")
+OFFLINE = switch(
+    "--offline",
+    group="Model",
+    help="Use only files on this machine, never the network",
+    not_in=("config show", "config explain"),
+)
 MODEL = setting(
     "--model", "-m", key="model.id", metavar="MODEL", group="Model", help=MODEL_HELP, default_text=_REMEMBERED
 )
@@ -200,15 +205,11 @@ def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
         if isinstance(name, Flag):
             selected[name] = None
             continue
-        rows = [flag for flag in FLAGS if name == flag.long or (name == flag.group and _has(flag, command))]
+        rows = [flag for flag in FLAGS if name == flag.long or (name == flag.group and command not in flag.not_in)]
         if not rows:
             raise KeyError(name)
         selected |= dict.fromkeys(flag for flag in rows if flag.parameter not in own)
     return tuple(selected)
-
-
-def _has(flag: Flag[Any], command: str) -> bool:
-    return not flag.only or command in flag.only
 
 
 def flag_of(key: str) -> Flag[Any] | None:

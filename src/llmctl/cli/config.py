@@ -31,7 +31,7 @@ NEW_FILE = Flag(names=("FILE",), metavar="FILE", help="File to write", annotatio
 FORCE = switch("--force", help="Replace an existing file")
 
 
-@command(app, ALL, "Model", "Loading", "--seed")
+@command(app, ALL, "Model", "Loading", "--seed", group="config")
 def show(options: Options) -> None:
     """Show each value and the layer it comes from.
 
@@ -96,7 +96,7 @@ def init(options: Options) -> None:
         output.line(str(file))
 
 
-@command(app, "Engine", "Model", "Loading", "--seed")
+@command(app, "Engine", "Model", "Loading", "--seed", group="config")
 def explain(options: Options) -> None:
     """Show the command that serves a configuration with vLLM, and the fate of each key.
 
