@@ -54,8 +54,6 @@ HEAVY = {
 # They define classes of torch and transformers, and are themselves imported inside functions only.
 IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed_weight", "llmctl.quant.hf_quantizer"}
 COMPAT = "llmctl.transformers_compat"
-# Cycles that are still to be broken. Nothing is added here.
-KNOWN_CYCLES = ({"llmctl.cli._batch", "llmctl.cli._batch_vllm", "llmctl.cli.generate"},)
 
 
 @functools.cache
@@ -141,8 +139,7 @@ def test_a_module_imports_only_its_own_layer_and_those_below() -> None:
 
 
 def test_imports_form_no_cycle_even_inside_functions() -> None:
-    new = [sorted(cycle) for cycle in cycles() if not any(cycle <= known for known in KNOWN_CYCLES)]
-    assert new == []
+    assert [sorted(cycle) for cycle in cycles()] == []
 
 
 def test_only_the_command_line_imports_typer_and_only_render_imports_rich() -> None:
