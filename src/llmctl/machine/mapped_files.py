@@ -1,7 +1,7 @@
-"""The pages of mapped weight files that a process holds, and how it lets go of them.
+"""The release of pages of mapped weight files.
 
-safetensors maps a file into memory; every page that was read counts as the process' own until the system needs room.
-While weights are quantised that would be the whole of the unquantised model.
+safetensors maps a file into memory, and every page that was read counts as memory of the process until the system needs
+it. While weights are quantised, that would be the whole unquantised model.
 """
 
 import ctypes
@@ -16,10 +16,9 @@ _DONTNEED = 4  # MADV_DONTNEED, the same on every architecture of Linux
 
 
 class MappedFiles:
-    """Mappings of some files that were not there when this was made: those of the load that is going on.
+    """The mappings of some files that were made after this object: those of the current load.
 
-    Pages are let go from time to time. They are read-only to everybody here, and come back from the file when they are
-    looked at again.
+    Pages are released from time to time. They are read-only, and are read from the file again when they are needed.
     """
 
     def __init__(self, files: Iterable[str]) -> None:
@@ -27,8 +26,8 @@ class MappedFiles:
         self._before = set(self._ranges())
         self._read_bytes = 0
 
-    def let_go(self, read_bytes: int) -> None:
-        """Note that so much was read; let go of the pages when it is much."""
+    def release_after(self, read_bytes: int) -> None:
+        """Note that bytes were read, and release the pages once there are many."""
         self._read_bytes += read_bytes
         if not self._files or self._read_bytes < _EVERY_BYTES:
             return
@@ -39,7 +38,7 @@ class MappedFiles:
                 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
     def _ranges(self) -> list[tuple[int, int]]:
-        """Where the files are mapped."""
+        """Return the address ranges of the files."""
         if not self._files:
             return []
         return [(start, end) for start, end, path in mapped_regions() if path in self._files]

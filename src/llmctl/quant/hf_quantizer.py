@@ -154,7 +154,7 @@ class Pack(ConversionOps):
         step = max(_PIECE_BYTES // row_bytes // ROWS_TOGETHER, 1) * ROWS_TOGETHER
         for start in range(0, packed.n, step):
             packed.pack_rows(whole, start, weight[start : start + step].contiguous())
-            self.quantizer.files.let_go(step * row_bytes)
+            self.quantizer.files.release_after(step * row_bytes)
         return whole
 
 

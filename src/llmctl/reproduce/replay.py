@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmctl.loading.prepare import Prepared
 
 _CONTEXT_TOKENS = 12
+_REPLACED = ("chat", "model", "draft", "structure")  # sections that a replay does not take from the recording
 _SPEED_KEYS = {"cache_implementation", "cache_config", "prompt_lookup_num_tokens"}  # resolved again from the config
 
 
@@ -76,11 +77,9 @@ def loading_settings(
     """Return the settings that load the model of a manifest.
 
     Args:
-        manifest: Manifest of the run.
         model: Source of the model on this machine; by default the recorded one.
         draft: The same for a draft model.
         trust_remote_code: Whether the model's own code may run. The manifest alone never makes it run.
-        overcommit: Load even if the RAM seems too small.
 
     Raises:
         UserError: the model needs its own code and it is not trusted.
@@ -91,19 +90,16 @@ def loading_settings(
             f"{manifest.source} ran Python code of its own, which a recording alone may not start",
             hint="read that code, then: llmctl replay --trust-remote-code",
         )
-    replaced = ("chat", "model", "draft", "structure")
-    user_values = {key: value for key, value in manifest.config.items() if key not in replaced}
-    load, quantization = user_values.get("load"), user_values.get("quantization")
     values = {
-        **user_values,
+        **{key: value for key, value in manifest.config.items() if key not in _REPLACED},
         "model": _model(manifest, model),
         "load": {
-            **(load if isinstance(load, Mapping) else {}),
+            **_section(manifest, "load"),
             "dtype": manifest.model_kwargs.get("dtype", "auto"),
             "overcommit": overcommit,
         },
         # the files whose hashes are known, not a quantised copy of them; and a replay leaves no copy on the disk
-        "quantization": {**(quantization if isinstance(quantization, Mapping) else {}), "cache": False},
+        "quantization": {**_section(manifest, "quantization"), "cache": False},
         "generation": _generation(manifest),
         "draft": _draft(manifest, draft),
         "seed": manifest.seed,
@@ -122,38 +118,39 @@ def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) 
     return {"id": record.folder or record.source}
 
 
+def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    section = manifest.config.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
 def _model(manifest: Manifest, instead: str | None) -> dict[str, Any]:
     """Return the section `model`. The caller has checked that the model's own code is trusted, if it has any."""
-    section = manifest.config.get("model")
     return {
         **_where(manifest, instead),
         "trust_remote_code": bool(manifest.model_kwargs.get("trust_remote_code")),
         "adapters": [{**_where(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
-        "merge_adapters": isinstance(section, Mapping) and bool(section.get("merge_adapters")),
+        "merge_adapters": bool(_section(manifest, "model").get("merge_adapters")),
     }
 
 
 def _draft(manifest: Manifest, instead: str | None) -> dict[str, Any]:
-    section = manifest.config.get("draft")
     if manifest.draft is None:
         return {}
     dtype = manifest.draft.model_kwargs.get("dtype", "auto")
-    return {**(section if isinstance(section, Mapping) else {}), **_where(manifest.draft, instead), "dtype": dtype}
+    return {**_section(manifest, "draft"), **_where(manifest.draft, instead), "dtype": dtype}
 
 
 def _generation(manifest: Manifest) -> dict[str, Any]:
     """Return the whole section `generation`, as it was resolved then, whatever the defaults are today."""
     fields = GenerationSection.model_fields.keys()
-    section = manifest.config.get("generation")
     resolved = {key: value for key, value in manifest.generation_kwargs.items() if key in fields - _SPEED_KEYS}
     defaults = GenerationSection().model_dump(mode="json")
-    return {**defaults, **(section if isinstance(section, Mapping) else {}), **resolved, "logprobs": None}
+    return {**defaults, **_section(manifest, "generation"), **resolved, "logprobs": None}
 
 
 def _structure(recording: Recording) -> dict[str, Any]:
     """Return the section `structure`, which holds a schema or a grammar itself: a recording's files are never read."""
-    section = recording.manifest.config.get("structure")
-    values = section if isinstance(section, dict) else {}
+    values = dict(_section(recording.manifest, "structure"))
     if names_a_file(settings_from_mapping({"structure": values}, where="the manifest").config.structure):
         raise UserError(f"{recording.name}: its structure is in a file, and a recording's files are never read")
     return values
