@@ -124,7 +124,7 @@ def test_a_quantised_model_takes_an_adapter(bits: int, adapters: dict[str, Path]
 
 @pytest.mark.parametrize("backend", ["llmctl", "torch"])
 def test_weights_packed_for_a_cpu_take_no_adapter(backend: str, adapters: dict[str, Path], tiny_models: Tiny) -> None:
-    with pytest.raises(UserError, match="adapters do not go on weights for") as refused:
+    with pytest.raises(UserError, match="adapters cannot be put on weights for") as refused:
         load_with(tiny_models("llama"), *adapters.values(), quantization={"bits": 4, "backend": backend})
     assert "bitsandbytes" in str(refused.value.hint)
 

@@ -148,11 +148,11 @@ def test_the_cache_of_gemma_keeps_a_window_in_five_layers_of_six() -> None:
     assert plan.memory.kv_cache_bytes == (52 * 1023 + 10 * 32768) * 2 * 16 * 128 * 2
 
 
-def test_experts_are_said_to_stay_as_they_are() -> None:
+def test_the_reason_counts_the_experts_that_stay_unquantised() -> None:
     way = ways(MIXTRAL, "2xh100")["4-bit nf4"]
     assert weights_gb(way) > 90
     assert way.plan is not None
-    assert "the experts, 97 % of the weights, stay as they are" in way.plan.reason("quantization")
+    assert "the experts, 97 % of the weights, stay unquantised" in way.plan.reason("quantization")
 
 
 def test_where_it_does_not_fit_the_largest_context_that_would_is_said() -> None:

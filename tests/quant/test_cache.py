@@ -64,7 +64,7 @@ def test_the_second_start_of_every_architecture_reads_the_cache_and_gives_the_sa
 
 
 def test_the_use_of_the_cache_is_a_decision_with_a_reason(tiny_models: Tiny) -> None:
-    assert decision_of(load(tiny_models("llama"))).startswith("quantized_copy=will be kept, ")
+    assert decision_of(load(tiny_models("llama"))).startswith("quantized_copy=will be written, ")
     second = decision_of(load(tiny_models("llama")))
     assert second.startswith(f"quantized_copy={format_bytes(cache.entries()[0].size_bytes)} from 20")
     assert decision_of(load(tiny_models("llama"), cache=False)) == "quantized_copy=none: quantization.cache is false"
@@ -131,7 +131,7 @@ def test_a_damaged_entry_is_replaced(damage: str, tiny_models: Tiny) -> None:
     assert llmctl.generate(again, "the capital of").token_ids == said
     assert load(folder).plan.quantized_cache is not None, "it was replaced by a good one"
     if damage != "cut":  # a wrong size shows before anything is loaded
-        assert decision_of(again).startswith("quantized_copy=made anew: the one that was kept is damaged")
+        assert decision_of(again).startswith("quantized_copy=written again: ")
 
 
 def test_the_configuration_of_an_entry_is_not_trusted(tiny_models: Tiny) -> None:
@@ -214,7 +214,7 @@ def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> Non
     cache.remove(cache.root() / name)
     busy = NewFolder(cache.root() / name)
     try:
-        assert decision_of(load(folder)) == "quantized_copy=none: another process is writing it now"
+        assert decision_of(load(folder)) == "quantized_copy=none: another process is writing it"
         assert find_stale(load(folder).machine) == ()
     finally:
         busy.drop()
@@ -223,7 +223,7 @@ def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> Non
 def test_the_command_line_lists_and_removes_copies(tiny_models: Tiny, run: Run) -> None:
     folder = tiny_models("llama")
     first = run("load", "--model", str(folder), "--quant", "4bit", "--set", "quantization.backend=bitsandbytes")
-    assert "will be kept" in first.stdout, first.stderr
+    assert "will be written" in first.stdout, first.stderr
     listed = json.loads(run("models", "list", "--json").stdout)["quantized_copies"]
     assert [(copy["source"], copy["quantization"]) for copy in listed] == [(str(folder), "bitsandbytes 4-bit nf4")]
     assert "quantised copy" in run("models", "list").stdout
@@ -239,7 +239,7 @@ def test_the_plan_of_a_quantised_variant_includes_the_cache(tiny_models: Tiny, r
     shown = json.loads(run("plan", str(tiny_models("llama")), "--json").stdout)
     ways = {way["name"]: way for way in shown["machines"][0]["ways"]}
     decisions = {d["key"]: d["value"] for d in ways["8-bit"]["decisions"]}
-    assert decisions["quantized_copy"].startswith("will be kept, ")
+    assert decisions["quantized_copy"].startswith("will be written, ")
     assert "quantized_copy" not in {d["key"] for d in ways["bfloat16"]["decisions"]}
 
 

@@ -168,10 +168,10 @@ def test_the_backend_depends_on_the_machine_and_the_configuration(tiny_models: T
     assert decided(bare, folder).startswith(f"quantization=torch 4-bit: asked for; {without}")
     assert "unlike quantization.backend: torch" in decided(bare, folder, backend="bitsandbytes")
     assert decided(machines.H100, folder).startswith("quantization=bitsandbytes 4-bit nf4")
-    with pytest.raises(MachineError, match="are not there"):
+    with pytest.raises(MachineError):
         decided(bare, folder, backend="llmctl")
     for backend in ("llmctl", "torch"):
-        with pytest.raises(UserError, match="are for CPUs, and the model goes to cuda:0"):
+        with pytest.raises(UserError, match="cuda:0"):
             decided(machines.H100, folder, backend=backend)
 
 

@@ -43,7 +43,7 @@ def fill_cache(model: Any, plan: Plan, config: Config, info: ModelInfo, machine:
     try:
         new = NewFolder(cache.folder_of(identity))
     except BlockingIOError:
-        return with_decision(plan, "none", "another process is writing it now")
+        return with_decision(plan, "none", "another process is writing it")
     except OSError as error:
         return with_decision(plan, "none", f"it cannot be written: {error.strerror or error}")
     origin = str((info.folder or Path()).absolute())
@@ -62,7 +62,7 @@ def fill_cache(model: Any, plan: Plan, config: Config, info: ModelInfo, machine:
 
 def refill_cache(plan: Plan, reason: str) -> Plan:
     """Return the plan after its entry turned out to be unusable: quantise, and fill the cache again."""
-    plan = with_decision(plan, "made anew", reason)
+    plan = with_decision(plan, "written again", reason)
     return replace(plan, quantized_cache=None, fills_quantized_cache=True)
 
 

@@ -29,7 +29,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
             return prepared, model
         except ModelError as error:  # whatever is wrong with an entry, the original is still available
             cache.remove(plan.quantized_cache)
-            plan = refill_cache(plan, f"the one that was kept is damaged: {error.message}")
+            plan = refill_cache(plan, f"the cached weights are damaged: {error.message}")
             prepared = replace(prepared, plan=plan)
     model = _load(prepared)
     if plan.fills_quantized_cache:

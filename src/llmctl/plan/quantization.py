@@ -56,10 +56,10 @@ def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:
 
 
 def _left_out(quantization: Quantization, info: ModelInfo) -> str:
-    """Return the words for the experts, most weights of a mixture of experts, where the backend passes over them."""
+    """Return the end of a reason that counts the experts of an MoE model which the backend leaves unquantised."""
     weight_bytes = quantization.backend.weight_bytes
     experts = [tensor for tensor in info.tensors if tensor.is_expert]
     if not experts or any(weight_bytes(tensor, quantization, is_tied=False) is not None for tensor in experts):
         return ""
     share = f"{100 * sum(tensor.numel for tensor in experts) / info.parameters:.0f} %"
-    return f"; the experts, {share} of the weights, stay as they are: {quantization.backend.name} passes over them"
+    return f"; the experts, {share} of the weights, stay unquantised: {quantization.backend.name} does not support them"

@@ -28,7 +28,7 @@ def decide_cache(plan: Plan, config: Config, info: ModelInfo, *, entry: "CacheEn
         free_bytes: Free bytes of the disk that holds the cache.
     """
     if entry is not None and config.quantization.cache:
-        reason = "kept by an earlier run, so nothing is quantised now; quantization.cache: false does it anew"
+        reason = "written by an earlier run; quantization.cache: false quantises again"
         decision = Decision(KEY, f"{format_bytes(entry.size_bytes)} from {entry.made[:10]}", reason)
         memory = replace(plan.memory, mapped_bytes=_mapped_bytes(plan, info))
         return replace(plan, decisions=(*plan.decisions, decision), quantized_cache=entry.folder, memory=memory)
@@ -37,7 +37,7 @@ def decide_cache(plan: Plan, config: Config, info: ModelInfo, *, entry: "CacheEn
         decision = Decision(KEY, "none", obstacle)
     else:
         size = format_bytes(weight_bytes(plan))
-        decision = Decision(KEY, f"will be kept, {size}", "the next start reads it instead of quantising")
+        decision = Decision(KEY, f"will be written, {size}", "the next start reads it instead of quantising")
     return replace(plan, decisions=(*plan.decisions, decision), fills_quantized_cache=obstacle is None)
 
 

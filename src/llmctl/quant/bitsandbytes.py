@@ -44,7 +44,10 @@ _DECODE_SHARES = {
 
 
 class BitsAndBytes(QuantBackend):
-    """The backend `bitsandbytes`. It passes over experts: transformers 5 keeps all of a layer in one 3-D parameter."""
+    """The backend `bitsandbytes`.
+
+    It leaves experts unquantised: transformers 5 keeps those of a layer in one three-dimensional parameter.
+    """
 
     name = "bitsandbytes"
     own_keys = frozenset({"quant_type", "use_double_quant", "llm_int8_threshold", "compute_dtype"})
@@ -254,7 +257,7 @@ def _cpu_warning(machine: "Machine") -> str:
     if machine.gpus:
         return ""
     faster = "torch" if machine.kernels is None else "llmctl"
-    return f"; on a CPU it saves memory and costs speed, unlike quantization.backend: {faster}"
+    return f"; on a CPU it saves memory but is slow, unlike quantization.backend: {faster}"
 
 
 BACKEND = BitsAndBytes()

@@ -78,7 +78,7 @@ class LlmctlQuantizer(HfQuantizer):
             layers.native()
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
         if any(str(place) not in ("cpu", "auto") for place in places):
-            raise ValueError("weights in llmctl's own format are for CPUs: load them with device_map cpu")
+            raise ValueError("weights in llmctl's own format run on CPUs only: use device_map cpu")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config

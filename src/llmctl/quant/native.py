@@ -29,8 +29,8 @@ class Native(PackedBackend):
         if refusal is not None or machine.kernels is not None:
             return refusal
         return MachineError(
-            "llmctl's own kernels are not there: they are compiled when llmctl is installed",
-            hint="install it again with a C++ compiler on the PATH, or take the unquantised original of the model",
+            "llmctl's own kernels were not compiled when llmctl was installed",
+            hint="reinstall llmctl with a C++ compiler on the PATH, or use the unquantised original of the model",
         )
 
     def chosen_because(self) -> str:

@@ -34,13 +34,13 @@ class PackedBackend(QuantBackend):
     def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
         if config.model.adapters:
             return UserError(
-                f"adapters do not go on weights for {self.kernels_name}",
-                hint="quantization.backend: bitsandbytes, or no quantisation",
+                f"adapters cannot be put on weights for {self.kernels_name}",
+                hint="use quantization.backend: bitsandbytes, or omit --quant",
             )
         if devices != ("cpu",):
             return UserError(
-                f"{self.kernels_name} are for CPUs, and the model goes to {', '.join(devices)}",
-                hint="--device-map cpu, or for weights that are not quantised yet quantization.backend: bitsandbytes",
+                f"{self.kernels_name} run on CPUs only, and the model is placed on {', '.join(devices)}",
+                hint="use --device-map cpu, or an unquantised model with quantization.backend: bitsandbytes",
             )
         return None
 
@@ -52,9 +52,9 @@ class PackedBackend(QuantBackend):
             arguments["skip_modules"] = list(section.skip_modules)
         quantization = Quantization(self, section.bits, f"{self.name} {section.bits}-bit", arguments)
         head_bits = arguments["head_bits"]
-        head = f"the output head in {head_bits}" if head_bits else "the output head as it is"
+        head = f"the output head in {head_bits}" if head_bits else "the output head unquantised"
         why = "asked for" + (self.chosen_because() if section.backend == "auto" else "")
-        reason = f"{why}: {self.bits_text[section.bits]} bits a weight with the scales, {head}"
+        reason = f"{why}: {self.bits_text[section.bits]} bits per weight with the scales, {head}"
         return quantization, (Choice("quantization", quantization.label, reason),)
 
     def packing_arguments(self, bits: int, head_bits: int | None) -> dict[str, Any]:
