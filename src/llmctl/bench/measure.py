@@ -170,19 +170,12 @@ def _steps(engine: Engine, requests: Sequence[Request]) -> list[_Step]:
         engine.add(number, request)
     steps: list[_Step] = []
     while engine.is_busy:
-        read, made, running, began = (
-            engine.prefilled_tokens, engine.generated_tokens, engine.running, time.perf_counter()
-        )  # fmt: skip
-        for event in engine.step():
-            if isinstance(event.end, LlmctlError):
-                raise event.end
-        seconds = time.perf_counter() - began
-        steps.append(
-            _Step(
-                seconds,
-                engine.prefilled_tokens - read,
-                engine.generated_tokens - made,
-                max(running, engine.running),
-            )
-        )
+        read, made, running = engine.prefilled_tokens, engine.generated_tokens, engine.running
+        started = time.perf_counter()
+        events = engine.step()
+        seconds = time.perf_counter() - started
+        if error := next((event.end for event in events if isinstance(event.end, LlmctlError)), None):
+            raise error
+        read, made = engine.prefilled_tokens - read, engine.generated_tokens - made
+        steps.append(_Step(seconds, read, made, running=max(running, engine.running)))
     return steps

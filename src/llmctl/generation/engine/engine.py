@@ -11,7 +11,7 @@ from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
 from llmctl.generation.engine.packable import is_packable
 from llmctl.generation.engine.packed import PackedRunner, SequenceState
-from llmctl.generation.engine.sampler import KNOWN
+from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
 
@@ -160,7 +160,7 @@ class Engine:
             raise
 
     def _is_packed(self, request: Request) -> bool:
-        return self._packed is not None and request.arguments.keys() <= KNOWN
+        return self._packed is not None and request.arguments.keys() <= PACKABLE_ARGUMENTS
 
     def _admit(self) -> None:
         """Hand on waiting requests in their order, as far as the ones that run alone let them."""

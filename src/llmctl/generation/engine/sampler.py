@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The arguments of GenerationConfig that packed sequences support. A request with any other runs alone.
-KNOWN = frozenset(
+PACKABLE_ARGUMENTS = frozenset(
     {
         "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
         "no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id",
