@@ -113,10 +113,10 @@ def _bos_warnings(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> l
 def _control_warnings(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", *, templated: bool) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    found = sorted({token for token in special for text in texts if token in text})
-    if not found:
+    present = sorted({token for token in special for text in texts if token in text})
+    if not present:
         return []
-    names = ", ".join(found)
+    names = ", ".join(present)
     if templated:
         return [f"the text contains {names}: kept as ordinary text, not as control tokens"]
     return [f"the text contains {names}: in a raw prompt these are real control tokens"]

@@ -172,11 +172,11 @@ def sequence_logprobs(
         top: Number of top tokens to record at each position.
         kept: Keys and values of an earlier call; the common prefix is not computed again.
     """
-    found: list[TokenLogprob] = []
+    logprobs: list[TokenLogprob] = []
     for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
-        place = start + len(found)
-        found += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
-    return tuple(found)
+        place = start + len(logprobs)
+        logprobs += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
+    return tuple(logprobs)
 
 
 def encode_after(
@@ -247,14 +247,14 @@ def _score(
         encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:
         encoded, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat)
-    found: list[TokenLogprob] = []
+    logprobs: list[TokenLogprob] = []
     count = 0
     for begin, first, end in windows.cut(len(encoded), start):
         cache = kept if begin == 0 else ConversationCache()
         part = Prompt(encoded.ids[begin:end], encoded.media)
-        found += sequence_logprobs(loaded, part, start=first - begin, top=top, kept=cache)
+        logprobs += sequence_logprobs(loaded, part, start=first - begin, top=top, kept=cache)
         count += 1
-    return Score(text, tuple(found), start, count)
+    return Score(text, tuple(logprobs), start, count)
 
 
 def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
@@ -281,14 +281,14 @@ def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> 
     kept.keep(prompt)
 
 
-def _forward(model: Any, ids: list[int], seen: int, **more: Any) -> "torch.Tensor":
+def _forward(model: Any, ids: list[int], seen: int, **arguments: Any) -> "torch.Tensor":
     """Return the logits of shape [T, V] of one pass over `ids`, with `seen` tokens in the context at its end."""
     import torch
 
     with torch.no_grad():
         inputs = torch.tensor([ids], dtype=torch.long, device=model.device)
         mask = torch.ones((1, seen), dtype=torch.long, device=model.device)
-        logits: torch.Tensor = model(input_ids=inputs, attention_mask=mask, **more).logits[0]
+        logits: torch.Tensor = model(input_ids=inputs, attention_mask=mask, **arguments).logits[0]
         return logits
 
 

@@ -72,24 +72,24 @@ class Journal:
     # -- earlier answers
 
     def _read(self) -> None:
-        others: dict[str, int] = {}
+        mismatches: dict[str, int] = {}
         if self.path.exists():
             self._output = self.path.open("rb")
             for at, line in _lines(self._output):
                 self._output_rows += 1
-                self._note(line, at | _OUTPUT_FLAG, others)
+                self._note(line, at | _OUTPUT_FLAG, mismatches)
         with os.fdopen(os.dup(self._partial), "rb") as partial:
             for at, line in _lines(partial):
                 if not line.endswith(b"\n"):  # the run was killed while writing it
                     break
                 self._end = at + len(line)
-                self._note(line, at, others)
-        if others and not self._overwrite:
-            raise _other_settings_error(self.path, others)
+                self._note(line, at, mismatches)
+        if mismatches and not self._overwrite:
+            raise _other_settings_error(self.path, mismatches)
         os.ftruncate(self._partial, self._end)
 
-    def _note(self, line: bytes, offset: int, others: dict[str, int]) -> None:
-        """Record an answer that can be reused; count it in `others` if its settings or model differ."""
+    def _note(self, line: bytes, offset: int, mismatches: dict[str, int]) -> None:
+        """Record an answer that can be reused; count it in `mismatches` if its settings or model differ."""
         try:
             document = json.loads(line)
             key, is_error = document.get("key"), "error" in document
@@ -97,11 +97,11 @@ class Journal:
             part = int(row, 16)
         except (ValueError, AttributeError):
             if offset & _OUTPUT_FLAG:  # in OUTPUT.partial a power cut left it: the row is answered again
-                others["foreign"] = others.get("foreign", 0) + 1
+                mismatches["foreign"] = mismatches.get("foreign", 0) + 1
             return
         if (settings, model) != _parts(self._run):
             other = "settings" if model == self._run.model else "model"
-            others[other] = others.get(other, 0) + 1
+            mismatches[other] = mismatches.get(other, 0) + 1
         elif not is_error and self._answered.setdefault(part, offset) != offset:
             self._repeats.setdefault(part, []).append(offset)
 
@@ -241,19 +241,19 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _other_settings_error(path: Path, others: Mapping[str, int]) -> UserError:
+def _other_settings_error(path: Path, mismatches: Mapping[str, int]) -> UserError:
     """Return the error for answers that cannot be continued."""
-    if "foreign" in others:
+    if "foreign" in mismatches:
         return UserError(
             f"{path} exists and is no output of llmctl generate",
             hint="choose another --output, or add --overwrite to replace it",
         )
-    difference = "a different model, dtype or quantisation" if "model" in others else "different settings"
-    count = sum(others.values())
+    difference = "a different model, dtype or quantisation" if "model" in mismatches else "different settings"
+    count = sum(mismatches.values())
     return UserError(
         f"{path} has {count:,} answer{'s' if count != 1 else ''} made with {difference}",
         hint="choose another --output, or add --overwrite to replace them",
-        details={"path": str(path), **others},
+        details={"path": str(path), **mismatches},
     )
 
 

@@ -53,17 +53,17 @@ class Row:
     media: tuple[Media, ...] = ()
 
 
-def input_format(path: Path | None, asked: str | None) -> Format:
-    """Return the format of an input: as asked, or by its suffix. Standard input (None) is JSON Lines.
+def input_format(path: Path | None, requested: str | None) -> Format:
+    """Return the format of an input: as requested, or by its suffix. Standard input (None) is JSON Lines.
 
     Raises:
         UserError: the suffix is not known.
     """
-    if asked is not None:
-        found = next((known for known in FORMATS if known == asked.lower()), None)
-        if found is None:
-            raise UserError(f"--input-format must be one of {', '.join(FORMATS)}, it is {asked!r}")
-        return found
+    if requested is not None:
+        matching = next((known for known in FORMATS if known == requested.lower()), None)
+        if matching is None:
+            raise UserError(f"--input-format must be one of {', '.join(FORMATS)}, it is {requested!r}")
+        return matching
     if path is None:
         return "jsonl"
     if path.suffix.lower() not in _SUFFIXES:

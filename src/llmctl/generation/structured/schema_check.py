@@ -229,8 +229,8 @@ def _check_nested(place: str, keyword: str, value: Any) -> None:
     if shape == "list" and not (isinstance(value, list) and value):
         raise _refused(place, keyword, "it must be a list of schemas, not empty")
     if shape == "one" and not isinstance(value, dict | bool):
-        more = "; a list of schemas is called prefixItems" if keyword == "items" else ""
-        raise _refused(place, keyword, f"it must be one schema{more}")
+        remark = "; a list of schemas is called prefixItems" if keyword == "items" else ""
+        raise _refused(place, keyword, f"it must be one schema{remark}")
 
 
 def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -> None:
@@ -246,8 +246,8 @@ def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -
         "": True,
     }[expected]
     if not fits:
-        more = f" ({', '.join(_TYPES)})" if keyword == "type" else ""
-        raise _refused(place, keyword, f"it must be {expected}{more}, it is {json.dumps(value)[:60]}")
+        remark = f" ({', '.join(_TYPES)})" if keyword == "type" else ""
+        raise _refused(place, keyword, f"it must be {expected}{remark}, it is {json.dumps(value)[:60]}")
     if keyword == "format" and value not in FORMATS:
         raise _refused(place, keyword, f"{value} cannot be enforced; there are {', '.join(FORMATS)}", hint=_AFTERWARDS)
     if keyword == "$ref" and not (value == "#" or value.startswith("#/")):

@@ -213,12 +213,12 @@ def _with_checked_schemas(grammar: str) -> str:
     if re.search(r"\[[^\]\n]*\btemperature\s*=", grammar):
         raise UserError("structure.grammar: a rule's temperature cannot be set here", hint="--temperature is for all")
     parts, rest = [], grammar
-    while (found := re.search(r"%json\s*(?=[{])", rest)) is not None:
-        parts.append(rest[: found.end()])
+    while (match := re.search(r"%json\s*(?=[{])", rest)) is not None:
+        parts.append(rest[: match.end()])
         try:
-            schema, end = json.JSONDecoder().raw_decode(rest[found.end() :])
+            schema, end = json.JSONDecoder().raw_decode(rest[match.end() :])
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"structure.grammar: the schema after %json is not JSON: {error}") from error
         parts.append(json.dumps({**check_schema(schema), "x-guidance": _JSON_OPTIONS}))
-        rest = rest[found.end() + end :]
+        rest = rest[match.end() + end :]
     return "".join([*parts, rest])
