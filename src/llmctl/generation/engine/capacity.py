@@ -39,7 +39,7 @@ def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> E
         sequences: Maximum concurrent sequences; by default, the number that still improves throughput.
     """
     device = loaded.model.device.type
-    dtype = loaded.measured.dtype
+    dtype = str(loaded.plan.model_kwargs["dtype"])
     sequences = sequences or _MOST_SEQUENCES.get(device, 32)
     pass_tokens = _PASS_TOKENS.get(device, 1024)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
