@@ -1,7 +1,7 @@
 """Every private or version-dependent name of transformers that llmctl uses, each behind one function.
 
-Supported are transformers 5.18 and newer releases of 5.x. A comment says which versions a name is for; without one it
-holds for all of them. Nothing heavy is imported with this module, and any other module may import it.
+llmctl supports transformers 5.18 and newer releases of 5.x. A name without a comment on versions holds for all
+of them. This module imports nothing heavy, and any other module may import it.
 """
 
 import inspect
@@ -44,8 +44,8 @@ def quiet_libraries() -> Iterator[None]:
 def without_peft() -> Iterator[None]:
     """Hide from transformers that peft is installed.
 
-    transformers takes an adapter_config.json beside a model for an order: it loads the base model named there, from
-    wherever that is, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). set_seed is
+    transformers takes an adapter_config.json beside a model as an instruction: it loads the base model named there,
+    from anywhere, and the adapter, pickled or not (models/auto/auto_factory.py, integrations/peft.py). set_seed is
     defined beside the Trainer, which imports peft, and peft imports bitsandbytes, which fetches code from the Hub if
     `kernels` is installed.
     """

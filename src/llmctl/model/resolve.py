@@ -120,7 +120,7 @@ def is_path(model: str) -> bool:
 def names_of(model: str, model_name: str | None) -> list[str]:
     """Return the names by which clients of a server can ask for a model: the configured name first, then its id.
 
-    Of a folder only the last part is shown: its path is nobody's business.
+    Only the last part of a folder is shown: its path stays private.
     """
     model_id = Path(model).expanduser().resolve().name if is_path(model) else model
     return list(dict.fromkeys([model_name or model_id, model_id]))

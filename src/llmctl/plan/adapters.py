@@ -40,7 +40,7 @@ def decide_adapters(
         check_fit(adapter, info)
     if placement.spilled or ("cpu" in placement.weights and len(placement.weights) > 1):
         raise UserError(
-            "adapters cannot be put on a model that lies partly in RAM beside a GPU",
+            "adapters cannot be put on a model that is partly in RAM beside a GPU",
             hint="use --device-map cpu, --quant 4bit or a smaller model",
         )
     replaced = [name for adapter in adapters for name in adapter.settings.get("modules_to_save", ())]

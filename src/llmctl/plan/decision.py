@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def is_split(self) -> bool:
-        """True if devices of several kinds are in use: part of the model lies in RAM beside a GPU."""
+        """True if devices of several kinds are in use: part of the model is in RAM beside a GPU."""
         return len({device.partition(":")[0] for device in self.devices}) > 1
 
     @property
@@ -81,7 +81,7 @@ class Plan:
         return self.quantization is not None and not self.quantization.is_stored
 
     def reason(self, key: str) -> str:
-        """Return the reason of a decision, for a person. Raises StopIteration if there is none."""
+        """Return the reason of a decision that was made, for people to read."""
         return next(d.reason for d in self.decisions if d.key == key)
 
     def with_decision(self, decision: Decision) -> "Plan":

@@ -113,7 +113,7 @@ def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Qu
 def _offload(
     quantization: Quantization | None, placement: Placement
 ) -> tuple[Quantization | None, tuple[Decision, ...]]:
-    """Return the quantisation for a model that lies partly in RAM beside a GPU."""
+    """Return the quantisation for a model that is partly in RAM beside a GPU."""
     devices = set(placement.device_map.values())
     if quantization is None or quantization.is_stored or "cpu" not in devices or len(devices) == 1:
         return quantization, ()

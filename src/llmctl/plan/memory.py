@@ -123,7 +123,7 @@ def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: st
 
 
 def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None) -> int:
-    """Return the bytes of the weight files that lie in memory beside the loaded weights until loading ends.
+    """Return the bytes of weight files in memory beside the loaded weights until loading ends.
 
     transformers maps the files and uses tensors of the right dtype in place; it reads tensors that it converts through
     the map. The system can drop these pages, so they count towards the peak but need not fit.
@@ -193,6 +193,6 @@ class Memory:
 
     @property
     def peak_ram_bytes(self) -> int:
-        """The peak resident memory of the process, loading included, for a model that lies in RAM."""
+        """The peak resident memory of the process, loading included, for a model in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
         return RUNTIME_BYTES + weights + self.beside_bytes + max(self.mapped_bytes, self.working_bytes)

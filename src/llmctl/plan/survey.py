@@ -82,7 +82,7 @@ def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
     try:
         devices = candidate_devices(request.config, request.machine)
     except LlmctlError:
-        devices = ()  # every variant is impossible, and says why
+        devices = ()  # every variant is impossible, and its reason explains it
     backend = preferred(request.config, request.machine, devices=devices)
     return [
         ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
