@@ -30,7 +30,7 @@ def show(output: Output, comparison: Comparison) -> None:
         speed_columns = ("", "prompt", "first s", "prefill/s", "GEMM", "decode/s", "RAM", "plan")
         output.table(speed_columns, [_speed_row(one, cell) for one in summaries for cell in one.cells])
         output.line("")
-        output.heading("decode, tokens a second, all sequences together")
+        output.heading("decode, tokens per second, all sequences together")
         output.bars(list(_bars(summaries)))
     if remarks := list(_remarks(comparison, summaries)):
         output.line("")

@@ -92,7 +92,7 @@ def _warn_if_busy(output: Output) -> None:
 
     load_average, cores = platform_support.load_average(), physical_cores()
     if load_average is not None and load_average > BUSY_SHARE * cores:
-        output.warn(f"this machine is busy (load average {load_average:.1f} on {cores} cores): results are unreliable")
+        output.warn(f"this machine is busy (load average {load_average:.1f} on {cores} cores): unreliable results")
 
 
 def _task(options: Options) -> "Task":
