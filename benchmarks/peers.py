@@ -1,11 +1,11 @@
-"""llmctl beside transformers, bitsandbytes and llama.cpp: the same weights, the same prompts, one run.
+"""Compare llmctl with transformers, bitsandbytes and llama.cpp on the same weights and prompts.
 
     python benchmarks/peers.py --llama-python PATH/bin/python       # a random Llama of 1.24 billion, five runs each
-    python benchmarks/peers.py --model FOLDER --runs 3 --check      # a Llama of one's own, and whether they agree
+    python benchmarks/peers.py --model FOLDER --runs 3 --check      # your own Llama; also compare the generated tokens
 
-Every run of every program is a process of its own; the programs take turns, so that a noisy minute hits all of them.
-llama.cpp comes from the PyPI package llama-cpp-python, in an environment of its own or in this one; without
---llama-python it is left out. It gets the weights as GGUF, written here from the same safetensors.
+Every run of every program is a new process. The programs take turns, so that other load on the machine affects all of
+them. llama.cpp comes from the PyPI package llama-cpp-python, in a separate environment or in this one; without
+--llama-python, it is not measured. Its GGUF files are converted from the same safetensors.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _NEW_TOKENS, _PROMPTS = 24, (64, 256)
 
 @dataclass(frozen=True)
 class Peer:
-    """A program and how it holds the weights."""
+    """A program and the format in which it stores the weights."""
 
     weights: str
     program: str
@@ -48,23 +48,23 @@ class Peer:
 
 
 def peers(folder: Path, files: dict[str, Path]) -> list[Peer]:
-    """Who takes part, by the size of the weights; llama.cpp where its files are."""
-    found = []
-    kinds = (
+    """Return the programs to compare, by the size of the weights; llama.cpp only if its files exist."""
+    result = []
+    variants = (
         (None, {"transformers": "bfloat16", "llmctl": "bfloat16"}, "F16"),
         (8, {"transformers": "bitsandbytes int8", "llmctl": "8-bit"}, "Q8_0"),
         (4, {"transformers": "bitsandbytes nf4", "llmctl": "4-bit"}, "Q4_0"),
     )
-    for weights, (bits, storages, gguf) in zip(WEIGHTS, kinds, strict=True):
+    for weights, (bits, storages, gguf) in zip(WEIGHTS, variants, strict=True):
         arguments = {"folder": str(folder), "dtype": "bfloat16", "bits": bits}
-        found += [Peer(weights, program, storage, arguments) for program, storage in storages.items()]
+        result += [Peer(weights, program, storage, arguments) for program, storage in storages.items()]
         if gguf in files:
-            found.append(Peer(weights, "llama.cpp", gguf, {"file": str(files[gguf])}))
-    return found
+            result.append(Peer(weights, "llama.cpp", gguf, {"file": str(files[gguf])}))
+    return result
 
 
 def make_model(folder: Path) -> None:
-    """A random Llama of 1.24 billion parameters, as Llama 3.2 1B has them: 16 layers, vocabulary 128256, tied."""
+    """Save a random Llama with the shape of Llama 3.2 1B: 1.24 billion parameters, 16 layers, tied embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,8 +91,8 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
 
 
-def ask(peer: Peer, python: str, job: dict[str, Any], home: Path) -> dict[str, Any]:
-    """One run of one program in a fresh process."""
+def run_once(peer: Peer, python: str, job: dict[str, Any], home: Path) -> dict[str, Any]:
+    """Run one program once in a new process. Return its measurements."""
     threads = str(job["threads"])
     done = subprocess.run(
         [python, str(CHILD)],
@@ -109,16 +109,18 @@ def ask(peer: Peer, python: str, job: dict[str, Any], home: Path) -> dict[str, A
 
 
 def main() -> None:
-    """Make what is missing, let the programs take turns, print the table."""
+    """Create missing model files, run the programs in turns, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="the folder of a Llama; by default a random one is made")
-    parser.add_argument("--llama-python", help="the interpreter that has llama-cpp-python")
-    parser.add_argument("--folder", type=Path, help="where GGUF files and the model go and stay; temporary by default")
+    parser.add_argument("--model", type=Path, help="folder of a Llama (default: create a random one)")
+    parser.add_argument("--llama-python", help="Python interpreter that has llama-cpp-python")
+    parser.add_argument("--folder", type=Path, help="folder to keep the model and GGUF files in (default: temporary)")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--weights", nargs="+", default=WEIGHTS, choices=WEIGHTS, help="only these")
+    parser.add_argument(
+        "--weights", nargs="+", default=WEIGHTS, choices=WEIGHTS, help="sizes to measure (default: all)"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--check", action="store_true", help="first compare the greedy texts of all at full precision")
-    parser.add_argument("--json", type=Path, help="write every run's figures there as well")
+    parser.add_argument("--check", action="store_true", help="first compare the greedy texts at full precision")
+    parser.add_argument("--json", type=Path, help="file to write the measurements of every run to")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.folder or Path(temporary)
@@ -127,85 +129,87 @@ def main() -> None:
         if not folder.is_dir():
             make_model(folder)
         files = {}
-        for kind in TYPES if arguments.llama_python else ():
-            files[kind] = (work / f"{folder.name}-{kind}.gguf").absolute()
-            if not files[kind].exists():
-                write_gguf(folder, files[kind], kind)
-        found = [peer for peer in peers(folder, files) if peer.weights in arguments.weights]
+        for weight_type in TYPES if arguments.llama_python else ():
+            files[weight_type] = (work / f"{folder.name}-{weight_type}.gguf").absolute()
+            if not files[weight_type].exists():
+                write_gguf(folder, files[weight_type], weight_type)
+        measured = [peer for peer in peers(folder, files) if peer.weights in arguments.weights]
         home = Path(temporary) / "home"
         if arguments.check:
-            sys.stdout.write(check(folder, files, arguments.llama_python, arguments.threads, home))
+            sys.stdout.write(compare_tokens(folder, files, arguments.llama_python, arguments.threads, home))
         job = make_job(folder, arguments.threads)
         loads = [os.getloadavg()[0]]
         rounds: list[dict[str, Any]] = []
-        with suppress(KeyboardInterrupt):  # what is whole by then is reported
+        with suppress(KeyboardInterrupt):  # complete rounds are still reported
             while len(rounds) < arguments.runs:
-                rounds.append(one_round(found, arguments.llama_python, job, home))
+                rounds.append(one_round(measured, arguments.llama_python, job, home))
                 loads.append(os.getloadavg()[0])
                 sys.stderr.write(f"{len(rounds)} of {arguments.runs}, load average {loads[-1]:.1f}\n")
     if not rounds:
-        raise SystemExit("not one round was whole")
+        raise SystemExit("no round was completed")
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine_text(), "load_average": loads, "rounds": rounds}))
-    runs = {peer.name: [each[peer.name] for each in rounds] for peer in found}
-    sys.stdout.write(report(found, runs, threads=arguments.threads, loads=loads))
+    runs = {peer.name: [each[peer.name] for each in rounds] for peer in measured}
+    sys.stdout.write(report(measured, runs, threads=arguments.threads, loads=loads))
 
 
-def one_round(found: Sequence[Peer], llama_python: str, job: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Every program once."""
+def one_round(measured: Sequence[Peer], llama_python: str, job: dict[str, Any], home: Path) -> dict[str, Any]:
+    """Run every program once. Return the measurements by program."""
     pythons = {"llama.cpp": llama_python}
-    return {peer.name: ask(peer, pythons.get(peer.program, sys.executable), job, home) for peer in found}
+    return {peer.name: run_once(peer, pythons.get(peer.program, sys.executable), job, home) for peer in measured}
 
 
 def make_job(folder: Path, threads: int) -> dict[str, Any]:
-    """Prompts of random ids, the same for everyone; another one to warm up."""
+    """Return prompts of random ids, the same for every program, and a prompt to warm up with."""
     size = min(json.loads((folder / "config.json").read_text())["vocab_size"], 128000)
-    chance = random.Random(7)
-    prompts = [[chance.randrange(3, size) for _ in range(length)] for length in (64, *_PROMPTS)]
+    rng = random.Random(7)
+    prompts = [[rng.randrange(3, size) for _ in range(length)] for length in (64, *_PROMPTS)]
     return {"threads": threads, "new_tokens": _NEW_TOKENS, "warm_up": prompts[0], "prompts": prompts[1:]}
 
 
-def check(folder: Path, files: dict[str, Path], llama_python: str, threads: int, home: Path) -> str:
-    """Whether the programs give the same greedy tokens for a real prompt, transformers and llmctl in float32."""
+def compare_tokens(folder: Path, files: dict[str, Path], llama_python: str, threads: int, home: Path) -> str:
+    """Compare the greedy tokens of the programs for a real prompt; transformers and llmctl use float32."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     job = {"threads": threads, "new_tokens": _NEW_TOKENS, "prompts": [tokenizer.encode("The capital of France is")]}
     full = {"folder": str(folder), "dtype": "float32", "bits": None}
-    said = {name: ask(Peer("", name, "", full), sys.executable, job, home) for name in ("transformers", "llmctl")}
-    for kind, file in files.items():
-        peer = Peer("", "llama.cpp", kind, {"file": str(file)})
-        said[peer.name] = ask(peer, llama_python, job, home)
-    tokens = {name: figures["cells"][0]["tokens"] for name, figures in said.items()}
+    results = {
+        name: run_once(Peer("", name, "", full), sys.executable, job, home) for name in ("transformers", "llmctl")
+    }
+    for weight_type, file in files.items():
+        peer = Peer("", "llama.cpp", weight_type, {"file": str(file)})
+        results[peer.name] = run_once(peer, llama_python, job, home)
+    tokens = {name: figures["cells"][0]["tokens"] for name, figures in results.items()}
     lines = []
     for name, ids in tokens.items():
         same = sum(a == b for a, b in zip(ids, tokens["transformers"], strict=True))
-        lines.append(f"{name:15} {same}/{len(ids)} tokens as transformers: {tokenizer.decode(ids)!r}")
+        lines.append(f"{name:15} {same}/{len(ids)} tokens equal to those of transformers: {tokenizer.decode(ids)!r}")
     return "\n".join([*lines, ""])
 
 
-def report(found: Sequence[Peer], runs: dict[str, list[dict[str, Any]]], *, threads: int, loads: list[float]) -> str:
-    """The table, as Markdown: medians, least and most, and each program against transformers with the same bits."""
+def report(measured: Sequence[Peer], runs: dict[str, list[dict[str, Any]]], *, threads: int, loads: list[float]) -> str:
+    """Return a Markdown table: medians, minimum and maximum, and the ratio to transformers with the same bits."""
     count = len(next(iter(runs.values())))
     heads = [f"prefill {length}" for length in _PROMPTS] + [f"decode {length}" for length in _PROMPTS]
     lines = [
-        f"{machine_text()}; {threads} threads; median of {count} (least-most); load average {min(loads):.1f}-"
+        f"{machine_text()}; {threads} threads; median of {count} (minimum-maximum); load average {min(loads):.1f}-"
         f"{max(loads):.1f}; {versions_text()}",
         "",
         f"| weights | program | load s | {' | '.join(heads)} | peak | anonymous |",
         "| --- | --- | " + "--: | " * (len(heads) + 3),
     ]
-    for peer in found:
-        base = runs[next(p.name for p in found if p.weights == peer.weights)]
-        own = runs[peer.name]
-        cells = [_figure([run["load_seconds"] for run in own])]
-        for what in ("prefill", "decode"):
-            for place in range(len(_PROMPTS)):
-                mine, theirs = ([run["cells"][place][what] for run in each] for each in (own, base))
-                cells.append(f"{_figure(mine)} x{statistics.median(mine) / statistics.median(theirs):.2f}")
-        cells += [f"{statistics.median(run[name] for run in own) / 1e9:.2f} GB" for name in ("VmHWM", "RssAnon")]
+    for peer in measured:
+        baseline_runs = runs[next(p.name for p in measured if p.weights == peer.weights)]
+        peer_runs = runs[peer.name]
+        cells = [_figure([run["load_seconds"] for run in peer_runs])]
+        for phase in ("prefill", "decode"):
+            for index in range(len(_PROMPTS)):
+                rates, baseline = ([run["cells"][index][phase] for run in each] for each in (peer_runs, baseline_runs))
+                cells.append(f"{_figure(rates)} x{statistics.median(rates) / statistics.median(baseline):.2f}")
+        cells += [f"{statistics.median(run[name] for run in peer_runs) / 1e9:.2f} GB" for name in ("VmHWM", "RssAnon")]
         lines.append(f"| {peer.weights} | {peer.name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "x: of transformers with the same bits", ""])
+    return "\n".join([*lines, "", "x: ratio to transformers with the same bits", ""])
 
 
 def _figure(values: list[float]) -> str:
@@ -214,7 +218,7 @@ def _figure(values: list[float]) -> str:
 
 
 def machine_text() -> str:
-    """The processor's family, its cores and its instruction sets."""
+    """Return the processor's name, family, cores and instruction sets."""
     from llmctl.machine.detection import read_machine
 
     machine = read_machine()
@@ -222,14 +226,15 @@ def machine_text() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    names = [re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
-    name, family, model = (found[1] if found else "?" for found in names)
+    keys = ("model name", "cpu family", "model")
+    matches = [re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE) for key in keys]
+    name, family, model = (match[1] if match else "?" for match in matches)
     features = ", ".join(sorted(machine.cpu_features))
     return f"{name}, family {family}, model {model}, {machine.physical_cores} cores, {features}"
 
 
 def versions_text() -> str:
-    """What was compared."""
+    """Return the versions of the compared programs."""
     from importlib.metadata import version
 
     names = ("torch", "transformers", "bitsandbytes")

@@ -1,6 +1,6 @@
-"""One program, measured once, in a process of its own: the job comes on standard input, the figures on standard output.
+"""Measure one program once. The job is read from standard input, the measurements are written to standard output.
 
-The part for llama.cpp imports nothing but llama_cpp: it runs in the interpreter where that is installed.
+`_llama_cpp` imports only llama_cpp and NumPy, because it runs in the interpreter that has llama-cpp-python.
 """
 
 import ctypes
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Reads a prompt and makes tokens: (ids, how many) -> (seconds to the first, seconds to the last, the tokens)
+# (prompt ids, number of new tokens) -> (seconds to the first token, seconds to the last token, the tokens)
 Answer = Callable[[list[int], int], tuple[float, float, list[int]]]
 
 
 def main() -> None:
-    """Load, warm up, measure every prompt of the job."""
+    """Load the model, warm up, and measure every prompt of the job."""
     job = json.loads(sys.stdin.read())
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -74,14 +74,14 @@ def _transformers(*, folder: str, dtype: str, bits: int | None, threads: int) ->
 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
-    more: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
     if bits == 8:
-        more["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     if bits == 4:
-        more["quantization_config"] = BitsAndBytesConfig(
+        quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", **more)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", **quantization)
     model.generation_config.eos_token_id = None
 
     def answer(ids: list[int], count: int) -> tuple[float, float, list[int]]:
@@ -95,14 +95,14 @@ def _transformers(*, folder: str, dtype: str, bits: int | None, threads: int) ->
             pad_token_id=0,
             streamer=clock,
         )
-        # the first call of a streamer is the prompt itself
+        # a streamer first gets the prompt
         return clock.times[1] - began, clock.times[-1] - began, text[0, len(ids) :].tolist()
 
     return answer
 
 
 def _llama_cpp(*, file: str, threads: int) -> Answer:
-    """llama.cpp through its C interface, with nothing of Python between two tokens but the choice of the likeliest."""
+    """Use llama.cpp's C interface. Between two tokens, Python only computes the argmax."""
     import llama_cpp
     import numpy as np
 

@@ -1,7 +1,7 @@
-"""A Llama's safetensors as GGUF, for llama.cpp: the same weights, F16, Q8_0 or Q4_0.
+"""Convert a Llama's safetensors to GGUF for llama.cpp: the same weights as F16, Q8_0 or Q4_0.
 
-No vocabulary goes in: the benchmark speaks in token ids. Matrices of the blocks are in the type that is asked for; with
-Q4_0 the embedding, which is the head as well where they are tied, is Q8_0 (llama.cpp's own tool takes Q6_K there).
+The file has no vocabulary, because the benchmark uses token ids. The matrices of the blocks have the requested type.
+With Q4_0, the embedding (also the output head, if they are tied) is Q8_0; llama.cpp's own converter uses Q6_K for it.
 """
 
 import json
@@ -25,15 +25,15 @@ _BLOCK = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_AROUND = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(folder: Path, file: Path, kind: str) -> None:
-    """Write `file` from the model in `folder`. `kind` is one of `TYPES`."""
+def write_gguf(folder: Path, file: Path, weight_type: str) -> None:
+    """Convert the model in `folder` to `file`. `weight_type` is one of `TYPES`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     if config["model_type"] != "llama" or rope.get("rope_type", "default") != "default":
-        raise SystemExit(f"{folder}: only a plain Llama is converted here")
+        raise SystemExit(f"{folder}: only a plain Llama can be converted")
     writer = gguf.GGUFWriter(file, "llama")
     heads, head_dim = config["num_attention_heads"], config.get("head_dim")
     head_dim = head_dim or config["hidden_size"] // heads
@@ -56,8 +56,8 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
         target = _name(name)
         if target.endswith(("attn_q.weight", "attn_k.weight")):
             tensor = _permuted(tensor, heads if "attn_q" in target else config["num_key_value_heads"])
-        data, stored = _stored(tensor, target, kind)
-        writer.add_tensor(target, data, raw_dtype=stored)
+        data, stored_type = _encode(tensor, target, weight_type)
+        writer.add_tensor(target, data, raw_dtype=stored_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -65,36 +65,37 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor in float32."""
+    """Yield each tensor's name and its values in float32."""
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(str(shard), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 yield name, opened.get_tensor(name).float().numpy()
 
 
 def _name(name: str) -> str:
     stem = name.removesuffix(".weight")
-    if stem in _AROUND:
-        return f"{_AROUND[stem]}.weight"
+    if stem in _OUTER:
+        return f"{_OUTER[stem]}.weight"
     _, _, number, part = stem.split(".", 3)
     return f"blk.{number}.{_BLOCK[part]}.weight"
 
 
 def _permuted(tensor: Any, heads: int) -> Any:
-    """Rows of a query or key projection in the order of llama.cpp's rotary embedding, which turns neighbours.
+    """Reorder the rows of a query or key projection for llama.cpp's RoPE.
 
-    transformers turns element i with i + half; llama.cpp, for the architecture `llama`, 2i with 2i + 1
-    (its convert_hf_to_gguf.py, LlamaModel.permute).
+    transformers rotates element i with element i + half. For the architecture `llama`, llama.cpp rotates 2i with 2i + 1
+    (LlamaModel.permute in its convert_hf_to_gguf.py).
     """
     rows, columns = tensor.shape
     return tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _stored(tensor: Any, target: str, kind: str) -> tuple[Any, Any]:
+def _encode(tensor: Any, target: str, weight_type: str) -> tuple[Any, Any]:
+    """Return the data of a tensor, and its GGUF type if NumPy's does not give it."""
     if tensor.ndim == 1:
         return tensor.astype(np.float32), None
-    if kind == "F16":
+    if weight_type == "F16":
         return tensor.astype(np.float16), None
-    around = target in ("token_embd.weight", "output.weight")
-    wanted = gguf.GGMLQuantizationType["Q8_0" if around else kind]
-    return gguf.quants.quantize(np.ascontiguousarray(tensor), wanted), wanted
+    is_embedding_or_head = target in ("token_embd.weight", "output.weight")
+    stored_type = gguf.GGMLQuantizationType["Q8_0" if is_embedding_or_head else weight_type]
+    return gguf.quants.quantize(np.ascontiguousarray(tensor), stored_type), stored_type

@@ -1,6 +1,6 @@
-"""What quantising costs in quality: the perplexity of English text under each way to store the weights.
+"""Loss of quality by quantisation: the perplexity of English text for each weight format.
 
-The text comes with Python: the language reference that `help()` shows. Run it with a model's folder or id:
+The text is Python's language reference as `help()` shows it. The argument is a model's folder or id:
 
     python benchmarks/quality.py HuggingFaceTB/SmolLM2-135M-Instruct --tokens 20000
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import llmctl
 
-WINDOW = 512  # tokens that are read at once; each window begins without context
-WAYS: dict[str, dict[str, Any]] = {
+WINDOW = 512  # tokens per forward pass; each window starts without context
+FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {"bits": None},
     "llmctl 8-bit": {"bits": 8, "backend": "llmctl"},
     "llmctl 4-bit": {"bits": 4, "backend": "llmctl"},
@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def perplexity(loaded: Any, text: str, count: int) -> tuple[float, int]:
-    """The perplexity of the first `count` tokens of `text`, and how many were scored."""
+    """Return the perplexity of the first `count` tokens of a text, and the number of scored tokens."""
     import torch
 
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, :count]
@@ -43,26 +43,27 @@ def perplexity(loaded: Any, text: str, count: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Print a line for each way, and one JSON document at the end."""
+    """Print a line for each weight format, then one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=20_000)
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    asked = parser.parse_args()
+    parser.add_argument("--ways", nargs="*", default=list(FORMATS), choices=list(FORMATS))
+    options = parser.parse_args()
     text = "\n\n".join(topics[name] for name in sorted(topics))
-    found: dict[str, float] = {}
-    for way in asked.ways:
+    perplexities: dict[str, float] = {}
+    for name in options.ways:
         began = time.perf_counter()
-        loaded = llmctl.load(asked.model, quantization={**WAYS[way], "cache": False})
-        found[way], scored = perplexity(loaded, text, asked.tokens)
-        first = next(iter(found.values()))
+        loaded = llmctl.load(options.model, quantization={**FORMATS[name], "cache": False})
+        value, scored = perplexity(loaded, text, options.tokens)
+        perplexities[name] = value
+        baseline = next(iter(perplexities.values()))
         weights = sum(loaded.measured.device_bytes.values()) / 1e6
         print(
-            f"{way:<22} {found[way]:9.4f}  {100 * (found[way] / first - 1):+6.2f} %  {weights:7.1f} MB  "
+            f"{name:<22} {value:9.4f}  {100 * (value / baseline - 1):+6.2f} %  {weights:7.1f} MB  "
             f"{scored} tokens, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
-    print(json.dumps({"model": asked.model, "window": WINDOW, "tokens": scored, "perplexity": found}))
+    print(json.dumps({"model": options.model, "window": WINDOW, "tokens": scored, "perplexity": perplexities}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How soon llmctl is ready: one token from nothing beside the plain script, and a model in 4 bits, loaded twice.
+"""Start-up time of llmctl: time to one token compared with a plain transformers script, and loading a model in 4 bits.
 
     python benchmarks/start.py SMALL_MODEL --large FOLDER --runs 5
 
-Every measurement is a process of its own, and the two programs take turns. `beyond imports`: the child has imported
-torch, transformers' classes of the model and llmctl before the clock starts. The first load quantises and keeps a copy,
-the second reads it.
+Every measurement runs in a new process, and the two programs take turns. `beyond imports` means that the process has
+imported torch, transformers' classes of the model and llmctl before the clock starts. The first load quantises the
+model and writes the quantised cache; the second load reads it.
 """
 
 import argparse
@@ -50,7 +50,7 @@ print(json.dumps({"seconds": seconds, "peak": memory("VmHWM"), "held": memory("V
 
 
 def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float, str]:
-    """Wall and processor seconds of a command, and what it printed."""
+    """Run a command. Return its wall time, its CPU time and its output."""
     before, began = os.times(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     wall, after = time.perf_counter() - began, os.times()
@@ -58,68 +58,73 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float
     return wall, used, done.stdout.strip()
 
 
-def cold(model: str, runs: int, environment: dict[str, str]) -> dict[str, Any]:
-    """One token from nothing, both ways in turn; the first turn, which fills the system's cache, is not counted."""
+def measure_cold_start(model: str, runs: int, environment: dict[str, str]) -> dict[str, Any]:
+    """Measure the time to one token of both programs, in turns. The first run only fills the page cache."""
     llmctl = [sys.executable, "-m", "llmctl", "generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", "1"]
-    ways = {"llmctl generate": llmctl, "plain script": [sys.executable, "-c", PLAIN, model]}
-    found: dict[str, list[tuple[float, float, str]]] = {way: [] for way in ways}
+    commands = {"llmctl generate": llmctl, "plain script": [sys.executable, "-c", PLAIN, model]}
+    results: dict[str, list[tuple[float, float, str]]] = {program: [] for program in commands}
     for _ in range(runs + 1):
-        for way, command in ways.items():
-            found[way].append(timed(command, environment))
+        for program, command in commands.items():
+            results[program].append(timed(command, environment))
     return {
-        way: {
+        program: {
             "wall": statistics.median(wall for wall, _, _ in times[1:]),
             "processor": statistics.median(used for _, used, _ in times[1:]),
             "text": times[0][2],
         }
-        for way, times in found.items()
+        for program, times in results.items()
     }
 
 
-def loads(model: str, bits: int, runs: int, threads: int, environment: dict[str, str]) -> dict[str, Any]:
-    """The first load and the second, `runs` times; the model's files are read once before."""
+def measure_loads(model: str, bits: int, runs: int, threads: int, environment: dict[str, str]) -> dict[str, Any]:
+    """Measure the first and the second load, `runs` times. The model's files are in the page cache."""
     for file in Path(model).glob("*.safetensors"):
         file.read_bytes()
-    found: dict[str, list[dict[str, Any]]] = {"first": [], "second": []}
+    results: dict[str, list[dict[str, Any]]] = {"first": [], "second": []}
     command = [sys.executable, "-c", LOAD, model, str(bits), str(threads)]
     for _ in range(runs):
         shutil.rmtree(Path(environment["LLMCTL_HOME"]), ignore_errors=True)
-        for which in found.values():
-            which.append(json.loads(timed(command, environment)[2].splitlines()[-1]))
+        for measured in results.values():
+            measured.append(json.loads(timed(command, environment)[2].splitlines()[-1]))
     return {
-        which: {
-            "seconds": statistics.median(one["seconds"] for one in each),
-            "peak": statistics.median(one["peak"] for one in each),
-            "held": statistics.median(one["held"] for one in each),
-            "peak over held": statistics.median(one["peak"] / one["held"] for one in each),
-            "quantization": each[0]["quantization"],
+        load: {
+            "seconds": statistics.median(run["seconds"] for run in measured),
+            "peak": statistics.median(run["peak"] for run in measured),
+            "held": statistics.median(run["held"] for run in measured),
+            "peak over held": statistics.median(run["peak"] / run["held"] for run in measured),
+            "quantization": measured[0]["quantization"],
         }
-        for which, each in found.items()
+        for load, measured in results.items()
     }
 
 
 def main() -> None:
-    """Print what was found, and one JSON document at the end."""
+    """Print the results as text, then as one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("small", help="the folder of a model for the cold start")
-    parser.add_argument("--large", help="the folder of a model that is loaded quantised")
+    parser.add_argument("small", help="folder of a model for the cold start")
+    parser.add_argument("--large", help="folder of a model to load quantised")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"LLMCTL_HOME": str(Path(home) / "home"), "HF_HUB_OFFLINE": "1"}
-        document: dict[str, Any] = {"runs": asked.runs, "cold": cold(asked.small, asked.runs, environment)}
+        document: dict[str, Any] = {
+            "runs": options.runs,
+            "cold": measure_cold_start(options.small, options.runs, environment),
+        }
         ours, plain = document["cold"].values()
-        for way, one in document["cold"].items():
-            print(f"{way:<16} wall {one['wall']:5.2f} s  processor {one['processor']:5.2f} s  {one['text']!r}")
+        for program, result in document["cold"].items():
+            wall, processor = result["wall"], result["processor"]
+            print(f"{program:<16} wall {wall:5.2f} s  processor {processor:5.2f} s  {result['text']!r}")
         ratios = {name: ours[name] / plain[name] for name in ("wall", "processor")}
         print(f"ratio            wall {ratios['wall']:5.2f}    processor {ratios['processor']:5.2f}")
-        if asked.large:
-            document["loads"] = loads(asked.large, asked.bits, asked.runs, asked.threads, environment)
-            for which, one in document["loads"].items():
-                memory = f"peak {one['peak'] / 1e9:.2f} GB, {one['peak over held']:.2f} of what is held afterwards"
-                print(f"{which + ' load':<16} {one['seconds']:5.2f} s beyond imports  {memory}  {one['quantization']}")
+        if options.large:
+            document["loads"] = measure_loads(options.large, options.bits, options.runs, options.threads, environment)
+            for load, result in document["loads"].items():
+                ratio, seconds = result["peak over held"], result["seconds"]
+                memory = f"peak {result['peak'] / 1e9:.2f} GB, {ratio:.2f} times the memory held afterwards"
+                print(f"{load + ' load':<16} {seconds:5.2f} s beyond imports  {memory}  {result['quantization']}")
     print(json.dumps(document))
 
 
