@@ -4,8 +4,8 @@
     python benchmarks/download.py --megabytes 200  # faster
 
 Each run starts with an empty cache. Xet is off, because the stand-in for the Hub serves plain HTTP, as mirrors do. The
-two programs take turns, so that other load on the machine affects both. llmctl does more work: it hashes every byte, and
-flushes every file to disk before it renames it to its final name.
+two programs take turns, so that other load on the machine affects both. llmctl does more work: it hashes every byte,
+and flushes every file to disk before it renames it to its final name.
 """
 
 import argparse
@@ -77,13 +77,13 @@ def main() -> None:
             for _ in range(arguments.runs):
                 for name, command in PROGRAMS.items():
                     figures[name].append(run(command, url=hub.url, home=home))
-    sys.stdout.write(report(figures, subject=f"{arguments.megabytes} MB in {arguments.shards} shards"))
+    sys.stdout.write(report(figures, title=f"{arguments.megabytes} MB in {arguments.shards} shards"))
 
 
-def report(figures: dict[str, list[tuple[float, float]]], *, subject: str) -> str:
+def report(figures: dict[str, list[tuple[float, float]]], *, title: str) -> str:
     """Return the measurements as a table."""
     lines = [
-        f"{subject}, {os.cpu_count()} cores",
+        f"{title}, {os.cpu_count()} cores",
         f"{'program':10}{'seconds (each run)':>28}{'median':>9}{'peak MB':>9}",
     ]
     for name, runs in figures.items():
