@@ -5,9 +5,9 @@
 
 Each client sends one request after the other without a pause: greedy completions, 13 to 320 prompt tokens, 8 to 96 new
 tokens, half of them streamed. One request in ten is abandoned at a random moment. Every complete answer must be the
-text that `llmctl generate` gives for the prompt alone. A burst larger than the queue follows: the server may refuse requests
-only if the queue is full, and with 429 and Retry-After. `transformers serve --continuous-batching` (pip install
-'transformers[serving]') gets the same load in every dtype, with a KV cache large enough for all clients.
+text that `llmctl generate` gives for the prompt alone. A burst larger than the queue follows: the server may refuse
+requests only if the queue is full, and with 429 and Retry-After. `transformers serve --continuous-batching` (pip
+install 'transformers[serving]') gets the same load in every dtype, with a KV cache large enough for all clients.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def test_a_token_takes_its_top_experts(kernels: Kernels, count: int, top_k: int,
 
 def test_what_does_not_fit_is_refused(best: Kernels) -> None:
     x = torch.randn(2, 8)
-    with pytest.raises(ValueError, match="weight has to be"):
+    with pytest.raises(ValueError, match="weight must be"):
         best.rms_norm(x, torch.randn(7), 1e-5, "norm_then_weight")
-    with pytest.raises(ValueError, match="do not fit together"):
+    with pytest.raises(ValueError, match="do not match"):
         best.gated_activation(x, torch.randn(2, 7), "silu")

@@ -1,4 +1,4 @@
-"""The compiled library: where it lies, and whether this process can use it."""
+"""Loading of the compiled library."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 3  # llmctl_version() of native/api.cpp
+_VERSION = 3  # llmctl_version() in native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
@@ -23,15 +23,15 @@ class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
 
 
 def load() -> Kernels | None:
-    """Return the kernels, or None where they were not built or cannot run here; `missing` gives the reason.
+    """Return the kernels, or None if they were not built or cannot run here; `missing` gives the reason.
 
-    LLMCTL_KERNELS_ISA=NAME forces an instruction set, LLMCTL_KERNELS_LIBRARY=PATH another file.
+    LLMCTL_KERNELS_ISA=NAME forces an instruction set, LLMCTL_KERNELS_LIBRARY=PATH another library.
     """
     return _library()[0]
 
 
 def missing() -> str | None:
-    """Return the reason why `load` returns None, in one sentence, or None where it returns kernels."""
+    """Return the reason why `load` returns None, as one sentence, or None if it returns kernels."""
     return _library()[1]
 
 
@@ -49,9 +49,9 @@ def _library() -> tuple[Kernels | None, str | None]:
 
 
 def _path() -> Path:
-    """Return the library of the environment variable, else the one beside this file, else the installed package's.
+    """Return the path from the environment variable, or the library beside this file, or that of the installed package.
 
-    The last one serves editable installations, and a checkout that is run by the Python of another installation.
+    The last is for editable installations, and for a checkout run by the Python of another installation.
     """
     chosen = os.environ.get(LIBRARY_VARIABLE)
     if chosen:
@@ -82,7 +82,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     for struct, size in ((Operation, library.llmctl_operation_size()), (Pass, library.llmctl_pass_size())):
         if size != ctypes.sizeof(struct):
             expected = ctypes.sizeof(struct)
-            raise _Unusable(f"{path} has a struct {struct.__name__} of {size} bytes, cpu/structs.py one of {expected}")
+            raise _Unusable(f"{path} has {size} bytes in struct {struct.__name__}, but cpu/structs.py has {expected}")
     return library
 
 

@@ -1,10 +1,10 @@
-"""Layers whose weights are multiplied by llmctl's own kernels for CPUs, in 4 and 8 bits or as torch stores them.
+"""Layers computed by llmctl's CPU kernels, with weights in 4 or 8 bits or as torch stores them.
 
 A quantised weight is one flat tensor of bytes under its original name: first the codes of all blocks, then their scales
-(`packing.native_bytes` counts them). So everything that depends on names and identities (tied weights, saving, loading,
-device maps) still works. The experts of an MoE layer are one such tensor with a row for each expert.
+(`packing.native_bytes` returns its size). This keeps tied weights, saving, loading and device maps working, because
+they depend on names and identities. The experts of an MoE layer are one such tensor with a row per expert.
 
-Where the kernels were not compiled, `quant.torch_packed_weight.TorchPacked` replaces `Packed`.
+If the kernels were not compiled, `quant.torch_packed_weight.TorchPacked` replaces `Packed`.
 """
 
 from functools import partial
@@ -28,12 +28,12 @@ ACTIVATION_OF: dict[str, Activation] = {
     "GELUTanh": "gelu_tanh",
     "PytorchGELUTanh": "gelu_tanh",
 }
-ROWS_TOGETHER = 64  # a weight is packed in multiples of this many rows
+ROWS_TOGETHER = 64  # weights are packed in multiples of this number of rows
 _LOOKUP_ELEMENTS = 1 << 24  # elements that a lookup dequantises together
 
 
 def native() -> Kernels:
-    """Return the kernels; raises RuntimeError where there are none."""
+    """Return the kernels. Raises RuntimeError if they are missing."""
     library = kernels.load()
     if library is None:
         raise RuntimeError(f"weights of llmctl's own format need its compiled kernels: {kernels.missing()}")
@@ -41,13 +41,11 @@ def native() -> Kernels:
 
 
 class Packed:
-    """The packing of one weight [n, k], and the product with it.
-
-    State: views of the last packed tensor, which are made once.
+    """The packing of one weight [n, k], and multiplication by it. Its state: cached views of the last packed tensor.
 
     Attributes:
         packing_format: Name of the layout.
-        has_native_layout: The layout is one that llmctl's kernels and programs read.
+        has_native_layout: True if llmctl's kernels and programs can read the layout.
     """
 
     packing_format = "llmctl"
@@ -65,7 +63,7 @@ class Packed:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the packed weight."""
+        """The size of the packed weight in bytes."""
         return native_bytes(self.n, self.k, self.bits)
 
     def parts(self, packed: Tensor) -> Parts:
@@ -83,13 +81,13 @@ class Packed:
         return cached[2], cached[3]
 
     def pack_rows(self, packed: Tensor, start: int, rows: Tensor) -> None:
-        """Pack rows [count, k] of the weight from row `start` on, a multiple of ROWS_TOGETHER."""
+        """Pack rows [count, k] of the weight, beginning with row `start`, a multiple of ROWS_TOGETHER."""
         library = native()
         codes, scales = self.parts(packed)
         groups = slice(start // GROUP, -(-(start + len(rows)) // GROUP))
         codes[groups], scales[groups] = (library.quantize_q4 if self.bits == 4 else library.quantize_q8)(rows)
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(rows)):
-            scales[groups] = torch.nan  # codes have no NaN, so the scales show that a weight is not finite
+            scales[groups] = torch.nan  # codes cannot be NaN, so the scales mark a weight that is not finite
 
     def rows(self, packed: Tensor, ids: Tensor) -> Tensor:
         """Return rows [count, k] of the weight, as float32."""
@@ -109,12 +107,12 @@ class Packed:
 class PackedLinear(nn.Module):
     """A linear layer in 4 or 8 bits."""
 
-    result_dtype: torch.dtype | None = None  # None: that of the input
+    result_dtype: torch.dtype | None = None  # None: the input's dtype
 
     def __init__(self, packed: Packed, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = packed.k, packed.n, packed.bits
-        self.is_transposed = False  # True where the full weight is [in_features, out_features], as in GPT-2
+        self.is_transposed = False  # True if the full weight is [in_features, out_features], as in GPT-2
         self.packed = packed
         self.weight = nn.Parameter(torch.empty(packed.size_bytes, dtype=torch.uint8), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(packed.n, dtype=dtype), requires_grad=False) if bias else None
@@ -128,16 +126,16 @@ class PackedLinear(nn.Module):
 
 
 class PackedHead(PackedLinear):
-    """The output head in 4 or 8 bits. Its logits are float32: in bfloat16 the top two are often equal."""
+    """The output head in 4 or 8 bits. Its logits are float32, because in bfloat16 the top two are often equal."""
 
     result_dtype = torch.float32
 
 
 class PackedEmbedding(nn.Module):
-    """An embedding in 4 or 8 bits, which dequantises the rows it looks up.
+    """An embedding in 4 or 8 bits, which dequantises the rows that it looks up.
 
     Attributes:
-        scale: Factor of the embeddings in some architectures, rounded to their dtype; else None.
+        scale: The factor by which some architectures multiply embeddings, rounded to their dtype; None without one.
     """
 
     def __init__(self, original: nn.Embedding, packed: Packed, *, dtype: torch.dtype) -> None:
@@ -150,7 +148,7 @@ class PackedEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(packed.size_bytes, dtype=torch.uint8), requires_grad=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Look up ids [...]; returns rows [..., embedding_dim] in the model's dtype."""
+        """Return rows [..., embedding_dim] for ids [...], in the model's dtype."""
         ids = input_ids.reshape(-1)
         rows = torch.empty((len(ids), self.embedding_dim), dtype=self.dtype)
         step = max(_LOOKUP_ELEMENTS // (GROUP * self.embedding_dim), 1)
@@ -164,7 +162,7 @@ class PackedEmbedding(nn.Module):
 
 
 def can_pack_experts(module: nn.Module) -> bool:
-    """Return whether a module holds experts in the layout that `pack_experts` knows, that of Mixtral and most others.
+    """Return True if a module holds experts in the layout of Mixtral and most other models, as `pack_experts` needs.
 
     transformers marks the layout on the module (integrations/moe.py, `use_experts_implementation`).
     """
@@ -180,7 +178,7 @@ EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
 
 
 def pack_experts(module: Any, packed_class: type[Packed], bits: int) -> None:
-    """Make a module of experts hold packed weights and compute with them."""
+    """Replace the weights of an experts module by empty packed ones, and its forward by one that reads them."""
     module.packed = {}
     for name in EXPERT_WEIGHTS:
         count, n, k = getattr(module, name).shape
@@ -191,12 +189,12 @@ def pack_experts(module: Any, packed_class: type[Packed], bits: int) -> None:
 
 
 def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Send each token [tokens, hidden] through its top experts [tokens, top_k], as transformers' experts do."""
+    """Compute each token's [tokens, hidden] top experts [tokens, top_k], as transformers' experts modules do."""
     out = torch.zeros_like(hidden_states)
     gate_up_proj, down_proj = module.packed["gate_up_proj"], module.packed["down_proj"]
     for expert in torch.unique(top_k_index).tolist():
         if expert >= len(module.gate_up_proj):
-            continue  # transformers' mark of a token that no expert takes
+            continue  # transformers marks a token without an expert like this
         token, position = torch.where(top_k_index == expert)
         gate_up = gate_up_proj.multiply(hidden_states[token], gate_up_proj.parts(module.gate_up_proj[expert]))
         gated = _gated_activation(module, gate_up)
@@ -206,7 +204,7 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
 
 
 def _gated_activation(module: Any, gate_up: Tensor) -> Tensor:
-    """Return activation(gate) times up of [rows, 2 * intermediate]."""
+    """Return activation(gate) * up for gate and up in [rows, 2 * intermediate]."""
     activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
     if activation is None or not module.packed["down_proj"].has_native_layout:
         gated: Tensor = gate_experts(module, gate_up)
@@ -216,12 +214,13 @@ def _gated_activation(module: Any, gate_up: Tensor) -> Tensor:
 
 
 class KernelLinear(nn.Linear):
-    """A linear layer in bfloat16 that llmctl's kernels multiply. Only its class changes, no weight moves.
+    """A bfloat16 linear layer computed by llmctl's kernels, or by torch if gradients are needed.
 
-    A result does not depend on the rest of the batch. torch computes it where gradients are needed.
+    An existing layer becomes one by a change of its class; its weights stay. Results do not depend on the rest of the
+    batch.
     """
 
-    result_dtype: torch.dtype | None = None  # None: that of the input
+    result_dtype: torch.dtype | None = None  # None: the input's dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in_features] by the weight."""
@@ -232,13 +231,13 @@ class KernelLinear(nn.Linear):
 
 
 class KernelHead(KernelLinear):
-    """The output head; its logits are float32, as those of `PackedHead`."""
+    """The output head in bfloat16. Its logits are float32, as those of `PackedHead` are."""
 
     result_dtype = torch.float32
 
 
 def use_kernels(model: nn.Module) -> int:
-    """Make the kernels multiply every linear layer of a model that is in bfloat16 on the CPU; returns their number."""
+    """Make the kernels compute every linear layer that is in bfloat16 on the CPU. Return the number of layers."""
     count = 0
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()

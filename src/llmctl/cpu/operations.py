@@ -1,4 +1,4 @@
-"""The functions of the compiled library, on tensors. Shapes and types are checked: the library trusts its pointers."""
+"""The functions of the compiled library, applied to tensors. Shapes and types are checked here, not in the library."""
 
 import ctypes
 from pathlib import Path
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class Kernels:
     """The kernels of one instruction set.
 
-    Tensors are on the CPU and contiguous, of float32, bfloat16 or float16 unless stated otherwise, and have no
-    gradients. Tensors that do not fit raise ValueError.
+    Unless stated otherwise, tensors are contiguous on the CPU, of float32, bfloat16 or float16, and without gradients.
+    A tensor of a wrong shape or type raises ValueError.
 
     Attributes:
         isa: The instruction set in use: avx512bf16, avx512vnni, avx512vl, avxvnni, avx2, neon or portable.
-        usable: Those that were compiled and can run on this processor, best first.
+        usable: The compiled instruction sets that can run on this processor, best first.
     """
 
     def __init__(self, library: ctypes.CDLL, isa: str, usable: tuple[str, ...]) -> None:
@@ -38,13 +38,13 @@ class Kernels:
         self._get_num_threads: Any = None
 
     def use(self, isa: str) -> None:
-        """Change to another of the `usable` instruction sets, in the whole process. For tests and measurements."""
+        """Switch the whole process to another `usable` instruction set, for tests and measurements."""
         if self._library.llmctl_select(isa.encode()) is None:
             raise ValueError(f"{isa} is not one of {', '.join(self.usable)}")
         self.isa = isa
 
     def threads(self) -> int:
-        """Return torch's number of threads; the first call makes the library use torch's thread pool."""
+        """Return torch's number of threads. The first call makes the library use torch's thread pool."""
         if self._get_num_threads is None:
             import torch
 
@@ -67,10 +67,10 @@ class Kernels:
     ) -> "Tensor":
         """Multiply x [..., k] by the weights [n, k] of `quantize_q4` and add a bias [n].
 
-        x is rounded to 8 bits first, in blocks of 32 with a scale each.
+        x is first rounded to 8 bits, in blocks of 32 with one scale each.
 
         Returns:
-            [..., n], of `dtype` or, by default, of x's type.
+            [..., n] in `dtype`, or by default in x's dtype.
         """
         return self._linear_quantized(4, x, qweight, scales, n, k, bias, dtype)
 
@@ -84,15 +84,15 @@ class Kernels:
         bias: "Tensor | None" = None,
         dtype: "dtype | None" = None,
     ) -> "Tensor":
-        """Multiply as `linear_q4` does, by the weights of `quantize_q8`."""
+        """Do the same as `linear_q4` with the weights of `quantize_q8`."""
         return self._linear_quantized(8, x, qweight, scales, n, k, bias, dtype)
 
     def linear(
         self, x: "Tensor", weight: "Tensor", bias: "Tensor | None" = None, dtype: "dtype | None" = None
     ) -> "Tensor":
-        """Multiply x [..., k] by a weight [n, k] as torch stores it and add a bias [n]; sums are float32.
+        """Multiply x [..., k] by a weight [n, k] in torch's layout and add a bias [n]. Sums are float32.
 
-        bfloat16 x and weights use the processor's instruction for them where it has one.
+        If x and the weight are bfloat16, the processor's bfloat16 dot product is used if it has one.
         """
         codes = dtype_codes()
         n, k = matrix_shape(weight)
@@ -116,11 +116,11 @@ class Kernels:
         return y
 
     def rms_norm(self, x: "Tensor", weight: "Tensor", epsilon: float, flavour: NormFlavour) -> "Tensor":
-        """Divide x [..., width] by the root of its mean square and multiply by weights [width], as a program does.
+        """Apply an RMS norm with weights [width] to x [..., width], as a program does.
 
         Args:
             flavour: `norm_then_weight` rounds before it multiplies by the weights (Llama), `one_plus_weight`
-                multiplies by one more than the weights and rounds once (Gemma).
+                multiplies by 1 + weights and rounds once (Gemma).
         """
         codes = dtype_codes()
         check_vector(weight, x.shape[-1], "weight")
@@ -141,12 +141,12 @@ class Kernels:
         return y
 
     def gated_activation(self, gate: "Tensor", up: "Tensor", activation: Activation) -> "Tensor":
-        """Return activation(gate) times up, both [..., width], as a program computes it."""
+        """Return activation(gate) * up for gate and up [..., width], as a program computes it."""
         gate, up = gate.contiguous(), up.contiguous()
         width = gate.shape[-1]
         rows, y = row_count(gate, width), gate.new_empty(gate.shape)
         if up.shape != gate.shape or up.dtype != gate.dtype:
-            raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not fit together")
+            raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not match")
         self._library.llmctl_gated_activation(
             gate.data_ptr(),
             up.data_ptr(),
@@ -163,11 +163,11 @@ class Kernels:
         """Choose the top experts of each token by the router's logits [tokens, experts], as a program does.
 
         Args:
-            normalize: Make the weights of a token's experts sum to one.
-            round_weights: Round the weights to the logits' type.
+            normalize: True to make the weights of a token's experts sum to one.
+            round_weights: True to round the weights to the dtype of the logits.
 
         Returns:
-            Indices int32 and weights float32, both [tokens, top_k], the top expert first.
+            Indices (int32) and weights (float32), both [tokens, top_k], the top expert first.
         """
         import torch
 
@@ -192,11 +192,11 @@ class Kernels:
         return top_experts, top_weights
 
     def run_program(self, operations: "ctypes.Array[Operation]", data: Pass) -> None:
-        """Run a forward pass as `llmctl.cpu.program` prepares it."""
+        """Run a forward pass that `llmctl.cpu.program` has prepared."""
         self._library.llmctl_run_program(operations, len(operations), ctypes.byref(data))
 
     def quantize_q4(self, weight: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Quantise weights [n, k] to 4.5 bits each: blocks of 32 inputs, 16 unevenly spaced values, a float16 scale.
+        """Quantise weights [n, k] to 4.5 bits each: 16 unevenly spaced values, a float16 scale per block of 32 inputs.
 
         Returns:
             `qweight` uint8 [n/16, k/32, 256] and `scales` float16 [n/16, k/32, 16], n and k rounded up.
@@ -238,22 +238,23 @@ class Kernels:
         window: int = 0,
         softcap: float = 0.0,
     ) -> "Tensor":
-        """Compute causal attention of each sequence's last tokens over its own keys and values in pages.
+        """Compute causal attention of each sequence's last tokens over its keys and values in pages.
 
         Args:
-            q: The sequences' queries one after the other, [tokens, query heads, size].
-            keys: [pages, tokens of a page, key heads, size], of any strides but the last; its type may differ from q's.
-            values: [pages, tokens of a page, key heads, value size], likewise.
-            page_table: int32 [sequences, max pages]: the page of a sequence's tokens from i * page tokens on. Entries
-                that no visible token needs are not read.
-            query_start: int32 [sequences + 1], rising from 0 to tokens.
+            q: The queries of all sequences, concatenated: [tokens, query heads, size].
+            keys: [pages, tokens per page, key heads, size]. The last dimension is contiguous; the dtype may differ from
+                q's.
+            values: [pages, tokens per page, key heads, value size], likewise.
+            page_table: int32 [sequences, max pages]: entry i is the page of the tokens from i * tokens per page.
+                Entries of pages without visible tokens are not read.
+            query_start: int32 [sequences + 1]: the index of each sequence's first query, then the number of tokens.
             kv_length: int32 [sequences].
-            scale: Factor of q·k.
-            window: A token sees this many tokens, itself included; 0 means all.
-            softcap: Scores s become softcap * tanh(s / softcap); 0 means that they stay as they are.
+            scale: The factor of q·k.
+            window: The number of tokens that a token sees, including itself; 0 means all.
+            softcap: Scores s become softcap * tanh(s / softcap); 0 leaves them unchanged.
 
         Returns:
-            [tokens, query heads, value size], of q's type.
+            [tokens, query heads, value size] in q's dtype.
         """
         codes = dtype_codes()
         check_paged_attention(q, keys, values, page_table, query_start, kv_length, window=window)
@@ -343,7 +344,7 @@ class Kernels:
 
 
 def _as_matrix(codes: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":
-    """Return codes [n/16, k/32, 8 quads * 16 rows * 4] times their scales, as [n, k]."""
+    """Return codes [n/16, k/32, 8 quads * 16 rows * 4] multiplied by their scales, as a matrix [n, k]."""
     groups, blocks, _ = codes.shape
     values = codes.view(groups, blocks, 8, GROUP, 4) * scales.float()[:, :, None, :, None]
     return values.permute(0, 3, 1, 2, 4).reshape(groups * GROUP, blocks * BLOCK)[:n, :k].contiguous()
@@ -352,12 +353,11 @@ def _as_matrix(codes: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":
 def _openmp_region(torch_folder: Path) -> int | None:
     """Return the address of the function that starts a parallel region in torch's OpenMP runtime, or None.
 
-    Only Linux lists the libraries of a process; elsewhere the library has threads of its own.
+    Only Linux lists the libraries of a process. On other systems, the kernels use their own threads.
     """
     names = ("libgomp", "libiomp5", "libomp")
     loaded = {Path(region.path) for region in mapped_regions() if Path(region.path).name.startswith(names)}
-    of_torch_first = sorted(loaded, key=lambda path: not path.is_relative_to(torch_folder.parent))
-    for path in of_torch_first:
+    for path in sorted(loaded, key=lambda path: not path.is_relative_to(torch_folder.parent)):  # torch's own first
         try:
             return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
         except (OSError, AttributeError):

@@ -1,7 +1,7 @@
-"""The layouts of packed weights: their block sizes, and the bytes that a weight takes. Imports no torch."""
+"""The layouts of packed weights: block sizes, and the size of a weight in bytes. Imports no torch."""
 
-QUANT_METHOD = "llmctl"  # in the config.json of weights that lie in the layout of llmctl's kernels
-GROUP = 16  # output rows that lie interleaved
+QUANT_METHOD = "llmctl"  # quant_method in the config.json of weights in the layout of llmctl's kernels
+GROUP = 16  # interleaved output rows
 BLOCK = 32  # inputs that share one scale
 
 
@@ -11,7 +11,7 @@ def padded_shape(outputs: int, inputs: int) -> tuple[int, int]:
 
 
 def native_bytes(outputs: int, inputs: int, bits: int) -> int:
-    """Return the bytes of a weight [outputs, inputs] in the layout of llmctl's kernels.
+    """Return the size of a weight [outputs, inputs] in the layout of llmctl's kernels.
 
     Every output has a float16 scale for each block of inputs.
     """
@@ -20,9 +20,9 @@ def native_bytes(outputs: int, inputs: int, bits: int) -> int:
 
 
 def torch_bytes(outputs: int, inputs: int, bits: int) -> int:
-    """Return the bytes of a weight [outputs, inputs] in the layout of torch's packed kernels.
+    """Return the size of a weight [outputs, inputs] in the layout of torch's packed kernels.
 
-    Scales are bfloat16: with 8 bits one for each output, with 4 bits a scale and a middle for each block.
+    Scales are bfloat16: one per output with 8 bits, a scale and a zero point per block with 4 bits.
     """
     n, k = padded_shape(outputs, inputs)
     return n * k * bits // 8 + (2 * n if bits == 8 else 4 * n * (k // BLOCK))

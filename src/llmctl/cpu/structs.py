@@ -1,4 +1,4 @@
-"""The structs and enumerations that the compiled library and Python share: native/kernels.h and native/program.h.
+"""The structs and enumerations shared with the compiled library: native/kernels.h and native/program.h.
 
 The library exports the sizes of both structs, and `kernels.load` compares them with the sizes here.
 """
@@ -21,7 +21,7 @@ OperationKind = Literal[
 NormFlavour = Literal["norm_then_weight", "one_plus_weight"]
 Activation = Literal["silu", "gelu_tanh"]
 Destination = Literal["buffer", "logits", "keys", "values"]
-# a value's number in C++ is its place in these
+# The index of a value is its number in C++.
 OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
 NORM_FLAVOURS: tuple[NormFlavour, ...] = get_args(NormFlavour)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -37,7 +37,7 @@ def _pointers(*names: str) -> tuple[tuple[str, type[ctypes.c_void_p]], ...]:
 
 
 class Operation(ctypes.Structure):
-    """One operation of a program: `Operation` of native/kernels.h, which explains the fields."""
+    """One operation of a program. `Operation` in native/kernels.h explains the fields."""
 
     _fields_ = (
         *_sizes("kind", "per_sequence"),
@@ -59,7 +59,7 @@ class Operation(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    """The data of one forward pass: `Pass` of native/program.h, which explains the fields."""
+    """The data of one forward pass. `Pass` in native/program.h explains the fields."""
 
     _fields_ = (
         *_sizes("dtype", "tokens", "sequences"),

@@ -1,4 +1,4 @@
-"""Checks of the tensors that the compiled library reads: it trusts its pointers, so nothing else may reach it."""
+"""Checks of the tensors passed to the compiled library, which reads and writes through their pointers unchecked."""
 
 from functools import cache
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @cache
 def dtype_codes() -> "dict[dtype, int]":
-    """Return the numbers that the library has for the types it knows: `Dtype` of native/kernels.h."""
+    """Return the library's number of each supported dtype: `Dtype` in native/kernels.h."""
     import torch
 
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -20,43 +20,43 @@ def dtype_codes() -> "dict[dtype, int]":
 def row_count(x: "Tensor", width: int) -> int:
     """Return the number of rows of x [..., width]."""
     if x.dtype not in dtype_codes() or x.device.type != "cpu" or not x.is_contiguous():
-        raise ValueError("x has to be a contiguous CPU tensor of float32, bfloat16 or float16")
+        raise ValueError("x must be a contiguous CPU tensor of float32, bfloat16 or float16")
     if x.ndim == 0 or x.shape[-1] != width:
-        raise ValueError(f"x has shape {tuple(x.shape)}, its last dimension has to be {width}")
+        raise ValueError(f"x has shape {tuple(x.shape)}, but its last dimension must be {width}")
     return x.numel() // width if width else 0
 
 
 def matrix_shape(weight: "Tensor") -> tuple[int, int]:
-    """Return the shape of a weight [n, k]."""
+    """Return n and k of a weight [n, k]. Raises ValueError if the library cannot read it."""
     if weight.dtype not in dtype_codes() or weight.device.type != "cpu" or not weight.is_contiguous():
-        raise ValueError("weight has to be a contiguous CPU tensor of float32, bfloat16 or float16")
+        raise ValueError("weight must be a contiguous CPU tensor of float32, bfloat16 or float16")
     if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, it has to be a matrix")
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but it must be a non-empty matrix")
     return weight.shape[0], weight.shape[1]
 
 
 def check_vector(vector: "Tensor | None", n: int, name: str = "bias") -> None:
-    """Raise ValueError unless a vector is absent or has `n` elements."""
+    """Raise ValueError unless a vector is None or has `n` elements."""
     if vector is None:
         return
     if vector.dtype not in dtype_codes() or vector.shape != (n,):
-        raise ValueError(f"{name} has to be a contiguous CPU tensor of {n} floats")
+        raise ValueError(f"{name} must be a contiguous CPU tensor of {n} floats")
     if not vector.is_contiguous() or vector.device.type != "cpu":
-        raise ValueError(f"{name} has to be a contiguous CPU tensor of {n} floats")
+        raise ValueError(f"{name} must be a contiguous CPU tensor of {n} floats")
 
 
 def check_quantized(bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> None:
-    """Raise ValueError unless codes and scales are those of a weight [n, k]."""
+    """Raise ValueError unless codes and scales belong to a weight [n, k]."""
     import torch
 
     groups, blocks = -(-n // GROUP), -(-k // BLOCK)
     if qweight.shape != (groups, blocks, GROUP * BLOCK * bits // 8) or scales.shape != (groups, blocks, GROUP):
         shapes = f"qweight {tuple(qweight.shape)} and scales {tuple(scales.shape)}"
-        raise ValueError(f"{shapes} are no {bits}-bit weights of [{n}, {k}]")
+        raise ValueError(f"{shapes} are not {bits}-bit weights of [{n}, {k}]")
     if qweight.dtype != torch.uint8 or scales.dtype != torch.float16:
-        raise ValueError("qweight has to be of uint8 and scales of float16")
+        raise ValueError("qweight must be uint8 and scales must be float16")
     if not (qweight.is_contiguous() and scales.is_contiguous()) or qweight.device.type != "cpu":
-        raise ValueError("qweight and scales have to be contiguous CPU tensors")
+        raise ValueError("qweight and scales must be contiguous CPU tensors")
 
 
 def check_paged_attention(
@@ -69,29 +69,29 @@ def check_paged_attention(
     *,
     window: int,
 ) -> None:
-    """Raise ValueError where shapes or types do not fit. The tables are short, so their contents are checked too."""
+    """Raise ValueError if shapes, types or table entries do not match. The tables are short, so this is cheap."""
     import torch
 
     codes = dtype_codes()
     if q.dtype not in codes or keys.dtype not in codes or keys.dtype != values.dtype:
-        raise ValueError("q, keys and values have to be of float32, bfloat16 or float16, keys and values of the same")
+        raise ValueError("q, keys and values must be float32, bfloat16 or float16; keys and values must have one type")
     if q.ndim != 3 or keys.ndim != 4 or values.ndim != 4 or not q.is_contiguous():
-        raise ValueError("q has to be contiguous [tokens, heads, size], keys and values [pages, tokens, heads, size]")
+        raise ValueError("q must be contiguous [tokens, heads, size]; keys and values [pages, tokens, heads, size]")
     if keys.shape[:3] != values.shape[:3] or keys.shape[3] != q.shape[2] or q.shape[1] % keys.shape[2]:
         shapes = f"q {tuple(q.shape)}, keys {tuple(keys.shape)} and values {tuple(values.shape)}"
-        raise ValueError(f"{shapes} do not fit together")
+        raise ValueError(f"{shapes} do not match")
     if keys.stride(3) != 1 or values.stride(3) != 1:
-        raise ValueError("the last dimension of keys and values has to be contiguous")
+        raise ValueError("the last dimension of keys and values must be contiguous")
     tables = (page_table, query_start, kv_length)
     if any(table.dtype != torch.int32 or not table.is_contiguous() for table in tables):
-        raise ValueError("page_table, query_start and kv_length have to be contiguous tensors of int32")
+        raise ValueError("page_table, query_start and kv_length must be contiguous int32 tensors")
     if any(tensor.device.type != "cpu" for tensor in (q, keys, values, *tables)):
-        raise ValueError("all tensors have to be on the CPU")
+        raise ValueError("all tensors must be on the CPU")
     if page_table.ndim != 2 or query_start.numel() != kv_length.numel() + 1 or len(page_table) != kv_length.numel():
-        raise ValueError("page_table needs a row, kv_length a number and query_start one more for each sequence")
+        raise ValueError("for n sequences, page_table needs n rows, kv_length n entries, query_start n + 1 entries")
     starts = query_start.tolist()
     if starts[0] != 0 or starts[-1] != q.shape[0]:
-        raise ValueError(f"query_start has to run from 0 to {q.shape[0]}")
+        raise ValueError(f"query_start must run from 0 to {q.shape[0]}")
     _check_pages(page_table, starts, kv_length.tolist(), pages=keys.shape[0], page_tokens=keys.shape[1], window=window)
 
 
@@ -101,8 +101,8 @@ def _check_pages(
     capacity = page_table.shape[1] * page_tokens
     for table, first, end, length in zip(page_table.tolist(), starts, starts[1:], lengths, strict=False):
         if not 0 <= end - first <= length <= capacity:
-            raise ValueError(f"{end - first} queries of {length} tokens do not fit a table of {capacity} tokens")
+            raise ValueError(f"{end - first} queries of {length} tokens do not fit into a table of {capacity} tokens")
         first_seen = max(0, length - (end - first) - window + 1) if window else 0
         used = table[first_seen // page_tokens : -(-length // page_tokens)] if end > first else []
         if used and not 0 <= min(used) <= max(used) < pages:
-            raise ValueError(f"page_table leads outside of {pages} pages")
+            raise ValueError(f"page_table has an entry outside of the {pages} pages")

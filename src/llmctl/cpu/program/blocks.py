@@ -1,7 +1,7 @@
-"""The blocks that model families are built of: each reads modules of a model and writes their operations.
+"""The building blocks of model families. Each reads modules of a model and writes their operations.
 
-Parameters carry the names of the checkpoint (q_proj, gate_up_proj, q_norm). A block that meets anything unexpected, a
-module more, a hook, an adapter, an activation without a kernel, raises UnexpectedModuleError, and the model has no
+Parameters have the names of the checkpoint (q_proj, gate_up_proj, q_norm). A block raises UnexpectedModuleError for
+anything unexpected (an additional module, a hook, an adapter, an activation without a kernel); the model then has no
 program.
 """
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class UnexpectedModuleError(Exception):
-    """A model is not built as its class promises."""
+    """A model does not have the structure expected of its class."""
 
 
 class Blocks:
-    """Builds a program of a model's modules, block by block.
+    """Builds a program from a model's modules, block by block.
 
-    Every layer uses the same buffers again: the result of a block is valid until the next block of its kind.
+    All layers share the same buffers: the result of a block is valid until the next block of the same type.
 
     Attributes:
-        ropes: transformers' modules that compute cosines and sines, each with the layer type to give it, or None.
-        forwards: Modules that have to be computed by the program's operations from now on, and how.
-        logits_multiplier: Factor of all logits.
-        logits_softcap: Logits become softcap * tanh(logits / softcap); None means that they stay as they are.
+        ropes: transformers' modules that compute cosines and sines, each with its layer-type argument, or None.
+        forwards: Modules that must use the program's operations from now on, with their new forward functions.
+        logits_multiplier: The factor of all logits.
+        logits_softcap: Logits become softcap * tanh(logits / softcap); None leaves them unchanged.
     """
 
     def __init__(self, model: Any, writer: ProgramWriter, norm_flavour: NormFlavour) -> None:
@@ -43,7 +43,7 @@ class Blocks:
         self._buffers: dict[tuple[str, int], View] = {}
 
     def embedding(self, embed_tokens: Any, *, multiplier: float = 1.0) -> View:
-        """Look up the token ids; returns the hidden states, which the layers add to."""
+        """Look up the token ids. Return the hidden states, to which the layers add their outputs."""
         from torch import nn
 
         from llmctl.cpu.layers import PackedEmbedding
@@ -70,7 +70,11 @@ class Blocks:
         self.writer.add(hidden, sublayer_output, hidden, width=self._hidden_size, multiplier=multiplier)
 
     def rope(self, rotary_emb: Any, layer_type: str | None = None) -> Rope:
-        """Return the RoPE of a module that computes cosines and sines, for layers of a type where it has several."""
+        """Return the RoPE of a module that computes cosines and sines.
+
+        Args:
+            layer_type: The layer type to pass to the module if it has several RoPEs.
+        """
         if (rotary_emb, layer_type) not in self.ropes:
             self.ropes.append((rotary_emb, layer_type))
         sizes = {2 * buffer.numel() for name, buffer in rotary_emb.named_buffers() if name.endswith("inv_freq")}
@@ -83,19 +87,19 @@ class Blocks:
     ) -> View:
         """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
 
-        Heads are normalised where the module has q_norm and k_norm.
+        Heads are normalised if the module has q_norm and k_norm.
 
         Args:
-            module: Has q_proj, k_proj and v_proj or qkv_proj, and o_proj.
+            module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, and o_proj.
             x: The normalised hidden states.
-            layer: Index in the KV cache.
-            scale: Factor of q·k.
-            window: A token sees this many tokens, itself included; 0 means all.
-            rope: Rotates queries and keys.
+            layer: The layer's index in the KV cache.
+            scale: The factor of q·k.
+            window: The number of tokens that a token sees, including itself; 0 means all.
+            rope: The RoPE of queries and keys.
         """
         heads = Heads(self.config.num_attention_heads, self.config.num_key_value_heads, module.head_dim)
         if rope is not None and rope.rotary_size > heads.size:
-            raise UnexpectedModuleError("a RoPE larger than a head")
+            raise UnexpectedModuleError("a RoPE that is larger than a head")
         q, k, v = self._project_qkv(module, x, heads)
         norms = [
             self._norm(getattr(module, name), heads.size) if hasattr(module, name) else None
@@ -111,7 +115,7 @@ class Blocks:
         return self._linear(module.o_proj, attended, "sublayer_output")
 
     def gated_mlp(self, module: Any, x: View) -> View:
-        """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with gate_proj and up_proj apart or as gate_up_proj."""
+        """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with separate projections or the fused gate_up_proj."""
         names = {name for name, _ in module.named_children()}
         is_fused = "gate_up_proj" in names
         activation_name = "activation_fn" if "activation_fn" in names else "act_fn"
@@ -126,7 +130,7 @@ class Blocks:
             gate = self._linear(module.gate_proj, x, "gate")
             up = self._linear(module.up_proj, x, "up")
         if gate.stride != (2 * width if is_fused else width) or up.stride != gate.stride:
-            raise UnexpectedModuleError("projections that do not fit together")
+            raise UnexpectedModuleError("projections with different sizes")
         inner = self._buffer("inner", width)
         self.writer.gated_activation(gate, up, inner, width=width, activation=activation)
         self.forwards.append((module, partial(gated_mlp_forward, module, activation)))
@@ -136,11 +140,11 @@ class Blocks:
         """Compute a mixture of experts (MoE) whose experts are packed.
 
         Args:
-            module: Has a router named gate, and experts.
+            module: The MoE module, with a router named gate, and experts.
             x: The normalised hidden states.
-            router_class: transformers' class of the router, whose arithmetic `normalize` and `round_weights` describe.
-            normalize: The weights of a token's experts sum to one.
-            round_weights: These weights are rounded to the model's type.
+            router_class: transformers' class of the router; `normalize` and `round_weights` describe its arithmetic.
+            normalize: True if the weights of a token's experts sum to one.
+            round_weights: True if these weights are rounded to the model's dtype.
         """
         expect_children(module, "gate", "experts")
         router, experts = module.gate, module.experts
@@ -150,7 +154,7 @@ class Blocks:
         if type(router).__name__ != router_class or not isinstance(packed, dict) or names != {"act_fn"}:
             raise UnexpectedModuleError("experts that are not packed")
         if experts._forward_hooks or experts._forward_pre_hooks or not packed["down_proj"].has_native_layout:
-            raise UnexpectedModuleError("experts that the kernels do not multiply")
+            raise UnexpectedModuleError("experts that the kernels cannot compute")
         count, hidden = router.weight.shape
         logits = self._buffer("router_logits", count)
         self.writer.linear(Weight(router.weight.detach(), count, hidden), x, logits)
@@ -196,7 +200,7 @@ class Blocks:
             q, k, v = (self._linear(getattr(module, name), x, name) for name in projections)
             widths = (query, kv, kv)
         if (q.stride, k.stride, v.stride) != widths:
-            raise UnexpectedModuleError("projections that do not fit the heads")
+            raise UnexpectedModuleError("projections that do not match the heads")
         return q, k, v
 
     def _linear(self, module: Any, x: View, out: str) -> View:
@@ -221,7 +225,7 @@ class Blocks:
 
 
 def expect_children(module: Any, *names: str) -> None:
-    """Raise unless a module has these children and no others; a dropout does nothing here and may be one more."""
+    """Raise UnexpectedModuleError unless a module has exactly these children. Dropouts are ignored."""
     from torch import nn
 
     _expect_untouched(module)
@@ -231,13 +235,13 @@ def expect_children(module: Any, *names: str) -> None:
 
 
 def _expect_untouched(module: Any) -> None:
-    """Raise where a module has hooks or another forward, which a program would bypass."""
+    """Raise UnexpectedModuleError if a module has hooks or a replaced forward, which a program would bypass."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise UnexpectedModuleError(f"{type(module).__name__} with a hook")
 
 
 def _weight(module: Any) -> Weight:
-    """Return the weight of a linear layer or an embedding in one of the forms that the kernels multiply."""
+    """Return the weight of a linear layer or an embedding, in a layout that the kernels read."""
     from torch import nn
 
     from llmctl.cpu.layers import KernelLinear, PackedEmbedding, PackedLinear

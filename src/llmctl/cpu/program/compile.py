@@ -1,4 +1,4 @@
-"""From a model of a known family to its program. Every other model runs module by module."""
+"""Compilation of a model of a supported family into a program. All other models run module by module."""
 
 from functools import cache
 from importlib import import_module
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class CompiledModel:
-    """A model's program, and the little that each pass still computes in Python.
+    """A model's program, and the parts of a pass that are computed in Python: RoPE tables and scaling of the logits.
 
     Attributes:
-        program: Everything between the token ids and the logits.
+        program: The computation from token ids to logits.
     """
 
     def __init__(self, program: Program, blocks: Blocks) -> None:
@@ -29,7 +29,7 @@ class CompiledModel:
         self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
 
     def forward(self, layout: Layout, kv_cache: list[Pair]) -> "Tensor":
-        """Return the logits float32 [sequences, vocabulary] after the last token of each sequence of a layout."""
+        """Return the logits in float32 [sequences, vocabulary] after the last token of each sequence."""
         import torch
 
         with torch.inference_mode():
@@ -56,23 +56,23 @@ _COMPILED: "WeakKeyDictionary[Any, CompiledModel]" = WeakKeyDictionary()
 
 @cache
 def families() -> dict[str, type[Llama]]:
-    """Return the known families by their class of transformers: all that the modules of this package define."""
+    """Return all families that the modules of this package define, by the name of transformers' class."""
     package = import_module(__package__ or "")
-    modules = [import_module(f"{package.__name__}.{found.name}") for found in iter_modules(package.__path__)]
+    modules = [import_module(f"{package.__name__}.{info.name}") for info in iter_modules(package.__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     return {family.transformers_class: family for family in classes if issubclass(family, Llama)}
 
 
 def compiled(model: Any) -> CompiledModel | None:
-    """Return what `compile_model` made of a model, or None."""
+    """Return the result of `compile_model` for a model, or None."""
     return _COMPILED.get(model)
 
 
 def compile_model(model: Any) -> bool:
-    """Make a program for a model on the CPU in bfloat16, whose linear layers are the kernels'; False if it has none.
+    """Compile a bfloat16 model on the CPU whose linear layers use the kernels. Return False if that is not possible.
 
-    From then on norms, gated MLPs and routers of its modules are computed by the program's operations too, so that a
-    pass of modules (beams, drafts) rounds as the program does.
+    Afterwards, the model's norms, gated MLPs and routers use the program's operations too, so that running the modules
+    (beam search, drafts) rounds as the program does.
     """
     import torch
 

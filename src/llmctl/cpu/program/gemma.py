@@ -1,7 +1,7 @@
-"""Gemma 3: four norms a layer, whose weights are stored less one, and two RoPEs.
+"""Gemma 3: four norms per layer, whose weights are stored as w - 1, and two RoPEs.
 
-Layers of the type sliding_attention have a window and a RoPE of their own; embed_tokens multiplies by a number, and the
-attention scale is one of the configuration.
+Layers of the type sliding_attention have a window and their own RoPE. embed_tokens multiplies by a constant, and the
+configuration sets the attention scale.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class Gemma3(Llama):
         self.add(hidden, blocks.rms_norm(layer.post_feedforward_layernorm, output))
 
     def attention_scale(self, head_size: int) -> float:
-        """Return the scale of the configuration."""
+        """Return the scale set by `query_pre_attn_scalar`."""
         return float(self.config.query_pre_attn_scalar**-0.5)
 
     def sliding_window(self, index: int) -> int:
@@ -40,5 +40,5 @@ class Gemma3(Llama):
         return self.blocks.rope(self.model.model.rotary_emb, self.config.layer_types[index])
 
     def output_head(self, norm: Any, lm_head: Any, hidden: View) -> None:
-        """Compute the logits, with a soft cap where the configuration has one."""
+        """Compute the logits, with the configuration's soft cap if it has one."""
         self.blocks.output_head(norm, lm_head, hidden, softcap=self.config.final_logit_softcapping)

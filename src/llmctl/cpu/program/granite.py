@@ -1,4 +1,4 @@
-"""Granite: Llama with four multipliers: of embeddings, attention scores, sublayer outputs and logits."""
+"""Granite: Llama with multipliers for embeddings, attention scores, sublayer outputs and logits."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ class Granite(Llama):
         return float(self.config.attention_multiplier)
 
     def add(self, hidden: View, sublayer_output: View) -> None:
-        """Add a sublayer's output times the multiplier of residuals."""
+        """Add a sublayer's output times `residual_multiplier`."""
         self.blocks.add(hidden, sublayer_output, multiplier=self.config.residual_multiplier)
 
     def output_head(self, norm: Any, lm_head: Any, hidden: View) -> None:
-        """Compute the logits and divide them by their scaling."""
+        """Compute the logits and divide them by `logits_scaling`."""
         self.blocks.output_head(norm, lm_head, hidden, multiplier=1 / self.config.logits_scaling)

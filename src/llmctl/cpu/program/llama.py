@@ -11,8 +11,8 @@ class Llama:
     """Builds the program of a model.
 
     Attributes:
-        transformers_class: The class of transformers that is built like this.
-        norm_flavour: How the weights of RMS norms are applied.
+        transformers_class: The name of transformers' class of the model.
+        norm_flavour: The way in which RMS norms apply their weights.
     """
 
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
@@ -57,7 +57,7 @@ class Llama:
         return float(head_size**-0.5)
 
     def sliding_window(self, index: int) -> int:
-        """Return the number of tokens that a token of a layer sees, itself included; 0 means all."""
+        """Return the number of tokens that a token of this layer sees, including itself; 0 means all."""
         return 0
 
     def rope(self, index: int) -> Rope | None:
@@ -78,5 +78,5 @@ class Llama:
 
 
 def window_of_layer_type(config: Any, index: int) -> int:
-    """Return the sliding window of a layer where `config.layer_types` gives it one, or 0."""
+    """Return the sliding window if `config.layer_types` has sliding_attention for this layer, else 0."""
     return (config.sliding_window or 0) if config.layer_types[index] == "sliding_attention" else 0

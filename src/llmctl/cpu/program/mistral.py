@@ -1,4 +1,4 @@
-"""Mistral: Llama with one sliding window for all layers. Mixtral: Mistral with a mixture of experts as its MLP."""
+"""Mistral: Llama with one sliding window for all layers. Mixtral: Mistral with a mixture of experts (MoE) as MLP."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Modules of a compiled model, computed by the operations of its program, so that both round alike.
+"""Forward functions for the modules of a compiled model. They use the program's operations, so that both round alike.
 
-Beams, drafts and training run the modules; the engine runs the program.
+Beam search, drafts and training run the modules; the engine runs the program.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -38,7 +38,7 @@ def gated_mlp_forward(module: Any, activation: Activation, x: "Tensor") -> "Tens
 
 
 def router_forward(module: Any, routing: Routing, x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-    """Compute logits [tokens, experts] of x [..., hidden], and weights and indices [tokens, top_k] of its experts."""
+    """Return logits [tokens, experts] for x [..., hidden], then weights and indices [tokens, top_k] of the experts."""
     import torch
 
     native = kernels.load()

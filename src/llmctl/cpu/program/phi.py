@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: Mistral with fused projections, qkv_proj and gate_up_proj, which the blocks take apart."""
+"""Phi-3 and Phi-4: Mistral with fused projections (qkv_proj, gate_up_proj), which the blocks split."""
 
 from llmctl.cpu.program.mistral import Mistral
 

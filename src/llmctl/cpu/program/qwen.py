@@ -1,6 +1,7 @@
-"""Qwen: Llama with sliding windows in some layers. Qwen2 has biases, Qwen3 has q_norm and k_norm: the blocks see them.
+"""Qwen: Llama with sliding windows in some layers. Qwen2 has biases, Qwen3 has q_norm and k_norm; the blocks handle
+both.
 
-Qwen3-MoE has a mixture of experts in most layers, a gated MLP in the others, and the same window in all.
+Qwen3-MoE has a mixture of experts in most layers, a gated MLP in the others, and one window for all layers.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ class Qwen3Moe(Llama):
         return self.config.sliding_window or 0
 
     def mlp(self, module: Any, x: View) -> View:
-        """Return the output of the experts, or of the gated MLP in a layer that has no experts."""
+        """Return the output of the experts, or of the gated MLP in a layer without experts."""
         if not hasattr(module, "experts"):
             return self.blocks.gated_mlp(module, x)
         normalize = module.gate.norm_topk_prob

@@ -29,11 +29,11 @@ class Layout(Protocol):
 
     @property
     def slots(self) -> "Tensor":
-        """int64 [tokens], the place of each token's key and value in the KV cache, counted in tokens."""
+        """int64 [tokens], the slot of each token in the KV cache: page * tokens per page + position in the page."""
 
     @property
     def last(self) -> "Tensor":
-        """int64 [sequences], the last token of each."""
+        """int64 [sequences], the index of each sequence's last token."""
 
     @property
     def page_table(self) -> "Tensor":
@@ -49,11 +49,11 @@ class Layout(Protocol):
 
 
 class Program:
-    """Runs forward passes. State: memory for the buffers, as much as the largest pass so far needed.
+    """A finished program, which runs forward passes. Its state: the buffers, which grow with the largest pass.
 
     Attributes:
-        dtype: Type of activations, keys and values.
-        kv_shapes: Key heads and their size, for each layer.
+        dtype: The dtype of activations, keys and values.
+        kv_shapes: The number of key heads and their size, for each layer.
     """
 
     def __init__(self, kernels: Kernels, written: ProgramWriter) -> None:
@@ -70,13 +70,13 @@ class Program:
         Args:
             layout: The tokens.
             ropes: Cosines and sines [tokens, rotary size] of each RoPE, in `dtype`.
-            kv_cache: Keys and values of each layer, [pages, tokens of a page, heads, size] in `dtype`.
+            kv_cache: Keys and values of each layer, [pages, tokens per page, heads, size] in `dtype`.
 
         Returns:
-            Logits float32 [sequences, vocabulary] after each sequence's last token.
+            Logits in float32 [sequences, vocabulary] after each sequence's last token.
 
         Raises:
-            ValueError: A token id lies outside of the vocabulary, or a table outside of the KV cache.
+            ValueError: a token id is outside of the vocabulary, or a table refers to a page outside of the KV cache.
         """
         import torch
 
@@ -85,7 +85,7 @@ class Program:
         check_layout(layout, pages=pages, page_tokens=page_tokens, vocabulary=self._written.embedding_rows)
         logits = torch.empty((sequences, self._written.vocabulary_size), dtype=torch.float32)
         with self._lock:
-            self._make_room(max(tokens, sequences))
+            self._grow_buffers(max(tokens, sequences))
             cosines, sines = ([rope[part].contiguous() for rope in ropes] for part in (0, 1))
             lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*kv_cache, strict=True))]
             names = ("buffers", "rope_cos", "rope_sin", "keys", "values")
@@ -103,7 +103,7 @@ class Program:
             self._kernels.run_program(self._operations, data)
         return logits
 
-    def _make_room(self, rows: int) -> None:
+    def _grow_buffers(self, rows: int) -> None:
         import torch
 
         if rows <= self._rows:
@@ -114,24 +114,24 @@ class Program:
 
 
 def check_layout(layout: Layout, *, pages: int, page_tokens: int, vocabulary: int) -> None:
-    """Raise ValueError where a table leads outside of its tensors; the library trusts them, and they are short."""
+    """Raise ValueError if a table refers to anything outside of its tensors: the library does not check them."""
     tables = (layout.input_ids, layout.slots, layout.last, layout.page_table, layout.query_start, layout.kv_length)
     if not all(table.is_contiguous() and table.device.type == "cpu" for table in tables):
-        raise ValueError("tables have to be contiguous tensors on the CPU")
+        raise ValueError("tables must be contiguous tensors on the CPU")
     ids, slots, starts = layout.input_ids.flatten().tolist(), layout.slots.tolist(), layout.query_start.tolist()
     if not 0 <= min(ids) <= max(ids) < vocabulary:
-        raise ValueError(f"a token lies outside of the vocabulary of {vocabulary}")
+        raise ValueError(f"a token id is outside of the vocabulary of {vocabulary}")
     if not 0 <= min(slots) <= max(slots) < pages * page_tokens or len(slots) != len(ids):
-        raise ValueError(f"a slot lies outside of the KV cache of {pages * page_tokens} tokens")
+        raise ValueError(f"a slot is outside of the KV cache of {pages * page_tokens} tokens")
     lengths, page_table = layout.kv_length.tolist(), layout.page_table.tolist()
     if starts[0] != 0 or starts[-1] != len(ids) or len(starts) != len(lengths) + 1 != len(page_table) + 1:
-        raise ValueError("query_start has to run over all tokens, with an end for each sequence")
+        raise ValueError("query_start must run from 0 to the number of tokens, with one end per sequence")
     if not all(0 <= last < len(ids) for last in layout.last.tolist()) or layout.last.numel() != len(lengths):
         raise ValueError("every sequence needs a last token")
     for first, end, length, table in zip(starts, starts[1:], lengths, page_table, strict=False):
         used = table[: -(-length // page_tokens)]
         if not 0 < end - first <= length <= len(table) * page_tokens or not 0 <= min(used) <= max(used) < pages:
-            raise ValueError("a page table leads outside of the KV cache")
+            raise ValueError("a page table refers to a page outside of the KV cache")
 
 
 def _table_pointers(layout: Layout) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""A program under construction: operations of the compiled library over buffers of rows.
+"""A program under construction: operations of the compiled library on buffers of rows.
 
-Between two matrix products a model does little, and in Python that little takes longer than reading the weights. So a
-whole forward pass is one call of the library. Each operation rounds where torch's would; see native/rows.h and
+The work between two matrix products is small, but in Python it takes longer than reading the weights. Therefore a whole
+forward pass is one call of the library. Each operation rounds where torch's would; see native/rows.h and
 native/program.cpp.
 """
 
@@ -28,20 +28,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """Some elements of every row of a buffer: where they begin, and the length of a row."""
+    """A range of elements in every row of a buffer.
+
+    Attributes:
+        buffer: The number of the buffer.
+        offset: The first element.
+        stride: The length of a row.
+    """
 
     buffer: int
     offset: int
     stride: int
 
     def after(self, elements: int) -> "View":
-        """Return the view that begins this many elements later."""
+        """Return a view that begins `elements` later."""
         return View(self.buffer, self.offset + elements, self.stride)
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """The keys or the values of a layer in the KV cache."""
+    """A layer's keys or values in the KV cache."""
 
     part: Literal["keys", "values"]
     layer: int
@@ -49,7 +55,7 @@ class CacheView:
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix [n, k] or the rows of an embedding: as torch stores it, or in 4 or 8 bits with scales."""
+    """A matrix [n, k] or an embedding with n rows: in torch's layout (`bits` is 0), or in 4 or 8 bits with scales."""
 
     tensor: "Tensor"
     n: int
@@ -60,7 +66,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """The weights [size] of an RMS norm, and how they are applied."""
+    """An RMS norm with weights [size]."""
 
     weight: "Tensor"
     epsilon: float
@@ -69,7 +75,12 @@ class RmsNorm:
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotary position embedding: its number among those of the program, and the elements of a head it rotates."""
+    """A rotary position embedding.
+
+    Attributes:
+        index: Its index in the program's list of RoPEs.
+        rotary_size: The number of elements that it rotates in each head.
+    """
 
     index: int
     rotary_size: int
@@ -77,7 +88,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Heads:
-    """The attention heads of a model."""
+    """The numbers of query heads and key-value heads, and the size of a head."""
 
     query: int
     kv: int
@@ -86,13 +97,13 @@ class Heads:
 
 @dataclass(frozen=True)
 class Routing:
-    """How an MoE layer chooses experts for a token.
+    """The choice of a token's experts in an MoE layer.
 
     Attributes:
         experts: The number of experts.
-        top_k: Experts of one token.
-        normalize: The weights of a token's experts sum to one.
-        round_weights: These weights are rounded to the model's type.
+        top_k: The number of experts per token.
+        normalize: True if the weights of a token's experts sum to one.
+        round_weights: True if these weights are rounded to the model's dtype.
     """
 
     experts: int
@@ -105,13 +116,13 @@ class ProgramWriter:
     """Writes the operations of a program.
 
     Attributes:
-        dtype: Type of activations, keys and values.
+        dtype: The dtype of activations, keys and values.
         operations: The operations so far.
-        buffer_widths: Elements in a row of each buffer.
-        kv_shapes: Key heads and their size, for each layer.
-        vocabulary_size: Number of logits.
-        embedding_rows: Number of token ids that have an embedding.
-        tensors: Everything the operations point into, to be kept alive.
+        buffer_widths: The row length of each buffer.
+        kv_shapes: The number of key heads and their size, for each layer.
+        vocabulary_size: The number of logits.
+        embedding_rows: The number of token ids that have an embedding.
+        tensors: References that keep alive the tensors to which the operations point.
     """
 
     def __init__(self, dtype: "dtype") -> None:
@@ -123,17 +134,17 @@ class ProgramWriter:
         self.tensors: list[Tensor] = []
 
     def buffer(self, width: int) -> View:
-        """Add a buffer whose rows have this many elements."""
+        """Add a buffer with rows of `width` elements."""
         self.buffer_widths.append(width)
         return View(len(self.buffer_widths) - 1, 0, width)
 
     def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0) -> None:
-        """Look up the rows of the tokens' ids."""
+        """Look up the rows of the token ids."""
         self.embedding_rows = weight.n
         self._add("embedding", output=out.buffer, n=weight.k, scale=multiplier, **self._weight(weight))
 
     def rms_norm(self, norm: RmsNorm, x: View, out: View) -> None:
-        """Divide x by the root of its mean square and apply the norm's weights."""
+        """Apply an RMS norm to x."""
         self._add("rms_norm", **_input(x), output=out.buffer, n=norm.weight.numel(), **self._norm(norm))
 
     def linear(self, weight: Weight, x: View, out: View, bias: "Tensor | None" = None) -> None:
@@ -141,14 +152,14 @@ class ProgramWriter:
         self._linear(weight, x, "buffer", out.buffer, bias)
 
     def logits(self, weight: Weight, x: View, bias: "Tensor | None" = None) -> None:
-        """Multiply x by the weight of the output head, for the logits in float32."""
+        """Multiply x by the weight of the output head; the result is the logits in float32."""
         self.vocabulary_size = weight.n
         self._linear(weight, x, "logits", 0, bias)
 
     def prepare_heads(
         self, x: View, out: View | CacheView, *, heads: int, size: int, norm: RmsNorm | None, rope: Rope | None
     ) -> None:
-        """Normalise and rotate each of a token's heads [heads, size], and store them."""
+        """Apply norm and RoPE to each head of a token's heads [heads, size], and store them in `out`."""
         fields: dict[str, Any] = {"heads": heads, "head_size": size}
         if norm is not None:
             fields |= self._norm(norm)
@@ -176,12 +187,12 @@ class ProgramWriter:
         )
 
     def gated_activation(self, gate: View, up: View, out: View, *, width: int, activation: Activation) -> None:
-        """Compute activation(gate) times up."""
+        """Compute activation(gate) * up."""
         index = ACTIVATIONS.index(activation)
         self._add("gated_activation", **_input(gate), **_other(up), output=out.buffer, n=width, activation=index)
 
     def route(self, logits: View, routing: Routing) -> View:
-        """Choose every token's experts; returns a buffer of their numbers and weights, which only `experts` reads."""
+        """Choose each token's experts. Return a buffer of their indices and weights, in a layout for `experts`."""
         out = self.buffer(routing.top_k * 8 // self.dtype.itemsize)
         self._add(
             "route",
@@ -205,19 +216,19 @@ class ProgramWriter:
         down_proj: Weight,
         activation: Activation,
     ) -> None:
-        """Send every token through its experts: gate_up_proj, the gated activation, down_proj, the weighted sum.
+        """Compute each token's experts: gate_up_proj, the gated activation, down_proj, and the weighted sum.
 
         Args:
-            x: The tokens [hidden].
+            x: Hidden states [hidden].
             routes: The result of `route`.
-            out: The sums [hidden].
-            gate_up_proj: Packed weights [2 * intermediate, hidden], as bytes [experts, ...], codes before scales.
+            out: The weighted sums [hidden].
+            gate_up_proj: Packed weights [2 * intermediate, hidden] as bytes [experts, ...], codes before scales.
             down_proj: Packed weights [hidden, intermediate], likewise.
         """
         for weight in (gate_up_proj, down_proj):
             size = native_bytes(weight.n, weight.k, weight.bits)
             if weight.tensor.shape != (routing.experts, size) or not weight.tensor.is_contiguous():
-                raise ValueError(f"packed experts have to be contiguous bytes [{routing.experts}, {size}]")
+                raise ValueError(f"packed experts must be contiguous bytes [{routing.experts}, {size}]")
             self.tensors.append(weight.tensor)
         self._add(
             "experts",
@@ -235,11 +246,11 @@ class ProgramWriter:
         )
 
     def add(self, a: View, b: View, out: View, *, width: int, multiplier: float = 1.0) -> None:
-        """Add `multiplier` times b to a."""
+        """Compute a + multiplier * b."""
         self._add("add", **_input(a), **_other(b), output=out.buffer, n=width, scale=multiplier)
 
     def gather_last(self, x: View, out: View) -> None:
-        """Keep the row of each sequence's last token; every later operation has one row for each sequence."""
+        """Copy the row of each sequence's last token. All later operations have one row per sequence."""
         self._add("gather_last", **_input(x), output=out.buffer, n=out.stride)
 
     def _linear(self, weight: Weight, x: View, destination: Destination, output: int, bias: "Tensor | None") -> None:
@@ -270,7 +281,7 @@ class ProgramWriter:
 
     def _plain_weight(self, tensor: "Tensor") -> dict[str, int]:
         if tensor.dtype not in dtype_codes() or not tensor.is_contiguous():
-            raise ValueError("weights have to be contiguous and of float32, bfloat16 or float16")
+            raise ValueError("weights must be contiguous and of float32, bfloat16 or float16")
         self.tensors.append(tensor)
         return {"weight": tensor.data_ptr(), "weight_dtype": dtype_codes()[tensor.dtype]}
 
