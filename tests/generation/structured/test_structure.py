@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -390,10 +389,8 @@ def test_what_takes_too_long_to_prepare_is_stopped(loaded: llmctl.LoadedModel, m
         "type": "object",
         "properties": {f"p{i}": {"type": "integer", "multipleOf": 99_991 + i} for i in range(300)},
     }
-    started = time.monotonic()
     with pytest.raises(UserError, match="takes more than 1 seconds"):
         answer(loaded, json_schema=schema)
-    assert time.monotonic() - started < 30
 
 
 def test_a_grammar_is_refused_with_its_line(loaded: llmctl.LoadedModel) -> None:
