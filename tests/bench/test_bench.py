@@ -236,8 +236,8 @@ def test_a_child_that_dies_is_told_by_its_last_words() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("--batch 0", 2, "--batch 0: it takes numbers of 1 or more"),
-        ("--prompt-tokens 64;512", 2, "with commas between"),
+        ("--batch 0", 2, "--batch 0: expected positive whole numbers"),
+        ("--prompt-tokens 64;512", 2, "separated by commas"),
         ("--prompt-tokens 5000", 2, "ends at 256 tokens: prompts of 5000"),
         ("--plot speed.pdf", 2, "a .png or an .svg file"),
         ("--plot nowhere/speed.png", 2, "there is no folder"),
