@@ -95,7 +95,7 @@ kernels-sanitize:
 
 docs: $(VENV)/.tests-installed
 	$(BIN)/python docs/generate.py
-	LLMCTL_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q -n0 tests/cli/test_help.py
+	LLMCTL_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q -n0 tests/cli/test_help.py tests/cli/test_errors.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
