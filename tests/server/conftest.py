@@ -37,10 +37,7 @@ def page(browser: "Browser") -> Iterator["Page"]:
 
     own = ("http://127.0.0.1:", "blob:http://127.0.0.1:")
     one.on("pageerror", lambda error: errors.append(str(error)))
-    one.on(
-        "console",
-        lambda message: errors.append(message.text) if message.type == "error" and "401" not in message.text else None,
-    )
+    one.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
     one.on("request", lambda request: None if request.url.startswith(own) else errors.append(request.url))
     one.set_default_timeout(15_000)
     yield one

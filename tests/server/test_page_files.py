@@ -10,12 +10,12 @@ from llmctl.server.routes.page import FILES, OPEN_PATHS, read
 
 
 def test_exactly_the_files_of_the_page_are_served() -> None:
-    there = {
+    page_files = {
         one.name
         for one in files("llmctl.server").joinpath("page").iterdir()
         if one.name.endswith(("html", "css", "js", "svg"))
     }
-    assert {name for name, _ in FILES.values()} == there
+    assert {name for name, _ in FILES.values()} == page_files
     for path in OPEN_PATHS:
         assert read(path)[0]
     for path in ("/../app.py", "/__init__.py", "/page.css/"):

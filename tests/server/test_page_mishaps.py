@@ -48,6 +48,49 @@ def test_a_partial_answer_survives_another_conversation(page: "Page", scripted: 
     assert "word word" in answered(page, 1)
 
 
+def test_an_error_says_that_a_new_conversation_cannot_be_stored(page: "Page", scripted: Server) -> None:
+    _, address = scripted
+    page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    page.goto(address)
+    say(page, "hello")
+    assert answered(page, 1) == "Hello."
+    assert page.inner_text("#problem")
+
+
+def test_an_error_does_not_hide_the_end_of_the_conversation(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.says = ["word\n\n" * 40]
+    page.goto(address)
+    say(page, "hello")
+    answered(page, 1)
+    page.route("**/v1/models", lambda route: route.fulfill(status=401, json={"error": {"message": "no"}}))
+    page.reload()
+    page.wait_for_selector("#key[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => document.getElementById('problem').textContent")
+    assert (
+        page.evaluate("(({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight)(main)")
+        < 2
+    )
+
+
+def test_the_speed_is_shown_unless_the_whole_answer_arrived_at_once(page: "Page", scripted: Server) -> None:
+    script, address = scripted
+    script.says, script.wait_seconds = ["word "] * 10, 0.05
+    page.goto(address)
+    say(page, "slow")
+    answered(page, 1)
+    speed = float(page.inner_text("#speed").removesuffix(" tokens/s"))
+    assert 0 < speed < 100
+    script.says = ["Hello."]
+    page.click("[aria-label='Another answer']")
+    page.wait_for_function("() => document.querySelector('.assistant .prose').textContent === 'Hello.'")
+    answered(page, 1)
+    assert "9 tokens" in page.inner_text(".assistant .figures")
+    assert "tokens/s" not in page.inner_text(".assistant .figures")
+    assert page.inner_text("#speed") == ""
+
+
 def test_an_empty_answer_has_no_speed_and_can_be_retried(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.says = []
@@ -133,13 +176,14 @@ def test_an_answer_is_announced_to_screen_readers_once(page: "Page", scripted: S
     script.says, script.wait_seconds = ["word "] * 30, 0.01
     page.goto(address)
     page.evaluate(
-        "window.told = []; new MutationObserver(() => told.push(document.getElementById('status').textContent))"
-        ".observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true})"
+        "window.announced = []; const region = document.getElementById('status');"
+        "new MutationObserver(() => announced.push(region.textContent))"
+        ".observe(region, {childList: true, characterData: true, subtree: true})"
     )
     say(page, "hello")
     answered(page, 1)
-    page.wait_for_function("() => told.length > 1")
-    assert page.evaluate("told") == ["Answering", "Answered: " + "word " * 30]
+    page.wait_for_function("() => announced.length > 1")
+    assert page.evaluate("announced") == ["Answering", "Answered: " + "word " * 30]
     assert page.locator("[aria-live], [role=log]").count() == 0
 
 

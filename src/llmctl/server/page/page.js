@@ -82,6 +82,7 @@ function announce(text) {
 
 function showError(error) {
   byId("problem").textContent = plain(error.message);
+  scrollDown(false); // the error takes room from the conversation
 }
 
 function showRunning() {
@@ -146,11 +147,11 @@ async function reply() {
   const mine = conversation;
   const message = { role: "assistant", content: "", reasoning: "" };
   const body = requestBody(mine.messages);
+  byId("problem").textContent = "";
   save(mine);
   mine.messages.push(message);
   const controller = new AbortController();
   running = { controller, conversation: mine, message };
-  byId("problem").textContent = "";
   showAll();
   showRunning();
   scrollDown(true);
@@ -185,6 +186,7 @@ function isEmpty(message) {
 async function receive(body, signal, message, article) {
   const started = performance.now();
   let first = 0;
+  let last = 0;
   let isScheduled = false;
   const draw = () => {
     isScheduled = false;
@@ -193,15 +195,18 @@ async function receive(body, signal, message, article) {
     scrollDown(false);
   };
   for await (const piece of answer(body, signal)) {
-    if (!first && (piece.text || piece.reasoning)) first = performance.now();
+    if (piece.text || piece.reasoning) {
+      first ||= piece.at;
+      last = piece.at;
+    }
     message.content += piece.text;
     message.reasoning += piece.reasoning;
     message.cut = message.cut || piece.finish === "length";
     if (piece.usage) {
       const tokens = piece.usage.completion_tokens;
-      const seconds = (performance.now() - first) / 1000;
-      message.figures = { tokens, ...(first && tokens > 1 ? { rate: (tokens - 1) / seconds } : {}) };
+      message.figures = { tokens };
       if (first) message.figures.first = (first - started) / 1000;
+      if (last > first) message.figures.rate = (tokens - 1) / ((piece.at - first) / 1000); // unknown if all arrived at once
     }
     if (!isScheduled) {
       isScheduled = true;

@@ -40,7 +40,7 @@ export async function modelName() {
 }
 
 /**
- * Yield the pieces of one answer: {text, reasoning, finish, usage}.
+ * Yield the pieces of one answer: {text, reasoning, finish, usage, at}. `at`: the milliseconds at which it arrived.
  * @param {object} body The body for /v1/chat/completions, without its stream options.
  * @param {AbortSignal} signal Aborts the answer.
  */
@@ -57,6 +57,7 @@ export async function* answer(body, signal) {
     const { value, done } = await reader.read().catch((error) => {
       throw error.name === "AbortError" ? error : new ServerError(CONNECTION_LOST, 0);
     });
+    const at = performance.now(); // the same for all pieces that arrived together
     buffered += value ?? "";
     const events = buffered.split("\n\n");
     buffered = done ? "" : events.pop();
@@ -72,6 +73,7 @@ export async function* answer(body, signal) {
         reasoning: choice?.delta?.reasoning_content ?? "",
         finish: choice?.finish_reason ?? null,
         usage: chunk.usage ?? null,
+        at,
       };
     }
     if (done) throw new ServerError(CONNECTION_LOST, 0);
