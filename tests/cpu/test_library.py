@@ -63,7 +63,7 @@ def test_a_library_with_a_struct_of_another_size_is_refused(best: Kernels, struc
         f"class Longer(k.{struct}): _fields_ = [('more', ctypes.c_int64)]\n"
         f"Longer.__name__ = '{struct}'; k.{struct} = Longer; print(k.load(), k.missing())"
     )
-    assert f"has a struct {struct} of" in printed(code)
+    assert f"bytes in struct {struct}, but" in printed(code)
 
 
 def test_without_a_compiled_library_there_is_a_reason(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def explain(options: Options) -> None:
       llmctl config explain --config configs/llama3-70b-two-machines.yaml
     """
     from llmctl.vllm.detection import detect_vllm
-    from llmctl.vllm.target import locate_local, make_target
+    from llmctl.vllm.target import make_target, resolve_local
     from llmctl.vllm.translate import translate
 
     output, settings = options.output, options.settings()
@@ -122,7 +122,7 @@ def explain(options: Options) -> None:
         output.note(f"vLLM {vllm.version} of {vllm.python}")
     except LlmctlError as error:
         output.note(f"{error.message}: the explanation is for vLLM {_EXPLAINED}")
-    resolved = locate_local(settings)
+    resolved = resolve_local(settings)
     if resolved is None:
         output.note("the model is not on this machine: its generation_config.json is assumed to be empty")
     translation = translate(

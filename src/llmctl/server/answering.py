@@ -1,4 +1,4 @@
-"""Answer one HTTP request: submit it to the worker, write it whole or as a stream, cancel it when the client leaves."""
+"""Answering of one HTTP request: submit it to the worker, respond at once or as a stream, cancel it on disconnect."""
 
 import asyncio
 import json
@@ -41,13 +41,13 @@ class Submission:
 
 
 class ChoiceWriter:
-    """Writes answers in one of OpenAI's shapes. Subclasses may keep the state of each answer.
+    """Writes answers in the JSON format of one of OpenAI's APIs. Subclasses may keep the state of each answer.
 
     Args:
         registry: The model.
-        object_name: `object` of a whole answer.
-        id_prefix: The beginning of its id.
-        chunk_object: `object` of a chunk, if it differs.
+        object_name: The `object` field of a complete answer.
+        id_prefix: The prefix of the answer's id.
+        chunk_object: The `object` field of a chunk, if it differs.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ChoiceWriter:
         self._created = int(time.time())
 
     def document(self, choices: list[Any], *, chunk: bool = False, **fields: Any) -> dict[str, Any]:
-        """Return a whole answer, or a chunk of one."""
+        """Return a complete answer, or a chunk of a streamed one."""
         return {
             "id": self._id,
             "object": self._chunk_object if chunk else self._object,
@@ -70,15 +70,15 @@ class ChoiceWriter:
         }
 
     def opening_choices(self) -> Iterator[dict[str, Any]]:
-        """Yield the choices at the start of a stream."""
+        """Yield the choices that begin a stream."""
         return iter(())
 
     def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
-        """Yield the choices of a stream for new text of an answer."""
+        """Yield the streamed choices for new text of an answer."""
         raise NotImplementedError
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        """Return the choice of a whole answer."""
+        """Return the choice for a complete answer."""
         raise NotImplementedError
 
 
@@ -88,15 +88,15 @@ def finish_reason(completion: Completion) -> str:
 
 
 def json_logprob(logprob: float) -> float:
-    """Return a log-probability that JSON can hold: OpenAI writes -9999 for minus infinity."""
+    """Return a log-probability for JSON. Like OpenAI, write -9999 for minus infinity, which JSON cannot represent."""
     return max(logprob, -9999.0)
 
 
 def usage(completions: Sequence[Completion], prompt_tokens: int) -> dict[str, Any]:
-    """Return the token counts of all answers. OpenAI's predictions are the tokens of a draft model or prompt lookup."""
+    """Return the token counts of all answers. Tokens from a draft model or prompt lookup count as predictions."""
     generated = sum(len(completion.token_ids) for completion in completions)
     stats = [completion.decoding_stats for completion in completions]
-    with_proposals = [one for one in stats if one and one.forward_passes]
+    with_proposals = [answer_stats for answer_stats in stats if answer_stats and answer_stats.forward_passes]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
@@ -114,10 +114,10 @@ def _predictions(stats: Sequence[DecodingStats]) -> dict[str, int]:
 async def answer(
     http: "HttpRequest", registry: "ModelRegistry", body: Sampling, submission: Submission, writer: ChoiceWriter
 ) -> "Response":
-    """Return the response to one request: whole, or streamed if its body asks for that.
+    """Return the response to one request, streamed if the body sets `stream`.
 
     Raises:
-        LlmctlError, RequestError: it failed before anything was sent.
+        LlmctlError, RequestError: the request failed before anything was sent.
     """
     from starlette.responses import JSONResponse
 
@@ -140,8 +140,11 @@ def submit(registry: "ModelRegistry", submission: Submission) -> "PendingRespons
 
 
 def event_stream(registry: "ModelRegistry", pending: "PendingResponse", events: AsyncIterator[str]) -> "Response":
-    """Return a streamed response. The client may leave before the first event is read: no code of `events` runs then,
-    so the response itself cancels what is pending."""
+    """Return a streamed response.
+
+    If the client disconnects before the first event is read, `events` never runs. Therefore the response itself cancels
+    the pending answers.
+    """
     from starlette.responses import StreamingResponse
 
     class EventStream(StreamingResponse):
@@ -157,7 +160,7 @@ def event_stream(registry: "ModelRegistry", pending: "PendingResponse", events: 
 async def collect_completions(
     http: "HttpRequest", registry: "ModelRegistry", pending: "PendingResponse"
 ) -> list[Completion]:
-    """Return every answer in the order of the requests; cancel them if the client leaves."""
+    """Return every answer in the order of the requests. Cancel them if the client disconnects."""
     completions: list[Completion] = []
     with tracked(registry, pending, completions) as timer:
         completions += await _unless_disconnected(http, _completions(pending, timer))
@@ -173,14 +176,14 @@ def stream_error(timer: RequestTimer, error: Exception) -> RequestError:
 
 
 class _DisconnectedError(RequestError):
-    """The client has left; nobody reads this error."""
+    """The client has disconnected; nobody reads this error."""
 
 
 @contextmanager
 def tracked(
     registry: "ModelRegistry", pending: "PendingResponse", completions: list[Completion]
 ) -> Iterator[RequestTimer]:
-    """Count the outcome of a request; cancel what is still pending at the end of the block."""
+    """Count the outcome of a request. At the end of the block, cancel answers that are still pending."""
     timer = RequestTimer()
     try:
         yield timer
@@ -229,7 +232,7 @@ async def _chunk_events(
     *,
     wants_usage: bool,
 ) -> AsyncIterator[str]:
-    """Yield server-sent events, all that are ready at a time."""
+    """Yield server-sent events. Each item has all events that are ready."""
     fields: dict[str, Any] = {"usage": None} if wants_usage else {}
 
     def chunks(choices: Iterator[dict[str, Any]]) -> str:
@@ -255,5 +258,5 @@ async def _chunk_events(
 
 
 def data_event(document: dict[str, Any]) -> str:
-    """Return one event of a stream."""
+    """Return a document as a server-sent event."""
     return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"

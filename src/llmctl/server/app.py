@@ -1,4 +1,4 @@
-"""The app: all routes over one model. The guard around it decides who may use it (security/guard.py)."""
+"""The app: all routes for one model. The guard around it controls access (security/guard.py)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,11 +18,10 @@ OPEN_PATHS = open_paths()
 
 
 def make_app(registry: "ModelRegistry", *, drain_seconds: float = 30.0) -> "FastAPI":
-    """Return the FastAPI app of one model.
+    """Return the FastAPI app for one model. The worker starts and drains with the app.
 
     Args:
-        registry: The model and its worker, which starts and drains with the app.
-        drain_seconds: Time for running answers when the server shuts down.
+        drain_seconds: Time for running answers to finish when the server shuts down.
     """
     from fastapi import FastAPI
 

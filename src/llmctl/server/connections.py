@@ -1,8 +1,7 @@
 """Connection limits that uvicorn lacks.
 
-uvicorn has no deadline for the head of a request, no deadline for a client that does not read its response, and answers
-a flood of connections one by one. This protocol adds the limits, and answers in OpenAI's shape even when no request
-ever becomes complete.
+uvicorn has no deadline for the head of a request, no deadline for a client that does not read its response, and no
+limit of connections. This protocol adds them. Errors have OpenAI's shape even if a request never becomes complete.
 """
 
 import asyncio
@@ -28,10 +27,11 @@ class ConnectionLimits:
     """Limits of connections.
 
     Attributes:
-        head_seconds: Time for the head of a request, from its first byte (for the first request, from the connection).
-        idle_seconds: Time between two requests.
-        stall_seconds: Time without reading any of the response; then the client is taken for gone.
-        connections: Maximum number at a time; further ones get 503.
+        head_seconds: Maximum time for the head of a request, from its first byte (for the first request, from the
+            connection).
+        idle_seconds: Maximum time between two requests.
+        stall_seconds: Maximum time in which a client reads nothing of its response; then the connection is aborted.
+        connections: Maximum number of simultaneous connections; further ones get 503.
     """
 
     head_seconds: float = 10.0
@@ -63,26 +63,24 @@ def uvicorn_config(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but any second signal stops it at once. uvicorn itself does that only for a second Ctrl-C."""
+    """uvicorn's server, except that any second signal stops it at once; in uvicorn, only a second Ctrl-C does."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle every signal."""
         if self.should_exit:
             self.force_exit = True
-            logging.getLogger(
-                "uvicorn.error"
-            ).disabled = True  # it would log a traceback for each request that is cut off
+            # It would log a traceback for each interrupted request.
+            logging.getLogger("uvicorn.error").disabled = True
         super().handle_exit(sig, frame)
 
 
 class _Deadline:
-    """An action that happens unless it is stopped in time. Its state: the running timer."""
+    """A function to call unless the deadline is stopped in time. Its state: the running timer."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]) -> None:
-        """Start the timer; a running one goes on unchanged."""
+        """Start the timer if it is not running."""
         if self._timer is None:
             self._timer = loop.call_later(seconds, then)
 
@@ -138,18 +136,18 @@ class _LimitedProtocol(H11Protocol):
         self._refuse(RequestError(msg, status=status))
 
     def _expect_head(self) -> None:
-        """Start the deadline of the next request's head."""
+        """Start the deadline for the head of the next request."""
         self._head.start(self.loop, self.limits.head_seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self.conn.trailing_data[0]:
             seconds = self.limits.head_seconds
             self._refuse(RequestError(f"the headers were not complete after {seconds:g} seconds", status=408))
-        else:  # a client could take a response for that to a request which it is just sending
+        else:  # a client could mistake an error for the response to a request that it is just sending
             self.transport.close()
 
     def _refuse(self, error: RequestError) -> None:
-        """Send an error outside of any request, and close."""
+        """Send an error that does not belong to a request, and close the connection."""
         if self.transport.is_closing():
             return
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

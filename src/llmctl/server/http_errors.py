@@ -25,8 +25,8 @@ class RequestError(Exception):
     Args:
         message: What is wrong and how to fix it, for the author of the request. Never a secret, never the prompt.
         status: The HTTP status.
-        type: OpenAI's error type; by default, the one of the status.
-        param: The wrong part of the request: `messages[0].content`.
+        type: OpenAI's error type (default: the type for the status).
+        param: The invalid part of the request: `messages[0].content`.
         code: A short name for programs: `model_not_found`.
         headers: Further response headers: Retry-After.
     """
@@ -61,9 +61,9 @@ def _type_of(status: int) -> str:
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Return the error that the client sees.
+    """Return the error to send to the client.
 
-    Paths, tracebacks and messages of bugs stay out of it; they are for the operator alone.
+    It contains no paths, tracebacks or messages of bugs; these are only for the operator.
     """
     if isinstance(error, RequestError):
         return error
@@ -85,7 +85,7 @@ def _from_user_error(error: UserError) -> RequestError:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """Return one error for all of pydantic's `errors()`. The values of the request stay out of it."""
+    """Return one error for all of pydantic's `errors()`. It does not contain values of the request."""
     if errors and errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", code="invalid_json")
     problems = [(_param(error["loc"]), str(error["msg"]).removeprefix("Value error, ")) for error in errors]

@@ -1,4 +1,4 @@
-"""The bind address of a server. It is bound before the model is loaded, so that a taken port costs no wait."""
+"""The bind address of a server. It is bound before the model is loaded, so that a port in use is reported at once."""
 
 import errno
 import socket
@@ -10,11 +10,11 @@ _UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # a name may resolve t
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """Return a bound socket for every address of a name. Nobody can connect before they listen.
+    """Return a bound socket for every address of a name. Clients cannot connect until the sockets listen.
 
     Args:
         host: A name or an address; IPv6 with or without brackets.
-        port: 0 for a free one, the same for all sockets.
+        port: The port of all sockets; 0 for any free port.
 
     Raises:
         UserError: the port is in use, or the address is not one of this machine's.
@@ -39,9 +39,9 @@ def bind(host: str, port: int) -> list[socket.socket]:
             opened.close()
         raise UserError(
             f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}",
-            hint="--port N takes another port, --port 0 a free one"
+            hint="use another port: --port N, or any free one: --port 0"
             if error.errno not in _UNAVAILABLE
-            else "--host 127.0.0.1",
+            else "use --host 127.0.0.1",
         ) from error
     return sockets
 
@@ -52,11 +52,11 @@ def port_of(sockets: Sequence[socket.socket]) -> int:
 
 
 def url(host: str, port: int) -> str:
-    """Return `http://127.0.0.1:8000`."""
+    """Return the URL of an address: `http://127.0.0.1:8000`."""
     return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    """Resolve a name, IPv4 first: every machine has it."""
+    """Resolve a name, with IPv4 addresses first, because every machine supports them."""
     addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return sorted(addresses, key=lambda address: address[0] != socket.AF_INET)  # type: ignore[arg-type]

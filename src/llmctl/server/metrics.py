@@ -19,14 +19,14 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 @dataclass
 class RequestTimer:
-    """The times and the outcome of one request. Its state: when its first text came, and how it ended."""
+    """The times and the outcome of one request. Its state: the time of its first text, and its outcome."""
 
     started: float = field(default_factory=time.monotonic)
     first_text: float | None = None
     outcome: Outcome = "answered"
 
     def note_first_text(self) -> None:
-        """Note the time of the first text; later calls have no effect."""
+        """Record the time of the first text. Later calls have no effect."""
         self.first_text = self.first_text or time.monotonic()
 
 
@@ -62,7 +62,7 @@ class Metrics:
         )
 
     def follow(self, worker: "Worker") -> None:
-        """Report a worker's load with every scrape."""
+        """Report a worker's load in every scrape."""
         self.registry.register(_LoadCollector(worker))
 
     def count_refused(self) -> None:
@@ -93,7 +93,7 @@ class Metrics:
 class _LoadCollector:
     """Reads a worker's load for each scrape; prometheus_client calls `collect`.
 
-    Its state: the time and the token count of the last scrape, for the speed since then.
+    Its state: the time and the token count of the last scrape, from which it computes the speed since then.
     """
 
     def __init__(self, worker: "Worker") -> None:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the name of the model and errors in the shape that they really have."""
+"""The OpenAPI document: FastAPI's, with the model's name and the actual shape of errors."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,11 @@ _ERROR_RESPONSE = {
 
 
 def openapi_function(app: "FastAPI", model: str) -> Callable[[], dict[str, Any]]:
-    """Return a function for `app.openapi`, which makes the document on the first call.
+    """Return a function for `app.openapi`. It creates the document when it is first called.
 
     Args:
         app: The app with all its routes.
-        model: The only value of a request's `model`.
+        model: The only valid `model` of a request.
     """
 
     def openapi() -> dict[str, Any]:
@@ -41,17 +41,17 @@ def openapi_function(app: "FastAPI", model: str) -> Callable[[], dict[str, Any]]
 
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _mend_schemas(document.setdefault("components", {}).setdefault("schemas", {}), model)
+            _fix_schemas(document.setdefault("components", {}).setdefault("schemas", {}), model)
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
-                    _mend_operation(operation, model, streams=method == "post" and path.startswith("/v1/"))
+                    _fix_operation(operation, model, streams=method == "post" and path.startswith("/v1/"))
             app.openapi_schema = document
         return app.openapi_schema
 
     return openapi
 
 
-def _mend_schemas(schemas: dict[str, Any], model: str) -> None:
+def _fix_schemas(schemas: dict[str, Any], model: str) -> None:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for schema in schemas.values():
@@ -60,7 +60,7 @@ def _mend_schemas(schemas: dict[str, Any], model: str) -> None:
     schemas["Error"] = _ERROR
 
 
-def _mend_operation(operation: dict[str, Any], model: str, *, streams: bool) -> None:
+def _fix_operation(operation: dict[str, Any], model: str, *, streams: bool) -> None:
     if operation["responses"].pop("422", None) and streams:
         operation["responses"]["200"]["content"]["text/event-stream"] = {}
     for parameter in operation.get("parameters", ()):

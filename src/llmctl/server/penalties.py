@@ -1,4 +1,4 @@
-"""OpenAI's penalties, which lower the logits of generated tokens, and its biases of single tokens.
+"""OpenAI's penalties, which lower the logits of generated tokens, and its logit biases.
 
 https://platform.openai.com/docs/guides/advanced-usage: logits[j] -= count[j] * frequency + (count[j] > 0) * presence.
 """
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Penalties:
-    """A logits processor of one answer.
+    """A logits processor for one answer.
 
     Args:
         prompt_tokens: Length of the prompt, which is not penalised.
-        presence: Subtracted from the logit of each token that has been generated.
-        frequency: Subtracted once for each time that it has been.
-        bias: Added to the logits of single tokens.
+        presence: Value to subtract from the logit of every generated token.
+        frequency: Value to subtract for every occurrence of a generated token.
+        bias: Values to add to the logits of token ids.
     """
 
     def __init__(self, prompt_tokens: int, *, presence: float, frequency: float, bias: Mapping[int, float]) -> None:
@@ -25,7 +25,7 @@ class Penalties:
         self._tokens, self._biases = list(bias), list(bias.values())
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
-        """Change logits of shape [1, vocabulary] after ids of shape [1, tokens]."""
+        """Modify the logits [1, vocabulary] that follow the ids [1, tokens]."""
         generated: Any = ids[0, self._prompt_tokens :]
         if len(generated):
             tokens, counts = generated.unique(return_counts=True)

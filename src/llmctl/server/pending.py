@@ -1,4 +1,4 @@
-"""Answers that clients wait for, handed from the worker's thread to the event loop."""
+"""Answers that clients wait for, passed from the worker's thread to the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -20,7 +20,7 @@ class PendingAnswer:
         response: The response that it belongs to.
         index: Its position in the response.
         request: The request to generate.
-        processors: Logits processors of this answer alone.
+        processors: Logits processors for this answer only.
     """
 
     response: "PendingResponse"
@@ -43,7 +43,7 @@ class PendingResponse:
 
     Args:
         requests: Each request with its own logits processors.
-        deadline: The time limit on the clock of time.monotonic.
+        deadline: The time limit, as a value of time.monotonic.
     """
 
     def __init__(self, requests: Iterable[tuple[Request, Sequence[Any]]], deadline: float) -> None:
@@ -56,7 +56,7 @@ class PendingResponse:
         self._updates.put_nowait((index, text, end))
 
     async def updates(self) -> AsyncIterator[list[AnswerUpdate]]:
-        """Yield all new updates at a time, at most one per answer.
+        """Yield lists of all new updates, with at most one per answer.
 
         Raises:
             LlmctlError, RequestError: one of the answers failed.
@@ -77,13 +77,13 @@ class PendingResponse:
 
 
 def publish(updates: Iterable[tuple[PendingAnswer, str, End]]) -> None:
-    """Hand updates from the worker's thread to the event loops, with one call for each loop."""
+    """Pass updates from the worker's thread to the event loops, with one call per loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[PendingAnswer, str, End]]] = {}
     for answer, text, end in updates:
         by_loop.setdefault(answer.response.loop, []).append((answer, text, end))
-    for loop, of_loop in by_loop.items():
+    for loop, loop_updates in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
-            loop.call_soon_threadsafe(_put_all, of_loop)
+            loop.call_soon_threadsafe(_put_all, loop_updates)
 
 
 def _put_all(updates: list[tuple[PendingAnswer, str, End]]) -> None:

@@ -1,4 +1,4 @@
-"""Encode conversations through the chat template, in a child process that lives as long as the server."""
+"""Encoding of conversations with the chat template, in a child process that lives as long as the server."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PromptRenderer:
-    """`encode_prompt` without a fork for each conversation. Its state: the child, which has a copy of the tokenizer."""
+    """`encode_prompt` without a fork per conversation. Its state: a child process with a copy of the tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer

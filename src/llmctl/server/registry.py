@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
     from llmctl.server.worker import Worker
 
-_MIN_TEMPERATURE = 0.01  # below it logits may overflow; sampling is all but greedy there
+_MIN_TEMPERATURE = 0.01  # logits may overflow below it, and sampling is practically greedy
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """The one model of a server and its names.
+    """The model of a server and its names.
 
     Attributes:
-        name: The name that answers carry.
+        name: The model's name in responses.
         loaded: The result of `load`.
         worker: The thread that generates.
-        created: Load time in seconds since 1970.
+        created: Unix time at which the model was loaded.
         request_seconds: Time limit of a request.
         metrics: The server's counters.
         other_names: Further names that clients may use.
@@ -55,7 +55,7 @@ class ModelRegistry:
         return PromptRenderer(self.loaded.tokenizer)
 
     def check_model(self, name: str) -> None:
-        """Raise a 404 for any other model. Names are only compared, never used as a path or a Hub id."""
+        """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""
         if name not in self.names:
             raise RequestError(
                 f"The model {name[:200]!r} does not exist; this server has {self.name!r}",
@@ -73,7 +73,7 @@ class ModelRegistry:
             body: The request.
             max_tokens: Token limit of the answer; None keeps the configuration's.
             logprobs: Alternatives per token; None for no log-probabilities.
-            structure: A section `structure` in place of the configuration's.
+            structure: A `structure` section that replaces the configuration's.
         """
         values: dict[str, Any] = {key: value for key in _SAMPLING_KEYS if (value := getattr(body, key)) is not None}
         if 0 < values.get("temperature", 0) < _MIN_TEMPERATURE:
@@ -87,7 +87,7 @@ class ModelRegistry:
         return with_generation(self.loaded, values, structure=structure)
 
     def requests(self, model: "LoadedModel", body: Sampling, prompt: Prompt, **changes: Any) -> list[Request]:
-        """Return the `n` requests of one prompt, each with its own seed; the first has the body's.
+        """Return the `n` requests for one prompt. The first has the body's seed, each of the others its own.
 
         Raises:
             RequestError: the prompt is too long, or has ids outside the vocabulary.
@@ -104,7 +104,7 @@ class ModelRegistry:
         return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 
     def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:
-        """Return the logits processors of one answer."""
+        """Return the logits processors for one answer."""
         presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
         if not (presence or frequency or bias):
@@ -113,12 +113,12 @@ class ModelRegistry:
         return [Penalties(prompt_tokens, presence=presence, frequency=frequency, bias=bias)]
 
     def check_token_ids(self, ids: Iterable[int], *, param: str = "prompt") -> None:
-        """Raise a 400 for ids outside the vocabulary."""
+        """Raise a 400 if an id is outside the vocabulary."""
         size = len(self.loaded.tokenizer)
         if wrong := next((token for token in ids if token >= size), None):
             raise RequestError(f"{wrong} is not a token id; the vocabulary has {size} tokens", param=param)
 
 
 def _fold_seed(seed: int) -> int:
-    """Fold any integer into the range of the random generators."""
+    """Reduce any integer to the seed range of the random generators."""
     return seed % 2**32

@@ -1,4 +1,4 @@
-"""Request bodies: read within limits of size and time, and checked as strict JSON before the app sees them."""
+"""Reading of request bodies within limits of size and time, and their check as strict JSON before the app gets them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -9,7 +9,7 @@ from llmctl.server.http_errors import RequestError
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-# An empty list takes three bytes of JSON and sixty in memory. No conversation needs this many.
+# Limits memory: an empty list takes three bytes of JSON, but sixty in memory. No conversation needs this many.
 MAX_CONTAINERS = 200_000
 _LINGER_SECONDS = 1.0
 
@@ -22,14 +22,14 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
     """Return the whole body.
 
     Args:
-        headers: The request's, with names in lower case.
-        receive: ASGI's.
-        max_bytes: Size limit; a declared Content-Length is refused before the body is read.
+        headers: The request's headers, with names in lower case.
+        receive: ASGI's receive function.
+        max_bytes: Size limit. A larger Content-Length is refused before the body is read.
         seconds: Time limit for the whole body.
 
     Raises:
-        RequestError: 413 if the body is too long, 408 if it is too slow.
-        ClientDisconnected: the client disconnected.
+        RequestError: 413 if the body is too long, 408 if it arrives too slowly.
+        ClientDisconnected: the client disconnected before the body was complete.
     """
     declared = headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
@@ -55,7 +55,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
 
 
 async def discard_rest(receive: Receive) -> None:
-    """Let a refused client finish sending, for a moment: many read the response only after that."""
+    """Discard the rest of a refused body for up to a second: many clients read the response only after sending all."""
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
             while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
@@ -65,12 +65,12 @@ async def discard_rest(receive: Receive) -> None:
 
 
 def check_json(body: bytes, *, max_depth: int) -> None:
-    """Refuse anything but strict JSON, and nesting deeper than `max_depth`.
+    """Check that a body is strict JSON, nested at most `max_depth` levels deep.
 
-    Python's own parser accepts NaN, lone surrogates and any depth. Those fail later, in places that do not expect them.
+    Python's parser accepts NaN, lone surrogates and any depth, which cause failures elsewhere.
 
     Raises:
-        RequestError: 400.
+        RequestError: 400 if the body does not pass.
     """
     from pydantic_core import from_json
 

@@ -1,4 +1,4 @@
-"""Request bodies that several routes share. Every field has a bound; names and meanings are OpenAI's.
+"""Request bodies that several routes share. Every field has a bound; names and meanings are those of OpenAI's API.
 
 OpenAI's fields that have no meaning for a local model (user, store, metadata) are accepted and have no effect.
 """
@@ -31,7 +31,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """Options of a streamed answer."""
+    """Options for a streamed answer."""
 
     include_usage: bool = False
 
@@ -93,7 +93,7 @@ class Message(Body):
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """Return the message as chat templates take it: content as text, `developer` as `system`."""
+        """Return the message in the form that chat templates expect: content as text, `developer` as `system`."""
         content = self.content
         text = "".join(part.text for part in content) if isinstance(content, list) else content
         role = "system" if self.role == "developer" else self.role

@@ -1,4 +1,4 @@
-"""OpenAI's tools of a chat request, and the calls in its answer."""
+"""The tools of a chat request and the calls in its answer, in the format of OpenAI's API."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,14 +50,14 @@ class NamedToolBody(BaseModel):
 
 
 class AllowedBody(BaseModel):
-    """The allowed tools, and if one of them must be called."""
+    """The allowed tools; the mode says if one of them must be called."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsBody(BaseModel):
-    """`tool_choice` that allows some of the tools."""
+    """A `tool_choice` that allows some of the tools."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedBody
@@ -68,7 +68,7 @@ ToolChoiceBody = Literal["none", "auto", "required"] | NamedToolBody | AllowedTo
 
 
 class CallFunctionBody(BaseModel):
-    """The function of a call in an earlier answer. Its arguments come from a model and may be malformed."""
+    """The function of a call in an earlier answer. Its arguments were written by a model and may be malformed."""
 
     name: Annotated[str, Field(max_length=256)]
     arguments: str = "{}"
@@ -117,7 +117,7 @@ def _parse_choice(choice: ToolChoiceBody | None) -> tuple[Choice, list[str] | No
 
 
 def openai_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    """Return complete calls for the message of an answer."""
+    """Return complete calls in the format of an answer's message."""
     return [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in calls
@@ -125,7 +125,7 @@ def openai_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 
 
 def openai_delta(piece: Piece) -> dict[str, Any]:
-    """Return a piece of an answer as the delta of a stream: first a call's id and name, then its arguments."""
+    """Return a piece of an answer as a streamed delta. A call's id and name come first, then its arguments."""
     if isinstance(piece, TextDelta):
         return {"content": piece.text}
     if isinstance(piece, CallStart):

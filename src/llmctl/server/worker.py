@@ -1,7 +1,7 @@
 """The worker thread: it takes requests from a bounded queue, steps the engine, and publishes the engine's events.
 
-Requests are taken in order of arrival. Everything that touches the model happens in this one thread; everything that a
-client waits for happens in the event loop, which is called once for each step.
+Requests are taken in order of arrival. Only this thread uses the model. Clients wait in the event loop, which the
+thread calls once per step.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ class Load:
     Attributes:
         waiting: Answers in the queue.
         running: Answers being generated.
-        kv_usage: Share of the paged KV cache in use.
+        kv_usage: Fraction of the paged KV cache in use.
         generated_tokens: Tokens generated since the start.
-        prefilled_tokens: Prompt tokens computed since the start.
+        prefilled_tokens: Prompt tokens processed since the start.
     """
 
     waiting: int
@@ -66,7 +66,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="llmctl-serve", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     # -- called in the event loop
@@ -79,7 +78,8 @@ class Worker:
             seconds: Time limit.
 
         Raises:
-            RequestError: 400 if one can never fit, 429 if the queue is full, 503 if the server is shutting down.
+            RequestError: 400 if a request is too long for the KV cache, 429 if the queue is full, 503 if the server is
+                shutting down.
         """
         for request, _ in requests:
             self._check_fits(request)
@@ -93,17 +93,17 @@ class Worker:
         return pending
 
     def cancel(self, pending: PendingResponse) -> None:
-        """Cancel unfinished answers; their places are free within a step."""
+        """Cancel unfinished answers. Their memory is free after the next step."""
         with self._changed:
             self._cancelled.update(pending.answers)
             self._changed.notify()
 
     async def call(self, work: Callable[[], Any]) -> Any:
-        """Run `work`, which needs the model, in the thread between two steps, and return its result.
+        """Run a function that needs the model in the thread, between two steps. Return its result.
 
         Raises:
             RequestError: 429 if the queue is full, 503 if the server is shutting down.
-            Exception: any exception of `work`.
+            Exception: any exception that `work` raises.
         """
         future: Future[Any] = Future()
         with self._changed:
@@ -115,7 +115,7 @@ class Worker:
         return await asyncio.wrap_future(future)
 
     def load(self) -> Load:
-        """Return the current load."""
+        """Return the current load of the worker."""
         engine = self._engine
         return Load(
             waiting=len(self._queue) + engine.waiting,
@@ -136,7 +136,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """True while the thread runs and takes requests."""
+        """True if the thread runs and accepts requests."""
         return self._thread.is_alive() and not self._is_stopping
 
     def _check_fits(self, request: Request) -> None:
@@ -167,7 +167,7 @@ class Worker:
                 self._fail_running(to_request_error(error))
 
     def _take_work(self) -> bool:
-        """Wait for work; start queued answers while there is room. Return False at the end of the server."""
+        """Wait for work, then start queued answers while there is room. Return False once the server has drained."""
         with self._changed:
             while not (self._queue or self._cancelled or self._calls or self._running):
                 if self._is_stopping:
@@ -188,7 +188,7 @@ class Worker:
         return True
 
     def _run_one_call(self) -> None:
-        """Run one waiting call only, so that running answers continue in between."""
+        """Run at most one waiting call, so that running answers continue between calls."""
         if not self._calls:
             return
         work, future = self._calls.popleft()
@@ -210,7 +210,7 @@ class Worker:
                 self._running.add(answer)
             except LlmctlError as error:
                 publish([(answer, "", error)])
-            except Exception as error:  # noqa: BLE001 (it concerns this request alone)
+            except Exception as error:  # noqa: BLE001 (it must not affect other requests)
                 _log.exception("a bug at the start of an answer")
                 publish([(answer, "", to_request_error(error))])
 
@@ -224,7 +224,7 @@ class Worker:
             yield event.key, event.text, event.end
 
     def _fail_running(self, error: Exception) -> None:
-        """Fail all running answers, because memory ran out or there is a bug. Queued ones are still served."""
+        """Fail all running answers after an out-of-memory error or a bug. Queued answers are still served."""
         if isinstance(error, MachineError):  # its message is for the operator
             _log.warning("%s", error.message)
             error = RequestError(

@@ -1,1 +1,1 @@
-"""vLLM as an engine: the configuration translated into its arguments, its process, and batches on it."""
+"""vLLM as an engine: translation of the configuration into its arguments, its process, and batches."""

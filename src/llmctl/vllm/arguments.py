@@ -1,4 +1,4 @@
-"""The target of a translation, and the outcome of one key."""
+"""The target of a translation, and the translation of one key."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ Purpose = Literal["serve", "batch"]
 
 @dataclass(frozen=True)
 class Target:
-    """Facts beside the configuration. The defaults mean that nothing is known.
+    """The facts besides the configuration on which a translation depends. Defaults stand for unknown facts.
 
     Attributes:
-        purpose: A server for others, or llmctl's own batch, whose requests carry more of the settings.
-        model: The model's folder on this machine; without it, vLLM looks the model up by its id.
+        purpose: `serve` for a server for clients; `batch` for llmctl's own batch, whose requests contain more settings.
+        model: The model's folder on this machine; without it, vLLM finds the model by its id.
         commit: Its commit on the Hub.
         generation_config: The model's generation_config.json.
         quantization: The quantisation of the stored model.
         adapter: The adapter's folder on this machine.
-        adapter_rank: Its largest rank.
-        has_bitsandbytes: True if this vLLM quantises with bitsandbytes; 0.32 does not.
-        device: The device of this vLLM, if its package names it: `cpu` or `cuda`.
+        adapter_rank: The adapter's largest rank.
+        has_bitsandbytes: True if this vLLM can quantise with bitsandbytes; 0.32 cannot.
+        device: The device of this vLLM, if its package shows it: `cpu` or `cuda`.
         host: The bind address.
         port: The port.
     """
@@ -60,25 +60,25 @@ class Outcome:
 
 
 def argument(*texts: str) -> Outcome:
-    """Translate to command-line arguments."""
+    """Return the outcome of a key that becomes command-line arguments."""
     return Outcome("translated", shlex.join(texts), texts)
 
 
 def variable(name: str, value: str) -> Outcome:
-    """Translate to an environment variable."""
+    """Return the outcome of a key that becomes an environment variable."""
     return Outcome("translated", f"{name}={value}", environment={name: value})
 
 
 def translated(text: str) -> Outcome:
-    """Translate outside the command line: `text` names the place."""
+    """Return the outcome of a key that is translated elsewhere; `text` says where."""
     return Outcome("translated", text)
 
 
 def not_needed(reason: str) -> Outcome:
-    """Report a key that vLLM does not need."""
+    """Return the outcome of a key that vLLM does not need."""
     return Outcome("not needed", reason)
 
 
 def not_possible(reason: str) -> Outcome:
-    """Report a key that vLLM has no equivalent for."""
+    """Return the outcome of a key without an equivalent in vLLM."""
     return Outcome("not possible", reason)

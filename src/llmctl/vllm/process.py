@@ -1,4 +1,4 @@
-"""vLLM's server as a child process: start it, wait until it answers, and stop it whatever happens here."""
+"""vLLM's server as a child process: start it, wait until it answers, and stop it in every case."""
 
 import http.client
 import os
@@ -38,7 +38,7 @@ class Launch:
         host: The bind address.
         port: The port.
         log: The file for its output.
-        grace_seconds: Time to stop before it is killed.
+        grace_seconds: Time that it has to stop before it is killed.
     """
 
     command: tuple[str, ...]
@@ -57,7 +57,7 @@ class Launch:
 class VllmProcess:
     """A running vLLM. Its state is the process. Leaving the context stops vLLM and everything that it started.
 
-    A supervisor process stands between: if this process is killed, even by SIGKILL, the supervisor stops vLLM.
+    vLLM is the child of a supervisor process, which stops it if this process is killed, even by SIGKILL.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -93,7 +93,7 @@ class VllmProcess:
             on_message: Called with the newest line of its log, several times a second.
 
         Raises:
-            LlmctlError: it exited before it answered, or did not answer in time.
+            LlmctlError: vLLM exited, or did not answer in time.
         """
         while not self._is_healthy():
             self.check_running()
@@ -101,20 +101,20 @@ class VllmProcess:
                 lines = log_tail(self.launch.log)
                 raise MachineError(
                     f"vLLM did not answer within {seconds:g} seconds{_quoted(lines)}",
-                    hint=f"see its log {self.launch.log}; vllm.startup_seconds gives it more time",
+                    hint=f"see its log {self.launch.log}; increase vllm.startup_seconds if it needs more time",
                     details={"log": str(self.launch.log), "last_lines": lines},
                 )
             on_message(newest_message(self.launch.log))
             time.sleep(_POLL_SECONDS)
 
     def check_running(self) -> None:
-        """Raise the reason if it has exited."""
+        """Raise an error with the reason if vLLM has exited."""
         code = self._process.poll()
         if code is not None:
             raise self._exit_error(code)
 
     def check_healthy(self) -> None:
-        """Raise the reason if it has exited or does not answer any more. Its exit may take a moment to show."""
+        """Raise an error if vLLM has exited or no longer answers. An exit may take a moment to become visible."""
         deadline = time.monotonic() + _EXIT_SECONDS
         while not self._is_healthy():
             self.check_running()
@@ -123,7 +123,7 @@ class VllmProcess:
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop it, and wait until it and everything that it started are gone. A second call has no effect."""
+        """Stop vLLM, and wait until all its processes are gone. A second call has no effect."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -136,12 +136,12 @@ class VllmProcess:
                 self._process.stdin.close()
 
     def interrupt(self) -> None:
-        """Ask it to stop, without waiting. A second call kills it."""
+        """Ask vLLM to stop, without waiting. A second call kills it."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Wait until it exits. Return the exit code."""
+        """Wait until vLLM exits. Return its exit code."""
         while True:
             try:
                 return self._process.wait(_POLL_SECONDS)
@@ -172,7 +172,7 @@ def _quoted(lines: list[str]) -> str:
 
 
 def new_log() -> Path:
-    """Return the log file of a server that is started now."""
+    """Return the path for the log of a new server."""
     return log_dir() / f"vllm-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
 
 
@@ -182,7 +182,7 @@ def new_key() -> str:
 
 
 def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
-    """Return a port that is free at the moment: `port`, or any for 0. Errors are those of `bind`."""
+    """Return a port that is free now: `port` itself, or any port for 0. Raises the errors of `bind`."""
     sockets = bind(host, port)
     free = port_of(sockets)
     for opened in sockets:

@@ -1,4 +1,4 @@
-"""A model that vLLM runs: llmctl needs only its tokenizer and settings, no weights."""
+"""A model that vLLM runs. llmctl needs only its tokenizer and settings, not its weights."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ _NO_MEMORY = Memory(weights={}, kv_cache_bytes=0, activation_bytes=0, context=0)
 
 
 def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Progress | None" = None) -> Prepared:
-    """Prepare a model that vLLM runs. This machine's memory does not matter.
+    """Prepare a model that vLLM runs. The memory of this machine is not checked.
 
     Raises:
         LlmctlError: the model cannot be found, or its files cannot be read.
@@ -49,7 +49,7 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
 
 
 def _with_context(config: Config) -> Config:
-    """Return the configuration with vLLM's context length as the tokenizer's, which limits prompts and answers."""
+    """Return the configuration with `vllm.max_model_len` as the tokenizer's limit, which applies to prompts and answers."""
     limit = config.vllm.max_model_len
     if limit is None:
         return config

@@ -18,12 +18,12 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def served_names(config: Config) -> list[str]:
-    """Return the model's names for clients, the same as `llmctl serve` without vLLM has."""
+    """Return the model's names for clients, which are the same as in `llmctl serve` without vLLM."""
     return names_of(config.model.id or demo.MODEL_ID, config.serve.model_name)
 
 
 def uses_ray(config: Config) -> bool:
-    """Return True if several machines compute. Each then finds the model by its id."""
+    """Return True if vLLM runs on several machines. Each of them then finds the model by its id."""
     return config.vllm.distributed_executor_backend == "ray"
 
 
@@ -45,7 +45,7 @@ def _model(config: Config, target: Target) -> Outcome:
     if method == "bitsandbytes" and not target.has_bitsandbytes:
         return not_possible("its weights are quantised with bitsandbytes, which this vLLM does not support")
     names = served_names(config)
-    if config.model.adapters:  # the adapter has the model's name; the base model gets another
+    if config.model.adapters:  # the adapter gets the model's name, the base model another one
         names = [f"{names[0]}:base"]
     model = config.model.id or demo.MODEL_ID
     if target.model is not None and not uses_ray(config):
@@ -61,7 +61,7 @@ def _revision(config: Config, target: Target) -> Outcome | None:
 
 
 def _format(config: Config, target: Target) -> Outcome:
-    # vLLM's loader for bitsandbytes prefers safetensors, and llmctl has checked that there are some.
+    # vLLM's loader for bitsandbytes prefers safetensors, and llmctl has checked that they exist.
     quantises = config.quantization.bits is not None and target.has_bitsandbytes
     return argument("--load-format", "bitsandbytes" if quantises else "safetensors")
 
@@ -73,7 +73,7 @@ def _adapters(config: Config, target: Target) -> Outcome:
     if spec.scale != 1:
         return not_possible(f"vLLM does not scale adapters (scale here: {spec.scale:g})")
     if spec.revision and target.adapter is None:
-        return not_possible("vLLM accepts no revision of an adapter; download it and name its folder")
+        return not_possible("vLLM accepts no revision of an adapter; download it and set its folder")
     name = served_names(config)[0]
     module = {"name": name, "path": target.adapter or spec.id, "base_model_name": f"{name}:base"}
     rank = next((rank for rank in _LORA_RANKS if rank >= (target.adapter_rank or 0)), None)
@@ -190,7 +190,11 @@ def _max_new_tokens(config: Config, target: Target) -> Outcome:
 
 
 def _unsupported_sampling(name: str, off: tuple[Any, ...]) -> Rule:
-    """Return the rule of a setting that vLLM lacks. The model's generation_config.json may set it, too."""
+    """Return the rule for a setting that vLLM lacks. The model's generation_config.json may also set it.
+
+    Args:
+        off: The values that turn the setting off.
+    """
 
     def rule(config: Config, target: Target) -> Outcome | None:
         configured = getattr(config.generation, name)
@@ -208,7 +212,7 @@ def _beams(config: Config, _: Target) -> Outcome:
 
 
 def _per_request(reason: str) -> Rule:
-    """Return the rule of a setting that vLLM accepts per request only: a batch sets it there, a server cannot."""
+    """Return the rule for a setting that vLLM accepts only in requests. A batch sends it there, a server cannot."""
     return lambda _, target: translated(IN_REQUESTS) if target.purpose == "batch" else not_possible(reason)
 
 
@@ -223,7 +227,7 @@ def _logprobs(config: Config, target: Target) -> Outcome:
 
 
 def _prompt(for_server: Callable[[Config], Outcome]) -> Rule:
-    """Return the rule of a setting that a batch applies itself, before vLLM gets tokens."""
+    """Return the rule for a setting that llmctl applies itself in a batch, because vLLM then gets tokens."""
     return lambda config, target: (
         not_needed("llmctl renders the prompts") if target.purpose == "batch" else for_server(config)
     )
@@ -233,7 +237,7 @@ def _prompt(for_server: Callable[[Config], Outcome]) -> Rule:
 
 
 def _server_only(for_server: Callable[[Config], Outcome]) -> Rule:
-    """Return the rule of a setting that the private server of a batch does not need."""
+    """Return the rule for a setting that the private server of a batch does not need."""
     return lambda config, target: (
         for_server(config) if target.purpose == "serve" else not_needed("a batch has its own server")
     )

@@ -1,8 +1,9 @@
 """Run a command so that none of its processes outlives the parent: `python -I -S supervisor.py GRACE command…`.
 
-Standard input is a pipe from the parent: it closes when the parent is gone, even by SIGKILL. SIGTERM and SIGINT are
-passed on as SIGTERM; processes that still run GRACE seconds later are killed. Whatever ends the command, its children
-end with it: vLLM's EngineCore and workers outlive a killed server (seen with 0.32). Uses the standard library alone.
+Standard input is a pipe from the parent. It closes when the parent ends, even by SIGKILL. SIGTERM and SIGINT are passed
+on as SIGTERM; processes that still run GRACE seconds later are killed. When the command ends for any reason, its children
+are killed, because vLLM's EngineCore and workers outlive a killed server (seen with 0.32). This file uses only the
+standard library.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(grace_seconds: float, command: list[str]) -> int:
-    """Run the command to its end. Return its exit code, or 128 + the number of the signal that ended it."""
+    """Run the command until it ends. Return its exit code, or 128 + the number of the signal that ended it."""
     signals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup)
@@ -58,7 +59,7 @@ def _die_with(parent: int) -> None:
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
-    """Return True once the command has ended. It is not reaped yet, so its process id stays taken."""
+    """Return True if the command has ended. It is not reaped, so its process id cannot be reused."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 

@@ -24,7 +24,7 @@ def make_target(
     offline: bool = False,
     progress: "Progress | None" = None,
 ) -> Target:
-    """Return the target for a detected vLLM and a local model; both may be missing.
+    """Return the target for a detected vLLM and a resolved model. Both may be None.
 
     Raises:
         LlmctlError: a file of the model or of an adapter cannot be read, or the adapter cannot be downloaded.
@@ -49,8 +49,8 @@ def make_target(
     )
 
 
-def locate_local(settings: Settings) -> ResolvedModel | None:
-    """Return the model if it is on this machine already. Nothing is downloaded."""
+def resolve_local(settings: Settings) -> ResolvedModel | None:
+    """Return the model if it is already on this machine. Download nothing."""
     model = settings.config.model
     try:
         return resolve_model(settings, offline=True)

@@ -1,4 +1,4 @@
-"""A configuration as arguments of `vllm serve`, key by key. Pure."""
+"""Translation of a configuration into arguments of `vllm serve`, key by key. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ class Translation:
 
     Attributes:
         arguments: Arguments of `vllm serve`, including the model.
-        environment: Environment variables for it. Never a secret.
+        environment: Environment variables for vLLM; never secrets.
         served_name: The model's name for clients.
-        keys: Every key that is set, and those that are always translated.
+        keys: All keys that differ from their defaults, and those that are always translated.
     """
 
     arguments: tuple[str, ...]
@@ -55,7 +55,7 @@ class Translation:
 
 
 def translate(config: Config, target: Target | None = None) -> Translation:
-    """Translate every key of a configuration, except defaults that are vLLM's defaults too."""
+    """Translate every key of a configuration, except defaults that are also vLLM's defaults."""
     target = target or Target()
     keys: list[TranslatedKey] = []
     for name in all_keys():
@@ -74,10 +74,10 @@ def translate(config: Config, target: Target | None = None) -> Translation:
 
 
 def check(settings: Settings, target: Target) -> Translation:
-    """Translate, and require that every key can be.
+    """Translate a configuration.
 
     Raises:
-        ConfigError: naming every key that cannot.
+        ConfigError: some keys cannot be translated; the error lists all of them.
     """
     translation = translate(settings.config, target)
     if problems := translation.problems(settings):
@@ -99,7 +99,7 @@ def _sampling_arguments(config: Config, target: Target) -> list[str]:
 
 
 def _sampling_defaults(config: Config, target: Target) -> dict[str, Any]:
-    """Return the settings of a request that sets none, as `plan.generation` decides them, under vLLM's names."""
+    """Return the sampling defaults for requests, as `plan.generation` decides them, under vLLM's names."""
     info = ModelInfo("", {}, (), generation_config=target.generation_config)
     decided = decide_generation(config, info)[0]
     names = ("temperature", "top_k", "top_p", "min_p") if decided["do_sample"] else ()

@@ -1,7 +1,7 @@
-"""HTTP routes: one module per route or family of routes, found by their presence in this package.
+"""HTTP routes: one module per route or group of routes.
 
 Each module defines `add_routes(app, registry)` and, for paths that need no API key, `OPEN_PATHS`. To add a route, add a
-module here.
+module to this package; it is found automatically.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmctl.server.registry import ModelRegistry
 
-# The order in the OpenAPI document; other modules follow by name.
+# The order in the OpenAPI document. Other modules follow in alphabetical order.
 _ORDER = ("chat", "completions", "responses", "tokenizer", "models", "metrics", "health", "page")
 
 

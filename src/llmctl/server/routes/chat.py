@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
 
-_TAIL_TOKENS = 16  # enough to see if the template opens reasoning
+_TAIL_TOKENS = 16  # enough to detect that the template opens reasoning
 
 
 class JsonSchemaBody(Body):
@@ -47,7 +47,7 @@ class ResponseFormat(Body):
         return self
 
     def structure_section(self) -> dict[str, Any]:
-        """Return the section `structure` of a configuration that means the same."""
+        """Return the equivalent `structure` section of a configuration."""
         if self.type == "json_schema" and self.json_schema is not None:
             return {"json_schema": self.json_schema.schema_}
         return {"json_schema": {"type": "object"}} if self.type == "json_object" else {}
@@ -86,7 +86,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
 
 
 def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission, MessageWriter]":
-    """Return the requests of a body, and the writer of their answers."""
+    """Return the generation requests of a body and the writer of their answers."""
     tokenizer, config = registry.loaded.tokenizer, registry.loaded.config
     use = resolve_tool_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.for_template() for message in body.messages])
@@ -111,7 +111,7 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
 
 
 class _AnswerSplitter:
-    """Splits one answer into reasoning, text and calls as it arrives. Its state: the text held back."""
+    """Splits one answer into reasoning, text and calls while it arrives. Its state: the text held back."""
 
     def __init__(self, use: ToolUse, prompt_tail: str) -> None:
         self._reasoning = ReasoningSplitter(prompt_tail)
@@ -123,7 +123,7 @@ class _AnswerSplitter:
         return self._calls is not None and self._calls.call_count > 0
 
     def add(self, text: str, *, final: bool) -> Iterator[Thought | Piece]:
-        """Yield the pieces of new text; `final` releases the text held back."""
+        """Yield the pieces of new text. If `final`, also yield the text held back."""
         for piece in (*self._reasoning.add(text), *(self._reasoning.finish() if final else ())):
             if piece.kind == "reasoning":
                 yield piece
@@ -136,7 +136,7 @@ class _AnswerSplitter:
 
 
 class MessageWriter(ChoiceWriter):
-    """Writes choices with a message."""
+    """Writes the choices of a chat completion."""
 
     def __init__(self, registry: "ModelRegistry", use: ToolUse, prompt_tail: str, *, count: int) -> None:
         super().__init__(registry, "chat.completion", id_prefix="chatcmpl", chunk_object="chat.completion.chunk")

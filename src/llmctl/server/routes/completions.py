@@ -47,12 +47,12 @@ class CompletionBody(Sampling):
         if self.stream and self.echo:
             raise ValueError("echo cannot be streamed")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens must be at least 1; 0 is for echo")
+            raise ValueError("max_tokens must be at least 1; 0 is only allowed with echo")
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Every prompt, as text or as token ids."""
+        """The prompts as a list of texts or lists of token ids."""
         prompt = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
@@ -96,11 +96,11 @@ def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
 
 @dataclass(frozen=True)
 class _Echo:
-    """A prompt to return with its answer.
+    """A prompt to return before its answer.
 
     Attributes:
-        ids: Its tokens.
-        scores: Log-probabilities of every token after the first, if requested.
+        ids: The token ids of the prompt.
+        scores: The log-probabilities of all tokens after the first; empty unless requested.
     """
 
     ids: tuple[int, ...]
@@ -120,7 +120,7 @@ async def _echoes(registry: "ModelRegistry", body: CompletionBody, submission: S
 
 
 class _TextWriter(ChoiceWriter):
-    """Writes choices with `text`."""
+    """Writes the choices of a text completion."""
 
     def __init__(self, registry: "ModelRegistry", body: CompletionBody, echoes: list[_Echo] | None) -> None:
         super().__init__(registry, "text_completion", id_prefix="cmpl")
@@ -148,7 +148,7 @@ class _TextWriter(ChoiceWriter):
         }
 
     def _logprobs(self, echo: _Echo | None, generated: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        """Return parallel lists, as this older API has them. The first token of a text has no log-probability."""
+        """Return parallel lists, as in OpenAI's older API. The first token of a prompt has no log-probability."""
         if not self._wants_logprobs:
             return None
         scored: list[TokenLogprob | None] = [None, *echo.scores, *generated] if echo else list(generated)

@@ -1,4 +1,4 @@
-"""`GET /health`: the process answers. `GET /ready`: it also takes requests."""
+"""`GET /health`: the process is running. `GET /ready`: it also accepts requests."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
-    """Add both routes."""
+    """Add the routes."""
 
     @app.get("/health")
     async def health() -> dict[str, str]:

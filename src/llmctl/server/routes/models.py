@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
-    """Add both routes."""
+    """Add the routes."""
     entries = {
         name: {"id": name, "object": "model", "created": registry.created, "owned_by": "llmctl"}
         for name in registry.names

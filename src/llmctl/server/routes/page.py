@@ -1,4 +1,4 @@
-"""`GET /`: a chat page for the browser, made of static files without a build step or requests to other servers."""
+"""`GET /`: a chat page for the browser. It consists of static files, needs no build step and uses no other servers."""
 
 from functools import cache
 from importlib.resources import files
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from llmctl.server.registry import ModelRegistry
 
-# Every file by its path; no other file of the folder is served.
+# Path -> file and media type. No other file of the folder is served.
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, for text: the chat in the shape of OpenAI's newer API. Nothing is stored."""
+"""`POST /v1/responses`: chat with text, in the format of OpenAI's newer API. Nothing is stored."""
 
 import asyncio
 import secrets
@@ -43,13 +43,13 @@ class InputMessage(Body):
     content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
 
     def message(self) -> Message:
-        """Return the same as a message of a chat."""
+        """Return the equivalent chat message."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message(role=self.role, content=text)
 
 
 class ResponseText(Body):
-    """The structure of the answer; here the schema lies beside its name."""
+    """The `text` field, with the structure of the answer. Unlike in chat requests, the schema is beside its name."""
 
     class Format(Body):
         """The format of the text."""
@@ -66,7 +66,7 @@ class ResponseText(Body):
             return self
 
         def response_format(self) -> ResponseFormat:
-            """Return the same as the `response_format` of a chat."""
+            """Return the equivalent `response_format` of a chat request."""
             schema = None
             if self.schema_ is not None:
                 schema = JsonSchemaBody(name=self.name or "", schema=self.schema_, strict=self.strict)
@@ -76,10 +76,10 @@ class ResponseText(Body):
 
 
 class ResponseBody(Body):
-    """`POST /v1/responses`, for text. Nothing is stored: each request carries its whole conversation."""
+    """`POST /v1/responses`. Nothing is stored, so each request contains its whole conversation."""
 
     model: Annotated[str, Field(max_length=500)]
-    # One message less than a chat has: the instructions become a message too.
+    # One message fewer than in a chat request, because the instructions become a message too.
     input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES - 1)]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
@@ -93,7 +93,7 @@ class ResponseBody(Body):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def chat(self) -> ChatBody:
-        """Return the same as a chat request."""
+        """Return the equivalent chat request."""
         messages = [Message(role="system", content=self.instructions)] if self.instructions is not None else []
         if isinstance(self.input, str):
             messages.append(Message(role="user", content=self.input))
@@ -131,7 +131,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
 
 
 class _ResponseWriter:
-    """Writes one answer and its events. Its state: the number of events so far."""
+    """Writes one response and its events. Its state: the number of events so far."""
 
     def __init__(self, registry: "ModelRegistry", body: ResponseBody, prompt_tokens: int) -> None:
         self._registry, self._body, self._prompt_tokens = registry, body, prompt_tokens
@@ -142,25 +142,25 @@ class _ResponseWriter:
         self._created, self._event_count = int(time.time()), 0
 
     def event(self, name: str, **fields: Any) -> str:
-        """Return an event of a stream, numbered."""
+        """Return the next event of a stream, with its number."""
         document = {"type": name, "sequence_number": self._event_count, **fields}
         self._event_count += 1
         return f"event: {name}\n{data_event(document)}"
 
     def message(self, text: str | None) -> dict[str, Any]:
-        """Return the message of an answer; without a text, one in progress."""
+        """Return the output message; None as text means that it is in progress."""
         status = "in_progress" if text is None else "completed"
         content = [] if text is None else [_text_part(text)]
         return {"type": "message", "id": self._message_id, "status": status, "role": "assistant", "content": content}
 
     def output(self, reasoning: str | None, text: str | None) -> list[dict[str, Any]]:
-        """Return the output items of a whole answer."""
+        """Return the output items of a complete answer."""
         content = [{"type": "reasoning_text", "text": reasoning}]
         item = {"type": "reasoning", "id": self._reasoning_id, "summary": [], "content": content}
         return [*([item] if reasoning else []), self.message(text or "")]
 
     def document(self, output: list[dict[str, Any]], completion: Completion | None) -> dict[str, Any]:
-        """Return the whole response; without a completion, one in progress."""
+        """Return the whole response; None as completion means that it is in progress."""
         body = self._body
         is_cut = completion is not None and finish_reason(completion) == "length"
         text_format = body.text.format if body.text else None
@@ -207,7 +207,7 @@ def _text_part(text: str) -> dict[str, Any]:
 async def _events(
     registry: "ModelRegistry", pending: "PendingResponse", choices: MessageWriter, writer: _ResponseWriter
 ) -> AsyncIterator[str]:
-    """Yield OpenAI's events; reasoning comes at the end, with the whole answer."""
+    """Yield OpenAI's events. Reasoning is sent at the end, with the complete answer."""
     completions: list[Completion] = []
     reasoning = text = ""
     with tracked(registry, pending, completions) as timer:

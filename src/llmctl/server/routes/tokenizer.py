@@ -1,4 +1,4 @@
-"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, as vLLM has them; lm-eval asks for all three."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, compatible with vLLM; lm-eval uses all three."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -24,7 +24,7 @@ class TokenizeBody(Body):
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give prompt or messages")
+            raise ValueError("set either prompt or messages")
         return self
 
 
@@ -36,7 +36,7 @@ class DetokenizeBody(Body):
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
-    """Add all three routes."""
+    """Add the routes."""
     tokenizer = registry.loaded.tokenizer
 
     @app.post("/tokenize")

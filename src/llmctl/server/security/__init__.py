@@ -1,1 +1,1 @@
-"""Who may use the server: API keys, allowed hosts and the guard around the app."""
+"""Access control of the server: API keys, allowed hosts and the guard around the app."""

@@ -1,7 +1,7 @@
 """The guard around the whole app: it checks Host, Origin, API key and body of every request.
 
-It is plain ASGI without a framework, so that pages, documentation and unknown paths are guarded like the API. The
-cheapest checks come first, and the body is read last.
+It is plain ASGI without a framework, so that it also covers pages, documentation and unknown paths. The cheapest checks
+come first, and the body is read last.
 """
 
 import json
@@ -25,7 +25,7 @@ Header = tuple[bytes, bytes]
 access_log = logging.getLogger("llmctl.serve.access")
 _log = logging.getLogger("llmctl.serve")
 
-# The page sends requests to its own server only, its HTML has no inline script or style, and nobody can frame it.
+# The page may send requests only to its own server; inline scripts, inline styles and frames are forbidden.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -51,9 +51,9 @@ class Rules:
 
     Attributes:
         hosts: Allowed Host headers (`allowed_hosts`).
-        origins: Allowed origins of other sites' pages; `*` for all.
+        origins: Origins of other sites whose pages may use the server; `*` for all.
         keys: The API keys; None if no key is needed.
-        open_paths: Paths that can be read without a key.
+        open_paths: Paths that clients can read without a key.
         body_bytes: Maximum size of a body.
         body_seconds: Time limit for a whole body.
         json_depth: Maximum nesting depth of a JSON body.
@@ -87,9 +87,9 @@ class Rules:
 
 
 class Guard:
-    """An ASGI app behind access rules.
+    """An ASGI app that applies access rules to every request of another app.
 
-    Every response gets the security headers and a request id. Refusals and bugs are answered in OpenAI's shape.
+    Every response gets the security headers and a request id. Refusals and bugs become errors in OpenAI's shape.
     """
 
     def __init__(self, app: App, rules: Rules) -> None:
@@ -162,7 +162,7 @@ class Guard:
 
 
 class _Response:
-    """The response to one request. Its state: the status that has been sent."""
+    """The response to one request. Its state: the status, once it has been sent."""
 
     def __init__(self, scope: Scope, send: Send, cors: list[Header]) -> None:
         self.request_id = f"req_{uuid.uuid4().hex}"
@@ -189,7 +189,7 @@ class _Response:
         await self.send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: RequestError, receive: Receive) -> None:
-        """Send an error and close the connection without reading the rest of the request."""
+        """Send an error, discard the rest of the request for a moment, and close the connection."""
         if self._status is not None:  # too late for a status; uvicorn closes unfinished responses
             return
         body = json.dumps(error.body()).encode()
@@ -205,7 +205,7 @@ class _Response:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def log_access(self) -> None:
-        """Write a line to the access log, without query and headers, which may carry secrets."""
+        """Write a line to the access log, without the query and the headers, which may contain secrets."""
         client = self._scope.get("client") or ("-",)
         path = self._scope["path"][:200].encode("unicode_escape").decode()  # no line breaks, no control characters
         seconds = time.monotonic() - self._started
@@ -221,7 +221,7 @@ class _Response:
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Return the headers of a request, with names in lower case; repeated ones are joined by commas."""
+    """Return the headers of a request, with names in lower case. Repeated headers are joined by commas."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
@@ -239,7 +239,7 @@ def _unauthorized(message: str, code: str | None) -> RequestError:
 
 
 def _is_preflight(scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Return True for a CORS preflight: a browser asks for permission before it sends a page's request."""
+    """Return True for a CORS preflight: a browser's question whether a page may send its request."""
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
@@ -258,8 +258,11 @@ def _cors_headers(headers: Mapping[str, str], rules: Rules) -> list[Header]:
 
 
 def _preflight_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Return the answer to a preflight. All headers are allowed, since the origin is: the `openai` client for browsers
-    sends many of its own."""
+    """Return the headers of the answer to a preflight.
+
+    Any request header is allowed, because the origin is already allowed and the `openai` client for browsers sends
+    many.
+    """
     requested = headers.get("access-control-request-headers", "authorization, content-type")
     allowed = [
         (b"access-control-allow-methods", _METHODS),

@@ -1,7 +1,8 @@
-"""Allowed Host and Origin headers: they keep other web pages away from a server on this machine.
+"""Allowed Host and Origin headers: they prevent other sites' pages from using a server on this machine.
 
-Any web page can make a browser send requests to 127.0.0.1. Those carry the page's Origin. With DNS rebinding, a page
-points its own name at 127.0.0.1; the browser then sees one origin, but the requests carry that name as their Host.
+Any web page can make a browser send requests to 127.0.0.1. Such requests have the page's Origin. With DNS rebinding, a
+page points its own name at 127.0.0.1: the browser then treats the server as the page's own origin, but the requests
+have that name as their Host.
 """
 
 import re
@@ -20,8 +21,8 @@ ANY_ADDRESS = "<any address>"
 def allowed_hosts(bind_address: str, extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the allowed Host headers without ports: names, `*.name`, or `*`.
 
-    A server on the loopback answers to the loopback names. Another also answers to its bind address, this machine's
-    name, and every literal address: no DNS name was resolved to reach one.
+    The loopback names are always allowed. A server on another address also allows its bind address, this machine's
+    name, and all literal addresses, since DNS rebinding needs a name.
     """
     names = ["localhost", "127.0.0.1", "[::1]", _bracketed(bind_address)]
     if not is_loopback(bind_address):
@@ -57,7 +58,7 @@ def origin_is_listed(origin: str, listed: Iterable[str]) -> bool:
 
 
 def _is_same_origin(origin: str, host: str) -> bool:
-    """Compare an origin with the Host header. The scheme may be https: a proxy in front may speak TLS."""
+    """Return True if an origin equals the Host header. Its scheme may be https, because a proxy may terminate TLS."""
     try:
         parts = urlsplit(origin)
     except ValueError:

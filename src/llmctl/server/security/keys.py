@@ -23,8 +23,8 @@ class Keys:
     """The accepted API keys.
 
     Attributes:
-        digests: SHA-256 of each key. A plain hash is enough: keys are random, unlike passwords.
-        source: The file or environment variable that they came from.
+        digests: The SHA-256 of each key. A plain hash is enough, because keys are random, unlike passwords.
+        source: The file or environment variable from which they were read.
     """
 
     digests: tuple[bytes, ...] = field(repr=False)
@@ -35,8 +35,8 @@ class Keys:
         """Hash the keys.
 
         Raises:
-            UserError: there is none, or one is too short or has characters that a header cannot carry. The message
-                names the key by its number and never shows it.
+            UserError: there are no keys, or a key is too short or has characters that are invalid in a header. The
+                message gives the number of the key and never shows the key itself.
         """
         if not keys:
             raise UserError(f"no API key in {source}", hint=f"write one key per line; generate one with: {_GENERATE}")
@@ -51,7 +51,7 @@ class Keys:
         return cls(tuple(_digest(key.encode()) for key in keys), source)
 
     def accepts(self, key: bytes) -> bool:
-        """Return True if `key` is one of them, in constant time."""
+        """Return True if a key is accepted. The comparison takes constant time."""
         digest = _digest(key)
         accepted = False
         for stored in self.digests:
@@ -64,13 +64,13 @@ def _digest(key: bytes) -> bytes:
 
 
 def read_keys(file: Path | None, *, environ: Mapping[str, str] | None = None) -> Keys | None:
-    """Return the keys of a file, or else those in LLMCTL_API_KEY; None without both.
+    """Return the keys in a file, or without a file those in LLMCTL_API_KEY, or None if neither is set.
 
-    A file has one key per line; empty lines and lines that start with # are skipped. The variable has them separated by
-    commas.
+    A file has one key per line; empty lines and lines that start with # are skipped. Keys in the variable are separated
+    by commas.
 
     Raises:
-        UserError: the file cannot be read, or a key is not usable.
+        UserError: the file cannot be read, or a key is invalid.
     """
     if file is not None:
         lines = [line.strip() for line in _read_text(file).splitlines()]
@@ -96,7 +96,7 @@ def _read_text(file: Path) -> str:
 
 
 def check_bind_address(host: str, keys: Keys | None, *, without_key: bool) -> None:
-    """Require a key, or explicit consent, for an address that other machines can reach.
+    """Require an API key, or explicit consent, for an address that other machines can reach.
 
     Raises:
         UserError: `host` is not on the loopback, there are no keys, and `without_key` is false.

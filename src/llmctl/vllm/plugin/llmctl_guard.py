@@ -1,9 +1,9 @@
-"""llmctl's guard as middleware of vLLM's server: `--middleware llmctl_guard.GuardMiddleware`, with this folder on
-PYTHONPATH.
+"""llmctl's guard as middleware for vLLM's server.
 
-vLLM's own API key leaves /invocations open, which generates text as /v1 does, and vLLM checks neither Host nor the size
-of a body (vllm/entrypoints/serve/middleware/authenticate.py). llmctl need not be installed in vLLM's environment: the
-guard is imported from the llmctl that this file belongs to.
+It is enabled by `--middleware llmctl_guard.GuardMiddleware`, with this folder on PYTHONPATH. vLLM's own API key does not
+protect /invocations, which generates text as /v1 does, and vLLM checks neither Host nor the size of a body
+(vllm/entrypoints/serve/middleware/authenticate.py). llmctl need not be installed in vLLM's environment: the guard is
+imported from the llmctl that contains this file.
 """
 
 import os
@@ -30,7 +30,7 @@ def _import_llmctl() -> None:
 
 
 class GuardMiddleware:
-    """The guard around vLLM's app. Its rules come from the environment, with the hashes of keys."""
+    """The guard around vLLM's app. Its rules come from an environment variable, with hashes instead of keys."""
 
     def __init__(self, app: "App") -> None:
         if "llmctl" not in sys.modules:
