@@ -62,9 +62,11 @@ class VllmBatch:
             LlmctlError: vLLM exited.
         """
         client = self._client()
-        loop = asyncio.new_event_loop()  # in this thread: prompts are rendered in forks, which are unsafe with more
-        threads pending: dict[asyncio.Task[Completion], tuple[Row, RowRequest]] = {} requests, tokens, has_more =
-        row_requests(loaded, iter(rows)), 0, True try:
+        # In this thread: prompts are rendered in forks, which are unsafe with more threads.
+        loop = asyncio.new_event_loop()
+        pending: dict[asyncio.Task[Completion], tuple[Row, RowRequest]] = {}
+        requests, tokens, has_more = row_requests(loaded, iter(rows)), 0, True
+        try:
             while has_more or pending:
                 while has_more and len(pending) < MAX_CONCURRENT:
                     if (item := next(requests, None)) is None:

@@ -12,8 +12,9 @@ from typing import Any
 from llmctl.errors import MachineError, UserError
 
 _TIMEOUT_SECONDS = 60
-# Runs in the Python of vLLM's environment, which may be older than llmctl's. `vllm serve` works only if the distribution is
-# named vllm: it fails for other distributions of the package (vllm/entrypoints/cli/main.py reads its version).
+# Runs in the Python of vLLM's environment, which may be older than llmctl's. `vllm serve` works only if the
+# distribution is named vllm: it fails for other distributions of the package (vllm/entrypoints/cli/main.py reads its
+# version).
 _DETECT = """
 import json, sys
 from importlib.metadata import packages_distributions, version

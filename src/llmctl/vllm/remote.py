@@ -49,7 +49,7 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
 
 
 def _with_context(config: Config) -> Config:
-    """Return the configuration with `vllm.max_model_len` as the tokenizer's limit, which applies to prompts and answers."""
+    """Return the configuration with `vllm.max_model_len` as the tokenizer's limit for prompts and answers."""
     limit = config.vllm.max_model_len
     if limit is None:
         return config

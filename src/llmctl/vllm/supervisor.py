@@ -1,9 +1,9 @@
 """Run a command so that none of its processes outlives the parent: `python -I -S supervisor.py GRACE command…`.
 
 Standard input is a pipe from the parent. It closes when the parent ends, even by SIGKILL. SIGTERM and SIGINT are passed
-on as SIGTERM; processes that still run GRACE seconds later are killed. When the command ends for any reason, its children
-are killed, because vLLM's EngineCore and workers outlive a killed server (seen with 0.32). This file uses only the
-standard library.
+on as SIGTERM; processes that still run GRACE seconds later are killed. When the command ends for any reason, its
+children are killed, because vLLM's EngineCore and workers outlive a killed server (seen with 0.32). This file uses only
+the standard library.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Tool calling as in OpenAI's API: tools go into the template's own format, calls come out of the answer."""
+"""Tool calling as in OpenAI's API: tools are converted to the template's format, calls are parsed from answers."""
 
 from llmctl.generation.tools.calls import ArgumentsDelta, CallSplitter, CallStart, Piece, TextDelta, ToolCall, assemble
 from llmctl.generation.tools.choice import Choice, ToolUse, tool_use

@@ -1,7 +1,7 @@
-"""Tool calls in an answer, found while it arrives.
+"""Detection of tool calls in an answer while it arrives.
 
-Text that cannot be parsed as a call of one of the tools stays text. A call is emitted once it is complete; if an answer
-is constrained to the format of a call, its arguments are emitted as they arrive.
+Text that cannot be parsed as a call of one of the tools stays text. A call is emitted when it is complete. If the
+answer is constrained to the format of a call, its arguments are emitted as they arrive.
 """
 
 import secrets
@@ -32,7 +32,7 @@ class CallStart:
 
 @dataclass(frozen=True)
 class ArgumentsDelta:
-    """A piece of the arguments of a call, which are a JSON object as text."""
+    """A piece of a call's arguments, which are the text of a JSON object."""
 
     index: int
     text: str
@@ -43,7 +43,7 @@ Piece = TextDelta | CallStart | ArgumentsDelta
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A complete call. Its `arguments` are text: JSON, unless the answer was cut off."""
+    """A call. Its `arguments` are JSON text, incomplete if the answer was cut off."""
 
     id: str
     name: str
@@ -60,9 +60,9 @@ class CallSplitter:
 
     Args:
         form: The format of calls.
-        tools: The schema of parameters of each tool.
-        max_calls: Calls to emit; further ones are dropped.
-        calls_only: True if the answer is constrained to calls and nothing else.
+        tools: The parameter schema of each tool.
+        max_calls: Maximum number of calls to emit; further calls are dropped.
+        calls_only: True if the answer is constrained to contain only calls.
         exact: True if every call is constrained to the template's format.
     """
 
@@ -76,8 +76,8 @@ class CallSplitter:
         exact: bool = False,
     ) -> None:
         self._form, self._tools, self._max_calls = form, tools, max_calls
-        self._held, self._gap, self._count = "", "", 0  # the gap: white space before possible calls
-        self._in_block = False  # the held text begins with the opening of calls
+        self._held, self._gap, self._count = "", "", 0  # gap: white space before a possible call
+        self._in_block = False  # True if the held text begins with the opening marker
         self._has_text = False
         self._has_text_since_call = False
         self._follower = _Follower(form, tools) if exact else None
@@ -89,12 +89,12 @@ class CallSplitter:
         return self._count
 
     def add(self, text: str) -> list[Piece]:
-        """Take new text; return the pieces that are certain."""
+        """Add new text. Return the pieces that are final."""
         self._held += text
         return list(self._advance(final=False))
 
     def finish(self) -> list[Piece]:
-        """End the answer; return the text held back."""
+        """End the answer. Return the pieces of the text held back."""
         return list(self._advance(final=True))
 
     def _advance(self, *, final: bool) -> Iterator[Piece]:
@@ -112,7 +112,7 @@ class CallSplitter:
     # -- text
 
     def _scan_text(self, *, final: bool) -> Generator[Piece, None, bool]:
-        """Emit text up to the opening of calls. Return True if they open."""
+        """Emit text up to the opening marker of calls. Return True if there is one."""
         position = self._find_opening()
         if position is not None:
             before = self._held[:position].rstrip()
@@ -128,14 +128,14 @@ class CallSplitter:
         return False
 
     def _emit_text(self, text: str) -> Iterator[Piece]:
-        if self._count and not self._has_text:  # white space between and after calls
+        if self._count and not self._has_text:  # drop white space between and after calls
             text = text.lstrip()
         if text:
             self._has_text = self._has_text_since_call = True
             yield TextDelta(text)
 
     def _find_opening(self) -> int | None:
-        """Return the position where calls open in the held text."""
+        """Return the position of the opening marker in the held text."""
         if self._form.open:
             position = self._held.find(self._form.open)
             return None if position < 0 else position
@@ -145,7 +145,7 @@ class CallSplitter:
         return None
 
     def _uncertain_length(self) -> int:
-        """Return the number of last characters that may still open calls, or be the white space before them."""
+        """Return the number of trailing characters that may belong to an opening marker or white space before it."""
         opened = self._form.open
         if not opened:
             begun = self._held.lstrip()
@@ -158,7 +158,7 @@ class CallSplitter:
     # -- unconstrained calls
 
     def _parse_block(self, *, final: bool) -> Generator[Piece, None, bool]:
-        """Parse the held block. Return True if there is more text to look at."""
+        """Parse the held block. Return True if text remains to be processed."""
         parsed = parse_calls(self._held, self._form, self._tools, final=final)
         if parsed is None:
             return False
@@ -191,16 +191,19 @@ class CallSplitter:
         if self._follower.rest is not None:  # the calls have ended
             self._held, self._exact = self._follower.rest, False
             self._has_text_since_call = not self._follower.has_called
-            if self._has_text_since_call:  # it was not a call after all
+            if self._has_text_since_call:  # the marker did not open a call
                 yield from self._emit_text(self._gap + self._held[:1])
                 self._held = self._held[1:]
             self._follower = _Follower(self._form, self._tools, first=self._count)
 
 
 class _Follower:
-    """Follows calls in exactly the template's format. Its state: the text held back, and the position in the calls.
+    """Parses constrained calls, which are exactly in the template's format, while they arrive.
 
-    `rest` is the text after the calls, once they have ended.
+    Its state: the text held back, and the position in the calls.
+
+    Attributes:
+        rest: The text after the calls; None until they have ended.
     """
 
     def __init__(self, form: ToolFormat, names: Collection[str], *, first: int = 0) -> None:
@@ -215,11 +218,11 @@ class _Follower:
 
     @property
     def has_called(self) -> bool:
-        """True once there was a call."""
+        """True if a call has begun."""
         return self._index >= self._first
 
     def add(self, text: str) -> Iterator[Piece]:
-        """Take new text; yield its pieces of calls."""
+        """Add new text. Yield its pieces of calls."""
         self._held += text
         while self._held and self.rest is None:
             if self._scanner is not None:
@@ -243,7 +246,10 @@ class _Follower:
 
 
 class _ObjectScanner:
-    """Finds the end of a JSON object in text that arrives in pieces. Its state: the depth, and if it is in a string."""
+    """Finds the end of a JSON object in text that arrives in pieces.
+
+    Its state: the nesting depth, and flags for being in a string or after a backslash.
+    """
 
     def __init__(self) -> None:
         self._depth, self._in_string, self._escaped = 0, False, False

@@ -1,4 +1,4 @@
-"""Tool choice of one request: the tools it may call, and the grammar that enforces it."""
+"""The tool choice of one request: the tools that the model may call, and the grammar that enforces the choice."""
 
 import json
 import re
@@ -25,12 +25,12 @@ _ANY_TEXT = r"/(.|\n)*/"
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools of one request and how it may use them.
+    """The tools of one request and the rules for calling them.
 
     Attributes:
         chat: The configuration's chat section.
         form: The template's tool-call format.
-        tools: OpenAI's tools that the model is told about.
+        tools: The tools described to the model, in OpenAI's format.
         choice: `auto` (may call), `required` (must call) or `none`.
         parallel: True if one answer may have several calls.
         shown_tokens: Special tokens that stay in the text of the answer.
@@ -49,7 +49,7 @@ class ToolUse:
         return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages for the template, and its arguments."""
+        """Return the messages and the arguments for the chat template."""
         return for_template(as_messages(messages, self.chat), self.tools, self.form)
 
     def splitter(self) -> CallSplitter | None:
@@ -68,8 +68,7 @@ class ToolUse:
         """Return the structure that constrains the answer, or None.
 
         Args:
-            tokenizer: The tokenizer.
-            prompt_tail: The end of the prompt as text. If it opens reasoning, free reasoning comes first.
+            prompt_tail: The end of the prompt as text. If it opens reasoning, the answer may begin with free reasoning.
         """
         if not self.is_exact:
             return None
@@ -88,15 +87,15 @@ def tool_use(
     """Return the tool use of a request.
 
     Args:
-        tokenizer: The tokenizer.
-        chat: The configuration's chat section, which may name a template.
-        tools: OpenAI's: {"type": "function", "function": {"name", "description", "parameters", "strict"}}.
-        choice: `none`, `auto` or `required`.
+        chat: The configuration's chat section, which may set a template.
+        tools: Tools in OpenAI's format: {"type": "function", "function": {"name", "description", "parameters",
+            "strict"}}.
         only: Names of the tools to allow; None for all.
         parallel: True to allow several calls in one answer.
 
     Raises:
-        UserError: a schema that must be enforced cannot be, or `only` names an unknown tool. Its details have `param`.
+        UserError: a schema cannot be enforced although that is required, or `only` contains an unknown tool. The
+            details have `param`.
     """
     form = tool_format(tokenizer, chat)
     names = [_function(tool)["name"] for tool in tools]
@@ -121,12 +120,12 @@ def _is_strict(tool: Mapping[str, Any]) -> bool:
 
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a tool's arguments, which are an object."""
+    """Return the schema of a tool's arguments, whose type is object."""
     schema = _function(tool).get("parameters")
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if schema.get("properties") == {} and not {"additionalProperties", "patternProperties", "$ref"} & schema.keys():
-        schema = {**schema, "additionalProperties": False}  # an explicit empty list of properties allows none
+        schema = {**schema, "additionalProperties": False}  # explicitly empty properties allow no arguments
     return {"type": "object", **schema}
 
 
@@ -171,7 +170,7 @@ class _GrammarWriter:
         return "\n".join([*lines, f"TEXT: {_ANY_TEXT}", *self._tool_rules()])
 
     def _calls_rule(self, begin: str) -> str:
-        """Return a rule for one or several calls after `begin`."""
+        """Return a rule for `begin` followed by one or several calls."""
         form = self._form
         further = f"({self._literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
         return f"{self._literal(begin)} call {further} {self._literal(form.end)}"
@@ -194,7 +193,7 @@ class _GrammarWriter:
         return f"{rule}[lazy]: TEXT {self._literal(text)}"
 
     def _literal(self, text: str) -> str:
-        """Return a literal of this text, with its special tokens as tokens."""
+        """Return a literal for a text; special tokens in it become token literals."""
         if not text:
             return ""
         pattern = "|".join(re.escape(content) for content in sorted(self._special, key=len, reverse=True)) or "(?!)"

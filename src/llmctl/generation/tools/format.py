@@ -1,8 +1,8 @@
 """The tool-call format of a chat template, recognised by rendering sample calls.
 
-No list of model names is needed, and answers are constrained to the format that the model was trained on. If a template
-has no tool support, tools are described in the system message in the format of Hermes
-(NousResearch/Hermes-Function-Calling), which many small models have seen in training.
+This needs no list of model names, and answers can be constrained to the format on which the model was trained. If a
+template has no tool support, tools are described in the system message in the format of Hermes
+(NousResearch/Hermes-Function-Calling), on which many small models were trained.
 """
 
 import json
@@ -32,22 +32,23 @@ _formats: "WeakKeyDictionary[Any, dict[str | None, ToolFormat]]" = WeakKeyDictio
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How a template describes tools, and how the model writes calls.
+    """The format in which a template describes tools and a model writes calls.
 
-    Calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further one, then `end`.
+    Calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further call, then `end`.
 
     Attributes:
         syntax: `object` ({"name": …, "arguments": …} as JSON), `inline` (a name, then JSON), `xml` (<function=name>),
             `keys` (a name, <arg_key> and <arg_value>), `call` (call:name{key:value}), `python` (name(key=value)).
-        open: The marker that opens calls; empty without one.
-        close: The marker that closes a call; empty without one.
+        open: The marker that opens calls; empty if there is none.
+        close: The marker that closes a call; empty if there is none.
         begin: The text before the first name.
         middle: The text between a name and its arguments.
         between: The text between arguments and the next name; None if the template allows one call only.
         end: The text after the last arguments.
-        placement: The way tools reach the template: as its argument `tools`, as `tools` of the system message, in the
-            text of the system message, or, if the template has no system message, in the first user message.
-        text_arguments: True if the template wants arguments as JSON text.
+        placement: The way in which the template gets tools: `argument` (its argument `tools`), `message` (the key
+            `tools` of the system message), `system` (the text of the system message), or `user` (the text of the first
+            user message, if the template has no system message).
+        text_arguments: True if the template expects arguments as JSON text.
         short_ids: True if the template accepts only ids of nine letters and digits.
     """
 
@@ -64,12 +65,12 @@ class ToolFormat:
 
     @property
     def template_lacks_tools(self) -> bool:
-        """True if the template has no tool support, so that tools, calls and results have to be plain text."""
+        """True if the template has no tool support, so that tools, calls and results must be plain text."""
         return self.placement in ("system", "user")
 
     @property
     def markers(self) -> str:
-        """All text that marks calls; special tokens in it must stay in the answer."""
+        """All text that marks calls. Special tokens in it must not be removed from the answer."""
         return "\0".join(
             [self.open, self.close, self.begin, self.middle, self.between or "", self.end, "<|python_tag|>"]
         )
@@ -79,7 +80,7 @@ HERMES = ToolFormat()
 
 
 def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> ToolFormat:
-    """Return the tool-call format of the chat template in use. It is recognised once per template.
+    """Return the tool-call format of the chat template in use. The result is cached per template.
 
     Raises:
         UserError: the template's file cannot be read.
@@ -92,13 +93,13 @@ def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> Tool
 
 
 def shown_tokens(tokenizer: "PreTrainedTokenizerBase", form: ToolFormat) -> frozenset[int]:
-    """Return the special tokens that are part of calls and must not be dropped from the text."""
+    """Return the special tokens that are part of calls and must not be removed from the text."""
     special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(id_ for id_, content in special.items() if content in form.markers)
 
 
 def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
-    """Return a tool call in the form of transformers' templates."""
+    """Return a tool call in the form that chat templates of transformers expect."""
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -106,7 +107,7 @@ def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
 
 
 def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Return conversations, and arguments for the template, whose renderings show the format."""
+    """Return conversations and template arguments whose renderings show the format."""
     user = {"role": "user", "content": "x"}
     tool = {
         "type": "function",
@@ -138,7 +139,7 @@ def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, A
 
 
 def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str | None]:
-    """Render the samples; None for those that the template refuses. It is untrusted and runs with limits."""
+    """Render the samples; a result is None if the template fails. The template is untrusted and runs with limits."""
     if template is None and not tokenizer.chat_template:
         return {}
 
@@ -160,7 +161,7 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
 
 
 def _recognise(rendered: dict[str, str | None], response: Any) -> ToolFormat:
-    """Return the format of renderings, or that of a tokenizer's `response_template` if they show none."""
+    """Return the format that the renderings show, or else the format of a tokenizer's `response_template`."""
     if _NAMES[0] in (rendered.get("tools") or ""):
         placement: Placement = "argument"
     elif _NAMES[0] in (rendered.get("message") or ""):
@@ -195,7 +196,7 @@ def _shows_arguments(text: str) -> bool:
 
 
 def _from_sample(rendered: dict[str, str | None], one: str, two: str | None) -> ToolFormat | None:
-    """Return the format of two rendered conversations, which end with one call and with two calls."""
+    """Return the format shown by two rendered conversations, one with one call and one with two calls."""
     start = _start_of_turn(one, rendered.get("prompt") or "")
     end_of_turn = (rendered.get("plain") or _TEXT).rpartition(_TEXT)[2]
     body = one[start:].removesuffix(end_of_turn)
@@ -239,12 +240,12 @@ def _between(two: str | None) -> str | None:
 
 
 def _without_id(text: str) -> str:
-    """Remove ids: the runtime assigns them, the model does not write them."""
+    """Remove ids, because they are assigned by the runtime and not written by the model."""
     return re.sub(r',\s*"id":\s*"[^"]*"', "", text)
 
 
 def _other_syntax(before: str, after: str) -> ToolFormat | None:
-    """Return a format whose arguments are not JSON. Constrained answers then have JSON in their place."""
+    """Return the format if its arguments are not JSON. Constrained answers then have JSON arguments instead."""
     marks = re.findall(_MARKER, before)
     if before.endswith("<function=") or (marks and f"<parameter={_KEY}>" in after):
         return replace(HERMES, syntax="xml")
@@ -263,8 +264,8 @@ def _other_syntax(before: str, after: str) -> ToolFormat | None:
 def _from_response_template(response: Any) -> ToolFormat | None:
     """Return the format of a tokenizer's `response_template`, if that has plain markers.
 
-    transformers' own parser of it (`parse_response`) is not used: it runs regular expressions from the repository on
-    the answer without a time limit, and raises on malformed calls (transformers 5.18 to 5.24).
+    transformers' parser for it (`parse_response`) is not used, because it applies regular expressions from the
+    repository to the answer without a time limit, and raises on malformed calls (transformers 5.18 to 5.24).
     """
     fields = response.get("fields") if isinstance(response, dict) else None
     spec = fields.get("tool_calls") if isinstance(fields, dict) else None
@@ -283,7 +284,7 @@ def _between_markers(opened: str, closed: str) -> ToolFormat:
 
 
 def _from_prompt(rendered: dict[str, str | None]) -> ToolFormat:
-    """Return the format that the template describes to the model; it does not render earlier calls itself."""
+    """Return the format that the template describes to the model, for templates that do not render earlier calls."""
     prompt = rendered.get("tools") or rendered.get("message") or ""
     if "<function=" in prompt:
         return replace(HERMES, syntax="xml")

@@ -1,4 +1,4 @@
-"""Conversations with tool calls, in the form of a chat template."""
+"""Conversion of conversations with tool calls for a chat template."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ else:
 def for_template(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], form: ToolFormat
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the messages, and the arguments for `apply_chat_template`, of a conversation with tools.
+    """Return the messages and arguments with which to call `apply_chat_template` for a conversation with tools.
 
     Args:
-        messages: OpenAI's messages with text contents: `tool_calls` of the assistant have arguments as JSON text, and
-            results of tools have `tool_call_id`.
-        tools: OpenAI's tools; may be empty.
+        messages: Messages in OpenAI's format, with text as content. Arguments of the assistant's `tool_calls` are JSON
+            text, and results of tools have `tool_call_id`.
+        tools: Tools in OpenAI's format; may be empty.
         form: The template's format.
     """
     names: dict[str, str] = {}
@@ -57,7 +57,7 @@ def for_template(
 
 
 def _merge_user_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge consecutive user messages: templates often require alternating turns."""
+    """Merge consecutive user messages, because templates often require alternating turns."""
     merged: list[dict[str, Any]] = []
     for message in messages:
         if merged and message["role"] == merged[-1]["role"] == "user":
@@ -68,7 +68,7 @@ def _merge_user_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def _convert(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[str, Any]:
-    """Convert one message. `names` collects the function of each call id."""
+    """Convert one message. Record the function name of each call id in `names`."""
     converted = {key: value for key, value in message.items() if value is not None}
     converted.setdefault("content", "")
     calls = converted.pop("tool_calls", None)
@@ -99,14 +99,14 @@ def _convert_call(call: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
 
 
 def _template_id(call_id: str, form: ToolFormat) -> str:
-    """Return the id of a call; nine letters and digits if the template needs that."""
+    """Return a call's id, shortened to nine letters and digits if the template requires that."""
     if not form.short_ids or (len(call_id) == 9 and call_id.isalnum()):
         return call_id
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _as_text(message: dict[str, Any], calls: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """Convert a message for a template that only has the roles user, assistant and system."""
+    """Convert a message for a template that supports only the roles user, assistant and system."""
     content = str(message["content"])
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}

@@ -1,4 +1,4 @@
-"""Lenient parsing of tool calls: any white space, order of keys, lists or single objects."""
+"""Lenient parsing of tool calls: any white space, any order of keys, lists or single objects."""
 
 import ast
 import json
@@ -11,14 +11,14 @@ from llmctl.generation.tools.format import ToolFormat
 
 
 class ParsedCall(NamedTuple):
-    """A call with its arguments as the text of a JSON object."""
+    """A call. Its arguments are the text of a JSON object."""
 
     name: str
     arguments: str
 
 
 class _RawCall(NamedTuple):
-    """A call before its arguments are converted by the tool's schema."""
+    """A call whose arguments have not been converted to the types in the tool's schema."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -27,17 +27,17 @@ class _RawCall(NamedTuple):
 def parse_calls(
     text: str, form: ToolFormat, tools: Mapping[str, Any], *, final: bool
 ) -> tuple[list[ParsedCall], int] | None:
-    """Parse text that begins with the opening of calls.
+    """Parse text that begins with the opening marker of calls.
 
     Args:
-        text: The answer from there on.
+        text: The answer, beginning with the marker.
         form: The format of calls.
-        tools: The schema of parameters of each tool; a call of any other tool is text.
-        final: True if no more text will come.
+        tools: The parameter schema of each tool; a call of any other tool is text.
+        final: True if the text is complete.
 
     Returns:
         The calls and their length in characters; or no calls and the length of plain text; or None if more text is
-        needed first.
+        needed to decide.
     """
     for end in _ends(text, form, final=final):
         calls = _parse_block(_inner(text[:end], form), form, tools)
@@ -77,7 +77,7 @@ def _inner(block: str, form: ToolFormat) -> str:
 
 
 def _ends_in_string(block: str) -> bool:
-    """Return True if the block ends inside a JSON string, to which its closing marker may belong."""
+    """Return True if the block ends inside a JSON string, so that its closing marker may be part of the string."""
     quotes = re.findall(r'\\.|"', block, flags=re.DOTALL)
     return quotes.count('"') % 2 == 1
 
@@ -112,7 +112,7 @@ def _arguments_json(call: _RawCall, schema: Any) -> str:
     """Return the arguments as JSON.
 
     Raises:
-        ValueError: a number that JSON cannot hold.
+        ValueError: the arguments contain a number that JSON cannot represent.
     """
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
     arguments = {
@@ -122,13 +122,13 @@ def _arguments_json(call: _RawCall, schema: Any) -> str:
     text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate needs an escape
+    except UnicodeEncodeError:  # a lone surrogate must be escaped
         text = json.dumps(arguments, allow_nan=False)
     return text
 
 
 def _convert(text: str, schema: Any) -> Any:
-    """Return a bare text as a string if the schema allows one, or else as JSON."""
+    """Return bare text as a string if the schema allows a string, otherwise parsed as JSON."""
     types = _types(schema)
     if not types or types == {"string"}:
         return str(text)
@@ -143,7 +143,7 @@ _AS_JSON = {"True": "true", "False": "false", "None": "null"}
 
 
 def _types(schema: Any) -> set[str]:
-    """Return the types that a schema names."""
+    """Return the types that a schema allows explicitly."""
     if not isinstance(schema, dict):
         return set()
     named = schema.get("type", ())
@@ -154,7 +154,7 @@ def _types(schema: Any) -> set[str]:
 
 
 def _objects(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
-    """Parse {"name": …, "arguments": …}: one, a list, or several separated by commas, semicolons or markers."""
+    """Parse {"name": …, "arguments": …}: one object, a list, or several separated by commas, semicolons or markers."""
     rest = inner
     while rest:
         value, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(rest)
@@ -179,7 +179,7 @@ def _object_call(value: Any) -> _RawCall:
 
 
 def _inline(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
-    """Parse a name, a separator, and JSON."""
+    """Parse calls that consist of a name, a separator and JSON."""
     prefix = form.begin.removeprefix(form.open).strip()
     rest = inner
     while rest:
@@ -192,12 +192,12 @@ def _inline(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
             raise TypeError("arguments are an object")
         yield _RawCall(name[1], arguments)
         tail = rest[opened + end :]
-        again = _ignoring_white_space(form.between).match(tail) if form.between else None
-        rest = prefix + tail[again.end() :] if again else ""
+        separator = _ignoring_white_space(form.between).match(tail) if form.between else None
+        rest = prefix + tail[separator.end() :] if separator else ""
 
 
 def _ignoring_white_space(text: str) -> re.Pattern[str]:
-    """Return a pattern for `text` with any white space in it."""
+    """Return a pattern that matches a text with any white space between its characters."""
     return re.compile(r"\s*" + r"\s*".join(re.escape(letter) for letter in "".join(text.split())))
 
 
@@ -219,7 +219,7 @@ def _keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
 
 
 def _call_of_keys(inner: str, form: ToolFormat) -> Iterator[_RawCall]:
-    """Parse call:name{key:value}; strings are between <|"|>, <escape>, or quotes."""
+    """Parse call:name{key:value}, with strings between <|"|>, <escape> or quotes."""
     call = re.fullmatch(r"call:([^\s{]+)\s*(\{.*\})", inner, flags=re.DOTALL)
     if call is None:
         raise ValueError("not a call")

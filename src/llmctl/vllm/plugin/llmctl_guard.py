@@ -1,7 +1,7 @@
 """llmctl's guard as middleware for vLLM's server.
 
-It is enabled by `--middleware llmctl_guard.GuardMiddleware`, with this folder on PYTHONPATH. vLLM's own API key does not
-protect /invocations, which generates text as /v1 does, and vLLM checks neither Host nor the size of a body
+It is enabled by `--middleware llmctl_guard.GuardMiddleware`, with this folder on PYTHONPATH. vLLM's own API key does
+not protect /invocations, which generates text as /v1 does, and vLLM checks neither Host nor the size of a body
 (vllm/entrypoints/serve/middleware/authenticate.py). llmctl need not be installed in vLLM's environment: the guard is
 imported from the llmctl that contains this file.
 """
