@@ -10,7 +10,7 @@ FOUND = llmctl.cpu.kernels.load()
 
 @pytest.fixture(params=FOUND.usable if FOUND else ["none"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The kernels of each instruction set that can run here."""
+    """Return the kernels for each instruction set that can run here."""
     if FOUND is None:
         pytest.skip(str(llmctl.cpu.kernels.missing()))
     before = FOUND.isa
@@ -21,7 +21,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 @pytest.fixture
 def best() -> Kernels:
-    """The kernels that llmctl uses here."""
+    """Return the kernels that llmctl uses here."""
     if FOUND is None:
         pytest.skip(str(llmctl.cpu.kernels.missing()))
     return FOUND

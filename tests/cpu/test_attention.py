@@ -1,4 +1,4 @@
-"""Attention over pages: right to rounding, and the same bits however a prompt is cut and batched."""
+"""Paged attention: correct up to rounding, and bitwise equal for every split of a prompt and every batch."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ def sequence(length: int, queries: int, heads: Heads, *, dtype: torch.dtype, see
 
 
 def attend(kernels: Kernels, sequences: list[Sequence], **how: float) -> list[torch.Tensor]:
-    """Put keys and values into pages in a random order; all that must not be read is NaN."""
+    """Put keys and values into pages in random order and compute attention. All slots that must not be read are NaN."""
     counts = [-(-len(one.keys) // PAGE_TOKENS) for one in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(7)).int()
     first = sequences[0]
@@ -107,7 +107,7 @@ def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_batched(
         torch.set_num_threads(threads)
 
 
-def test_pools_may_have_any_strides(best: Kernels) -> None:
+def test_the_kv_cache_may_have_any_strides(best: Kernels) -> None:
     heads = Heads(4, 2, 32, 32)
     one = sequence(PAGE_TOKENS, 5, heads, dtype=torch.float32)
     by_head = torch.stack([one.keys.transpose(0, 1), one.values.transpose(0, 1)])  # [2, heads, slots, width]
@@ -117,7 +117,7 @@ def test_pools_may_have_any_strides(best: Kernels) -> None:
     assert off_by(out, reference(one, scale=1.0)) < 3e-6
 
 
-def test_tables_that_would_lead_outside_are_refused(best: Kernels) -> None:
+def test_tables_with_entries_out_of_range_are_refused(best: Kernels) -> None:
     q, pool = torch.zeros(2, 4, 8), torch.zeros(3, PAGE_TOKENS, 2, 8)
 
     def attend_with(

@@ -1,4 +1,4 @@
-"""How the compiled library is found, and the reason that is given where it cannot be used."""
+"""Loading of the compiled library, and the reasons reported if it cannot be used."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ def test_an_instruction_set_can_be_forced(best: Kernels) -> None:
     assert reason == f"None LLMCTL_KERNELS_ISA=abacus is not one of {', '.join(best.usable)}"
 
 
-def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
+def test_an_invalid_library_file_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     reason = printed("print(k.load(), k.missing())", LLMCTL_KERNELS_LIBRARY=str(broken))
@@ -46,7 +46,7 @@ def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("struct", "header"), [(Operation, "kernels.h"), (Pass, "program.h")])
-def test_a_struct_of_python_has_the_fields_of_its_header_in_the_same_order(
+def test_a_python_struct_has_the_fields_of_its_header_in_the_same_order(
     struct: type[ctypes.Structure], header: str
 ) -> None:
     text = Path(llmctl.cpu.kernels.__file__).with_name("native").joinpath(header).read_text(encoding="utf-8")
@@ -71,13 +71,13 @@ def test_without_a_compiled_library_there_is_a_reason(tmp_path: Path) -> None:
     assert reason.startswith("None they were not compiled when llmctl was installed")
 
 
-def test_either_there_are_kernels_or_a_reason() -> None:
+def test_there_are_kernels_or_a_reason_why_not() -> None:
     assert (llmctl.cpu.kernels.load() is None) == (llmctl.cpu.kernels.missing() is not None)
 
 
 @pytest.mark.parametrize("own_pool", [True, False])
 def test_threads_share_the_work(best: Kernels, own_pool: bool) -> None:
-    """Both with the OpenMP pool that torch uses and with the library's own."""
+    """Test torch's OpenMP thread pool and the library's own."""
     code = (
         "import torch; torch.set_num_threads(3); l = k.load(); w = torch.ones(4096, 256); x = torch.ones(64, 256);"
         f"l.threads(); l._library.llmctl_use_region(None) if {own_pool} else None;"

@@ -1,4 +1,4 @@
-"""Linear layers: right to rounding for every shape and type, and the same bits whatever the other rows are."""
+"""Linear layers: correct up to rounding for every shape and type, and bitwise independent of the other rows."""
 
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> t
 
 
 def rounded_to_8_bits(x: torch.Tensor) -> torch.Tensor:
-    """Return x as the quantised kernels round it: to 8 bits in blocks of 32, as float64."""
+    """Round x as the quantised kernels do, to 8 bits in blocks of 32. Return float64."""
     k = x.shape[-1]
     blocks = torch.nn.functional.pad(x.float(), (0, -k % 32)).unflatten(-1, (-1, 32))
     peaks = blocks.abs().amax(-1, keepdim=True)
@@ -111,7 +111,7 @@ def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_produ
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(those[4:], seen[0][4:], strict=True))
 
 
-def test_four_bits_lose_what_the_best_code_for_normal_numbers_loses(best: Kernels) -> None:
+def test_the_error_of_four_bits_is_that_of_the_best_code_for_normal_numbers(best: Kernels) -> None:
     weight = numbers(512, 1024)
     assert off_by(best.dequantize_q4(*best.quantize_q4(weight), 512, 1024), weight.double()) < 0.0735
     assert off_by(best.dequantize_q8(*best.quantize_q8(weight), 512, 1024), weight.double()) < 0.0056
@@ -129,7 +129,7 @@ def test_weights_of_any_size_survive(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_spoils_no_other(kernels: Kernels, wrong: float) -> None:
+def test_a_row_that_is_not_finite_affects_no_other_row(kernels: Kernels, wrong: float) -> None:
     x, weight = numbers(5, 64), numbers(20, 64, seed=1)
     quantised = kernels.quantize_q4(weight)
     clean = kernels.linear_q4(x, *quantised, 20, 64)
@@ -139,13 +139,13 @@ def test_a_row_that_is_not_finite_spoils_no_other(kernels: Kernels, wrong: float
     assert torch.equal(y[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
-def test_no_rows_give_no_rows(best: Kernels) -> None:
+def test_zero_rows_give_zero_rows(best: Kernels) -> None:
     weight = numbers(20, 64)
     assert best.linear(numbers(0, 64), weight).shape == (0, 20)
     assert best.linear_q4(numbers(2, 0, 64), *best.quantize_q4(weight), 20, 64).shape == (2, 0, 20)
 
 
-def test_what_does_not_fit_is_refused(best: Kernels) -> None:
+def test_mismatched_tensors_are_refused(best: Kernels) -> None:
     x, weight = numbers(3, 64), numbers(20, 64)
     qweight, scales = best.quantize_q4(weight)
     for refused in (
@@ -166,8 +166,8 @@ def test_what_does_not_fit_is_refused(best: Kernels) -> None:
 
 
 @pytest.mark.smollm
-def test_four_bits_answer_closer_to_a_trained_model_than_nf4_does(best: Kernels, smollm: Path) -> None:
-    """The error of x @ w^T with weights of SmolLM2, against that of bitsandbytes' NF4, which has 4.5 bits, too."""
+def test_four_bits_are_closer_to_a_trained_model_than_nf4(best: Kernels, smollm: Path) -> None:
+    """Compare the error of x @ w^T for weights of SmolLM2 with that of bitsandbytes' NF4, which also has 4.5 bits."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""A model of a known family as one program computes the bits of its modules; any other model stays as it is."""
+"""Compiled models: the program and the modules give the same bits; models of other families are not changed."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from llmctl.loading.model import LoadedModel
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
 PROMPTS = [[3, 5, 7, 11, 13, 17, 19, 23, 29] * 3, [2, 4, 6], [9]]
-# transformers' class -> a tiny model of it: its name in tiny.ARCHITECTURES, or (configuration, changes) of its own
+# transformers' class -> its tiny model: a name in tiny.ARCHITECTURES, or a separate (configuration, changes)
 FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": ("MistralConfig", {"sliding_window": 8}),
@@ -43,14 +43,14 @@ DENSE = tuple(name for name in FAMILIES if name not in MIXTURES)
 CASES = [(name, None) for name in DENSE] + [
     (name, bits)
     for name, row in FAMILIES.items()
-    if isinstance(row, str)  # the others differ in what weights in 4 and 8 bits have no part in
+    if isinstance(row, str)  # the others do not differ in their quantised weights
     for bits in (8, 4)
 ]
 
 
 @pytest.fixture(scope="module")
 def folder_of(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of the tiny model of a class, made once."""
+    """Return the folder of a class's tiny model, created once."""
     root = tmp_path_factory.mktemp("families")
 
     def folder(name: str) -> Path:
@@ -66,7 +66,7 @@ def folder_of(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempP
 
 
 def load(folder: Path, *, bits: int | None = None) -> LoadedModel:
-    """Load a tiny model in bfloat16. Weights of norms and biases, which are ones and zeros, become something else."""
+    """Load a tiny model in bfloat16, with random values instead of the ones and zeros of norm weights and biases."""
     loaded = llmctl.load(folder, load={"dtype": "bfloat16"}, quantization={"bits": bits})
     change_vectors(loaded.model)
     return loaded
@@ -81,13 +81,13 @@ def change_vectors(model: torch.nn.Module) -> None:
 
 
 def logits(loaded: LoadedModel) -> torch.Tensor:
-    """Return [prompts, vocabulary], all prompts in one pass of the engine."""
+    """Return logits [prompts, vocabulary], computed for all prompts in one pass of the engine."""
     segments = [Segment(ids, 0, [2 * number, 2 * number + 1]) for number, ids in enumerate(PROMPTS)]
     return forward(loaded.model, lay_out(segments, page_tokens=16), KVCachePool(6, 16))
 
 
 def logits_of_modules(model: torch.nn.Module) -> torch.Tensor:
-    """Return the same from transformers' own forward, prompt by prompt."""
+    """Return the same logits, computed by transformers' forward for one prompt after the other."""
     with torch.inference_mode():
         alone = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1] for ids in PROMPTS]
     return torch.stack(alone)
@@ -110,14 +110,14 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     together = logits(loaded)
     assert torch.equal(together, logits_of_modules(loaded.model))
     one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), KVCachePool(1, 16))
-    assert torch.equal(one[0], together[2])  # experts compute a single token differently
+    assert torch.equal(one[0], together[2])  # a single token takes another code path in MoE layers
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_modules_that_the_kernels_compute_agree_with_transformers_own(
     folder_of: Callable[[str], Path], name: str
 ) -> None:
-    """Norms, gated MLPs and routers, each against its class's own forward in float32."""
+    """Compare norms, gated MLPs and routers with the forward of their class in float32."""
     model = load(folder_of(name), bits=8 if name in MIXTURES else None).model
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.bfloat16).eval()
     change_vectors(reference)
@@ -143,7 +143,7 @@ def test_the_modules_that_the_kernels_compute_agree_with_transformers_own(
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_a_program_gives_the_logits_of_transformers_in_float32_but_for_rounding(
+def test_a_program_gives_the_logits_of_transformers_in_float32_up_to_rounding(
     folder_of: Callable[[str], Path], name: str
 ) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.bfloat16).eval()
@@ -179,7 +179,7 @@ def _linear(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [_hook, _activation, _module, _linear])
-def test_a_model_that_is_not_what_its_class_says_has_no_program(
+def test_a_model_with_unexpected_modules_has_no_program(
     tiny_models: Callable[[str], Path], change: Callable[[torch.nn.Module], None]
 ) -> None:
 
@@ -213,7 +213,7 @@ def test_two_threads_that_generate_at_once_do_not_disturb_each_other(tiny_models
     assert together == alone * 4
 
 
-def test_tables_that_lead_outside_are_refused(tiny_models: Callable[[str], Path]) -> None:
+def test_tables_with_entries_out_of_range_are_refused(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
     with pytest.raises(ValueError, match="vocabulary"):
         forward(loaded.model, lay_out([Segment([100_000], 0, [0])], page_tokens=16), KVCachePool(1, 16))

@@ -1,4 +1,4 @@
-"""The operations between matrix products, against sums in float64."""
+"""The operations between matrix products, compared with results in float64."""
 
 import pytest
 import torch
@@ -25,7 +25,8 @@ def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour
 @pytest.mark.parametrize("width", [1, 15, 256, 300, 1000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_a_gate_is_its_activation_times_the_rest(kernels: Kernels, activation: str, dtype: str, width: int) -> None:
+def test_gated_activation_is_activation_of_gate_times_up(kernels: Kernels, activation: str, dtype: str, width: int) ->
+None:
     torch.manual_seed(width)
     gate, up = (8 * torch.randn(3, width)).to(getattr(torch, dtype)), torch.randn(3, width).to(getattr(torch, dtype))
     found = kernels.gated_activation(gate, up, activation)
@@ -50,7 +51,7 @@ def test_a_token_takes_its_top_experts(kernels: Kernels, count: int, top_k: int,
         assert torch.allclose(weights.double(), expected, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(best: Kernels) -> None:
+def test_mismatched_tensors_are_refused(best: Kernels) -> None:
     x = torch.randn(2, 8)
     with pytest.raises(ValueError, match="weight must be"):
         best.rms_norm(x, torch.randn(7), 1e-5, "norm_then_weight")

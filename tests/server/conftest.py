@@ -1,4 +1,4 @@
-"""A browser for the tests of the page, and a server with scripted answers."""
+"""Fixtures: a browser for the tests of the page, and a server with scripted answers."""
 
 import shutil
 import threading
@@ -27,7 +27,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def page(browser: "Browser") -> Iterator["Page"]:
-    """Yield the page of a new browser. It must log no error and send no request to another origin."""
+    """Yield a new browser page. Fail if it logs an error or sends a request to another origin."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     one = context.new_page()
     errors: list[str] = []
@@ -47,7 +47,7 @@ def page(browser: "Browser") -> Iterator["Page"]:
 
 @pytest.fixture
 def scripted() -> Iterator[tuple[Scripted, str]]:
-    """Yield a scripted server and its address."""
+    """Yield a server with scripted answers, and its address."""
     import uvicorn
 
     script = Scripted()

@@ -160,7 +160,7 @@ def test_on_sigterm_running_answers_finish_and_new_requests_are_refused(tiny_mod
         with connected(port) as opened:
             head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            assert opened.recv(10)  # it has begun
+            assert opened.recv(10)  # generation has started
             os.kill(child, signal.SIGTERM)
             rest = b""
             while piece := opened.recv(65536):

@@ -1,4 +1,4 @@
-"""Answers of clients that have left, and the names of a model."""
+"""Answers to clients that have disconnected, and the names of a model."""
 
 import asyncio
 from collections.abc import Callable

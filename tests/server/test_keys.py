@@ -31,7 +31,7 @@ def test_keys_come_from_the_environment() -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"", KEY[:-1].encode(), KEY.encode() + b"x", KEY.upper().encode(), b"\xff\xfe"])
-def test_only_the_whole_key_opens(wrong: bytes) -> None:
+def test_only_a_complete_key_is_accepted(wrong: bytes) -> None:
     assert not Keys.from_plain([KEY, OTHER], source="here").accepts(wrong)
 
 

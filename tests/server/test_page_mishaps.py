@@ -20,14 +20,14 @@ def begin(page: "Page", script: Scripted) -> None:
     page.wait_for_function("() => document.querySelector('.assistant .prose')?.textContent.includes('word word')")
 
 
-def test_an_answer_that_breaks_off_shows_an_error_and_keeps_its_text(page: "Page", scripted: Server) -> None:
+def test_an_answer_that_is_cut_off_shows_an_error_and_keeps_its_text(page: "Page", scripted: Server) -> None:
     script, address = scripted
     script.breaks_off = True
     page.goto(address)
     say(page, "hello")
     assert answered(page, 1) == "Hello."
     assert "stopped" in page.inner_text(".assistant .figures")
-    assert "broke off" in page.inner_text("#problem")
+    assert "cut off" in page.inner_text("#problem")
 
 
 def test_a_partial_answer_survives_a_reload(page: "Page", scripted: Server) -> None:

@@ -215,7 +215,7 @@ def app_of(registry: ModelRegistry) -> Any:
 
 
 @pytest.mark.parametrize("error", ["memory", "bug"])
-def test_a_failed_step_is_an_error_and_the_server_goes_on(
+def test_a_failed_step_is_an_error_and_the_server_continues(
     server: Running, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     from llmctl.errors import MachineError

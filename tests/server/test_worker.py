@@ -93,7 +93,7 @@ def test_penalties_apply_to_packed_and_to_single_requests(
         first, second, third = answers(worker, (plain, []), (penalised, [biased]), (penalised, [barred]))
     assert first.text == alone(plain, loaded)
     assert second.token_ids == (7,) * TOKENS
-    # 7, then at most 9 and 7 in turn: after its first use, a token is no likelier than without its bias
+    # 7, then 9; the penalty cancels a token's bias after its first use, so at most half of the tokens are 7
     assert third.token_ids[:2] == (7, 9)
     assert third.token_ids.count(7) < TOKENS // 2
 

@@ -10,7 +10,7 @@ from support.fake_vllm import write_fake_vllm
 
 @pytest.fixture
 def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a fake vLLM, which behaves as the variable FAKE_VLLM says. Return the file for the process ids of its
+    """Install a fake vLLM, whose behaviour the variable FAKE_VLLM sets. Return the file for the process ids of its
     server and worker."""
     folder = write_fake_vllm(tmp_path / "fake-vllm")
     pids = tmp_path / "pids"

@@ -1,4 +1,4 @@
-"""`generate --input --engine vllm` on a fake vLLM."""
+"""`llmctl generate --input … --engine vllm` with a fake vLLM."""
 
 import json
 import os

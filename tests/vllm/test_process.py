@@ -1,4 +1,4 @@
-"""vLLM as a child process: its start, its failures, and that it never outlives llmctl."""
+"""vLLM as a child process: it starts, its failures are explained, and it never outlives llmctl."""
 
 import os
 import signal
@@ -121,14 +121,14 @@ def test_an_exit_before_it_answers_is_an_error_with_its_log(
     assert all_exited(process_ids(fake_vllm))
 
 
-def test_one_that_hangs_is_stopped_after_the_time_limit(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_that_hangs_is_stopped_after_the_time_limit(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", "hangs")
     with VllmProcess(make_fake_launch()) as child, pytest.raises(MachineError):
         child.wait_until_healthy(1)
     assert all_exited(process_ids(fake_vllm))
 
 
-def test_one_that_ignores_sigterm_is_killed(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_that_ignores_sigterm_is_killed(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM", "stubborn")
     with VllmProcess(make_fake_launch(grace_seconds=0.5)):
         pids = process_ids(fake_vllm)

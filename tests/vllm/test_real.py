@@ -1,4 +1,4 @@
-"""Tests on a real vLLM (`make test-vllm`)."""
+"""Tests with a real vLLM (`make test-vllm`)."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_every_translated_argument_exists_and_has_the_right_meaning() -> None:
 
 
 def start_and_wait(folder: Path, **sections: Any) -> None:
-    """Start vLLM as the command does, and wait for a health that never comes."""
+    """Start vLLM as the command does, and wait until it fails to start."""
     asked = {"model": {"id": str(folder)}, "load": {"dtype": "float32"}, **sections}
     config = settings_from_mapping(asked).config
     target = Target(model=str(folder), port=free_port())

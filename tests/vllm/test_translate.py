@@ -34,7 +34,7 @@ def after(arguments: tuple[str, ...], option: str) -> str:
     return arguments[arguments.index(option) + 1]
 
 
-def why_not(key: str, target: Target | None = None, **sections: Any) -> str:
+def reason_of(key: str, target: Target | None = None, **sections: Any) -> str:
     """Return the reason why a key cannot be translated."""
     one = next(one for one in translated(target, **sections).keys if one.key == key)
     assert one.outcome.kind == "not possible", one
@@ -121,7 +121,7 @@ def test_the_defaults_of_requests_are_those_of_transformers(
     ],
 )
 def test_a_key_without_an_equivalent_is_a_problem(key: str, sections: dict[str, Any]) -> None:
-    assert why_not(key, **sections)
+    assert reason_of(key, **sections)
 
 
 def test_bitsandbytes_if_this_vllm_has_it() -> None:
@@ -129,19 +129,19 @@ def test_bitsandbytes_if_this_vllm_has_it() -> None:
     arguments = translated(target, quantization={"bits": 4}).arguments
     assert after(arguments, "--quantization") == "bitsandbytes"
     assert after(arguments, "--load-format") == "bitsandbytes"
-    assert "4 bits" in why_not("quantization.bits", target, quantization={"bits": 8})
-    assert "nf4" in why_not("quantization.quant_type", target, quantization={"bits": 4, "quant_type": "fp4"})
+    assert "4 bits" in reason_of("quantization.bits", target, quantization={"bits": 8})
+    assert "nf4" in reason_of("quantization.quant_type", target, quantization={"bits": 4, "quant_type": "fp4"})
 
 
 def test_a_model_in_an_unsupported_format_is_a_problem() -> None:
     for method in ("llmctl", "bitsandbytes"):
         target = Target(quantization=stored_quantization({"quant_method": method}))
-        assert method in why_not("model.id", target, model={"id": "a/b"})
+        assert method in reason_of("model.id", target, model={"id": "a/b"})
 
 
 def test_the_models_own_generation_config_counts_too() -> None:
     target = Target(generation_config={"no_repeat_ngram_size": 3})
-    assert "generation_config.json" in why_not("generation.no_repeat_ngram_size", target)
+    assert "generation_config.json" in reason_of("generation.no_repeat_ngram_size", target)
 
 
 def test_the_models_id_works_beside_the_configured_name() -> None:

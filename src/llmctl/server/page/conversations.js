@@ -2,7 +2,7 @@
 
 const STORAGE_KEY = "conversations/1";
 
-/** Return the stored value of a name; null without a readable one. */
+/** Return a stored value, or null if there is none or it cannot be read. */
 export function recall(name) {
   try {
     return JSON.parse(localStorage.getItem(`llmctl.${name}`));
@@ -21,7 +21,7 @@ export function remember(name, value) {
   }
 }
 
-/** Return all, newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
+/** Return all conversations, newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
 export function allConversations() {
   const stored = recall(STORAGE_KEY);
   return Array.isArray(stored) ? stored.filter((one) => one && Array.isArray(one.messages)) : [];
@@ -31,7 +31,7 @@ export function newConversation() {
   return { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", system: "", messages: [] };
 }
 
-/** Store one. Return false if the browser has no space for it. */
+/** Store a conversation. Return false if the browser has no space for it. */
 export function saveConversation(conversation) {
   const first = conversation.messages.find((message) => message.role === "user");
   conversation.title = (first?.content ?? "").trim().split("\n")[0].slice(0, 80);
@@ -42,7 +42,7 @@ export function deleteConversation(id) {
   remember(STORAGE_KEY, allConversations().filter((one) => one.id !== id));
 }
 
-/** Return the file format of `llmctl chat`: a header, then one message per line. */
+/** Return a conversation in the file format of `llmctl chat`: a header, then one message per line. */
 export function toJsonLines(conversation, model) {
   const header = { schema: "llmctl.chat/1", model, commit: null, system: conversation.system || null };
   const lines = conversation.messages.map(({ role, content, reasoning, stopped }) => ({
@@ -54,7 +54,7 @@ export function toJsonLines(conversation, model) {
   return [header, ...lines].map((line) => `${JSON.stringify(line)}\n`).join("");
 }
 
-/** Return Markdown for people, without reasoning. */
+/** Return a conversation as Markdown, without reasoning. */
 export function toMarkdown(conversation, model) {
   const parts = [`# Conversation with ${model}`];
   if (conversation.system) parts.push(`## System\n\n${conversation.system}`);

@@ -1,10 +1,10 @@
-// Markdown as elements. Text only ever becomes text nodes, links need http or https, and nothing is fetched.
+// Rendering of Markdown to elements. Text only becomes text nodes, links must be http or https, and nothing is fetched.
 
 const INLINE = /\\([\\`*_#~|>])|(`+)([^`]|[^`][\s\S]*?[^`])\2(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|__(?=\S)([\s\S]*?\S)__(?!\w)|\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)|~~(?=\S)([\s\S]*?\S)~~|!?\[([^\]\n]*)\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
 const LIST = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
 
-/** Make control characters visible: they can control terminals and reorder text. */
+/** Make control characters visible, because they can control terminals and reorder text. */
 export function plain(text) {
   return text
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))

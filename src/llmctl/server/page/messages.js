@@ -1,4 +1,4 @@
-// Messages as elements, with their statistics and buttons.
+// Elements for messages, with statistics and buttons.
 
 import { plain, render } from "./markdown.js";
 
@@ -25,7 +25,7 @@ export function button(label, icon, action) {
   return element;
 }
 
-/** Return the element of a message with a row of [label, icon, action] buttons; without buttons, it is still arriving. */
+/** Return the element of a message with a row of [label, icon, action] buttons. No buttons: it is still arriving. */
 export function messageElement(message, actions) {
   const article = document.createElement("article");
   article.className = `message ${message.role}`;
@@ -48,7 +48,7 @@ export function messageElement(message, actions) {
   return article;
 }
 
-/** Show new text of an answer. Unchanged nodes stay, and with them selection, focus and scroll position. */
+/** Show new text of an answer. Unchanged nodes are kept, and with them selection, focus and scroll position. */
 export function updateAnswer(article, message, { pending }) {
   if (message.reasoning) reasoningElement(article, message).textContent = plain(message.reasoning);
   let prose = article.querySelector(".prose");

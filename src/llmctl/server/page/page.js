@@ -26,7 +26,7 @@ function actionsOf(message, index) {
 }
 
 function showAll() {
-  replaceChildren(byId("log"), conversation.messages.map((message, index) => messageElement(message, actionsOf(message, index))), restingPlace());
+  replaceChildren(byId("log"), conversation.messages.map((message, index) => messageElement(message, actionsOf(message, index))), fallbackFocus());
   byId("empty").hidden = conversation.messages.length > 0;
   document.title = conversation.title ? `${conversation.title} · llmctl` : "llmctl";
   const last = conversation.messages.findLast((one) => one.figures);
@@ -66,8 +66,8 @@ function askToDelete(one) {
   };
 }
 
-// The element that gets the focus when the focused one is gone. Not the prompt if that would open an on-screen keyboard.
-function restingPlace() {
+// Return the element to focus if the focused one has been removed: not the prompt if that would open an on-screen keyboard.
+function fallbackFocus() {
   return byId(matchMedia("(hover: none)").matches ? "main" : "prompt");
 }
 
@@ -90,7 +90,7 @@ function showRunning() {
   byId("stop").hidden = running === null;
   byId("send").hidden = running !== null;
   byId("send").disabled = !byId("prompt").value.trim();
-  if (hadFocus) restingPlace().focus();
+  if (hadFocus) fallbackFocus().focus();
 }
 
 // -- actions
@@ -104,7 +104,7 @@ function openConversation(to) {
   showAll();
   scrollDown(true);
   if (drawerIsShown()) showDrawer(false);
-  restingPlace().focus();
+  fallbackFocus().focus();
 }
 
 function send() {
@@ -130,7 +130,7 @@ function edit(index) {
   fitPrompt();
   showRunning();
   byId("prompt").focus();
-  announce("The message is in the field. Sending it replaces the message and everything after it.");
+  announce("The message is in the input field. Sending it replaces the message and everything after it.");
 }
 
 function requestBody(messages) {
@@ -222,7 +222,7 @@ function save(one) {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // browsers deny the clipboard to pages that came over plain HTTP from another machine
+  } catch { // browsers deny clipboard access to pages loaded over plain HTTP from another machine
     if (!copyFromField(text)) return showError(new Error("The browser does not allow this page to copy."));
   }
   announce("Copied");
@@ -240,10 +240,10 @@ function copyFromField(text) {
   return isCopied;
 }
 
-function download(text, type, ending) {
+function download(text, type, extension) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type }));
-  link.download = `${(conversation.title || "conversation").replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 40) || "conversation"}.${ending}`;
+  link.download = `${(conversation.title || "conversation").replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 40) || "conversation"}.${extension}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
@@ -341,9 +341,9 @@ byId("export").addEventListener("click", () => {
   byId("exporting").showModal();
 });
 byId("exporting").addEventListener("close", () => {
-  const kind = byId("exporting").returnValue;
-  if (kind === "jsonl") download(toJsonLines(conversation, model), "application/jsonl", "jsonl");
-  if (kind === "md") download(toMarkdown(conversation, model), "text/markdown", "md");
+  const format = byId("exporting").returnValue;
+  if (format === "jsonl") download(toJsonLines(conversation, model), "application/jsonl", "jsonl");
+  if (format === "md") download(toMarkdown(conversation, model), "text/markdown", "md");
 });
 byId("key").addEventListener("close", () => {
   const key = byId("key-value").value.trim();
@@ -358,7 +358,7 @@ byId("log").addEventListener("click", (event) => {
   if (copyButton) copy(copyButton.closest(".code").querySelector("code").textContent);
 });
 
-window.addEventListener("pagehide", () => { // a partial answer survives the page
+window.addEventListener("pagehide", () => { // keep a partial answer when the page is closed
   if (!running || isEmpty(running.message)) return;
   const { conversation: one, message } = running;
   saveConversation({ ...one, messages: [...one.messages.slice(0, -1), { ...message, stopped: true }] });

@@ -1,7 +1,7 @@
 // Requests to the server of this page.
 
 const KEY = "llmctl.key"; // kept only until the tab is closed
-const CONNECTION_LOST = "The answer broke off: the connection to the server was lost.";
+const CONNECTION_LOST = "The answer was cut off: the connection to the server was lost.";
 
 export class ServerError extends Error {
   constructor(message, status, code = null) {
@@ -41,7 +41,7 @@ export async function modelName() {
 
 /**
  * Yield the pieces of one answer: {text, reasoning, finish, usage, at}. `at`: the milliseconds at which it arrived.
- * @param {object} body The body for /v1/chat/completions, without its stream options.
+ * @param {object} body The body of a request to /v1/chat/completions, without stream options.
  * @param {AbortSignal} signal Aborts the answer.
  */
 export async function* answer(body, signal) {
