@@ -70,26 +70,26 @@ def reference(one: Sequence, *, scale: float, window: int = 0, softcap: float = 
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
 
-def off_by(y: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(y: torch.Tensor, expected: torch.Tensor) -> float:
     return ((y.double() - expected).norm() / expected.norm()).item()
 
 
-HOW = [{}, {"window": 5}, {"window": 70}, {"softcap": 2.0}, {"window": 33, "softcap": 30.0}]
+OPTIONS = [{}, {"window": 5}, {"window": 70}, {"softcap": 2.0}, {"window": 33, "softcap": 30.0}]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("how", OPTIONS, ids=str)
 def test_every_sequence_attends_to_its_own_tokens(kernels: Kernels, how: dict[str, float], dtype: torch.dtype) -> None:
     for heads in (Heads(), Heads(6, 1, 64, 64), Heads(3, 3, 128, 128), Heads(8, 2, 16, 8)):
         sizes = ((1, 1), (300, 1), (65, 65), (200, 37), (64, 3), (17, 0))
         sequences = [sequence(length, queries, heads, dtype=dtype) for length, queries in sizes]
         for one, out in zip(sequences, attend(kernels, sequences, scale=0.3, **how), strict=True):
             if len(one.queries):
-                assert off_by(out, reference(one, scale=0.3, **how)) < ROUNDING[dtype], (heads, len(one.keys))
+                assert relative_error(out, reference(one, scale=0.3, **how)) < ROUNDING[dtype], (heads, len(one.keys))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("how", OPTIONS, ids=str)
 def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_batched(
     kernels: Kernels, how: dict[str, float], dtype: torch.dtype
 ) -> None:
@@ -114,7 +114,7 @@ def test_the_kv_cache_may_have_any_strides(best: Kernels) -> None:
     pool = by_head.permute(0, 2, 1, 3)[:, None]
     numbers = (torch.tensor(n, dtype=torch.int32) for n in ([[0]], [0, 5], [PAGE_TOKENS]))
     out = best.paged_attention(one.queries, pool[0], pool[1], *numbers, scale=1.0)
-    assert off_by(out, reference(one, scale=1.0)) < 3e-6
+    assert relative_error(out, reference(one, scale=1.0)) < 3e-6
 
 
 def test_tables_with_entries_out_of_range_are_refused(best: Kernels) -> None:

@@ -28,7 +28,7 @@ def rounded_to_8_bits(x: torch.Tensor) -> torch.Tensor:
     return (codes.double() * (peaks / 127.0)).flatten(-2)[..., :k]
 
 
-def off_by(y: torch.Tensor, reference: torch.Tensor) -> float:
+def relative_error(y: torch.Tensor, reference: torch.Tensor) -> float:
     return ((y.double() - reference).norm() / reference.norm().clamp_min(1e-30)).item()
 
 
@@ -42,7 +42,7 @@ def test_quantised_products_are_those_of_the_dequantised_weights(kernels: Kernel
         y = getattr(kernels, f"linear_q{bits}")(x, qweight, scales, n, k, bias)
         reference = rounded_to_8_bits(x) @ weights.T + (0 if bias is None else bias.double())
         assert y.dtype == dtype
-        assert off_by(y, reference) < ROUNDING[dtype], (n, k, rows, dtype)
+        assert relative_error(y, reference) < ROUNDING[dtype], (n, k, rows, dtype)
 
 
 def test_products_with_weights_as_torch_stores_them(kernels: Kernels) -> None:
@@ -52,7 +52,7 @@ def test_products_with_weights_as_torch_stores_them(kernels: Kernels) -> None:
             bias = numbers(n, dtype=w_dtype, seed=2) if rows % 2 else None
             y = kernels.linear(x, weight, bias, dtype=torch.float32)
             reference = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-            assert off_by(y, reference) < 1e-5, (n, k, rows, x_dtype, w_dtype)
+            assert relative_error(y, reference) < 1e-5, (n, k, rows, x_dtype, w_dtype)
     assert kernels.linear(x, weight).dtype == x.dtype
 
 
@@ -61,10 +61,10 @@ def test_many_rows_at_once(kernels: Kernels, rows: int) -> None:
     x, weight = numbers(2, rows, 320), numbers(70, 320, seed=1)
     qweight, scales = kernels.quantize_q4(weight)
     reference = rounded_to_8_bits(x) @ kernels.dequantize_q4(qweight, scales, 70, 320).double().T
-    assert off_by(kernels.linear_q4(x, qweight, scales, 70, 320), reference) < 2e-6
+    assert relative_error(kernels.linear_q4(x, qweight, scales, 70, 320), reference) < 2e-6
     for dtype in TYPES:
         y = kernels.linear(x.to(dtype), weight.to(dtype), dtype=torch.float32)
-        assert off_by(y, x.to(dtype).double() @ weight.to(dtype).double().T) < 1e-5
+        assert relative_error(y, x.to(dtype).double() @ weight.to(dtype).double().T) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -113,8 +113,8 @@ def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_produ
 
 def test_the_error_of_four_bits_is_that_of_the_best_code_for_normal_numbers(best: Kernels) -> None:
     weight = numbers(512, 1024)
-    assert off_by(best.dequantize_q4(*best.quantize_q4(weight), 512, 1024), weight.double()) < 0.0735
-    assert off_by(best.dequantize_q8(*best.quantize_q8(weight), 512, 1024), weight.double()) < 0.0056
+    assert relative_error(best.dequantize_q4(*best.quantize_q4(weight), 512, 1024), weight.double()) < 0.0735
+    assert relative_error(best.dequantize_q8(*best.quantize_q8(weight), 512, 1024), weight.double()) < 0.0056
 
 
 def test_weights_of_any_size_survive(kernels: Kernels) -> None:
@@ -179,7 +179,7 @@ def test_four_bits_are_closer_to_a_trained_model_than_nf4(best: Kernels, smollm:
                 x = numbers(16, weight.shape[1])
                 expected = x.double() @ weight.double().T
                 n, k = weight.shape
-                ours.append(off_by(best.linear_q4(x, *best.quantize_q4(weight), n, k), expected))
+                ours.append(relative_error(best.linear_q4(x, *best.quantize_q4(weight), n, k), expected))
                 code, state = quantize_4bit(weight.float(), blocksize=64, quant_type="nf4")
-                theirs.append(off_by(x @ dequantize_4bit(code, state).T, expected))
+                theirs.append(relative_error(x @ dequantize_4bit(code, state).T, expected))
     assert max(a / b for a, b in zip(ours, theirs, strict=True)) < 0.9, (ours, theirs)

@@ -93,7 +93,7 @@ def logits_of_modules(model: torch.nn.Module) -> torch.Tensor:
     return torch.stack(alone)
 
 
-def off_by(result: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
@@ -137,7 +137,7 @@ def test_the_modules_that_the_kernels_compute_agree_with_transformers_own(
         if isinstance(result, tuple):
             assert torch.equal(result[2], expected[2]), path
             result, expected = result[1], expected[1]
-        assert off_by(result, expected) < (5e-3 if is_norm else 1e-2), (path, off_by(result, expected))
+        assert relative_error(result, expected) < (5e-3 if is_norm else 1e-2), (path, relative_error(result, expected))
         seen.add("norm" if is_norm else "MLP or router")
     assert seen == {"norm", "MLP or router"}
 
@@ -148,7 +148,7 @@ def test_a_program_gives_the_logits_of_transformers_in_float32_up_to_rounding(
 ) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.bfloat16).eval()
     change_vectors(reference)
-    assert off_by(logits(load(folder_of(name))), logits_of_modules(reference.float())) < 0.05
+    assert relative_error(logits(load(folder_of(name))), logits_of_modules(reference.float())) < 0.05
 
 
 @pytest.mark.parametrize("name", ["gpt2", "deepseek_v3"])

@@ -14,26 +14,25 @@ DTYPES = {"float32": 1e-6, "bfloat16": 8e-3, "float16": 1e-3}
 def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour: str, dtype: str, width: int) -> None:
     torch.manual_seed(width)
     x, weight = torch.randn(5, width).to(getattr(torch, dtype)), torch.randn(width).to(getattr(torch, dtype))
-    found = kernels.rms_norm(x, weight, 1e-5, flavour)
+    result = kernels.rms_norm(x, weight, 1e-5, flavour)
     normed = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
     expected = normed * (weight.double() + (flavour == "one_plus_weight"))
-    assert found.dtype == x.dtype
-    assert torch.allclose(found.double(), expected, rtol=2 * DTYPES[dtype], atol=DTYPES[dtype])
-    assert torch.equal(kernels.rms_norm(x[3:4], weight, 1e-5, flavour)[0], found[3])
+    assert result.dtype == x.dtype
+    assert torch.allclose(result.double(), expected, rtol=2 * DTYPES[dtype], atol=DTYPES[dtype])
+    assert torch.equal(kernels.rms_norm(x[3:4], weight, 1e-5, flavour)[0], result[3])
 
 
 @pytest.mark.parametrize("width", [1, 15, 256, 300, 1000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_gated_activation_is_activation_of_gate_times_up(kernels: Kernels, activation: str, dtype: str, width: int) ->
-None:
+def test_a_gate_is_activated_and_multiplied_by_up(kernels: Kernels, activation: str, dtype: str, width: int) -> None:
     torch.manual_seed(width)
     gate, up = (8 * torch.randn(3, width)).to(getattr(torch, dtype)), torch.randn(3, width).to(getattr(torch, dtype))
-    found = kernels.gated_activation(gate, up, activation)
+    result = kernels.gated_activation(gate, up, activation)
     wide = gate.double()
     by = torch.nn.functional.silu(wide) if activation == "silu" else torch.nn.functional.gelu(wide, approximate="tanh")
-    assert found.dtype == gate.dtype
-    assert torch.allclose(found.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
+    assert result.dtype == gate.dtype
+    assert torch.allclose(result.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
