@@ -153,7 +153,7 @@ def test_what_is_typed_on_a_terminal(
     chat.child.expect("sent")
     chat.child.send("\x03")
     assert "the conversation is empty" in chat.say("/clear")
-    assert "nothing has been said yet" in chat.say("/undo")
+    assert "the conversation has no message yet" in chat.say("/undo")
     history = Path(os.environ["LLMCTL_HOME"]) / "state" / "chat_history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     chat.child.sendeof()

@@ -63,7 +63,7 @@ def other_vocabulary(folder: Path, size: int) -> Path:
     return folder
 
 
-def test_looking_up_in_the_text_gives_the_same_text_in_fewer_passes(tiny_models: Tiny) -> None:
+def test_prompt_lookup_gives_the_same_text_in_fewer_passes(tiny_models: Tiny) -> None:
     folder = tiny_models(REPEATING)
     plain, looked_up = answer(folder), answer(folder, prompt_lookup_num_tokens=5)
     assert looked_up.token_ids == plain.token_ids
@@ -76,7 +76,7 @@ def test_looking_up_in_the_text_gives_the_same_text_in_fewer_passes(tiny_models:
     assert plain.decoding_stats is None
 
 
-def test_a_draft_gives_the_same_text_however_good_it_is(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_any_draft_gives_the_same_text(tiny_models: Tiny, tmp_path: Path) -> None:
     folder, bad = tiny_models("llama"), write_model(tmp_path / "bad", "qwen3")
     plain = answer(folder)
     sure = {"num_assistant_tokens": 3, "assistant_confidence_threshold": 0}
@@ -91,7 +91,7 @@ def test_a_draft_gives_the_same_text_however_good_it_is(tiny_models: Tiny, tmp_p
     assert stats_of(other).forward_passes == len(plain.token_ids)
 
 
-def test_several_tokens_at_a_time_end_at_the_same_stop_string_and_budget(tiny_models: Tiny) -> None:
+def test_proposed_tokens_stop_at_the_same_stop_string_and_budget(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     draft = {"id": str(folder), "num_assistant_tokens": 7, "assistant_confidence_threshold": 0}
     whole = answer(folder)
@@ -102,7 +102,7 @@ def test_several_tokens_at_a_time_end_at_the_same_stop_string_and_budget(tiny_mo
         assert (drafted.finish_reason, drafted.stop_string) == (plain.finish_reason, plain.stop_string)
 
 
-def test_the_pieces_of_a_drafted_answer_are_its_text_and_closing_stops_it(tiny_models: Tiny) -> None:
+def test_a_drafted_answer_streams_its_text_and_closing_stops_it(tiny_models: Tiny) -> None:
     folder = tiny_models(REPEATING)
     loaded = load_tiny(folder, prompt_lookup_num_tokens=5, max_new_tokens=120)
     chunks = list(llmctl.stream(loaded, PROMPT))
@@ -117,7 +117,7 @@ def test_the_pieces_of_a_drafted_answer_are_its_text_and_closing_stops_it(tiny_m
 
 
 @pytest.mark.parametrize("way", ["draft", "lookup", "static"])
-def test_a_conversation_is_the_same_with_each_and_computes_every_turn_whole(way: str, tiny_models: Tiny) -> None:
+def test_a_conversation_with_faster_decoding_has_the_same_text_and_no_prefix_reuse(way: str, tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     generation: dict[str, Any] = {
         "draft": {"draft": {"id": str(folder), "assistant_confidence_threshold": 0}},
@@ -136,7 +136,7 @@ def test_a_conversation_is_the_same_with_each_and_computes_every_turn_whole(way:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_static_cache_gives_the_same_text_and_its_bytes(architecture: str, tiny_models: Tiny) -> None:
+def test_a_static_cache_gives_the_same_text_and_its_size_is_reported(architecture: str, tiny_models: Tiny) -> None:
     folder = tiny_models(architecture)
     plain, static, dynamic = (answer(folder, cache_implementation=kind) for kind in (None, "static", "dynamic"))
     assert static.token_ids == dynamic.token_ids == plain.token_ids
@@ -144,7 +144,7 @@ def test_a_static_cache_gives_the_same_text_and_its_bytes(architecture: str, tin
     assert (stats_of(static).cache_bytes or 0) > (stats_of(dynamic).cache_bytes or 0)
 
 
-def test_a_cache_quantised_in_fp8_takes_a_quarter_of_float32(tiny_models: Tiny) -> None:
+def test_an_fp8_cache_takes_a_quarter_of_the_float32_size(tiny_models: Tiny) -> None:
     from transformers import cache_utils
 
     if not hasattr(cache_utils, "Fp8QuantizedLayer"):
@@ -153,7 +153,7 @@ def test_a_cache_quantised_in_fp8_takes_a_quarter_of_float32(tiny_models: Tiny) 
     assert stats.cache_bytes == pytest.approx((stats.dynamic_cache_bytes or 0) / 4, rel=0.02)
 
 
-def test_another_vocabulary_drafts_through_text_or_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_draft_with_another_vocabulary_works_through_text_or_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
     folder = tiny_models("llama")
     plain = load_tiny(folder)
     size = len(plain.tokenizer)
@@ -164,21 +164,21 @@ def test_another_vocabulary_drafts_through_text_or_is_refused(tiny_models: Tiny,
         load_tiny(folder, draft={"id": str(other_vocabulary(tmp_path / "same", size))})
 
 
-def test_a_draft_whose_context_ends_first_is_left_out(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_draft_whose_context_is_too_short_is_not_used(tiny_models: Tiny, tmp_path: Path) -> None:
     short = write_model(tmp_path / "short", "llama", max_position_embeddings=32)
     done = answer(tiny_models("llama"), draft={"id": str(short)})
     assert done.token_ids == answer(tiny_models("llama")).token_ids
     assert stats_of(done).drafted_tokens == 0
 
 
-def test_the_draft_goes_through_the_checks_of_every_model(tiny_models: Tiny, tiny_copy: Callable[..., Path]) -> None:
+def test_the_draft_is_checked_like_any_model(tiny_models: Tiny, tiny_copy: Callable[..., Path]) -> None:
     damaged = tiny_copy("llama")
     (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
     with pytest.raises(UserError, match="only as pickles"):
         load_tiny(tiny_models("llama"), draft={"id": str(damaged)})
 
 
-def test_compiling_gives_the_same_text_and_pays_once(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_gives_the_same_text_and_happens_once(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import CompileConfig
 
     # torch's own machinery without the C++ compiler, which takes half a minute
@@ -192,7 +192,7 @@ def test_compiling_gives_the_same_text_and_pays_once(tiny_models: Tiny, monkeypa
 
 
 @pytest.mark.smollm
-def test_smollm_gives_the_same_text_with_each(smollm: Path) -> None:
+def test_smollm_gives_the_same_text_with_each_method(smollm: Path) -> None:
     prompt = "Repeat word for word: the small model read every book in the library, and then it read them again."
     texts, stats = [], []
     for generation in ({}, {"prompt_lookup_num_tokens": 6}, {"cache_implementation": "static"}, None):

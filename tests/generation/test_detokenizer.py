@@ -29,25 +29,25 @@ def test_the_pieces_add_up_to_the_text(tokenizer: object, text: str) -> None:
     assert "".join(parts) == assembler.shown == text
 
 
-def test_a_character_of_several_tokens_comes_whole(tokenizer: object) -> None:
+def test_a_character_of_several_tokens_is_released_complete(tokenizer: object) -> None:
     parts, _ = pieces(tokenizer, "a日b")
     assert "日" in "".join(parts)
     assert not any("�" in part for part in parts)
 
 
-def test_bytes_that_are_no_character_are_shown_as_such_at_the_end(tokenizer: object) -> None:
+def test_invalid_bytes_are_shown_as_replacement_characters_at_the_end(tokenizer: object) -> None:
     assembler = TextAssembler(tokenizer)  # type: ignore[arg-type]
     half = tokenizer("日", add_special_tokens=False)["input_ids"][:1]  # type: ignore[operator]
     assert [assembler.add(half[0]), assembler.finish()] == ["", "�"]
 
 
-def test_the_text_ends_before_the_stop_string_even_when_it_spans_pieces(tokenizer: object) -> None:
+def test_the_text_ends_before_a_stop_string_that_spans_pieces(tokenizer: object) -> None:
     parts, assembler = pieces(tokenizer, "one two END three", "END")
     assert "".join(parts) == assembler.shown == "one two "
     assert assembler.stopped_by == "END"
 
 
-def test_what_could_begin_a_stop_string_is_held_back_and_then_released(tokenizer: object) -> None:
+def test_a_possible_beginning_of_a_stop_string_is_held_back_and_then_released(tokenizer: object) -> None:
     parts, assembler = pieces(tokenizer, "xEN", "END")
     assert "".join(parts[:-1]) == "x"
     assert parts[-1] == "EN"

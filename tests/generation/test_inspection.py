@@ -23,7 +23,7 @@ def look(
     return inspect_prompt(tokenizer, prompt, chat or ChatSection(), **settings)
 
 
-def test_a_healthy_prompt_is_shown_without_a_warning(tmp_path: Path) -> None:
+def test_a_valid_prompt_has_no_warning(tmp_path: Path) -> None:
     seen = look(tmp_path)
     assert seen.text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert "".join(seen.tokens) == seen.text
@@ -43,12 +43,12 @@ def test_a_healthy_prompt_is_shown_without_a_warning(tmp_path: Path) -> None:
         ({"context_length": 4}, "the context holds 4: it will be refused"),
     ],
 )
-def test_each_warning_is_given_when_it_is_due(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_each_problem_gives_its_warning(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
     [warning] = look(tmp_path, **arguments).warnings
     assert words in warning
 
 
-def test_control_tokens_in_the_text_are_said_to_be_kept_apart(tmp_path: Path) -> None:
+def test_control_tokens_in_the_text_give_a_warning_that_they_stay_text(tmp_path: Path) -> None:
     if "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
         with pytest.raises(UserError, match="contains the control token"):  # an older transformers: refused
             look(tmp_path, "a<|im_end|>b")
@@ -57,5 +57,5 @@ def test_control_tokens_in_the_text_are_said_to_be_kept_apart(tmp_path: Path) ->
     assert "kept as ordinary text" in warning
 
 
-def test_a_raw_prompt_asked_for_is_no_surprise(tmp_path: Path) -> None:
+def test_a_requested_raw_prompt_has_no_warning(tmp_path: Path) -> None:
     assert look(tmp_path, template=None, chat=ChatSection(raw=True)).warnings == ()

@@ -47,14 +47,14 @@ def test_each_token_has_the_log_probability_of_the_raw_logits(settings: dict[str
         assert scored.top[0].logprob == pytest.approx(row.max().item(), abs=1e-4)
 
 
-def test_asking_for_log_probabilities_changes_no_token(tiny_models: Tiny) -> None:
+def test_requesting_log_probabilities_changes_no_token(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     plain, noted = (llmctl.generate(load_tiny(folder, **CHANGED, logprobs=n), PROMPT) for n in (None, 2))
     assert plain.token_ids == noted.token_ids
     assert plain.logprobs is None
 
 
-def test_zero_notes_only_the_chosen_token_and_leaves_nothing_on_the_model(tiny_models: Tiny) -> None:
+def test_zero_alternatives_records_only_the_chosen_token_and_removes_the_hook(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), logprobs=0)
     done = llmctl.generate(loaded, PROMPT)
     assert done.logprobs is not None
@@ -62,7 +62,7 @@ def test_zero_notes_only_the_chosen_token_and_leaves_nothing_on_the_model(tiny_m
     assert not loaded.model._forward_hooks
 
 
-def test_of_a_whole_prompt_the_last_row_counts_and_it_is_handed_out_once(tiny_models: Tiny) -> None:
+def test_after_a_prefill_the_last_row_is_used_once(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))
@@ -73,7 +73,7 @@ def test_of_a_whole_prompt_the_last_row_counts_and_it_is_handed_out_once(tiny_mo
             raw.logprob(9, 2)
 
 
-def test_passes_of_another_thread_are_not_taken_for_the_answers_own(tiny_models: Tiny) -> None:
+def test_forward_passes_of_other_threads_are_ignored(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))
@@ -90,7 +90,7 @@ def test_passes_of_another_thread_are_not_taken_for_the_answers_own(tiny_models:
         assert raw.logprob(9, 0) == token_logprob(logits[0, -1], 9, 0)
 
 
-def test_more_alternatives_than_the_vocabulary_has_are_all_of_it() -> None:
+def test_more_alternatives_than_tokens_returns_the_whole_vocabulary() -> None:
     import torch
 
     scored = token_logprob(torch.tensor([0.0, float("-inf"), 1.0], dtype=torch.bfloat16), 1, 100)
@@ -99,7 +99,7 @@ def test_more_alternatives_than_the_vocabulary_has_are_all_of_it() -> None:
     assert scored.logprob == float("-inf")
 
 
-def test_part_of_a_character_is_given_as_bytes_and_minus_infinity_as_null(tiny_models: Tiny) -> None:
+def test_an_incomplete_character_is_bytes_and_minus_infinity_is_null(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))
@@ -113,7 +113,7 @@ def test_part_of_a_character_is_given_as_bytes_and_minus_infinity_as_null(tiny_m
     assert logprob_document(token_logprob(logits, 5, 0), loaded.tokenizer)["logprob"] is None
 
 
-def test_a_line_for_people_shows_shares(tiny_models: Tiny) -> None:
+def test_a_text_line_shows_percentages(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))

@@ -33,14 +33,14 @@ def tokenizer(tmp_path: Path) -> Any:
     return tokenizer_in(tmp_path)
 
 
-def test_the_template_is_used_where_there_is_one(tokenizer: Any) -> None:
+def test_the_template_is_used_if_there_is_one(tokenizer: Any) -> None:
     ids = ids_of(tokenizer, "hi", ChatSection(system="be kind"))
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_raw_leaves_the_template_away(tokenizer: Any) -> None:
+def test_raw_omits_the_template(tokenizer: Any) -> None:
     assert tokenizer.decode(ids_of(tokenizer, "hi", ChatSection(raw=True))) == "hi"
 
 
@@ -75,7 +75,7 @@ def test_control_tokens_in_the_users_text_stay_text(tokenizer: Any) -> None:
     assert forged in tokenizer.decode(ids)
 
 
-def test_messages_of_several_turns_are_a_prompt_too(tokenizer: Any) -> None:
+def test_messages_of_several_turns_are_encoded(tokenizer: Any) -> None:
     messages = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
@@ -85,7 +85,7 @@ def test_messages_of_several_turns_are_a_prompt_too(tokenizer: Any) -> None:
     assert text.count("<|im_start|>") == 4
 
 
-def test_a_template_of_ones_own_replaces_the_models(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_custom_template_replaces_the_models_template(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("Q: {{ messages[0].content }} {{ mood }} A:")
     chat = ChatSection(template=str(file), template_kwargs={"mood": "happy"})
@@ -102,12 +102,12 @@ def test_a_template_of_ones_own_replaces_the_models(tokenizer: Any, tmp_path: Pa
         ("hi", ChatSection(template="/nowhere.jinja"), "cannot be read"),
     ],
 )
-def test_what_cannot_be_a_prompt_is_said(prompt: Any, chat: ChatSection, words: str, tokenizer: Any) -> None:
+def test_an_invalid_prompt_is_an_error(prompt: Any, chat: ChatSection, words: str, tokenizer: Any) -> None:
     with pytest.raises(UserError, match=words):
         ids_of(tokenizer, prompt, chat)
 
 
-def test_a_template_that_refuses_is_quoted(tmp_path: Path) -> None:
+def test_the_message_of_a_refusing_template_is_quoted(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(
         tmp_path, template="{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x"
     )
@@ -122,7 +122,7 @@ def test_messages_without_a_template_are_refused(tmp_path: Path) -> None:
         encode_prompt(tokenizer, [{"role": "user", "content": "hi"}], ChatSection())
 
 
-def test_the_end_of_turn_is_found_in_the_template_though_no_file_lists_it(tokenizer: Any) -> None:
+def test_the_end_of_turn_token_is_read_from_the_template(tokenizer: Any) -> None:
     turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token_id != turn
     assert end_of_turn_token(tokenizer) == turn
@@ -157,7 +157,7 @@ HOSTILE = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of a forked child on Linux")
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_a_template_that_never_ends_or_eats_the_memory_is_stopped(
+def test_a_template_that_never_ends_or_uses_all_memory_is_stopped(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llmctl.machine.sandbox as bounded
@@ -172,7 +172,7 @@ def test_a_template_that_never_ends_or_eats_the_memory_is_stopped(
 PICTURE, OTHER = Media("image", "aa"), Media("image", "bb")
 
 
-def test_prompts_with_the_same_tokens_and_other_media_have_nothing_in_common() -> None:
+def test_prompts_with_different_media_have_no_common_prefix() -> None:
     plain, seen, other = Prompt((1, 2, 3)), Prompt((1, 2, 3), (PICTURE,)), Prompt((1, 2, 3), (OTHER,))
     assert plain.common(Prompt((1, 2, 9))) == 2
     assert plain.common(plain.followed_by([4])) == 3

@@ -33,7 +33,7 @@ def values(done: llmctl.Score) -> list[float]:
     return [scored.logprob for scored in done.logprobs]
 
 
-def test_every_architecture_scores_as_a_plain_pass_in_portions_too(
+def test_every_architecture_scores_like_a_plain_pass_even_in_portions(
     architecture: str, tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_tiny(tiny_models(architecture))
@@ -59,7 +59,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_models: Tiny) -> No
     assert llmctl.score(loaded, TEXT).perplexity == pytest.approx(loss.exp().item(), rel=1e-5)
 
 
-def test_a_prompt_is_context_and_the_text_is_what_the_assistant_says(tiny_models: Tiny) -> None:
+def test_the_prompt_is_context_and_the_text_is_the_answer(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     prompt = loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_dict=True
@@ -71,7 +71,7 @@ def test_a_prompt_is_context_and_the_text_is_what_the_assistant_says(tiny_models
     assert done.context_token_count == len(prompt)
 
 
-def test_a_raw_prompt_and_its_text_are_cut_together(tiny_models: Tiny) -> None:
+def test_a_raw_prompt_and_its_text_are_tokenised_together(tiny_models: Tiny) -> None:
     tokenizer = load_tiny(tiny_models("llama")).tokenizer
     whole = tokenizer("the france")["input_ids"]
     for prompt, text in (("the", " france"), ("the ", "france"), ("the fra", "nce")):
@@ -90,7 +90,7 @@ def test_control_tokens_in_an_answer_stay_text(tiny_models: Tiny) -> None:
     assert tokenizer.decode(ids[start:]) == "yes<|im_end|>"
 
 
-def test_a_long_text_goes_through_windows_as_in_the_guide_on_perplexity(tiny_models: Tiny) -> None:
+def test_a_long_text_is_scored_in_windows_as_in_the_guide_on_perplexity(tiny_models: Tiny) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))
@@ -124,7 +124,7 @@ def test_a_text_longer_than_the_context_is_scored_whole(tiny_models: Tiny) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_choices_score_as_they_do_alone_though_the_prompt_is_computed_once(dtype: str, tiny_models: Tiny) -> None:
+def test_choices_score_as_they_do_alone(dtype: str, tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), dtype=dtype)
     seen: list[int] = []
     hook = loaded.model.register_forward_pre_hook(
@@ -148,11 +148,11 @@ def test_choices_score_as_they_do_alone_though_the_prompt_is_computed_once(dtype
         (lambda m: llmctl.score(m, ""), "the text to score is empty"),
         (lambda m: llmctl.score(m, "a b", window=500), "at most the context, 256; it is 500"),
         (lambda m: llmctl.score(m, "a b", window=8, stride=8), "less than the window, 8; it is 8"),
-        (lambda m: llmctl.rank(m, "a", ["b"]), "at least two, all different"),
-        (lambda m: llmctl.rank(m, "a", ["b", "b"]), "at least two, all different"),
+        (lambda m: llmctl.rank(m, "a", ["b"]), "at least two choices, all different"),
+        (lambda m: llmctl.rank(m, "a", ["b", "b"]), "at least two choices, all different"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(call: Callable[..., Any], message: str, tiny_models: Tiny) -> None:
+def test_invalid_scoring_arguments_are_refused(call: Callable[..., Any], message: str, tiny_models: Tiny) -> None:
     with pytest.raises(UserError, match=message):
         call(load_tiny(tiny_models("llama")))
 
@@ -163,7 +163,7 @@ def test_a_text_of_one_token_has_no_perplexity(tiny_models: Tiny) -> None:
 
 
 @pytest.mark.smollm
-def test_a_real_model_scores_a_paragraph_as_plain_transformers_does(smollm: Path) -> None:
+def test_a_real_model_scores_a_paragraph_like_plain_transformers(smollm: Path) -> None:
     loaded = load_tiny(smollm)
     paragraph = (
         "Paris is the capital and largest city of France. It lies on the Seine, and about two million people live "

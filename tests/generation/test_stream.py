@@ -56,7 +56,7 @@ def test_the_streamed_pieces_are_the_text(tiny_models: Tiny) -> None:
     assert len(chunks) > 2
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(tiny_models: Tiny) -> None:
+def test_equal_seeds_give_equal_text_and_different_seeds_different_text(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), temperature=1.5)
     first, again, other = (llmctl.generate(loaded, PROMPT, seed=seed).text for seed in (7, 7, 8))
     assert first == again != other
@@ -72,7 +72,7 @@ def test_each_of_several_answers_can_be_repeated_alone(tiny_models: Tiny) -> Non
 
 def test_several_answers_without_sampling_are_refused(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
-    with pytest.raises(UserError, match="3 times the same"):
+    with pytest.raises(UserError, match="all 3 answers would be the same"):
         list(generate_many(loaded, PROMPT, count=3))
 
 
@@ -92,13 +92,13 @@ def test_an_extra_end_token_ends_the_answer(tiny_models: Tiny) -> None:
     assert done.token_ids == ids[: ids.index(ids[4]) + 1]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_models: Tiny) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     with pytest.raises(UserError, match=r"the prompt has \d{3,} tokens, the context of .* holds 256"):
         llmctl.generate(loaded, "word " * 400)
 
 
-def test_the_answer_ends_where_the_context_is_full(tiny_models: Tiny) -> None:
+def test_the_answer_ends_when_the_context_is_full(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     prompt = "a" * 235
     done = llmctl.generate(loaded, prompt, max_new_tokens=500)
@@ -125,7 +125,7 @@ def test_an_error_in_the_model_reaches_the_caller(tiny_models: Tiny, monkeypatch
         llmctl.generate(loaded, PROMPT)
 
 
-def test_memory_that_runs_out_is_an_error_for_people(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_a_machine_error(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     loaded = load_tiny(tiny_models("llama"))

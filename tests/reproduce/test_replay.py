@@ -92,7 +92,7 @@ def test_twenty_recordings_of_every_kind_are_identical(tiny_models: Tiny, replay
     assert "differences of this machine" not in done.stderr
 
 
-def test_determinism_is_asked_for_again_and_not_mixed_in_one_process(
+def test_deterministic_recordings_are_replayed_deterministically_and_separately(
     tiny_models: Tiny, sampled: dict[str, Any], replay: Run
 ) -> None:
     import torch
@@ -107,7 +107,7 @@ def test_determinism_is_asked_for_again_and_not_mixed_in_one_process(
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_planted_seed_is_found_at_its_first_token_and_named(
+def test_a_changed_seed_is_found_at_the_first_different_token(
     sampled: dict[str, Any], loaded: llmctl.LoadedModel, replay: Run
 ) -> None:
     other = record(loaded, temperature=1.5, seed=99)["completions"][0]["token_ids"]
@@ -120,11 +120,11 @@ def test_a_planted_seed_is_found_at_its_first_token_and_named(
     assert f"answer 2: different from token {first} on, of {len(there)}" in done.stdout
     assert repr(loaded.tokenizer.decode(there[first:])) in done.stdout
     assert repr(loaded.tokenizer.decode(other[first:])) in done.stdout
-    assert "answer 2: its seed is 99; by the manifest it was 43" in done.stderr
+    assert "answer 2: its seed is 99, but according to the manifest it was 43" in done.stderr
     assert "1 of 2 identical" in done.stderr
 
 
-def test_a_seed_that_was_changed_everywhere_is_still_found(sampled: dict[str, Any], replay: Run) -> None:
+def test_a_seed_that_was_changed_consistently_is_still_found(sampled: dict[str, Any], replay: Run) -> None:
     sampled["manifest"]["seed"] = 99
     sampled["completions"][0]["seed"] = 99
     del sampled["completions"][1]
@@ -136,7 +136,7 @@ def test_a_seed_that_was_changed_everywhere_is_still_found(sampled: dict[str, An
     assert found["environment"] == []
 
 
-def test_what_is_different_here_is_named(sampled: dict[str, Any], replay: Run) -> None:
+def test_differences_of_this_machine_are_named(sampled: dict[str, Any], replay: Run) -> None:
     sampled["manifest"]["versions"] |= {"torch": "1.0.0"}
     sampled["manifest"]["hardware"] |= {"threads": 77, "cpu": "Abacus"}
     done = replay(sampled)
@@ -146,7 +146,7 @@ def test_what_is_different_here_is_named(sampled: dict[str, Any], replay: Run) -
     assert "cpu: then Abacus, now " in done.stderr
 
 
-def test_it_computes_with_as_many_threads_as_then(sampled: dict[str, Any], replay: Run) -> None:
+def test_a_replay_uses_the_recorded_number_of_threads(sampled: dict[str, Any], replay: Run) -> None:
     import torch
 
     before = torch.get_num_threads()
@@ -159,7 +159,7 @@ def test_it_computes_with_as_many_threads_as_then(sampled: dict[str, Any], repla
         torch.set_num_threads(before)
 
 
-def test_a_model_with_other_files_is_refused_before_it_is_loaded(
+def test_a_model_with_different_files_is_refused_before_loading(
     tiny_copy: Callable[..., Path], replay: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_copy()
@@ -176,7 +176,7 @@ def test_a_model_with_other_files_is_refused_before_it_is_loaded(
     assert "generation_config.json is missing" in replay(recorded).stderr
 
 
-def test_a_draft_model_is_loaded_again_and_its_files_count_too(
+def test_a_draft_model_is_loaded_again_and_its_files_are_checked(
     tiny_models: Tiny, tiny_copy: Callable[..., Path], replay: Run
 ) -> None:
     folder = tiny_copy()
@@ -188,7 +188,7 @@ def test_a_draft_model_is_loaded_again_and_its_files_count_too(
     assert replay(recorded, arguments=("--draft", str(tiny_models("llama")))).returncode == 0
 
 
-def test_a_copy_of_the_model_elsewhere_counts(
+def test_a_copy_of_the_model_in_another_folder_can_be_used(
     loaded: llmctl.LoadedModel, tiny_copy: Callable[..., Path], replay: Run
 ) -> None:
     recorded = record(loaded, temperature=1.5)
@@ -197,7 +197,7 @@ def test_a_copy_of_the_model_elsewhere_counts(
     assert replay(recorded, arguments=("--model", str(tiny_copy()))).returncode == 0
 
 
-def test_a_folder_named_from_where_one_was_is_found_from_elsewhere(
+def test_a_relative_model_folder_is_found_from_another_folder(
     tiny_models: Tiny, replay: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tiny_models("llama")
@@ -207,14 +207,14 @@ def test_a_folder_named_from_where_one_was_is_found_from_elsewhere(
     assert replay(recorded).returncode == 0
 
 
-def test_rows_with_one_manifest_before_them(sampled: dict[str, Any], replay: Run) -> None:
+def test_rows_use_the_manifest_before_them(sampled: dict[str, Any], replay: Run) -> None:
     rows = [{"prompt_ids": sampled["prompt_ids"], **answer} for answer in sampled["completions"]]
     done = replay(sampled["manifest"], *rows)
     assert done.returncode == 0
     assert f"{done.file}:3: identical" in done.stdout
 
 
-def test_settings_of_one_recording_do_not_reach_the_next(loaded: llmctl.LoadedModel, replay: Run) -> None:
+def test_settings_of_one_recording_do_not_affect_the_next(loaded: llmctl.LoadedModel, replay: Run) -> None:
     penalised = record(loaded, repetition_penalty=3.0, no_repeat_ngram_size=1, stop_strings=["a"])
     assert replay(penalised, record(loaded), penalised).returncode == 0
 
@@ -225,10 +225,10 @@ def test_no_file_that_a_recording_names_is_read(sampled: dict[str, Any], replay:
     sampled["manifest"]["config"]["structure"] = {"json_schema": str(tmp_path / "secret")}
     done = replay(sampled)
     assert done.returncode == 2
-    assert "its structure is in a file" in done.stderr
+    assert "the structure is in a file" in done.stderr
 
 
-def test_a_structure_is_repeated_without_its_file(loaded: llmctl.LoadedModel, replay: Run, tmp_path: Path) -> None:
+def test_a_structure_is_replayed_without_its_file(loaded: llmctl.LoadedModel, replay: Run, tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 3}')
     structured = with_generation(loaded, {}, structure={"json_schema": str(file)})
@@ -277,7 +277,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     ],
     ids=lambda value: value if isinstance(value, str) else "change",
 )
-def test_what_a_recording_may_not_say_is_refused(
+def test_forbidden_values_in_a_recording_are_refused(
     change: Callable[[dict[str, Any]], None], message: str, sampled: dict[str, Any], replay: Run
 ) -> None:
     change(sampled)
@@ -287,7 +287,7 @@ def test_what_a_recording_may_not_say_is_refused(
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "3", '{"a": 1}\n{', '{"a": 1}'])
-def test_what_is_no_recording_is_refused(text: str, replay: Run) -> None:
+def test_a_file_that_is_not_a_recording_is_refused(text: str, replay: Run) -> None:
     assert replay(text).returncode == 2
 
 
@@ -298,7 +298,7 @@ def test_nothing_is_downloaded_for_a_recording(sampled: dict[str, Any], replay: 
     assert "llmctl download acme/model" in done.stderr
 
 
-def test_a_folder_is_hashed_once_until_a_file_changes(
+def test_a_folder_is_hashed_again_only_if_a_file_changes(
     tiny_copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_copy()
@@ -320,13 +320,13 @@ def test_a_folder_is_hashed_once_until_a_file_changes(
     assert changed == {"config.json"}
 
 
-def test_a_file_that_changed_just_now_is_not_remembered(tiny_copy: Callable[..., Path]) -> None:
+def test_the_hash_of_a_file_that_changed_just_now_is_not_stored(tiny_copy: Callable[..., Path]) -> None:
     resolved = ResolvedModel("x", tiny_copy(), None, "")
     model_files(resolved)
     assert unknown_bytes(resolved) > 0
 
 
-def test_files_of_the_cache_are_known_by_the_names_of_their_blobs(
+def test_files_in_the_hub_cache_are_identified_by_their_blob_names(
     tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = tmp_path / "hf-home" / "hub" / "models--acme--tiny"
@@ -346,7 +346,7 @@ def test_files_of_the_cache_are_known_by_the_names_of_their_blobs(
 
 
 @pytest.mark.smollm
-def test_a_real_run_is_repeated(smollm: Path, replay: Run) -> None:
+def test_a_real_run_is_replayed(smollm: Path, replay: Run) -> None:
     loaded = llmctl.load(smollm)
     documents = [record(loaded), record(loaded, temperature=0.9)]
     [first, *_] = read_recordings(replay(*documents).file)
@@ -354,6 +354,6 @@ def test_a_real_run_is_repeated(smollm: Path, replay: Run) -> None:
     assert environment_differences(first.manifest, loaded) == ()
 
 
-def test_every_refusal_is_an_error_for_people(tmp_path: Path) -> None:
+def test_every_refusal_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(LlmctlError, match=r"cannot read .*: No such file"):
         read_recordings(tmp_path / "missing.json")

@@ -31,7 +31,7 @@ class BatchFiles:
     Attributes:
         input: The file of prompts; `-` is standard input.
         output: The file of answers; None and `-` are standard output.
-        input_format: The format of the input, where its name does not tell.
+        input_format: The format of the input, if the file name does not determine it.
         column: The column or field that holds the prompt.
         unordered: Write answers in the order in which they finish.
         overwrite: Replace answers made with a different model or settings.
@@ -60,18 +60,20 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
     Raises:
         LlmctlError: the files, the model or the machine prevent it. Answers so far are kept.
     """
-    from llmctl.generation.batch.rows import count_rows, input_format, read_rows
+    from llmctl.generation.batch.rows import choose_format, count_rows, read_rows
 
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
-    kind = input_format(None if str(files.input) == "-" else files.input, files.input_format)
+    input_format = choose_format(None if str(files.input) == "-" else files.input, files.input_format)
     with ExitStack() as stack:
         stream = stack.enter_context(_open_input(files))
-        rows = read_rows(stream, kind, column=files.column)
+        rows = read_rows(stream, input_format, column=files.column)
         computer = stack.enter_context(
             open_computer(output, settings, offline=offline, with_manifest=files.with_manifest)
         )
-        progress = BatchProgress(output, total=None if stream is sys.stdin.buffer else count_rows(files.input, kind))
+        progress = BatchProgress(
+            output, total=None if stream is sys.stdin.buffer else count_rows(files.input, input_format)
+        )
         started = time.monotonic()
         counts, manifest = _run(output, files, rows, computer, progress)
     seconds = time.monotonic() - started

@@ -143,9 +143,9 @@ def _export(conversation: Conversation, argument: str) -> None:
 
 
 def _tokens(conversation: Conversation, _: str) -> None:
-    room = conversation.session.room()
-    context = f" of {room.context_length}, {room.left} left" if room.context_length is not None else ""
-    conversation.output.line(f"{room.prompt_tokens} tokens{context}")
+    usage = conversation.session.context_usage()
+    context = f" of {usage.context_length}, {usage.left} left" if usage.context_length is not None else ""
+    conversation.output.line(f"{usage.prompt_tokens} tokens{context}")
 
 
 def _clear(conversation: Conversation, _: str) -> None:

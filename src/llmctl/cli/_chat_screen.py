@@ -70,13 +70,13 @@ class Conversation:
 
     def retry(self) -> None:
         """Answer the last message again and show the answer."""
-        self.make_room(self.session.last_text, instead=True)
+        self.make_room(self.session.last_text, replace_last=True)
         self.show(self.session.retry())
 
     def replace(self, text: str) -> None:
         """Replace the last message and show the answer."""
         if text.strip():
-            self.make_room(text, instead=True)
+            self.make_room(text, replace_last=True)
         self.show(self.session.edit(text))
 
     def show(self, pieces: "Pieces") -> None:
@@ -99,18 +99,18 @@ class Conversation:
         if not stopped and self.session.last is not None and self.session.last.completion is not None:
             note_logprobs(self.output, self.session.loaded, self.session.last.completion)
 
-    def make_room(self, text: str, *, instead: bool = False) -> None:
+    def make_room(self, text: str, *, replace_last: bool = False) -> None:
         """Warn if the context is nearly full, and offer to drop the oldest turns if there are any."""
-        room = self.session.room(text, instead=instead)
+        usage = self.session.context_usage(text, replace_last=replace_last)
         turns = sum(message.role == "user" for message in self.session.messages)
-        if not room.is_tight or turns <= instead:
+        if not usage.is_tight or turns <= replace_last:
             return
-        left = max(room.left or 0, 0)
+        left = max(usage.left or 0, 0)
         self.output.warn(
-            f"the context is nearly full: {room.prompt_tokens} of {room.context_length} tokens, {left} left"
+            f"the context is nearly full: {usage.prompt_tokens} of {usage.context_length} tokens, {left} left"
         )
         if self.confirm("drop the oldest turns?"):
-            dropped = self.session.drop_oldest(text, instead=instead)
+            dropped = self.session.drop_oldest(text, replace_last=replace_last)
             self.output.note(f"dropped the oldest {dropped} messages")
 
     def switch_model(self, name: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable[[Sequence[int]], str] | None:
-    """Return the decoder from ids to text, or None for the tokenizer's own."""
+    """Return the decoder of the answer's ids; None to use the tokenizer's default."""
     shown = request.shown_tokens
     if request.structure is not None:
         return exact_decoder(tokenizer, shown=shown)
@@ -26,7 +26,7 @@ def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable
 
 
 class Answer:
-    """The answer to one request. Its state: the tokens so far, their text, and the reason of its end."""
+    """The answer to one request. Its state: the tokens and text so far, and the finish reason."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", request: Request) -> None:
         self.request = request
@@ -42,7 +42,7 @@ class Answer:
         self._first_pass = 0
 
     def take(self, token: int, logprob: TokenLogprob | None = None) -> str:
-        """Take the next token and return the text that can be shown now. The last token sets `finish_reason`."""
+        """Add the next token and return the text that can be shown now. The last token sets `finish_reason`."""
         self._last = time.perf_counter()
         if not self.token_ids:
             self._first = self._last
@@ -55,18 +55,18 @@ class Answer:
         piece = self._text.add(token)
         if self._text.stopped_by is not None:
             self.finish_reason = "stop_string"
-        elif self._follower is not None and self._follower.is_whole_after(token):
+        elif self._follower is not None and self._follower.is_complete_after(token):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.request.budget:
             self.finish_reason = "length"
         return piece
 
     def end_pass(self) -> None:
-        """Note the end of a pass of the model: the tokens since the last call came from it."""
+        """Record the end of a forward pass, which produced the tokens since the last call."""
         self._first_pass = self._first_pass or len(self.token_ids)
 
     def cancel(self) -> None:
-        """End the answer as cancelled."""
+        """Set the finish reason to cancelled, unless the answer has ended already."""
         self.finish_reason = self.finish_reason or "cancelled"
 
     def finish(self) -> str:
@@ -77,7 +77,7 @@ class Answer:
         return tail
 
     def completion(self, *, decoding_stats: DecodingStats | None = None) -> Completion:
-        """Return the whole answer."""
+        """Return the answer with its measurements."""
         structure = self.request.structure
         return Completion(
             text=self._text.shown,

@@ -1,4 +1,4 @@
-"""The results of generating: pieces of text, and the whole answer with its figures."""
+"""The results of generation: pieces of text, and complete answers with their measurements."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +14,15 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 @dataclass(frozen=True)
 class DecodingStats:
-    """The effect of faster decoding on one answer; None for each part that was not asked for.
+    """The effect of faster decoding on one answer. A figure is None if its method was not requested.
 
     Attributes:
-        forward_passes: Passes of the (large) model, the prompt included.
-        drafted_tokens: Tokens proposed to it, by a draft model or from the text so far.
+        forward_passes: Forward passes of the main model, including those for the prompt.
+        drafted_tokens: Tokens proposed by a draft model or by prompt lookup.
         accepted_tokens: Proposed tokens that are part of the answer.
-        cache_bytes: Bytes of keys and values at the end, as they lie in memory.
-        dynamic_cache_bytes: Bytes of the default cache for the same tokens; 0 where unknown.
-        compile_seconds: Time spent compiling; 0 where everything was compiled before.
+        cache_bytes: Size of the KV cache in memory at the end.
+        dynamic_cache_bytes: Size that the default cache would have for the same tokens; 0 if unknown.
+        compile_seconds: Time spent compiling; 0 if everything was already compiled.
     """
 
     forward_passes: int | None = None
@@ -48,17 +48,17 @@ class Completion:
 
     Attributes:
         text: The answer, without special tokens and without the stop string.
-        token_ids: Every generated id, the ending one included.
+        token_ids: All generated ids, including the end token.
         finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (max_new_tokens, or the
             context is full), `stop_string`, or `cancelled`.
-        stop_string: The stop string that ended it.
+        stop_string: The stop string that ended the answer, or None.
         seed: The seed of the random generators.
-        first_token_seconds: From the call to the first token: the prefill.
-        seconds: From the call to the last token.
-        logprobs: The log-probability of each of `token_ids`, or None where not asked for.
-        decoding_stats: The effect of faster decoding; None where none was asked for.
-        first_pass_token_count: Tokens that came with the first one: more than 1 where tokens were proposed.
-        is_json: Whether the text is a whole JSON value because a schema enforced it.
+        first_token_seconds: Time from the call to the first token, which is the prefill.
+        seconds: Time from the call to the last token.
+        logprobs: The log-probability of each of `token_ids`; None if not requested.
+        decoding_stats: The effect of faster decoding; None if it was not requested.
+        first_pass_token_count: Tokens from the first forward pass; more than 1 if proposed tokens were accepted.
+        is_json: True if a schema was enforced, so that the text is a complete JSON value.
     """
 
     text: str
@@ -81,7 +81,7 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoded tokens per second after the first pass; None when there is only one."""
+        """Decoded tokens per second after the first pass; None if there was only one pass."""
         decoding, decoded = self.seconds - self.first_token_seconds, len(self.token_ids) - self.first_pass_token_count
         return decoded / decoding if decoded > 0 and decoding > 0 else None
 
@@ -91,8 +91,8 @@ class Chunk:
     """A piece of an answer.
 
     Attributes:
-        text: New text; it may be empty in the last chunk.
-        completion: The whole answer, in the last chunk only.
+        text: New text; possibly empty in the last chunk.
+        completion: The complete answer, in the last chunk only.
     """
 
     text: str
@@ -101,7 +101,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Event:
-    """News of one request in an engine: text that can be shown; at its end, the completion or the error."""
+    """Progress of one request in an engine: new text, and at its end the completion or the error."""
 
     key: Any
     text: str

@@ -15,14 +15,14 @@ class ConversationCache:
         self.prefilled_tokens = 0
 
     def arguments_for(self, model: Any, prompt: Prompt) -> dict[str, Any]:
-        """Return the arguments of `model.generate` with which it computes only the tokens that are not kept yet.
+        """Return the arguments with which `model.generate` computes only the tokens that are not cached.
 
-        The cache is cut back to the prefix that both have in common. At least one token is always left to compute,
-        since its logits choose the next token. A cache that cannot be cut (a sliding window that was passed has dropped
-        its past) is replaced by a fresh one.
+        The cache is cropped to the common prefix. At least one token is always left to compute, since its logits
+        determine the next token. A cache that cannot be cropped is replaced by a new one; an example is a sliding
+        window that has already dropped earlier tokens.
         """
         known, cache, self._known = self._known, self._cache, Prompt(())
-        self._cache = None  # if this call fails half-way, nothing of it is trusted
+        self._cache = None  # if this call fails half-way, its cache is not reused
         self.prefilled_tokens = len(prompt)
         if not _can_be_kept(model):
             return {}
@@ -36,7 +36,7 @@ class ConversationCache:
         return {cache_argument(): cache}
 
     def keep(self, prompt: Prompt) -> None:
-        """Record that the call ended with `prompt`, its answer included. The last token was never computed."""
+        """Record that the cache now holds `prompt`, answer included, except its last token, which was not computed."""
         self._known = Prompt(prompt.ids[:-1], prompt.media)
         if self._cache is not None and self._cache.get_seq_length() != len(self._known):
             self.forget()
@@ -47,7 +47,7 @@ class ConversationCache:
 
 
 def _can_be_kept(model: Any) -> bool:
-    """Whether the model uses transformers' own cache classes; a few bring their own."""
+    """Return True if the model uses transformers' cache classes; a few models have others."""
     return supports_dynamic_cache(model) and not model.config.is_encoder_decoder
 
 
@@ -58,13 +58,13 @@ def _new_cache(model: Any) -> Any:
 
 
 def _is_all_linear(cache: Any) -> bool:
-    """Whether no layer counts tokens: `generate` would then feed the whole prompt again on top of the kept state."""
+    """Return True if no layer counts tokens: `generate` would then add the whole prompt to the cached state again."""
     linear: list[bool] = getattr(cache, "is_linear", [])
     return bool(linear) and all(linear)
 
 
 def _crop(cache: Any, tokens: int) -> bool:
-    """Remove the last `tokens` from the cache; False where that is impossible and the cache is useless."""
+    """Remove the last `tokens` from the cache. Return False if that is impossible, so that the cache is unusable."""
     if not tokens:
         return True
     if not getattr(cache, "is_croppable", True):
@@ -72,6 +72,6 @@ def _crop(cache: Any, tokens: int) -> bool:
     before = cache.get_seq_length()
     try:
         cache.crop(-tokens)
-    except (RuntimeError, ValueError):  # a sliding window that has been passed
+    except (RuntimeError, ValueError):  # a sliding window that has dropped earlier tokens
         return False
     return bool(cache.get_seq_length() == before - tokens)

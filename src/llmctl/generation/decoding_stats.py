@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DecodingMeter:
-    """Measures one answer of `model.generate`. Its state: passes, their tokens, the cache, the seconds of compiling.
+    """Measures one answer of `model.generate`. Its state: passes, drafted tokens, the cache, and compilation time.
 
     Args:
         prefilled_tokens: Tokens of the prompt that the first pass computes.
@@ -34,7 +34,7 @@ class DecodingMeter:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Measure this thread's passes of the model until the block ends."""
+        """Measure the forward passes of this thread until the block ends."""
         if not (self._proposing or self._caching):
             yield
             return
@@ -47,7 +47,7 @@ class DecodingMeter:
             self._hook.remove()
 
     def _before_pass(self, _module: Any, _args: Any, inputs: dict[str, Any]) -> None:
-        if not self._compiling and threading.get_ident() != self._thread:  # a server may score a text meanwhile
+        if not self._compiling and threading.get_ident() != self._thread:  # a server may score a text at the same time
             return
         self._cache = cache_of(inputs)
         tokens = inputs["input_ids"].shape[1]
@@ -58,7 +58,7 @@ class DecodingMeter:
 
     @contextmanager
     def _timing_compilation(self) -> Iterator[None]:
-        """Add up the seconds that torch compiles."""
+        """Add up the time that torch spends compiling."""
         if not self._compiling:
             yield
             return
@@ -79,7 +79,7 @@ class DecodingMeter:
         self._compile_seconds += time.perf_counter() - self._compile_started
 
     def stats(self, token_count: int) -> DecodingStats | None:
-        """Return the statistics of an answer of `token_count` tokens; None where nothing was asked for."""
+        """Return the statistics of an answer of `token_count` tokens; None if no faster decoding was requested."""
         if not (self._proposing or self._caching):
             return None
         stats: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class DecodingMeter:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Return the bytes of a KV cache as it lies in memory, in whatever form its layers keep their tensors."""
+    """Return the size of a KV cache in memory, however its layers store their tensors."""
     import torch
 
     seen: dict[int, int] = {}

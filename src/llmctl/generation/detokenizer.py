@@ -1,6 +1,6 @@
-"""From token ids to text, piece by piece.
+"""Incremental decoding of token ids to text.
 
-A character can span several tokens, and a stop string several pieces: text is released only once neither can change it.
+A character can span several tokens, and a stop string several pieces. Text is released once neither can change it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ _INCOMPLETE = "�"  # a decoder's output for the first bytes of an incomplete c
 
 
 class TextAssembler:
-    """Assembles one answer. Its state: the ids so far, and the text released so far.
+    """Assembles the text of one answer. Its state: the ids so far, and the text released so far.
 
     Args:
-        stop_strings: The text ends before any of these.
-        decode: Decodes ids in place of the tokenizer.
+        stop_strings: Strings that end the text; they are not part of it.
+        decode: Replaces the decoder of the tokenizer.
     """
 
     def __init__(
@@ -30,29 +30,29 @@ class TextAssembler:
         self._decoder = decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._stops = tuple(stop_strings)
         self._ids: list[int] = []
-        self._settled = 0  # number of ids whose text is final
-        self._context = 0  # first id to decode again: spaces can depend on the token before
+        self._final_count = 0  # number of ids whose text is final
+        self._context = 0  # index of the first id to decode again, since spaces can depend on the previous token
         self._held = ""
         self.shown = ""
         self.stopped_by: str | None = None
 
     def add(self, token: int) -> str:
-        """Take one token and return the text that can be shown now."""
+        """Add one token and return the text that can be shown now."""
         if self.stopped_by is not None:
             return ""
         self._ids.append(token)
-        before = self._decode(self._ids[self._context : self._settled])
+        before = self._decode(self._ids[self._context : self._final_count])
         after = self._decode(self._ids[self._context :])
         if after.endswith(_INCOMPLETE) or len(after) <= len(before):
             return ""
-        self._context, self._settled = self._settled, len(self._ids)
+        self._context, self._final_count = self._final_count, len(self._ids)
         return self._release(after[len(before) :], final=False)
 
     def finish(self) -> str:
         """End the text and return the part that was held back."""
         if self.stopped_by is not None:
             return ""
-        before = self._decode(self._ids[self._context : self._settled])
+        before = self._decode(self._ids[self._context : self._final_count])
         after = self._decode(self._ids[self._context :])
         return self._release(after[len(before) :], final=True)
 
@@ -74,7 +74,7 @@ class TextAssembler:
         return released
 
     def _possible_start(self, text: str) -> int:
-        """Return how many of the last characters could be the beginning of a stop string."""
+        """Return the length of the longest end of `text` that could be the beginning of a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""The prompt as the model sees it: text, ids, and what is wrong with it."""
+"""The prompt as the model sees it: text, ids, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Inspection:
     Attributes:
         text: The model's input, control tokens included.
         tokens: The text of each id.
-        bos_count: Number of beginning-of-sequence tokens in it.
-        templated: Whether a chat template made it.
+        bos_count: Number of beginning-of-sequence tokens in the prompt.
+        templated: True if a chat template was applied.
         stop_tokens: The text of every token that ends an answer.
-        warnings: Problems and surprises, in words.
+        warnings: Likely problems, as sentences for people.
     """
 
     text: str
@@ -43,13 +43,13 @@ def inspect_prompt(
     context_length: int | None,
     max_new_tokens: int,
 ) -> Inspection:
-    """Encode a prompt as generating would, and inspect the result.
+    """Encode a prompt like `generate`, and inspect the result.
 
     Args:
         context_length: Maximum tokens of the context, or None.
 
     Raises:
-        UserError: as `encode_prompt`.
+        UserError: the same errors as in `encode_prompt`.
     """
     ids = encode_prompt(tokenizer, prompt, chat).ids
     templated = uses_template(tokenizer, chat, prompt)
@@ -97,7 +97,7 @@ def _template_warnings(
     try:
         closed, opened = run_bounded(renders)
     except (TooMuchError, FailedError):
-        return []  # encoding it has worked; only this check has not
+        return []  # encoding has succeeded; only this check failed
     if closed == opened:
         return ["the template opens no turn for the assistant: the model may go on with the user's"]
     return []

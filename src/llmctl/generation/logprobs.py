@@ -1,6 +1,6 @@
 """Log-probabilities of tokens in the model's own distribution.
 
-That is the softmax of its raw logits in float32, before any penalty, constraint, temperature or cut of the candidates.
+That is the softmax of its raw logits in float32, before any penalty, constraint, temperature, top_k or top_p.
 """
 
 import re
@@ -21,7 +21,7 @@ _REPLACEMENT = "�"
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that the model could have taken, and its natural log-probability."""
+    """A token that could have been chosen, and its natural log-probability."""
 
     id: int
     logprob: float
@@ -29,10 +29,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token that was taken, and its natural log-probability.
+    """A chosen token, and its natural log-probability.
 
     Attributes:
-        top: The top tokens at its position, the likeliest first.
+        top: The top tokens at its position, most likely first.
     """
 
     id: int
@@ -51,7 +51,7 @@ def token_logprob(logits: "torch.Tensor", token: int, n: int) -> TokenLogprob:
 
 
 def token_logprobs(logits: "torch.Tensor", tokens: list[int], n: int) -> list[TokenLogprob]:
-    """Return `token_logprob` of T positions at once: logits of shape [T, V]. Takes T x V float32 of memory."""
+    """Return `token_logprob` for T positions, given logits of shape [T, V]. Allocates [T, V] in float32."""
     import torch
 
     logprobs = torch.log_softmax(logits.detach().float(), dim=-1)
@@ -66,9 +66,9 @@ def token_logprobs(logits: "torch.Tensor", tokens: list[int], n: int) -> list[To
 
 
 class RawLogits:
-    """The raw logits of this thread's newest pass, while `generate` runs. Its state: those logits.
+    """Captures the raw logits of this thread's newest forward pass while `generate` runs. Its state: those logits.
 
-    It is a forward hook because a logits processor would come after transformers' own, such as the repetition penalty.
+    It uses a forward hook because a logits processor runs after those of transformers, such as the repetition penalty.
     """
 
     def __init__(self, model: Any) -> None:
@@ -84,18 +84,18 @@ class RawLogits:
         self._handle.remove()
 
     def _keep(self, _model: Any, _arguments: Any, output: Any) -> None:
-        if threading.get_ident() == self._thread:  # a server may score a text meanwhile
-            self._newest = output.logits[0, -1].detach().clone()  # only the last row of a prefill is wanted
+        if threading.get_ident() == self._thread:  # a server may score a text at the same time
+            self._newest = output.logits[0, -1].detach().clone()  # only the last row of a prefill is needed
 
     def logprob(self, token: int, n: int) -> TokenLogprob:
-        """Return the log-probability of the newest token, with the `n` top ones; once for each pass."""
+        """Return the log-probability of the newest token, with the `n` top tokens. Call it once for each pass."""
         newest, self._newest = self._newest, None
         assert newest is not None, "each token has a forward pass of its own"  # noqa: S101
         return token_logprob(newest, token, n)
 
 
 def logprob_document(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Return a token for `--json`: text, id, log-probability (null for minus infinity) and the top tokens."""
+    """Return a token as JSON values: text, id, log-probability (null for minus infinity), and the top tokens."""
     return {
         **token_text(tokenizer, scored.id),
         "id": scored.id,
@@ -105,17 +105,17 @@ def logprob_document(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase")
 
 
 def logprob_line(scored: TokenLogprob, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a token as a line of text: `-0.0123  98.8%  " Paris"`, then the top tokens with their shares."""
+    """Return a token as a line of text: `-0.0123  98.8%  " Paris"`, then the top tokens with their probabilities."""
     from math import exp
 
-    def share(logprob: float) -> str:
+    def percentage(logprob: float) -> str:
         return f"{100 * exp(logprob):.3g}%"
 
     def name(token: int) -> str:
         return repr(token_text(tokenizer, token)["token"])
 
-    top = ", ".join(f"{name(a.id)} {share(a.logprob)}" for a in scored.top)
-    line = f"{scored.logprob:9.4f} {share(scored.logprob):>7}  {name(scored.id)}"
+    top = ", ".join(f"{name(a.id)} {percentage(a.logprob)}" for a in scored.top)
+    line = f"{scored.logprob:9.4f} {percentage(scored.logprob):>7}  {name(scored.id)}"
     return f"{line}   of {top}" if top else line
 
 
@@ -124,14 +124,14 @@ def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> dict[str, An
     text = str(tokenizer.decode([token], skip_special_tokens=False))
     piece = str(tokenizer.convert_ids_to_tokens(token))
     if _REPLACEMENT not in text:
-        # SentencePiece decoders drop the space that a text begins with
+        # SentencePiece decoders drop a leading space
         return {"token": f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text}
     raw = _bytes_of(piece)
     return {"token": text} if raw is None else {"token": text, "bytes": list(raw)}
 
 
 def _bytes_of(piece: str) -> bytes | None:
-    """Return the bytes that a piece of the vocabulary stands for: `<0xE2>`, or the letters of byte-level BPE."""
+    """Return the bytes of a vocabulary entry: `<0xE2>`, or letters of byte-level BPE. None for other entries."""
     if match := _BYTE.fullmatch(piece):
         return bytes([int(match[1], 16)])
     letters = _byte_letters()
@@ -140,7 +140,7 @@ def _bytes_of(piece: str) -> bytes | None:
 
 @cache
 def _byte_letters() -> Mapping[str, int]:
-    """Return the alphabet of byte-level BPE: printable Latin-1 is itself, other bytes are the letters from U+0100 on.
+    """Return the byte of each letter in byte-level BPE: printable Latin-1 is itself, other bytes start at U+0100.
 
     Source: bytes_to_unicode of GPT-2's encoder.py.
     """

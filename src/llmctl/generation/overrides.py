@@ -1,4 +1,4 @@
-"""Request overrides: other generation settings for one row of a batch, one HTTP request, the rest of a conversation."""
+"""Request overrides: generation settings for one row of a batch, one HTTP request, or the rest of a conversation."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,11 +26,11 @@ def with_generation(
     structure: Mapping[str, Any] | None = None,
     seed: int | str | None = None,
 ) -> Model:
-    """Return the same model with other settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
+    """Return the same model with different settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
 
     Args:
-        values: Keys of the section `generation`, over those of the configuration.
-        structure: Keys of the section `structure`, in place of the configuration's; empty for none.
+        values: Keys of the section `generation`; they take precedence over the configuration.
+        structure: Keys of the section `structure`, which replace the configured structure; empty for none.
         seed: Replaces the configuration's.
 
     Raises:
@@ -60,7 +60,7 @@ def with_generation(
 
 
 def _validated(section: type[SectionT], name: str, values: Mapping[str, Any]) -> SectionT:
-    """Return a section of the configuration from its values; the problems are those of a whole configuration."""
+    """Return a validated section of the configuration. Raise the same errors as for a complete configuration."""
     try:
         return section.model_validate(values)
     except ValidationError:

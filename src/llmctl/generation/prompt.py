@@ -1,4 +1,4 @@
-"""Prompts as the model reads them, and how a text or a conversation becomes one."""
+"""Prompts as token ids with media, and the encoding of texts and conversations."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Media:
-    """Something in a prompt beside its tokens.
+    """A part of a prompt that is not text, such as an image.
 
     Attributes:
         sha256: Hash of its content, in hexadecimal.
@@ -31,11 +31,11 @@ class Media:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model reads it: equal prompts give equal answers.
+    """A prompt as the model reads it. Equal prompts give equal answers.
 
     Attributes:
         ids: Token ids.
-        media: Media in the order of their places among the tokens.
+        media: Media, in the order in which they appear in the prompt.
     """
 
     ids: tuple[int, ...]
@@ -46,36 +46,36 @@ class Prompt:
 
     @property
     def media_key(self) -> bytes:
-        """A digest of the media; empty without any. Equal tokens share keys and values only under an equal one."""
+        """A digest of the media, or empty. Prompts share keys and values only if their digests are equal."""
         if not self.media:
             return b""
         text = "\n".join(f"{one.kind} {one.sha256}" for one in self.media)
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
     def followed_by(self, ids: Iterable[int]) -> "Prompt":
-        """Return the prompt with more tokens at its end."""
+        """Return the prompt with `ids` appended."""
         return Prompt((*self.ids, *ids), self.media)
 
     def common(self, other: "Prompt") -> int:
-        """Return how many tokens both begin with; 0 where the media differ."""
+        """Return the length of the common prefix in tokens; 0 if the media differ."""
         if self.media != other.media:
             return 0
         pairs = enumerate(zip(self.ids, other.ids, strict=False))
         return next((n for n, (a, b) in pairs if a != b), min(len(self), len(other)))
 
     def document(self) -> dict[str, Any]:
-        """Return the prompt as JSON records it."""
+        """Return the prompt as JSON values."""
         media = {"prompt_media": media_document(self.media)} if self.media else {}
         return {"prompt_ids": list(self.ids), **media}
 
 
 def media_document(media: Sequence[Media]) -> list[dict[str, str]]:
-    """Return media as JSON records them."""
+    """Return media as JSON values."""
     return [{"kind": one.kind, "sha256": one.sha256} for one in media]
 
 
 def media_from(value: Any) -> tuple[Media, ...]:
-    """Read what `media_document` writes. Raises ValueError for anything else."""
+    """Return the media in a value that `media_document` wrote. Raise ValueError for any other value."""
     if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
         raise ValueError("media must be a list of objects with kind and sha256")
     if any(one.get("kind") != "image" or not isinstance(one.get("sha256"), str) for one in value):
@@ -84,7 +84,7 @@ def media_from(value: Any) -> tuple[Media, ...]:
 
 
 def uses_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, prompt: "str | Messages") -> bool:
-    """Whether a prompt goes through a chat template."""
+    """Return True if a chat template is applied to the prompt."""
     return not isinstance(prompt, str) or (not chat.raw and bool(chat.template or tokenizer.chat_template))
 
 
@@ -97,12 +97,12 @@ def encode_prompt(
 ) -> Prompt:
     """Encode a text or a conversation.
 
-    Control tokens in the user's text stay text: only the template writes real ones. A raw prompt is taken literally,
-    and gets the beginning-of-sequence token once.
+    Control tokens in the user's text are encoded as text: only the template writes real ones. A raw prompt is encoded
+    literally, with one beginning-of-sequence token.
 
     Args:
-        prompt: A text, or messages. `generation.tools` brings those with tool calls into a template's form.
-        tools: Tools for the template, as in OpenAI's API.
+        prompt: A text, or messages. `generation.tools` converts messages with tool calls to the form of a template.
+        tools: Tools for the template, in the format of OpenAI's API.
 
     Raises:
         UserError: the prompt is empty, there is no template for messages, or the template refuses them.
@@ -119,7 +119,7 @@ def encode_prompts(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Prompt | LlmctlError]:
-    """Encode many prompts as `encode_prompt` does, each to a prompt or its error, in one child process."""
+    """Encode many prompts like `encode_prompt`, in one child process. Return a prompt or an error for each."""
     encoded: dict[int, Prompt | LlmctlError] = {}
     renders: dict[int, Callable[[], list[int]]] = {}
     for number, (prompt, chat) in enumerate(prompts):
@@ -157,7 +157,7 @@ def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSec
 
 
 def template_text(chat: ChatSection) -> str | None:
-    """Return the text of the user's own chat template, or None for the model's. Raises UserError."""
+    """Return the text of the configured chat template; None to use the model's. Raise UserError if it is unreadable."""
     if chat.template is None:
         return None
     file = Path(chat.template).expanduser()
@@ -173,7 +173,7 @@ def rendering(
     chat: ChatSection,
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> Callable[[], list[int]]:
-    """Return a function that renders a conversation to ids. It is untrusted work: run it with limits."""
+    """Return a function that renders a conversation to ids. Templates are untrusted: run it with limits."""
     messages = as_messages(prompt, chat)
     template = template_text(chat)
     if template is None and not tokenizer.chat_template:
@@ -225,7 +225,7 @@ def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in messages or tools, names of arguments included."""
+    """Yield every string in messages or tools, including argument names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

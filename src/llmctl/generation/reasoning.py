@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-# the tags of reasoning models; only the beginning of an answer can open one
+# the tags of reasoning models; an opening tag is recognised only at the beginning of an answer
 TAGS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -15,17 +15,17 @@ TAGS = {
 
 
 class Piece(NamedTuple):
-    """A piece of text and its kind."""
+    """A piece of an answer's text or of its reasoning."""
 
     kind: Literal["answer", "reasoning"]
     text: str
 
 
 class ReasoningSplitter:
-    """Splits one answer. Its state: the text held back, and the tag that is open.
+    """Separates the reasoning of one answer. Its state: the text held back, and the open tag.
 
     Args:
-        prompt_tail: The end of the prompt as text: some templates open the tag themselves.
+        prompt_tail: The end of the prompt as text, since some templates write the opening tag.
     """
 
     def __init__(self, prompt_tail: str = "") -> None:
@@ -35,7 +35,7 @@ class ReasoningSplitter:
         self._strip = False
 
     def add(self, text: str) -> Iterator[Piece]:
-        """Take new text and yield the pieces whose kind is certain."""
+        """Add text and yield the pieces that are known to be answer or reasoning."""
         self._held += text
         if self._at_start:
             self._open()
@@ -80,5 +80,5 @@ def closing_of(prompt_tail: str) -> str | None:
 
 
 def overlap(text: str, tag: str) -> int:
-    """Return how many of the last characters could be the beginning of `tag`."""
+    """Return the length of the longest end of `text` that could be the beginning of `tag`."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -1,4 +1,4 @@
-"""A request: one prompt and everything that decides its answer."""
+"""A request: one prompt with all settings that determine its answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Request:
         arguments: Arguments of transformers' GenerationConfig, end tokens included.
         seed: The seed of the random generators.
         budget: Maximum tokens to generate: `max_new_tokens`, or the rest of the context.
-        stop_strings: The answer ends before any of these.
+        stop_strings: Strings that end the answer; they are not part of it.
         logprobs: Number of top tokens to record at each position; 0 for the chosen one only, None for nothing.
-        structure: The structure that the answer must have.
+        structure: The structure that the answer must match.
         shown_tokens: Special tokens that stay in the text: those that mark tool calls.
     """
 
@@ -47,7 +47,7 @@ class Request:
 def make_request(
     loaded: "PromptModel", prompt: Prompt, *, seed: int | None = None, max_new_tokens: int | None = None
 ) -> Request:
-    """Return the request for a prompt by the model's configuration.
+    """Return the request for a prompt, with the settings of the model's configuration.
 
     Raises:
         UserError: the prompt is longer than the model's context, or the structure cannot be enforced.
@@ -58,7 +58,7 @@ def make_request(
     arguments = loaded.generation_arguments()
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
-        # compiled code holds for one cache length: a power of two, so that later answers reuse it
+        # compiled code is valid for one cache length: use a power of two, so that later answers can reuse it
         arguments["max_cache_len"] = 1 << (len(prompt) + budget - 1).bit_length()
     if structure is not None:
         from llmctl.generation.structured.constraint import check_for
@@ -77,7 +77,7 @@ def make_request(
 
 
 def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":
-    """Return transformers' object for the arguments of a request, which are plain values."""
+    """Return the GenerationConfig for the arguments of a request, which are plain values."""
     from transformers import CompileConfig, GenerationConfig
 
     values = dict(arguments)

@@ -1,4 +1,4 @@
-"""Score texts with a model: log-probabilities token by token, perplexity, and choices against each other."""
+"""Scores of texts: log-probabilities of tokens, perplexity, and a ranking of choices."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import LoadedModel
 
-# Maximum elements (128 MiB in float32) and tokens of one portion of a long text's logits.
+# The logits of a long text are computed in portions: maximum elements (128 MiB in float32) and tokens of one portion.
 _PORTION_ELEMENTS = 2**25
 _PORTION_TOKENS = 2048
 By = Literal["sum", "mean", "byte"]
@@ -29,9 +29,9 @@ class Score:
     """The score of a text. Logarithms are natural.
 
     Attributes:
-        logprobs: Its tokens, each given everything before it in its window.
-        context_token_count: Tokens before the first scored one: the prompt, or the beginning-of-sequence token, or the
-            text's own first token, which has no condition.
+        logprobs: The scored tokens, each conditioned on all earlier tokens of its window.
+        context_token_count: Tokens before the first scored one: the prompt, the beginning-of-sequence token, or the
+            first token of the text, which has nothing to be conditioned on.
         window_count: Number of windows; 1 if the text fits in the context.
     """
 
@@ -56,14 +56,14 @@ class Score:
         return self.total / len(self.text.encode())
 
     def by(self, measure: By) -> float:
-        """Return the figure that choices are ranked by."""
+        """Return the score by which choices are ranked."""
         if measure == "byte":
             return self.per_byte
         return self.total if measure == "sum" or self.mean is None else self.mean
 
     @property
     def bits_per_byte(self) -> float:
-        """The rate of a compressor that uses this model."""
+        """The negative log2-probability per byte: the rate of a compressor that uses this model."""
         return -self.per_byte / log(2)
 
     @property
@@ -74,10 +74,10 @@ class Score:
 
 @dataclass(frozen=True)
 class RankedChoice:
-    """One of several answers.
+    """One of several ranked answers.
 
     Attributes:
-        share: Its probability among the choices, by the sums of log-probabilities; all shares add up to 1.
+        share: Its probability among the choices, from the sums of log-probabilities; all shares add up to 1.
     """
 
     score: Score
@@ -97,14 +97,14 @@ def score(
     """Score a text.
 
     Args:
-        text: Taken literally. After a prompt that goes through the chat template, control tokens in it stay text, as
-            they do in the prompt.
-        prompt: The text before it, which is not scored. `encode_after` describes the border between the two.
+        text: Scored literally. If the chat template is applied to the prompt, control tokens in the text are encoded
+            as text, like those in the prompt.
+        prompt: The text before it, which is not scored. `encode_after` describes where the prompt ends.
         chat: Replaces the configuration's chat section.
         top: Number of top tokens to record at each position.
         window: Maximum tokens of one pass; by default, the context.
-        stride: Tokens by which the window moves; by default, half a window. A longer text is scored as in transformers'
-            guide on perplexity: each window scores only the tokens that earlier ones have not.
+        stride: Tokens by which the window moves; by default, half a window. A text longer than a window is scored as
+            in transformers' guide on perplexity: each window scores only the tokens that earlier ones did not.
 
     Raises:
         UserError: the text or the prompt is empty, or window and stride do not fit.
@@ -121,7 +121,7 @@ def score_each(
     window: int | None = None,
     stride: int | None = None,
 ) -> Iterator[Score]:
-    """Yield `score` of pairs of a prompt (or None) and a text. Consecutive equal prompts are computed once."""
+    """Yield the score of each pair of a prompt (or None) and a text. Consecutive equal prompts are computed once."""
     windows = make_windows(loaded.context_length, window, stride)
     before: str | Messages | None = None
     kept = ConversationCache()
@@ -141,19 +141,19 @@ def rank(
     by: By = "sum",
     top: int = 0,
 ) -> tuple[RankedChoice, ...]:
-    """Rank answers to one prompt, the likeliest first. The prompt is computed once.
+    """Rank answers to one prompt, most likely first. The prompt is computed once.
 
     Args:
         choices: At least two.
         chat: Replaces the configuration's chat section.
-        by: The sum of an answer's log-probabilities (favours short ones), the mean per token, or the sum per byte.
+        by: The sum of an answer's log-probabilities (favours short answers), the mean per token, or the sum per byte.
         top: Number of top tokens to record at each position.
 
     Raises:
         UserError: there are fewer than two choices, or one is empty or repeated.
     """
     if len(set(choices)) < max(len(choices), 2):
-        raise UserError("choices are to be ranked: at least two, all different", hint="--choices yes,no")
+        raise UserError("ranking needs at least two choices, all different", hint="--choices yes,no")
     scores = list(score_each(loaded, [(prompt, choice) for choice in choices], chat=chat, top=top))
     best = max(s.total for s in scores)
     mass = sum(exp(s.total - best) for s in scores)
@@ -164,13 +164,13 @@ def rank(
 def sequence_logprobs(
     loaded: "LoadedModel", prompt: Prompt, *, start: int, top: int = 0, kept: ConversationCache | None = None
 ) -> tuple[TokenLogprob, ...]:
-    """Return the log-probabilities of the tokens from `start` on, each given all before it.
+    """Return the log-probabilities of the tokens from `start` on, each conditioned on all earlier tokens.
 
     Args:
-        prompt: Tokens that fit in the context together.
+        prompt: The whole sequence, which must fit in the context.
         start: At least 1.
         top: Number of top tokens to record at each position.
-        kept: Keys and values of an earlier call; the common prefix is not computed again.
+        kept: The cache of an earlier call; the common prefix is not computed again.
     """
     logprobs: list[TokenLogprob] = []
     for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
@@ -182,11 +182,11 @@ def sequence_logprobs(
 def encode_after(
     tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", text: str, chat: ChatSection
 ) -> tuple[Prompt, int]:
-    """Return a prompt with the text that follows it, and where that begins.
+    """Return a prompt followed by a text, and the index of the first token of the text.
 
-    Through a chat template the prompt ends where the assistant's turn begins: the text is cut into tokens by itself, as
-    the model would write it there. A raw prompt and its text are one text, and a token can reach over the border: the
-    common prefix of the prompt alone and both together is the prompt, the rest counts as the text.
+    With a chat template, the prompt ends where the assistant's turn begins, and the text is tokenised separately, as
+    the model would write it there. A raw prompt and its text are tokenised together, and a token can span the end of
+    the prompt. The prompt is then the common prefix of both tokenisations, with and without the text.
     """
     alone = encode_prompt(tokenizer, prompt, chat)
     if uses_template(tokenizer, chat, prompt):
@@ -198,7 +198,7 @@ def encode_after(
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a long text: `size` tokens each, every `stride` tokens."""
+    """Overlapping windows over a long text: `size` tokens each, one every `stride` tokens."""
 
     size: int | None
     stride: int
@@ -218,7 +218,7 @@ class Windows:
 
 
 def make_windows(context: int | None, size: int | None, stride: int | None) -> Windows:
-    """Return the windows for a context of `context` tokens; None selects the default.
+    """Return the windows for a context of `context` tokens. None selects the default size or stride.
 
     Raises:
         UserError: the sizes do not fit.
@@ -258,23 +258,23 @@ def _score(
 
 
 def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
-    """Yield the logits of shape [T, V] for the positions from `start` on, in portions, without the last token's own.
+    """Yield the logits that predict the tokens from `start` on, in portions of shape [T, V].
 
-    The tokens before `start` are computed apart from the rest, so that an answer scores the same whether or not its
-    prompt was cached.
+    The tokens before `start` are computed separately, so that an answer gets the same score whether or not its prompt
+    was cached.
     """
     ids = list(prompt.ids)
     cache = kept.arguments_for(model, Prompt(prompt.ids[:start], prompt.media))
     known, last = start - kept.prefilled_tokens, len(ids) - 1
-    if not cache:  # a model whose cache cannot be kept: all at once
+    if not cache:  # the cache of this model cannot be kept: compute everything at once
         if last >= start:
             yield _forward(model, ids[:last], last, use_cache=False)[start - 1 :]
         return
     size = _portion(model)
-    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    minimal_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     for begin in range(known, start - 1, size):
         end = min(begin + size, start - 1)
-        _forward(model, ids[begin:end], end, use_cache=True, **few, **cache)
+        _forward(model, ids[begin:end], end, use_cache=True, **minimal_logits, **cache)
     for begin in range(start - 1, last, size):
         end = min(begin + size, last)
         yield _forward(model, ids[begin:end], end, use_cache=True, **cache)
@@ -282,7 +282,7 @@ def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> 
 
 
 def _forward(model: Any, ids: list[int], seen: int, **arguments: Any) -> "torch.Tensor":
-    """Return the logits of shape [T, V] of one pass over `ids`, with `seen` tokens in the context at its end."""
+    """Return the logits [T, V] of one pass over `ids`, after which the context has `seen` tokens."""
     import torch
 
     with torch.no_grad():
@@ -293,6 +293,6 @@ def _forward(model: Any, ids: list[int], seen: int, **arguments: Any) -> "torch.
 
 
 def _portion(model: Any) -> int:
-    """Return the number of tokens of one portion."""
+    """Return the maximum tokens of one portion of logits."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     return max(16, min(_PORTION_TOKENS, _PORTION_ELEMENTS // vocabulary))

@@ -1,7 +1,7 @@
-"""Tokens as they come: a worker thread steps an engine, the caller iterates.
+"""Streaming generation: a worker thread steps an engine while the caller iterates.
 
 `stream` yields a `Chunk` for every piece of text that is safe to show; the last one carries the `Completion`.
-`generate` is a loop over it. Both are the library's and the command line's only way to generate one answer.
+`generate` consumes it. The library and the command line generate single answers only through these two.
 """
 
 import queue
@@ -50,11 +50,11 @@ def stream(
 def stream_request(
     loaded: "LoadedModel", request: Request, *, engine: Engine | None = None, processors: Sequence[Any] = ()
 ) -> Generator[Chunk, None, None]:
-    """`stream` for a finished request.
+    """Yield the chunks of the answer to a request, like `stream`.
 
     Args:
-        engine: The engine of a conversation, which keeps keys and values between turns; by default a new one.
-        processors: Logits processors of this answer alone, applied after those of its structure.
+        engine: The engine of a conversation, which keeps keys and values between turns; by default, a new one.
+        processors: Logits processors for this answer only, applied after those of its structure.
     """
     stepping = _Stepping(engine or engine_for_one(loaded, request), request, processors)
     thread = threading.Thread(target=stepping.run, name="llmctl-generate", daemon=True)
@@ -74,7 +74,7 @@ def generate(
     max_new_tokens: int | None = None,
     chat: ChatSection | None = None,
 ) -> Completion:
-    """Generate one answer and return it whole. Arguments and errors are those of `stream`."""
+    """Generate one answer and return it when it is complete. Arguments and errors are those of `stream`."""
     completion = None
     for chunk in stream(loaded, prompt, seed=seed, max_new_tokens=max_new_tokens, chat=chat):
         completion = chunk.completion
@@ -83,7 +83,7 @@ def generate(
 
 
 class _Stepping:
-    """Steps an engine for one request, in a thread. Its state: the chunks that are ready, and whether to stop."""
+    """Steps an engine for one request, in a thread. Its state: the chunks that are ready, and the cancellation flag."""
 
     def __init__(self, engine: Engine, request: Request, processors: Sequence[Any]) -> None:
         self._engine, self._request, self._processors = engine, request, processors
@@ -91,7 +91,7 @@ class _Stepping:
         self._ready: queue.SimpleQueue[Chunk | BaseException] = queue.SimpleQueue()
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the chunks until the answer ends. The thread's exceptions are raised here."""
+        """Yield the chunks until the answer ends. Exceptions of the thread are raised here."""
         while True:
             item = self._ready.get()
             if isinstance(item, BaseException):
@@ -101,7 +101,7 @@ class _Stepping:
                 return
 
     def run(self) -> None:
-        """Run in the thread."""
+        """Step the engine to the end of the answer; pass any exception to `chunks`."""
         try:
             self._step_to_the_end()
         except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
@@ -126,15 +126,15 @@ def generate_many(
 ) -> Iterator[Iterator[Chunk]]:
     """Yield `count` answers to one prompt, one after the other, with the seeds seed, seed + 1, …
 
-    Each is what `stream` gives for its seed, so any of them can be repeated alone.
+    Each equals the result of `stream` with its seed, so each can be repeated on its own.
 
     Raises:
-        UserError: several answers are asked for and all would be the same.
+        UserError: several answers are requested without sampling, so all would be the same.
     """
     first = loaded.plan.seed if seed is None else seed
     if count > 1 and not loaded.plan.generation_kwargs.get("do_sample"):
         raise UserError(
-            f"{count} answers without sampling would be {count} times the same",
+            f"without sampling, all {count} answers would be the same",
             hint="set a temperature: --temperature 0.8",
         )
     for number in range(count):

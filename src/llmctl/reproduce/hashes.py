@@ -1,4 +1,4 @@
-"""The hashes of a model's files: from the Hub's cache, where they name the blobs, or computed once and stored.
+"""The hashes of a model's files: the blob names of the Hub's cache, or computed once and stored.
 
 They are stored in `file_hashes.json` in llmctl's state folder. A stored hash is valid while the file's size,
 modification time and inode stay the same.
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from llmctl.model.adapters import AdapterInfo
     from llmctl.model.resolve import ResolvedModel
 
-_RECENT_SECONDS = 2  # a file modified more recently than this could change again without a new modification time
+_RECENT_SECONDS = 2  # a file that was modified more recently could change again without a new modification time
 _MAX_STORED = 10_000
 
 
 def adapter_files(adapter: "AdapterInfo") -> tuple[RemoteFile, ...]:
-    """Return the two files of an adapter, as `model_files` does for a model. Raises OSError."""
+    """Return the two files of an adapter, with size and hash. Raise OSError if one cannot be read."""
     from llmctl.model.resolve import ResolvedModel
 
     return _hashed(ResolvedModel(adapter.source, adapter.folder, adapter.commit, ""), ADAPTER)
 
 
 def model_files(resolved: "ResolvedModel", *, trust_remote_code: bool = False) -> tuple[RemoteFile, ...]:
-    """Return every file that loading the model reads, with size and hash, sorted by path.
+    """Return every file that is read to load the model, with size and hash, sorted by path.
 
     Args:
-        trust_remote_code: Whether to include its Python files.
+        trust_remote_code: Include Python files.
 
     Raises:
         OSError: a file cannot be read.
@@ -61,7 +61,7 @@ def _hashed(resolved: "ResolvedModel", names: Sequence[str]) -> tuple[RemoteFile
 
 
 def unknown_bytes(resolved: "ResolvedModel", *, trust_remote_code: bool = False) -> int:
-    """Return how many bytes `model_files` would have to read."""
+    """Return the number of bytes that `model_files` would have to read and hash."""
     names = needed(files_of(resolved.folder), trust_remote_code=trust_remote_code)
     known = _from_cache(resolved)
     if all(name in known for name in names):
@@ -71,15 +71,15 @@ def unknown_bytes(resolved: "ResolvedModel", *, trust_remote_code: bool = False)
     return sum(path.stat().st_size for path in paths if _look_up(path, stored) is None)
 
 
-def is_same(here: RemoteFile, there: RemoteFile, folder: Path) -> bool:
-    """Return whether two entries describe the same file; it is read again if they use different hashes."""
-    if here.algorithm == there.algorithm:
-        return here.digest == there.digest
-    return check(folder / here.path, there) == "ok"
+def is_same_file(current: RemoteFile, recorded: RemoteFile, folder: Path) -> bool:
+    """Return True if two entries describe the same file; `folder` is read if they use different hash algorithms."""
+    if current.algorithm == recorded.algorithm:
+        return current.digest == recorded.digest
+    return check(folder / current.path, recorded) == "ok"
 
 
 def _from_cache(resolved: "ResolvedModel") -> dict[str, RemoteFile]:
-    """Return the files with the hashes that the Hub's cache has for them."""
+    """Return the files whose hashes are in the Hub's cache, by path."""
     if resolved.commit is None or resolved.demo:
         return {}
     files, _ = expected_files(resolved.source, resolved.commit, resolved.folder)
@@ -115,7 +115,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, Any]:
-    """Return the stored hashes; none if the file cannot be read."""
+    """Return the stored hashes; empty if the file cannot be read."""
     try:
         content = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def _read() -> dict[str, Any]:
 
 
 def _store(before: Mapping[str, Any], new: Mapping[str, list[Any]]) -> None:
-    """Store the hashes of files that did not change just now, the newest last. If writing fails, nothing is stored."""
+    """Store the hashes of files that were not modified just now, newest last. A failure to write is ignored."""
     older = {path: entry for path, entry in new.items() if time.time() - entry[1] / 1e9 > _RECENT_SECONDS}
     if all(before.get(path) == entry for path, entry in older.items()):
         return

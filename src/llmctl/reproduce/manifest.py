@@ -22,17 +22,16 @@ SCHEMA = "llmctl.manifest/1"
 Text = Annotated[str, Field(max_length=4096)]
 
 
-class _Noun(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class FileHash(_Noun):
-    """A file that loading reads.
+class FileHash(_Record):
+    """A file that is read to load the model.
 
     Attributes:
         path: Path in the model's folder, with forward slashes.
-        size_bytes: Size.
-        algorithm: `sha256` of the content, or `git_sha1`, by which the Hub names small files.
+        algorithm: `sha256` of the content, or `git_sha1`, which the Hub uses for small files.
         digest: Hash in hexadecimal.
     """
 
@@ -45,7 +44,7 @@ class FileHash(_Noun):
     @classmethod
     def _inside(cls, value: str) -> str:
         if not is_safe_path(value):
-            raise ValueError("it is not a path inside a model's folder")
+            raise ValueError("not a path inside a model's folder")
         return value
 
     def as_file(self) -> RemoteFile:
@@ -53,16 +52,16 @@ class FileHash(_Noun):
         return RemoteFile(self.path, self.size_bytes, self.algorithm, self.digest)
 
 
-class Hardware(_Noun):
-    """The computer, as far as it can change a result.
+class Hardware(_Record):
+    """The properties of the computer that can change a result.
 
     Attributes:
         system: `Linux`, `Darwin` or `Windows`.
         architecture: `x86_64`, `arm64`, …
         cpu: Name of the processor.
-        cpu_isa: Instruction set that torch uses on it.
-        threads: Threads that torch computes with.
-        gpus: GPUs in use, with their compute capability.
+        cpu_isa: Instruction set that torch uses on the processor.
+        threads: Number of torch threads.
+        gpus: GPUs with their compute capability.
         driver: Version of NVIDIA's driver.
     """
 
@@ -75,14 +74,14 @@ class Hardware(_Noun):
     driver: Text | None = None
 
 
-class DraftRecord(_Noun):
+class DraftRecord(_Record):
     """The draft model that proposed tokens.
 
     Attributes:
         source: Hub id or folder, as the user named it.
         commit: Commit on the Hub, or None.
         folder: Folder that was loaded.
-        files: Every file that loading reads.
+        files: Every file that is read for loading.
         model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
     """
 
@@ -93,16 +92,16 @@ class DraftRecord(_Noun):
     model_kwargs: dict[str, Any]
 
 
-class AdapterRecord(_Noun):
-    """An adapter that was on the model.
+class AdapterRecord(_Record):
+    """An adapter that was applied to the model.
 
     Attributes:
         source: Hub id or folder, as the user named it.
         commit: Commit on the Hub, or None.
         folder: Folder that was loaded.
-        files: Every file that loading reads.
-        scale: Factor of its effect.
-        base_model: Model that it was made for, as it says.
+        files: Every file that is read for loading.
+        scale: Scale of the adapter.
+        base_model: Base model that the adapter's configuration names.
     """
 
     source: Text
@@ -113,30 +112,30 @@ class AdapterRecord(_Noun):
     base_model: Text | None = None
 
 
-class Manifest(_Noun):
-    """A run without its prompt and answers, in plain values. A manifest read from a file is not trusted.
+class Manifest(_Record):
+    """The record of a run without its prompt and answers, in plain values. A manifest from a file is not trusted.
 
     Attributes:
         schema_name: Name and version of this format.
         source: Hub id or folder, as the user named it.
         commit: Commit on the Hub, or None.
         folder: Folder that was loaded.
-        files: Every file that loading reads.
+        files: Every file that is read for loading.
         config: The user's configuration, without defaults.
-        seed: Seed of the first answer; each further one adds 1.
-        deterministic: Whether torch was asked for deterministic algorithms.
+        seed: Seed of the first answer; each further answer adds 1.
+        deterministic: True if torch used deterministic algorithms where available.
         model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
         tokenizer_kwargs: Arguments of `AutoTokenizer.from_pretrained`.
         generation_kwargs: Arguments of `GenerationConfig`.
-        environment: Variables that were set for the libraries.
+        environment: Environment variables that were set for the libraries.
         attn_implementation: Attention in use.
         quantization: Quantisation in use.
-        quantized_copy: Whether the weights came from an earlier run's quantised copy.
-        device_map: Device of each part.
+        quantized_copy: True if the weights came from the quantised cache of an earlier run.
+        device_map: Device of each part of the model.
         draft: Draft model, or None.
-        adapters: Adapters on the model, in their order.
+        adapters: Adapters of the model, in order.
         versions: Versions of Python, llmctl and the libraries.
-        hardware: The computer.
+        hardware: Properties of the computer.
     """
 
     schema_name: Literal["llmctl.manifest/1"] = Field("llmctl.manifest/1", alias="schema")
@@ -166,10 +165,10 @@ class Manifest(_Noun):
 
 
 def make_manifest(loaded: "LoadedModel") -> Manifest:
-    """Return the manifest of a loaded model. Files in a folder are hashed the first time: one second per gigabyte.
+    """Return the manifest of a loaded model. Local files are hashed the first time, about one second per gigabyte.
 
     Raises:
-        OSError: a file of the model cannot be read any more.
+        OSError: a file of the model can no longer be read.
     """
     plan, measured = loaded.plan, loaded.measured
     return Manifest(
@@ -185,14 +184,14 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         quantized_copy=plan.quantized_cache is not None,
         device_map=dict(measured.device_map),
         draft=DraftRecord(**_model(loaded.draft)) if loaded.draft else None,
-        adapters=tuple(_adapter(one) for one in loaded.adapters),
+        adapters=tuple(_adapter(adapter) for adapter in loaded.adapters),
         versions=read_versions(),
         hardware=read_hardware(),
     )
 
 
 def _user_config(config: Config) -> dict[str, Any]:
-    """Return the user's values, with a structure's file inlined: a replay reads no file that a manifest names."""
+    """Return the user's values, with a structure's file inlined, since a replay reads no file that a manifest names."""
     return config.model_copy(update={"structure": written_out(config.structure)}).model_dump(
         mode="json", exclude_unset=True
     )
@@ -229,7 +228,7 @@ def manifest_from(document: Any, *, where: str) -> Manifest:
     """Return the manifest in an untrusted document.
 
     Raises:
-        UserError: it is no manifest, or a value in it is out of bounds.
+        UserError: the document is not a manifest, or a value in it is out of bounds.
     """
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         raise UserError(f"{where} has no manifest of the form {SCHEMA}", hint="llmctl generate --json writes one")
@@ -247,7 +246,7 @@ def read_versions() -> dict[str, str]:
 
 
 def read_hardware() -> Hardware:
-    """Describe this computer, as torch uses it."""
+    """Return the properties of this computer, as torch uses it."""
     import torch
 
     gpus = read_machine().gpus

@@ -1,4 +1,4 @@
-"""Recorded answers, read from a file. The file is untrusted data: every value is checked."""
+"""Recorded answers from a file. The file is untrusted: every value is checked."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class Recording:
         name: Name for messages: `answer 2`, `line 7`.
         manifest: Manifest of its run.
         seed: Seed of the random generators.
-        expected_seed: Seed by the manifest and the answer's number; None where they do not determine it.
+        expected_seed: Seed according to the manifest and the answer's number; None if they do not determine it.
         token_ids: Generated tokens.
         text: Generated text.
     """
@@ -39,11 +39,11 @@ class Recording:
 def read_recordings(file: Path) -> tuple[Recording, ...]:
     """Return the recordings in a file: a document of `llmctl generate --json`, or JSON Lines.
 
-    A line is such a document, a manifest (for the lines that follow it), or a row with `prompt_ids`, `seed`,
-    `token_ids`, `text` and, unless one came before, `manifest`.
+    Each line is such a document, a manifest for the lines after it, or a row with `prompt_ids`, `seed`, `token_ids`,
+    `text`, and `manifest`, which may be omitted after a line with a manifest.
 
     Raises:
-        UserError: the file cannot be read, is something else, or a value in it is out of bounds.
+        UserError: the file cannot be read or has another format, or a value in it is out of bounds.
     """
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
@@ -58,15 +58,15 @@ def read_recordings(file: Path) -> tuple[Recording, ...]:
     if len({recording.manifest.deterministic for recording in recordings}) > 1:
         raise UserError(
             f"{file}: some of these answers were made with --deterministic and some without",
-            hint="a process does one or the other: replay them separately",
+            hint="one process cannot do both: replay them separately",
         )
     return recordings
 
 
 def loading_key(manifest: Manifest) -> str:
-    """Return a key that is equal for manifests whose answers one loaded model can give."""
-    answering = ("chat", "generation", "seed", "structure")
-    config = {key: value for key, value in manifest.config.items() if key not in answering}
+    """Return a key. Manifests with equal keys can be replayed with the same loaded model."""
+    answer_sections = ("chat", "generation", "seed", "structure")
+    config = {key: value for key, value in manifest.config.items() if key not in answer_sections}
     generation = manifest.config.get("generation")
     extra = generation.get("extra_eos_tokens") if isinstance(generation, Mapping) else None
     parts = [
@@ -84,7 +84,7 @@ def loading_key(manifest: Manifest) -> str:
 
 
 def _documents(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON documents of a file with their names: the whole file, or each line."""
+    """Yield the JSON documents of a file with their names: one for the whole file, or one per line."""
     try:
         yield str(file), json.loads(text)
         return
@@ -141,7 +141,7 @@ def _recording(name: str, manifest: Manifest, prompt: Prompt, row: Any, expected
 
 
 def _prompt(name: str, document: Mapping[str, Any]) -> Prompt:
-    """Read what `Prompt.document` writes."""
+    """Return the prompt in a document with the values of `Prompt.document`."""
     try:
         media = media_from(document.get("prompt_media", []))
     except ValueError as error:

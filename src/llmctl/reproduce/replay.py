@@ -1,8 +1,8 @@
-"""The repetition of a recorded run: its first token that differs, and the facts that differ on this machine.
+"""Replay of a recorded run: the first token that differs, and the differences of this machine.
 
-A recording is untrusted data. Its values must pass the schema and its bounds. The prompt is its token ids, so no
-template and no other file that the recording names is read. The model's own code runs only if the caller trusts it,
-and the model's files must have the recorded hashes.
+A recording is untrusted. Its values must pass the schema with its bounds. The prompt is given as token ids, so no
+template or other file that the recording names is read. Python code of the model runs only if the caller trusts it, and
+the model's files must have the recorded hashes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 from llmctl.hub.listing import RemoteFile
 from llmctl.model.demo import MODEL_ID
-from llmctl.reproduce.hashes import adapter_files, is_same, model_files
+from llmctl.reproduce.hashes import adapter_files, is_same_file, model_files
 from llmctl.reproduce.manifest import AdapterRecord, DraftRecord, Manifest, make_manifest
 from llmctl.reproduce.recordings import Recording
 
@@ -34,7 +34,7 @@ _SPEED_KEYS = {"cache_implementation", "cache_config", "prompt_lookup_num_tokens
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact that differs from the recording: a version, a thread count, a resolved argument."""
+    """A property that differs from the recording: a version, a thread count, or a resolved argument."""
 
     key: str
     recorded: Any
@@ -43,14 +43,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The comparison of one recording with its repetition.
+    """The comparison of one recording with its replay.
 
     Attributes:
-        index: Index of the first generated token that differs; None where all are the same.
-        before: End of the text before that token.
-        recorded: Continuation in the recording.
-        current: Continuation now.
-        remark: Contradiction within the recording itself, or None.
+        index: Index of the first generated token that differs; None if all are equal.
+        before: The text just before that token.
+        recorded: The continuation in the recording.
+        current: The continuation in the replay.
+        remark: A contradiction within the recording, or None.
     """
 
     recording: Recording
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def identical(self) -> bool:
-        """Whether tokens and text are the same."""
+        """True if tokens and text are equal."""
         return self.index is None
 
 
@@ -77,18 +77,18 @@ def loading_settings(
     """Return the settings that load the model of a manifest.
 
     Args:
-        model: Source of the model on this machine; by default the recorded one.
-        draft: The same for a draft model.
-        trust_remote_code: Whether the model's own code may run. The manifest alone never makes it run.
+        model: Source of the model on this machine; by default, the recorded one.
+        draft: Source of the draft model on this machine; by default, the recorded one.
+        trust_remote_code: Allow Python code of the model to run. The manifest alone never allows it.
 
     Raises:
-        UserError: the model needs its own code and it is not trusted.
+        UserError: the model needs its Python code, which is not trusted.
         ConfigError: the schema refuses a value.
     """
     if manifest.model_kwargs.get("trust_remote_code") and not trust_remote_code:
         raise UserError(
-            f"{manifest.source} ran Python code of its own, which a recording alone may not start",
-            hint="read that code, then: llmctl replay --trust-remote-code",
+            f"{manifest.source} ran its own Python code, which a recording alone may not start",
+            hint="review that code, then use llmctl replay --trust-remote-code",
         )
     values = {
         **{key: value for key, value in manifest.config.items() if key not in _REPLACED},
@@ -98,7 +98,7 @@ def loading_settings(
             "dtype": manifest.model_kwargs.get("dtype", "auto"),
             "overcommit": overcommit,
         },
-        # the files whose hashes are known, not a quantised copy of them; and a replay leaves no copy on the disk
+        # load the files whose hashes are recorded, not a quantised cache; a replay writes no quantised cache either
         "quantization": {**_section(manifest, "quantization"), "cache": False},
         "generation": _generation(manifest),
         "draft": _draft(manifest, draft),
@@ -108,12 +108,12 @@ def loading_settings(
     return settings_from_mapping(values, where="the manifest")
 
 
-def _where(record: Manifest | DraftRecord | AdapterRecord, instead: str | None) -> dict[str, Any]:
-    if instead is not None:
-        return {"id": instead}
+def _source(record: Manifest | DraftRecord | AdapterRecord, replacement: str | None) -> dict[str, Any]:
+    if replacement is not None:
+        return {"id": replacement}
     if record.commit is not None:
         return {"id": record.source, "revision": record.commit}
-    if record.source == MODEL_ID:  # the copy of the small default model, wherever it is on this machine
+    if record.source == MODEL_ID:  # the demo model has a different folder on each machine
         return {"id": MODEL_ID}
     return {"id": record.folder or record.source}
 
@@ -123,25 +123,25 @@ def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def _model(manifest: Manifest, instead: str | None) -> dict[str, Any]:
-    """Return the section `model`. The caller has checked that the model's own code is trusted, if it has any."""
+def _model(manifest: Manifest, replacement: str | None) -> dict[str, Any]:
+    """Return the section `model`. The caller has checked that Python code of the model is trusted, if there is any."""
     return {
-        **_where(manifest, instead),
+        **_source(manifest, replacement),
         "trust_remote_code": bool(manifest.model_kwargs.get("trust_remote_code")),
-        "adapters": [{**_where(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
+        "adapters": [{**_source(adapter, None), "scale": adapter.scale} for adapter in manifest.adapters],
         "merge_adapters": bool(_section(manifest, "model").get("merge_adapters")),
     }
 
 
-def _draft(manifest: Manifest, instead: str | None) -> dict[str, Any]:
+def _draft(manifest: Manifest, replacement: str | None) -> dict[str, Any]:
     if manifest.draft is None:
         return {}
     dtype = manifest.draft.model_kwargs.get("dtype", "auto")
-    return {**_section(manifest, "draft"), **_where(manifest.draft, instead), "dtype": dtype}
+    return {**_section(manifest, "draft"), **_source(manifest.draft, replacement), "dtype": dtype}
 
 
 def _generation(manifest: Manifest) -> dict[str, Any]:
-    """Return the whole section `generation`, as it was resolved then, whatever the defaults are today."""
+    """Return the complete section `generation` as resolved in the recorded run, independent of current defaults."""
     fields = GenerationSection.model_fields.keys()
     resolved = {key: value for key, value in manifest.generation_kwargs.items() if key in fields - _SPEED_KEYS}
     defaults = GenerationSection().model_dump(mode="json")
@@ -149,15 +149,15 @@ def _generation(manifest: Manifest) -> dict[str, Any]:
 
 
 def _structure(recording: Recording) -> dict[str, Any]:
-    """Return the section `structure`, which holds a schema or a grammar itself: a recording's files are never read."""
+    """Return the section `structure`. Raise UserError if it names a file: a recording's files are never read."""
     values = dict(_section(recording.manifest, "structure"))
     if names_a_file(settings_from_mapping({"structure": values}, where="the manifest").config.structure):
-        raise UserError(f"{recording.name}: its structure is in a file, and a recording's files are never read")
+        raise UserError(f"{recording.name}: the structure is in a file, and files named by a recording are never read")
     return values
 
 
 def check_files(manifest: Manifest, prepared: "Prepared") -> None:
-    """Raise if the model's files are not those of the manifest.
+    """Check that the model's files are those of the manifest.
 
     Raises:
         ModelError: a file differs; the message names the first one.
@@ -181,29 +181,29 @@ def _check_hashes(record: Manifest | DraftRecord | AdapterRecord, files: Sequenc
         if path not in current:
             difference = f"{path} is missing"
         elif path not in recorded:
-            difference = f"{path} was not there then"
-        elif not is_same(current[path], recorded[path], folder):
+            difference = f"{path} did not exist in the recorded run"
+        elif not is_same_file(current[path], recorded[path], folder):
             now, then = current[path], recorded[path]
-            difference = f"{path} has the {now.algorithm} {now.digest[:12]}…, then {then.digest[:12]}…"
+            difference = f"{path} has {now.algorithm} {now.digest[:12]}…, recorded was {then.digest[:12]}…"
         else:
             continue
         raise ModelError(
             f"the files of {record.source} are not those of the manifest: {difference}",
-            hint="take the model that was used: llmctl replay --model FOLDER, or download its commit",
+            hint="use the recorded model: llmctl replay --model FOLDER, or download its commit",
             details={"file": path, "folder": str(folder)},
         )
 
 
 def environment_differences(manifest: Manifest, loaded: "LoadedModel") -> tuple[Difference, ...]:
-    """Return every fact, except the files, that differs from the recording."""
-    recorded, current = _circumstances(manifest), _circumstances(make_manifest(loaded))
+    """Return every property, except the files, that differs from the recording."""
+    recorded, current = _environment(manifest), _environment(make_manifest(loaded))
     keys = [*recorded, *(key for key in current if key not in recorded)]
     return tuple(
         Difference(key, recorded.get(key), current.get(key)) for key in keys if recorded.get(key) != current.get(key)
     )
 
 
-def _circumstances(manifest: Manifest) -> dict[str, Any]:
+def _environment(manifest: Manifest) -> dict[str, Any]:
     versions = {f"version of {name}": version for name, version in manifest.versions.items()}
     loading = {key: value for key, value in manifest.model_kwargs.items() if key != "device_map"}
     return {
@@ -219,11 +219,11 @@ def _circumstances(manifest: Manifest) -> dict[str, Any]:
 
 
 def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
-    """Repeat a recorded answer with a model that was loaded by `loading_settings`, and compare.
+    """Repeat a recorded answer with a model that was loaded with `loading_settings`, and compare both.
 
     Raises:
-        UserError: a token of the prompt does not exist, the prompt is longer than the context, or the manifest names a
-            file.
+        UserError: a token of the prompt does not exist, the prompt is longer than the context, or the manifest names
+            the file of a structure.
     """
     manifest = recording.manifest
     configured = with_generation(loaded, _generation(manifest), structure=_structure(recording), seed=manifest.seed)
@@ -235,15 +235,22 @@ def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
     return _compare(loaded, recording, last.completion)
 
 
-def _compare(loaded: "LoadedModel", recording: Recording, done: "Completion") -> Outcome:
-    recorded, current = recording.token_ids, done.token_ids
+def _compare(loaded: "LoadedModel", recording: Recording, completion: "Completion") -> Outcome:
+    recorded, current = recording.token_ids, completion.token_ids
     remark = _remark(recording)
-    if recorded == current and recording.text == done.text:
+    if recorded == current and recording.text == completion.text:
         return Outcome(recording, remark=remark)
     if recorded == current:
-        same = next((n for n, pair in enumerate(zip(recording.text, done.text, strict=False)) if pair[0] != pair[1]), 0)
+        same = next(
+            (n for n, pair in enumerate(zip(recording.text, completion.text, strict=False)) if pair[0] != pair[1]), 0
+        )
         return Outcome(
-            recording, len(current), done.text[:same], recording.text[same:][:40], done.text[same:][:40], remark
+            recording,
+            len(current),
+            completion.text[:same],
+            recording.text[same:][:40],
+            completion.text[same:][:40],
+            remark,
         )
     index = next(
         (n for n, pair in enumerate(zip(recorded, current, strict=False)) if pair[0] != pair[1]),
@@ -265,7 +272,7 @@ def _compare(loaded: "LoadedModel", recording: Recording, done: "Completion") ->
 
 
 def _remark(recording: Recording) -> str | None:
-    """Return a remark if the seed contradicts the manifest: then something other than the run wrote it."""
+    """Return a remark if the seed contradicts the manifest, so that it was changed after the run."""
     if recording.expected_seed in (None, recording.seed):
         return None
-    return f"its seed is {recording.seed}; by the manifest it was {recording.expected_seed}"
+    return f"its seed is {recording.seed}, but according to the manifest it was {recording.expected_seed}"

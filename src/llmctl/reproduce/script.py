@@ -1,4 +1,4 @@
-"""The plain transformers script that does the same as llmctl: to read, to leave llmctl, or to report a bug upstream."""
+"""A plain transformers script that does the same as llmctl, to read, to use without llmctl, or for bug reports."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from llmctl.loading.prepare import Prepared
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
 
-_ROUNDING = "# llmctl multiplies with its own kernels here, so last digits differ (load.cpu_kernels)."
+_ROUNDING = "# llmctl uses its own kernels here, so rounding differs (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
 
 
 def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> str:
     """Return a script without llmctl that prints the same text as `llmctl generate` for the same prompt.
 
-    Reads the tokenizer, not the weights.
+    This reads the tokenizer, not the weights.
 
     Raises:
         ModelError: the tokenizer cannot be read.
@@ -46,7 +46,7 @@ def _where(prepared: Prepared) -> str:
 
 
 def _head(plan: Plan) -> str:
-    lines = [f"# The same as llmctl does for {plan.source}, in plain transformers.", "import os"]
+    lines = [f"# The same as llmctl does for {plan.source}, with plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
     quantization = _quantization_lines(plan)
@@ -143,7 +143,7 @@ def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
     if any(option.startswith(("stop_strings", "assistant_tokenizer")) for option in options):
         options.append("tokenizer=tokenizer")
     if make_structure(prepared.config.structure) is not None:
-        lines.append("# the requested structure is not part of this script: llmctl's own logits processor enforces it")
+        lines.append("# the requested structure is not part of this script: a logits processor of llmctl enforces it")
     compiling = arguments.pop("compile_config", None)
     lines.append(f"generation_config = GenerationConfig(**{pformat(arguments, sort_dicts=False)})")
     if compiling is not None:

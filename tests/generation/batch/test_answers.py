@@ -78,7 +78,7 @@ def test_rows_may_be_endless_and_closing_stops(loaded: llmctl.LoadedModel) -> No
     assert next(taken) < 2000
 
 
-def test_a_template_that_never_ends_or_refuses_costs_one_row(
+def test_a_template_that_never_ends_or_refuses_fails_one_row(
     loaded: llmctl.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -102,7 +102,7 @@ def with_template(loaded: llmctl.LoadedModel, template: Path) -> llmctl.LoadedMo
     return replace(loaded, prepared=replace(loaded.prepared, config=config))
 
 
-def test_the_key_is_what_decides_the_answer(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_the_key_depends_on_everything_that_determines_the_answer(tiny_models: Tiny, tmp_path: Path) -> None:
     folder = tiny_models("llama")
     run = identity(load(folder))
 
@@ -137,7 +137,7 @@ def test_the_key_is_what_decides_the_answer(tiny_models: Tiny, tmp_path: Path) -
     assert one.settings != identity(load(folder, chat={"template": str(template)})).settings
 
 
-def test_another_model_in_the_same_place_is_another_model(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_another_model_in_the_same_folder_has_another_identity(tiny_models: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_models("llama"), tmp_path / "copy")
     first = identity(load(folder))
     assert first == identity(load(tiny_models("llama")))
@@ -191,7 +191,7 @@ def test_proposed_tokens_are_checked_in_a_batch_and_change_no_text(tiny_models: 
         assert stats.accepted_tokens == len(answer.completion.token_ids) - stats.forward_passes
 
 
-def test_a_row_may_ask_for_prompt_lookup_beside_rows_that_do_not(tiny_models: Tiny) -> None:
+def test_one_row_may_use_prompt_lookup_and_others_not(tiny_models: Tiny) -> None:
     loaded = load(tiny_models("gemma3"))
     row = {"prompt": PROMPTS[0], "generation": {"prompt_lookup_num_tokens": 4}}
     plain, looked_up, also_plain = llmctl.generate_batch(loaded, [PROMPTS[0], row, PROMPTS[0]])

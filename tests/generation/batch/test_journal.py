@@ -95,7 +95,7 @@ VALUES = ["a", "b", "b", "c", "d", {"prompt": "e", "id": "five", "label": 7}, "f
 TEXTS = ["to a", "to b", "to b", "to c", "to d", "to e", "to f", "to b"]
 
 
-def test_answers_stand_in_the_order_of_the_rows_and_nothing_is_left_beside(path: Path, answered: list[Any]) -> None:
+def test_answers_are_in_the_order_of_the_rows_and_no_other_file_is_left(path: Path, answered: list[Any]) -> None:
     counts = run(path, VALUES)
     assert texts(path) == TEXTS
     assert beside(path) == []
@@ -105,7 +105,7 @@ def test_answers_stand_in_the_order_of_the_rows_and_nothing_is_left_beside(path:
     assert sixth["key"].endswith("-5e771465-0de10000")
 
 
-def test_unordered_answers_stand_as_they_came(path: Path, answered: list[Any]) -> None:
+def test_unordered_answers_are_in_the_order_of_completion(path: Path, answered: list[Any]) -> None:
     run(path, VALUES, ordered=False)
     assert texts(path) == [f"to {prompt}" for prompt in answered]
     assert sorted(texts(path)) == sorted(TEXTS)
@@ -155,7 +155,7 @@ def killed_at(step: int, path: Path, monkeypatch: pytest.MonkeyPatch, *, half: b
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_killed_at_every_step_in_turn_a_rerun_has_every_row_once(
+def test_after_a_kill_at_any_step_a_rerun_has_every_row_once(
     path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch, *, half: bool
 ) -> None:
     step = 1
@@ -173,7 +173,7 @@ def test_killed_at_every_step_in_turn_a_rerun_has_every_row_once(
     assert step > 12
 
 
-def test_killed_again_and_again_it_still_comes_to_an_end(
+def test_a_batch_that_is_killed_repeatedly_still_finishes(
     path: Path, answered: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in range(3, 100):
@@ -183,7 +183,7 @@ def test_killed_again_and_again_it_still_comes_to_an_end(
     assert len(answered) < 30
 
 
-def test_a_rerun_computes_nothing_and_leaves_the_file_alone(path: Path, answered: list[Any]) -> None:
+def test_a_rerun_computes_nothing_and_does_not_change_the_file(path: Path, answered: list[Any]) -> None:
     run(path, VALUES)
     before = path.stat()
     answered.clear()
@@ -193,7 +193,7 @@ def test_a_rerun_computes_nothing_and_leaves_the_file_alone(path: Path, answered
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_an_edited_row_runs_again_and_its_old_answer_is_kept_beside(path: Path, answered: list[Any]) -> None:
+def test_an_edited_row_runs_again_and_its_old_answer_is_kept_in_another_file(path: Path, answered: list[Any]) -> None:
     run(path, VALUES)
     answered.clear()
     counts = run(path, ["a", "B", *VALUES[2:4], *VALUES[5:]])
@@ -203,7 +203,7 @@ def test_an_edited_row_runs_again_and_its_old_answer_is_kept_beside(path: Path, 
     assert texts(path.with_name("answers.jsonl.replaced")) == ["to d"]
 
 
-def test_another_id_or_field_costs_no_computing(path: Path, answered: list[Any]) -> None:
+def test_a_changed_id_or_field_needs_no_new_answer(path: Path, answered: list[Any]) -> None:
     run(path, VALUES)
     answered.clear()
     run(path, ["new", *VALUES[:5], {"prompt": "e", "id": "six", "label": 8}])
@@ -228,7 +228,7 @@ def test_a_row_with_an_error_is_tried_again(path: Path, answered: list[Any]) -> 
     assert beside(path) == []
 
 
-def test_token_ids_that_were_not_kept_are_computed(path: Path, answered: list[Any]) -> None:
+def test_a_row_without_the_requested_token_ids_runs_again(path: Path, answered: list[Any]) -> None:
     run(path, ["a"])
     run(path, ["a"], with_ids=True)
     assert answered == ["a", "a"]
@@ -237,7 +237,7 @@ def test_token_ids_that_were_not_kept_are_computed(path: Path, answered: list[An
 
 @pytest.mark.parametrize(("identity", "difference"), [(OTHER_SETTINGS, "settings"), (OTHER_MODEL, "model")])
 @pytest.mark.parametrize("finished", [True, False])
-def test_answers_of_another_model_or_settings_are_not_continued(
+def test_answers_of_another_model_or_other_settings_are_not_reused(
     path: Path,
     answered: list[Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -261,15 +261,15 @@ def test_answers_of_another_model_or_settings_are_not_continued(
     assert beside(path) == []
 
 
-def test_a_file_that_is_something_else_is_not_replaced(path: Path, answered: list[Any]) -> None:
+def test_a_file_that_is_not_a_batch_output_is_not_replaced(path: Path, answered: list[Any]) -> None:
     path.write_text("my notes\n")
-    with pytest.raises(UserError, match="no output of llmctl generate"):
+    with pytest.raises(UserError, match="not an output of llmctl generate"):
         run(path, ["a"])
     assert path.read_text() == "my notes\n"
     assert beside(path) == []
 
 
-def test_two_runs_do_not_mix(path: Path, answered: list[Any]) -> None:
+def test_two_runs_cannot_write_the_same_output(path: Path, answered: list[Any]) -> None:
     first = Journal(path, RUN)
     with pytest.raises(MachineError, match=r"another run is writing .*answers.jsonl$"):
         run(path, ["a"])
@@ -278,7 +278,7 @@ def test_two_runs_do_not_mix(path: Path, answered: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing/answers.jsonl", "."])
-def test_a_place_that_cannot_be_written_is_one_clear_error(path: Path, answered: list[Any], name: str) -> None:
+def test_an_unwritable_path_is_one_clear_error(path: Path, answered: list[Any], name: str) -> None:
     with pytest.raises(UserError, match="cannot write"):
         run(path.parent / name, ["a"])
 
@@ -309,7 +309,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(
     assert len(answered) <= len(VALUES) - kept
 
 
-def test_what_a_power_cut_leaves_is_computed_again(path: Path, answered: list[Any]) -> None:
+def test_incomplete_lines_after_a_power_cut_are_computed_again(path: Path, answered: list[Any]) -> None:
     path.with_name("answers.jsonl.partial").write_bytes(b"\0" * 100 + b'\n{"id": 1, "te')
     run(path, ["a"])
     assert texts(path) == ["to a"]

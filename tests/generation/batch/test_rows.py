@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmctl.errors import UserError
-from llmctl.generation.batch.rows import Row, count_rows, input_format, read_rows
+from llmctl.generation.batch.rows import Row, choose_format, count_rows, read_rows
 
 
 def rows(text: str | bytes, kind: Any = "jsonl", **more: Any) -> list[Row]:
@@ -21,7 +21,7 @@ def complaint(line: str | bytes) -> str:
     return row.error.message
 
 
-def test_prompts_messages_settings_and_own_fields() -> None:
+def test_a_row_has_a_prompt_or_messages_settings_and_other_fields() -> None:
     first, second = rows(
         '{"prompt": "a", "id": "x", "seed": 3, "generation": {"top_k": 4}, "label": 1}\r\n'
         "\n"
@@ -42,17 +42,17 @@ def test_prompts_messages_settings_and_own_fields() -> None:
         ("[1]", "not an object"),
         ('{"id": 1}', "neither prompt nor messages"),
         ('{"prompt": "a", "messages": []}', "both prompt and messages"),
-        ('{"prompt": ["a"]}', "prompt must be a text, it is list"),
+        ('{"prompt": ["a"]}', "prompt must be a string, it is list"),
         ('{"prompt": "  "}', "prompt is empty"),
         ('{"messages": []}', "messages must be a list"),
-        ('{"messages": [{"content": "a"}]}', "each of messages"),
+        ('{"messages": [{"content": "a"}]}', "each message must"),
         ('{"prompt": "a", "seed": -1}', "seed must be a number from 0"),
         ('{"prompt": "a", "seed": true}', "seed must be a number from 0"),
         ('{"prompt": "a", "generation": 3}', "generation must be an object"),
         ('{"prompt": "a", "id": {}}', "id must be"),
         ('{"prompt": "a", "temperature": 1}', "write generation: {temperature: …}"),
         ('{"prompt": "a", "max_tokens": 1}', "write generation: {max_new_tokens: …}"),
-        ('{"prompt": "a", "x": NaN}', "NaN is no JSON"),
+        ('{"prompt": "a", "x": NaN}', "NaN is not JSON"),
         ('{"prompt": "\\ud800"}', "lone surrogate"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
         ("[" * 100_000, "not JSON"),
@@ -62,13 +62,13 @@ def test_a_bad_row_says_what_is_wrong(line: str | bytes, said: str) -> None:
     assert said in complaint(line)
 
 
-def test_a_bad_row_costs_no_other_and_has_its_line() -> None:
+def test_a_bad_row_affects_no_other_and_has_its_line() -> None:
     first, bad, last = rows('{"prompt": "a"}\n\n{oops\n{"prompt": "b"}\n')
     assert (first.error, last.error) == (None, None)
     assert (bad.line, bad.number, last.number) == (3, 2, 3)
 
 
-def test_a_line_that_is_far_too_long_is_skipped_without_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_skipped_without_being_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmctl.generation.batch.rows.LINE_LIMIT_BYTES", 40)
     long, good = rows('{"prompt": "' + "a" * 200 + '"}\n{"prompt": "b"}\n')
     assert long.error is not None
@@ -89,7 +89,7 @@ def test_a_table_with_quotes_and_lines_inside_cells() -> None:
 
 def test_bad_lines_of_a_table() -> None:
     many, empty, bad, good = rows(b"prompt,x\na,1,2\n,1\n\xff,1\nb,1\n", "csv")
-    assert "3 cells, where the header has 2" in str(many.error)
+    assert "3 cells, but the header has 2" in str(many.error)
     assert "prompt is empty" in str(empty.error)
     assert "not UTF-8" in str(bad.error)
     assert good.prompt == "b"
@@ -102,20 +102,20 @@ def test_a_table_without_the_column_is_refused_as_a_whole() -> None:
         rows("a,a\n1,2\n", "csv", column="a")
 
 
-def test_the_prompt_may_have_another_name_in_json_lines_too() -> None:
+def test_the_prompt_field_of_json_lines_may_have_another_name() -> None:
     [row] = rows('{"question": "a", "prompt": "mine"}', column="question")
     assert (row.prompt, row.fields) == ("a", {"prompt": "mine"})
 
 
 def test_the_format_by_name() -> None:
-    assert input_format(Path("a.JSONL"), None) == "jsonl"
-    assert input_format(Path("a.txt"), None) == "text"
-    assert input_format(Path("a.jsonl"), "csv") == "csv"
-    assert input_format(None, None) == "jsonl"
-    with pytest.raises(UserError, match="does not say what is in it"):
-        input_format(Path("a.data"), None)
+    assert choose_format(Path("a.JSONL"), None) == "jsonl"
+    assert choose_format(Path("a.txt"), None) == "text"
+    assert choose_format(Path("a.jsonl"), "csv") == "csv"
+    assert choose_format(None, None) == "jsonl"
+    with pytest.raises(UserError, match="the format is not known"):
+        choose_format(Path("a.data"), None)
     with pytest.raises(UserError, match="must be one of jsonl, text, csv, tsv, it is 'xml'"):
-        input_format(None, "xml")
+        choose_format(None, "xml")
 
 
 def test_rows_are_read_as_they_are_needed() -> None:
@@ -124,7 +124,7 @@ def test_rows_are_read_as_they_are_needed() -> None:
     assert stream.tell() < 1000
 
 
-def test_rows_are_counted_where_that_is_quick(tmp_path: Path) -> None:
+def test_rows_are_counted_if_that_is_quick(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}')
     assert count_rows(file, "jsonl") == 2

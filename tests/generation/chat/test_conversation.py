@@ -48,12 +48,12 @@ def prompt_ids(session: ChatSession, messages: Sequence[Message]) -> list[int]:
     return list(encode_prompt(session.loaded.tokenizer, sent, session.loaded.config.chat).ids)
 
 
-def test_what_is_kept_of_earlier_turns_changes_no_text(architecture: str, tiny_models: Tiny) -> None:
+def test_cached_earlier_turns_change_no_text(architecture: str, tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models(architecture))
     assert conversation(ChatSession(loaded)) == conversation(ChatSession(loaded, reuse=False))
 
 
-def test_the_second_turn_computes_only_what_is_new(tiny_models: Tiny) -> None:
+def test_the_second_turn_computes_only_new_tokens(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     session = ChatSession(loaded)
     say(session, "the capital of france")
@@ -76,7 +76,7 @@ def test_a_retry_computes_one_token_of_the_prompt(tiny_models: Tiny) -> None:
     assert prefilled(session) == 1
 
 
-def test_a_passed_sliding_window_goes_on_and_after_an_undo_begins_anew(tiny_models: Tiny) -> None:
+def test_a_full_sliding_window_continues_and_is_recomputed_after_an_undo(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("gemma3")))
     say(session, "the capital of france")
     say(session, "and of italy ?")
@@ -87,7 +87,7 @@ def test_a_passed_sliding_window_goes_on_and_after_an_undo_begins_anew(tiny_mode
     assert prefilled(session) == session.last.prompt_tokens
 
 
-def test_without_reuse_everything_is_computed_every_time(tiny_models: Tiny) -> None:
+def test_without_reuse_every_turn_computes_everything(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama")), reuse=False)
     say(session, "the capital of france")
     say(session, "and of italy ?")
@@ -95,7 +95,7 @@ def test_without_reuse_everything_is_computed_every_time(tiny_models: Tiny) -> N
     assert prefilled(session) == session.last.prompt_tokens
 
 
-def test_a_retry_takes_the_next_seed_and_a_new_message_the_first(tiny_models: Tiny) -> None:
+def test_a_retry_uses_the_next_seed_and_a_new_message_the_first(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), temperature=1.5)
     session = ChatSession(loaded)
     first = say(session, "the capital of france")
@@ -105,7 +105,7 @@ def test_a_retry_takes_the_next_seed_and_a_new_message_the_first(tiny_models: Ti
     assert say(session, "the capital of france") == first
 
 
-def test_an_answer_that_is_stopped_stays_and_is_marked(tiny_models: Tiny) -> None:
+def test_a_stopped_answer_is_kept_and_marked(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), max_new_tokens=150)
     session = ChatSession(loaded)
     pieces = session.ask("the capital of france")
@@ -137,11 +137,11 @@ def test_an_error_leaves_the_conversation_as_it_was(tiny_models: Tiny, monkeypat
     assert say(session, "two plus two") == say(fresh, "two plus two")
 
 
-def test_nothing_can_be_undone_or_retried_before_something_is_said(tiny_models: Tiny) -> None:
+def test_undo_and_retry_need_a_message(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama")))
-    with pytest.raises(UserError, match="nothing has been said yet"):
+    with pytest.raises(UserError, match="the conversation has no message yet"):
         session.undo()
-    with pytest.raises(UserError, match="nothing has been said yet"):
+    with pytest.raises(UserError, match="the conversation has no message yet"):
         list(session.retry())
     with pytest.raises(UserError, match="the message is empty"):
         list(session.ask(" \n"))
@@ -150,7 +150,7 @@ def test_nothing_can_be_undone_or_retried_before_something_is_said(tiny_models: 
 def test_near_the_end_of_the_context_the_oldest_turns_can_be_dropped(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=20))
     said = 0
-    while not session.room("one more word").is_tight:
+    while not session.context_usage("one more word").is_tight:
         said += 1
         say(session, f"the capital of france {said}")
     before = list(session.messages)
@@ -158,23 +158,25 @@ def test_near_the_end_of_the_context_the_oldest_turns_can_be_dropped(tiny_models
     assert 0 < dropped < len(before)
     assert session.messages == before[dropped:]
     assert session.messages[0].role == "user"
-    assert not session.room("one more word").is_tight
+    assert not session.context_usage("one more word").is_tight
     assert say(session, "one more word")
 
 
-def test_before_a_retry_the_oldest_turns_can_be_dropped_and_the_last_stays(tiny_models: Tiny) -> None:
+def test_before_a_retry_the_oldest_turns_can_be_dropped_and_the_last_is_kept(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=20))
-    while not session.room(session.last_text if session.messages else "", instead=bool(session.messages)).is_tight:
+    while not session.context_usage(
+        session.last_text if session.messages else "", replace_last=bool(session.messages)
+    ).is_tight:
         say(session, f"the capital of france {len(session.messages)}")
     before = list(session.messages)
-    dropped = session.drop_oldest(session.last_text, instead=True)
+    dropped = session.drop_oldest(session.last_text, replace_last=True)
     assert 0 < dropped < len(before)
     assert session.messages == before[dropped:]
     list(session.retry())
     assert [message.content for message in session.messages[:-1]] == [m.content for m in before[dropped:-1]]
 
 
-def test_what_was_set_stays_with_another_model(tiny_models: Tiny) -> None:
+def test_changed_settings_are_kept_with_another_model(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama")))
     session.set_generation(temperature="0.7")
     session.set_generation(seed="9")
@@ -185,7 +187,7 @@ def test_what_was_set_stays_with_another_model(tiny_models: Tiny) -> None:
     assert "Qwen3" in type(session.loaded.model).__name__
 
 
-def test_a_message_that_does_not_fit_even_alone_costs_nothing(tiny_models: Tiny) -> None:
+def test_a_message_that_does_not_fit_alone_drops_no_turn(tiny_models: Tiny) -> None:
     session = ChatSession(load_tiny(tiny_models("llama")))
     say(session, "the capital of france")
     with pytest.raises(UserError, match=r"the message has \d{3,} tokens, the context holds 256"):
@@ -208,7 +210,7 @@ def test_reasoning_is_not_sent_back(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     turns = [Message("user", "two plus two"), Message("assistant", "is four", reasoning="every book" * 9)]
     plain = [turns[0], Message("assistant", "is four")]
-    assert ChatSession(loaded, messages=turns).room() == ChatSession(loaded, messages=plain).room()
+    assert ChatSession(loaded, messages=turns).context_usage() == ChatSession(loaded, messages=plain).context_usage()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
@@ -223,7 +225,7 @@ def test_reasoning_is_not_sent_back(tiny_models: Tiny) -> None:
         ("the tag <think> is no reasoning</think>", "", "", "the tag <think> is no reasoning</think>"),
     ],
 )
-def test_reasoning_is_told_apart_however_the_text_arrives(
+def test_reasoning_is_separated_however_the_text_arrives(
     size: int, text: str, tail: str, reasoning: str, answer: str
 ) -> None:
     splitter = ReasoningSplitter(tail)
@@ -264,11 +266,11 @@ def test_media_of_a_message_are_saved_by_their_hash(tmp_path: Path) -> None:
         ("nonsense\n", ":1: this is not JSON"),
         ('{"schema": "llmctl.chat/1", "model": "m"}\n[]\n', ":2: this is not a JSON object"),
         ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "tool"}\n', ":2: role is neither"),
-        ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user"}\n', ":2: content is not a text"),
+        ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user"}\n', ":2: content is not a string"),
         ('{"schema": "llmctl.chat/1", "model": "m"}\n{"role": "user", "content": "x", "media": [1]}\n', ":2: media"),
     ],
 )
-def test_a_file_that_is_no_conversation_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_conversation_file_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -284,7 +286,7 @@ def test_an_exported_conversation_is_markdown_without_reasoning(tmp_path: Path) 
 
 
 @pytest.mark.smollm
-def test_a_real_model_says_the_same_and_its_second_turn_computes_only_the_new_tokens(smollm: Path) -> None:
+def test_a_real_model_computes_only_new_tokens_in_its_second_turn(smollm: Path) -> None:
     loaded = llmctl.load(smollm, generation={"max_new_tokens": 24})
     session = ChatSession(loaded)
     say(session, "What is the capital of France?")

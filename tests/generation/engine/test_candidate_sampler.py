@@ -29,7 +29,7 @@ WAYS = {
 
 @pytest.mark.parametrize("spread", [0.3, 2.0, 6.0])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_seed_chooses_what_it_chooses_in_transformers(way: str, spread: float) -> None:
+def test_a_seed_chooses_the_same_token_as_in_transformers(way: str, spread: float) -> None:
     vocabulary, seed = 5000, 11
     sampler = Sampler(seed, LogitsProcessorList(WAYS[way]), samples=True, on_cpu=True)
     reference = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def test_tokens_that_a_structure_forbids_are_never_chosen() -> None:
     assert {sampler.sample([1], logits) for _ in range(200)} == {7, 9}
 
 
-def test_what_is_not_known_stays_with_transformers() -> None:
+def test_unknown_processors_are_left_to_transformers() -> None:
     typical = processors.TypicalLogitsWarper(0.9)
     temperature, kept = T(0.5), K(5)
     assert split([kept, typical, temperature]) == ([kept, typical], [temperature])

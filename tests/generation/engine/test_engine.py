@@ -45,7 +45,7 @@ def llama(tiny_models: Callable[[str], Path]) -> LoadedModel:
 
 
 @pytest.mark.parametrize("size", [ROOMY, CROWDED], ids=["roomy", "crowded"])
-def test_packed_answers_equal_those_alone(
+def test_packed_answers_equal_answers_alone(
     tiny_models: Callable[[str], Path], architecture: str, size: EngineCapacity
 ) -> None:
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "float32"}, generation={"max_new_tokens": 24})
@@ -62,7 +62,7 @@ def test_packed_answers_equal_those_alone(
     assert engine.kv_usage == 0
 
 
-def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[str], Path]) -> None:
+def test_a_sampled_answer_depends_only_on_its_seed(tiny_models: Callable[[str], Path]) -> None:
     settings = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
     requests = requests_for(loaded, 12)
@@ -73,7 +73,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(tiny_models: Callable[[s
     assert len({answer.token_ids for answer in together.values()}) == len(requests)
 
 
-def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> None:
+def test_each_request_has_its_own_stop_strings_and_budget(llama: LoadedModel) -> None:
     plain = make_request(llama, Prompt((7, 8, 9)))
     text = alone(llama, plain).text
     stopping = Request(plain.prompt, plain.arguments, plain.seed, plain.budget, (text[5:9],))
@@ -85,7 +85,7 @@ def test_stop_strings_and_budgets_are_each_requests_own(llama: LoadedModel) -> N
     assert len(found["short"].token_ids) == 3
 
 
-def test_log_probabilities_are_those_of_one_by_one(tiny_models: Callable[[str], Path]) -> None:
+def test_log_probabilities_equal_those_of_single_requests(tiny_models: Callable[[str], Path]) -> None:
     settings = {"max_new_tokens": 8, "temperature": 0.9, "logprobs": 2}
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, generation=settings)
     requests = requests_for(loaded, 4)
@@ -97,7 +97,7 @@ def test_log_probabilities_are_those_of_one_by_one(tiny_models: Callable[[str], 
         assert [[other.id for other in one.top] for one in ours] == [[other.id for other in one.top] for one in theirs]
 
 
-def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_explained(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -109,7 +109,7 @@ def test_memory_that_runs_out_is_explained(llama: LoadedModel, monkeypatch: pyte
         Engine(llama, ROOMY)
 
 
-def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel) -> None:
+def test_a_cached_prefix_is_not_computed_again(llama: LoadedModel) -> None:
     beginning = list(range(10, 74))
     engine = Engine(llama, ROOMY)
     first = make_request(llama, Prompt((*beginning, 5)))
@@ -121,7 +121,7 @@ def test_a_beginning_that_was_computed_is_not_computed_again(llama: LoadedModel)
     assert answer.token_ids == alone(llama, second).token_ids
 
 
-def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_models: Callable[[str], Path]) -> None:
+def test_a_text_that_diverges_within_a_page_shares_the_tokens_before(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "float32"}, generation={"max_new_tokens": 8})
     engine = Engine(loaded, ROOMY)
     beginning = list(range(10, 36))
@@ -134,7 +134,7 @@ def test_a_text_that_turns_off_within_a_page_shares_the_tokens_before(tiny_model
     assert engine.kv_usage == 0
 
 
-def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
+def test_a_request_that_can_never_fit_is_refused_and_the_others_are_answered(llama: LoadedModel) -> None:
     engine = Engine(llama, EngineCapacity(8, 64, 64))
     long, short = make_request(llama, Prompt(tuple(range(5, 85)))), make_request(llama, Prompt((5, 6)))
     found = dict(engine.run([("long", long), ("short", short)]))
@@ -143,7 +143,7 @@ def test_what_can_never_fit_is_refused_and_the_others_are_answered(llama: Loaded
     assert found["short"].token_ids == alone(llama, short).token_ids
 
 
-def test_cancelled_answers_give_their_pages_back(llama: LoadedModel) -> None:
+def test_cancelled_answers_release_their_pages(llama: LoadedModel) -> None:
     engine = Engine(llama, ROOMY)
     for number, request in enumerate(requests_for(llama, 3)):
         engine.add(number, request)
@@ -156,7 +156,7 @@ def test_cancelled_answers_give_their_pages_back(llama: LoadedModel) -> None:
     assert engine.kv_usage == 0
 
 
-def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> None:
+def test_closing_the_iterator_drops_running_requests(llama: LoadedModel) -> None:
     engine = Engine(llama, ROOMY)
     answers = engine.run(enumerate(requests_for(llama, 5)))
     next(answers)
@@ -165,7 +165,7 @@ def test_closing_the_iterator_drops_what_is_under_way(llama: LoadedModel) -> Non
     assert engine.kv_usage == 0
 
 
-def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> None:
+def test_requests_are_read_only_as_capacity_becomes_free(llama: LoadedModel) -> None:
     pulled = []
 
     def source() -> object:
@@ -179,7 +179,7 @@ def test_requests_are_pulled_only_as_room_becomes_free(llama: LoadedModel) -> No
     answers.close()
 
 
-def test_the_model_answers_as_before_once_the_engine_has_run(llama: LoadedModel) -> None:
+def test_the_engine_leaves_the_model_unchanged(llama: LoadedModel) -> None:
     request = requests_for(llama, 1)[0]
     before = alone(llama, request)
     dict(Engine(llama, ROOMY).run([(0, request)]))
@@ -208,7 +208,7 @@ def test_requests_that_cannot_be_packed_run_alone_between_the_others(llama: Load
     assert engine.prefilled_tokens == sum(len(one.prompt) for one in mixed)
 
 
-def test_requests_start_in_their_order_and_a_lone_one_waits_for_those_before_it(llama: LoadedModel) -> None:
+def test_requests_start_in_order_and_a_solo_request_waits_for_earlier_ones(llama: LoadedModel) -> None:
     engine = Engine(llama, ROOMY)
     first, last = requests_for(llama, 2)
     lone = alone_arguments(llama)[1]
@@ -239,7 +239,7 @@ def test_a_request_that_runs_alone_is_cancelled_within_a_token(llama: LoadedMode
     assert not [thread for thread in threading.enumerate() if thread.name == "llmctl-generate-alone"]
 
 
-def test_memory_that_runs_out_alone_is_explained_and_the_engine_goes_on(
+def test_running_out_of_memory_in_a_solo_request_is_explained_and_the_engine_continues(
     llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(llama, ROOMY)
@@ -258,7 +258,7 @@ def test_memory_that_runs_out_alone_is_explained_and_the_engine_goes_on(
 
 
 class TestPrefixCache:
-    def test_a_full_page_is_found_by_everything_up_to_its_end(self) -> None:
+    def test_a_full_page_is_identified_by_all_tokens_up_to_its_end(self) -> None:
         pages = PrefixCache(4, page_tokens=2)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4], start=0)
@@ -266,11 +266,11 @@ class TestPrefixCache:
         assert pages.share([1, 2, 3, 4]).pages == held[:1]  # the last token has to be computed
         assert pages.share([9, 2, 3, 4, 5]).held == []
 
-    def test_of_a_page_that_goes_on_otherwise_the_agreeing_tokens_are_found(self) -> None:
+    def test_the_matching_tokens_of_a_diverging_page_are_found(self) -> None:
         pages = PrefixCache(8, page_tokens=4)
         first, second = [pages.take(), pages.take()], [pages.take(), pages.take()]
         pages.remember(first, [1, 2, 3, 4, 5, 6, 7, 8], start=0)
-        pages.remember(second, [1, 2, 3, 4, 5, 6, 9], start=0, last_too=True)
+        pages.remember(second, [1, 2, 3, 4, 5, 6, 9], start=0, include_partial=True)
         found = pages.share([1, 2, 3, 4, 5, 6, 9, 9])
         assert (found.pages, found.partial, found.partial_tokens) == ([first[0]], second[1], 3)
         found = pages.share([1, 2, 3, 4, 5, 6, 7, 7])
@@ -278,24 +278,24 @@ class TestPrefixCache:
         found = pages.share([1, 2, 3])
         assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
 
-    def test_the_same_tokens_under_other_media_are_another_text(self) -> None:
+    def test_equal_tokens_with_different_media_share_no_page(self) -> None:
         pages = PrefixCache(8, page_tokens=2)
         held = [pages.take(), pages.take()]
-        pages.remember(held, [1, 2, 3, 4], start=0, last_too=True, media_key=b"one picture")
+        pages.remember(held, [1, 2, 3, 4], start=0, include_partial=True, media_key=b"one picture")
         assert pages.share([1, 2, 3, 4, 5], media_key=b"one picture").held == held
         assert pages.share([1, 2, 3, 4, 5], media_key=b"another").held == []
         assert pages.share([1, 2, 3, 4, 5]).held == []
 
-    def test_a_page_that_is_given_away_is_found_no_more(self) -> None:
+    def test_a_reused_page_is_no_longer_found(self) -> None:
         pages = PrefixCache(2, page_tokens=4)
         held = [pages.take(), pages.take()]
-        pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+        pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, include_partial=True)
         pages.release(held)
         assert pages.take() == held[1]
         found = pages.share([1, 2, 3, 4, 5, 6, 7])
         assert (found.pages, found.partial) == ([held[0]], None)
 
-    def test_an_idle_page_keeps_its_contents_until_the_room_is_needed(self) -> None:
+    def test_an_idle_page_keeps_its_contents_until_it_is_needed(self) -> None:
         pages = PrefixCache(2, page_tokens=2)
         held = [pages.take(), pages.take()]
         pages.remember(held, [1, 2, 3, 4], start=0)
@@ -306,8 +306,8 @@ class TestPrefixCache:
         assert pages.take() == held[1]  # the end of a text goes before its beginning
         assert pages.share([1, 2, 3, 4, 5]).held == held[:1]
 
-    def test_texts_that_never_come_again_do_not_fill_the_memory(self) -> None:
-        pages = PrefixCache(1000, page_tokens=2, most_idle=4)
+    def test_texts_that_never_recur_do_not_fill_the_memory(self) -> None:
+        pages = PrefixCache(1000, page_tokens=2, max_idle=4)
         for number in range(100):
             held = [pages.take() for _ in range(3)]
             pages.remember(held, [number] * 6, start=0)
@@ -317,16 +317,16 @@ class TestPrefixCache:
         assert pages.share([98] * 7).held  # and the latest are still known
         assert pages.share([90] * 7).held == []
 
-    def test_the_same_text_again_and_again_takes_no_more_pages(self) -> None:
+    def test_a_repeated_text_takes_no_further_pages(self) -> None:
         pages = PrefixCache(1000, page_tokens=4)
         for _ in range(50):
             shared = pages.share([1, 2, 3, 4, 5, 6])
             held = [*shared.pages, *(pages.take() for _ in range(2 - len(shared.pages)))]
-            pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, last_too=True)
+            pages.remember(held, [1, 2, 3, 4, 5, 6], start=0, include_partial=True)
             pages.release([*held, *shared.held[len(shared.pages) :]])
             assert max(held) < 4
 
-    def test_a_held_page_is_never_given_away(self) -> None:
+    def test_a_held_page_is_never_reused(self) -> None:
         pages = PrefixCache(2, page_tokens=2)
         mine = pages.take()
         other = pages.take()
@@ -352,7 +352,7 @@ def test_structures_are_enforced_in_one_pass_with_other_sequences(llama: LoadedM
     assert texts[1] == alone(llama, requests[1]).text
 
 
-def test_a_structure_that_gets_too_complex_costs_no_other_sequence(
+def test_a_structure_that_becomes_too_complex_affects_no_other_sequence(
     llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmctl.generation.structured.constraint import StructureProcessor
@@ -388,7 +388,7 @@ class TestInBfloat16:
                 one = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert torch.equal(found, one)
 
-    def test_a_chat_that_reuses_keys_and_values_computes_what_one_without_does(
+    def test_a_chat_gives_the_same_logits_with_and_without_cached_turns(
         self, tiny_models: Callable[[str], Path]
     ) -> None:
         loaded = llmctl.load(tiny_models("qwen3"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 30})
@@ -400,7 +400,7 @@ class TestInBfloat16:
             texts.append([message.content for message in chat.messages])
         assert texts[0] == texts[1]
 
-    def test_a_turn_that_ends_with_its_first_token_says_what_it_computed(
+    def test_a_turn_that_ends_with_its_first_token_reports_its_prefill(
         self, tiny_models: Callable[[str], Path]
     ) -> None:
         loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"}, generation={"max_new_tokens": 1})
@@ -414,7 +414,7 @@ class TestInBfloat16:
         assert 0 < computed[1][0] < computed[1][1]
         assert computed[1][0] != computed[0][0]
 
-    def test_what_the_kernel_does_not_do_goes_to_torch(self, tiny_models: Callable[[str], Path]) -> None:
+    def test_torch_computes_what_the_kernel_does_not_support(self, tiny_models: Callable[[str], Path]) -> None:
         loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
         ids = torch.tensor([[0, 0, 7, 8, 9], [5, 6, 7, 8, 9]])
         mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

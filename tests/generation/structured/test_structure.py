@@ -80,7 +80,7 @@ def test_json_of_a_schema_parses_and_has_its_keys(loaded: llmctl.LoadedModel) ->
     assert value["age"] >= 0
 
 
-def test_no_further_keys_are_invented_unless_the_schema_speaks_of_them() -> None:
+def test_no_other_keys_are_generated_unless_the_schema_mentions_them() -> None:
     more = '{"name": "a", "age": 1, "x": 1}'
     assert not accepts(PERSON, more)
     assert not accepts({"anyOf": [PERSON, {"type": "null"}]}, more)
@@ -90,7 +90,7 @@ def test_no_further_keys_are_invented_unless_the_schema_speaks_of_them() -> None
     assert accepts({"$defs": {"p": PERSON}, "$ref": "#/$defs/p", "properties": {"x": {}}}, more)
 
 
-def test_when_the_length_runs_out_the_finish_reason_says_so(loaded: llmctl.LoadedModel) -> None:
+def test_an_incomplete_structure_has_the_finish_reason_length(loaded: llmctl.LoadedModel) -> None:
     done = answer(loaded, tokens=5, json_schema=PERSON)
     assert done.finish_reason == "length"
     with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
@@ -103,7 +103,7 @@ def test_greedy_structured_text_is_the_same_twice(loaded: llmctl.LoadedModel) ->
     assert first == second
 
 
-def test_control_tokens_and_control_characters_stay_out_of_strings(loaded: llmctl.LoadedModel) -> None:
+def test_strings_have_no_control_tokens_or_control_characters(loaded: llmctl.LoadedModel) -> None:
     schema = {"type": "string", "minLength": 20, "maxLength": 40}
     for seed in range(4):
         done = answer(loaded, seed=seed, json_schema=schema)
@@ -112,13 +112,13 @@ def test_control_tokens_and_control_characters_stay_out_of_strings(loaded: llmct
             assert not re.search(r"[\x00-\x1f]|\\u", done.text)
 
 
-def test_a_listed_name_cannot_be_written_in_another_way() -> None:
+def test_a_listed_name_cannot_be_written_with_escapes() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
     assert not accepts(schema, '{"\\u0061": "x"}')
     assert accepts(schema, '{"b": "x"}')
 
 
-def test_dates_are_days_of_the_calendar() -> None:
+def test_dates_exist_in_the_calendar() -> None:
     dates = {"2024-02-29": True, "2023-02-29": False, "1900-02-29": False, "2000-02-29": True, "0000-01-01": False}
     dates |= {"2023-12-31": True, "2023-04-31": False}
     for text, is_day in dates.items():
@@ -127,7 +127,7 @@ def test_dates_are_days_of_the_calendar() -> None:
     assert not accepts({"type": "string", "format": "date-time"}, '"2023-01-01T10:00:60Z"')
 
 
-def test_white_space_is_what_people_write_and_never_endless() -> None:
+def test_usual_white_space_is_allowed_and_never_endless() -> None:
     for text in ('{"name":"a","age":1}', '{"name": "a", "age": 1}', '{\n  "name": "a",\n  "age": 1\n}'):
         assert accepts(PERSON, text)
     assert not accepts(PERSON, '{"name":  "a", "age": 1}')
@@ -153,7 +153,7 @@ def request_for(loaded: llmctl.LoadedModel, **structure: Any) -> Any:
     return make_request(with_generation(loaded, {}, structure=structure), Prompt((5, 6, 7)))
 
 
-def test_rows_beyond_the_tokenizer_are_never_chosen_and_missing_ones_no_harm(loaded: llmctl.LoadedModel) -> None:
+def test_embedding_rows_beyond_the_tokenizer_are_never_chosen(loaded: llmctl.LoadedModel) -> None:
     import torch
 
     request = request_for(loaded, regex="[a-z]+")
@@ -165,7 +165,7 @@ def test_rows_beyond_the_tokenizer_are_never_chosen_and_missing_ones_no_harm(loa
         assert scores[0].isfinite().any()
 
 
-def test_only_end_tokens_are_left_when_the_structure_is_whole(loaded: llmctl.LoadedModel) -> None:
+def test_only_end_tokens_are_allowed_when_the_structure_is_complete(loaded: llmctl.LoadedModel) -> None:
     import torch
 
     more = with_generation(loaded, {}, structure={"regex": "no"})
@@ -180,7 +180,7 @@ def test_only_end_tokens_are_left_when_the_structure_is_whole(loaded: llmctl.Loa
     assert after[0].isfinite().nonzero().flatten().tolist() == [0, 2]
 
 
-def test_it_follows_tokens_that_are_taken_back(loaded: llmctl.LoadedModel) -> None:
+def test_the_processor_follows_rejected_tokens(loaded: llmctl.LoadedModel) -> None:
     import torch
 
     def ids(text: str) -> "torch.Tensor":
@@ -201,7 +201,7 @@ def fresh(request: Any, loaded: llmctl.LoadedModel) -> StructureProcessor:
     return processor
 
 
-def test_the_structure_wins_where_nothing_else_was_left(loaded: llmctl.LoadedModel) -> None:
+def test_the_structure_takes_precedence_if_no_allowed_token_is_left(loaded: llmctl.LoadedModel) -> None:
     import torch
 
     scores = torch.full((1, len(loaded.tokenizer)), -float("inf"))
@@ -211,7 +211,7 @@ def test_the_structure_wins_where_nothing_else_was_left(loaded: llmctl.LoadedMod
 
 
 @pytest.mark.parametrize("faster", [{"generation": {"prompt_lookup_num_tokens": 4}}, {"draft": True}])
-def test_tokens_that_are_proposed_and_taken_back_change_nothing(faster: dict[str, Any], tiny_models: Tiny) -> None:
+def test_proposed_and_rejected_tokens_change_no_structured_text(faster: dict[str, Any], tiny_models: Tiny) -> None:
     generation = {"max_new_tokens": 60, **faster.get("generation", {})}
     more = {"draft": {"id": str(tiny_models("mistral"))}} if "draft" in faster else {}
     structure = {"json_schema": {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 5, "maxItems": 6}}
@@ -276,7 +276,7 @@ def tiktoken_like() -> Any:
 
 
 @pytest.mark.parametrize("make", [llama_like, unigram_like, tiktoken_like])
-def test_every_kind_of_tokenizer_writes_the_very_text(make: Callable[[], Any]) -> None:
+def test_every_kind_of_tokenizer_generates_exactly_the_text(make: Callable[[], Any]) -> None:
     import random
 
     from transformers import PreTrainedTokenizerFast
@@ -294,13 +294,13 @@ def test_every_kind_of_tokenizer_writes_the_very_text(make: Callable[[], Any]) -
         while not whole:
             ids.append(chance.choice([n for n, allowed in enumerate(matcher.compute_logit_bias()) if allowed]))
             assert matcher.consume_token(ids[-1])
-            whole = follower.is_whole_after(ids[-1])
+            whole = follower.is_complete_after(ids[-1])
         assert not set(ids) & set(tokenizer.all_special_ids)
         texts.add(exact_decoder(tokenizer)(ids))
     assert texts == set(choices)
 
 
-def test_a_tokenizer_that_the_engine_cannot_read_is_named(tiny_copy: Callable[..., Path]) -> None:
+def test_an_unsupported_tokenizer_is_an_error(tiny_copy: Callable[..., Path]) -> None:
     folder = tiny_copy()
     data = json.loads((folder / "tokenizer.json").read_text())
     data["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
@@ -313,7 +313,7 @@ def test_a_tokenizer_that_the_engine_cannot_read_is_named(tiny_copy: Callable[..
 # -- text to the byte
 
 
-def test_the_text_is_what_the_structure_saw_although_decode_would_drop_a_space() -> None:
+def test_the_text_keeps_spaces_that_decode_would_drop() -> None:
     from transformers import PreTrainedTokenizerFast
 
     from llmctl.generation.answer import Answer
@@ -341,16 +341,16 @@ def test_the_text_is_what_the_structure_saw_although_decode_would_drop_a_space()
         ({"type": "string", "maxLenght": 3}, "#/maxLenght: unknown keyword; did you mean maxLength?"),
         ({"properties": {"a": {"not": {}}}}, "#/properties/a/not: it cannot be enforced"),
         ({"items": [{}]}, "#/items: it must be one schema; a list of schemas is called prefixItems"),
-        ({"$ref": "https://example.com/x"}, "nothing is fetched"),
-        ({"$ref": "#/$defs/none"}, "#/$defs/none: there is nothing of that name"),
+        ({"$ref": "https://example.com/x"}, "other schemas are not fetched"),
+        ({"$ref": "#/$defs/none"}, "#/$defs/none: the target does not exist"),
         ({"$ref": "#"}, "#/$ref: it refers to itself"),
         ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}, "it refers to itself without"),
-        ({"type": "string", "format": "password"}, "#/format: password cannot be enforced; there are date-time"),
+        ({"type": "string", "format": "password"}, "#/format: password cannot be enforced; supported: date-time"),
         ({"type": "string", "pattern": "^(?=a)b"}, "#/pattern: look-around cannot be enforced"),
         ({"type": "string", "pattern": "a{2"}, "#/pattern: "),
         ({"type": "object", "minProperties": 2}, "#/minProperties: at most one more than"),
         ({"x-guidance": {"lenient": True}}, "#/x-guidance: it cannot be enforced"),
-        ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "#/oneOf: a value could fit two of"),
+        ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "#/oneOf: a value could match two of"),
         ({"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 3}, "minItems": 1}, "#/items: Unsat"),
         ({"enum": []}, "#/enum: it must be a list"),
         ({"type": []}, "#/type: it must be"),
@@ -364,7 +364,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused_with_keyword_and_place(sche
     assert says in refusal(schema)
 
 
-def test_what_only_describes_or_forbids_nothing_is_no_problem() -> None:
+def test_annotations_and_keywords_without_effect_are_allowed() -> None:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://example.com/s", "title": "t",
         "description": "d", "default": 1, "examples": [1], "deprecated": True, "x-order": 3, "uniqueItems": False,
@@ -381,7 +381,9 @@ def test_a_schema_nested_too_deep_or_too_large_is_refused() -> None:
     assert "the limit is" in refusal({"enum": ["x" * 600_000, "y" * 600_000]})
 
 
-def test_what_takes_too_long_to_prepare_is_stopped(loaded: llmctl.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_structure_that_takes_too_long_is_refused(
+    loaded: llmctl.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from llmctl.generation.structured import constraint as constrain
 
     monkeypatch.setattr(constrain, "SECONDS", 1)
@@ -399,7 +401,7 @@ def test_a_grammar_is_refused_with_its_line(loaded: llmctl.LoadedModel) -> None:
         ('start: <nosuch> "x"', "unknown special token"),
         ('start: %json {"type": "string", "maxLenght": 3}', "did you mean maxLength"),
         ("start: a\na: b\nb: a", "no text has this form"),
-        ('{"grammars": [{"json_schema": {"x-guidance": {"lenient": true}}}]}\n', "a grammar is Lark"),
+        ('{"grammars": [{"json_schema": {"x-guidance": {"lenient": true}}}]}\n', "a grammar must be Lark"),
         ('start: %json {"maximum": 1e999}', "this is not JSON"),
         ("start: a\na[temperature=0.5]: /x+/", "a rule's temperature"),
     ):
@@ -407,7 +409,7 @@ def test_a_grammar_is_refused_with_its_line(loaded: llmctl.LoadedModel) -> None:
             answer(loaded, grammar=grammar)
 
 
-def test_what_does_not_go_together_is_refused_before_anything_is_loaded() -> None:
+def test_conflicting_settings_are_refused_before_loading() -> None:
     for key, value in (("num_beams", 2), ("stop_strings", ["x"]), ("no_repeat_ngram_size", 3)):
         config = Config.model_validate({"structure": {"regex": "a"}, "generation": {key: value}})
         with pytest.raises(UserError, match=f"generation.{key} cannot be combined with a structure"):
@@ -434,25 +436,25 @@ class Even(BaseModel):
         return value
 
 
-def test_a_pydantic_model_in_an_instance_out(loaded: llmctl.LoadedModel) -> None:
+def test_a_pydantic_model_gives_an_instance(loaded: llmctl.LoadedModel) -> None:
     greedy = with_generation(loaded, {"temperature": 0})
     pet = llmctl.generate_object(greedy, "x", Pet, max_new_tokens=200)
     assert isinstance(pet, Pet)
     assert llmctl.generate_object(loaded, "x", Literal["a", "b"]) in ("a", "b")  # type: ignore[arg-type]
 
 
-def test_an_object_that_was_cut_is_an_error_with_the_text(loaded: llmctl.LoadedModel) -> None:
-    with pytest.raises(UserError, match="cut after 3 tokens") as error:
+def test_an_object_that_was_cut_off_is_an_error_with_the_text(loaded: llmctl.LoadedModel) -> None:
+    with pytest.raises(UserError, match="cut off after 3 tokens") as error:
         llmctl.generate_object(loaded, "x", Pet, max_new_tokens=3)
     assert error.value.details["text"].startswith("{")
 
 
-def test_a_models_own_validators_have_their_say(loaded: llmctl.LoadedModel) -> None:
-    with pytest.raises(UserError, match=r"number does not pass the model's own validation: .*it is odd"):
+def test_validators_of_the_type_are_applied(loaded: llmctl.LoadedModel) -> None:
+    with pytest.raises(UserError, match=r"number does not pass the type's validation: .*it is odd"):
         llmctl.generate_object(loaded, "x", Even)
 
 
-def test_a_model_that_cannot_be_enforced_names_the_keyword(loaded: llmctl.LoadedModel) -> None:
+def test_a_type_that_cannot_be_enforced_is_an_error_with_the_keyword(loaded: llmctl.LoadedModel) -> None:
     class Tags(BaseModel):
         tags: set[str]
 
@@ -479,7 +481,7 @@ def test_one_structure_at_a_time_and_the_later_layer_wins(tmp_path: Path) -> Non
         read_settings(flags=flags, environ={}, folder=tmp_path)
 
 
-def test_a_file_can_hold_the_schema_and_the_grammar_themselves(tmp_path: Path) -> None:
+def test_a_configuration_file_can_contain_the_schema_or_the_grammar(tmp_path: Path) -> None:
     from llmctl.config.layers import read_settings
 
     file = tmp_path / "c.yaml"
@@ -492,7 +494,7 @@ def test_a_file_can_hold_the_schema_and_the_grammar_themselves(tmp_path: Path) -
         read_settings(config=file, environ={}, folder=tmp_path)
 
 
-def test_a_number_too_large_for_a_float_is_not_turned_into_infinity() -> None:
+def test_a_number_too_large_for_a_float_does_not_become_infinity() -> None:
     with pytest.raises(ValueError, match="larger than"):
         parse_json('{"a": 1e999}')
     assert parse_json('{"a": 1e9}') == {"a": 1e9}

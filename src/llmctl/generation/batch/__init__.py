@@ -1,1 +1,1 @@
-"""Many prompts from a file, answered so that nothing is lost: rows, keys, journal, answers (run joins them)."""
+"""Batches of prompts: rows of the input, keys, answers, and a journal that can be resumed. `run` combines them."""

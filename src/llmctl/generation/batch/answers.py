@@ -1,4 +1,4 @@
-"""From rows to answers: prompts are rendered a window at a time, each row gets its settings, the engine answers."""
+"""Answers to rows: prompts are rendered in groups, each row gets its settings, and the engine answers."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +34,7 @@ class RowRequest:
 
 
 RowOutcome = tuple[Row, Completion | LlmctlError, RowRequest | None]
-WINDOW = 256  # rows whose prompts are rendered in one child process
+WINDOW = 256  # number of rows whose prompts are rendered together in one child process
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class RowAnswer:
 
     @property
     def text(self) -> str:
-        """The text of the answer. Raises the row's error where there is none."""
+        """The text of the answer. Raises the row's error if there is no answer."""
         if self.completion is None:
             raise self.error or AssertionError("an answer or an error")
         return self.completion.text
 
 
 def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool = True) -> Iterator[RowAnswer]:
-    """Answer many prompts; an error of one affects no other.
+    """Answer many prompts. An error in one does not affect the others.
 
     Args:
         rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `id`, `seed`,
-            `system`, `generation` and `structure`. They are read some hundreds ahead, so they may be endless.
+            `system`, `generation` and `structure`. A few hundred are read ahead, so the iterable may be endless.
         ordered: Yield in the order of the rows rather than as answers finish.
 
     Yields:
@@ -76,8 +76,8 @@ def answers(
     """Yield the outcomes of rows as they finish: the completion or the row's error, and its request.
 
     Args:
-        rows: Taken as room becomes free, a window ahead.
-        on_pass: Called before every pass with the tokens generated so far. Its exceptions end the work.
+        rows: Read as the engine has capacity, up to `WINDOW` rows ahead.
+        on_pass: Called before every forward pass with the number of generated tokens. Its exceptions end the batch.
 
     Raises:
         MachineError: memory ran out.

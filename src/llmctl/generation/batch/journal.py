@@ -1,8 +1,8 @@
-"""The answers of a batch on disk, so that a run that is killed at any moment can be resumed.
+"""The answers of a batch on disk. A run that is killed at any moment can be resumed.
 
-OUTPUT.partial holds the answers as they arrive, each line appended as a whole. When every row has one, a new OUTPUT is
-written in the order of the rows and replaces the old one, and OUTPUT.partial is removed. Answers of earlier runs in
-OUTPUT and OUTPUT.partial with the same key are reused.
+Answers are appended to OUTPUT.partial as they arrive, one complete line at a time. When every row has an answer, a new
+OUTPUT is written in the order of the rows and replaces the old one, and OUTPUT.partial is removed. Answers of earlier
+runs in OUTPUT and OUTPUT.partial are reused if their keys are equal.
 """
 
 import errno
@@ -21,8 +21,8 @@ from llmctl.platform_support import open_descriptor, read_at, remove_open_file, 
 
 PARTIAL, NEW, REPLACED = ".partial", ".new", ".replaced"
 _SYNC_SECONDS = 1.0
-_OUTPUT_FLAG = 1 << 61  # marks an offset in OUTPUT; other offsets are in OUTPUT.partial
-_TAKEN_FLAG = 1 << 62  # marks an answer that belongs to a row of this run
+_OUTPUT_FLAG = 1 << 61  # set in offsets of OUTPUT; other offsets refer to OUTPUT.partial
+_TAKEN_FLAG = 1 << 62  # set in offsets of answers that belong to a row of this run
 _NO_OFFSET = -1
 _READ_BYTES = 8192
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,32 +30,32 @@ _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class EarlierAnswer(NamedTuple):
-    """An answer of an earlier run, and the offset of its line."""
+    """An answer of an earlier run, with the offset of its line."""
 
     document: dict[str, Any]
     offset: int
 
 
 class Journal:
-    """The output of one run. Its state: the offsets of answers; no answer is held in memory.
+    """The output of one run. Its state: the offsets of answers, which are not kept in memory themselves.
 
     Args:
         path: OUTPUT.
-        run: The identity that the keys of this run end with.
+        run: The identity at the end of all keys of this run.
         overwrite: Replace answers made with a different model or settings.
         ordered: Write OUTPUT in the order of the rows rather than of the answers.
 
     Raises:
-        UserError: OUTPUT is no batch output, or was made with a different model or settings.
-        MachineError: another process writes it, or the disk refuses.
+        UserError: OUTPUT is not a batch output, or was made with a different model or settings.
+        MachineError: another process is writing OUTPUT, or a disk operation failed.
     """
 
     def __init__(self, path: Path, run: Identity, *, overwrite: bool = False, ordered: bool = True) -> None:
         self.path = path.resolve()
         self._run, self._overwrite, self._ordered = run, overwrite, ordered
-        self._offsets = array("q")  # of the rows, by number or as they were answered
-        self._answered: dict[int, int] = {}  # by the row's part of the key
-        self._repeats: dict[int, list[int]] = {}  # further offsets of equal rows
+        self._offsets = array("q")  # of the rows, by row number or in the order of the answers
+        self._answered: dict[int, int] = {}  # offsets by the row part of the key
+        self._repeats: dict[int, list[int]] = {}  # offsets of further rows with the same key
         self._output: BinaryIO | None = None
         self._output_rows = self._end = 0
         self._synced = time.monotonic()
@@ -77,26 +77,26 @@ class Journal:
             self._output = self.path.open("rb")
             for at, line in _lines(self._output):
                 self._output_rows += 1
-                self._note(line, at | _OUTPUT_FLAG, mismatches)
+                self._index(line, at | _OUTPUT_FLAG, mismatches)
         with os.fdopen(os.dup(self._partial), "rb") as partial:
             for at, line in _lines(partial):
                 if not line.endswith(b"\n"):  # the run was killed while writing it
                     break
                 self._end = at + len(line)
-                self._note(line, at, mismatches)
+                self._index(line, at, mismatches)
         if mismatches and not self._overwrite:
             raise _other_settings_error(self.path, mismatches)
         os.ftruncate(self._partial, self._end)
 
-    def _note(self, line: bytes, offset: int, mismatches: dict[str, int]) -> None:
-        """Record an answer that can be reused; count it in `mismatches` if its settings or model differ."""
+    def _index(self, line: bytes, offset: int, mismatches: dict[str, int]) -> None:
+        """Record an answer that can be reused, or count it in `mismatches` if its settings or model differ."""
         try:
             document = json.loads(line)
             key, is_error = document.get("key"), "error" in document
             row, settings, model = str(key).split("-") if not is_error else ("0", *_parts(self._run))
             part = int(row, 16)
         except (ValueError, AttributeError):
-            if offset & _OUTPUT_FLAG:  # in OUTPUT.partial a power cut left it: the row is answered again
+            if offset & _OUTPUT_FLAG:  # in OUTPUT.partial, a power cut left such a line: the row is answered again
                 mismatches["foreign"] = mismatches.get("foreign", 0) + 1
             return
         if (settings, model) != _parts(self._run):
@@ -106,7 +106,7 @@ class Journal:
             self._repeats.setdefault(part, []).append(offset)
 
     def find(self, key: str) -> EarlierAnswer | None:
-        """Return the answer of an earlier run with this key."""
+        """Return the answer of an earlier run with this key, or None."""
         part = int(key.partition("-")[0], 16)
         offset = self._answered.get(part)
         if offset is None:
@@ -118,7 +118,7 @@ class Journal:
         return EarlierAnswer(json.loads(self._line(offset)), offset)
 
     def keep(self, number: int, offset: int) -> None:
-        """Record that row `number` has its answer at `offset`."""
+        """Record that the answer of row `number` is at `offset`."""
         if self._ordered:
             while len(self._offsets) < number:
                 self._offsets.append(_NO_OFFSET)
@@ -129,7 +129,7 @@ class Journal:
     # -- new answers
 
     def append(self, number: int, document: Mapping[str, Any]) -> None:
-        """Write the answer of row `number`: the whole line, or nothing if the disk refuses. Raises MachineError."""
+        """Write the answer of row `number`. Raise MachineError, without an incomplete line, if writing fails."""
         line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
         offset = self._end
         with translate_disk_errors(self.path):
@@ -146,27 +146,27 @@ class Journal:
                 self._synced = time.monotonic()
 
     def finish(self) -> int:
-        """Write OUTPUT, now that every row has its answer. Return the number of earlier answers that belong to no row.
+        """Write OUTPUT. Every row must have an answer. Return the number of earlier answers that belong to no row.
 
-        They are appended to OUTPUT.replaced, unless `overwrite` is set.
+        These are appended to OUTPUT.replaced, unless `overwrite` is set.
         """
         left = [offset for offset in self._answered.values() if not offset & _TAKEN_FLAG]
         with translate_disk_errors(self.path):
-            if not self._is_as_it_was(left):
+            if not self._is_unchanged(left):
                 self._write_beside(self._beside(NEW), self._offsets, "wb")
                 if left and not self._overwrite:
                     self._write_beside(self._beside(REPLACED), left, "ab")
                 if self._output is not None:
-                    self._output.close()  # Windows replaces no open file
+                    self._output.close()  # Windows cannot replace an open file
                 self._beside(NEW).replace(self.path)
-                with suppress(OSError):  # not every file system lets a folder be synced
+                with suppress(OSError):  # not every file system can sync a folder
                     sync_to_disk(self.path.parent)
             self._end = 0
             os.ftruncate(self._partial, 0)  # `close` removes it
         return len(left)
 
-    def _is_as_it_was(self, left: list[int]) -> bool:
-        """Whether OUTPUT already holds exactly these answers in this order."""
+    def _is_unchanged(self, left: list[int]) -> bool:
+        """Return True if OUTPUT already has exactly these answers in this order."""
         if self._output is None or left or len(self._offsets) != self._output_rows:
             return False
         return all(offset & _OUTPUT_FLAG for offset in self._offsets) and list(self._offsets) == sorted(self._offsets)
@@ -180,7 +180,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def _line(self, offset: int) -> bytes:
-        """Return the line at an offset, with its newline."""
+        """Return the line at an offset, including its newline."""
         descriptor = self._partial
         if offset & _OUTPUT_FLAG and self._output is not None:
             descriptor, offset = self._output.fileno(), offset & ~_OUTPUT_FLAG
@@ -194,7 +194,7 @@ class Journal:
         return b"".join([*parts, b"\n"])
 
     def close(self) -> None:
-        """Close the files. OUTPUT.partial stays for the next run unless it is empty."""
+        """Close the files. OUTPUT.partial is kept for the next run unless it is empty."""
         if self._output is not None:
             self._output.close()
         if self._partial < 0:
@@ -218,7 +218,7 @@ def _parts(run: Identity) -> tuple[str, str]:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file with their newlines, and the offset of each."""
+    """Yield the offset and the bytes of each line, including the newline."""
     file.seek(0)
     at = 0
     for line in file:
@@ -227,7 +227,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _open_locked(path: Path) -> int:
-    """Open OUTPUT.partial for this process alone. Raises MachineError."""
+    """Open and lock OUTPUT.partial. Raise MachineError if another process has locked it."""
     while True:
         descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
         if not try_lock(descriptor):
@@ -235,17 +235,17 @@ def _open_locked(path: Path) -> int:
             raise MachineError(
                 f"another run is writing {path.with_suffix('')}", hint="wait for it, or choose another --output"
             )
-        # the run that had the lock may have taken the file away at its end: a lock on that one protects nothing
+        # the previous owner of the lock may have removed the file: then this lock protects nothing
         if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
             return descriptor
         os.close(descriptor)
 
 
 def _other_settings_error(path: Path, mismatches: Mapping[str, int]) -> UserError:
-    """Return the error for answers that cannot be continued."""
+    """Return the error for an OUTPUT whose answers cannot be reused."""
     if "foreign" in mismatches:
         return UserError(
-            f"{path} exists and is no output of llmctl generate",
+            f"{path} exists and is not an output of llmctl generate",
             hint="choose another --output, or add --overwrite to replace it",
         )
     difference = "a different model, dtype or quantisation" if "model" in mismatches else "different settings"
@@ -265,10 +265,10 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _refusal(error, path) from error
+        raise _disk_error(error, path) from error
 
 
-def _refusal(error: OSError, path: Path) -> LlmctlError:
+def _disk_error(error: OSError, path: Path) -> LlmctlError:
     reason = error.strerror or type(error).__name__
     if error.errno in _DISK_FULL:
         return MachineError(

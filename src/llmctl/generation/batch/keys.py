@@ -1,7 +1,7 @@
-"""Short hashes of everything that decides an answer: a row whose key has an answer is not answered again.
+"""Keys: short hashes of everything that determines an answer. A row whose key has an answer is not answered again.
 
-A key is `ROW-SETTINGS-MODEL`: the content of the row; the settings of the run; the model with its dtype and
-quantisation. So a file of answers shows whether it was made with the current settings and model.
+A key is `ROW-SETTINGS-MODEL`: hashes of the content of the row, of the settings of the run, and of the model with its
+dtype and quantisation. An output file therefore shows if it was made with the current settings and model.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmctl.loading.prepare import Prepared
 
 ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
-# keys of `generation` whose effect is in the plan's arguments, where a default and its explicit value are equal
+# keys of `generation` that the plan's arguments include: there, a default equals its explicit value
 _IN_ARGUMENTS = {
     "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "repetition_penalty", "no_repeat_ngram_size",
@@ -40,16 +40,16 @@ class Identity:
     model: str
 
 
-def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
-    """Return the identity of a run. The files of a local folder are hashed once; a Hub model is known by its commit.
+def identity(prepared: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None = None) -> Identity:
+    """Return the identity of a run. A local model is identified by hashes of its files, a Hub model by its commit.
 
     Args:
-        engine: The engine in place of transformers, with its settings.
+        engine: The name and settings of an engine other than transformers.
 
     Raises:
         OSError: a file of the model cannot be read.
     """
-    plan, config = of.plan, of.config
+    plan, config = prepared.plan, prepared.config
     chat = config.chat.model_dump(mode="json") | {"template": template_text(config.chat)}
     settings = {
         "arguments": dict(plan.generation_kwargs),
@@ -59,17 +59,18 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
         "context": config.tokenizer.model_max_length,
     }
     if structure := written_out(config.structure).model_dump(mode="json", exclude_none=True):
-        settings["structure"] = json.dumps(structure)  # as text: the order of properties counts
+        settings["structure"] = json.dumps(structure)  # as text, since the order of properties matters
     arguments = plan.model_kwargs
     model = {
-        "files": of.resolved.commit or [(file.path, file.digest) for file in model_files(of.resolved)],
+        "files": prepared.resolved.commit or [(file.path, file.digest) for file in model_files(prepared.resolved)],
         "dtype": arguments.get("dtype"),
         "attn_implementation": arguments.get("attn_implementation"),
         "quantization": dict(plan.quantization.arguments) if plan.quantization and plan.quantizes else None,
     }
-    if of.adapters:
+    if prepared.adapters:
         model["adapters"] = [
-            (one.commit or [(file.path, file.digest) for file in adapter_files(one)], one.scale) for one in of.adapters
+            (one.commit or [(file.path, file.digest) for file in adapter_files(one)], one.scale)
+            for one in prepared.adapters
         ]
     if engine is not None:
         model["engine"] = dict(engine)
@@ -77,7 +78,7 @@ def identity(of: "Prepared | PromptModel", *, engine: Mapping[str, Any] | None =
 
 
 def row_key(row: Row, run: Identity) -> str:
-    """Return the key of a row. Equal prompts and settings have equal keys; the id and other fields do not count."""
+    """Return the key of a row. It depends on the prompt and settings, not on the id or other fields."""
     settings = dict(row.settings)
     if "structure" in settings:
         settings["structure"] = json.dumps(settings["structure"])

@@ -1,4 +1,4 @@
-"""Answers that finish in any order, passed on in the order of the rows."""
+"""Output in the order of the rows, for answers that finish in any order."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 class InOrder(Generic[T]):
-    """Holds items back until their turn. Its state: the next number, and the waiting items."""
+    """Reorders items by their row number. Its state: the next number, and the waiting items."""
 
     def __init__(self) -> None:
         self._next = 1
         self._waiting: dict[int, T] = {}
 
     def add(self, number: int, item: T) -> Iterator[T]:
-        """Take the item of row `number`; yield the items whose turn has come."""
+        """Add the item of row `number`; yield all items that are next in order."""
         self._waiting[number] = item
         while self._next in self._waiting:
             yield self._waiting.pop(self._next)
@@ -23,7 +23,7 @@ class InOrder(Generic[T]):
 
 
 class Pipe:
-    """Answers written to an open stream at once; such a run cannot be resumed."""
+    """A batch output to an open stream, such as standard output. Such a run cannot be resumed."""
 
     def __init__(self, stream: BinaryIO, *, ordered: bool = True) -> None:
         self._stream = stream
@@ -43,7 +43,7 @@ class Pipe:
         self._stream.flush()
 
     def finish(self) -> int:
-        """Return 0: every answer is written, and none was replaced."""
+        """Return 0: every answer has been written, and none was replaced."""
         return 0
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The rows of a batch, read one at a time: JSON Lines, plain lines, CSV. A bad row is a row with an error.
+"""The rows of a batch, read one at a time from JSON Lines, plain text, or CSV. A bad row has an error.
 
-A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and `generation` and
-`structure`, mappings of those sections' keys. Every other field is the user's own and is passed through.
+A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and the keys of the
+sections `generation` and `structure` as mappings. All other fields belong to the user and are passed through.
 """
 
 import csv
@@ -33,13 +33,13 @@ class Row:
     """One row of the input.
 
     Attributes:
-        number: Its number, from 1.
-        line: The line of the file where it begins.
-        id: The user's id; by default its number.
+        number: Row number, starting at 1.
+        line: The line of the file where the row begins.
+        id: The user's id; by default, the row number.
         prompt: A text, or messages; empty in a bad row.
         media: Media of the prompt.
-        settings: Its own `seed`, `system`, `generation` and `structure`.
-        fields: The user's own fields.
+        settings: The row's `seed`, `system`, `generation` and `structure`.
+        fields: All other fields, which belong to the user.
         error: The error of a bad row.
     """
 
@@ -53,48 +53,48 @@ class Row:
     media: tuple[Media, ...] = ()
 
 
-def input_format(path: Path | None, requested: str | None) -> Format:
-    """Return the format of an input: as requested, or by its suffix. Standard input (None) is JSON Lines.
+def choose_format(path: Path | None, requested: str | None) -> Format:
+    """Return the format of an input: the requested one, or by its suffix. Standard input (None) is JSON Lines.
 
     Raises:
-        UserError: the suffix is not known.
+        UserError: the requested format or the suffix is unknown.
     """
     if requested is not None:
         matching = next((known for known in FORMATS if known == requested.lower()), None)
         if matching is None:
-            raise UserError(f"--input-format must be one of {', '.join(FORMATS)}, it is {requested!r}")
+            raise UserError(f"--input-format must be one of {', '.join(FORMATS)}; it is {requested!r}")
         return matching
     if path is None:
         return "jsonl"
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(
-            f"{path}: its name does not say what is in it",
-            hint=f"say it: --input-format, one of {', '.join(FORMATS)}",
+            f"{path}: the format is not known from the file name",
+            hint=f"give --input-format, one of {', '.join(FORMATS)}",
         )
     return _SUFFIXES[path.suffix.lower()]
 
 
-def read_rows(stream: BinaryIO, kind: Format, *, column: str | None = None) -> Iterator[Row]:
+def read_rows(stream: BinaryIO, input_format: Format, *, column: str | None = None) -> Iterator[Row]:
     """Yield the rows of an open binary file as they are read.
 
     Args:
         column: The column (CSV) or field (JSON Lines) of the prompt; by default, `prompt`.
 
     Raises:
-        UserError: a CSV file without that column, or a column of plain text.
+        UserError: a CSV file has no such column, or a column was given for plain text.
     """
-    if kind == "text":
+    if input_format == "text":
         if column is not None:
             raise UserError("--column names a column of CSV or a field of JSON Lines; plain text has none")
         return _numbered(_text_rows(stream))
-    if kind == "jsonl":
+    if input_format == "jsonl":
         return _numbered(_json_rows(stream, column))
-    return _numbered(_csv_rows(stream, column or "prompt", "\t" if kind == "tsv" else ","))
+    return _numbered(_csv_rows(stream, column or "prompt", "\t" if input_format == "tsv" else ","))
 
 
-def count_rows(path: Path, kind: Format) -> int | None:
-    """Return the number of rows of a file if counting them is quick."""
-    if not path.is_file() or path.stat().st_size > COUNT_LIMIT_BYTES or kind in ("csv", "tsv"):
+def count_rows(path: Path, input_format: Format) -> int | None:
+    """Return the number of rows of a file; None if counting them would take long."""
+    if not path.is_file() or path.stat().st_size > COUNT_LIMIT_BYTES or input_format in ("csv", "tsv"):
         return None
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
@@ -108,12 +108,12 @@ def _numbered(parsed: Iterable[Parsed]) -> Iterator[Row]:
         yield Row(number, line, number if row_id is None else row_id, **attributes)
 
 
-def _bad(line: int, message: str, row_id: Any = None, fields: Mapping[str, Any] | None = None) -> Parsed:
+def _bad_row(line: int, message: str, row_id: Any = None, fields: Mapping[str, Any] | None = None) -> Parsed:
     return line, row_id, {"error": UserError(message), "fields": fields or {}}
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
-    """Yield the lines that are not blank with their numbers; None for one that is not UTF-8 or far too long."""
+    """Yield the number and text of each line that is not blank; None for one that is not UTF-8 or too long."""
     number = 0
     while raw := stream.readline(LINE_LIMIT_BYTES):
         number += 1
@@ -136,12 +136,12 @@ _NO_TEXT = f"not UTF-8 text, or longer than {LINE_LIMIT_BYTES >> 20} MiB"
 
 def _text_rows(stream: BinaryIO) -> Iterator[Parsed]:
     for line, text in _lines(stream):
-        yield _bad(line, _NO_TEXT) if text is None else (line, None, {"prompt": text})
+        yield _bad_row(line, _NO_TEXT) if text is None else (line, None, {"prompt": text})
 
 
 def _json_rows(stream: BinaryIO, column: str | None) -> Iterator[Parsed]:
     for line, value, problem in json_lines(stream):
-        yield _bad(line, problem) if problem is not None else parse_object(value, line=line, column=column)
+        yield _bad_row(line, problem) if problem is not None else parse_object(value, line=line, column=column)
 
 
 def json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any, str | None]]:
@@ -154,7 +154,7 @@ def json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any, str | None]]:
             value = json.loads(text, parse_constant=_no_constant)
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            yield line, None, "it holds half a character (a lone surrogate)"
+            yield line, None, "it has half of a character (a lone surrogate)"
         except (ValueError, RecursionError) as error:
             yield line, None, f"not JSON: {error}"
         else:
@@ -162,7 +162,7 @@ def json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any, str | None]]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]:
@@ -174,7 +174,7 @@ def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield _bad(line, f"not CSV: {error}")
+            yield _bad_row(line, f"not CSV: {error}")
             continue
         if cells is None:
             return
@@ -188,12 +188,12 @@ def _csv_row(cells: list[str], header: list[str], column: str, line: int) -> Par
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
-        return _bad(line, _NO_TEXT)
+        return _bad_row(line, _NO_TEXT)
     if len(cells) != len(header):
-        return _bad(line, f"{len(cells)} cells, where the header has {len(header)}", row_id, fields)
+        return _bad_row(line, f"{len(cells)} cells, but the header has {len(header)}", row_id, fields)
     prompt = fields.pop(column)
     if not prompt.strip():
-        return _bad(line, f"{column} is empty", row_id, fields)
+        return _bad_row(line, f"{column} is empty", row_id, fields)
     return line, row_id, {"prompt": prompt, "fields": fields}
 
 
@@ -201,7 +201,7 @@ def _header(reader: Iterator[list[str]], column: str) -> list[str]:
     header = next(reader, [])
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"the input has two columns {twice!r}", hint="give each column a name of its own")
+        raise UserError(f"the input has two columns {twice!r}", hint="give each column a different name")
     if column not in header:
         raise UserError(
             f"the input has no column {column!r}; it has {', '.join(map(repr, header)) or 'none'}",
@@ -211,7 +211,7 @@ def _header(reader: Iterator[list[str]], column: str) -> list[str]:
 
 
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield the lines for the CSV reader, with newlines; bytes that are not UTF-8 become surrogates."""
+    """Yield lines with their newlines for the CSV reader; bytes that are not UTF-8 become surrogates."""
     for number, raw in enumerate(iter(lambda: stream.readline(LINE_LIMIT_BYTES), b"")):
         yield raw.decode("utf-8" if number else "utf-8-sig", errors="surrogateescape")
 
@@ -231,60 +231,60 @@ def rows_of(values: Iterable[Any]) -> Iterator[Row]:
 
 
 def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
-    """Parse an object: `prompt` or `messages`, its settings, and the user's own fields."""
+    """Parse an object with `prompt` or `messages`, settings, and other fields."""
     if not isinstance(value, Mapping):
-        return _bad(line, "not an object with a prompt or messages")
+        return _bad_row(line, "not an object with a prompt or messages")
     fields = dict(value)
     row_id = fields.pop("id", None)
     if isinstance(row_id, dict | list):
-        return _bad(line, "id must be a text or a number")
+        return _bad_row(line, "id must be a string or a number")
     prompt = fields.pop(column or "prompt", None)
     messages = fields.pop("messages", None) if column is None else None
     settings = {name: fields.pop(name) for name in _ROW_KEYS if fields.get(name) is not None}
-    wrong = _wrong_prompt(prompt, messages, column or "prompt") or _wrong_settings(settings, fields)
-    if wrong:
-        return _bad(line, wrong, row_id, fields)
+    problem = _prompt_problem(prompt, messages, column or "prompt") or _settings_problem(settings, fields)
+    if problem:
+        return _bad_row(line, problem, row_id, fields)
     chosen = prompt if messages is None else tuple(messages)
     return line, row_id, {"prompt": chosen, "settings": settings, "fields": fields}
 
 
-def _wrong_prompt(prompt: Any, messages: Any, name: str) -> str | None:
+def _prompt_problem(prompt: Any, messages: Any, name: str) -> str | None:
     if prompt is not None and messages is not None:
         return f"both {name} and messages: give one of them"
     if messages is not None:
         if not isinstance(messages, list | tuple) or not messages:
             return "messages must be a list of objects with role and content"
         if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages):
-            return "each of messages must be an object with role and content"
+            return "each message must be an object with role and content"
         return None
     if prompt is None:
         return f"no {name}" if name != "prompt" else "neither prompt nor messages"
     if not isinstance(prompt, str):
-        return f"{name} must be a text, it is {type(prompt).__name__}"
+        return f"{name} must be a string, it is {type(prompt).__name__}"
     return None if prompt.strip() else f"{name} is empty"
 
 
-def _wrong_settings(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
-    """Refuse settings in a position without effect: the mistake would only show in the answers."""
+def _settings_problem(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
+    """Return the problem with settings, also if one is in a place where it would have no effect."""
     flat = next((name for name in fields if name in _SETTINGS), None)
     if flat is not None:
-        return f"{flat} is a setting: write generation: {{{_SETTINGS[flat]}: …}}, or call a field of yours otherwise"
+        return f"{flat} is a setting: write generation: {{{_SETTINGS[flat]}: …}}, or rename your field"
     seed, system = settings.get("seed", 0), settings.get("system", "")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         return f"seed must be a number from 0 to {2**32 - 1}, it is {seed!r}"
     if not isinstance(system, str):
-        return "system must be a text"
+        return "system must be a string"
     if not isinstance(settings.get("generation", {}), Mapping):
-        return "generation must be an object of that section's keys"
-    return _wrong_structure(settings.get("structure", {}), fields)
+        return "generation must be an object with keys of that section"
+    return _structure_problem(settings.get("structure", {}), fields)
 
 
-def _wrong_structure(structure: Any, fields: Mapping[str, Any]) -> str | None:
-    """Refuse the path of a schema or grammar: data must not decide which files are read."""
+def _structure_problem(structure: Any, fields: Mapping[str, Any]) -> str | None:
+    """Return the problem with a structure. A row must not decide which files are read, so paths are refused."""
     if "json_schema" in fields:
-        return "json_schema is a setting: write structure: {json_schema: …}, or call a field of yours otherwise"
+        return "json_schema is a setting: write structure: {json_schema: …}, or rename your field"
     if not isinstance(structure, Mapping):
-        return "structure must be an object of that section's keys"
+        return "structure must be an object with keys of that section"
     schema, grammar = structure.get("json_schema"), structure.get("grammar")
     if isinstance(schema, str):
         return "structure.json_schema of a row must be the schema itself, an object"

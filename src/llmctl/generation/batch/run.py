@@ -1,4 +1,4 @@
-"""A batch from rows to an output: earlier answers are kept, and a bad row has its error in place of an answer."""
+"""A batch run: earlier answers are reused, and a bad row gets its error in place of an answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class BatchCounts:
     """The progress of a run.
 
     Attributes:
-        rows: Rows with their answer or their error.
+        rows: Rows with an answer or an error.
         errors: Rows with an error.
         resumed: Rows answered by an earlier run.
         prompt_tokens: Prompt tokens of this run's answers.
         completion_tokens: Tokens generated in this run.
-        replaced: Earlier answers that belong to no row any more.
-        forward_passes: Passes of the model for answers with a draft or prompt lookup.
-        drafted_tokens: Tokens proposed to it.
+        replaced: Earlier answers that no longer belong to a row.
+        forward_passes: Forward passes of the model for answers with a draft or prompt lookup.
+        drafted_tokens: Tokens proposed by the draft or the lookup.
         accepted_tokens: Proposed tokens that are part of the answers.
     """
 
@@ -66,7 +66,7 @@ class BatchCounts:
             self.accepted_tokens += stats.accepted_tokens or 0
 
     def decoding_document(self) -> dict[str, Any]:
-        """Return the acceptance of proposed tokens as JSON; empty where nothing proposed any."""
+        """Return the statistics of proposed tokens as JSON; empty if no tokens were proposed."""
         if not self.forward_passes:
             return {}
         stats = DecodingStats(self.forward_passes, self.drafted_tokens, self.accepted_tokens)
@@ -74,30 +74,30 @@ class BatchCounts:
 
 
 class Compute(Protocol):
-    """Answers rows: `answers` in this process, or another engine."""
+    """A function that answers rows: `answers` in this process, or another engine."""
 
     def __call__(self, loaded: Any, rows: Iterable[Row], *, on_pass: Callable[[int], None]) -> Iterator[RowOutcome]:
-        """Yield the outcomes of rows like `answers`."""
+        """Yield the outcomes of rows, like `answers`."""
 
 
 class Listener(Protocol):
-    """Is told of the progress."""
+    """Receives the progress of a run."""
 
     def row_done(self, counts: BatchCounts) -> None:
-        """Note that one more row has its answer or its error."""
+        """Handle one more row with an answer or an error."""
 
     def row_failed(self, row: Row, message: str) -> None:
-        """Note that a row has an error."""
+        """Handle the error of a row."""
 
 
-_REPLAY_FIELDS = ("token_ids", "prompt_ids", "manifest")  # what llmctl replay needs beside text and seed
+_REPLAY_FIELDS = ("token_ids", "prompt_ids", "manifest")  # fields that llmctl replay needs in addition to text and seed
 
 
 def run_batch(
     rows: Iterable[Row],
     sink: Sink,
     run: Identity,
-    ready: Callable[[], Any],
+    load: Callable[[], Any],
     *,
     listener: Listener,
     on_pass: Callable[[int], None] = lambda _: None,
@@ -109,12 +109,12 @@ def run_batch(
 
     Args:
         rows: Read as they are needed.
-        run: The identity that the keys of this run end with.
-        ready: Returns the model that `compute` takes. It is not called when every row is answered already.
-        on_pass: Called before every pass with the tokens generated so far. Its exceptions end the run; finished answers
-            are kept.
+        run: The identity at the end of all keys of this run.
+        load: Returns the model for `compute`. It is not called if every row already has an answer.
+        on_pass: Called before every forward pass with the number of generated tokens. Its exceptions end the run;
+            finished answers are kept.
         with_ids: Write the token ids of every answer.
-        with_manifest: Write everything that `llmctl replay` needs: the ids of answers and prompts, and the manifest.
+        with_manifest: Write everything that `llmctl replay` needs: token ids of answers and prompts, and the manifest.
         compute: Answers rows; by default, transformers in this process.
 
     Raises:
@@ -125,7 +125,7 @@ def run_batch(
     pending = work.pending(rows)
     first = next(pending, None)
     if first is not None:
-        loaded = ready()
+        loaded = load()
         for row, outcome, request in (compute or answers)(loaded, chain([first], pending), on_pass=on_pass):
             if isinstance(outcome, LlmctlError):
                 work.fail(row, outcome)
@@ -136,7 +136,7 @@ def run_batch(
 
 
 class _Run:
-    """One run. Its state: its counts."""
+    """One run. Its state: the counts, and the manifest of the latest settings."""
 
     def __init__(self, sink: Sink, run: Identity, listener: Listener, *, extra_fields: Sequence[str]) -> None:
         self.counts = BatchCounts()
@@ -144,15 +144,15 @@ class _Run:
         self._manifest: tuple[PromptModel, dict[str, Any]] | None = None
 
     def pending(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the rows that have no answer yet; finish the others."""
+        """Yield the rows that have no answer yet; write errors and earlier answers for the others."""
         for row in rows:
             if row.error is not None:
                 self.fail(row, row.error)
-            elif not self._kept(row):
+            elif not self._reuse_answer(row):
                 yield row
 
-    def _kept(self, row: Row) -> bool:
-        """Whether an earlier run answered the row; the id and the user's fields are updated to the row's."""
+    def _reuse_answer(self, row: Row) -> bool:
+        """Reuse the answer of an earlier run with the row's current id and fields. Return False if there is none."""
         earlier = self._sink.find(row_key(row, self._run))
         if earlier is None or any(name not in earlier.document for name in self._extra_fields):
             return False
@@ -193,7 +193,7 @@ class _Run:
         self._row_done()
 
     def _manifest_of(self, loaded: "PromptModel") -> dict[str, Any]:
-        """Return the manifest of a row's settings; consecutive rows mostly share theirs."""
+        """Return the manifest for a row's settings. It is cached, since consecutive rows mostly have equal settings."""
         from llmctl.loading.model import LoadedModel
 
         assert isinstance(loaded, LoadedModel)  # noqa: S101 (only transformers' answers carry manifests)
@@ -217,5 +217,5 @@ class _Run:
 
 
 def _head(row: Row) -> dict[str, Any]:
-    """Return the fields that an output row takes from its input row: the id, and the user's own under `input`."""
+    """Return the fields that an output row copies from its input row: the id, and other fields under `input`."""
     return {"id": row.id, "input": dict(row.fields)} if row.fields else {"id": row.id}

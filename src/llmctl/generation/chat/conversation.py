@@ -1,4 +1,4 @@
-"""A conversation with a loaded model: its messages, and the engine that keeps keys and values between turns."""
+"""A conversation with a loaded model, whose engine keeps keys and values between turns."""
 
 import gc
 from collections.abc import Generator, Sequence
@@ -26,12 +26,12 @@ Pieces = Generator[Piece, None, None]
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one answer.
+    """The measurements of one answer.
 
     Attributes:
-        prompt_tokens: Tokens of the whole conversation up to the answer.
-        prefilled_tokens: Prompt tokens computed in this turn; the others were kept from earlier turns.
-        completion: The answer's own figures; None when it was stopped.
+        prompt_tokens: Tokens of the whole conversation before the answer.
+        prefilled_tokens: Prompt tokens computed in this turn; the others were cached from earlier turns.
+        completion: The complete answer; None if it was stopped.
     """
 
     prompt_tokens: int
@@ -40,13 +40,13 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Room:
+class ContextUsage:
     """The use of the context.
 
     Attributes:
-        prompt_tokens: Tokens of the conversation, the next message included.
-        context_length: Maximum tokens, answer included; None if the model does not state it.
-        answer_tokens: Tokens that the answer should have at least.
+        prompt_tokens: Tokens of the conversation, including the next message.
+        context_length: Maximum tokens, including the answer; None if the model does not state it.
+        answer_tokens: Minimum tokens that should be left for the answer.
     """
 
     prompt_tokens: int
@@ -55,22 +55,22 @@ class Room:
 
     @property
     def left(self) -> int | None:
-        """Tokens left for the answer; below zero when the conversation itself does not fit."""
+        """Tokens left for the answer; negative if the conversation itself does not fit."""
         return None if self.context_length is None else self.context_length - self.prompt_tokens
 
     @property
     def is_tight(self) -> bool:
-        """Whether the end of the context may cut the answer short."""
+        """True if the answer may be cut off because the context is full."""
         return self.left is not None and self.left < self.answer_tokens
 
 
 class ChatSession:
-    """A conversation. Its state: the messages, the engine, and the figures of the last turn.
+    """A conversation. Its state: the messages, the engine, and the measurements of the last turn.
 
     Args:
-        system: The system prompt; None for the configuration's.
+        system: The system prompt; None for the configured one.
         messages: A conversation to continue.
-        reuse: Keep keys and values between turns. Without it every turn computes the whole conversation.
+        reuse: Keep keys and values between turns; otherwise every turn computes the whole conversation.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class ChatSession:
         self._engine: Engine | None = None
         self._prefilled_before = 0
         self._attempt = 0
-        self._changed: dict[str, Any] = {}  # the changes of `set_generation`, for the next model
+        self._changed: dict[str, Any] = {}  # the changes by `set_generation`, to apply to the next model
 
     # -- turns
 
     def ask(self, text: str) -> Pieces:
         """Send a message and yield the answer, piece by piece.
 
-        Closing the iterator, or Ctrl-C, stops the answer: its beginning stays in the conversation, marked as stopped.
-        Without any text yet, or after an error, the conversation is unchanged.
+        Closing the iterator, or Ctrl-C, stops the answer. Its text so far stays in the conversation, marked as stopped.
+        If there is no text yet, or after an error, the conversation is unchanged.
 
         Raises:
             UserError: the text is empty, or does not fit in the context.
@@ -123,7 +123,7 @@ class ChatSession:
         """Remove the last message and its answer; return the message.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no message.
         """
         self.messages, text = self._before_last()
         return text
@@ -133,19 +133,19 @@ class ChatSession:
         """The user's last message.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no message.
         """
         return self._before_last()[1]
 
     def clear(self) -> None:
-        """Forget every message; the system prompt stays."""
+        """Remove all messages; the system prompt is kept."""
         self.messages, self.last, self._engine = [], None, None
 
     def _before_last(self) -> tuple[list[Message], str]:
         for place in range(len(self.messages) - 1, -1, -1):
             if self.messages[place].role == "user":
                 return self.messages[:place], self.messages[place].content
-        raise UserError("nothing has been said yet")
+        raise UserError("the conversation has no message yet")
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
         prompt, seed = self._encode(messages), self.loaded.plan.seed + attempt
@@ -185,49 +185,53 @@ class ChatSession:
         self._attempt = attempt
 
     def _encode(self, messages: Sequence[Message]) -> Prompt:
-        """Encode a conversation. Reasoning is left out, as the templates of reasoning models expect."""
+        """Encode a conversation without reasoning, as the templates of reasoning models expect."""
         sent = [{"role": message.role, "content": message.content} for message in messages]
         chat = self.loaded.config.chat.model_copy(update={"system": self.system or None})
         return encode_prompt(self.loaded.tokenizer, sent, chat)
 
     # -- the context
 
-    def room(self, text: str = "", *, instead: bool = False) -> Room:
-        """Return the use of the context, with `text` as the next message or `instead` of the last one."""
-        kept = self._before_last()[0] if instead else self.messages
-        return self._room([*kept, *([Message("user", text)] if text else [])])
+    def context_usage(self, text: str = "", *, replace_last: bool = False) -> ContextUsage:
+        """Return the use of the context with `text` as the next message.
 
-    def _room(self, messages: Sequence[Message]) -> Room:
+        Args:
+            replace_last: `text` replaces the last message.
+        """
+        kept = self._before_last()[0] if replace_last else self.messages
+        return self._usage_of([*kept, *([Message("user", text)] if text else [])])
+
+    def _usage_of(self, messages: Sequence[Message]) -> ContextUsage:
         context = self.loaded.context_length
         wanted = self.loaded.config.generation.max_new_tokens
         used = len(self._encode(messages)) if messages else 0
-        return Room(used, context, wanted if context is None else min(wanted, context // 4))
+        return ContextUsage(used, context, wanted if context is None else min(wanted, context // 4))
 
-    def drop_oldest(self, text: str = "", *, instead: bool = False) -> int:
+    def drop_oldest(self, text: str = "", *, replace_last: bool = False) -> int:
         """Drop the oldest turns until `text` and its answer fit, with a quarter of the context free where possible.
 
         Args:
             text: The next message.
-            instead: It replaces the last message, which stays until it is answered.
+            replace_last: `text` replaces the last message, which is kept until the new one is answered.
 
         Returns:
             The number of dropped messages.
 
         Raises:
-            UserError: the text does not fit even alone; the conversation is unchanged.
+            UserError: `text` alone does not fit; the conversation is unchanged.
         """
         new = [Message("user", text)] if text else []
-        rest = self._before_last()[0] if instead else list(self.messages)
+        rest = self._before_last()[0] if replace_last else list(self.messages)
         last = self.messages[len(rest) :]
         while rest:
-            room = self._room([*rest, *new])
-            if room.left is None or room.left >= max(room.answer_tokens, (room.context_length or 0) // 4):
+            usage = self._usage_of([*rest, *new])
+            if usage.left is None or usage.left >= max(usage.answer_tokens, (usage.context_length or 0) // 4):
                 break
             rest = _without_oldest_turn(rest)
-        room = self._room([*rest, *new])
-        if room.left is not None and room.left <= 0:
+        usage = self._usage_of([*rest, *new])
+        if usage.left is not None and usage.left <= 0:
             raise UserError(
-                f"the message has {room.prompt_tokens} tokens, the context holds {room.context_length}",
+                f"the message has {usage.prompt_tokens} tokens, the context holds {usage.context_length}",
                 hint="shorten it, or use a model with a longer context",
             )
         dropped = len(self.messages) - len(rest) - len(last)
@@ -237,7 +241,7 @@ class ChatSession:
     # -- the model
 
     def set_generation(self, *, seed: int | str | None = None, **values: Any) -> None:
-        """Change the generation settings of later answers: `set_generation(temperature="0.8")`.
+        """Change the generation settings for later answers: `set_generation(temperature="0.8")`.
 
         Raises:
             UserError: an unknown key, or a value that the schema refuses.
@@ -246,7 +250,7 @@ class ChatSession:
         self._changed |= values if seed is None else {**values, "seed": seed}
 
     def release(self) -> "Prepared":
-        """Release the model and its memory. `use` must follow before anything else.
+        """Release the model and its memory. The next call must be `use`.
 
         Returns:
             The prepared model, which can be loaded again.
@@ -259,10 +263,10 @@ class ChatSession:
         return prepared
 
     def use(self, loaded: "LoadedModel") -> None:
-        """Continue with another model. The messages stay, and so do the changes of `set_generation`.
+        """Continue with another model. Messages and changes by `set_generation` are kept.
 
         Raises:
-            UserError: the model does not support the changes; it is in use without them.
+            UserError: the model does not support the changes; it is used without them.
         """
         self.loaded, self._engine = loaded, None
         changed, self._changed = self._changed, {}
@@ -284,6 +288,6 @@ def _free_memory() -> None:
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-    """Return the conversation from its second user message on."""
+    """Return the messages from the second user message on."""
     following = (place for place, message in enumerate(messages) if place and message.role == "user")
     return messages[next(following, len(messages)) :]

@@ -19,8 +19,8 @@ class Message:
     """One message.
 
     Attributes:
-        reasoning: The model's text before its answer; it is shown, and not sent back.
-        stopped: Whether the answer was stopped before its end.
+        reasoning: The model's reasoning before its answer; it is shown, but not part of later prompts.
+        stopped: True if the answer was stopped before its end.
         media: Media of a user's message.
     """
 
@@ -36,8 +36,8 @@ class Transcript:
     """A conversation in its saved form.
 
     Attributes:
-        model: The model that answered last: a Hub id or a folder.
-        commit: Its commit on the Hub, or None.
+        model: The Hub id or folder of the model that answered last.
+        commit: The commit of that model on the Hub, or None.
         system: The system prompt, or None.
         messages: The messages, oldest first.
     """
@@ -49,7 +49,7 @@ class Transcript:
 
 
 def save(transcript: Transcript, file: Path) -> None:
-    """Write a conversation: a header line, then one message a line.
+    """Write a conversation: a header line, then one message per line.
 
     Raises:
         UserError: the file cannot be written.
@@ -68,7 +68,7 @@ def read(file: Path) -> Transcript:
     """Read a saved conversation.
 
     Raises:
-        UserError: the file cannot be read, or a line is not in the form that `save` writes.
+        UserError: the file cannot be read, or a line does not have the form that `save` writes.
     """
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -77,7 +77,7 @@ def read(file: Path) -> Transcript:
         raise UserError(f"{file}: {reason}", hint="/save FILE writes a conversation that can be resumed") from error
     header, *messages = [_object(file, number, line) for number, line in enumerate(lines, 1)] or [{}]
     if header.get("schema") != SCHEMA:
-        raise UserError(f"{file}: this is not a saved conversation ({SCHEMA})", hint="/save FILE writes one")
+        raise UserError(f"{file}: not a saved conversation ({SCHEMA})", hint="/save FILE writes one")
     return Transcript(
         model=_text(file, 1, header, "model"),
         commit=header["commit"] if isinstance(header.get("commit"), str) else None,
@@ -87,7 +87,7 @@ def read(file: Path) -> Transcript:
 
 
 def export_markdown(transcript: Transcript, file: Path) -> None:
-    """Write a conversation as Markdown, to read; reasoning is left out.
+    """Write a conversation as Markdown, without reasoning.
 
     Raises:
         UserError: the file cannot be written.
@@ -132,7 +132,7 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
 
 def _text(file: Path, number: int, value: dict[str, Any], key: str) -> str:
     if not isinstance(value.get(key), str):
-        raise UserError(f"{file}:{number}: {key} is not a text")
+        raise UserError(f"{file}:{number}: {key} is not a string")
     return str(value[key])
 
 

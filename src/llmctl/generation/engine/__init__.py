@@ -1,4 +1,4 @@
-"""The engine: takes every request and answers it, packed with others or alone."""
+"""The engine answers every request, packed with others or alone."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def engine_for_many(loaded: "LoadedModel", *, sequences: int | None = None) -> E
 
 
 def engine_for_one(loaded: "LoadedModel", request: "Request") -> Engine:
-    """Return an engine with room for one request."""
+    """Return an engine whose KV cache is large enough for one request."""
     tokens = len(request.prompt) + request.budget + PAGE_TOKENS
     return Engine(loaded, replace(engine_capacity(loaded, sequences=1), kv_tokens=tokens), single=True)
 

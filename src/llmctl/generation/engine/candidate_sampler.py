@@ -1,8 +1,8 @@
 """Sampling among the few tokens that can be chosen, without a pass over the whole vocabulary.
 
-transformers sorts the vocabulary for top_p and draws an exponential random number for each of its tokens, which takes
-as long as reading a small model's weights. Here the candidates are found first, and the same numbers of the same
-generator decide between them, so a seed chooses the tokens that it chooses in `model.generate`.
+transformers sorts the vocabulary for top_p and draws an exponential random number for each token, which takes as long
+as reading a small model's weights. Here the candidates are selected first. The choice between them uses the same random
+numbers of the same generator, so a seed gives the same tokens as in `model.generate`.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-_ENOUGH = (1024, 16384)  # this many top tokens nearly always hold the mass that top_p asks for
+_TOP_P_COUNTS = (1024, 16384)  # this many top tokens nearly always have a probability of at least top_p
 
 
 class CandidateSampler:
-    """Samples among the tokens that transformers' last warpers leave.
+    """Samples among the tokens that transformers' last warpers do not filter out.
 
     Args:
-        warpers: Temperature, top_k, top_p and min_p as transformers' objects, in its order, as `split` returns them.
+        warpers: transformers' warpers for temperature, top_k, top_p and min_p, in its order, as `split` returns them.
     """
 
     def __init__(self, warpers: Sequence[Any]) -> None:
@@ -28,7 +28,7 @@ class CandidateSampler:
         """Return a token, given scores [vocabulary] in float32 on the CPU."""
         import torch
 
-        ids: Tensor | None = None  # the candidates in rising order; None for the whole vocabulary
+        ids: Tensor | None = None  # the candidates in ascending order; None for the whole vocabulary
         values = scores
         for name, warper in self._steps:
             if name == "TemperatureLogitsWarper":
@@ -46,7 +46,7 @@ class CandidateSampler:
 
 
 def split(processors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Split processors into those that need the whole vocabulary, and the last ones, which a CandidateSampler does."""
+    """Split processors into those that need the whole vocabulary, and the last, which CandidateSampler replaces."""
     end = len(processors)
     while end and _is_known(processors[end - 1]):
         end -= 1
@@ -54,16 +54,16 @@ def split(processors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _is_known(processor: Any) -> bool:
-    """Whether it is transformers' own and keeps at least one token, not several as for beams."""
+    """Return True if it is a warper of transformers and keeps at least one token, not several as for beams."""
     cls = type(processor)
-    if cls.__name__ == "TopKLogitsWarper":  # it has put its min_tokens_to_keep into top_k
+    if cls.__name__ == "TopKLogitsWarper":  # its top_k includes min_tokens_to_keep
         return cls.__module__.startswith("transformers.")
     known = cls.__name__ in ("TemperatureLogitsWarper", *_FILTERS) and cls.__module__.startswith("transformers.")
     return known and getattr(processor, "min_tokens_to_keep", 1) == 1
 
 
 def _top_k(warper: Any, values: "Tensor") -> "Tensor":
-    """Return the tokens at least as likely as the k-th."""
+    """Return the tokens that are at least as likely as the k-th."""
     import torch
 
     least = torch.topk(values, min(warper.top_k, len(values))).values[-1]
@@ -71,24 +71,24 @@ def _top_k(warper: Any, values: "Tensor") -> "Tensor":
 
 
 def _top_p(warper: Any, values: "Tensor") -> "Tensor":
-    """Return the top tokens that together hold `top_p`, at least one."""
+    """Return the fewest top tokens whose probabilities add up to `top_p`, at least one."""
     import torch
 
     total = torch.logsumexp(values, -1)
-    for count in sorted({min(count, len(values)) for count in (*_ENOUGH, len(values))}):
+    for count in sorted({min(count, len(values)) for count in (*_TOP_P_COUNTS, len(values))}):
         top = torch.topk(values, count)
         shares = torch.exp(top.values - total)
-        before = shares.cumsum(-1) - shares  # the mass of the likelier tokens
-        stays = before < warper.top_p
-        if count == len(values) or not stays[-1]:
+        before = shares.cumsum(-1) - shares  # the total probability of the likelier tokens
+        is_kept = before < warper.top_p
+        if count == len(values) or not is_kept[-1]:
             break
-    stays[0] = True
-    kept: Tensor = top.indices[stays].sort().values
+    is_kept[0] = True
+    kept: Tensor = top.indices[is_kept].sort().values
     return kept
 
 
 def _min_p(warper: Any, values: "Tensor") -> "Tensor":
-    """Return the tokens at least `min_p` times as likely as the top one."""
+    """Return the tokens that are at least `min_p` times as likely as the top token."""
     import torch
 
     shares = torch.softmax(values, -1)

@@ -1,4 +1,4 @@
-"""How many sequences run at once: from the memory that is free, not from a default."""
+"""The capacity of an engine, determined from the free memory."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,10 +8,10 @@ from llmctl.plan.memory import activation_bytes, kv_cache_bytes
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
-# More sequences gain nothing: a CPU is busy with its arithmetic, a GPU with its memory.
-_MOST_SEQUENCES = {"cpu": 64, "cuda": 256}
+# More sequences gain nothing: a CPU is limited by its arithmetic, a GPU by its memory.
+_MAX_SEQUENCES = {"cpu": 64, "cuda": 256}
 _PASS_TOKENS = {"cpu": 512, "cuda": 4096}
-_IDLE_BYTES = 1 << 30  # on a CPU, where other processes need unused memory; always at least a whole context
+_IDLE_BYTES = 1 << 30  # on a CPU, where other processes need the memory; at least one whole context is always kept
 _USABLE = 0.8  # share of the free memory; the rest is for other processes
 
 
@@ -21,8 +21,8 @@ class EngineCapacity:
 
     Attributes:
         sequences: Maximum concurrent sequences.
-        pass_tokens: Maximum tokens of one pass, prompts and answers together.
-        kv_tokens: Tokens whose keys and values have room.
+        pass_tokens: Maximum tokens of one forward pass, of prompts and answers together.
+        kv_tokens: Maximum tokens in the KV cache.
         idle_tokens: Tokens of idle prefix cache to keep; None means as many as fit.
     """
 
@@ -33,14 +33,14 @@ class EngineCapacity:
 
 
 def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> EngineCapacity:
-    """Return the capacity for a model on this machine with the memory that is free now.
+    """Return the capacity for a model with the memory that is free now.
 
     Args:
         sequences: Maximum concurrent sequences; by default, the number that still improves throughput.
     """
     device = loaded.model.device.type
     dtype = str(loaded.plan.model_kwargs["dtype"])
-    sequences = sequences or _MOST_SEQUENCES.get(device, 32)
+    sequences = sequences or _MAX_SEQUENCES.get(device, 32)
     pass_tokens = _PASS_TOKENS.get(device, 1024)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)

@@ -1,4 +1,4 @@
-"""One interface for every request: what can be packed runs together, the rest alone, in order of arrival."""
+"""One interface for all requests: those that can be packed run together, the others alone, in order of arrival."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Engine:
     """Generates answers. Its state: the queue of requests, the packed sequences, and the request that runs alone.
 
-    Requests start in order of arrival. One that cannot be packed (beams, a draft, prompt lookup, a cache of its own
-    kind, an architecture whose attention cannot be packed) starts when all before it have ended, and those after it
-    wait until it has.
+    Requests start in order of arrival. A request that cannot be packed (beams, a draft, prompt lookup, another KV cache
+    implementation, an architecture whose attention cannot be packed) starts when all earlier requests have ended, and
+    later requests wait until it has ended.
 
     Args:
-        single: Expect one request at a time. A model that is one compiled program runs by it; any other model gains
-            nothing from packing one sequence and runs by `model.generate`, whose text is transformers' to the bit.
+        single: Expect one request at a time. A model that is compiled to a program uses it. Any other model gains
+            nothing from packing one sequence and uses `model.generate`, whose text is exactly that of transformers.
         cache: Keeps keys and values between requests that run alone.
     """
 
@@ -48,7 +48,7 @@ class Engine:
         self._solo_prefilled = self._solo_generated = 0
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
-        """Yield answers in the order in which they finish. Requests are taken as room becomes free.
+        """Yield answers in the order in which they finish. Requests are read as capacity becomes free.
 
         Closing the iterator drops unfinished requests.
         """
@@ -69,28 +69,28 @@ class Engine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any request waits or runs."""
+        """True if any request is waiting or running."""
         return bool(self.waiting or self.running)
 
     @property
     def has_room(self) -> bool:
-        """Whether another request would start soon: not behind one that runs alone."""
+        """True if another request would start soon: there is capacity, and no request runs alone."""
         alone = self._solo is not None or any(isinstance(one, SoloRun) for one in self._waiting)
         return not alone and self.waiting + self.running < self.capacity.sequences
 
     @property
     def waiting(self) -> int:
-        """Requests that have not started, or were preempted."""
+        """Number of requests that have not started or were preempted."""
         return len(self._waiting) + (len(self._packed.waiting) if self._packed else 0)
 
     @property
     def running(self) -> int:
-        """Requests under way."""
+        """Number of running requests."""
         return (self._solo is not None) + (len(self._packed.running) if self._packed else 0)
 
     @property
     def prefilled_tokens(self) -> int:
-        """Prompt tokens computed so far; those shared with another prompt are not counted."""
+        """Prompt tokens computed so far, without those taken from the prefix cache."""
         return self._solo_prefilled + (self._packed.prefilled_tokens if self._packed else 0)
 
     @property
@@ -105,8 +105,8 @@ class Engine:
         return 1 - pages.free / pages.count if pages else 0.0
 
     def token_limit(self, request: Request) -> int | None:
-        """Return the most tokens of prompt and answer that this request can ever have; None without such a limit."""
-        return self._packed.room_tokens if self._packed and self._is_packed(request) else None
+        """Return the maximum tokens of prompt and answer that fit in the KV cache; None if there is no limit."""
+        return self._packed.max_sequence_tokens if self._packed and self._is_packed(request) else None
 
     # -- requests
 
@@ -114,7 +114,7 @@ class Engine:
         """Queue a request.
 
         Args:
-            processors: Logits processors of this answer alone, applied after those of its structure.
+            processors: Logits processors for this answer only, applied after those of its structure.
         """
         if self._packed is not None and self._is_packed(request):
             self._waiting.append(self._packed.sequence(key, request, processors))
@@ -122,7 +122,7 @@ class Engine:
             self._waiting.append(SoloRun(key, self.loaded, request, processors, cache=self._cache))
 
     def cancel(self, key: Any) -> None:
-        """Drop a request; a running one stops within a token."""
+        """Drop a request. A running one stops within one token."""
         self._waiting = deque(one for one in self._waiting if one.key != key)
         if self._packed is not None:
             self._packed.cancel(key)
@@ -130,7 +130,7 @@ class Engine:
             self._drop_solo()
 
     def drop_all(self) -> None:
-        """Drop every request; what is cached of prefixes stays."""
+        """Drop every request; the prefix cache is kept."""
         self._waiting.clear()
         if self._packed is not None:
             self._packed.drop_all()
@@ -148,7 +148,7 @@ class Engine:
         """Run one pass of the model and return its events.
 
         Raises:
-            MachineError: memory ran out. The requests under way must be dropped.
+            MachineError: memory ran out. The caller must drop the running requests.
         """
         self._admit()
         try:
@@ -163,7 +163,7 @@ class Engine:
         return self._packed is not None and request.arguments.keys() <= PACKABLE_ARGUMENTS
 
     def _admit(self) -> None:
-        """Hand on waiting requests in their order, as far as the ones that run alone let them."""
+        """Start waiting requests in order, up to the first that must wait because a request runs alone."""
         while self._waiting and self._solo is None:
             first = self._waiting[0]
             if isinstance(first, SoloRun):
@@ -192,7 +192,7 @@ class Engine:
 
 
 def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
-    """Whether a model's requests are packed."""
+    """Return True if the engine packs the requests of this model."""
     if loaded.draft is not None:
         return False
     if single:
@@ -205,7 +205,7 @@ def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
 
 
 def _raise_if_out_of_memory(error: Exception, loaded: "LoadedModel") -> None:
-    """Raise a MachineError with the plan and with advice if memory ran out."""
+    """Raise MachineError with the plan and advice if `error` means that memory ran out."""
     from llmctl.loading.weights import is_out_of_memory
     from llmctl.plan.memory_advice import out_of_memory_error
 

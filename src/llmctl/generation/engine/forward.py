@@ -1,7 +1,7 @@
-"""One forward pass over several sequences, packed one after the other without padding.
+"""A forward pass over several sequences, packed one after the other without padding.
 
-The model sees a single row of tokens with their own positions. The attention keeps the sequences apart: for each one it
-reads that sequence's pages of the KV cache pool.
+The model sees a single row of tokens with explicit positions. The attention separates the sequences: for each one, it
+reads the pages of that sequence in the KV cache pool.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Segment:
 
     Attributes:
         ids: The new tokens.
-        start: The position of the first one, which is the number of tokens in the pool already.
-        pages: The pages of the sequence, those of the new tokens included.
+        start: The position of the first new token, which equals the number of tokens in the pool.
+        pages: The pages of the sequence, including those for the new tokens.
     """
 
     ids: Sequence[int]
@@ -32,15 +32,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of one pass. Tensors are int32 or int64, and on the CPU until `on` moves them.
+    """The layout of one pass. Tensors are int32 or int64 on the CPU; `on` returns copies on other devices.
 
     Attributes:
         input_ids: [1, tokens].
         position_ids: [1, tokens].
         slots: [tokens], the position of each token's key and value in the pool, counted in tokens.
         query_start: [sequences + 1], the index of each sequence's first token.
-        kv_length: [sequences], tokens of each sequence, the new ones included.
-        page_table: [sequences, most pages], padded with 0.
+        kv_length: [sequences], tokens of each sequence, including the new ones.
+        page_table: [sequences, maximum pages of a sequence], padded with 0.
         last: [sequences], the index of each sequence's last token.
     """
 
@@ -95,9 +95,9 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
 
 
 class KVCachePool:
-    """The paged KV cache of every layer. Its state: a pair of tensors a layer, allocated when the layer first writes.
+    """The paged KV cache of all layers. Its state: two tensors per layer, allocated when the layer first writes.
 
-    Each is [pages, tokens of a page, heads, head size]. On a CPU the system provides memory only as pages are written.
+    Each has the shape [pages, tokens of a page, heads, head size]. On a CPU, pages take memory only once written.
     """
 
     def __init__(self, pages: int, page_tokens: int) -> None:
@@ -105,7 +105,7 @@ class KVCachePool:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
-        """Return the keys and values of all layers, on the CPU, given their heads and sizes."""
+        """Return the key and value tensors of all layers on the CPU, given (heads, head size) of each layer."""
         import torch
 
         for layer, (heads, size) in enumerate(shapes):
@@ -115,7 +115,7 @@ class KVCachePool:
         return [self.layers[layer] for layer in range(len(shapes))]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first tokens of one page to another, in every layer."""
+        """Copy the first `tokens` tokens of one page to another, in every layer."""
         import torch
 
         with torch.inference_mode():
@@ -124,7 +124,7 @@ class KVCachePool:
                     pool[target, :tokens] = pool[source, :tokens]
 
     def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
-        """Write keys and values [1, heads, tokens, size] of this pass into their slots."""
+        """Write the keys and values of this pass, [1, heads, tokens, head size], to their slots."""
         if layer not in self.layers:
             self.layers[layer] = (self._new(keys), self._new(values))
         slots = layout.on(keys.device).slots
@@ -139,7 +139,7 @@ class KVCachePool:
 
 
 def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
-    """Run the model over a layout and return the logits [sequences, vocabulary] after the last token of each.
+    """Run the model and return the logits [sequences, vocabulary] after the last token of each sequence.
 
     Raises:
         UnsupportedAttentionError: the model's attention cannot be packed.

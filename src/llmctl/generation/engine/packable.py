@@ -1,4 +1,4 @@
-"""Whether a model's sequences can be packed: first from its configuration, then by trying."""
+"""The check that a model's sequences can be packed, by its configuration and by a trial."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,21 @@ _LAYERS = {"full_attention", "sliding_attention"}
 
 
 def is_packable(loaded: "LoadedModel") -> bool:
-    """Whether several sequences of this model can go through one pass."""
+    """Return True if several sequences of this model can be packed into one forward pass."""
     model, text = loaded.model, loaded.info.text_config
     if model.config.is_encoder_decoder:
         return False
-    if not takes_registered_attention(model):  # it has an attention of its own
+    if not takes_registered_attention(model):  # it implements attention itself
         return False
     if set(text.get("layer_types") or ()) - _LAYERS:
         return False
-    if text.get("kv_lora_rank"):  # it keeps a latent in place of keys and values
+    if text.get("kv_lora_rank"):  # it caches latents instead of keys and values
         return False
-    return _agrees(model)
+    return _packing_keeps_logits(model)
 
 
-def _agrees(model: Any) -> bool:
-    """Whether two packed sequences give the logits that each gives alone, as far as rounding allows."""
+def _packing_keeps_logits(model: Any) -> bool:
+    """Return True if two packed sequences give the same logits as alone, within rounding errors."""
     import torch
 
     size = min(int(model.config.get_text_config().vocab_size), 1000)

@@ -1,8 +1,8 @@
-"""Continuous batching: the new tokens of every sequence go through the model together, pass by pass.
+"""Continuous batching: each forward pass computes the new tokens of all sequences together.
 
-A sequence enters as soon as its prompt has room and leaves as soon as it ends (Orca, OSDI 2022; paged keys and values:
-vLLM, arXiv:2309.06180). When the KV cache is full, the sequence that came last gives up its pages and is computed
-again later: its text stays the same.
+A sequence joins as soon as the KV cache has free pages for its prompt, and leaves as soon as it ends (Orca, OSDI 2022;
+paged KV cache: vLLM, arXiv:2309.06180). When the KV cache is full, the newest sequence is preempted: its pages are
+freed, and it is computed again later with the same text.
 """
 
 from collections import deque
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class SequenceState:
-    """One answer in the making.
+    """The state of one unfinished answer.
 
     Attributes:
-        ids: Prompt and answer so far.
+        ids: Token ids of the prompt and the answer so far.
         pages: Pages of the KV cache that hold its tokens.
         computed: Number of tokens whose keys and values are in those pages.
     """
@@ -45,8 +45,8 @@ class SequenceState:
     computed: int = 0
 
     @property
-    def most_tokens(self) -> int:
-        """The most tokens that prompt and answer can take."""
+    def max_tokens(self) -> int:
+        """Maximum tokens of the prompt and the answer."""
         request = self.answer.request
         return len(request.prompt) + request.budget
 
@@ -68,31 +68,31 @@ class PackedRunner:
         self.forget()
 
     def forget(self) -> None:
-        """Begin with an empty KV cache. No sequence may be running."""
+        """Replace the KV cache by an empty one. No sequence may be running."""
         idle = self.capacity.idle_tokens
         pages = max(2, self.capacity.kv_tokens // PAGE_TOKENS)
-        self.prefix_cache = PrefixCache(pages, most_idle=None if idle is None else idle // PAGE_TOKENS)
+        self.prefix_cache = PrefixCache(pages, max_idle=None if idle is None else idle // PAGE_TOKENS)
         self._kv = KVCachePool(pages, PAGE_TOKENS)
 
     @property
     def is_busy(self) -> bool:
-        """Whether any sequence waits or runs."""
+        """True if any sequence is waiting or running."""
         return bool(self.waiting or self.running)
 
     @property
-    def room_tokens(self) -> int:
-        """The most tokens of one sequence that the KV cache can hold."""
+    def max_sequence_tokens(self) -> int:
+        """Maximum tokens of one sequence, if it has the whole KV cache."""
         return self.prefix_cache.count * PAGE_TOKENS
 
     def sequence(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState:
-        """Return a sequence for a request, not yet queued.
+        """Return a sequence for a request, without queueing it.
 
         Args:
-            processors: Logits processors of this answer alone, applied after those of its structure.
+            processors: Logits processors for this answer only, applied after those of its structure.
         """
-        every = [*structure_processors(request, self.loaded.tokenizer), *processors]
+        all_processors = [*structure_processors(request, self.loaded.tokenizer), *processors]
         answer = Answer(self.loaded.tokenizer, request)
-        return SequenceState(key, answer, self.samplers.make(request, every), list(request.prompt.ids))
+        return SequenceState(key, answer, self.samplers.make(request, all_processors), list(request.prompt.ids))
 
     def cancel(self, key: Any) -> None:
         """Drop an answer and free its pages."""
@@ -101,7 +101,7 @@ class PackedRunner:
             self._leave(sequence)
 
     def drop_all(self) -> None:
-        """Drop every sequence; the prefix cache stays."""
+        """Drop every sequence; the prefix cache is kept."""
         self.waiting.clear()
         for sequence in list(self.running):
             self._leave(sequence)
@@ -130,7 +130,7 @@ class PackedRunner:
         return events + self._sample(ready, logits)
 
     def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
-        """Choose the next token of every sequence whose tokens have all been computed."""
+        """Sample the next token of every sequence in `ready`, which has (sequence, row of the logits)."""
         argmax: list[int] = logits.argmax(-1).tolist()
         events = []
         for sequence, row in ready:
@@ -152,19 +152,19 @@ class PackedRunner:
                 events.append(Event(sequence.key, text))
         return events
 
-    # -- room
+    # -- scheduling
 
     def _admit(self) -> list[Event]:
-        """Start waiting sequences while their prompts have room; return the refusals of those that never fit."""
+        """Start waiting sequences while their prompts fit. Return an error event for each that can never fit."""
         refused = []
         while self.waiting and len(self.running) < self.capacity.sequences:
             sequence = self.waiting[0]
-            if self.prefix_cache.needed(sequence.most_tokens) > self.prefix_cache.count:
-                refused.append(Event(self.waiting.popleft().key, "", self._too_long(sequence.most_tokens)))
+            if self.prefix_cache.needed(sequence.max_tokens) > self.prefix_cache.count:
+                refused.append(Event(self.waiting.popleft().key, "", self._too_long(sequence.max_tokens)))
                 continue
             shared = self.prefix_cache.share(sequence.ids, media_key=sequence.media_key)
             wanted = self.prefix_cache.needed(len(sequence.ids) + 1) - len(shared.pages)
-            # each running sequence may need a page next
+            # leave one free page for each running sequence, which may need it in the next pass
             if self.running and wanted + len(self.running) > self.prefix_cache.free:
                 self.prefix_cache.release(shared.held)
                 break
@@ -173,7 +173,7 @@ class PackedRunner:
         return refused
 
     def _begin(self, sequence: SequenceState, shared: SharedPrefix) -> None:
-        """Give a sequence the pages that hold its beginning already."""
+        """Give a sequence the cached pages of its prefix."""
         sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
         if shared.partial is None:
             return
@@ -185,7 +185,7 @@ class PackedRunner:
         self.prefix_cache.release([shared.partial])
 
     def _parts(self) -> list[tuple[SequenceState, int]]:
-        """Return the sequences of the next pass with their token counts; take their pages.
+        """Return the sequences of the next pass with their token counts, after taking pages for them.
 
         Decoding sequences come first, with one token each; prompts fill the rest of the pass.
         """
@@ -199,7 +199,7 @@ class PackedRunner:
         return [part for part in parts if part[0] in self.running]
 
     def _take_pages(self, sequence: SequenceState, tokens: int) -> bool:
-        """Give a sequence pages for `tokens`, preempting the newest ones; False when it is preempted itself."""
+        """Take pages for `tokens`, preempting the newest sequences. Return False if `sequence` is preempted itself."""
         while len(sequence.pages) < self.prefix_cache.needed(tokens):
             page = self.prefix_cache.take()
             if page is not None:
@@ -215,20 +215,20 @@ class PackedRunner:
     def _leave(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         if sequence.computed % PAGE_TOKENS:
-            self._remember(sequence, start=sequence.computed, last_too=True)
+            self._remember(sequence, start=sequence.computed, include_partial=True)
         self.prefix_cache.release(sequence.pages)
         sequence.pages, sequence.computed = [], 0
 
-    def _remember(self, sequence: SequenceState, *, start: int, last_too: bool = False) -> None:
+    def _remember(self, sequence: SequenceState, *, start: int, include_partial: bool = False) -> None:
         computed = sequence.ids[: sequence.computed]
         self.prefix_cache.remember(
-            sequence.pages, computed, start=start, last_too=last_too, media_key=sequence.media_key
+            sequence.pages, computed, start=start, include_partial=include_partial, media_key=sequence.media_key
         )
 
     def _too_long(self, tokens: int) -> MachineError:
         return MachineError(
-            f"prompt and answer may take {tokens} tokens, there is memory for the keys and values of "
-            f"{self.room_tokens}",
+            f"prompt and answer may have {tokens} tokens, but the KV cache has memory for only "
+            f"{self.max_sequence_tokens}",
             hint="lower --max-new-tokens, or shorten the prompt",
         )
 

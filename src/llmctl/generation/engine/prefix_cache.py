@@ -1,9 +1,10 @@
-"""The pages of the paged KV cache: which sequence holds which page, and which prefix each page belongs to.
+"""The allocation of pages of the paged KV cache, and the prefix cache.
 
 A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
-found by its tokens, all tokens before them, and the media of the prompt, so a sequence with the same prefix shares it
-instead of computing it again. From a page that agrees only in its first tokens, those tokens can be copied. A page that
-no sequence holds keeps its contents until its room is needed or too many are idle; the least recently used goes first.
+identified by its tokens, all earlier tokens, and the media of the prompt, so a sequence with the same prefix shares it
+instead of computing it again. If only the first tokens of a page match, those tokens can be copied. A page that no
+sequence holds is idle. It keeps its contents until pages run out or too many are idle; the least recently used idle
+page is reused first.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ PrefixKey = bytes  # a digest of the media and of all tokens up to the end of a 
 
 @dataclass(frozen=True)
 class _Contents:
-    """The contents of a page: its tokens, the key of all tokens before them, and its own key once it is full."""
+    """The contents of a page: the key of all earlier tokens, its tokens, and its key if it is full."""
 
     before: PrefixKey
     ids: tuple[int, ...]
@@ -27,12 +28,12 @@ class _Contents:
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """The pages that hold a sequence's beginning already. All of them are held.
+    """Cached pages with the prefix of a sequence. All of them are held for that sequence.
 
     Attributes:
         pages: Full pages.
-        partial: A page whose first tokens continue the prefix, or None. They must be copied and the page released.
-        partial_tokens: Number of those tokens.
+        partial: A page of which only the first tokens match, or None. The caller copies them and releases the page.
+        partial_tokens: Number of matching tokens in `partial`.
     """
 
     pages: list[int]
@@ -41,35 +42,34 @@ class SharedPrefix:
 
     @property
     def held(self) -> list[int]:
-        """Every page that is held."""
+        """All pages, including `partial`."""
         return self.pages if self.partial is None else [*self.pages, self.partial]
 
 
 class PrefixCache:
-    """The book-keeping of a paged KV cache. Its state: the holders and the contents of each page.
+    """Allocates the pages of a paged KV cache. Its state: the number of holders and the contents of each page.
 
     Args:
         count: Number of pages.
-        page_tokens: Tokens of one page.
-        most_idle: Maximum idle pages that keep their contents while unused pages remain. Memory is taken when a page is
+        max_idle: Maximum idle pages that keep their contents while unused pages remain. A page takes memory when it is
             first written, so without this bound idle prefixes would fill a CPU's memory.
     """
 
-    def __init__(self, count: int, *, page_tokens: int = PAGE_TOKENS, most_idle: int | None = None) -> None:
+    def __init__(self, count: int, *, page_tokens: int = PAGE_TOKENS, max_idle: int | None = None) -> None:
         self.count = count
-        self.most_idle = count if most_idle is None else most_idle
+        self.max_idle = count if max_idle is None else max_idle
         self.page_tokens = page_tokens
-        self._untouched = 0  # pages from here on were never used: their memory is not touched before it is needed
+        self._untouched = 0  # pages from this number on were never used, and take no memory yet
         self._holders: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # not held, contents kept, least recently used first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # idle pages, least recently used first
         self._full: dict[PrefixKey, int] = {}
         self._contents: dict[int, _Contents] = {}
-        # pages that continue a prefix, by the prefix and their first token
+        # pages by the key of the prefix that they continue and their first token
         self._continuing: dict[tuple[PrefixKey, int], dict[int, None]] = {}
 
     @property
     def free(self) -> int:
-        """Pages that `take` could return now."""
+        """Number of pages that `take` could return now."""
         return self.count - self._untouched + len(self._idle)
 
     def needed(self, tokens: int) -> int:
@@ -77,8 +77,8 @@ class PrefixCache:
         return -(-tokens // self.page_tokens)
 
     def take(self) -> int | None:
-        """Return a page for one sequence alone, or None when all are held."""
-        full = self._untouched >= self.count or len(self._idle) > self.most_idle
+        """Return a page that no other sequence shares; None if all pages are held."""
+        full = self._untouched >= self.count or len(self._idle) > self.max_idle
         if self._idle and (full or next(iter(self._idle)) not in self._contents):
             page, _ = self._idle.popitem(last=False)
             self._forget(page)
@@ -90,7 +90,7 @@ class PrefixCache:
         return page
 
     def release(self, pages: Sequence[int]) -> None:
-        """Release pages. The end of a sequence is evicted before its beginning, which more sequences share."""
+        """Release the pages of a sequence. Its last pages are reused first: more sequences share the first ones."""
         for page in reversed(pages):
             self._holders[page] -= 1
             if not self._holders[page]:
@@ -100,15 +100,21 @@ class PrefixCache:
                     self._idle.move_to_end(page, last=False)
 
     def remember(
-        self, pages: Sequence[int], ids: Sequence[int], *, start: int, last_too: bool = False, media_key: bytes = b""
+        self,
+        pages: Sequence[int],
+        ids: Sequence[int],
+        *,
+        start: int,
+        include_partial: bool = False,
+        media_key: bytes = b"",
     ) -> None:
         """Record that a sequence's pages hold `ids`.
 
         Args:
             pages: All pages of the sequence.
-            ids: Its tokens, from the first on.
-            start: Pages before the one of this token are recorded already.
-            last_too: Also record a last page that is not full: nothing more will be written to it.
+            ids: All tokens of the sequence that the pages hold.
+            start: Index of a token; all earlier pages are recorded already.
+            include_partial: Also record a last page that is not full. Nothing may be written to it afterwards.
             media_key: The digest of the media in the prompt.
         """
         size = self.page_tokens
@@ -120,11 +126,11 @@ class PrefixCache:
                 page_ids = tuple(ids[number * size : (number + 1) * size])
                 self._keep(pages[number], _Contents(keys[number], page_ids, key))
         rest = tuple(ids[(len(keys) - 1) * size :])
-        if last_too and rest and pages[len(keys) - 1] not in self._contents and not self._has(keys[-1], rest):
+        if include_partial and rest and pages[len(keys) - 1] not in self._contents and not self._has(keys[-1], rest):
             self._keep(pages[len(keys) - 1], _Contents(keys[-1], rest, None))
 
     def share(self, ids: Sequence[int], *, media_key: bytes = b"") -> SharedPrefix:
-        """Return the pages that hold the beginning of `ids`, now held once more; never the last token."""
+        """Return the cached pages for a prefix of `ids`, which never includes the last token, and hold them."""
         pages: list[int] = []
         before = media_key
         for key in self._keys(ids, (len(ids) - 1) // self.page_tokens, media_key):
@@ -134,9 +140,9 @@ class PrefixCache:
             pages.append(page)
             before = key
         rest = ids[len(pages) * self.page_tokens : len(ids) - 1]
-        agreeing = {page: _common(self._contents[page].ids, rest) for page in self._candidates(before, rest)}
-        partial = max(agreeing, key=agreeing.__getitem__, default=None)
-        shared = SharedPrefix(pages, partial, agreeing[partial] if partial is not None else 0)
+        matching = {page: _common(self._contents[page].ids, rest) for page in self._candidates(before, rest)}
+        partial = max(matching, key=matching.__getitem__, default=None)
+        shared = SharedPrefix(pages, partial, matching[partial] if partial is not None else 0)
         for page in shared.held:
             self._holders[page] = self._holders.get(page, 0) + 1
             self._idle.pop(page, None)
@@ -149,11 +155,11 @@ class PrefixCache:
             yield digest
 
     def _has(self, before: PrefixKey, ids: tuple[int, ...]) -> bool:
-        """Whether a page holds these tokens after that prefix: the same text a hundred times fills one page."""
+        """Return True if a page has these tokens after the prefix; such tokens are not recorded a second time."""
         return any(self._contents[page].ids[: len(ids)] == ids for page in self._candidates(before, ids))
 
     def _candidates(self, before: PrefixKey, ids: Sequence[int]) -> Iterable[int]:
-        """Return the pages after a prefix that agree with `ids` in at least the first token."""
+        """Return the pages that continue a prefix with at least the first token of `ids`."""
         return self._continuing.get((before, ids[0]), ()) if ids else ()
 
     def _keep(self, page: int, contents: _Contents) -> None:

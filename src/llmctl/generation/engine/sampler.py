@@ -1,4 +1,4 @@
-"""From logits to the next token, with each sequence's own settings and seed."""
+"""Sampling of the next token from logits, with the settings and the seed of each sequence."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,23 @@ from llmctl.transformers_compat import logits_processors
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The arguments of GenerationConfig that packed sequences support. A request with any other runs alone.
+# The arguments of GenerationConfig that packed sequences support. A request with any other argument runs alone.
 PACKABLE_ARGUMENTS = frozenset(
     {
         "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
         "no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id",
     }
 )  # fmt: skip
-_MOST_KEPT = 64
+_MAX_CACHED = 64
 
 
 class Sampler:
     """Chooses the tokens of one sequence. Its state: the random generator.
 
     Args:
-        seed: The seed of the random generator.
-        processors: transformers' logits processors, or None.
-        samples: Whether to sample rather than take the argmax.
-        on_cpu: Whether the logits are on the CPU: only there the numbers of a generator are known one by one.
+        processors: transformers' LogitsProcessorList, or None.
+        samples: Sample rather than take the argmax.
+        on_cpu: The logits are on the CPU, where the order of a generator's random numbers allows CandidateSampler.
     """
 
     def __init__(self, seed: int, processors: Any, *, samples: bool, on_cpu: bool) -> None:
@@ -42,7 +41,7 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the argmax of the raw logits is the choice."""
+        """True if the next token is the argmax of the raw logits."""
         return not self._samples and not self._processors
 
     def sample(self, ids: Sequence[int], logits: "Tensor") -> int:
@@ -68,8 +67,8 @@ class Sampler:
 class Samplers:
     """Makes samplers for one model.
 
-    Its state: the processors of the latest settings, by their arguments. The number is bounded, since every client of a
-    server may ask for a temperature of its own.
+    Its state: the processors of recent settings, by their arguments. Their number is bounded, since every client of a
+    server may use a different temperature.
     """
 
     def __init__(self, model: Any) -> None:
@@ -80,8 +79,8 @@ class Samplers:
         """Return a sampler for a request.
 
         Args:
-            processors: Logits processors of this answer alone. They come after transformers' penalties and before its
-                sampling warpers.
+            processors: Logits processors for this answer only. They are applied after transformers' penalties and
+                before its sampling warpers.
         """
         if processors:
             merged, samples = self._merged(request, processors)
@@ -90,13 +89,13 @@ class Samplers:
             if key not in self._kept:
                 self._kept[key] = self._merged(request, ())
             self._kept.move_to_end(key)
-            if len(self._kept) > _MOST_KEPT:
+            if len(self._kept) > _MAX_CACHED:
                 self._kept.popitem(last=False)
             merged, samples = self._kept[key]
         return Sampler(request.seed, merged, samples=samples, on_cpu=self._model.device.type == "cpu")
 
     def _merged(self, request: Request, processors: Sequence[Any]) -> tuple[Any, bool]:
-        """Return the processors `model.generate` would use with these arguments, and whether it would sample."""
+        """Return the processors that `model.generate` would use, and True if it would sample."""
         from transformers import GenerationConfig
 
         merged, config = logits_processors(

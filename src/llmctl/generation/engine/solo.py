@@ -1,4 +1,4 @@
-"""One answer by `model.generate`, in a thread of its own and handed out pass by pass, for what cannot be packed."""
+"""Requests that cannot be packed: `model.generate` in a separate thread, whose passes the engine takes one by one."""
 
 import queue
 import threading
@@ -21,18 +21,20 @@ from llmctl.transformers_compat import quiet_libraries
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
-# With these a token has no pass of its own, or none that Python sees.
+# With these arguments, not every token has its own forward pass that Python code can observe.
 _WITHOUT_PASS_PER_TOKEN = {"prompt_lookup_num_tokens", "compile_config", "cache_implementation", "num_beams"}
 
 
 @dataclass(frozen=True)
 class SoloStep:
-    """The result of one pass: new text, token counts, and at the end the completion, the request's error or a failure.
+    """The result of one forward pass.
 
     Attributes:
+        text: New text.
         prefilled: Prompt tokens that the pass computed.
-        generated: Tokens that it brought.
-        failure: An exception that is not the request's fault.
+        generated: Tokens that the pass generated.
+        end: In the last step, the completion or the error of the request.
+        failure: An exception that the request did not cause.
     """
 
     text: str = ""
@@ -43,11 +45,11 @@ class SoloStep:
 
 
 class SoloRun:
-    """One call of `model.generate`. Its state: the thread, the answer so far, and the passes not yet handed out.
+    """One call of `model.generate`. Its state: the thread, the answer so far, and the unread steps.
 
     Args:
-        processors: Logits processors of this answer alone, applied after those of its structure.
-        cache: Keys and values of earlier calls, used and kept for later ones.
+        processors: Logits processors for this answer only, applied after those of its structure.
+        cache: Keys and values of earlier calls. The call uses and updates it.
     """
 
     def __init__(
@@ -67,15 +69,15 @@ class SoloRun:
         self._thread = threading.Thread(target=self._run, name="llmctl-generate-alone", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def next_step(self) -> SoloStep:
-        """Wait for the next pass."""
+        """Wait for the next pass and return its result."""
         return self._steps.get()
 
     def cancel(self) -> None:
-        """Stop at the next token, and wait for that."""
+        """Stop at the next token, and wait until the thread has ended."""
         self._cancelled.set()
         self._thread.join()
 
@@ -119,10 +121,10 @@ class SoloRun:
         self._steps.put(SoloStep(text, generated=len(token_ids) if is_beam_search else 0, end=completion))
 
     def _cache_arguments(self) -> dict[str, Any]:
-        """Return the cache of earlier calls where it can be used.
+        """Return the arguments that pass the cache of earlier calls, if it can be used.
 
-        Only a dynamic one can be cut back to a common prefix. Assisted generation computes the whole prompt again on
-        top of a filled cache, and its text is then wrong (transformers 5.18 to 5.24, `_assisted_decoding`: no slicing
+        Only a dynamic cache can be cropped to a common prefix. Assisted generation computes the whole prompt again and
+        appends it to a filled cache, so its text is wrong (transformers 5.18 to 5.24, `_assisted_decoding`: no slicing
         in the first iteration).
         """
         if self._cache is None:
@@ -137,7 +139,7 @@ class SoloRun:
         return cache_arguments
 
     def _on_tokens(self, tokens: list[int]) -> bool:
-        """Take the tokens of one pass; True when generation is over."""
+        """Add the tokens of one pass to the answer. Return True if the answer has ended."""
         answer, text, before = self._answer, "", len(self._answer.token_ids)
         for token in tokens:
             if answer.finish_reason is None:
@@ -152,14 +154,14 @@ class SoloRun:
         return answer.finish_reason is not None
 
     def _on_beams(self, tokens: list[int]) -> bool:
-        """Hand out an empty pass, since no token of a beam search is final; True when it was cancelled."""
+        """Report a pass without text, since no token of a beam search is final. Return True if it was cancelled."""
         del tokens
         prefilled, self._prefilled = self._prefilled, 0
         self._steps.put(SoloStep(prefilled=prefilled))
         return self._cancelled.is_set()
 
     def _take_beams(self, output: list[int]) -> str:
-        """Take the tokens of the best beam."""
+        """Add the tokens of the best beam to the answer and return their text."""
         text = ""
         for token in output[len(self._request.prompt) :]:
             text += self._answer.take(token)
@@ -176,7 +178,7 @@ def _generate(
     processors: Sequence[Any],
     **cache_arguments: Any,
 ) -> list[int]:
-    """Call `model.generate` and return its ids; `on_tokens` sees the tokens of every pass and returns True to stop."""
+    """Call `model.generate` and return its ids. `on_tokens` gets the tokens of every pass and returns True to stop."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, set_seed
 
@@ -190,7 +192,9 @@ def _generate(
 
     set_seed(request.seed)
     inputs = torch.tensor([request.prompt.ids], dtype=torch.long, device=loaded.model.device)
-    with quiet_libraries() if loaded.draft else nullcontext():  # a draft makes transformers warn of its own habits
+    with (
+        quiet_libraries() if loaded.draft else nullcontext()
+    ):  # with a draft, transformers warns about its own implementation
         output = loaded.model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
@@ -206,9 +210,9 @@ def _generate(
 def _draft_arguments(loaded: "LoadedModel", request: Request) -> dict[str, Any]:
     """Return the arguments of `model.generate` with which the draft model proposes tokens.
 
-    A draft whose context ends before the answer may proposes nothing for this answer. Another vocabulary may take twice
-    the tokens; transformers tells it by the sizes in the configurations, and then proposals go through text (universal
-    assisted generation, transformers' generation_strategies).
+    A draft is not used for an answer that may exceed the draft's context. With a different vocabulary, which
+    transformers detects by its size, proposals are converted through text, which may take twice as many tokens
+    (universal assisted generation, transformers' generation_strategies).
     """
     draft = loaded.draft
     if draft is None:

@@ -1,4 +1,4 @@
-"""A structure applied to tokens: the allowed next tokens, the end of the answer, and its exact text."""
+"""Enforcement of a structure: the allowed next tokens, the end of the answer, and its exact text."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.errors import ModelError, UserError, first_line
-from llmctl.generation.structured.structure import Structure, in_words
+from llmctl.generation.structured.structure import Structure, core_message
 from llmctl.machine.sandbox import SECONDS, FailedError, TooMuchError, run_bounded
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _vocabularies: "WeakKeyDictionary[Any, _Vocabulary]" = WeakKeyDictionary()
 def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
     """Return the logits processors of one answer: none, or the one that enforces its structure.
 
-    Each is called with (input_ids [1, length], scores [1, vocabulary]) and returns scores of that shape. It serves this
-    answer alone.
+    It is called with (input_ids [1, length], scores [1, vocabulary]), returns scores of that shape, and is valid for
+    this answer only.
     """
     if request.structure is None:
         return []
@@ -32,10 +32,10 @@ def processors(request: "Request", tokenizer: "PreTrainedTokenizerBase") -> list
 
 
 def check_for(structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Compile a structure for a tokenizer, within limits of time and memory, and keep the result.
+    """Compile a structure for a tokenizer, within limits of time and memory, and cache the result.
 
     Raises:
-        UserError: it is too large, names a token that does not exist, or matches no text.
+        UserError: the structure is too large, names a token that does not exist, or matches no text.
         ModelError: the tokenizer is not supported.
     """
     _vocabulary(tokenizer).matcher(structure)
@@ -44,8 +44,8 @@ def check_for(structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> Non
 class StructureProcessor:
     """Allows only tokens after which the answer can still match. Its state: the tokens it has followed.
 
-    It follows every answer it is called with, also one that is shorter than the last or differs from it: tokens that a
-    draft proposed may have been refused.
+    An answer may be shorter than in the previous call or differ from it, since tokens that a draft proposed may have
+    been rejected.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class StructureProcessor:
         if input_ids.shape[0] != 1:
             raise UserError("a structure is enforced for one answer at a time, not for beams")
         answer = input_ids[0, self._prompt_length :].tolist()
-        if not self._ends.isdisjoint(answer):  # tokens after the end are free
+        if not self._ends.isdisjoint(answer):  # tokens after the end are not constrained
             return scores
         self._follow(answer)
         allowed = self._allowed(scores)
         masked = scores.masked_fill(~allowed, float("-inf"))
-        # if earlier processors have ruled out every allowed token, the structure decides
+        # if earlier processors have excluded every allowed token, the structure takes precedence
         return masked.where(masked.isfinite().any(-1, keepdim=True), scores.new_zeros(()).where(allowed, -float("inf")))
 
     def _follow(self, answer: list[int]) -> None:
@@ -80,23 +80,21 @@ class StructureProcessor:
             self._matcher.rollback(len(self._tokens) - same)
         self._matcher.consume_tokens(answer[same:])
         self._tokens = answer
-        _must_work(self._matcher, self._structure)
+        _raise_on_error(self._matcher, self._structure)
 
     def _allowed(self, scores: "Tensor") -> "Tensor":
-        """Return the allowed next tokens: [vocabulary] of booleans, on the device of `scores`."""
+        """Return the allowed next tokens as booleans [vocabulary], on the device of `scores`."""
         import torch
 
         bits = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
-        _must_work(self._matcher, self._structure)
+        _raise_on_error(self._matcher, self._structure)
         bits[self._vocabulary.eos_token_id] = False
         size = scores.shape[-1]
         allowed = torch.zeros(size, dtype=torch.bool)  # a model may have more rows than its tokenizer has tokens
         allowed[: len(bits)] = bits[:size]
         allowed[[token for token in self._ends if token < size]] = self._matcher.is_accepting()
         if not bool(allowed.any()):
-            raise UserError(
-                "no token can follow: the structure needs one that ends answers (generation.extra_eos_tokens)"
-            )
+            raise UserError("no token is allowed next: the structure needs an end token (generation.extra_eos_tokens)")
         return allowed.to(scores.device)
 
 
@@ -106,39 +104,42 @@ class Follower:
     def __init__(self, structure: Structure, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._matcher = _vocabulary(tokenizer).matcher(structure)
 
-    def is_whole_after(self, token: int) -> bool:
-        """Take the next token; True if the answer can only end now."""
+    def is_complete_after(self, token: int) -> bool:
+        """Add the next token. Return True if the answer can only end now."""
         return bool(self._matcher.consume_token(token) and self._matcher.is_stopped())
 
 
 def exact_decoder(
     tokenizer: "PreTrainedTokenizerBase", *, shown: Collection[int] = ()
 ) -> Callable[[Sequence[int]], str]:
-    """Return a decoder to the text that the structure saw, with the special tokens in `shown` alone.
+    """Return a decoder to the exact text that the structure matched.
 
-    A tokenizer's own `decode` may remove spaces before punctuation or the first one, inside a value as well.
+    The `decode` of a tokenizer may remove a leading space or spaces before punctuation, even inside a value.
+
+    Args:
+        shown: Special tokens to include in the text; all others are omitted.
     """
     return partial(_vocabulary(tokenizer).decode, shown=shown)
 
 
-def own_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """Return the tokens that a grammar must name by their ids (`<[370]>`), by their texts.
+def tokens_named_by_id(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Return the ids of the tokens that a grammar must name by id (`<[370]>`), by their text.
 
-    llguidance treats added tokens that look like `<this>` as special even if the tokenizer does not; as text in a
-    grammar it would force them and then refuse them (llguidance 1.9).
+    llguidance treats added tokens that look like `<this>` as special even if the tokenizer does not. As text in a
+    grammar, it would first require and then reject them (llguidance 1.9).
     """
-    return _vocabulary(tokenizer).own_tokens()
+    return _vocabulary(tokenizer).tokens_named_by_id()
 
 
 class _Vocabulary:
-    """llguidance's view of a tokenizer. Its state: compiled structures, of which every answer gets a copy."""
+    """A tokenizer for llguidance. Its state: compiled structures, of which every answer gets a copy."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         from llguidance import LLTokenizer
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ModelError("structured output needs a tokenizer of the tokenizers library; this model has another")
+            raise ModelError("structured output needs a tokenizer of the tokenizers library; this model has none")
         self.eos_token_id = 0 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         try:
             self._inner = LLTokenizer(_description(backend), eos_token=self.eos_token_id)
@@ -149,19 +150,19 @@ class _Vocabulary:
             ) from error
         self._special = frozenset(tokenizer.all_special_ids)
         self._added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
-        self.matcher_of = lru_cache(maxsize=256)(self._compile)
+        self._compiled = lru_cache(maxsize=256)(self._compile)
 
     def matcher(self, structure: Structure) -> Any:
         """Return a new matcher for one answer."""
-        return self.matcher_of(structure).deep_copy()
+        return self._compiled(structure).deep_copy()
 
     def decode(self, token_ids: Sequence[int], *, shown: Collection[int] = ()) -> str:
-        """Decode tokens without special ones, except `shown`; an incomplete character at the end is U+FFFD."""
+        """Decode tokens, omitting special ones that are not in `shown`. An incomplete last character is U+FFFD."""
         kept = [token for token in token_ids if token in shown or token not in self._special]
         return self._inner.decode_bytes(kept).decode("utf-8", "replace")
 
-    def own_tokens(self) -> dict[str, int]:
-        """Return what the function of the same name returns."""
+    def tokens_named_by_id(self) -> dict[str, int]:
+        """Return the ids of the tokens that a grammar must name by id, by their text."""
         added = self._added.items()
         return {content: number for number, content in added if self._inner.is_special_token(number)}
 
@@ -175,13 +176,13 @@ class _Vocabulary:
             problem = run_bounded(trial, seconds=SECONDS)
         except TooMuchError as error:
             raise UserError(
-                f"structure.{structure.kind}: it takes more than {SECONDS} seconds, or too much memory, to prepare",
-                hint="large multiples, long lists of formats and counted repetitions cost most",
+                f"structure.{structure.kind}: preparing it takes more than {SECONDS} seconds, or too much memory",
+                hint="large multiples, long lists of formats, and counted repetitions cost the most",
             ) from error
         except FailedError as error:
             raise UserError(f"structure.{structure.kind}: {error}") from error
         if problem:
-            _complain(problem, structure)
+            _raise_problem(problem, structure)
         return self._new(structure)
 
     def _new(self, structure: Structure) -> Any:
@@ -192,7 +193,7 @@ class _Vocabulary:
 
 
 def _description(backend: Any) -> str:
-    """Return a tokenizer's JSON with a decoder that llguidance knows: `Metaspace` in its three steps."""
+    """Return a tokenizer's JSON for llguidance, with the decoder `Metaspace` replaced by three equivalent steps."""
     text = str(backend.to_str())
     if type(backend.decoder).__name__ != "Metaspace":
         return text
@@ -202,19 +203,19 @@ def _description(backend: Any) -> str:
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:
-    """Return the vocabulary of a tokenizer, made once: a large one takes a second or two."""
+    """Return the vocabulary of a tokenizer. It is cached, since a large one takes one or two seconds."""
     if tokenizer not in _vocabularies:
         _vocabularies[tokenizer] = _Vocabulary(tokenizer)
     return _vocabularies[tokenizer]
 
 
-def _must_work(matcher: Any, structure: Structure) -> None:
+def _raise_on_error(matcher: Any, structure: Structure) -> None:
     if matcher.is_error():
-        _complain(str(matcher.get_error()), structure)
+        _raise_problem(str(matcher.get_error()), structure)
 
 
-def _complain(problem: str, structure: Structure) -> None:
-    first = in_words(problem)
+def _raise_problem(problem: str, structure: Structure) -> None:
+    first = core_message(problem)
     if "NoExtension" in first:
         first = "no text has this form"
     raise UserError(f"structure.{structure.kind}: {first}")

@@ -1,4 +1,4 @@
-"""Answers as Python objects: a type in, an instance of it out."""
+"""Answers as Python objects of a given type."""
 
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,18 +28,18 @@ def generate_object(
 ) -> T:
     """Generate one answer and return it as an object: `generate_object(loaded, "Who was Ada?", Person)`.
 
-    The structure is not part of the prompt: describe in it what you want.
+    The structure is not added to the prompt, so the prompt should describe the expected answer.
 
     Args:
         prompt: A text, or messages.
-        shape: A pydantic model, or any type that pydantic knows: a dataclass, `list[int]`, `Literal["a", "b"]`.
+        shape: A pydantic model, or any type that pydantic supports: a dataclass, `list[int]`, `Literal["a", "b"]`.
         seed: Replaces the configuration's.
         max_new_tokens: Replaces the configuration's.
         chat: Replaces the configuration's chat section.
 
     Raises:
-        UserError: the structure cannot be enforced, the answer was cut before its end (`error.details["text"]` holds
-            its text), or the type's own validators refuse it.
+        UserError: the structure cannot be enforced, the answer was cut off before its end (`error.details["text"]` has
+            its text), or the type's validators reject it.
     """
     from pydantic import PydanticInvalidForJsonSchema, TypeAdapter
 
@@ -53,14 +53,14 @@ def generate_object(
 
 
 def _read(adapter: "TypeAdapter[T]", completion: Completion) -> T:
-    """Return the object of a whole answer."""
+    """Return the object of a complete answer."""
     from pydantic import ValidationError
 
     details = {"text": completion.text, "finish_reason": completion.finish_reason}
     if completion.finish_reason != "stop":
         raise UserError(
-            f"the answer was cut after {len(completion.token_ids)} tokens, before it was whole",
-            hint="raise max_new_tokens, or bound the lengths of texts and lists in the model",
+            f"the answer was cut off after {len(completion.token_ids)} tokens, before it was complete",
+            hint="raise max_new_tokens, or limit the lengths of strings and lists in the type",
             details=details,
         )
     try:
@@ -69,6 +69,6 @@ def _read(adapter: "TypeAdapter[T]", completion: Completion) -> T:
         first = error.errors(include_url=False)[0]
         location = ".".join(map(str, first["loc"])) or "the value"
         raise UserError(
-            f"the answer has the form, but {location} does not pass the model's own validation: {first['msg']}",
+            f"the answer matches the structure, but {location} does not pass the type's validation: {first['msg']}",
             details=details,
         ) from error

@@ -1,7 +1,7 @@
-"""Check that a JSON schema can be enforced exactly; a keyword that cannot is refused with its place.
+"""The check that a JSON schema can be enforced exactly.
 
-llguidance ignores keywords that it does not know, and enforces some known ones only in part. Everything outside the
-tables below is refused before any token is generated.
+llguidance ignores unknown keywords, and enforces some known ones only partly. Every keyword outside the tables below is
+refused, with its place, before any token is generated.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _NESTED = {  # keyword -> the shape of the schemas in its value
     "oneOf": "list",
     "allOf": "list",
 }
-_IN_PLACE = ("anyOf", "oneOf", "allOf")  # their schemas describe the same value as the schema around them
+_IN_PLACE = ("anyOf", "oneOf", "allOf")  # their schemas describe the same value as the enclosing schema
 _VALUES = {  # keyword -> the type of its value
     "type": "a type or a list of types",
     "enum": "a list",
@@ -48,7 +48,7 @@ _VALUES = {  # keyword -> the type of its value
     "exclusiveMaximum": "a number",
     "multipleOf": "a number",
 }
-_ANNOTATIONS = frozenset(  # they describe and forbid nothing
+_ANNOTATIONS = frozenset(  # annotations, which do not constrain the value
     {
         "$schema", "$id", "id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
         "example", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding",
@@ -61,13 +61,17 @@ _KNOWN_TO_JSON_SCHEMA = frozenset(
         "contentSchema", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
     }
 )  # fmt: skip
-_EMPTY = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}  # no effect with this value
+_EMPTY = {
+    "uniqueItems": False,
+    "unevaluatedProperties": True,
+    "unevaluatedItems": True,
+}  # no effect
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 _BESIDE_PROPERTIES = (
     "additionalProperties", "patternProperties", "minProperties", "$ref", *_IN_PLACE
 )  # fmt: skip
-# llguidance's own dates have a 29 February in every year, and a year 0.
+# llguidance's dates allow 29 February in every year, and a year 0.
 _YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d{2}|[1-9]\d{3})"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"
 _LEAP_YEAR = rf"(\d{{2}}{_FOURTH}|{_FOURTH}00)"
@@ -76,13 +80,13 @@ _STRICTER = {"date": rf"^{_DATE}$", "date-time": rf"^{_DATE}[Tt]\d{{2}}:\d{{2}}:
 
 
 def check_schema(schema: Any) -> dict[str, Any]:
-    """Return the schema for llguidance: every keyword is checked, and nothing in it would be ignored.
+    """Return the schema for llguidance, after checking that every keyword can be enforced.
 
-    Objects that list their `properties` without mentioning others allow no others: that is what people mean, and an
-    answer without them is valid.
+    Objects that list their `properties` and do not mention other properties are closed to others. This is usually what
+    is meant, and answers without other properties are valid.
 
     Raises:
-        UserError: naming the keyword and its place.
+        UserError: a keyword cannot be enforced; the message names it and its place.
     """
     if schema is False:
         raise UserError("structure.json_schema: false allows no value at all")
@@ -95,7 +99,7 @@ def schema_text(schema: Any) -> str:
     """Return a schema as JSON.
 
     Raises:
-        UserError: it has a value that JSON lacks, or is too large.
+        UserError: the schema has a value that JSON cannot represent, or is too large.
     """
     try:
         text = json.dumps(schema, allow_nan=False)
@@ -107,7 +111,7 @@ def schema_text(schema: Any) -> str:
 
 
 def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
-    """Yield a schema and every schema inside it, with their places as JSON pointers, outer ones first."""
+    """Yield the place (a JSON pointer) and the value of a schema and of every schema inside it, outer ones first."""
     yield place, schema
     if not isinstance(schema, dict):
         return
@@ -120,7 +124,7 @@ def schemas_in(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
 
 
 class _Check:
-    """One walk through a schema. Its state: the visited places, and the objects that may be closed."""
+    """One traversal of a schema. Its state: the visited places, and the objects that may be closed."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self.root = root
@@ -140,16 +144,16 @@ class _Check:
         """Check one schema and those inside it.
 
         Args:
-            place: Its place, as a JSON pointer.
-            alone: Whether no other schema describes the same value.
-            around: The schemas that describe the same value, outermost first.
+            place: The place of the schema, as a JSON pointer.
+            alone: True if no other schema describes the same value.
+            around: The places of enclosing schemas that describe the same value, outermost first.
         """
         if isinstance(schema, bool):
             return
         if not isinstance(schema, dict):
             raise UserError(f"structure.json_schema: {place}: a schema is a mapping, this is {json.dumps(schema)[:60]}")
         if place in around:
-            raise _refused(place, "$ref", "it refers to itself without anything in between")
+            raise _refused(place, "$ref", "it refers to itself without any other schema in between")
         if depth > MAX_DEPTH:
             raise UserError(f"structure.json_schema: {place}: schemas are nested more than {MAX_DEPTH} deep")
         if (place, alone) in self.seen:
@@ -161,12 +165,12 @@ class _Check:
         self.tighten(schema, place, alone=alone)
         for keyword, inner, inner_place in list(_inner(schema, place)):
             same = keyword in _IN_PLACE or keyword == "$ref"
-            lonely = alone and keyword != "allOf" and not _has_siblings(schema, keyword) if same else True
+            inner_alone = alone and keyword != "allOf" and not _has_siblings(schema, keyword) if same else True
             target = self.at(inner_place) if keyword == "$ref" else inner
-            self.visit(target, inner_place, alone=lonely, around=(*around, place) if same else (), depth=depth + 1)
+            self.visit(target, inner_place, alone=inner_alone, around=(*around, place) if same else (), depth=depth + 1)
 
     def tighten(self, schema: dict[str, Any], place: str, *, alone: bool) -> None:
-        """Record whether an object may be closed, and tighten formats that llguidance enforces only in part."""
+        """Record if an object may be closed, and tighten formats that llguidance enforces only partly."""
         if schema.get("properties") and not any(keyword in schema for keyword in _BESIDE_PROPERTIES):
             listed = set(schema.get("required", ())) <= set(schema["properties"])
             self.closable[place] = self.closable.get(place, True) and alone and listed
@@ -193,14 +197,14 @@ class _Check:
             raise _refused(place, keyword, "unknown keyword" + (f"; did you mean {near[0]}?" if near else ""))
 
     def at(self, pointer: str) -> Any:
-        """Return the target of a JSON pointer of the form #/a/b."""
+        """Return the target of a JSON pointer such as #/a/b."""
         target: Any = self.root
         for part in pointer.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             try:
                 target = target[int(name)] if isinstance(target, list) else target[name]
             except (KeyError, IndexError, ValueError, TypeError):
-                raise UserError(f"structure.json_schema: $ref {pointer}: there is nothing of that name") from None
+                raise UserError(f"structure.json_schema: $ref {pointer}: the target does not exist") from None
         return target
 
 
@@ -222,12 +226,12 @@ def _refused(place: str, keyword: str, why: str, *, hint: str | None = None) -> 
 
 
 def _check_nested(place: str, keyword: str, value: Any) -> None:
-    """Refuse a keyword whose schemas have the wrong shape."""
+    """Raise UserError if the schemas in a keyword have the wrong shape."""
     shape = _NESTED[keyword]
     if shape == "map" and not isinstance(value, dict):
         raise _refused(place, keyword, "it must be a mapping from names to schemas")
     if shape == "list" and not (isinstance(value, list) and value):
-        raise _refused(place, keyword, "it must be a list of schemas, not empty")
+        raise _refused(place, keyword, "it must be a non-empty list of schemas")
     if shape == "one" and not isinstance(value, dict | bool):
         remark = "; a list of schemas is called prefixItems" if keyword == "items" else ""
         raise _refused(place, keyword, f"it must be one schema{remark}")
@@ -249,9 +253,9 @@ def _check_value(schema: dict[str, Any], place: str, keyword: str, value: Any) -
         remark = f" ({', '.join(_TYPES)})" if keyword == "type" else ""
         raise _refused(place, keyword, f"it must be {expected}{remark}, it is {json.dumps(value)[:60]}")
     if keyword == "format" and value not in FORMATS:
-        raise _refused(place, keyword, f"{value} cannot be enforced; there are {', '.join(FORMATS)}", hint=_AFTERWARDS)
+        raise _refused(place, keyword, f"{value} cannot be enforced; supported: {', '.join(FORMATS)}", hint=_AFTERWARDS)
     if keyword == "$ref" and not (value == "#" or value.startswith("#/")):
-        raise _refused(place, keyword, f"{value} is not inside this schema (#/…), and nothing is fetched")
+        raise _refused(place, keyword, f"{value} is not inside this schema (#/…), and other schemas are not fetched")
     if keyword == "pattern":
         _check_pattern(place, value)
 
@@ -261,7 +265,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _check_pattern(place: str, pattern: str) -> None:
-    """Refuse look-around and back-references, which are not regular."""
+    """Raise UserError for look-around and back-references, which are not regular."""
     if re.search(r"\(\?(=|!|<=|<!)", pattern):
         raise _refused(place, "pattern", f"look-around cannot be enforced: {pattern}", hint=_AFTERWARDS)
     if re.search(r"(?<!\\)(\\\\)*\\[1-9bB]", pattern):
@@ -269,7 +273,7 @@ def _check_pattern(place: str, pattern: str) -> None:
 
 
 def _check_free_keys(schema: dict[str, Any], place: str) -> None:
-    """Refuse counts of unlisted names: llguidance would count {"a": 1, "a": 2} as two."""
+    """Raise UserError for counts of unlisted names: llguidance would count {"a": 1, "a": 2} as two."""
     if schema.get("additionalProperties") is False and "patternProperties" not in schema:
         return
     fewest, required = schema.get("minProperties", 0), len(set(schema.get("required", ())))
@@ -278,12 +282,12 @@ def _check_free_keys(schema: dict[str, Any], place: str) -> None:
 
 
 def _has_siblings(schema: dict[str, Any], keyword: str) -> bool:
-    """Whether anything but `keyword` describes the same value."""
+    """Return True if another keyword also describes the same value."""
     return any(other != keyword and other not in _ANNOTATIONS for other in schema)
 
 
 def _inner(schema: dict[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield the schemas inside a schema as (keyword, schema, place); for $ref only its target's place."""
+    """Yield the schemas inside a schema as (keyword, schema, place); for $ref, (keyword, None, target place)."""
     if "$ref" in schema:
         yield "$ref", None, unquote(schema["$ref"])
     for keyword, shape in _NESTED.items():

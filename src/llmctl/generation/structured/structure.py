@@ -1,7 +1,7 @@
-"""The structure of an answer: a JSON schema, a regular expression, a choice of texts, or a grammar.
+"""The structure of an answer: a JSON schema, a regular expression, a list of choices, or a grammar.
 
-llguidance enforces it; docs/explanation/decisions.md gives the reasons. Here the structure is read, checked and
-translated for llguidance, before any model is loaded; `constraint` applies it to the tokens.
+llguidance enforces structures; docs/explanation/decisions.md gives the reasons. This module reads, checks and
+translates a structure for llguidance before any model is loaded; `constraint` enforces it.
 """
 
 import json
@@ -18,10 +18,10 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.structured.schema_check import check_schema, schema_text, schemas_in
 
 Kind = Literal["json_schema", "regex", "choices", "grammar"]
-# One space, or a new line and its indentation: enough for every way to write JSON, and no endless white space.
+# One space, or a newline with indentation: enough for any JSON style, and never endless white space.
 _JSON_OPTIONS = {
     "whitespace_pattern": r"\n[ \t]{0,40}| ",
-    "json_allowed_escapes": 'nrbtf\\"',  # \uXXXX would let one name be written in two ways
+    "json_allowed_escapes": 'nrbtf\\"',  # with \uXXXX, a name could be written in two ways
 }
 
 
@@ -30,7 +30,7 @@ class Structure:
     """A checked structure.
 
     Attributes:
-        kind: The key that it was given under.
+        kind: The configuration key of the structure.
         grammar: The structure in llguidance's format.
     """
 
@@ -39,7 +39,7 @@ class Structure:
 
     @property
     def is_json(self) -> bool:
-        """Whether the answer is a JSON value."""
+        """True if the answer is a JSON value."""
         return self.kind == "json_schema"
 
 
@@ -47,7 +47,7 @@ def make_structure(section: StructureSection) -> Structure | None:
     """Return the structure of a configuration, or None.
 
     Raises:
-        UserError: it is not valid, cannot be enforced to the letter, or its file cannot be read.
+        UserError: the structure is not valid, cannot be enforced exactly, or its file cannot be read.
     """
     section = written_out(section)
     if section.json_schema is not None:
@@ -62,26 +62,26 @@ def make_structure(section: StructureSection) -> Structure | None:
 
 
 def check_structure(config: Config) -> None:
-    """Check before the model is loaded that the structure can be enforced.
+    """Check that the structure of a configuration can be enforced, without loading the model.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be enforced.
     """
     if make_structure(config.structure) is not None:
         refuse_combinations(config.generation.model_dump(exclude_none=True))
 
 
 def refuse_combinations(arguments: Mapping[str, Any]) -> None:
-    """Refuse settings that a structure excludes.
+    """Check that no setting conflicts with a structure.
 
     Args:
         arguments: Keys of the section `generation`.
 
     Raises:
-        UserError: naming the key.
+        UserError: a setting conflicts; the message names its key.
     """
     reasons = {
-        "num_beams": (arguments.get("num_beams", 1) > 1, "beams are extended before a structure could be checked"),
+        "num_beams": (arguments.get("num_beams", 1) > 1, "beams are extended before a structure can be checked"),
         "stop_strings": (bool(arguments.get("stop_strings")), "the answer could end in the middle of its structure"),
         "no_repeat_ngram_size": (
             bool(arguments.get("no_repeat_ngram_size")),
@@ -98,7 +98,7 @@ def refuse_combinations(arguments: Mapping[str, Any]) -> None:
 
 
 def parsed_value(completion: Completion) -> dict[str, Any]:
-    """Return {"parsed": value} for an answer that is a whole JSON value, else nothing."""
+    """Return {"parsed": value} if the answer is a complete JSON value, else an empty dict."""
     if not completion.is_json:
         return {}
     try:
@@ -126,7 +126,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("the value is nested too deep") from error
 
 
-# -- from the configuration to llguidance's format
+# -- translation to llguidance's format
 
 
 def _literally(text: str) -> str:
@@ -142,11 +142,11 @@ def _json_structure(text: str) -> Structure:
         place, problem = _innermost(problem, schema)
         if problem.startswith("oneOf"):
             raise UserError(
-                f"structure.json_schema: {place}/oneOf: a value could fit two of these schemas",
-                hint="use anyOf, or give each of them a property with a const of its own",
+                f"structure.json_schema: {place}/oneOf: a value could match two of these schemas",
+                hint="use anyOf, or give each schema a property with a different const",
             )
         place += "/pattern" if problem.startswith("regex parse error") else ""
-        raise UserError(f"structure.json_schema: {place}: {in_words(problem)}")
+        raise UserError(f"structure.json_schema: {place}: {core_message(problem)}")
     return structure
 
 
@@ -168,12 +168,12 @@ def _text_structure(kind: Kind, text: str) -> Structure:
     else:
         structure = Structure(kind, str(LLMatcher.grammar_from_regex(text)))
     if problem := _problem(structure.grammar):
-        raise UserError(f"structure.{kind}: {in_words(problem)}")
+        raise UserError(f"structure.{kind}: {core_message(problem)}")
     return structure
 
 
 def _problem(grammar: str) -> str:
-    """Return llguidance's objection to a grammar, or an empty text."""
+    """Return the problem that llguidance finds in a grammar, or an empty string."""
     from llguidance import LLMatcher, LLParserLimits
 
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LLParserLimits(verbose_errors=False))
@@ -181,7 +181,7 @@ def _problem(grammar: str) -> str:
 
 
 def _innermost(problem: str, schema: Mapping[str, Any]) -> tuple[str, str]:
-    """Return where in a schema a problem arises, and its message there: the innermost part with such a problem."""
+    """Return the place and message of a problem, for the innermost part of the schema that has the same problem."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     parts = [(place, part) for place, part in schemas_in(schema) if isinstance(part, dict)]
     kind = problem.partition(":")[0]
@@ -192,8 +192,8 @@ def _innermost(problem: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     return "#", problem
 
 
-def in_words(problem: str) -> str:
-    """Return the core of llguidance's message: `line 2, column 7: unknown name: "foo"`."""
+def core_message(problem: str) -> str:
+    """Return the essential part of llguidance's message: `line 2, column 7: unknown name: "foo"`."""
     first, *rest = problem.strip().split("\n")
     regex = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), None)
     if regex is not None:
@@ -203,15 +203,15 @@ def in_words(problem: str) -> str:
 
 
 def _with_checked_schemas(grammar: str) -> str:
-    """Return a grammar whose `%json` schemas are checked like any other, with the same white space.
+    """Return a grammar whose `%json` schemas are checked and use the same white space as other schemas.
 
     Raises:
         UserError: a schema in it cannot be enforced, or it uses an unsupported feature.
     """
-    if grammar.lstrip().startswith("{"):  # llguidance's own JSON format, in which schemas would go unchecked
-        raise UserError("structure.grammar: this is JSON, and a grammar is Lark", hint="a schema goes to --json-schema")
+    if grammar.lstrip().startswith("{"):  # llguidance's JSON format, in which schemas would not be checked
+        raise UserError("structure.grammar: a grammar must be Lark, not JSON", hint="for a schema, use --json-schema")
     if re.search(r"\[[^\]\n]*\btemperature\s*=", grammar):
-        raise UserError("structure.grammar: a rule's temperature cannot be set here", hint="--temperature is for all")
+        raise UserError("structure.grammar: a rule's temperature cannot be set", hint="set it for all: --temperature")
     parts, rest = [], grammar
     while (match := re.search(r"%json\s*(?=[{])", rest)) is not None:
         parts.append(rest[: match.end()])

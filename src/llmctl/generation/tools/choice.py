@@ -10,7 +10,7 @@ from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import closing_of
-from llmctl.generation.structured.constraint import own_tokens
+from llmctl.generation.structured.constraint import tokens_named_by_id
 from llmctl.generation.structured.structure import Structure, make_structure
 from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.format import ToolFormat, shown_tokens, tool_format
@@ -149,7 +149,7 @@ class _GrammarWriter:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", use: ToolUse) -> None:
         self._use, self._form = use, use.form
-        self._special = own_tokens(tokenizer)
+        self._special = tokens_named_by_id(tokenizer)
 
     def text(self, prompt_tail: str) -> str:
         """Return the whole grammar."""
