@@ -114,7 +114,7 @@ def test_the_format_by_name() -> None:
     assert choose_format(None, None) == "jsonl"
     with pytest.raises(UserError, match="the format is not known"):
         choose_format(Path("a.data"), None)
-    with pytest.raises(UserError, match="must be one of jsonl, text, csv, tsv, it is 'xml'"):
+    with pytest.raises(UserError, match="must be one of jsonl, text, csv, tsv; it is 'xml'"):
         choose_format(None, "xml")
 
 
