@@ -171,7 +171,7 @@ def test_a_model_with_different_files_is_refused_before_loading(
     monkeypatch.setattr("llmctl.loading.loader.load_prepared", lambda _: pytest.fail("it was loaded"))
     done = replay(recorded)
     assert done.returncode == 2
-    assert "are not those of the manifest: model.safetensors has the sha256 " in done.stderr
+    assert "are not those of the manifest: model.safetensors has sha256 " in done.stderr
     (folder / "generation_config.json").unlink()
     assert "generation_config.json is missing" in replay(recorded).stderr
 
