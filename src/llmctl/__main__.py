@@ -1,4 +1,4 @@
-"""`python -m llmctl` is `llmctl`."""
+"""The entry point of `python -m llmctl`, which does the same as `llmctl`."""
 
 from llmctl.cli.main import run
 

@@ -26,7 +26,7 @@ def load(
     offline: bool = False,
     **sections: Mapping[str, Any] | int | bool,
 ) -> LoadedModel:
-    """Load a model as `llmctl load` does, without the user's configuration file and the environment.
+    """Load a model as `llmctl load` does, but without reading the user's configuration file or the environment.
 
     Args:
         model: A Hub id or a folder; by default the configuration's model, or the small default.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 EXIT_OK = 0
-EXIT_NO = 1  # ran, and the answer is no
+EXIT_NO = 1  # it ran, but a check or some rows failed
 EXIT_USER = 2
 EXIT_MACHINE = 3
 EXIT_REMOTE = 4
@@ -19,7 +19,7 @@ EXIT_TERMINATED = 143
 
 
 class LlmctlError(Exception):
-    """An error for the person at the keyboard.
+    """An error that the user can act on.
 
     Args:
         message: The problem and its place. One sentence, no trailing full stop.
@@ -38,7 +38,7 @@ class LlmctlError(Exception):
 
 
 def first_line(error: BaseException, *, limit: int = 300) -> str:
-    """Return the first line of an exception's text, or the name of its class where it has none."""
+    """Return the first line of an exception's text, or the name of its class if the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
@@ -92,7 +92,7 @@ class ModelError(UserError):
 
 
 class MachineError(LlmctlError):
-    """A lack on this machine: a package, a GPU, memory, disk."""
+    """Something that this machine lacks: a package, a GPU, memory, disk space."""
 
     exit_code = EXIT_MACHINE
     kind = "machine"
@@ -136,6 +136,6 @@ class TokenError(RemoteError):
 
 
 class RateLimitedError(RemoteError):
-    """A request by the Hub to wait longer than llmctl does."""
+    """A rate limit of the Hub that lasts longer than llmctl waits."""
 
     kind = "rate_limited"

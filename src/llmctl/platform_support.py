@@ -1,8 +1,8 @@
 """The differences between operating systems: file locks, process limits, process groups, standard input, /proc.
 
 No other module of llmctl uses a module or function that exists on some systems only (`tests/test_architecture.py`
-checks this). Each function says what it does where the system lacks the feature. Exempt is `vllm/supervisor.py`, a
-script that uses the standard library alone and needs Linux or macOS as vLLM itself does.
+checks this). Each function says what it does where the system lacks the feature. `vllm/supervisor.py` is
+exempt: it is a script that uses only the standard library, and it needs Linux or macOS, as vLLM itself does.
 """
 
 import errno
@@ -27,10 +27,10 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Forking a process that has loaded torch is safe on Linux alone.
+# Forking a process that has loaded torch is safe only on Linux.
 CAN_FORK_SAFELY = sys.platform == "linux" and resource is not None
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-_WINDOWS_LOCK_OFFSET = 0x7FFFFFFE  # the last byte that msvcrt.locking reaches: its locks forbid reading, too
+_WINDOWS_LOCK_OFFSET = 0x7FFFFFFE  # the last byte that msvcrt.locking reaches: its locks also block reading
 _INPUT_WAIT_SECONDS = 0.2
 
 
@@ -65,7 +65,7 @@ def sync_to_disk(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk. Does nothing for a folder that cannot be opened."""
     try:
         descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -76,7 +76,7 @@ def sync_to_disk(path: Path) -> None:
 def remove_open_file(path: Path, descriptor: int) -> None:
     """Remove a file, if the system allows it, and then close it, so that a lock on it holds until it is gone.
 
-    Windows removes no open file; there the descriptor is closed first.
+    Windows cannot remove an open file; there the descriptor is closed first.
     """
     if sys.platform == "win32":
         os.close(descriptor)
@@ -92,10 +92,10 @@ def try_lock(file: Any) -> bool:
     """Lock an open file (or its descriptor) for this process, without waiting.
 
     Closing the file, or the end of the process, releases the lock. It is advisory (`flock`); on Windows one byte far
-    behind the content is locked instead.
+    beyond the content is locked instead.
 
     Returns:
-        False when another process holds the lock. True where the file system has no locks.
+        False if another process holds the lock. True if the file system has no locks.
     """
     try:
         if fcntl is not None:
@@ -147,7 +147,7 @@ def _lock_last_byte(descriptor: int) -> None:
 
 
 def stdin_has_input() -> bool:
-    """Return whether standard input is a file, or a pipe or socket that has data now. A silent pipe is not awaited."""
+    """Return True if standard input is a file, or a pipe or socket that has data now (or within 0.2 s)."""
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if stat.S_ISREG(mode):
         return True
@@ -176,7 +176,7 @@ def wait_readable(descriptor: int, seconds: float) -> bool:
 
 
 def resource_limit(name: str) -> int | None:
-    """Return a soft limit of this process by its POSIX name, such as "RLIMIT_AS"; None where there is none."""
+    """Return a soft limit of this process by its POSIX name, such as "RLIMIT_AS"; None if there is none."""
     if resource is None:
         return None
     soft, _ = resource.getrlimit(getattr(resource, name))
@@ -208,9 +208,9 @@ def limit_processor_time(seconds: float) -> None:
 
 
 def fork() -> int:
-    """Fork as `os.fork` does, without Python's warning of threads. Only where `CAN_FORK_SAFELY`."""
+    """Fork as `os.fork` does, without Python's warning about threads. Call it only if `CAN_FORK_SAFELY`."""
     with warnings.catch_warnings():
-        # Python warns of forking with threads; the child computes and writes, and takes no lock of theirs.
+        # Python warns about forking with threads; the child only computes and writes, and takes none of their locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -222,7 +222,7 @@ def kill_forked(child: int) -> None:
 
 
 def close_files_except(descriptors: Sequence[int]) -> None:
-    """Close all open files but the three standard ones and `descriptors`."""
+    """Close all open files except the three standard ones and `descriptors`."""
     for before, after in itertools.pairwise((2, *sorted(descriptors), os.sysconf("SC_OPEN_MAX"))):
         os.closerange(before + 1, after)
 
@@ -233,14 +233,14 @@ def exit_now(code: int) -> NoReturn:
 
 
 def new_group() -> dict[str, Any]:
-    """Return the arguments for `subprocess.Popen` that keep Ctrl-C in the terminal from the process."""
+    """Return the arguments for `subprocess.Popen` that keep Ctrl-C in the terminal from reaching the process."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process that `new_group` started, with everything it started. On Windows, the process alone."""
+    """Kill a process that `new_group` started, and everything it started. On Windows, only the process itself."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -255,12 +255,12 @@ def end_after(seconds: float) -> None:
 
 
 def was_killed(code: int) -> bool:
-    """Return whether an exit code of `subprocess` says that the system killed the process (SIGKILL)."""
+    """Return True if an exit code of `subprocess` means that SIGKILL ended the process."""
     return sys.platform != "win32" and code == -signal.SIGKILL
 
 
 def usable_cpus() -> int:
-    """Return how many logical processors this process may use; all of them where the system has no affinity."""
+    """Return how many logical processors this process may use; all of them if the system has no affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -272,7 +272,8 @@ def load_average() -> float | None:
 def peak_memory_bytes() -> int:
     """Return the largest resident memory of this process so far.
 
-    On Linux from VmHWM: the figure of getrusage is inherited from a larger parent process. macOS counts in bytes.
+    On Linux it is VmHWM, because a process inherits the figure of getrusage from a larger parent. On macOS getrusage
+    counts in bytes.
     """
     peak = process_status_bytes("VmHWM")
     if peak is not None:
@@ -290,7 +291,7 @@ def peak_memory_bytes() -> int:
 
 
 def read_system_file(path: str) -> str:
-    """Return the text of a file of /proc or /sys; an empty string where there is no such file."""
+    """Return the text of a file of /proc or /sys; an empty string if there is no such file."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -298,9 +299,9 @@ def read_system_file(path: str) -> str:
 
 
 def process_status_bytes(name: str) -> int | None:
-    """Return a size from /proc/self/status, such as "VmRSS"; None where there is no such file or figure."""
-    _, found, rest = read_system_file("/proc/self/status").partition(f"\n{name}:")
-    return int(rest.split()[0]) * 1024 if found else None
+    """Return a size from /proc/self/status, such as "VmRSS"; None if there is no such file or figure."""
+    _, separator, rest = read_system_file("/proc/self/status").partition(f"\n{name}:")
+    return int(rest.split()[0]) * 1024 if separator else None
 
 
 class MappedRegion(NamedTuple):
@@ -312,7 +313,7 @@ class MappedRegion(NamedTuple):
 
 
 def mapped_regions() -> Iterator[MappedRegion]:
-    """Yield the address ranges of this process that map a file. None outside Linux."""
+    """Yield the address ranges of this process that map a file. Yields nothing outside Linux."""
     for line in read_system_file("/proc/self/maps").splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].startswith("/"):

@@ -1,7 +1,7 @@
 """Every private or version-dependent name of transformers that llmctl uses, each behind one function.
 
-llmctl supports transformers 5.18 and newer releases of 5.x. A name without a comment on versions holds for all
-of them. This module imports nothing heavy, and any other module may import it.
+llmctl supports transformers 5.18 and newer releases of 5.x. A name without a comment on versions is the same in
+all of them. This module imports nothing heavy, and any other module may import it.
 """
 
 import inspect
@@ -70,7 +70,7 @@ def without_peft() -> Iterator[None]:
 
 
 def hide_distributed() -> None:
-    """Tell transformers that this torch has no torch.distributed, so that it does not import it."""
+    """Tell transformers that this torch has no torch.distributed, so that transformers does not import that module."""
     import transformers.utils
     from transformers.utils import import_utils
 
@@ -82,7 +82,7 @@ def hide_distributed() -> None:
 
 
 def knows_architecture(model_type: str) -> bool:
-    """Return whether transformers has a configuration class for a model type."""
+    """Return True if transformers has a configuration class for a model type."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return model_type in CONFIG_MAPPING
@@ -101,12 +101,12 @@ def causal_model_class(model_type: str) -> Any:
 
 
 def is_stateful(model: Any) -> bool:
-    """Return whether a model keeps a state from which tokens cannot be removed (Mamba and its like)."""
+    """Return True if a model keeps a state from which tokens cannot be removed (Mamba, for example)."""
     return bool(getattr(model, "_is_stateful", False))
 
 
 def supports_dynamic_cache(model: Any) -> bool:
-    """Return whether a model keeps its past in DynamicCache; a few have a cache class of their own."""
+    """Return True if a model keeps its past in DynamicCache; a few have a cache class of their own."""
     return bool(model._supports_default_dynamic_cache())
 
 
@@ -114,7 +114,7 @@ def supports_dynamic_cache(model: Any) -> bool:
 
 
 def supports_attention(model_class: Any, implementation: str) -> bool:
-    """Return whether a model class can use `eager`, `sdpa`, `flash_attention_2` or `flex_attention` here."""
+    """Return True if a model class can use `eager`, `sdpa`, `flash_attention_2` or `flex_attention` here."""
     if implementation == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
@@ -125,7 +125,7 @@ def supports_attention(model_class: Any, implementation: str) -> bool:
 
 
 def takes_registered_attention(model: Any) -> bool:
-    """Return whether a model calls its attention through AttentionInterface."""
+    """Return True if a model calls its attention through AttentionInterface."""
     return bool(getattr(model, "_supports_attention_backend", False))
 
 
@@ -177,10 +177,10 @@ def template_arguments(tokenizer: Any) -> dict[str, Any]:
 def logits_processors(
     model: Any, generation_config: Any, *, prompt_tokens: int, extra: Sequence[Any] = ()
 ) -> tuple[Any, Any]:
-    """Return the logits processors that `generate` would use, and the generation config it would complete.
+    """Return the logits processors that `generate` would use, and the completed generation config.
 
     Args:
-        extra: Processors to add after the penalties and before those that make it sample.
+        extra: Processors to add after the penalties and before those for sampling.
     """
     from transformers import LogitsProcessorList
 

@@ -1,4 +1,4 @@
-"""The checks made from findings that are written by hand, for imagined machines."""
+"""The checks made from findings that are written by hand, for preset_machine machines."""
 
 from dataclasses import replace
 from pathlib import Path

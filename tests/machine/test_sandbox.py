@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.machine.sandbox import BoundedChild, FailedError, TooMuchError, run_bounded, run_bounded_each
+from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError, run_bounded, run_bounded_each
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is safe on Linux alone")
 
@@ -62,7 +62,7 @@ def test_work_that_raises_is_told_and_the_child_goes_on(child: BoundedChild) -> 
 
 @pytest.mark.parametrize("too_much", [["sleep", 60], ["spin"], ["allocate", 1_000_000_000]])
 def test_work_without_end_is_ended_and_the_next_is_done(child: BoundedChild, too_much: list[Any]) -> None:
-    with pytest.raises(TooMuchError):
+    with pytest.raises(LimitExceededError):
         child(too_much)
     assert child("next") == "next"
 
@@ -72,7 +72,7 @@ def test_a_child_that_somebody_ended_is_made_anew(child: BoundedChild) -> None:
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.1)
     assert child(["pid"]) != pid
-    with pytest.raises(TooMuchError):
+    with pytest.raises(LimitExceededError):
         child(["exit"])
     assert child("next") == "next"
 
@@ -118,7 +118,7 @@ def test_without_fork_the_work_is_done_in_a_thread_with_a_limit_of_time(monkeypa
     with pytest.raises(FailedError) as caught:
         child(["raise", "no good"])
     assert caught.value.kind == "ValueError"
-    with pytest.raises(TooMuchError):
+    with pytest.raises(LimitExceededError):
         child(["spin"])
     while any(thread.name.endswith("(run)") for thread in threading.enumerate()):  # the loop is interrupted
         time.sleep(0.01)
@@ -130,5 +130,5 @@ def test_without_fork_each_work_has_an_outcome(monkeypatch: pytest.MonkeyPatch) 
     works = [lambda: 1, lambda: work(["spin"]), lambda: work(["raise", "x"]), lambda: 4]
     first, second, third, fourth = run_bounded_each(works, seconds=0.3)
     assert (first, fourth) == (1, 4)
-    assert isinstance(second, TooMuchError)
+    assert isinstance(second, LimitExceededError)
     assert isinstance(third, FailedError)

@@ -1,4 +1,4 @@
-"""Decisions and their reasons on imagined machines."""
+"""Decisions and their reasons on preset_machine machines."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""Variants on imagined machines, against figures computed by hand from the published configurations.
+"""Variants on preset_machine machines, against figures computed by hand from the published configurations.
 
 Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, head and norms stay at 16. KV cache: two
 (keys and values) times layers, KV heads, head size, tokens and 2 bytes.
@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import UserError
-from llmctl.machine.presets import card_of, imagined
+from llmctl.machine.presets import card_of, preset_machine
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan import PlanRequest
@@ -71,7 +71,7 @@ MIXTRAL, GEMMA = mixtral_8x7b(), gemma3_27b()
 
 
 def ways(info: ModelInfo, machine: str, context: int = 4096, batch: int = 1) -> dict[str, Variant]:
-    found = survey(PlanRequest(CONFIG, imagined(machine), info, context=context, batch=batch))
+    found = survey(PlanRequest(CONFIG, preset_machine(machine), info, context=context, batch=batch))
     return {way.name: way for way in found}
 
 
@@ -223,24 +223,24 @@ def test_a_machine_can_be_described_in_a_file(tmp_path: object) -> None:
 
     file = Path(str(tmp_path)) / "mine.yaml"
     file.write_text("gpus: [rtx3090, rtx3090]\nram: 64GiB\n")
-    machine = imagined(str(file))
+    machine = preset_machine(str(file))
     assert [gpu.name for gpu in machine.gpus] == ["NVIDIA GeForce RTX 3090"] * 2
     assert machine.ram_total_bytes == 64 * 2**30
     file.write_text("gpu: rtx3090\n")
     with pytest.raises(UserError, match="unknown keys gpu"):
-        imagined(str(file))
+        preset_machine(str(file))
 
 
 @pytest.mark.parametrize("name", ["h1000", "0", "", "nothing.yaml"])
 def test_an_unknown_machine_is_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(UserError) as caught:
-        imagined(name)
+        preset_machine(name)
     assert "rtx4090" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["t4", "rtx4090", "h100", "a100-40", "a100-80", "h200", "l4", "rtx3060"])
 def test_a_card_is_known_by_the_name_that_its_driver_gives(name: str) -> None:
-    gpu = imagined(name).gpus[0]
+    gpu = preset_machine(name).gpus[0]
     card = card_of(gpu)
     assert card is not None
     assert card.name == gpu.name

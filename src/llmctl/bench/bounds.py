@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmctl.machine.child_process import Say
+from llmctl.machine.child_process import WriteJson
 from llmctl.machine.detection import measure_ram_bandwidth
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ROUNDS = 4
 _COPY_BYTES = 1_000_000_000
 
 
-def say_bounds(say: Say, *, devices: dict[str, list[str]]) -> None:
+def say_bounds(say: WriteJson, *, devices: dict[str, list[str]]) -> None:
     """Report `bandwidth` and `flops` of each device, the latter by dtype: `{"cpu": ["float32"]}`."""
     import torch
 

@@ -16,7 +16,7 @@ from llmctl.generation.request import Request
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import Prepared, prepare
-from llmctl.machine.child_process import Say
+from llmctl.machine.child_process import WriteJson
 from llmctl.machine.detection import cuda_device
 from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
@@ -35,7 +35,9 @@ def job(prepared: Prepared, task: Task) -> dict[str, Any]:
     }
 
 
-def say_run(say: Say, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int) -> None:
+def say_run(
+    say: WriteJson, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int
+) -> None:
     """Load, warm up and measure; report `loaded`, then `begun` and `cell` for each cell, then `ended`.
 
     Raises:

@@ -3,7 +3,7 @@
 from llmctl.bench.task import Cell
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan.memory import DTYPE_SIZE_BYTES, kv_cache_bytes, tied
+from llmctl.plan.memory import DTYPE_SIZE_BYTES, has_tied_head, kv_cache_bytes
 from llmctl.plan.speed import active_share
 
 _HEADS = ("lm_head", "embed_out")
@@ -25,7 +25,7 @@ def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens:
     if active < 1 and cell.batch > 1:
         return None
     table = _table(info)
-    unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not tied(info) else 0
+    unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not has_tied_head(info) else 0
     context = cell.prompt_tokens + new_tokens // 2
     return (weights_bytes - unread) * active + kv_cache_bytes(info, context=context, batch=cell.batch, dtype=dtype)
 
@@ -41,7 +41,8 @@ def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) 
         prompt_tokens: Length of the prompt.
     """
     table, head = _table(info), _head(info)
-    around = (table.numel if table is not None else 0) + (head.numel if head is not None and not tied(info) else 0)
+    own_head = None if has_tied_head(info) else head
+    around = sum(tensor.numel for tensor in (table, own_head) if tensor is not None)
     last = head.numel if head is not None else table.numel if table is not None else 0
     text = info.text_config
     heads = text.get("num_attention_heads") or text.get("n_head") or 0

@@ -93,12 +93,12 @@ class MachineSurvey:
 def _survey(name: str, settings: "Settings", preview: "ModelPreview", *, context: int, batch: int) -> MachineSurvey:
     from llmctl.loading.quantized_cache import plan_cache
     from llmctl.machine.detection import measure_ram_bandwidth, read_machine
-    from llmctl.machine.presets import imagined
+    from llmctl.machine.presets import preset_machine
     from llmctl.plan import PlanRequest
     from llmctl.plan.survey import recommended, survey
 
     info, config = preview.info, settings.config
-    machine = imagined(name) if name else read_machine()
+    machine = preset_machine(name) if name else read_machine()
     bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
     request = PlanRequest(
         config,
@@ -157,7 +157,7 @@ def _show_survey(output: Output, survey: MachineSurvey) -> None:
     columns = ("", "variant", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict")
     output.table(columns, [_row(variant, best) for variant in variants])
     if any(variant.speed for variant in variants):
-        has_extras = any(variant.plan and variant.plan.memory.beside_bytes for variant in variants)
+        has_extras = any(variant.plan and variant.plan.memory.draft_and_adapter_bytes for variant in variants)
         extras = ", draft model, adapters" if has_extras else ""
         output.line(f"cache+: KV cache and activations{extras}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
@@ -181,7 +181,7 @@ def _row(variant: "Variant", best: "Variant | None") -> tuple[str, ...]:
         variant.name,
         format_bytes(sum(memory.weights.values())),
         format_bytes(variant.unquantised_bytes) if variant.unquantised_bytes else "",
-        format_bytes(memory.working_bytes + memory.beside_bytes),
+        format_bytes(memory.working_bytes + memory.draft_and_adapter_bytes),
         format_bytes(memory.total_bytes),
         format_bytes(variant.free_bytes),
         speed,

@@ -98,7 +98,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _has_demo() -> bool:
-    return demo.demo_folder() is not None or demo.carried_gguf() is not None
+    return demo.demo_folder() is not None or demo.bundled_gguf() is not None
 
 
 def _answer_seconds() -> int:

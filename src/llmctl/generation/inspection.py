@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import Messages, as_messages, encode_prompt, template_text, uses_template
-from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
+from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def _template_warnings(
 
     try:
         closed, opened = run_bounded(renders)
-    except (TooMuchError, FailedError):
+    except (LimitExceededError, FailedError):
         return []  # encoding has succeeded; only this check failed
     if closed == opened:
         return ["the template opens no turn for the assistant: the model may go on with the user's"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError, first_line
-from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, TooMuchError, run_bounded_each
+from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, LimitExceededError, run_bounded_each
 from llmctl.transformers_compat import template_arguments
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def rendering(
 def template_error(error: Exception) -> LlmctlError:
     """Return the error for a template that failed."""
     result: LlmctlError
-    if isinstance(error, TooMuchError):
+    if isinstance(error, LimitExceededError):
         result = ModelError(
             f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
             hint="it was stopped; --raw omits the template, --template FILE uses another one",

@@ -21,7 +21,7 @@ def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) 
     Raises:
         ModelError: weights of an adapter do not belong to the model, or are not finite.
     """
-    registry.import_packages()  # peft imports them as well, and then without what llmctl keeps away from them
+    registry.import_packages()  # peft imports them too, but without llmctl's precautions
     importlib.import_module("torch.distributed.tensor")  # peft uses it without importing it
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
@@ -35,7 +35,7 @@ def apply_adapters(model: Any, adapters: Sequence[AdapterInfo], *, merge: bool) 
                 wrapped = PeftModel(model, config, adapter_name=name)
             else:
                 wrapped.add_adapter(name, config)
-            _fill(wrapped, name, adapter)
+            _load_weights(wrapped, name, adapter)
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise ModelError(
                 f"the adapter {adapter.source} cannot be put on this model: {first_line(error)}",
@@ -66,7 +66,7 @@ def _lora_config(adapter: AdapterInfo) -> Any:
     return LoraConfig(**lora_arguments(adapter), inference_mode=True)
 
 
-def _fill(wrapped: Any, name: str, adapter: AdapterInfo) -> None:
+def _load_weights(wrapped: Any, name: str, adapter: AdapterInfo) -> None:
     """Load the weights into the layers that peft made, and refuse missing and unexpected ones."""
     import torch
     from peft import set_peft_model_state_dict

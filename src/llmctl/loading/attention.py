@@ -1,9 +1,9 @@
 """llmctl's attention, registered with transformers: one function for ordinary passes and for packed ones.
 
-On a CPU with kernels every pass attends through the same kernel. Its result for a token depends neither on how a prompt
-is cut into passes nor on the rest of the batch. So an answer generated alone, one of a batch, and one that continues
-from cached keys and values have the same bits. An ordinary pass that the kernel cannot compute (padding, static caches)
-is left to torch's SDPA. A packed pass without kernels attends sequence by sequence with torch.
+On a CPU with llmctl's kernels every pass uses the same attention kernel. Its result for a token depends neither on the
+division of a prompt into passes nor on the rest of the batch. So an answer has the same bits whether it is generated
+alone, in a batch, or from cached keys and values. An ordinary pass that the kernel cannot compute (padding, static
+caches) is left to torch's SDPA. A packed pass without kernels attends sequence by sequence with torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ PACKED_ATTENTION = "llmctl_packed"  # without a mask function, so that transform
 
 
 class PageTables(Protocol):
-    """Where the tokens of several sequences are in pages of keys and values; see `Kernels.paged_attention`."""
+    """The positions of several sequences' tokens in pages of keys and values; see `Kernels.paged_attention`."""
 
     @property
     def page_table(self) -> "Tensor":
@@ -40,11 +40,11 @@ class PageTables(Protocol):
 
     @property
     def query_starts(self) -> Sequence[int]:
-        """`query_start` as numbers."""
+        """`query_start` as Python integers."""
 
     @property
     def kv_lengths(self) -> Sequence[int]:
-        """`kv_length` as numbers."""
+        """`kv_length` as Python integers."""
 
 
 class PackedLayout(Protocol):
@@ -67,7 +67,7 @@ class _SinglePages:
 
 @dataclass(frozen=True)
 class _Score:
-    """How scores are made of q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none)."""
+    """The computation of scores from q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none)."""
 
     scale: float
     window: int
@@ -88,7 +88,7 @@ class UnsupportedAttentionError(Exception):
 
 
 def use_attention(model: Any) -> None:
-    """Make a model on the CPU whose attention is SDPA attend through the kernel."""
+    """Select llmctl's attention for a model on the CPU that uses SDPA."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -101,23 +101,23 @@ def use_attention(model: Any) -> None:
 
 @contextmanager
 def packed_attention(model: Any, pages: "Mapping[int, tuple[Tensor, Tensor]]", layout: PackedLayout) -> Iterator[None]:
-    """Make a model's layers attend to pages of keys and values, for as long as the context lasts.
+    """Make a model's layers attend to pages of keys and values inside the `with` block.
 
     Args:
         pages: The keys and values of each layer, [pages, tokens of a page, heads, size].
-        layout: Where the tokens are.
+        layout: The page tables of the pass.
     """
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_ATTENTION, _attention_forward)
-    before = attention_of(model.config)
+    previous = attention_of(model.config)
     set_attention(model.config, PACKED_ATTENTION)
     token = _PACKED_PASS.set(_PackedPass(pages, layout))
     try:
         yield
     finally:
         _PACKED_PASS.reset(token)
-        set_attention(model.config, before)
+        set_attention(model.config, previous)
 
 
 def _attention_forward(
@@ -150,7 +150,7 @@ def _attention_forward(
 
 
 def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
-    """Name what paged attention cannot do of a call; empty where it can do everything."""
+    """Return the features of a call that paged attention lacks; empty if it supports all of them."""
     is_causal = arguments.get("is_causal")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         return f"{type(module).__name__} is not causal"
@@ -158,32 +158,32 @@ def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
 
 
 def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", window: int) -> bool:
-    """Return whether each sequence's tokens are its last ones and see all before them, as far as the window goes."""
+    """Return True if each sequence's tokens are its last ones and attend to all earlier ones within the window."""
     import torch
 
     if query.device.type != "cpu" or (torch.is_grad_enabled() and query.requires_grad):
         return False
-    tokens, seen = query.shape[2], key.shape[2]
-    if mask is None:  # more keys than tokens are then a static cache's, still empty at its end
-        return tokens in (1, seen)
+    tokens, key_count = query.shape[2], key.shape[2]
+    if mask is None:  # a static cache has more keys than tokens, and its end is still empty
+        return tokens in (1, key_count)
     verdicts: dict[tuple[int, int], bool] = mask.__dict__.setdefault("llmctl_fits_kernel", {})  # one mask, many layers
-    if (window, seen) not in verdicts:
-        is_boolean = mask.dtype == torch.bool and mask.shape[-2:] == (tokens, seen)
-        verdicts[window, seen] = is_boolean and bool((mask == _visible(tokens, seen, window)).all())
-    return verdicts[window, seen]
+    if (window, key_count) not in verdicts:
+        is_boolean = mask.dtype == torch.bool and mask.shape[-2:] == (tokens, key_count)
+        verdicts[window, key_count] = is_boolean and bool((mask == _visible(tokens, key_count, window)).all())
+    return verdicts[window, key_count]
 
 
 @lru_cache(maxsize=8)
-def _single_pages(batch: int, tokens: int, seen: int) -> _SinglePages:
+def _single_pages(batch: int, tokens: int, key_count: int) -> _SinglePages:
     import torch
 
     starts = tuple(range(0, batch * tokens + 1, tokens))
     return _SinglePages(
         page_table=torch.arange(batch, dtype=torch.int32)[:, None],
         query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_length=torch.full((batch,), seen, dtype=torch.int32),
+        kv_length=torch.full((batch,), key_count, dtype=torch.int32),
         query_starts=starts,
-        kv_lengths=(seen,) * batch,
+        kv_lengths=(key_count,) * batch,
     )
 
 
@@ -197,7 +197,7 @@ def _paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: 
     """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
     native = kernels.load() if query.device.type == "cpu" else None
     if native is None:
-        return _paged_attention_of_torch(query, keys, values, tables, score)
+        return _torch_paged_attention(query, keys, values, tables, score)
     return native.paged_attention(
         query.contiguous(),
         keys,
@@ -211,7 +211,7 @@ def _paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: 
     )
 
 
-def _paged_attention_of_torch(
+def _torch_paged_attention(
     query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: _Score
 ) -> "Tensor":
     import torch
@@ -222,8 +222,8 @@ def _paged_attention_of_torch(
         # tokens that no query sees are not read
         start = max(0, length - (end - first) - score.window + 1) if score.window else 0
         pages = tables.page_table[number].long()
-        own_keys, own_values = (_gather(pool, pages, start, length) for pool in (keys, values))
-        out[first:end] = _attend_to_one(query[first:end], own_keys, own_values, score)
+        sequence_keys, sequence_values = (_gather(pool, pages, start, length) for pool in (keys, values))
+        out[first:end] = _attend_to_one(query[first:end], sequence_keys, sequence_values, score)
     return out
 
 
@@ -236,17 +236,17 @@ def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor
 
 
 def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: _Score) -> "Tensor":
-    """Attend from [tokens, heads, size] to [key heads, seen tokens, size], causally: the tokens are the last ones."""
+    """Attend from [tokens, heads, size] to [key heads, key tokens, size], causally: the tokens are the last ones."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    tokens, seen, window = query.shape[0], keys.shape[1], score.window
+    tokens, key_count, window = query.shape[0], keys.shape[1], score.window
     mask = None
-    if tokens > 1 and (tokens != seen or (window and seen > window)):
-        mask = _visible(tokens, seen, window, query.device)
+    if tokens > 1 and (tokens != key_count or (window and key_count > window)):
+        mask = _visible(tokens, key_count, window, query.device)
     q = query.transpose(0, 1)
     if score.softcap:
         if mask is None and tokens > 1:
-            mask = _visible(tokens, seen, 0, query.device)
+            mask = _visible(tokens, key_count, 0, query.device)
         return _attend_with_softcap(q, keys, values, mask, score).transpose(0, 1)
     out = scaled_dot_product_attention(
         q[None],
@@ -275,10 +275,10 @@ def _attend_with_softcap(
     return weights @ values.repeat_interleave(groups, 0)
 
 
-def _visible(tokens: int, seen: int, window: int, device: Any = None) -> "Tensor":
-    """Return the mask [tokens, seen] of a sequence's last tokens: each sees the tokens before it, within the window."""
+def _visible(tokens: int, key_count: int, window: int, device: Any = None) -> "Tensor":
+    """Return the mask [tokens, key tokens] of a sequence's last tokens: each attends to earlier ones in the window."""
     import torch
 
-    positions = torch.arange(seen, device=device)
-    distance = positions[seen - tokens :, None] - positions
+    positions = torch.arange(key_count, device=device)
+    distance = positions[key_count - tokens :, None] - positions
     return (distance >= 0) & (distance < window) if window else distance >= 0

@@ -1,4 +1,4 @@
-"""`llmctl quantize`: a model quantised once, written as a folder that loads anywhere."""
+"""Export of a quantised model as a folder that loads anywhere (`llmctl quantize`)."""
 
 import shutil
 import time
@@ -32,11 +32,11 @@ class ExportedModel:
 
     Attributes:
         folder: The folder.
-        quantization: The quantisation, read off the layers: `bitsandbytes 4-bit nf4, computing in bfloat16`.
+        quantization: The quantisation, read from the layers: `bitsandbytes 4-bit nf4, computing in bfloat16`.
         dtype: The dtype of weights that are not quantised.
         size_bytes: The size of its files.
         original_bytes: The size of the original weights.
-        seconds: The time it took.
+        seconds: The duration of the export.
         files: The names of its files.
     """
 
@@ -140,9 +140,9 @@ def _write(loaded: "LoadedModel", folder: Path) -> None:
         save_weights(loaded.model, folder)
     source = loaded.resolved.folder
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-    taken = {name for name in needed(names) if ".safetensors" not in name and name != "config.json"}
-    taken |= {path.name for pattern in _ABOUT for path in source.glob(pattern) if path.is_file()}
-    for name in sorted(taken):
+    copied = {name for name in needed(names) if ".safetensors" not in name and name != "config.json"}
+    copied |= {path.name for pattern in _ABOUT for path in source.glob(pattern) if path.is_file()}
+    for name in sorted(copied):
         if lies_inside(source, source / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

@@ -1,9 +1,9 @@
-"""Importing transformers without what one process on one machine does not need: a third of a cold start's time.
+"""The import of transformers without parts that a single process does not need: they take a third of a cold start.
 
-Two things cost it. transformers imports torch.distributed.tensor for models spread over several processes, unless torch
-was built without it. It decorates a few functions for torch.compile, which imports torch._dynamo and sympy; a stand-in
-takes the decorations, and the real module is imported when a function is compiled. `LLMCTL_PLAIN_IMPORTS=1` leaves both
-as they are. A third is peft; see `transformers_compat.without_peft`.
+There are two of them. transformers imports torch.distributed.tensor for models spread over several processes, unless
+torch was built without it. It also decorates a few functions for torch.compile, which imports torch._dynamo and sympy.
+Here a stand-in provides these decorators, and the real module is imported when a function is compiled.
+`LLMCTL_PLAIN_IMPORTS=1` turns this module off. peft is hidden separately; see `transformers_compat.without_peft`.
 """
 
 import functools
@@ -39,7 +39,7 @@ def lean_imports() -> Iterator[None]:
         try:
             yield
         finally:
-            stand_in.step_aside()
+            stand_in.uninstall()
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 class _Dynamo(ModuleType):
-    """A stand-in for torch._dynamo. Any attribute that it lacks makes it give way to the real module."""
+    """A stand-in for torch._dynamo. Access to any other attribute replaces it with the real module."""
 
     def __init__(self) -> None:
         super().__init__(_DYNAMO)
@@ -64,8 +64,8 @@ class _Dynamo(ModuleType):
         self.masks = ModuleType(_MASKS)
         vars(self.masks)["TransformGetItemToIndex"] = self._real_masks
 
-    def step_aside(self) -> None:
-        """Make room for the real module, which is imported on first use."""
+    def uninstall(self) -> None:
+        """Remove the stand-in; the real module is imported on first use."""
         import torch
 
         for name, module in ((_DYNAMO, self), (_MASKS, self.masks)):
@@ -76,13 +76,13 @@ class _Dynamo(ModuleType):
 
     def _real_masks(self) -> Any:
         """Import the real module and return its context manager for vectorised masks."""
-        self.step_aside()
+        self.uninstall()
         return importlib.import_module(_MASKS).TransformGetItemToIndex()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self.step_aside()
+        self.uninstall()
         return getattr(importlib.import_module(_DYNAMO), name)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The core: a configuration becomes a model in memory.
+"""Loading: from a configuration to a model in memory.
 
 `load` finds the files, reads their headers, plans, then does exactly what the plan says and checks the outcome.
 """
@@ -42,8 +42,8 @@ def load(
         progress: Receives the progress of a download.
 
     Raises:
-        UserError: the configuration or the model cannot be used as asked.
-        MachineError: this machine lacks something, memory included.
+        UserError: the configuration or the model cannot be used as requested.
+        MachineError: this machine lacks memory, a package or a GPU.
         RemoteError: the model has to be downloaded and cannot be.
     """
     settings = config if isinstance(config, Settings) else Settings(config)
@@ -78,7 +78,7 @@ def _with_draft(loaded: LoadedModel, prepared: Prepared) -> LoadedModel:
     """Load the draft model through the same checks.
 
     Raises:
-        UserError: its tokens mean something else, or it cannot propose any.
+        UserError: its token ids have other meanings, or it cannot propose tokens.
     """
     draft, options = load_prepared(prepared), loaded.config.draft
     check_draft(loaded.tokenizer, draft.tokenizer, model=loaded.model, draft=draft.model, source=draft.plan.source)

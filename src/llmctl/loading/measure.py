@@ -57,12 +57,12 @@ def measure(model: Any, *, load_seconds: float) -> Measured:
 def _device_bytes(model: Any) -> dict[str, int]:
     """Return the bytes of parameters, buffers and quantisation scales by device, each storage counted once."""
     sizes: dict[str, int] = {}
-    seen: set[int] = set()
+    counted: set[int] = set()
     for tensor in chain(model.parameters(), model.buffers()):
         for part in (tensor, *registry.extra_tensors(tensor)):
-            if part.is_meta or part.data_ptr() in seen:
+            if part.is_meta or part.data_ptr() in counted:
                 continue
-            seen.add(part.data_ptr())
+            counted.add(part.data_ptr())
             device = str(part.device)
             sizes[device] = sizes.get(device, 0) + part.numel() * part.element_size()
     return sizes

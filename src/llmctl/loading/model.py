@@ -1,4 +1,4 @@
-"""A model that prompts can be made for, and a model that is in memory."""
+"""A model without its weights, for making prompts, and a model in memory."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptModel:
-    """A model without its weights: all that prompts, requests and overrides need.
+    """A model without its weights: everything that prompts, requests and overrides need.
 
     Attributes:
         prepared: The files, the machine, the configuration and the plan.

@@ -1,4 +1,4 @@
-"""A model that is found, read and planned: everything known before torch is imported."""
+"""The preparation of a load: find a model, read its headers, plan. All of it happens before torch is imported."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class Prepared:
         machine: This computer.
         plan: Decisions.
         config: The user's configuration.
-        draft: The same for the draft model, or None.
+        draft: Inputs for the draft model, or None.
         adapters: Adapters to put on the model.
     """
 
@@ -48,7 +48,7 @@ def prepare(
     context: int | None = None,
     batch: int = 1,
 ) -> Prepared:
-    """Find the model, download it if needed, read its headers, and plan. Imports no torch and reads no weights.
+    """Find the model, download it if needed, read its headers, and plan. Reads no weights and does not import torch.
 
     Args:
         machine: The computer to plan for; by default this one.
@@ -68,12 +68,12 @@ def prepare(
     if config.draft.id is None:
         plan = plan_cache(make_plan(request), config, info, machine)
         return Prepared(resolved, info, machine, plan, config, adapters=adapters)
-    drafting = draft_settings(settings)
-    draft_resolved, draft_info = _resolve(drafting, offline=offline, progress=progress)
+    settings_of_draft = draft_settings(settings)
+    draft_resolved, draft_info = _resolve(settings_of_draft, offline=offline, progress=progress)
     plan = plan_cache(make_plan(replace(request, draft=draft_info)), config, info, machine)
     assert plan.draft is not None  # noqa: S101 (the request has a draft)
-    draft_plan = plan_cache(plan.draft, drafting.config, draft_info, machine)
-    draft = Prepared(draft_resolved, draft_info, machine, draft_plan, drafting.config)
+    draft_plan = plan_cache(plan.draft, settings_of_draft.config, draft_info, machine)
+    draft = Prepared(draft_resolved, draft_info, machine, draft_plan, settings_of_draft.config)
     return Prepared(resolved, info, machine, plan, config, draft, adapters)
 
 

@@ -1,4 +1,4 @@
-"""The quantised cache in a load: found before, filled after, and cleared of entries that nothing reads again."""
+"""The use of the quantised cache by a load: look an entry up, write one, and remove entries that are out of date."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ from llmctl.units import parse_bytes
 
 
 def plan_cache(plan: Plan, config: Config, info: ModelInfo, machine: Machine, *, download_bytes: int = 0) -> Plan:
-    """Add to a plan that quantises whether it reads or fills the cache. Reads headers and the entry's record.
+    """Add the decision to read or fill the cache to a plan that quantises. Reads headers and the entry's record.
 
-    `download_bytes` will be written to the disk before.
+    `download_bytes` is the size of a download that reaches the same disk first.
     """
     if not plan.quantizes:
         return plan
@@ -34,7 +34,7 @@ def plan_cache(plan: Plan, config: Config, info: ModelInfo, machine: Machine, *,
 def fill_cache(model: Any, plan: Plan, config: Config, info: ModelInfo, machine: Machine) -> Plan:
     """Write a model that was just quantised to the cache, and return the plan with the outcome.
 
-    An entry only saves time, so a disk that refuses it is no error.
+    An entry only saves time, so a failed write is not an error.
     """
     from safetensors import SafetensorError
 
@@ -84,7 +84,7 @@ class StaleEntry:
     Attributes:
         path: The folder.
         size_bytes: The bytes that its removal frees.
-        why: The reason in a few words.
+        why: The reason for its removal, in a few words.
         repo_id: The model; `-` if it is not known.
     """
 

@@ -1,4 +1,4 @@
-"""Reading the weights: the call of `from_pretrained`, from the model's own files or from the quantised cache."""
+"""The reading of weights with `from_pretrained`, from the model's own files or from the quantised cache."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
     """Load the model from the quantised cache if the plan says so, else from its own files; fill the cache if planned.
 
     Returns:
-        The model, and the inputs with the plan that was followed: a damaged entry of the cache is replaced.
+        The inputs with the plan that was followed (a damaged entry of the cache changes it), and the model.
     """
     plan = prepared.plan
     if plan.quantized_cache is not None:
@@ -39,10 +39,10 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that memory ran out.
+    """Return True if an exception means that memory ran out.
 
-    GPUs raise a class of their own. The CPU's allocator raises a bare RuntimeError and can only be known by its name in
-    the text (c10/core/impl/alloc_cpu.cpp): the one place where a message is searched.
+    For GPUs torch raises a class of its own. The CPU's allocator raises a bare RuntimeError, which only its message
+    identifies (c10/core/impl/alloc_cpu.cpp). No other code of llmctl examines messages.
     """
     import torch
 
@@ -52,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
-    """Load the model, refuse weights that transformers only warns about, and use llmctl's kernels if planned."""
+    """Load the model, refuse weights that transformers only warns about, and install llmctl's kernels if planned."""
     plan = prepared.plan
     model, report = _from_pretrained(prepared, cache_folder)
     check_keys(plan.source, report)

@@ -1,1 +1,1 @@
-"""This computer: detection, presets of others, threads, child processes, and a sandbox for untrusted work."""
+"""This computer: detection, presets for other computers, threads, child processes, and a sandbox for untrusted work."""

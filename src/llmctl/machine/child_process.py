@@ -1,4 +1,4 @@
-"""Child processes that answer in lines of JSON, started in a group of their own and killed with all they started."""
+"""Child processes that write JSON lines. Each has its own process group and is killed with everything it started."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from llmctl.platform_support import kill_group, new_group
 
-Say = Callable[..., None]
+WriteJson = Callable[..., None]
 Stream = int | IO[bytes]
 
 
@@ -22,9 +22,9 @@ def start_child(
     stderr: Stream = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a process; `environment` goes over that of this process.
+    """Start a process; `environment` overrides variables of this process.
 
-    Ctrl-C in a terminal reaches this process alone, which then ends the child.
+    Ctrl-C in a terminal reaches only this process, which then ends the child.
     """
     return subprocess.Popen(
         command,
@@ -47,7 +47,7 @@ def end_child(process: "subprocess.Popen[bytes]") -> None:
 
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line. Other lines, such as one that a crash has cut short, are left out."""
+    """Yield the JSON object of each line. Other lines, such as one that a crash has truncated, are skipped."""
     for line in lines:
         with suppress(ValueError):
             document = json.loads(line)
@@ -63,13 +63,13 @@ def exit_text(code: int) -> str:
     return f"exit code {code}"
 
 
-def take_over_stdout() -> Say:
-    """Return the function with which a child writes a line of JSON, at once; what libraries print goes to stderr."""
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def take_over_stdout() -> WriteJson:
+    """Return a function that writes its keywords as a line of JSON to stdout. All other output goes to stderr."""
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(**facts: Any) -> None:
-        answer.write(json.dumps(facts) + "\n")
-        answer.flush()
+    def write_json(**facts: Any) -> None:
+        stdout.write(json.dumps(facts) + "\n")
+        stdout.flush()
 
-    return say
+    return write_json

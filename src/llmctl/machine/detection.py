@@ -32,7 +32,7 @@ PACKAGES = (
     "peft",
     "llguidance",
 )
-# The flags of /proc/cpuinfo that decide how fast a model runs (names as Linux spells them).
+# The flags of /proc/cpuinfo on which the speed of a model depends, in Linux's spelling.
 CPU_FEATURES = (
     "avx2",
     "avx512f",
@@ -79,17 +79,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """This computer, or an imagined one.
+    """This computer, or a hypothetical one.
 
     Attributes:
         system: `Linux`, `Darwin` or `Windows`.
         architecture: `x86_64`, `arm64`, …
         cpu_features: Features of `CPU_FEATURES` that the processor has.
         physical_cores: Cores, not threads.
-        ram_total_bytes: RAM, or the container's limit where that is lower.
+        ram_total_bytes: RAM, or the container's limit if that is lower.
         ram_available_bytes: RAM that a new process can take.
         gpus: GPUs that this build of torch can use.
-        packages: Installed versions by name; absent ones are left out.
+        packages: Versions of installed packages by name.
         torch_cuda: CUDA version that torch is built for, or None.
         idle_gpus: GPUs that the driver shows but this build of torch cannot use.
         kernels: Instruction set of llmctl's own kernels for CPUs; None without them.
@@ -111,7 +111,7 @@ class Machine:
 
     @property
     def cpu_multiplies_bf16(self) -> bool:
-        """Whether the processor has instructions for bfloat16 products (AVX512-BF16, AMX, Arm's BF16)."""
+        """True if the processor has instructions for bfloat16 products (AVX512-BF16, AMX, Arm's BF16)."""
         return bool(self.cpu_features & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -120,9 +120,9 @@ class NvidiaDriver:
     """NVIDIA's driver, as NVML shows it.
 
     Attributes:
-        version: Version; None where NVML could not be asked.
+        version: Version; None if NVML could not be queried.
         cuda: Newest CUDA version that it supports.
-        error: NVML's error number; None if there was no error, or no NVML at all.
+        error: NVML's error number; None if there was no error, or NVML is not installed.
         cards_on_bus: Number of NVIDIA cards on the PCI bus (Linux), with or without a driver.
     """
 
@@ -207,7 +207,7 @@ def _cpu_features() -> frozenset[str]:
 
 
 def read_cpu_name() -> str:
-    """Return the processor's own name; an empty string where it is unknown."""
+    """Return the name of the processor; an empty string if it is unknown."""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
     return match[1].strip() if match else platform.processor()
 
@@ -255,10 +255,10 @@ def _cards_on_bus() -> int:
     count = 0
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
-            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+            vendor, pci_class = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
         except OSError:
             continue
-        count += vendor == "0x10de" and kind.startswith("0x03")
+        count += vendor == "0x10de" and pci_class.startswith("0x03")
     return count
 
 
@@ -282,7 +282,7 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
         nvml.nvmlShutdown()
     chosen = _visible([card for card in cards if card is not None])
     return tuple(
-        Gpu(place, card.name, card.capability, card.total_bytes, card.free_bytes) for place, card in enumerate(chosen)
+        Gpu(index, card.name, card.capability, card.total_bytes, card.free_bytes) for index, card in enumerate(chosen)
     )
 
 
@@ -316,7 +316,7 @@ def _visible(cards: list[Gpu]) -> list[Gpu]:
 def measure_ram_bandwidth(*, threads: int | None = None) -> float:
     """Measure the bytes per second that copying moves through RAM, reads and writes counted, on all physical cores.
 
-    The best of a few rounds, so that other work on the machine matters little. Takes 0.1 s.
+    The result is the best of a few rounds, so that other work on the machine matters little. Takes 0.1 s.
     """
     import threading
     import time

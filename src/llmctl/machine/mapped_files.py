@@ -1,7 +1,7 @@
-"""The release of pages of mapped weight files.
+"""The release of memory pages of mapped weight files.
 
 safetensors maps a file into memory, and every page that was read counts as memory of the process until the system needs
-it. While weights are quantised, that would be the whole unquantised model.
+it. Without a release, that would be the whole unquantised model when weights are quantised.
 """
 
 import ctypes

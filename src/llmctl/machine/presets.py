@@ -1,4 +1,4 @@
-"""Imagined machines: cards and computers by name, and machines described in a YAML file.
+"""Hypothetical machines: cards and computers by name, and machines described in a YAML file.
 
 Bandwidths and FLOP rates are the vendors' figures (data sheets of the named products): bytes per second between the GPU
 and its memory, and dense half-precision products with float32 accumulation.
@@ -56,11 +56,11 @@ MACS = {"m2-24": (24, 100, 7), "m3-max-36": (36, 300, 28), "m3-max-128": (128, 4
 
 
 def card_of(gpu: Gpu) -> Card | None:
-    """Return the card of a GPU by its driver's name; of several, the one with the closest memory size."""
+    """Return the card of a GPU by its driver's name; if several match, the one with the closest memory size."""
     words = set(_words(gpu.name))
-    near = [card for card in CARDS.values() if set(_words(card.name)) - {"nvidia", "geforce", "tesla"} <= words]
-    short = [card for card in CARDS.values() if _words(card.name)[1:2] and _model_word(card.name) in words]
-    candidates = near or short
+    full_matches = [card for card in CARDS.values() if set(_words(card.name)) - {"nvidia", "geforce", "tesla"} <= words]
+    model_matches = [card for card in CARDS.values() if _words(card.name)[1:2] and _model_word(card.name) in words]
+    candidates = full_matches or model_matches
     return min(candidates, key=lambda card: abs(card.memory_gib * GIB - gpu.total_bytes), default=None)
 
 
@@ -72,7 +72,7 @@ def _model_word(name: str) -> str:
     return next((word for word in _words(name) if re.search(r"\d", word)), "")
 
 
-def imagined(name: str) -> Machine:
+def preset_machine(name: str) -> Machine:
     """Return a machine by name: `h100`, `2xh100`, `m3-max-36`, or the path of a YAML file.
 
     Raises:
@@ -94,7 +94,7 @@ def imagined(name: str) -> Machine:
 
 
 def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Machine:
-    """Return a server with `count` cards, all of their memory free but 0.5 GiB, and twice as much RAM."""
+    """Return a server with `count` cards, 0.5 GiB of each in use, and twice as much RAM as GPU memory."""
     ram = int((ram_gib or max(2 * count * card.memory_gib, 32)) * GIB)
     memory = int(card.memory_gib * GIB)
     gpus = tuple(Gpu(n, card.name, card.capability, memory, memory - GIB // 2) for n in range(count))

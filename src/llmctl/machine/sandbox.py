@@ -1,12 +1,12 @@
-"""Work that comes from a model's repository, such as a chat template, run where it can be stopped.
+"""Bounded execution of work from a model's repository, such as a chat template.
 
 The Jinja sandbox keeps a chat template from reaching Python, but not from looping for hours or building a string of
 gigabytes, and neither can be interrupted from inside the process. So the template runs in a forked child that the
-system ends when it passes a limit of time or memory.
+system ends when it exceeds a limit of time or memory.
 
 Outside Linux, forking a process that has loaded torch is not safe, and the work cannot be sent to a fresh process: it
-is a closure over a tokenizer. There it runs in a thread with a limit of time alone. A loop of Python code, which a
-template is, is interrupted at that limit; compiled code runs on in the background. Memory is not limited.
+is a closure over a tokenizer. There it runs in a thread with only a time limit. A template runs as Python code, which
+is interrupted at that limit; compiled code would continue in the background. Memory is not limited.
 """
 
 import ctypes
@@ -35,8 +35,8 @@ EXTRA_BYTES = 1_000_000_000
 RESULT_LIMIT_BYTES = 100_000_000
 
 
-class TooMuchError(Exception):
-    """The work passed a limit of time or memory, or its result is too large."""
+class LimitExceededError(Exception):
+    """The work exceeded a limit of time or memory, or its result is too large."""
 
 
 class FailedError(Exception):
@@ -56,11 +56,11 @@ def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_byte
         extra_bytes: Limit of memory beyond what this process has.
 
     Raises:
-        TooMuchError: a limit was passed.
+        LimitExceededError: a limit was exceeded.
         FailedError: `work` raised.
     """
     [outcome] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
-    if isinstance(outcome, TooMuchError | FailedError):
+    if isinstance(outcome, LimitExceededError | FailedError):
         raise outcome
     return outcome
 
@@ -68,13 +68,13 @@ def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_byte
 def run_bounded_each(
     works: Sequence[Callable[[], Any]], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES
 ) -> Iterator[Any]:
-    """Run each of `works` as `run_bounded` does, at the price of one fork.
+    """Run each of `works` as `run_bounded` does, with a single fork.
 
-    The limit of time is for each of them, that of memory for all. Work that passes a limit ends the child; a new one
-    goes on with the next.
+    The time limit is for each of them, the memory limit for all together. Work that exceeds a limit ends the child; a
+    new child continues with the next.
 
     Yields:
-        For each work, in order: its result, a `TooMuchError` or a `FailedError`.
+        For each work, in order: its result, a `LimitExceededError` or a `FailedError`.
     """
     if not CAN_FORK_SAFELY:
         yield from (_run_in_thread(work, seconds=seconds) for work in works)
@@ -95,7 +95,7 @@ class BoundedChild:
         work: Function of a JSON argument that returns JSON. It must not compute with torch.
         seconds: Limit for one call, of processor time and of the clock.
         extra_bytes: Limit of memory beyond what this process has when the child starts.
-        calls_per_child: Calls after which the child is replaced, so that nothing piles up in it.
+        calls_per_child: Calls after which the child is replaced, so that its memory does not grow without limit.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BoundedChild:
         self._work, self._seconds, self._extra_bytes = work, seconds, extra_bytes
         self._calls_per_child = calls_per_child
         self._lock = threading.Lock()
-        self._child: _Running | None = None
+        self._child: _RunningChild | None = None
         self._calls = 0
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class BoundedChild:
         """Return the result of `work`.
 
         Raises:
-            TooMuchError: a limit was passed.
+            LimitExceededError: a limit was exceeded.
             FailedError: `work` raised.
         """
         with self._lock:
@@ -130,7 +130,7 @@ class BoundedChild:
                 outcome = self._call_child(argument)
             else:
                 outcome = _run_in_thread(partial(self._work, argument), seconds=self._seconds)
-        if isinstance(outcome, TooMuchError | FailedError):
+        if isinstance(outcome, LimitExceededError | FailedError):
             raise outcome
         return outcome
 
@@ -140,7 +140,7 @@ class BoundedChild:
             self._stop()
 
     def _call_child(self, argument: Any) -> Any:
-        """Return the outcome of one call. A child that something else has ended is replaced once."""
+        """Return the outcome of one call. A child that was ended from outside is replaced once."""
         if self._calls >= self._calls_per_child:
             self._stop()
         data = json.dumps(argument).encode() + b"\n"
@@ -157,25 +157,25 @@ class BoundedChild:
                 return _outcome(json.loads(line))
             break
         self._stop()
-        return TooMuchError()
+        return LimitExceededError()
 
-    def _start(self) -> "_Running":
+    def _start(self) -> "_RunningChild":
         (child_input, our_output), (our_input, child_output) = os.pipe(), os.pipe()
         pid = fork()
         if pid == 0:
             self._serve(child_input, child_output)
         os.close(child_input)
         os.close(child_output)
-        self._child, self._calls = _Running(pid, our_output, our_input), 0
+        self._child, self._calls = _RunningChild(pid, our_output, our_input), 0
         return self._child
 
-    def _serve(self, reading: int, writing: int) -> None:
-        """Serve calls in the child until nobody writes any more. Never returns."""
+    def _serve(self, read_fd: int, write_fd: int) -> None:
+        """Serve calls in the child until the parent closes the pipe. Never returns."""
         try:
-            _confine(reading, writing, extra_bytes=self._extra_bytes)
-            with os.fdopen(reading, "rb") as lines:
+            _confine(read_fd, write_fd, extra_bytes=self._extra_bytes)
+            with os.fdopen(read_fd, "rb") as lines:
                 for line in lines:
-                    if not _write_outcome(partial(self._work, json.loads(line)), writing, seconds=self._seconds):
+                    if not _write_outcome(partial(self._work, json.loads(line)), write_fd, seconds=self._seconds):
                         break
         finally:
             exit_now(0)
@@ -188,8 +188,8 @@ class BoundedChild:
             kill_forked(child.pid)
 
 
-class _Running:
-    """A child that runs: its process id, and our ends of its pipes."""
+class _RunningChild:
+    """A running child: its process id, and the parent's ends of its pipes."""
 
     def __init__(self, pid: int, input_: int, output: int) -> None:
         self.pid, self.input, self.output = pid, input_, output
@@ -197,22 +197,22 @@ class _Running:
 
 
 def _run_in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_bytes: int) -> Iterator[Any]:
-    """Yield the outcomes of one child: of all works, or up to the one that passed a limit."""
-    reading, writing = os.pipe()
+    """Yield the outcomes of one child: of all works, or up to the one that exceeded a limit."""
+    read_fd, write_fd = os.pipe()
     child = fork()
     if child == 0:
-        _do_works(works, writing, seconds=seconds, extra_bytes=extra_bytes)
-    os.close(writing)
+        _run_all(works, write_fd, seconds=seconds, extra_bytes=extra_bytes)
+    os.close(write_fd)
     try:
-        lines = _Lines(reading)
+        lines = _Lines(read_fd)
         for _ in works:
             line = lines.next(until=time.monotonic() + seconds)
             if line is None:
-                yield TooMuchError()
+                yield LimitExceededError()
                 return
             yield _outcome(json.loads(line))
     finally:
-        os.close(reading)
+        os.close(read_fd)
         kill_forked(child)
 
 
@@ -220,24 +220,24 @@ def _outcome(document: dict[str, Any]) -> Any:
     if "failed" not in document:
         return document["result"]
     kind, message = document["failed"]
-    return TooMuchError() if kind == "MemoryError" else FailedError(kind, message)
+    return LimitExceededError() if kind == "MemoryError" else FailedError(kind, message)
 
 
-class _TimeIsUp(BaseException):
+class _OutOfTime(BaseException):
     """The limit of time of a thread has passed."""
 
 
 def _run_in_thread(work: Callable[[], Any], *, seconds: float) -> Any:
-    """Return the outcome of `work`, run in a thread that is interrupted when its time is over."""
+    """Return the outcome of `work`, run in a thread that is interrupted at the time limit."""
     outcomes: list[Any] = []
 
     def run() -> None:
         try:
             outcomes.append(work())
-        except _TimeIsUp:
+        except _OutOfTime:
             return
         except MemoryError:
-            outcomes.append(TooMuchError())
+            outcomes.append(LimitExceededError())
         except Exception as error:  # noqa: BLE001 (it goes to the caller)
             outcomes.append(FailedError(type(error).__name__, str(error)))
 
@@ -246,31 +246,31 @@ def _run_in_thread(work: Callable[[], Any], *, seconds: float) -> Any:
     thread.join(seconds)
     if not outcomes:
         # it is raised at the thread's next bytecode
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimeIsUp))
-        return TooMuchError()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_OutOfTime))
+        return LimitExceededError()
     return outcomes[0]
 
 
-def _do_works(works: Sequence[Callable[[], Any]], writing: int, *, seconds: float, extra_bytes: int) -> None:
+def _run_all(works: Sequence[Callable[[], Any]], write_fd: int, *, seconds: float, extra_bytes: int) -> None:
     """Do all works in the child. Never returns."""
     try:
-        _confine(writing, extra_bytes=extra_bytes)
+        _confine(write_fd, extra_bytes=extra_bytes)
         for work in works:
-            if not _write_outcome(work, writing, seconds=seconds):
+            if not _write_outcome(work, write_fd, seconds=seconds):
                 break
     finally:
         exit_now(0)
 
 
 def _confine(*kept: int, extra_bytes: int) -> None:
-    """Give this process limits, and close all files but `kept`: a lock of the parent must not outlive it here."""
+    """Limit this process, and close all files except `kept`: it must not keep a lock after the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     close_files_except(kept)
     confine_process(extra_memory_bytes=extra_bytes)
 
 
-def _write_outcome(work: Callable[[], Any], writing: int, *, seconds: float) -> bool:
+def _write_outcome(work: Callable[[], Any], write_fd: int, *, seconds: float) -> bool:
     """Write the outcome of `work` as one line; return False if it is too large."""
     limit_processor_time(seconds)
     try:
@@ -279,32 +279,32 @@ def _write_outcome(work: Callable[[], Any], writing: int, *, seconds: float) -> 
         data = json.dumps({"failed": [type(error).__name__, str(error)[:2000]]}).encode()
     if len(data) > RESULT_LIMIT_BYTES:
         return False
-    _write(writing, data + b"\n")
+    _write(write_fd, data + b"\n")
     return True
 
 
-def _write(writing: int, data: bytes) -> None:
+def _write(write_fd: int, data: bytes) -> None:
     while data:
-        data = data[os.write(writing, data) :]
+        data = data[os.write(write_fd, data) :]
 
 
 class _Lines:
-    """The lines that arrive through a pipe. Its state is what has been read of the next ones."""
+    """The lines that arrive through a pipe. Its state is the data already read of the next lines."""
 
-    def __init__(self, reading: int) -> None:
-        self._reading = reading
-        self._begun: list[bytes] = []
-        self._whole: list[bytes] = []
+    def __init__(self, read_fd: int) -> None:
+        self._read_fd = read_fd
+        self._incomplete: list[bytes] = []
+        self._complete: list[bytes] = []
 
     def next(self, *, until: float) -> bytes | None:
         """Return the next line; None when the time is over or the pipe has ended."""
-        while not self._whole:
-            part = os.read(self._reading, 1 << 20) if wait_readable(self._reading, until - time.monotonic()) else b""
+        while not self._complete:
+            part = os.read(self._read_fd, 1 << 20) if wait_readable(self._read_fd, until - time.monotonic()) else b""
             if not part:
                 return None
             *ended, rest = part.split(b"\n")
             if ended:
-                first = b"".join([*self._begun, ended[0]])
-                self._whole, self._begun = [first, *ended[1:]], []
-            self._begun.append(rest)
-        return self._whole.pop(0)
+                first = b"".join([*self._incomplete, ended[0]])
+                self._complete, self._incomplete = [first, *ended[1:]], []
+            self._incomplete.append(rest)
+        return self._complete.pop(0)

@@ -1,12 +1,12 @@
-"""The threads that a computation on the CPU uses: how many this computer allows, and how they wait for each other."""
+"""The threads of a computation on the CPU: their number, and how they wait for each other."""
 
 import math
 import os
 
 from llmctl.platform_support import read_system_file, usable_cpus
 
-# Threads that wait for each other spin for a millisecond before they sleep (libgomp's default). Where another program
-# has one of the cores, a token took five times as long; with a shorter spin nothing is lost.
+# Threads that wait for each other spin for a millisecond before they sleep (libgomp's default). If another
+# program uses one of the cores, a token takes five times as long; a shorter spin has no cost.
 THREAD_ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
 
 
@@ -28,7 +28,7 @@ def usable_cores() -> int:
 
 
 def use_threads_of_recording(count: int) -> None:
-    """Let torch compute with `count` threads where this computer has them: the order of sums depends on the number."""
+    """Let torch use `count` threads if this computer has that many: the order of summation depends on the number."""
     import torch
 
     if count <= (os.cpu_count() or 1):

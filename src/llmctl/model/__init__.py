@@ -1,1 +1,1 @@
-"""A model as files: its configuration, weights, tokenizer and adapters, and how an id becomes a folder."""
+"""The files of a model: configuration, weights, tokenizer and adapters, and the resolution of an id to a folder."""

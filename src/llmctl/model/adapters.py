@@ -1,7 +1,7 @@
-"""An adapter as files: adapter_config.json and adapter_model.safetensors, read without executing anything of them.
+"""The files of an adapter, adapter_config.json and adapter_model.safetensors, read without executing their content.
 
-The changed modules and their ranks come from the weights. The patterns of adapter_config.json are regular expressions
-from a repository, and one can be written to match for years: none of them is ever evaluated.
+The changed modules and their ranks come from the weights. The patterns in adapter_config.json are regular expressions
+from a repository. A malicious one could take years to match, so none of them is ever evaluated.
 """
 
 import math
@@ -31,7 +31,7 @@ _USED_KEYS = (
     "modules_to_save",
     "alpha_pattern",
 )
-# Keys about training and initialising, and keys that repeat what the weights say.
+# Keys about training and initialisation, and keys that repeat information in the weights.
 _IGNORED_KEYS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode",
@@ -40,7 +40,7 @@ _IGNORED_KEYS = frozenset(
         "task_type", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
     }
 )  # fmt: skip
-# Methods of initialising that also change the model's own weights: on other weights the adapter is wrong.
+# Initialisation methods that also change the model's own weights: on the original weights the adapter is wrong.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _RANK_LIMIT = 16_384
 
@@ -90,7 +90,7 @@ def read_adapter(folder: Path, *, source: str, commit: str | None = None, scale:
         is_model = (folder / "config.json").is_file()
         raise ModelError(
             f"{source} is a whole model, not an adapter" if is_model else f"{source} has no {CONFIG_FILE}",
-            hint="give it with --model" if is_model else "give the folder that holds an adapter as peft saves it",
+            hint="pass it with --model" if is_model else "pass a folder that peft saved an adapter to",
         )
     config = read_json(folder / CONFIG_FILE)
     if not isinstance(config, dict):
@@ -184,26 +184,26 @@ def check_fit(adapter: AdapterInfo, info: ModelInfo) -> None:
     """
     if info.stored_quantization is not None:
         return  # packed weights have other shapes; peft checks the layers themselves
-    bases = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in info.tensors}
-    bases |= {name.partition(".")[2]: shape for name, shape in bases.items() if "." in name}
-    missing = [module for module in adapter.ranks if _find(bases, module) is None and "lm_head" not in module]
+    base_shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in info.tensors}
+    base_shapes |= {name.partition(".")[2]: shape for name, shape in base_shapes.items() if "." in name}
+    missing = [module for module in adapter.ranks if _shape_of(base_shapes, module) is None and "lm_head" not in module]
     if missing:
         raise _misfit(adapter, info, f"the model has no {missing[0]}")
-    halves = {tensor.name.removeprefix(_PREFIX): tensor.shape for tensor in adapter.tensors}
+    lora_shapes = {tensor.name.removeprefix(_PREFIX): tensor.shape for tensor in adapter.tensors}
     for module in adapter.ranks:
-        shape = _find(bases, module)
-        before, after = halves.get(f"{module}.lora_A.weight"), halves.get(f"{module}.lora_B.weight")
-        if shape is None or before is None or after is None:
+        shape = _shape_of(base_shapes, module)
+        lora_a, lora_b = lora_shapes.get(f"{module}.lora_A.weight"), lora_shapes.get(f"{module}.lora_B.weight")
+        if shape is None or lora_a is None or lora_b is None:
             continue
-        wanted = (after[0], before[1])
-        if wanted not in (shape, shape[::-1] if info.model_type == "gpt2" else shape):
+        expected = (lora_b[0], lora_a[1])
+        if expected not in (shape, shape[::-1] if info.model_type == "gpt2" else shape):
             raise _misfit(
-                adapter, info, f"it expects {module} of the shape {list(wanted)}, the model has {list(shape)}"
+                adapter, info, f"it expects {module} of the shape {list(expected)}, the model has {list(shape)}"
             )
 
 
-def _find(bases: Mapping[str, tuple[int, ...]], module: str) -> tuple[int, ...] | None:
-    return bases.get(module) or bases.get(module.partition(".")[2])
+def _shape_of(base_shapes: Mapping[str, tuple[int, ...]], module: str) -> tuple[int, ...] | None:
+    return base_shapes.get(module) or base_shapes.get(module.partition(".")[2])
 
 
 def _misfit(adapter: AdapterInfo, info: ModelInfo, why: str) -> UserError:

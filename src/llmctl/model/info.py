@@ -10,7 +10,7 @@ from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import stored_quantization
 
-# No existing model comes near these; a config.json beyond them is broken, or made to hang its reader.
+# No real model comes near these limits; a config.json that exceeds them is broken, or made to hang its reader.
 BOUNDS = {
     "num_hidden_layers": 2_000,
     "n_layer": 2_000,
@@ -134,10 +134,10 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
     """
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(f"{source or folder} is an adapter, not a model", hint="give it with --adapter")
+            raise ModelError(f"{source or folder} is an adapter, not a model", hint="pass it with --adapter")
         raise ModelError(
             f"{folder} has no config.json",
-            hint="give the folder that holds the model's config.json and weights",
+            hint="pass the folder that holds the model's config.json and weights",
         )
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""From the name of a model to its files: a folder, the Hub's cache, the Hub, or the small default."""
+"""The resolution of a model's name to its files: a folder, the Hub's cache, the Hub, or the small default."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ class ResolvedModel:
         source: Name for people: the Hub id, or the folder as it was written.
         folder: Folder of config.json and the weights.
         commit: Commit on the Hub, or None for a plain folder.
-        reason: Who named the model, or why the default was taken.
+        reason: Layer that named the model, or why the default was used.
         demo: True for the copy that the demo extra contains.
     """
 
@@ -40,10 +40,10 @@ class ModelPreview:
 
     Attributes:
         info: Configuration and headers of the weights.
-        reason: Who named the model.
+        reason: Layer that named the model, or why the default was used.
         download_bytes: Bytes still to download; 0 for a model on this machine.
         draft: The same for the draft model, or None.
-        adapters: Adapters of the configuration. They are small, and downloaded whole.
+        adapters: Adapters of the configuration. They are small, so they are downloaded in full.
     """
 
     info: ModelInfo
@@ -113,7 +113,7 @@ def resolve_adapters(
 
 
 def is_path(model: str) -> bool:
-    """Return whether the name of a model means a folder: it exists, or it can only be a path."""
+    """Return True if the name of a model is a folder: one exists, or the name can only be a path."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
 
 
@@ -173,7 +173,7 @@ def _resolve_default(config: Config, reason: str, *, offline: bool, progress: "P
     if cached is not None:
         return ResolvedModel(demo.MODEL_ID, cached.folder, cached.commit, reason)
     unreachable = _why_unreachable(offline=offline)
-    folder, gguf = demo.demo_folder(), demo.carried_gguf()
+    folder, gguf = demo.demo_folder(), demo.bundled_gguf()
     if unreachable is None or (folder is None and gguf is None):
         return _resolve_hub_id(config, demo.MODEL_ID, None, reason, offline=offline, progress=progress)
     if folder is None and gguf is not None:
@@ -185,7 +185,7 @@ def _resolve_default(config: Config, reason: str, *, offline: bool, progress: "P
 
 
 def _why_unreachable(*, offline: bool) -> str | None:
-    """Ask the Hub once whether it answers; None if it does. With a copy on this machine there is no second attempt."""
+    """Return why the Hub does not answer, or None if it does. Asks only once, as a copy may be on this machine."""
     from llmctl.hub import http, settings
 
     if offline or settings.is_offline():
@@ -214,7 +214,7 @@ def _preview(settings: Settings, *, offline: bool) -> ModelPreview:
         try:
             return _preview_on_hub(repo_id, model.revision, _reason(settings))
         except UnreachableError:
-            if not (is_default and (demo.demo_folder() or demo.carried_gguf())):
+            if not (is_default and (demo.demo_folder() or demo.bundled_gguf())):
                 raise
     if not is_local and not is_default:
         raise OfflineError(
@@ -231,5 +231,5 @@ def _preview_on_hub(repo_id: str, revision: str | None, reason: str) -> ModelPre
 
     remote = describe(repo_id, revision=revision)
     if remote.info is None:
-        raise RemoteError(f"{repo_id} cannot be planned: {remote.why_not}", hint=f"its page: {remote.page}")
+        raise RemoteError(f"{repo_id} cannot be planned: {remote.why_not}", hint=f"see its page: {remote.page}")
     return ModelPreview(remote.info, reason, remote.download_bytes)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ModelError, UserError, first_line
-from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
+from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 from llmctl.transformers_compat import is_stateful
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def end_of_turn_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
     try:
         text = run_bounded(lambda: tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TooMuchError, FailedError):  # a template may refuse any conversation
+    except (LimitExceededError, FailedError):  # a template may refuse any conversation
         return None
     _, _, rest = str(text).partition(_PROBE)
     special = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}

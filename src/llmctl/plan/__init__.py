@@ -1,8 +1,8 @@
 """The decision: Config x Machine x ModelInfo -> Plan. Pure: no torch, no network, no disk.
 
-`make_plan` asks one module a question each, in this order: which devices (placement), which dtype (dtype), which
-quantisation (quantization), where every module goes (placement), which attention (attention), how tokens are chosen
-(generation), what makes decoding faster (decoding), whether adapters fit (adapters).
+`make_plan` makes one decision after the other, each in its own module: the devices (placement), the dtype (dtype), the
+quantisation (quantization), the device of every module (placement), the attention (attention), the sampling parameters
+(generation), the options for faster decoding (decoding), the adapters (adapters).
 """
 
 from llmctl.plan.decision import Decision, Plan

@@ -29,7 +29,7 @@ def decide_attention(
     obstacles = _flash_obstacles(machine, info, devices=devices, dtype=dtype)
     if requested == "flash_attention_2":
         if obstacles:
-            raise _all_in_one(obstacles)
+            raise _combined_error(obstacles)
         return Decision("attn_implementation", requested, "asked for, and every condition holds")
     if requested != "auto":
         return Decision("attn_implementation", requested, "asked for")
@@ -43,7 +43,7 @@ def decide_attention(
 
 
 def _flash_obstacles(machine: Machine, info: ModelInfo, *, devices: tuple[str, ...], dtype: str) -> list[LlmctlError]:
-    """Return the unmet conditions of FlashAttention-2, the user's choices first. Each message continues its name."""
+    """Return the unmet conditions of FlashAttention-2, the user's choices first. Each message continues a sentence."""
     obstacles = _model_obstacles(info, dtype=dtype)
     cuda = [gpu for gpu in machine.gpus if gpu.kind == "cuda"]
     if not cuda:
@@ -101,7 +101,7 @@ def _no_gpu(machine: Machine) -> str:
     return "this machine has none"
 
 
-def _all_in_one(obstacles: list[LlmctlError]) -> LlmctlError:
+def _combined_error(obstacles: list[LlmctlError]) -> LlmctlError:
     """Return one error for all unmet conditions; the first one decides its kind."""
     message = "flash_attention_2 " + "; it also ".join(error.message for error in obstacles)
     hints = list(dict.fromkeys(error.hint for error in obstacles if error.hint))

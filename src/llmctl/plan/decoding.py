@@ -39,12 +39,12 @@ def decide_decoding(
         arguments["prompt_lookup_num_tokens"] = lookup
         reason = "asked for: tokens are proposed from the text so far"
         decisions.append(Decision("prompt_lookup_num_tokens", lookup, reason))
-    for added, reasons in (
+    for more_arguments, more_decisions in (
         _decide_cache(config, machine, info, devices=devices),
         _decide_compiling(config, machine, devices=devices, quantization=quantization),
     ):
-        arguments |= added
-        decisions += reasons
+        arguments |= more_arguments
+        decisions += more_decisions
     return arguments, tuple(decisions)
 
 
@@ -54,15 +54,15 @@ def _check_combinations(config: Config) -> None:
     proposing = _proposing_keys(config)
     if len(proposing) > 1:
         raise UserError("draft.id and generation.prompt_lookup_num_tokens both propose tokens", hint="omit one of them")
-    rivals = [*proposing, *(["generation.compile"] if section.compile else [])]
-    if rivals and section.num_beams > 1:
+    exclusive = [*proposing, *(["generation.compile"] if section.compile else [])]
+    if exclusive and section.num_beams > 1:
         raise UserError(
-            f"{rivals[0]} cannot be combined with beam search (generation.num_beams is {section.num_beams})",
+            f"{exclusive[0]} cannot be combined with beam search (generation.num_beams is {section.num_beams})",
             hint="omit one of them",
         )
     if proposing and section.compile:
         raise UserError(
-            f"{proposing[0]} cannot be combined with generation.compile: every number of proposals compiles anew",
+            f"{proposing[0]} cannot be combined with generation.compile: it would compile for each number of proposals",
             hint="omit one of them",
         )
     cache = section.cache_implementation or "dynamic"
@@ -90,28 +90,28 @@ def _proposing_keys(config: Config) -> list[str]:
 
 
 def _decide_cache(config: Config, machine: Machine, info: ModelInfo, *, devices: Sequence[str]) -> Decided:
-    kind = config.generation.cache_implementation
-    if kind is None:
+    name = config.generation.cache_implementation
+    if name is None:
         return {}, ()
-    if kind.startswith("offloaded") and not any(device.startswith("cuda") for device in devices):
+    if name.startswith("offloaded") and not any(device.startswith("cuda") for device in devices):
         raise MachineError(
-            f"the {kind} cache moves keys and values from a GPU to RAM; this model runs on {', '.join(devices)}",
+            f"the {name} cache moves keys and values from a GPU to RAM; this model runs on {', '.join(devices)}",
             hint="omit --cache: keys and values are in RAM already",
         )
-    if kind != "quantized":
-        return {"cache_implementation": kind}, (Decision("cache_implementation", kind, "asked for"),)
-    if _has_other_layers(info):
+    if name != "quantized":
+        return {"cache_implementation": name}, (Decision("cache_implementation", name, "asked for"),)
+    if _has_partial_attention(info):
         raise UserError(
             f"{info.source} has layers without full attention; transformers quantises the cache of full attention only",
             hint="omit --cache quantized: a sliding window keeps the cache small already",
         )
     backend, reason = _choose_backend(config, machine)
-    arguments = {"cache_implementation": kind, "cache_config": {**config.generation.cache_config, "backend": backend}}
+    arguments = {"cache_implementation": name, "cache_config": {**config.generation.cache_config, "backend": backend}}
     return arguments, (Decision("cache_implementation", f"quantized ({backend})", reason),)
 
 
-def _has_other_layers(info: ModelInfo) -> bool:
-    """Return whether some layers keep a window or a state instead of all keys and values."""
+def _has_partial_attention(info: ModelInfo) -> bool:
+    """Return True if some layers keep a window or a state instead of all keys and values."""
     text = info.text_config
     layer_types = text.get("layer_types")
     if isinstance(layer_types, list):

@@ -1,4 +1,4 @@
-"""The draft model in the plan: it is planned first, and the model gets the memory that is left."""
+"""The draft model in a plan. It is planned first, and the model gets the remaining memory."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from llmctl.plan.decision import Decision, Plan
 from llmctl.units import format_bytes
 
 
-def machine_beside(machine: Machine, plan: Plan) -> Machine:
-    """Return the machine with the memory left once `plan` is loaded and computing."""
+def remaining_machine(machine: Machine, plan: Plan) -> Machine:
+    """Return the machine with the memory that remains once `plan` is loaded and computing."""
     used = dict(plan.memory.weights)
     for device in plan.devices:
         used[device] = used.get(device, 0) + plan.memory.working_bytes // len(plan.devices)

@@ -42,10 +42,10 @@ def _on_cuda(machine: Machine, devices: tuple[str, ...], *, stored: str, half_wa
 def _on_cpu(machine: Machine, info: ModelInfo, *, stored: str, half_wanted: bool) -> Decision:
     """Choose bfloat16 on a CPU: it decodes about twice as fast as float32, since decoding reads every weight per token.
 
-    Measured on 2 Zen 4 cores with a prompt of 128 tokens and a Llama of 0.5 billion parameters (SmolLM2 is alike): with
-    AVX512-BF16 it prefills 330 tokens/s against 100 in float32 and decodes 15 against 8; limited to AVX2 it prefills 42
-    against 109 and decodes 26 against 8. Answers are mostly decoding, so bfloat16 wins on both. float16 has no fast
-    path on most CPUs.
+    Measured on 2 Zen 4 cores with a prompt of 128 tokens and a Llama of 0.5 billion parameters (results with SmolLM2
+    are similar): with AVX512-BF16 it prefills 330 tokens/s against 100 in float32 and decodes 15 against 8; limited to
+    AVX2 it prefills 42 against 109 and decodes 26 against 8. Most of the time of an answer is decoding, so bfloat16 is
+    faster on both. float16 has no fast path on most CPUs.
     """
     if stored == "float32" and not half_wanted:
         if info.parameters * 4 <= machine.ram_available_bytes:

@@ -11,7 +11,7 @@ from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.decoding import decide_decoding
-from llmctl.plan.draft import machine_beside, with_draft
+from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
@@ -31,7 +31,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if request.draft is None:
         return _plan_model(request)
     draft = _plan_model(request.for_draft(request.draft))
-    machine = machine_beside(request.machine, draft)
+    machine = remaining_machine(request.machine, draft)
     return with_draft(_plan_model(replace(request, machine=machine)), draft)
 
 
@@ -55,7 +55,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     )
     kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
     loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
-    generating = (*_use_fast(config), *sampling_decisions, *decoding_decisions)
+    generating = (*_explain_use_fast(config), *sampling_decisions, *decoding_decisions)
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -105,7 +105,7 @@ def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Qu
         request.machine,
         module_bytes(request.info, dtype=dtype, quantization=quantization),
         ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
-        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs room for adapters as well
+        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
         quantized=quantization is not stored,
     )
 
@@ -147,7 +147,7 @@ def _decide_trust(config: Config, info: ModelInfo) -> Decision:
         return Decision("trust_remote_code", False, "nothing from the model's repository is executed")
     if info.has_remote_code:
         return Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
-    return Decision("trust_remote_code", False, "asked for, but the model brings no code of its own")
+    return Decision("trust_remote_code", False, "asked for, but the model has no code of its own")
 
 
 def _tokenizer_kwargs(config: Config, *, trust_remote_code: bool) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _tokenizer_kwargs(config: Config, *, trust_remote_code: bool) -> dict[str, A
     return arguments
 
 
-def _use_fast(config: Config) -> list[Decision]:
-    """State that `tokenizer.use_fast` is accepted and has no effect (transformers: tokenization_auto.py)."""
+def _explain_use_fast(config: Config) -> list[Decision]:
+    """Return a decision that says that `tokenizer.use_fast` has no effect (transformers: tokenization_auto.py)."""
     if config.tokenizer.use_fast is None:
         return []
     return [Decision("use_fast", config.tokenizer.use_fast, "no effect: transformers 5 always uses the fast tokenizer")]

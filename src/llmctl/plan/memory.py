@@ -35,7 +35,7 @@ def unquantised_bytes(info: ModelInfo, quantization: Quantization | None) -> int
     """Return the bytes of the weights that stay in half precision although the rest is quantised on loading."""
     if quantization is None or quantization.is_stored:
         return 0
-    is_tied = tied(info)
+    is_tied = has_tied_head(info)
     weight_bytes = quantization.backend.weight_bytes
     return sum(2 * t.numel for t in info.tensors if weight_bytes(t, quantization, is_tied=is_tied) is None)
 
@@ -52,11 +52,11 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
         module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
         if not module.startswith((prefix, "lm_head")):
             module = prefix + module
-        if module == "lm_head" and tied(info):
+        if module == "lm_head" and has_tied_head(info):
             continue
-        size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=tied(info))
+        size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=has_tied_head(info))
         sizes[module] = sizes.get(module, 0) + size
-    if tied(info):
+    if has_tied_head(info):
         sizes["lm_head"] = 0
     return dict(sorted(sizes.items(), key=lambda item: _forward_order(item[0])))
 
@@ -70,8 +70,8 @@ def _forward_order(module: str) -> tuple[int, int, str]:
     return (3, 0, module) if module == "lm_head" else (2, 0, module)
 
 
-def tied(info: ModelInfo) -> bool:
-    """Return whether the output head shares the weights of the embedding."""
+def has_tied_head(info: ModelInfo) -> bool:
+    """Return True if the output head shares the weights of the embedding."""
     named = info.config.get("tie_word_embeddings", info.text_config.get("tie_word_embeddings"))
     if named is None:
         return not any(tensor.name == "lm_head.weight" for tensor in info.tensors)
@@ -108,7 +108,7 @@ def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: st
 
     This counts eight vectors of the hidden size and four of the feed-forward size for every token, and three copies of
     the last token's logits in float32: measured with Llamas on a CPU. In a mixture of experts (MoE) a token passes
-    several experts.
+    through several experts.
     """
     text = info.text_config
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
@@ -123,16 +123,16 @@ def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: st
 
 
 def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None) -> int:
-    """Return the bytes of weight files in memory beside the loaded weights until loading ends.
+    """Return the bytes of weight files that are in memory, in addition to the weights, until loading ends.
 
-    transformers maps the files and uses tensors of the right dtype in place; it reads tensors that it converts through
-    the map. The system can drop these pages, so they count towards the peak but need not fit.
+    transformers maps the files. It uses tensors of the right dtype in place, and reads those that it converts from the
+    mapped pages. The system can drop these pages, so they count towards the peak but need not fit.
     """
-    known = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
-    if known is not None:
-        return known
+    backend_bytes = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
+    if backend_bytes is not None:
+        return backend_bytes
     stored_name = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
-    is_tied = tied(info)
+    is_tied = has_tied_head(info)
     return sum(
         tensor.size_bytes
         for tensor in info.tensors
@@ -176,7 +176,7 @@ class Memory:
         return self.kv_cache_bytes + self.activation_bytes
 
     @property
-    def beside_bytes(self) -> int:
+    def draft_and_adapter_bytes(self) -> int:
         """Bytes of the draft model and the adapters."""
         return self.draft_bytes + self.adapter_bytes
 
@@ -189,10 +189,10 @@ class Memory:
     @property
     def total_bytes(self) -> int:
         """All bytes together, once the model is loaded."""
-        return sum(self.weights.values()) + self.working_bytes + self.beside_bytes + self.overhead_bytes
+        return sum(self.weights.values()) + self.working_bytes + self.draft_and_adapter_bytes + self.overhead_bytes
 
     @property
     def peak_ram_bytes(self) -> int:
         """The peak resident memory of the process, loading included, for a model in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
-        return RUNTIME_BYTES + weights + self.beside_bytes + max(self.mapped_bytes, self.working_bytes)
+        return RUNTIME_BYTES + weights + self.draft_and_adapter_bytes + max(self.mapped_bytes, self.working_bytes)

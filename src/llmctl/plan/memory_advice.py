@@ -1,4 +1,4 @@
-"""Advice for memory that ran out: options that make a plan smaller, with the bytes that each saves."""
+"""Advice for out-of-memory errors: options that make a plan smaller, with the bytes that each saves."""
 
 from dataclasses import dataclass
 

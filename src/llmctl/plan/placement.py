@@ -106,10 +106,12 @@ def place(
     ram = _Ram(budgets["cpu"], machine.ram_available_bytes, reserved_bytes, config.load.overcommit)
     total = sum(sizes.values())
     if devices in (("cpu",), ("mps",)):
-        return _place_whole(devices[0], total, ram, _why_whole(devices[0], requested, machine))
+        return _place_whole(devices[0], total, ram, _reason_for_one_device(devices[0], requested, machine))
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
     if not any(gpus.values()) and not requested.startswith("cuda"):
-        return _place_whole("cpu", total, ram, "the GPUs have no room beside KV cache and activations")
+        return _place_whole(
+            "cpu", total, ram, "the GPUs have no memory left for weights beside KV cache and activations"
+        )
     whole = _place_on_one_gpu(requested, total, gpus, reserved_bytes=reserved_bytes)
     if whole is not None:
         return whole
@@ -119,16 +121,16 @@ def place(
 
 
 def _place_on_one_gpu(requested: str, total: int, gpus: Mapping[str, int], *, reserved_bytes: int) -> Placement | None:
-    """Place everything on one GPU, or return None for a model that is spread over several devices."""
+    """Place everything on one GPU, or return None if the model has to be spread over several devices."""
     best = max(gpus, key=lambda device: gpus[device])
     if requested.startswith("cuda") and gpus[best] < total:
         raise _too_large(total, gpus, where=best, requested=requested)
     first = next(iter(gpus))
-    alone = first if requested == "sequential" else best
-    if gpus[alone] >= total and (requested not in ("balanced", "balanced_low_0") or len(gpus) == 1):
+    candidate = first if requested == "sequential" else best
+    if gpus[candidate] >= total and (requested not in ("balanced", "balanced_low_0") or len(gpus) == 1):
         reserved = format_bytes(reserved_bytes)
         reason = f"all {format_bytes(total)} of weights fit on it, and {reserved} for KV cache and activations"
-        return Placement({"": alone}, {alone: total}, (), Decision("device_map", alone, reason))
+        return Placement({"": candidate}, {candidate: total}, (), Decision("device_map", candidate, reason))
     return None
 
 
@@ -170,34 +172,34 @@ def _budgets(
 
 def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: bool) -> int:
     limit = limits.get(gpu.device)
-    room = limit if limit is not None else gpu.free_bytes - GPU_OVERHEAD_BYTES - share
-    return max(int(room * (QUANTIZING_SHARE if quantized else 1)), 0)
+    usable = limit if limit is not None else gpu.free_bytes - GPU_OVERHEAD_BYTES - share
+    return max(int(usable * (QUANTIZING_SHARE if quantized else 1)), 0)
 
 
 @dataclass(frozen=True)
 class _Ram:
     """The RAM: usable and free bytes, bytes of cache and activations, and whether to load regardless."""
 
-    room_bytes: int
+    usable_bytes: int
     free_bytes: int
     working_bytes: int
     overcommit: bool
 
 
 def _place_whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
-    """Place everything on one device whose memory is the RAM."""
-    if total + ram.working_bytes > ram.room_bytes and not ram.overcommit:
-        limited = "allowed by max_memory" if ram.room_bytes < int(ram.free_bytes * RAM_SHARE) else "free"
+    """Place everything on one device that uses the RAM."""
+    if total + ram.working_bytes > ram.usable_bytes and not ram.overcommit:
+        limited = "allowed by max_memory" if ram.usable_bytes < int(ram.free_bytes * RAM_SHARE) else "free"
         raise MachineError(
             f"the weights take {format_bytes(total)}, cache and activations {format_bytes(ram.working_bytes)}; "
-            f"{format_bytes(ram.room_bytes)} of RAM are {limited}",
+            f"{format_bytes(ram.usable_bytes)} of RAM are {limited}",
             hint="try --quant 4bit, --dtype bf16 or a smaller model; --overcommit loads it regardless",
-            details={"weights_bytes": total, "working_bytes": ram.working_bytes, "ram_bytes": ram.room_bytes},
+            details={"weights_bytes": total, "working_bytes": ram.working_bytes, "ram_bytes": ram.usable_bytes},
         )
     return Placement({"": device}, {device: total}, (), Decision("device_map", device, reason))
 
 
-def _why_whole(device: str, requested: str, machine: Machine) -> str:
+def _reason_for_one_device(device: str, requested: str, machine: Machine) -> str:
     if requested == device:
         return "asked for"
     if machine.idle_gpus:

@@ -1,4 +1,4 @@
-"""The decision how weights are quantised: as the checkpoint stores them, while they are loaded, or not at all."""
+"""The decision on how weights are quantised: as the checkpoint stores them, while they are loaded, or not at all."""
 
 from llmctl.config import Config
 from llmctl.errors import UserError
@@ -20,10 +20,10 @@ def decide_quantization(
         UserError: the checkpoint is quantised already, or the configuration contradicts itself.
         MachineError: the backend lacks a package or compiled kernels on this machine.
     """
-    stored, wanted = info.stored_quantization, config.quantization
+    stored, section = info.stored_quantization, config.quantization
     if stored is not None:
         return _stored(config, machine, info, stored, devices=devices)
-    if wanted.bits is None:
+    if section.bits is None:
         return None, (Decision("quantization", "none", "not asked for"),)
     backend = registry.preferred(config, machine, devices=devices)
     refusal = backend.refusal(config, machine, devices=devices)
@@ -31,7 +31,9 @@ def decide_quantization(
         raise refusal
     quantization, choices = backend.plan(config, machine, dtype=dtype)
     first, *rest = choices
-    return quantization, as_decisions((first._replace(reason=first.reason + _left_out(quantization, info)), *rest))
+    return quantization, as_decisions(
+        (first._replace(reason=first.reason + _unquantised_experts(quantization, info)), *rest)
+    )
 
 
 def _stored(
@@ -44,7 +46,7 @@ def _stored(
     if bits is not None and bits != stored.bits:
         raise UserError(
             f"{info.source} is already quantised ({stored.name}); it cannot be loaded in {bits}-bit",
-            hint="omit --quant, or take the unquantised original of the model",
+            hint="omit --quant, or use the unquantised original of the model",
             details={"quantization_method": stored.name},
         )
     return stored, as_decisions(stored.backend.explain_stored(stored))
@@ -55,8 +57,8 @@ def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:
     return tuple(Decision(*choice) for choice in choices)
 
 
-def _left_out(quantization: Quantization, info: ModelInfo) -> str:
-    """Return the end of a reason that counts the experts of an MoE model which the backend leaves unquantised."""
+def _unquantised_experts(quantization: Quantization, info: ModelInfo) -> str:
+    """Return an addition to the reason if the backend leaves the experts of an MoE model unquantised."""
     weight_bytes = quantization.backend.weight_bytes
     experts = [tensor for tensor in info.tensors if tensor.is_expert]
     if not experts or any(weight_bytes(tensor, quantization, is_tied=False) is not None for tensor in experts):

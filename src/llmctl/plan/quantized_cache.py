@@ -1,4 +1,4 @@
-"""The decision whether a load reads quantised weights from the cache, or fills the cache. Pure."""
+"""The decision to read quantised weights from the cache, or to fill it. Pure."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,8 +22,6 @@ def decide_cache(plan: Plan, config: Config, info: ModelInfo, *, entry: "CacheEn
 
     Args:
         plan: A plan that quantises.
-        config: The user's configuration.
-        info: The model.
         entry: The entry of the cache with exactly these weights.
         free_bytes: Free bytes of the disk that holds the cache.
     """
@@ -42,7 +40,7 @@ def decide_cache(plan: Plan, config: Config, info: ModelInfo, *, entry: "CacheEn
 
 
 def weight_bytes(plan: Plan) -> int:
-    """Return the size of the quantised weights on disk: that of the loaded weights."""
+    """Return the size of the quantised weights on disk, which is their size in memory."""
     return sum(plan.memory.weights.values())
 
 
@@ -53,10 +51,14 @@ def with_decision(plan: Plan, value: str, reason: str) -> Plan:
 
 
 def _mapped_bytes(plan: Plan, info: ModelInfo) -> int:
-    """Return the bytes of an entry that lie in memory twice until loading ends; see `memory.mapped_bytes`."""
+    """Return the bytes of an entry that are in memory twice until loading ends; see `memory.mapped_bytes`."""
     assert plan.quantization is not None  # noqa: S101 (the plan quantises)
-    known = plan.quantization.backend.mapped_bytes(replace(plan.quantization, is_stored=True))
-    return max(weight_bytes(plan) - unquantised_bytes(info, plan.quantization), 0) if known is None else known
+    backend_bytes = plan.quantization.backend.mapped_bytes(replace(plan.quantization, is_stored=True))
+    return (
+        max(weight_bytes(plan) - unquantised_bytes(info, plan.quantization), 0)
+        if backend_bytes is None
+        else backend_bytes
+    )
 
 
 def _obstacle(plan: Plan, config: Config, free_bytes: int) -> str | None:
@@ -68,7 +70,7 @@ def _obstacle(plan: Plan, config: Config, free_bytes: int) -> str | None:
     if obstacle is not None:
         return obstacle
     if plan.is_split:
-        return "part of the model lies in RAM, unquantised"
+        return "part of the model is in RAM, unquantised"
     if plan.model_kwargs["trust_remote_code"]:
         return "the model's own code runs, and llmctl cannot know what it does to the weights"
     if size > limit:

@@ -1,10 +1,10 @@
 """The expected speed of a plan, estimated as a range.
 
-Decoding reads every active weight and the KV cache once per token: the speed is bandwidth divided by bytes, times the
-share of the bandwidth that is reached. Prefill takes two operations for every active weight and token: the speed is the
-device's rate divided by them, times the share of the rate that is reached. The shares are ranges from measurements of
-transformers 5 (2 Zen 3 and Zen 4 cores) and, for GPUs, which were not measured, from published figures of eager
-decoding.
+Decoding reads every active weight and the KV cache once per token: the speed is the bandwidth divided by these bytes,
+times the share of the bandwidth that is reached. Prefill takes two operations per active weight and token: the speed is
+the device's rate divided by these operations, times the share of the rate that is reached. The shares are ranges from
+measurements of transformers 5 (2 Zen 3 and Zen 4 cores) and, for GPUs, which were not measured, from published figures
+of eager decoding.
 """
 
 from dataclasses import dataclass

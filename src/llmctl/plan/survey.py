@@ -1,4 +1,4 @@
-"""Every variant of a model on a machine, side by side: its memory, its speed, and the one to choose."""
+"""The variants of a model on a machine, with their memory and speed, and the recommended one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -92,7 +92,7 @@ def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
 
 
 def _half_dtype(request: PlanRequest) -> Decision:
-    """Return the half precision that the machine computes, and why."""
+    """Return the half-precision dtype for this machine, with the reason."""
     dtype = request.config.load.dtype if request.config.load.dtype in _HALF else "auto"
     config = _changed(request.config, {"load": {"dtype": dtype}, "quantization": {"bits": 4}})
     try:
@@ -148,7 +148,7 @@ def _free_bytes(plan: Plan, machine: Machine) -> int:
 
 
 def _largest_context(request: PlanRequest, *, on_gpu: bool = False) -> int | None:
-    """Return the maximum tokens below the requested context that have a plan; `on_gpu`: one without RAM."""
+    """Return the maximum tokens below the requested context that have a plan (with `on_gpu`, one that uses no RAM)."""
 
     def fits(context: int) -> bool:
         try:

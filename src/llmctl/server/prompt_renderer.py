@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import Messages, Prompt, encode_prompt, rendering, template_error, uses_template
-from llmctl.machine.sandbox import BoundedChild, FailedError, TooMuchError
+from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ class PromptRenderer:
         given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
         try:
             ids = self._child([given, chat.model_dump(mode="json"), [dict(t) for t in tools] if tools else None])
-        except (TooMuchError, FailedError) as error:
+        except (LimitExceededError, FailedError) as error:
             raise template_error(error) from error
         return Prompt(tuple(ids))
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl.errors import ModelError, UserError, first_line
 from llmctl.generation.structured.structure import Structure, core_message
-from llmctl.machine.sandbox import SECONDS, FailedError, TooMuchError, run_bounded
+from llmctl.machine.sandbox import SECONDS, FailedError, LimitExceededError, run_bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ class _Vocabulary:
 
         try:
             problem = run_bounded(trial, seconds=SECONDS)
-        except TooMuchError as error:
+        except LimitExceededError as error:
             raise UserError(
                 f"structure.{structure.kind}: preparing it takes more than {SECONDS} seconds, or too much memory",
                 hint="large multiples, long lists of formats, and counted repetitions cost the most",

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import template_text
-from llmctl.machine.sandbox import FailedError, TooMuchError, run_bounded
+from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +156,7 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
 
     try:
         return dict(run_bounded(render))
-    except (TooMuchError, FailedError):
+    except (LimitExceededError, FailedError):
         return {}
 
 
