@@ -1,4 +1,4 @@
-// The functions that Python calls: plain pointers, no checks (cpu/operations.py makes them).
+// The functions that Python calls, with plain pointers. They check nothing; cpu/operations.py checks the arguments.
 #include <cstring>
 
 #include "convert.h"
@@ -27,15 +27,15 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 
 }  // namespace
 
-// Increase it with every change of a function below, of a struct, or of the layout of weights: older libraries are refused.
+// Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
 LLMCTL_EXPORT int llmctl_version() { return 3; }
 
-// The sizes of the structs that Python fills, to be compared with ctypes' when the library is loaded.
+// The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
 LLMCTL_EXPORT Size llmctl_pass_size() { return Size(sizeof(Pass)); }
 
-// Choose the kernels: those named, or the best ones where `name` is empty. Returns their name, or null where they were
-// not built or cannot run here.
+// Choose the kernels with this name, or the best ones if `name` is empty. Return their name, or null if they were not
+// built or cannot run here.
 LLMCTL_EXPORT const char* llmctl_select(const char* name) {
     for (const Isa* one : kIsas) {
         if ((name[0] == '\0' || std::strcmp(name, one->name) == 0) && cpu_supports(one->name)) {

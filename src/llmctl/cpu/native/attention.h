@@ -1,6 +1,6 @@
 // Attention of queries over keys and values in pages. The softmax is computed online (Milakov and Gimelshein 2018, "Online
 // normalizer calculation for softmax"), in steps of 64 keys counted from position 0 of the sequence: a query's result
-// depends neither on the other queries, nor on threads, nor on how the prompt was cut.
+// depends neither on the other queries, nor on threads, nor on how the prompt was split.
 #pragma once
 
 #include "kernels.h"
@@ -11,7 +11,7 @@ namespace {
 using llmctl::kKeyBlock;
 using llmctl::kQueryRows;
 
-constexpr float kLowest = -3.0e38f;  // where a running maximum begins: finite, so that differences stay numbers
+constexpr float kLowest = -3.0e38f;  // initial value of a running maximum: finite, so that differences are not NaN
 
 // exp(x) for x <= 0 (Cody and Waite's reduction, a polynomial of degree 6); 0 below -87.
 inline Simd::F exponential(Simd::F x) {
@@ -172,7 +172,7 @@ inline void add_values(const float* weights, const float* values, Size width, Si
     }
 }
 
-// One row's step of the online softmax. Scores become weights; returns the factor for the sums so far.
+// One step of the online softmax for one row. Replace scores by weights; return the factor for the sums so far.
 inline float softmax_step(float* scores, Size seen_begin, Size seen_end, float scale, float softcap, float& peak,
                           float& sum) {
     Simd::F highest = Simd::set(kLowest);
@@ -206,8 +206,8 @@ struct State {
     float *q, *out, *peaks, *sums;
 };
 
-// Rows are (query, query head of the group) pairs: row i is query i / group, head i % group. All key heads of a piece go
-// through the keys together, since they lie side by side in memory.
+// Rows are (query, query head of the group) pairs: row i is query i / group, head i % group. The key heads of a piece are
+// processed together for each block of keys, because they are adjacent in memory.
 inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece& piece, float* scratch) {
     const Size group = job.query_heads / job.kv_heads, rows = piece.row_end - piece.row_begin;
     const Size heads = piece.head_end - piece.head_begin;

@@ -34,7 +34,7 @@ Registers cpuid(unsigned leaf, unsigned part) {
     return r;
 }
 
-unsigned saved_state() {  // the registers that the operating system keeps when it changes threads
+unsigned saved_state() {  // the registers that the operating system saves when it switches threads
 #ifdef _MSC_VER
     return static_cast<unsigned>(_xgetbv(0));
 #else

@@ -2,7 +2,7 @@
 
 namespace llmctl {
 
-// Returns whether the kernels of an instruction set can run here.
+// Return true if the kernels of an instruction set can run here.
 bool cpu_supports(const char* name);
 
 }  // namespace llmctl

@@ -1,4 +1,4 @@
-// All functions of one instruction set. Include a simd_*.h before it; then LLMCTL_TABLE(name) defines their table.
+// All functions of one instruction set. Include a simd_*.h first; LLMCTL_TABLE(name) then defines the function table.
 #pragma once
 
 #include "attention.h"

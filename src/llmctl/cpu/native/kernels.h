@@ -1,6 +1,6 @@
-// The functions of one instruction set and their arguments. Plain data only: each instruction set is compiled with flags of
-// its own, and a template of the standard library instantiated there could be the copy that the linker keeps for all. So no
-// file that is compiled with such flags may include one.
+// The functions of one instruction set and their arguments. Plain data only: each instruction set is compiled with its own
+// flags, and if such a file instantiated a template of the standard library, the linker could keep that copy for all files.
+// Therefore files compiled with such flags must not include headers with templates.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace llmctl {
 
 enum Dtype : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
-constexpr Size kGroup = 16;   // output rows that lie interleaved
+constexpr Size kGroup = 16;   // interleaved output rows
 constexpr Size kBlock = 32;   // inputs that share one scale
 constexpr Size kKeyBlock = 64; // keys of one step of the online softmax, counted from position 0
 
@@ -37,7 +37,7 @@ struct QuantizedLinear {
     int y_dtype;
 };
 
-// y = x @ w^T. `x` is float32 padded with zeros to `x_stride`, or bfloat16 where `x_dtype` says so.
+// y = x @ w^T. `x` has the type `x_dtype` (float32 or bfloat16), with rows padded with zeros to `x_stride`.
 struct DenseLinear {
     const void* x;
     int x_dtype;
@@ -96,24 +96,24 @@ enum OperationKind : Size {
     kExperts,
 };
 enum NormFlavour : Size {
-    kNormThenWeight,  // Llama: rounded, then times the weights
-    kOnePlusWeight,   // Gemma: times one more than the weights, rounded once
+    kNormThenWeight,  // Llama: rounded, then multiplied by the weights
+    kOnePlusWeight,   // Gemma: multiplied by 1 + weights, rounded once
 };
 enum Activation : Size { kSilu, kGeluTanh };
 enum Destination : Size { kBuffer, kLogits, kKeys, kValues };
 struct Operation {
     Size kind;
-    Size per_sequence;                              // a row for each sequence rather than for each token
+    Size per_sequence;                              // one row per sequence instead of one per token
     Size input, input_offset, input_stride;         // a buffer, an offset in its rows, elements from row to row
     Size other, other_offset, other_stride;         // the second input: kAdd, kGatedActivation (up), kExperts (routes)
-    Size destination, output;                       // `output` is a buffer where the destination is one
+    Size destination, output;                       // `output` is the buffer's number if the destination is kBuffer
     Size n;                                         // elements of an output row
     Size k;                                         // kLinear: elements of an input row
     Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
-    Size same_input;                                // kLinear: reads the input of the operation before
+    Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
     Size heads, kv_heads, head_size, layer, window; // window 0: none
-    Size rope, rotary_size;                         // which RoPE of the pass, and how many elements of a head it rotates
+    Size rope, rotary_size;                         // index of the RoPE in the pass; elements of a head that it rotates
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
@@ -127,7 +127,7 @@ struct Operation {
 struct Isa {
     const char* name;
     Size query_tile;   // rows of x that a quantised kernel takes at once
-    bool dot_bf16;     // bfloat16 x times bfloat16 w needs no float32 copy of x
+    bool dot_bf16;     // the product of bfloat16 x and bfloat16 w needs no float32 copy of x
     void (*quantize_rows)(const void* x, int dtype, const QuantizedRows& to, Size begin, Size end);
     void (*linear_quantized)(const QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch);
     void (*linear_dense)(const DenseLinear& job, Size n_begin, Size n_end, float* scratch);
@@ -162,7 +162,7 @@ inline Size row_scratch(const Operation& op) {
     return (2 * op.n + op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;
 }
 
-// The 4-bit code: the value of each nibble, to be multiplied by the block's scale. quantize.h says how it was found.
+// The 4-bit code: the value of each nibble, to be multiplied by the block's scale. quantize.h explains its derivation.
 extern const int8_t kCode4[16];
 
 }  // namespace llmctl

@@ -1,4 +1,4 @@
-// Vectors of float32 from numbers of any of the three types.
+// Loading of float32 vectors from numbers of any supported type.
 #pragma once
 
 #include "kernels.h"

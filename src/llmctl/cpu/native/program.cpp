@@ -75,7 +75,7 @@ struct Runner {
         });
     }
 
-    // The product with one expert's weight [n][k] among `weights`, which lie expert after expert.
+    // The product with one expert's weight [n][k]; `weights` has the weights of all experts, one after the other.
     Product expert_product(const Operation& op, const void* weights, Size expert, Size n, Size k, void* y) const {
         const Size blocks = ceil_div(n, kGroup) * ceil_div(k, kBlock), codes = blocks * 64 * op.bits;
         const char* start = static_cast<const char*>(weights) + expert * (codes + blocks * kGroup * 2);
@@ -92,12 +92,12 @@ struct Runner {
         return uses;
     }
 
-    // Every token through its experts, expert after expert: gate_up_proj, the gated activation, down_proj.
+    // Compute all tokens of one expert after the other: gate_up_proj, the gated activation, down_proj.
     void experts(const Operation& op) const {
         const Size tokens = rows(op), hidden = op.n, inner = op.intermediate_size, most = tokens * op.top_k;
         const auto uses = uses_by_expert(op);
         std::vector<char> memory(static_cast<size_t>(bytes(most * (2 * hidden + 3 * inner)) + 64));
-        char* inputs = memory.data();  // each of these has a row for each use of an expert, in the order of the experts
+        char* inputs = memory.data();  // these have one row per (token, expert) pair, ordered by expert
         char* gate_ups = inputs + bytes(most * hidden);
         char* activations = gate_ups + bytes(most * 2 * inner);
         char* results = activations + bytes(most * inner);
@@ -134,7 +134,7 @@ struct Runner {
         }
     }
 
-    // One token: its experts all multiply the same row, so their products are computed together.
+    // With one token, all its experts multiply the same row, so their products are computed together.
     void gate_up_of_one_token(const Operation& op, const std::vector<std::vector<ExpertUse>>& uses, char* gate_ups) const {
         const Size width = 2 * op.intermediate_size;
         std::vector<Product> wanted;
@@ -154,9 +154,9 @@ struct Runner {
         isa->add_row(op, dtype, sum, row, sum, work);
     }
 
-    // One product, or all that follow it with the same input and the same type of weights; returns how many.
+    // Compute a product and those after it with the same input and weight type. Return the number of products.
     Size linear(const Operation* op, Size left) const {
-        Product wanted[kMostProducts];
+        Product wanted[kMaxProducts];
         int count = 0;
         do {
             const Operation& one = op[count];
@@ -165,7 +165,7 @@ struct Runner {
             wanted[count] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
                              static_cast<int>(one.bias_dtype), y, is_logits ? static_cast<int>(kF32) : dtype};
             ++count;
-        } while (count < left && count < kMostProducts && op[count].kind == kLinear && op[count].same_input &&
+        } while (count < left && count < kMaxProducts && op[count].kind == kLinear && op[count].same_input &&
                  (op[count].bits == 0) == (op->bits == 0) && op[count].weight_dtype == op->weight_dtype);
         if (op->bits == 0) {
             dense_products(input(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted, count, threads);

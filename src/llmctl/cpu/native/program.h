@@ -1,4 +1,4 @@
-// A forward pass of the packed tokens of several sequences through a whole model, as a list of operations.
+// A forward pass through a whole model for the packed tokens of several sequences, as a list of operations.
 #pragma once
 
 #include "kernels.h"
@@ -12,7 +12,7 @@ struct Pass {
     void* const* buffers;         // [number], each with a row for every token
     float* logits;                // [sequences][vocabulary]
     const Size* token_ids;        // [tokens]
-    const Size* slots;            // [tokens], where in the KV cache each token's key and value go
+    const Size* slots;            // [tokens], the slot of each token's key and value in the KV cache
     const Size* last_tokens;      // [sequences], the last token of each
     const void* const* rope_cos;  // [rope], each [tokens][rotary_size]
     const void* const* rope_sin;

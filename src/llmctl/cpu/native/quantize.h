@@ -1,4 +1,4 @@
-// Weights to codes, once, when a model is loaded: sixteen rows interleaved, a scale for each row and block of 32.
+// Quantisation of weights when a model is loaded: sixteen interleaved rows, one scale per row and block of 32.
 //
 // The sixteen points of the 4-bit code are not evenly spaced: the weights of a trained block are nearly normal, so most
 // are near zero. The points were found by alternating between the best scale of each block and the best points for
@@ -41,7 +41,7 @@ inline void load_weight_block(const llmctl::WeightToQuantize& job, Size group, S
     }
 }
 
-// The largest magnitude in each row of the block, and the number with this magnitude.
+// Find the largest magnitude in each row of the block, and the number with this magnitude.
 inline void block_peaks(const WeightBlock& block, float* peak, float* number) {
     for (Size r = 0; r < kGroup; ++r) peak[r] = number[r] = 0.0f;
     for (Size i = 0; i < kBlock; ++i) {

@@ -1,9 +1,8 @@
 // y = x @ w^T with w as 8-bit or 4-bit codes in blocks of 32 that share a scale. x is quantised to 8 bits first.
 //
-// Sixteen output rows lie interleaved: one vector holds four inputs of each row, and the same four inputs of x are
-// multiplied by all of them. So every lane is one output, the sum of a block is exact, and the scaled sums of the blocks are
-// added one after the other: the result depends neither on the number of rows of x, nor on threads, nor on the width of the
-// vectors.
+// Sixteen output rows are interleaved: one vector holds four inputs of each row, and the same four inputs of x are
+// multiplied by all of them. Every lane is one output, the sum of a block is exact, and the scaled sums of the blocks are
+// added in order. Therefore the result depends neither on the number of rows of x, nor on threads, nor on the vector width.
 #pragma once
 
 #include "kernels.h"
@@ -13,7 +12,7 @@ namespace {
 using llmctl::kBlock;
 using llmctl::kGroup;
 
-// Rows begin..end of x (whole tiles) as 8-bit codes. A block with a number that is not finite gets a scale that is not.
+// Quantise rows begin..end of x (whole tiles) to 8 bits. A block with a number that is not finite gets a scale that is not.
 inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows& to, Size begin, Size end) {
     for (Size t = begin; t < end; ++t) {
         const Size first = t / to.tile * to.tile;
@@ -48,7 +47,7 @@ inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows&
     }
 }
 
-// Weights of one group as they are stored, or as bytes ready for the dot product.
+// The weights of one group, as stored or as bytes for the dot product.
 struct Nibbles {
     static constexpr Size kBytes = 256;
     static constexpr Size kAhead = 8192;  // bytes between prefetch and use; measured on Zen 4

@@ -1,5 +1,5 @@
-// The operations between matrix products, one row at a time. Each rounds where torch's would, so a pass of these operations
-// gives the bits of a pass of modules.
+// The operations between matrix products, one row at a time. Each rounds where torch's would, so that a program and the
+// modules of its model give the same bits.
 #pragma once
 
 #include "attention.h"
@@ -8,7 +8,7 @@ namespace {
 
 using llmctl::Operation;
 
-// Round numbers as storing them in `dtype` and reading them again does.
+// Round numbers to the precision of `dtype`.
 inline void round_to(int dtype, float* values, Size count) {
     if (dtype == llmctl::kBF16) {
         for (Size i = 0; i < count; ++i) values[i] = from_bf16(to_bf16(values[i]));
@@ -45,8 +45,8 @@ inline void rms_norm_row(const Operation& op, int dtype, const void* in, void* o
     convert_from_f32(work, out, dtype, op.n);
 }
 
-// The heads of one token: RMS norm where there are weights for it, then RoPE (Su et al. 2021) where there is a table for the
-// token's position. Element i is rotated with element i + half, as transformers' rotate_half does it.
+// The heads of one token: an RMS norm if the operation has weights, then RoPE (Su et al. 2021) if it has a table. Element i
+// is rotated with element i + half, as in transformers' rotate_half.
 inline void prepare_heads_row(const Operation& op, int dtype, const void* in, const void* rope_cos, const void* rope_sin,
                               void* out, float* work) {
     const Size size = op.head_size, rotary = rope_cos ? op.rotary_size : 0, half = rotary / 2;
@@ -103,7 +103,7 @@ inline void gated_activation_row(const Operation& op, int dtype, const void* gat
     }
 }
 
-// The top experts of one token and their weights, by the softmax over the logits of all experts.
+// The top experts of one token and their weights, from the softmax over the logits of all experts.
 inline void route_row(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
                       float* work) {
     convert_to_f32(logits, dtype, work, op.experts);
@@ -143,7 +143,7 @@ inline void add_row(const Operation& op, int dtype, const void* a, const void* b
     convert_from_f32(sum, out, dtype, op.n);
 }
 
-// One row of an embedding, which is quantised where `op.bits` is not 0.
+// One row of an embedding, which is quantised if `op.bits` is not 0.
 inline void embedding_row(const Operation& op, int dtype, Size id, void* out, float* work) {
     if (op.bits == 0) {
         convert_to_f32(advanced(op.weight, static_cast<int>(op.weight_dtype), id * op.n), static_cast<int>(op.weight_dtype),

@@ -42,7 +42,7 @@ Size process_id() {
 #endif
 }
 
-// Threads that sleep between calls. Used only where there is no OpenMP runtime to share.
+// A pool of threads that sleep between calls, used only without an OpenMP runtime.
 class Pool {
   public:
     static Pool& of_process() {

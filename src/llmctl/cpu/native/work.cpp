@@ -8,7 +8,7 @@ const Isa* isa = nullptr;
 
 namespace {
 
-// Convert the biases of several products to float32, once a call: they are short.
+// Convert the biases of several products to float32. They are short, so this is done in every call.
 void biases_f32(const Product* wanted, int count, const float** to) {
     Size size = 0;
     for (int i = 0; i < count; ++i) size += wanted[i].bias ? wanted[i].n : 0;
@@ -33,7 +33,7 @@ QuantizedRows quantized(const void* x, int dtype, Size rows, Size k, int threads
     return to;
 }
 
-// The pieces of one sequence's attention: cut by rows, or by several heads where the rows are few.
+// The pieces of one sequence's attention: split by rows, or by groups of heads if there are few rows.
 struct PiecesOf {
     Size sequence, rows, kv_heads, tile, heads;
     PiecesOf(const Attention& job, Size r, Size limit)
@@ -53,23 +53,23 @@ struct PiecesOf {
 }  // namespace
 
 void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads) {
-    if (count > kMostProducts) {
-        quantized_products(x, x_dtype, rows, k, wanted, kMostProducts, threads);
-        quantized_products(x, x_dtype, rows, k, wanted + kMostProducts, count - kMostProducts, threads);
+    if (count > kMaxProducts) {
+        quantized_products(x, x_dtype, rows, k, wanted, kMaxProducts, threads);
+        quantized_products(x, x_dtype, rows, k, wanted + kMaxProducts, count - kMaxProducts, threads);
         return;
     }
     if (rows == 0 || k == 0) return;
     const QuantizedRows input = quantized(x, x_dtype, rows, k, threads);
-    Size pieces = 0, first[kMostProducts + 1], chunk[kMostProducts];
-    const float* biases[kMostProducts];
+    Size pieces = 0, first[kMaxProducts + 1], chunk[kMaxProducts];
+    const float* biases[kMaxProducts];
     biases_f32(wanted, count, biases);
-    QuantizedLinear jobs[kMostProducts];
+    QuantizedLinear jobs[kMaxProducts];
     for (int i = 0; i < count; ++i) {
         const Product& one = wanted[i];
         jobs[i] = {input, static_cast<const uint8_t*>(one.weight), static_cast<const uint16_t*>(one.scales), one.n,
                    one.bits, biases[i], one.y, one.y_dtype};
         const Size groups = ceil_div(one.n, kGroup), bytes = input.blocks * (one.bits == 4 ? 288 : 544);
-        // Pieces long enough to be streamed, and enough of them for a thread that was held up to take fewer.
+        // Pieces are long enough to be streamed, and numerous enough that a delayed thread can take fewer.
         chunk[i] = rows <= 8 ? ceil_div(65536, bytes) : 1;
         if (chunk[i] > ceil_div(groups, 4 * threads)) chunk[i] = ceil_div(groups, 4 * threads);
         first[i] = pieces;
@@ -111,10 +111,10 @@ void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, 
         x = copy;
         if (!in_pairs) x_dtype = kF32;
     }
-    Size first[kMostProducts + 1] = {};
-    const float* biases[kMostProducts];
+    Size first[kMaxProducts + 1] = {};
+    const float* biases[kMaxProducts];
     biases_f32(wanted, count, biases);
-    DenseLinear jobs[kMostProducts];
+    DenseLinear jobs[kMaxProducts];
     for (int i = 0; i < count; ++i) {
         const Product& one = wanted[i];
         jobs[i] = {x, x_dtype, rows, k, stride, one.weight, w_dtype, one.n, biases[i], one.y, one.y_dtype};
@@ -133,7 +133,7 @@ void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, 
 
 void attend(const Attention& job, int threads) {
     Size pieces = 0, limit = kQueryRows;
-    for (;; limit /= 2) {  // smaller pieces where there are too few for all threads
+    for (;; limit /= 2) {  // use smaller pieces if there are too few for all threads
         pieces = 0;
         for (Size r = 0; r < job.sequences; ++r) pieces += PiecesOf(job, r, limit).count();
         if (limit <= 4 || pieces >= threads) break;

@@ -1,4 +1,4 @@
-// The functions of the instruction set in use, cut into pieces for threads. They check nothing: the Python side does.
+// The functions of the instruction set in use, split into pieces for threads. Arguments are checked by Python, not here.
 #pragma once
 
 #include "kernels.h"
@@ -22,18 +22,18 @@ struct Product {
     int y_dtype;
 };
 
-constexpr int kMostProducts = 8;  // that one parallel region computes
+constexpr int kMaxProducts = 8;  // products in one parallel region
 
 // x [rows][k] times each of `count` quantised weights. x is quantised once.
 void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
 
-// x [rows][k] times each of at most kMostProducts weights of one type.
+// x [rows][k] times each of at most kMaxProducts weights of one type.
 void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
                     int threads);
 
 void attend(const Attention& job, int threads);
 
-// `function(row, work)` for every row of an operation.
+// Call `function(row, work)` for every row of an operation.
 template <class Function>
 void each_row(const Operation& op, Size rows, int threads, const Function& function) {
     const Size pieces = ceil_div(rows, 4 * threads);
