@@ -26,7 +26,7 @@ class Chat:
     def __init__(self, folder: Path, *arguments: str) -> None:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.child = Terminal("chat", *arguments, env=env, cwd=folder, columns=100)
-        self.child.expect("Ctrl-D leaves")
+        self.child.expect("Ctrl-D exits")
         self.prompt()
 
     def prompt(self) -> str:

@@ -173,7 +173,7 @@ def test_the_command_line_prints_the_folder_and_refuses_wrong_arguments(
     asked = settings_from_mapping({"model": {"id": str(output)}})
     decided = {d.key: (d.value, d.reason) for d in prepare(asked).plan.decisions}
     assert decided["quantization"] == ("bitsandbytes 4-bit nf4", "the checkpoint is stored this way")
-    assert decided["bnb_4bit_compute_dtype"] == ("bfloat16", "the checkpoint says so")
+    assert decided["bnb_4bit_compute_dtype"] == ("bfloat16", "as stored in the checkpoint")
     for wrong, message in (
         (("quantize", model, "--output", str(output / "x")), "the number of bits is missing"),
         (("quantize", model, "--quant", "4bit", "--output", str(output)), "is not empty"),

@@ -55,7 +55,7 @@ class BatchFiles:
 
 
 def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, offline: bool) -> bool:
-    """Answer a file of prompts and return whether every row has an answer.
+    """Answer a file of prompts and return True if every row has an answer.
 
     Raises:
         LlmctlError: the files, the model or the machine prevent it. Answers so far are kept.
@@ -140,7 +140,7 @@ def _open_input(files: BatchFiles) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open_sink(output: Output, files: BatchFiles, identity: "Identity", progress: BatchProgress) -> Iterator["Sink"]:
-    """Open the destination of the answers; an interrupt is answered with how to continue."""
+    """Open the destination of the answers; on an interrupt, print how to continue."""
     from llmctl.generation.batch.journal import Journal, translate_disk_errors
     from llmctl.generation.batch.order import Pipe
 

@@ -62,7 +62,7 @@ def open_computer(output: Output, settings: "Settings", *, offline: bool, with_m
 
 @contextmanager
 def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> Iterator[Computer]:
-    """Prepare a vLLM server that listens on the loopback only, with a key that nobody else knows."""
+    """Prepare a vLLM server that listens only on the loopback interface, with a random key."""
     from llmctl.generation.batch.keys import identity
     from llmctl.generation.structured.structure import check_structure
     from llmctl.server.security.guard import Rules

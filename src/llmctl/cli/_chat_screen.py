@@ -1,4 +1,4 @@
-"""A conversation on the screen: the look of an answer, and the question when the context is nearly full."""
+"""A conversation on the screen: the display of an answer, and the question when the context is nearly full."""
 
 import json
 import signal
@@ -157,7 +157,7 @@ class _Printer:
 
 @contextmanager
 def _first_interrupt_only() -> Iterator[None]:
-    """Raise KeyboardInterrupt for the first Ctrl-C and ignore further ones, so that the answer is put away intact."""
+    """Raise KeyboardInterrupt for the first Ctrl-C and ignore further ones, so that the answer is stored intact."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

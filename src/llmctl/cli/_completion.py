@@ -48,13 +48,13 @@ def statistics_lines(completion: "Completion") -> list[str]:
 
 
 def statistics_document(completion: "Completion") -> dict[str, Any]:
-    """Return the decoding statistics for `--json`, or an empty mapping where none were measured."""
+    """Return the decoding statistics for `--json`, or an empty mapping if none were measured."""
     statistics = completion.decoding_stats
     return {} if statistics is None else {"gains": statistics.document(len(completion.token_ids))}
 
 
 def logprobs_document(loaded: "LoadedModel", completion: "Completion") -> dict[str, Any]:
-    """Return the log-probabilities for `--json`, where they were measured."""
+    """Return the log-probabilities for `--json`, if they were measured."""
     from llmctl.generation.logprobs import logprob_document
 
     if completion.logprobs is None:
@@ -63,7 +63,7 @@ def logprobs_document(loaded: "LoadedModel", completion: "Completion") -> dict[s
 
 
 def note_logprobs(output: Output, loaded: "LoadedModel", completion: "Completion") -> None:
-    """Show each token of an answer with its log-probability, one a line, where they were measured."""
+    """Show each token of an answer with its log-probability, one per line, if they were measured."""
     from llmctl.generation.logprobs import logprob_line
 
     for scored in completion.logprobs or ():

@@ -178,7 +178,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--host", key="serve.host", group="Server", help="Address; one that others reach needs an API key"),
     setting("--port", key="serve.port", metavar="INTEGER", group="Server", help="Port; 0 takes a free one"),
     setting("--api-key-file", key="serve.api_key_file", metavar="FILE", group="Server",
-            help="File of API keys, one a line", default_text="LLMCTL_API_KEY"),
+            help="File of API keys, one per line", default_text="LLMCTL_API_KEY"),
     setting("--no-api-key", key="serve.no_api_key", metavar=None, group="Server",
             help="Let everybody who reaches the address use the model"),
     setting("--model-name", key="serve.model_name", group="Server", help="Name of the model for clients",

@@ -67,7 +67,7 @@ def _no_interrupt_between_keys() -> Iterator[None]:
 
 
 def needs_more(text: str) -> bool:
-    """Return whether Enter starts a new line instead of sending: after a backslash, and inside triple quotes."""
+    """Return True if Enter starts a new line instead of sending: after a backslash, and inside triple quotes."""
     block = text.strip()
     open_block = block.startswith(_BLOCK) and (len(block) < 2 * len(_BLOCK) or not block.endswith(_BLOCK))
     return open_block or text.endswith("\\")

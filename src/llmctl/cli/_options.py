@@ -35,7 +35,7 @@ class Options:
         return flag.default if value is None else value
 
     def is_given(self, flag: Flag[Any]) -> bool:
-        """Return whether a flag was given with another value than its default."""
+        """Return True if a flag was given with another value than its default."""
         return flag in self.flags and self[flag] not in (flag.default, [], ())
 
     def check_combinations(self) -> None:

@@ -84,7 +84,7 @@ class _Interrupted(Exception):  # noqa: N818 (not an error)
 
 
 def _forward_signals(child: "VllmProcess") -> Callable[[], bool]:
-    """Forward SIGINT and SIGTERM to vLLM; return a function that tells whether one has arrived."""
+    """Forward SIGINT and SIGTERM to vLLM; return a function that is true once one has arrived."""
     has_arrived = False
 
     def forward(_number: int, _frame: Any) -> None:

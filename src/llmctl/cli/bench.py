@@ -186,7 +186,7 @@ def _within_context(output: Output, task: "Task", contenders: "Sequence[Contende
         raise UserError(
             f"the context of {source} ends at {limits[source]} tokens: prompts of {max(task.prompt_tokens)} and "
             f"{task.new_tokens} new tokens do not fit",
-            hint="shorter ones: --prompt-tokens 32 --new-tokens 8",
+            hint="for example: --prompt-tokens 32 --new-tokens 8",
         )
     output.note(f"the context of {source} ends at {limits[source]} tokens: longer prompts are skipped")
     return replace(task, prompt_tokens=fitting)

@@ -29,9 +29,9 @@ NO_STATS = switch("--no-stats", group="Chat", help="Omit the line of statistics 
 def chat(options: Options) -> None:
     """Chat with a model on the terminal, without a server.
 
-    /help lists the commands of a conversation. Ctrl-C stops an answer; at the prompt it clears the line, or leaves if
+    /help lists the commands of a conversation. Ctrl-C stops an answer; at the prompt it clears the line, or exits if
     the line is empty. In a pipe, every line of standard input is a message and every answer goes to standard output;
-    with --json as one object a line.
+    with --json as one object per line.
 
     Examples:
 
@@ -102,7 +102,7 @@ def _pipe(conversation: "Conversation") -> None:
 
 
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
-    """Take messages and commands from the terminal until the user leaves."""
+    """Read messages and commands from the terminal until the user exits."""
     from llmctl.cli import _chat_commands as chat_commands
     from llmctl.cli._line_editor import Editor
     from llmctl.paths import state_dir
@@ -112,7 +112,7 @@ def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
     conversation.confirm, conversation.edit = editor.confirm, editor.message
     if saved is not None:
         output.note(f"{len(saved.messages)} messages from {conversation.file}")
-    output.note("/help shows the commands, Ctrl-D leaves")
+    output.note("/help shows the commands, Ctrl-D exits")
     while True:
         try:
             text = editor.message()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 SHOW_CODE = switch("--show-code", help="Print the equivalent plain transformers script and stop")
-PROMPT = text("--prompt", "-p", help="Prompt in that script", needs="--show-code")
+PROMPT = text("--prompt", "-p", help="Prompt to use in the script", needs="--show-code")
 
 
 @command(app, SHOW_CODE, PROMPT, "Model", "Loading", "--seed", "--draft")

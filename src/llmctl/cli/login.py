@@ -43,19 +43,19 @@ def login(options: Options) -> None:
         account = _through_browser(name=name, git_credential=git_credential)
     else:
         account = login_with_token(token, name=name, add_to_git_credential=git_credential)
-    ruling = tokens.ruling_variable()
-    _show(output, account, ruling if ruling and tokens.environment_token() != token else None)
+    overriding_variable = tokens.overriding_variable()
+    _show(output, account, overriding_variable if overriding_variable and tokens.environment_token() != token else None)
 
 
-def _show(output: Output, account: "Account", ruling: str | None) -> None:
+def _show(output: Output, account: "Account", overriding_variable: str | None) -> None:
     if output.as_json:
         body = {"name": account.name, "token_name": account.token_name, "role": account.role, "stored": account.source}
-        output.document("llmctl.login/1", {**body, "ruled_by": ruling})
+        output.document("llmctl.login/1", {**body, "ruled_by": overriding_variable})
     else:
         kind = f", {account.role}" if account.role else ""
         output.line(f"logged in as {account.name} (token {account.token_name}{kind}), stored in {account.source}")
-    if ruling:
-        output.warn(f"{ruling} is set and takes precedence; unset it to use the token just stored")
+    if overriding_variable:
+        output.warn(f"{overriding_variable} is set and takes precedence; unset it to use the token just stored")
 
 
 def _piped_token() -> str:
@@ -77,7 +77,7 @@ def _given_token(output: Output) -> str | None:
 
     present = tokens.environment_token()
     if present:
-        sys.stderr.write(f"{tokens.ruling_variable()} is set. Store that token? [y/N] ")
+        sys.stderr.write(f"{tokens.overriding_variable()} is set. Store that token? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return present

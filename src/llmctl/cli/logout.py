@@ -26,9 +26,11 @@ def logout(options: Options) -> None:
     result = tokens.logout(name=options[NAME])
     if output.as_json:
         output.document(
-            "llmctl.logout/1", {"forgotten": list(result.forgotten), "still_ruled_by": result.still_ruled_by}
+            "llmctl.logout/1", {"forgotten": list(result.forgotten), "still_ruled_by": result.overriding_variable}
         )
     else:
         output.line(f"forgotten: {', '.join(result.forgotten)}" if result.forgotten else "no token was stored")
-    if result.still_ruled_by:
-        output.warn(f"{result.still_ruled_by} is set and its token is still in use: unset {result.still_ruled_by}")
+    if result.overriding_variable:
+        output.warn(
+            f"{result.overriding_variable} is set and its token is still in use: unset {result.overriding_variable}"
+        )

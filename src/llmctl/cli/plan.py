@@ -194,7 +194,7 @@ def verdict_text(variant: "Variant") -> str:
     if variant.verdict == "fits":
         return "fits"
     if variant.verdict == "spills":
-        whole = f"; whole up to {variant.largest_context} tokens" if variant.largest_context else ""
+        whole = f"; entirely on the GPU up to {variant.largest_context} tokens" if variant.largest_context else ""
         return f"fits with {variant.spilled_blocks} blocks in RAM{whole}"
     if variant.verdict == "too large":
         return (

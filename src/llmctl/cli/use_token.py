@@ -24,14 +24,14 @@ def use_token(options: Options) -> None:
     output, name = options.output, options[NAME]
     if name is not None:
         store.use_token(name)
-    tokens, ruling = store.stored_tokens(), store.ruling_variable()
+    tokens, overriding_variable = store.stored_tokens(), store.overriding_variable()
     if output.as_json:
         listed = [{"name": token.name, "active": token.active} for token in tokens]
-        output.document("llmctl.use-token/1", {"tokens": listed, "ruled_by": ruling})
+        output.document("llmctl.use-token/1", {"tokens": listed, "ruled_by": overriding_variable})
     else:
         for token in tokens:
             output.line(f"{'*' if token.active else ' '} {token.name}")
         if not tokens:
             output.line("no token is stored")
-    if ruling:
-        output.warn(f"{ruling} is set and takes precedence over the stored tokens")
+    if overriding_variable:
+        output.warn(f"{overriding_variable} is set and takes precedence over the stored tokens")

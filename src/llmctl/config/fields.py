@@ -50,7 +50,7 @@ def _bits(value: Any) -> Any:
 
 
 def _draft_bits(value: Any) -> Any:
-    """Return 0 for "not quantised": None means that the draft follows the model."""
+    """Return 0 for "not quantised", because None means that the draft follows the model."""
     return value if value is None else _bits(value) or 0
 
 

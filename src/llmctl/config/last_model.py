@@ -31,7 +31,7 @@ def _file() -> Path:
 
 
 def current_model() -> CurrentModel | None:
-    """Return the remembered model, or None. An unreadable file counts as none: it is only a convenience."""
+    """Return the remembered model, or None. An unreadable file is ignored, because the file is only a convenience."""
     try:
         return CurrentModel(**json.loads(_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -55,7 +55,7 @@ class Settings:
         return self.origins.get(key, "default")
 
     def is_set(self, key: str) -> bool:
-        """Return whether a layer sets this key."""
+        """Return True if a layer sets this key."""
         return key in self.origins
 
 
@@ -91,7 +91,7 @@ def read_settings(
 
 
 def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument") -> Settings:
-    """Return settings made of nested Python values and the defaults. For callers of the library.
+    """Return settings made of nested Python values and the defaults, for users of the library.
 
     Raises:
         ConfigError: every problem.
@@ -187,20 +187,20 @@ def _leaves(
 
 
 def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Problem]) -> Iterator[tuple[str, yaml.Node]]:
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in seen:
-            problems.append(Problem(f"{path}:{line}", prefix + name, f"given twice, first on line {seen[name]}"))
+        if name in first_lines:
+            problems.append(Problem(f"{path}:{line}", prefix + name, f"given twice, first on line {first_lines[name]}"))
             continue
-        seen[name] = line
+        first_lines[name] = line
         # A block value starts on the line after its key: report the key's line.
         value_node.start_mark.line = line - 1
         yield name, value_node
 
 
 def _relative_to(path: Path, key: str, value: Any) -> Any:
-    """Resolve a relative path against the file it stands in. A model's id is a path if it begins with a dot."""
+    """Resolve a relative path against the folder of its file. A model id that begins with a dot is a path."""
     if key == "vllm.python" and isinstance(value, str) and value.startswith(("./", "../")):
         return str(path.parent.absolute() / value)  # not resolved: the link identifies the virtual environment
     if key == "model.adapters" and isinstance(value, list):
@@ -316,7 +316,7 @@ def _check(layer: Layer) -> list[Problem]:
 
 
 def _keys_of_section(layer: Layer, section: Any) -> list[str]:
-    """Return the keys of a section that a layer sets, the last one first: the surplus one comes last."""
+    """Return the keys of a section that a layer sets, the last one first: it is usually the surplus one."""
     return [key for key in reversed(layer) if key.startswith(f"{section}.")]
 
 

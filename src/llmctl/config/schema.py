@@ -332,11 +332,11 @@ class Config(Section):
 
 def sections() -> dict[str, type[Section]]:
     """Return the sections by name, in the order of the schema."""
-    found = {}
+    by_name = {}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found[name] = field.annotation
-    return found
+            by_name[name] = field.annotation
+    return by_name
 
 
 def all_keys() -> list[str]:

@@ -14,12 +14,12 @@ MAX_BYTES = 1_000_000
 
 
 def is_grammar_text(value: str) -> bool:
-    """Return whether the value is a grammar rather than the path of one."""
+    """Return True if the value is a grammar and not the path of a file."""
     return "\n" in value or bool(re.match(r"\s*start\b[^:]*:", value))
 
 
 def is_schema_text(value: str) -> bool:
-    """Return whether the value is a JSON schema rather than the path of one."""
+    """Return True if the value is a JSON schema and not the path of a file."""
     return value.lstrip().startswith("{")
 
 
@@ -91,7 +91,7 @@ def written_out(section: StructureSection) -> StructureSection:
 
 
 def names_a_file(section: StructureSection) -> bool:
-    """Return whether the schema or the grammar is the path of a file."""
+    """Return True if the schema or the grammar is the path of a file."""
     schema, grammar = section.json_schema, section.grammar
     return (isinstance(schema, str) and not is_schema_text(schema)) or (
         grammar is not None and not is_grammar_text(grammar)

@@ -100,7 +100,7 @@ class VllmSection(Section):
     @field_validator("extra")
     @classmethod
     def _check_extra(cls, value: dict[str, ArgumentValue]) -> dict[str, ArgumentValue]:
-        seen: dict[str, str] = {}
+        spellings: dict[str, str] = {}
         for name in value:
             if not _NAME.match(name):
                 raise ValueError(f"{name!r} is not an argument name: write it in full, without leading dashes")
@@ -111,7 +111,7 @@ class VllmSection(Section):
                 raise ValueError(f"{name} is set by {_SET_BY[known]}")
             if refused := next((known for known in _REFUSED if known.startswith(plain)), None):
                 raise ValueError(f"{name} is refused: {_REFUSED[refused]}")
-            if plain in seen:
-                raise ValueError(f"{name} and {seen[plain]} are the same argument")
-            seen[plain] = name
+            if plain in spellings:
+                raise ValueError(f"{name} and {spellings[plain]} are the same argument")
+            spellings[plain] = name
         return value

@@ -178,7 +178,7 @@ def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: b
 
 @dataclass(frozen=True)
 class _Ram:
-    """The RAM: usable and free bytes, bytes of cache and activations, and whether to load regardless."""
+    """The RAM: usable and free bytes, bytes of cache and activations, and the setting `load.overcommit`."""
 
     usable_bytes: int
     free_bytes: int

@@ -1,1 +1,1 @@
-"""Weights in fewer bits: one file a backend."""
+"""Weights in fewer bits, with one module per backend."""

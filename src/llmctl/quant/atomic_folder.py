@@ -21,7 +21,7 @@ class NewFolder:
 
         Raises:
             BlockingIOError: another process is writing it.
-            OSError: the disk refuses.
+            OSError: the folder cannot be written.
         """
         self.target = target
         self.path = target.with_name(f".{target.name}{SUFFIX}")
@@ -51,7 +51,7 @@ class NewFolder:
 
 def abandoned(parent: Path) -> tuple[Path, ...]:
     """Return the unfinished folders in `parent` whose writers are gone."""
-    found = []
+    folders = []
     for path in sorted(parent.glob(f".*{SUFFIX}")):
         try:
             descriptor = lock_folder(path)
@@ -59,8 +59,8 @@ def abandoned(parent: Path) -> tuple[Path, ...]:
             continue
         if descriptor is not None:
             os.close(descriptor)
-            found.append(path)
-    return tuple(found)
+            folders.append(path)
+    return tuple(folders)
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -1,8 +1,8 @@
-"""The protocols of quantisation, and the nouns that they share with a plan.
+"""The protocols of quantisation, and the objects that they share with a plan.
 
 Imports no torch. The decisions of a backend depend on nothing but their arguments; the methods that act on a loaded
-model import what they need when they are called. The rest of llmctl uses these protocols and never asks which backend
-it has.
+model import what they need when they are called. The rest of llmctl uses these protocols and does not depend on a
+particular backend.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the weights of a model are quantised: as the checkpoint stores them, or while they are loaded.
+    """The quantisation of a model's weights: as the checkpoint stores them, or while they are loaded.
 
     Attributes:
         backend: The format of the weights, with its behaviour.
         bits: Bits of a weight in a linear layer; None if the format does not say.
         label: The name with the settings that matter: `bitsandbytes 4-bit nf4 double`.
         arguments: transformers' `quantization_config` in plain values, dtypes by name.
-        is_stored: Whether the checkpoint is stored this way, so that nothing is quantised while loading.
+        is_stored: True if the checkpoint is stored this way, so that nothing is quantised while loading.
     """
 
     backend: "WeightFormat"
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One way to use a backend, compared by `llmctl plan`.
+    """A combination of a backend's settings that `llmctl plan` compares with others.
 
     Attributes:
         name: `4-bit nf4`.
@@ -63,12 +63,12 @@ class Variant(NamedTuple):
 
 
 class ScriptLines(NamedTuple):
-    """The part of a backend in the script of `--show-code`.
+    """A backend's part of the script of `--show-code`.
 
     Attributes:
         classes: Names to import from transformers.
         imports: Further lines of imports.
-        config: The expression for `quantization_config=`; None if the checkpoint brings its own.
+        config: The expression for `quantization_config=`; None if the checkpoint has its own.
     """
 
     classes: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Finding(NamedTuple):
     """A fault of a backend's package.
 
     Attributes:
-        is_fault: Whether the backend does not work; otherwise it is slow.
+        is_fault: True if the backend does not work, False if it is only slow.
         reason: The fault.
         fix: The command that repairs it.
     """
@@ -111,9 +111,9 @@ class WeightFormat(Protocol):
 
     Attributes:
         name: The first word of every description.
-        can_compile: Whether transformers compiles models with its layers.
-        slows_prompts: Whether reading a prompt on a CPU is much slower than with unquantised weights.
-        cache_versions: Packages whose versions change the quantised bytes, with the number of version parts that do.
+        can_compile: True if transformers can compile models with its layers.
+        slows_prompts: True if reading a prompt on a CPU is much slower than with unquantised weights.
+        cache_versions: Packages whose versions change the quantised bytes, with the number of version parts to compare.
         vllm_method: vLLM's name of weights that are stored in this format; None if vLLM cannot read them.
     """
 
@@ -134,7 +134,7 @@ class WeightFormat(Protocol):
         return (Choice("quantization", quantization.label, STORED),)
 
     def offloaded(self, quantization: Quantization) -> tuple[Quantization, tuple[Choice, ...]]:
-        """Return the quantisation for a model that lies partly in RAM beside a GPU, and the reasons."""
+        """Return the quantisation for a model that is partly in RAM beside a GPU, and the reasons."""
         return quantization, ()
 
     def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
@@ -145,11 +145,11 @@ class WeightFormat(Protocol):
         return None
 
     def mapped_bytes(self, quantization: Quantization) -> int | None:
-        """Return the bytes of weight files in memory beside the weights while loading; None for all converted ones."""
+        """Return the bytes of weight files in memory beside the weights while loading; None: all converted ones."""
         return None
 
     def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
-        """Return the lowest and highest share of the memory bandwidth that decoding reaches; None for that of bfloat16.
+        """Return the lowest and highest share of the memory bandwidth that decoding reaches; None: as in bfloat16.
 
         `device` is `cpu`, `cuda` or `mps`.
         """
@@ -170,15 +170,15 @@ class WeightFormat(Protocol):
     # -- actions on this machine and on a loaded model
 
     def import_package(self) -> None:
-        """Import its package the way llmctl needs it. Raises ImportError."""
+        """Import its package with llmctl's precautions. Raises ImportError."""
         return
 
     def transformers_config(self, quantization: Quantization) -> Any:
-        """Return the object for `from_pretrained(quantization_config=…)`; None if the checkpoint brings its own."""
+        """Return the object for `from_pretrained(quantization_config=…)`; None if the checkpoint has its own."""
         return None
 
     def describe(self, model: Any) -> str | None:
-        """Return the quantisation of a loaded model, read off its layers; None if none of them is in this format."""
+        """Return the quantisation of a loaded model, read from its layers; None if none of them is in this format."""
         return None
 
     def parameter_count(self, model: Any) -> int | None:
@@ -218,7 +218,7 @@ class QuantBackend(WeightFormat, Protocol):
         ...
 
     def variants(self) -> tuple[Variant, ...]:
-        """Return the ways to use it, the most exact first."""
+        """Return its variants, the most exact first."""
         ...
 
     def recognise(self, stored: Mapping[str, Any]) -> Quantization | None:
@@ -226,12 +226,12 @@ class QuantBackend(WeightFormat, Protocol):
         ...
 
     def examine(self, facts: Mapping[str, Any], *, cuda: str | None, cuda_works: bool) -> tuple[Finding | None, str]:
-        """Return a fault of its package, and a remark that follows the version of a package without one.
+        """Return a fault of its package or None, and a remark to print after the version if there is no fault.
 
         Args:
             facts: The result of `package.probe`.
             cuda: The CUDA version that torch was built for, or None.
-            cuda_works: Whether torch can use the GPU.
+            cuda_works: True if torch can use the GPU.
         """
         return None, ""
 
@@ -249,13 +249,13 @@ EMBEDDINGS = (
 
 
 def is_skipped(tensor: "Tensor", skip_modules: Sequence[str]) -> bool:
-    """Return whether a tensor belongs to one of the modules that stay unquantised."""
+    """Return True if a tensor belongs to one of the modules that stay unquantised."""
     parts = tensor.name.split(".")
     return any(name in parts or tensor.name.startswith(f"{name}.") for name in skip_modules)
 
 
 def is_linear_weight(tensor: "Tensor") -> bool:
-    """Return whether a tensor is the matrix of a linear layer inside a decoder block.
+    """Return True if a tensor is the matrix of a linear layer inside a decoder block.
 
     Embeddings, the output head, experts and the router of a mixture of experts are not. A shared expert is.
     """

@@ -108,26 +108,26 @@ class BitsAndBytes(QuantBackend):
     def recognise(self, stored: Mapping[str, Any]) -> Quantization | None:
         if not str(stored.get("quant_method", "")).startswith("bitsandbytes"):
             return None
-        made = _four_bits(stored) if stored.get("load_in_4bit") else _eight_bits(stored)
-        return replace(made, arguments=stored, is_stored=True)
+        recognised = _four_bits(stored) if stored.get("load_in_4bit") else _eight_bits(stored)
+        return replace(recognised, arguments=stored, is_stored=True)
 
     def explain_stored(self, quantization: Quantization) -> tuple[Choice, ...]:
         choice = Choice("quantization", quantization.label, STORED)
         if quantization.bits != 4:
             return (choice,)
         compute = str(quantization.arguments.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
-        return choice, Choice("bnb_4bit_compute_dtype", compute, "the checkpoint says so")
+        return choice, Choice("bnb_4bit_compute_dtype", compute, "as stored in the checkpoint")
 
     def offloaded(self, quantization: Quantization) -> tuple[Quantization, tuple[Choice, ...]]:
         arguments = {**quantization.arguments, _OFFLOAD: True}
-        choice = Choice(_OFFLOAD, True, "part of the quantised model lies in RAM, unquantised")
+        choice = Choice(_OFFLOAD, True, "part of the model is in RAM, unquantised")
         return replace(quantization, arguments=arguments), (choice,)
 
     def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
-        """Return the bytes of a tensor once it is loaded, or None where it gets the model's dtype.
+        """Return the bytes of a tensor once it is loaded, or None if it gets the model's dtype.
 
-        8-bit weights have one float32 scale a row, 4-bit ones one float32 scale for each block of 64; double
-        quantisation turns those scales into 8 bits with one float32 for 256 of them (QLoRA, arXiv:2305.14314,
+        8-bit weights have one float32 scale per row, 4-bit weights one float32 scale per block of 64. Double
+        quantisation stores those scales in 8 bits, with one float32 per 256 of them (QLoRA, arXiv:2305.14314,
         section 3).
         """
         if quantization.is_stored:
@@ -166,8 +166,8 @@ class BitsAndBytes(QuantBackend):
     def import_package(self) -> None:
         """Import bitsandbytes without letting it fetch code.
 
-        Where the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on
-        a CPU with AVX512-BF16 already while it is imported (backends/cpu/ops.py), on an Apple GPU at the first product
+        If the package `kernels` is installed, bitsandbytes 0.50 downloads compiled code from the Hub and runs it: on a
+        CPU with AVX512-BF16 even during its import (backends/cpu/ops.py), on an Apple GPU at the first product
         (backends/mps/ops.py). Nothing from the Hub is executed here, so `kernels` is hidden from it.
 
         Raises:
@@ -188,7 +188,7 @@ class BitsAndBytes(QuantBackend):
                 del sys.modules["kernels"]
         metal = sys.modules.get("bitsandbytes.backends.mps.ops")
         if metal is not None:
-            metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own mark for "do not try again"
+            metal._kernel_load_failed = True  # type: ignore[attr-defined] # its own flag for "do not try again"
 
     def transformers_config(self, quantization: Quantization) -> Any:
         from transformers import BitsAndBytesConfig
@@ -199,7 +199,7 @@ class BitsAndBytes(QuantBackend):
         descriptions: dict[str, None] = {}
         for module in model.modules():
             if not type(module).__module__.startswith("bitsandbytes"):
-                continue  # an adapter's layer has the same name, and this one inside
+                continue  # an adapter's layer has the same class name and contains this one
             name = type(module).__name__
             if name == "Linear4bit":
                 state = getattr(module.weight, "quant_state", None)
@@ -234,10 +234,10 @@ def probe() -> dict[str, Any]:
 
 
 def is_repacked(model: Any) -> bool:
-    """Return whether 4-bit weights lie in the order of bitsandbytes' CPU kernels, which it cannot undo.
+    """Return True if 4-bit weights are in the order of bitsandbytes' CPU kernels, which it cannot undo.
 
     On a CPU with AVX512-BF16 the first product repacks the weights and rounds the scales to bfloat16, transposed;
-    `_convert_weight_packed_for_cpu_inverse` (bitsandbytes 0.50) leaves the scales so, and what is saved is wrong.
+    `_convert_weight_packed_for_cpu_inverse` (bitsandbytes 0.50) does not undo this, so the saved scales would be wrong.
     """
     states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
     return any(getattr(state, "packing_format_for_cpu", False) for state in states)

@@ -21,7 +21,7 @@ from llmctl.quant.atomic_folder import NewFolder, remove_abandoned
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import check_saveable
 
-FORMAT = 1  # raise it when the layout changes: older entries are then outdated
+FORMAT = 1  # increase it when the layout changes: older entries are then out of date
 RECORD = "copy.json"
 # One file at a time is gathered in memory if it has to be copied there from a GPU.
 _SHARD_SIZE = "4GB"
@@ -74,11 +74,10 @@ def identify(
     """Return everything that changes the bytes of an entry.
 
     Args:
-        quantization: The quantisation of the weights.
         state: The `commit` of the model, or the `fingerprint` of its folder.
         dtype: The dtype of weights that are not quantised.
         device: The kind of device that quantises: `cpu`, `cuda`.
-        packages: The versions of the installed packages.
+        packages: Versions of installed packages by name.
     """
     return {
         "format": FORMAT,
@@ -106,14 +105,12 @@ def write(
     puts the entry in its place and removes old entries; the end of the process waits for it.
 
     Args:
-        new: The folder to fill.
-        model: The model.
-        identity: What `identify` returned.
+        identity: The result of `identify`.
         facts: `source`, `origin` and `kind` of the entry.
-        limit_bytes: The largest size of all entries together.
+        limit_bytes: Maximum size of all entries together.
 
     Raises:
-        OSError, SafetensorError: the disk refuses.
+        OSError, SafetensorError: the files cannot be written.
     """
     save_weights(model, new.path)
     sizes = {path.relative_to(new.path).as_posix(): path.stat().st_size for path in sorted(new.path.rglob("*"))}
@@ -127,7 +124,7 @@ def save_weights(model: Any, folder: Path) -> None:
 
     Raises:
         ValueError: the model can no longer be saved, see `QuantBackend.check_saveable`.
-        OSError, SafetensorError: the disk refuses.
+        OSError, SafetensorError: the files cannot be written.
     """
     check_saveable(model)
     model.save_pretrained(str(folder), max_shard_size=_SHARD_SIZE)
@@ -205,10 +202,10 @@ def free_bytes() -> int:
 
 def _place(new: NewFolder, limit_bytes: int) -> None:
     if read(new.target) is None:
-        remove(new.target)  # cut off, or damaged otherwise
+        remove(new.target)  # incomplete or damaged
     try:
         new.place()
-    except OSError:  # the disk, or another process was faster: the existing folder stays
+    except OSError:  # the disk is full, or another process was faster: the existing folder stays
         new.drop()
         return
     _trim(limit_bytes, newest=new.target)

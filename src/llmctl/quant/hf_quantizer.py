@@ -29,13 +29,13 @@ from llmctl.machine.mapped_files import MappedFiles
 from llmctl.quant.torch_packed_weight import TorchPacked
 from llmctl.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
 
-FORMAT = 1  # raise it when the layout of packed weights changes
+FORMAT = 1  # increase it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # bytes of a weight that are quantised at a time
 
 
 @register_quantization_config(QUANT_METHOD)
 class LlmctlConfig(QuantizationConfigMixin):
-    """The settings of packed weights, as they stand in config.json.
+    """The settings of packed weights, as stored in config.json.
 
     Attributes:
         bits: Bits of linear layers and experts, 8 or 4 (8.5 or 4.5 with the scales).
@@ -68,7 +68,7 @@ class LlmctlConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class LlmctlQuantizer(HfQuantizer):
-    """Replaces the layers of an empty model by packed ones, and fills them from full or from packed weights."""
+    """Replaces the layers of an empty model with packed ones, and fills them from unpacked or packed weights."""
 
     quantization_config: LlmctlConfig
 
@@ -76,8 +76,8 @@ class LlmctlQuantizer(HfQuantizer):
         """Raise RuntimeError without compiled kernels, and ValueError for devices other than the CPU."""
         if self.quantization_config.kernels == "llmctl":
             layers.native()
-        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
-        if any(str(place) not in ("cpu", "auto") for place in places):
+        devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
+        if any(str(device) not in ("cpu", "auto") for device in devices):
             raise ValueError("weights in llmctl's own format run on CPUs only: use device_map cpu")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,7 @@ class LlmctlQuantizer(HfQuantizer):
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-        """Return whether a parameter is a packed weight."""
+        """Return True if a parameter is a packed weight."""
         module, name = get_module_from_name(model, param_name)
         return hasattr(module, "packed") and name in ("weight", *EXPERT_WEIGHTS)
 
@@ -120,7 +120,7 @@ class LlmctlQuantizer(HfQuantizer):
         return Pack(self)
 
     def is_serializable(self) -> bool:
-        """Return whether the weights can be saved: those for torch's kernels cannot."""
+        """Return True if the weights can be saved: those for torch's kernels cannot."""
         return self.quantization_config.kernels == "llmctl"
 
     @property
@@ -136,7 +136,7 @@ class Pack(ConversionOps):
         self.quantizer = quantizer
 
     def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Tensor]:
-        """Return packed weights for full ones, by the names of the model's parameters."""
+        """Pack weights, and return them by the names of the model's parameters."""
         result = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
@@ -149,13 +149,13 @@ class Pack(ConversionOps):
         return result
 
     def _pack(self, weight: Tensor, packed: Packed) -> Tensor:
-        whole = torch.empty(packed.size_bytes, dtype=torch.uint8)
+        buffer = torch.empty(packed.size_bytes, dtype=torch.uint8)
         row_bytes = packed.k * weight.element_size()
         step = max(_PIECE_BYTES // row_bytes // ROWS_TOGETHER, 1) * ROWS_TOGETHER
         for start in range(0, packed.n, step):
-            packed.pack_rows(whole, start, weight[start : start + step].contiguous())
+            packed.pack_rows(buffer, start, weight[start : start + step].contiguous())
             self.quantizer.files.release_after(step * row_bytes)
-        return whole
+        return buffer
 
 
 def _packed(module: Any, packing: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:

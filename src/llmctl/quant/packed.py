@@ -1,4 +1,4 @@
-"""The parts that the backends of packed weights share: see `cpu.layers` for how such weights lie in memory."""
+"""The shared part of the backends for packed weights. `cpu.layers` describes the layout of such weights in memory."""
 
 import math
 from abc import abstractmethod
@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from llmctl.model.checkpoint import Tensor
 
 _PIECE_BYTES = 64 << 20  # of a weight file, read and packed at a time
-_EMBEDDINGS_OF_HEADS = ("embed_tokens", "wte", "word_embeddings", "embed_in")  # those that a head can be tied to
+_EMBEDDINGS_OF_HEADS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "embed_in",
+)  # names of embeddings that an output head can be tied to
 
 
 class PackedBackend(QuantBackend):
     """Weights packed for kernels of a CPU: linear layers, experts, the output head and an embedding tied to it.
 
     Attributes:
-        kernels_name: Its kernels in a sentence.
+        kernels_name: Name of its kernels in messages.
         bits_text: Bits of a weight with its scales, by bits.
     """
 
@@ -63,7 +68,7 @@ class PackedBackend(QuantBackend):
 
     @abstractmethod
     def chosen_because(self) -> str:
-        """Return why `quantization.backend: auto` chose this backend, as the end of a sentence."""
+        """Return why `quantization.backend: auto` chose this backend, as an addition to the reason."""
 
     @abstractmethod
     def layout_bytes(self, outputs: int, inputs: int, bits: int) -> int:
@@ -79,8 +84,8 @@ class PackedBackend(QuantBackend):
         bits = None if quantization.is_stored else self._weight_bits(tensor, quantization, is_tied=is_tied)
         if bits is None:
             return None
-        *several, outputs, inputs = tensor.shape
-        return int(math.prod(several)) * self.layout_bytes(outputs, inputs, bits)
+        *leading, outputs, inputs = tensor.shape
+        return int(math.prod(leading)) * self.layout_bytes(outputs, inputs, bits)
 
     def _weight_bits(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
         arguments = quantization.arguments

@@ -1,4 +1,4 @@
-"""The quantisation backends, and questions to all of them."""
+"""The quantisation backends, and functions that try each of them."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ BACKENDS: tuple[QuantBackend, ...] = (native.BACKEND, torch_packed.BACKEND, bits
 
 
 class StoredFormat(WeightFormat):
-    """A format that llmctl does not quantise to: gptq, awq, fp8, mxfp4 and others. transformers loads it."""
+    """A format that llmctl does not quantise to but transformers can load: gptq, awq, fp8, mxfp4 and others."""
 
     can_compile = True
 
@@ -27,7 +27,7 @@ class StoredFormat(WeightFormat):
 def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> QuantBackend:
     """Return the backend that `quantization.backend` names; for `auto`, the first that can serve the configuration.
 
-    A key that only one backend has selects it. If none can serve, return the last one, whose refusal says why.
+    A key that only one backend has selects it. If none can serve, the last one is returned; its refusal explains why.
     """
     section = config.quantization
     named = [backend for backend in BACKENDS if backend.name == section.backend]
@@ -52,7 +52,7 @@ def stored_quantization(stored: Mapping[str, Any] | None) -> Quantization | None
 
 
 def describe(model: Any) -> str:
-    """Return the quantisation of a loaded model, read off its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
+    """Return the quantisation of a loaded model, read from its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
     described = next((text for backend in BACKENDS if (text := backend.describe(model)) is not None), None)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "none")
     return described or str(getattr(method, "value", method))
@@ -89,7 +89,7 @@ def backend_packages() -> Iterator[tuple[QuantBackend, BackendPackage]]:
 
 
 def import_packages() -> None:
-    """Import the backends' installed packages as llmctl needs them, before another library imports them otherwise."""
+    """Import the backends' installed packages before another library imports them without llmctl's precautions."""
     for backend, package in backend_packages():
         if importlib.util.find_spec(package.name) is not None:
             backend.import_package()

@@ -1,4 +1,4 @@
-"""Weights for the packed kernels that torch brings, where llmctl's own were not compiled."""
+"""Weights for torch's packed kernels, used if llmctl's own kernels were not compiled."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

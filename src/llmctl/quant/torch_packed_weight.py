@@ -42,19 +42,19 @@ class TorchPacked(Packed):
         """Pack rows [count, k] of the weight, the first of which is `start`, a multiple of ROWS_TOGETHER."""
         codes, scales = self.parts(packed)
         rows = pad(rows.float(), (0, -rows.shape[1] % BLOCK, 0, -rows.shape[0] % GROUP))
-        some = slice(start, start + len(rows))
+        span = slice(start, start + len(rows))
         if self.bits == 8:
             scale = (rows.abs().amax(dim=1) / 127).to(torch.bfloat16)
-            scales[some] = scale
-            codes[some] = _whole(rows / _divisor(scale)[:, None]).clamp_(-127, 127).to(torch.int8)
+            scales[span] = scale
+            codes[span] = _rounded(rows / _divisor(scale)[:, None]).clamp_(-127, 127).to(torch.int8)
             return
         blocks = rows.view(len(rows), -1, BLOCK)
         least, greatest = blocks.aminmax(dim=2)
         scale = ((greatest - least) / _LEVELS).to(torch.bfloat16)
         middle = (least + 8 * scale.float()).to(torch.bfloat16)
-        scales[:, some, 0], scales[:, some, 1] = scale.T, middle.T
-        code = _whole((blocks - middle.float()[..., None]) / _divisor(scale)[..., None]).add_(8).clamp_(0, _LEVELS)
-        codes[some] = torch._convert_weight_to_int4pack_for_cpu(code.view(rows.shape).int(), 1)
+        scales[:, span, 0], scales[:, span, 1] = scale.T, middle.T
+        code = _rounded((blocks - middle.float()[..., None]) / _divisor(scale)[..., None]).add_(8).clamp_(0, _LEVELS)
+        codes[span] = torch._convert_weight_to_int4pack_for_cpu(code.view(rows.shape).int(), 1)
 
     def rows(self, packed: Tensor, ids: Tensor) -> Tensor:
         """Return rows [count, k] of an 8-bit weight as float32."""
@@ -79,6 +79,6 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.inf, scale.float())
 
 
-def _whole(values: Tensor) -> Tensor:
+def _rounded(values: Tensor) -> Tensor:
     """Return the values rounded, and 0 for those that are not finite: the scale shows them."""
     return values.round_().nan_to_num_(0, 0, 0)

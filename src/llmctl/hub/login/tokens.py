@@ -32,32 +32,32 @@ class Logout:
 
     Attributes:
         forgotten: Names of the stored tokens that were deleted.
-        still_ruled_by: Environment variable whose token stays in use, or None.
+        overriding_variable: Environment variable whose token stays in use, or None.
     """
 
     forgotten: tuple[str, ...]
-    still_ruled_by: str | None
+    overriding_variable: str | None
 
 
 def token_source() -> str | None:
     """Return the variable or the file that the token in use comes from; None without a token."""
     if os.environ.get("HF_OIDC_RESOURCE"):
         return "HF_OIDC_RESOURCE"
-    variable = ruling_variable()
+    variable = overriding_variable()
     if variable is not None:
         return variable
     file = token_file()
     return str(file) if _read(file) else None
 
 
-def ruling_variable() -> str | None:
+def overriding_variable() -> str | None:
     """Return the environment variable that holds a token, which takes precedence over the token file; or None."""
     return next((name for name in ENVIRONMENT if clean(os.environ.get(name, ""))), None)
 
 
 def environment_token() -> str | None:
     """Return the token of the environment, or None."""
-    name = ruling_variable()
+    name = overriding_variable()
     return clean(os.environ[name]) if name else None
 
 
@@ -111,7 +111,7 @@ def logout(*, name: str | None = None) -> Logout:
         _write_store(stored)
         if fields.get("hf_token") == active:
             token_file().unlink(missing_ok=True)
-    return Logout(forgotten=forgotten, still_ruled_by=ruling_variable())
+    return Logout(forgotten=forgotten, overriding_variable=overriding_variable())
 
 
 def token_file() -> Path:
