@@ -87,7 +87,7 @@ def label(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_generated_pages_are_what_the_code_says() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     assert [path.name for path in generator().outdated()] == [], "run: make docs"
 
 
@@ -182,7 +182,7 @@ def test_yaml_examples_are_valid_configurations(tmp_path: Path) -> None:
     assert found >= 2
 
 
-def test_the_error_in_the_readme_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_in_the_readme_equals_the_printed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("llmctl.yaml").write_text("load:\n  dtpye: bf16\ngeneration:\n  temperature: -1\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:

@@ -46,7 +46,7 @@ def test_plan_counts_an_adapter(run: Run, asked: list[str]) -> None:
     assert memory["total_bytes"] - alone["total_bytes"] == memory["adapter_bytes"]
 
 
-def test_the_script_puts_it_on_and_prints_the_same_text(run: Run, asked: list[str], tmp_path: Path) -> None:
+def test_the_script_applies_the_adapter_and_prints_the_same_text(run: Run, asked: list[str], tmp_path: Path) -> None:
     flags = [*asked[:2], "--set", "generation.max_new_tokens=8", "--set", "load.dtype=float32"]
     flags += ["--set", f"model.adapters=[{{id: {asked[3]}, scale: 1.5}}]"]
     script = tmp_path / "plain.py"
@@ -57,7 +57,7 @@ def test_the_script_puts_it_on_and_prints_the_same_text(run: Run, asked: list[st
     assert "merge_and_unload(safe_merge=True)" in run("load", *flags, "--merge", "--show-code").stdout
 
 
-def test_an_adapter_in_a_file_starts_at_that_file_and_goes_with_its_model(
+def test_an_adapter_path_is_relative_to_its_file_and_belongs_to_its_model(
     run: Run, asked: list[str], tiny_models: Tiny, tmp_path: Path
 ) -> None:
     (tmp_path / "beside").symlink_to(asked[3])
@@ -71,7 +71,7 @@ def test_an_adapter_in_a_file_starts_at_that_file_and_goes_with_its_model(
     assert asked[3] not in json.dumps(other)
 
 
-def test_wrong_adapters_are_one_line_each(run: Run, asked: list[str]) -> None:
+def test_each_invalid_adapter_is_a_one_line_error(run: Run, asked: list[str]) -> None:
     model = asked[:2]
     for flags, code, text in (
         (["--adapter", "nobody"], 2, "neither a folder here nor a Hub id"),

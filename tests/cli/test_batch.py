@@ -137,7 +137,7 @@ def test_killed_at_random_moments_the_file_has_every_row_in_order_as_if_answered
         assert answer["finish_reason"] == alone.finish_reason
 
 
-def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(here: Path, folder: Path) -> None:
+def test_ctrl_c_keeps_the_answers_and_prints_how_to_continue(here: Path, folder: Path) -> None:
     write_rows(here / "in.jsonl", mixed_rows(1000))
     process = start(folder, "--input", "in.jsonl", "--output", "out.jsonl")
     wait_for(lambda: size(here / "out.jsonl.partial") > 500, process)
@@ -150,7 +150,7 @@ def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(here: Path, folder:
     assert not (here / "out.jsonl").exists()
 
 
-def test_terminated_while_it_waits_for_rows_it_ends_at_once(here: Path, folder: Path) -> None:
+def test_sigterm_ends_a_run_that_waits_for_rows(here: Path, folder: Path) -> None:
     with start(folder, "--input", "-", "--output", "out.jsonl", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write('{"no": "prompt"}\n')
@@ -189,9 +189,7 @@ def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
     assert "2 rows; " in err
 
 
-def test_answers_that_carry_their_manifest_can_be_run_again(
-    batch: Run, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_with_a_manifest_can_be_replayed(batch: Run, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"prompt": "the capital"},
         {"prompt": "of italy", "seed": 3, "generation": {"temperature": 0.9}},
@@ -209,7 +207,7 @@ def test_answers_that_carry_their_manifest_can_be_run_again(
     assert "different from token 2 on" in capfd.readouterr().out
 
 
-def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, here: Path) -> None:
+def test_bad_rows_give_errors_in_order_and_exit_code_1(batch: Run, here: Path) -> None:
     (here / "in.jsonl").write_text(
         '{"prompt": "a", "id": "one"}\nnonsense\n{"prompt": "b", "generation": {"temperatur": 1}}\n'
         + json.dumps({"prompt": "word " * 500, "id": "long"})
@@ -231,7 +229,7 @@ def test_bad_rows_are_errors_in_their_place_and_the_exit_code_is_1(batch: Run, h
     assert summary["manifest"]["schema"] == "llmctl.manifest/1"
 
 
-def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> None:
+def test_only_changed_rows_run_again(batch: Run, here: Path) -> None:
     files = ["--input", "in.csv", "--column", "q", "--output", "out.jsonl"]
     (here / "in.csv").write_text("q,label\none,1\ntwo,2\nthree,3\n")
     assert batch(*files)[0] == 0
@@ -276,7 +274,7 @@ def test_what_differs_runs_again_and_nothing_else(batch: Run, here: Path) -> Non
         (["--input", "in.csv"], "no column 'prompt'; it has 'q'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_message(batch: Run, here: Path, arguments: list[str], said: str) -> None:
+def test_an_impossible_run_is_one_error_message(batch: Run, here: Path, arguments: list[str], said: str) -> None:
     write_rows(here / "in.jsonl", ["a"])
     (here / "in.data").write_text("a")
     (here / "in.csv").write_text("q\na\n")
@@ -300,7 +298,7 @@ def test_what_cannot_be_done_is_said_in_one_message(batch: Run, here: Path, argu
         "--manifest",
     ],
 )
-def test_a_flag_of_batches_without_input_is_refused(batch: Run, here: Path, flag: str) -> None:
+def test_a_batch_flag_without_input_is_refused(batch: Run, here: Path, flag: str) -> None:
     code, out, err = batch("--prompt", "x", flag)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {flag.partition('=')[0]} works only with --")

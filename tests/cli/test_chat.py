@@ -160,7 +160,7 @@ def test_what_is_typed_on_a_terminal(
     chat.child.expect(pexpect.EOF)
 
 
-def test_another_model_goes_on_with_the_conversation(
+def test_another_model_continues_the_conversation(
     terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]
 ) -> None:
     chat = terminal("--model", str(tiny_models("llama")), "-n", "4")
@@ -174,7 +174,7 @@ def test_another_model_goes_on_with_the_conversation(
     assert "max_new_tokens  3" in chat.say("/show"), "what /set changed stays"
 
 
-def test_a_nearly_full_context_is_said_and_the_oldest_turns_are_dropped_on_a_yes(
+def test_a_nearly_full_context_is_reported_and_the_oldest_turns_are_dropped_after_a_yes(
     terminal: Callable[..., Chat], tiny_models: Callable[[str], Path]
 ) -> None:
     chat = terminal("--model", str(tiny_models("llama")), "-n", "40")
@@ -211,7 +211,7 @@ def test_control_characters_from_a_model_do_not_reach_the_terminal(
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_reasoning_is_dimmed_or_hidden_and_saved_apart(
+def test_reasoning_is_dimmed_or_hidden_and_saved_separately(
     hidden: bool, terminal: Callable[..., Chat], tiny_copy: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = every_answer(tiny_copy(), "<think>hm</think>Yes")
@@ -243,7 +243,7 @@ def test_in_a_pipe_every_line_is_a_message(run: Run, smollm: Path) -> None:
     assert quiet.stderr == ""
 
 
-def test_a_conversation_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+def test_an_invalid_conversation_file_is_refused(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_text("{}\n")
     done = run("chat", "--resume", str(file))
@@ -255,7 +255,7 @@ def test_a_conversation_that_is_none_is_refused(run: Run, tmp_path: Path) -> Non
     ("text", "more"),
     [("hello", False), ("hello\\", True), ('"""', True), ('"""a\nb', True), ('"""a\nb"""', False), ('say """', False)],
 )
-def test_enter_begins_a_new_line_where_more_is_to_come(text: str, more: bool) -> None:
+def test_enter_begins_a_new_line_in_an_unfinished_message(text: str, more: bool) -> None:
     assert needs_more(text) is more
 
 

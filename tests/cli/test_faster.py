@@ -12,7 +12,7 @@ Tiny = Callable[[str], Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def test_figures_stand_after_the_answer_and_in_json(run: Run, tiny_models: Tiny) -> None:
+def test_statistics_are_after_the_answer_and_in_json(run: Run, tiny_models: Tiny) -> None:
     asked = ("generate", "-p", "the capital", "-n", "20", "--model", str(tiny_models("gemma3")), "--dtype", "fp32")
     shown = run(*asked, "--prompt-lookup", "4")
     assert shown.returncode == 0, shown.stderr
@@ -26,7 +26,7 @@ def test_figures_stand_after_the_answer_and_in_json(run: Run, tiny_models: Tiny)
     assert body["manifest"]["draft"]["source"] == draft
 
 
-def test_wrong_values_are_named_with_what_would_be_right(run: Run, tiny_models: Tiny) -> None:
+def test_invalid_values_are_reported_with_valid_ones(run: Run, tiny_models: Tiny) -> None:
     folder = str(tiny_models("llama"))
     for flags, code, text in (
         (("--cache", "statik"), 2, "did you mean static?"),
@@ -40,7 +40,7 @@ def test_wrong_values_are_named_with_what_would_be_right(run: Run, tiny_models: 
         assert text in result.stderr
 
 
-def test_the_script_drafts_and_prints_the_same_text(run: Run, tiny_models: Tiny, tmp_path: Path) -> None:
+def test_the_script_uses_the_draft_and_prints_the_same_text(run: Run, tiny_models: Tiny, tmp_path: Path) -> None:
     model = str(tiny_models("llama"))
     asked = ("--model", model, "--draft", model, "--set", "generation.max_new_tokens=12", "--set", "load.dtype=float32")
     code = run("load", *asked, "--set", "draft.num_assistant_tokens=3", "--show-code", "--prompt", "the capital").stdout

@@ -49,7 +49,7 @@ def test_quiet_gives_only_the_answer(ask: Run) -> None:
         ("llmctl", "4bit", "llmctl 4-bit, output head 8-bit"),
     ],
 )
-def test_quantised_it_still_answers(backend: str, quant: str, kind: str, ask: Run) -> None:
+def test_a_quantised_model_answers(backend: str, quant: str, kind: str, ask: Run) -> None:
     if backend == "llmctl" and kernels.load() is None:
         pytest.skip(f"no kernels: {kernels.missing()}")
     chosen = ("--quant", quant, "--set", f"quantization.backend={backend}")
@@ -83,7 +83,7 @@ def test_flag_file_and_standard_input_are_joined(ask: Run, tmp_path: Path) -> No
     assert json.loads(done.stdout)["prompt"] == "first\n\nsecond\n\nthird"
 
 
-def test_the_same_seed_tells_the_same_story_and_another_seed_another(ask: Run) -> None:
+def test_the_same_seed_gives_the_same_text_and_another_seed_a_different_one(ask: Run) -> None:
     def story(seed: int) -> str:
         arguments = ["--set", "generation.do_sample=true", "-n", "24", "--prompt", "Tell me a story"]
         return str(ask("generate", "--quiet", "--seed", str(seed), *arguments).stdout)
@@ -103,7 +103,7 @@ def test_several_answers_and_a_stop_string(ask: Run) -> None:
     assert all("." not in answer["text"] for answer in answers)
 
 
-def test_load_says_what_was_asked_decided_and_measured(ask: Run) -> None:
+def test_load_shows_requested_decided_and_measured(ask: Run) -> None:
     document = json.loads(ask("load", "--quant", "4bit", "--set", "quantization.quant_type=nf4", "--json").stdout)
     assert document["asked"]["quantization"]["bits"] == 4
     arguments = document["decided"]["model_kwargs"]["quantization_config"]
@@ -142,7 +142,7 @@ def test_the_script_that_load_shows_prints_what_generate_prints(
     assert plain.stdout == run("generate", "--quiet", "--prompt", CAPITAL, *short).stdout
 
 
-def test_the_default_model_without_a_hub_is_the_extras_copy(run: Run, smollm: Path) -> None:
+def test_without_the_hub_the_default_model_is_the_copy_of_the_demo_extra(run: Run, smollm: Path) -> None:
     done = run("generate", "--prompt", CAPITAL, LLMCTL_HOME=str(smollm.parents[2]))
     assert "Paris" in done.stdout
     assert (
@@ -174,7 +174,7 @@ def terminal(smollm: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         child.close(force=True)
 
 
-def test_on_a_terminal_it_streams_and_colours_its_talk(terminal: Callable[..., Any], smollm: Path) -> None:
+def test_on_a_terminal_text_is_streamed_and_messages_are_coloured(terminal: Callable[..., Any], smollm: Path) -> None:
     child = terminal("generate", "--model", str(smollm), "--prompt", CAPITAL)
     child.expect("loading")
     child.expect("The capital of France is Paris")

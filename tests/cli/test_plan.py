@@ -81,7 +81,7 @@ def test_planning_imports_neither_torch_nor_transformers(hub: HubStandin, tmp_pa
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_the_verdicts_are_said_in_words(hub: HubStandin, run: Run) -> None:
+def test_the_verdicts_are_shown_in_words(hub: HubStandin, run: Run) -> None:
     more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     text = run("plan", "acme/llama3-8b", "--machine", "t4", "--machine", "2xh100", **more).stdout
     rows = {tuple(line.split("\t")[1:2]): line.split("\t") for line in text.splitlines() if "\t" in line}
@@ -127,13 +127,15 @@ def test_a_local_model_is_planned_for_this_machine(run: Run, tiny_models: Tiny) 
         (["plan", "--context", "0"], 2, "--context"),
     ],
 )
-def test_what_cannot_be_planned_is_said(arguments: list[str], code: int, words: str, run: Run, smollm: Path) -> None:
+def test_a_model_that_cannot_be_planned_is_an_error(
+    arguments: list[str], code: int, words: str, run: Run, smollm: Path
+) -> None:
     done = run(*arguments, LLMCTL_HOME=str(smollm.parents[2]))
     assert done.returncode == code
     assert words in done.stderr
 
 
-def test_a_model_that_asks_for_a_kernel_is_refused_from_afar(hub: HubStandin, run: Run, tmp_path: Path) -> None:
+def test_a_model_on_the_hub_that_names_a_kernel_is_refused(hub: HubStandin, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "models" / "acme" / "llama3-8b" / "config.json"
     file.write_text(json.dumps({**LLAMA3_8B.config, "_attn_implementation": "evil/kernel"}))
     hub.reload()

@@ -9,7 +9,7 @@ Run = Callable[..., Any]
 Tiny = Callable[[str], Path]
 
 
-def test_the_text_is_data_and_the_figures_are_talk(run: Run, tiny_models: Tiny) -> None:
+def test_text_goes_to_stdout_and_statistics_to_stderr(run: Run, tiny_models: Tiny) -> None:
     done = run("prompt", "--model", str(tiny_models("llama")), "--prompt", "hi", "--system", "be kind")
     assert done.stdout == (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
@@ -27,7 +27,7 @@ def test_json_has_ids_and_tokens_side_by_side(run: Run, tiny_models: Tiny) -> No
     assert "hello" in document["text"]
 
 
-def test_tokens_are_listed_one_a_line(run: Run, tiny_models: Tiny) -> None:
+def test_tokens_are_listed_one_per_line(run: Run, tiny_models: Tiny) -> None:
     done = run("prompt", "--model", str(tiny_models("llama")), "--raw", "--tokens", "--prompt", "the cat", stdin="")
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert rows[0] == ["id", "token"]

@@ -41,7 +41,7 @@ def test_a_text_from_a_pipe_has_its_tokens_and_its_perplexity(run: Run, tiny_mod
     assert found["perplexity"] > 1
 
 
-def test_choices_are_a_table_the_likeliest_first(ask: Run) -> None:
+def test_choices_are_shown_as_a_table_the_most_likely_first(ask: Run) -> None:
     done = ask("score", "--prompt", "where?", "--choices", "paris, rome", "--choice", " in italy")
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert rows[0] == ["choice", "share", "sum", "per token", "per byte"]
@@ -69,7 +69,7 @@ def test_rows_of_a_file_are_scored_into_another_in_their_order(ask: Run, tmp_pat
     assert not any("tokens" in result for result in results)
 
 
-def test_every_wrong_row_is_named_and_a_good_file_stays(ask: Run, tmp_path: Path) -> None:
+def test_every_invalid_row_is_reported_and_an_existing_file_is_kept(ask: Run, tmp_path: Path) -> None:
     source, target = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
     source.write_text('{"text": "a b"}\n{"txt": "a"}\n[1]\n{"prompt": 3, "text": "a"}\n{"text": "a"\n')
     target.write_text("good\n")
@@ -93,7 +93,9 @@ def test_every_wrong_row_is_named_and_a_good_file_stays(ask: Run, tmp_path: Path
         ([], "there is no text to score"),
     ],
 )
-def test_a_wrong_combination_is_said_before_a_model_is_touched(run: Run, arguments: list[str], message: str) -> None:
+def test_an_invalid_combination_is_reported_before_a_model_is_resolved(
+    run: Run, arguments: list[str], message: str
+) -> None:
     done = run("score", "--model", "/nowhere", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -108,7 +110,7 @@ def test_windows_that_do_not_fit_are_refused_before_the_model_is_loaded(
     assert "less than the window, 256; it is 256" in done.stderr
 
 
-def test_generate_notes_log_probabilities_in_its_document_and_as_talk(ask: Run) -> None:
+def test_generate_reports_log_probabilities_in_json_and_on_stderr(ask: Run) -> None:
     short = ["--prompt", "hello", "-n", "3", "--logprobs", "1"]
     [answer] = json.loads(ask("generate", "--json", *short).stdout)["completions"]
     assert [scored["id"] for scored in answer["logprobs"]] == answer["token_ids"]

@@ -19,7 +19,7 @@ from conftest import Run
 from support import forkserver
 
 
-def test_a_taken_port_is_told_before_the_model_is_looked_for(run: Run) -> None:
+def test_a_port_in_use_is_reported_before_the_model_is_resolved(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         ended = run("serve", "/no/such/model", "--port", str(port))
@@ -42,7 +42,7 @@ def models(url: str) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_tells_its_real_address_and_ends_without_a_traceback(
+def test_serve_prints_its_address_and_ends_without_a_traceback(
     tiny_models: Callable[[str], Path], number: signal.Signals
 ) -> None:
     model = tiny_models("llama")
@@ -65,7 +65,7 @@ def test_it_tells_its_real_address_and_ends_without_a_traceback(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_a_second_signal_ends_it_although_a_request_is_under_way(
+def test_a_second_signal_ends_the_server_during_a_request(
     tiny_models: Callable[[str], Path], number: signal.Signals, code: int
 ) -> None:
     command = ["serve", str(tiny_models("llama")), "--port", "0", "--json"]

@@ -28,7 +28,7 @@ def heavy_after(*arguments: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["--nope"], ["generate", "--nope"], ["genrate"], ["config", "init"]]
 )
-def test_nothing_heavy_is_imported_to_say_something_light(arguments: list[str], tmp_path: Path) -> None:
+def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert heavy_after(*arguments, folder=tmp_path) == []
 
 

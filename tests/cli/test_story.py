@@ -56,7 +56,7 @@ def test_three_lines_from_a_token_to_a_4_bit_answer(type_line: Story, hub: HubSt
     assert not [entry for entry in hub.log if "pytorch_model.bin" in entry["path"]]
 
 
-def test_generate_fetches_what_is_missing_and_says_so(type_line: Story) -> None:
+def test_generate_downloads_a_missing_model_and_reports_it(type_line: Story) -> None:
     assert type_line("login", stdin="hf_good\n").returncode == 0
     done = type_line("generate", "--model", "acme/llama", "-n", "2", "--prompt", "hi")
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_the_script_for_a_hub_model_names_its_commit(type_line: Story, hub: HubS
     assert f'"acme/llama", revision="{hub.repos["acme/llama"].commit}"' in code
 
 
-def test_sigterm_during_a_download_on_the_way_to_an_answer_says_how_to_go_on(hub: HubStandin, tmp_path: Path) -> None:
+def test_sigterm_during_the_download_of_generate_prints_how_to_continue(hub: HubStandin, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_good"}
     hub.fault(path=r"/cdn/", action="stall", after=10_000, seconds=20, times=-1)
     child = forkserver.start(

@@ -26,7 +26,7 @@ def schema(tmp_path: Path) -> Path:
 
 
 @pytest.mark.smollm
-def test_yes_or_no_and_nothing_else(run: Run, smollm: Path) -> None:
+def test_choices_allow_only_yes_or_no(run: Run, smollm: Path) -> None:
     done = run("generate", "-m", str(smollm), "--quiet", "-p", "Is the sky blue?", "--choices", "yes,no", "-n", "4")
     assert done.stdout in ("yes\n", "no\n")
 
@@ -40,7 +40,7 @@ def test_a_date_by_a_regex(run: Run, smollm: Path) -> None:
 
 
 @pytest.mark.smollm
-def test_a_schemas_answer_goes_into_a_json_reader_and_is_parsed_with_json(run: Run, smollm: Path, schema: Path) -> None:
+def test_a_json_schema_gives_valid_json_that_is_parsed_with_json(run: Run, smollm: Path, schema: Path) -> None:
     asked = ["generate", "-m", str(smollm), "-p", "Ada Lovelace was 36. Give her name and age.", "--json-schema"]
     text = run(*asked, str(schema), "--quiet").stdout
     read = subprocess.run([sys.executable, "-m", "json.tool"], input=text, capture_output=True, text=True, check=True)
@@ -50,7 +50,7 @@ def test_a_schemas_answer_goes_into_a_json_reader_and_is_parsed_with_json(run: R
     assert answer["finish_reason"] == "stop"
 
 
-def test_an_answer_that_was_cut_says_so_and_is_not_parsed(run: Run, tiny_models: Run, schema: Path) -> None:
+def test_a_truncated_answer_is_reported_and_not_parsed(run: Run, tiny_models: Run, schema: Path) -> None:
     arguments = ["-m", str(tiny_models("llama")), "-p", "x", "--json-schema", str(schema), "-n", "3", "--json"]
     [answer] = json.loads(run("generate", *arguments).stdout)["completions"]
     assert answer["finish_reason"] == "length"
@@ -75,7 +75,7 @@ def test_every_answer_of_a_conversation_has_the_form(run: Run, tiny_models: Run)
         (["--choices", "a,b", "--regex", "c"], "only one of regex, choices can be set"),
     ],
 )
-def test_what_cannot_be_enforced_is_said_before_a_model_is_looked_for(flags: list[str], says: str, run: Run) -> None:
+def test_an_unsupported_structure_is_reported_before_a_model_is_resolved(flags: list[str], says: str, run: Run) -> None:
     done = run("generate", "-m", "no/such-model", "-p", "x", *flags)
     assert done.returncode == 2
     assert says in done.stderr

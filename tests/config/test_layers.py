@@ -62,7 +62,7 @@ def test_names_the_line_and_the_remedy(text: str, line: str, key: str, words: st
     assert words in message
 
 
-def test_a_file_that_is_not_there_is_a_problem_of_its_own(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_settings(config=tmp_path / "none.yaml", environ={}, folder=tmp_path)
 
@@ -94,7 +94,7 @@ def test_later_layers_win_and_each_value_knows_its_layer(tmp_path: Path) -> None
     assert settings.origin("load.device_map") == "default"
 
 
-def test_the_remembered_model_yields_to_every_file_and_takes_its_revision_along(tmp_path: Path) -> None:
+def test_every_file_overrides_the_remembered_model_and_its_revision(tmp_path: Path) -> None:
     remember_model("acme/old", revision="v1", how="download")
     remembered = read_settings(environ={}, folder=tmp_path).config.model
     assert (remembered.id, remembered.revision) == ("acme/old", "v1")
@@ -103,7 +103,7 @@ def test_the_remembered_model_yields_to_every_file_and_takes_its_revision_along(
     assert (chosen.id, chosen.revision) == ("acme/new", None)
 
 
-def test_an_unknown_variable_of_ours_is_a_problem_and_a_foreign_one_is_not(tmp_path: Path) -> None:
+def test_an_unknown_llmctl_variable_is_a_problem_and_another_variable_is_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_settings(environ={"LLMCTL_SEDE": "1", "SEDE": "1"}, folder=tmp_path)
     [problem] = caught.value.problems
@@ -142,7 +142,7 @@ def test_text_keys_take_their_value_as_text_and_others_as_yaml(tmp_path: Path) -
     assert config.model.revision == "1234567"
 
 
-def test_a_relative_folder_in_a_file_starts_at_that_file(tmp_path: Path) -> None:
+def test_a_relative_folder_in_a_file_is_relative_to_that_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "here.yaml"
     file.write_text("model:\n  id: ../weights\nchat:\n  template: mine.jinja\n")

@@ -89,7 +89,7 @@ def test_header_downloads_the_model_and_runs_the_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_memory_in_the_header_is_what_the_arithmetic_says(file: Path) -> None:
+def test_memory_in_the_header_equals_the_computed_memory(file: Path) -> None:
     config = read_only_file(file).config
     found = _FIGURES.search(header(file))
     assert found is not None
@@ -111,7 +111,7 @@ def test_hand_written_models_have_the_published_number_of_parameters() -> None:
     }
 
 
-def test_every_way_of_the_readme_model_is_there() -> None:
+def test_every_variant_of_the_readme_model_has_a_configuration() -> None:
     loads = {file.stem: read_only_file(file).config for file in FILES}
     assert loads["llama3-8b-bf16"].load.dtype == "bfloat16"
     assert loads["llama3-8b-8bit"].quantization.bits == 8

@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest, tiny_models: Callable[[str], Path]) ->
 
 
 @pytest.mark.parametrize("by", ["kernel", "torch"])
-def test_packed_sequences_get_the_logits_of_each_one_alone(
+def test_packed_sequences_have_the_same_logits_as_each_one_alone(
     model: torch.nn.Module, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by == "torch":

@@ -54,9 +54,9 @@ def test_an_answer_needs_neither_the_compiler_nor_other_processes(
     assert "torch._dynamo" in plain["imported"]
 
 
-def test_the_compiler_is_there_when_somebody_asks_for_it(lean: Any) -> None:
+def test_the_compiler_is_imported_on_demand(lean: Any) -> None:
     assert (lean["compiled"], lean["dynamo"]) == (2, True)
 
 
-def test_the_garbage_collector_is_as_it_was(lean: Any) -> None:
+def test_the_state_of_the_garbage_collector_is_restored(lean: Any) -> None:
     assert lean["gc"] is True

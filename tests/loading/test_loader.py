@@ -33,7 +33,7 @@ def test_every_architecture_loads_as_planned(architecture: str, dtype: str, tiny
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
-def test_quantised_models_really_load_and_generate_on_a_cpu(bits: int, name: str, tiny_models: Tiny) -> None:
+def test_quantised_models_load_and_generate_on_a_cpu(bits: int, name: str, tiny_models: Tiny) -> None:
     loaded = llmctl.load(
         tiny_models(name), quantization={"bits": bits, "backend": "bitsandbytes"}, generation={"max_new_tokens": 4}
     )
@@ -59,12 +59,12 @@ def test_the_planned_modules_are_modules_of_the_loaded_model(name: str, tiny_mod
     assert covered == {p for p, _ in loaded.model.named_parameters()}
 
 
-def test_an_explicit_map_is_what_is_loaded(tiny_models: Tiny) -> None:
+def test_an_explicit_map_is_loaded_exactly(tiny_models: Tiny) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"device_map": {"model": "cpu", "lm_head": "cpu"}})
     assert set(loaded.measured.device_map.values()) == {"cpu"}
 
 
-def test_eager_attention_when_asked(tiny_models: Tiny) -> None:
+def test_eager_attention_is_used_if_requested(tiny_models: Tiny) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"attn_implementation": "eager"})
     assert loaded.measured.attn_implementation == "eager"
 
@@ -82,14 +82,14 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_half_a_checkpoint_is_refused(tiny_copy: Copy) -> None:
+def test_an_incomplete_checkpoint_is_refused(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     rewrite(folder, lambda t: [t.pop(name) for name in sorted(t)[::2]] and None)
     with pytest.raises(ModelError, match=r"has \d+ missing weights, for example"):
         llmctl.load(folder)
 
 
-def test_weights_that_no_module_wants_are_refused(tiny_copy: Copy) -> None:
+def test_unexpected_weights_are_refused(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     rewrite(folder, lambda t: t.update({"model.layers.0.extra.weight": next(iter(t.values())).clone()}))
     with pytest.raises(ModelError, match=r"1 unexpected weights, for example model\.layers\.0\.extra"):
@@ -120,7 +120,7 @@ def test_large_but_finite_weights_are_not_mistaken_for_damage(tiny_copy: Copy) -
     assert torch.equal(loaded.model.model.norm.weight.detach(), largest)
 
 
-def test_code_of_the_repository_is_never_run_unasked(tiny_copy: Copy, tmp_path: Path) -> None:
+def test_code_of_the_repository_never_runs_without_permission(tiny_copy: Copy, tmp_path: Path) -> None:
     folder, mark = tiny_copy(), tmp_path / "it-ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     edit_json(
@@ -151,13 +151,13 @@ def test_a_kernel_named_by_the_repository_is_refused(key: str, tiny_copy: Copy) 
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
 @pytest.mark.parametrize("named", ["eager", "flash_attention_2"])
-def test_the_attention_that_the_repository_names_does_not_win_over_ours(key: str, named: str, tiny_copy: Copy) -> None:
+def test_an_attention_named_by_the_repository_does_not_override_the_plan(key: str, named: str, tiny_copy: Copy) -> None:
     folder = tiny_copy()
     edit_json(folder / "config.json", **{key: named})
     assert llmctl.load(folder, load={"dtype": "float32"}).measured.attn_implementation == "sdpa"
 
 
-def test_an_unknown_architecture_says_what_might_help(tiny_copy: Copy) -> None:
+def test_the_error_for_an_unknown_architecture_has_a_hint(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     edit_json(folder / "config.json", model_type="llama17")
     with pytest.raises(UserError, match="llama17 is not known to this transformers"):
@@ -191,7 +191,7 @@ def test_bitsandbytes_cannot_fetch_a_kernel_while_it_is_imported(tmp_path: Path)
     assert not (tmp_path / "asked").exists()
 
 
-def test_a_folder_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         llmctl.load(tmp_path / "nothing")
 
@@ -209,7 +209,7 @@ def test_preparing_reads_no_weights_and_imports_no_torch(tiny_models: Tiny) -> N
     assert done.stdout.split() == ["bfloat16", "False", "False"]
 
 
-def test_the_machine_can_be_given(tiny_models: Tiny) -> None:
+def test_the_machine_can_be_passed_in(tiny_models: Tiny) -> None:
     from support.machines import LAPTOP
 
     prepared = prepare(settings_from_mapping({"model": {"id": str(tiny_models("llama"))}}), machine=LAPTOP)
@@ -217,7 +217,7 @@ def test_the_machine_can_be_given(tiny_models: Tiny) -> None:
     assert "--dtype fp32" in prepared.plan.reason("dtype")
 
 
-def test_determinism_is_asked_of_torch(tiny_models: Tiny) -> None:
+def test_deterministic_algorithms_are_requested_from_torch(tiny_models: Tiny) -> None:
     import torch
 
     settings = settings_from_mapping({"model": {"id": str(tiny_models("llama"))}, "deterministic": True})
@@ -238,7 +238,7 @@ sys.exit(main(["load", "--model", sys.argv[1], "--dtype", "fp32", "--overcommit"
 """
 
 
-def test_memory_that_runs_out_while_loading_is_explained_with_what_gives_how_much_back(tiny_copy: Copy) -> None:
+def test_running_out_of_memory_while_loading_is_explained_with_possible_savings(tiny_copy: Copy) -> None:
     """Load 190 million weights (0.8 GB in float32) with 0.6 GB more than the imports take."""
     import os
     import subprocess

@@ -47,7 +47,7 @@ def test_overrides_replace_the_inputs_of_a_copy_only(prompt_model: PromptModel) 
     assert (prompt_model.config.generation.max_new_tokens, prompt_model.plan.seed) == (5, 42)
 
 
-def test_a_loaded_model_keeps_what_loads_it_and_its_draft_again(tiny_models: Tiny) -> None:
+def test_a_loaded_model_keeps_the_inputs_to_load_it_and_its_draft_again(tiny_models: Tiny) -> None:
     folder = str(tiny_models("llama"))
     loaded = llmctl.load(folder, draft={"id": folder}, load={"dtype": "float32"}, generation={"max_new_tokens": 4})
     assert loaded.draft is not None

@@ -46,13 +46,13 @@ def child() -> Iterator[BoundedChild]:
     made.close()
 
 
-def test_one_child_does_it_all(child: BoundedChild) -> None:
+def test_one_child_serves_all_calls(child: BoundedChild) -> None:
     assert child(["pid"]) == child(["pid"]) != os.getpid()
     assert child({"a": ["ü\n", None, 1.5]}) == {"a": ["ü\n", None, 1.5]}
     assert child("x" * 3_000_000) == "x" * 3_000_000
 
 
-def test_work_that_raises_is_told_and_the_child_goes_on(child: BoundedChild) -> None:
+def test_an_exception_is_reported_and_the_child_continues(child: BoundedChild) -> None:
     pid = child(["pid"])
     with pytest.raises(FailedError, match="no good") as caught:
         child(["raise", "no good"])
@@ -61,13 +61,13 @@ def test_work_that_raises_is_told_and_the_child_goes_on(child: BoundedChild) -> 
 
 
 @pytest.mark.parametrize("too_much", [["sleep", 60], ["spin"], ["allocate", 1_000_000_000]])
-def test_work_without_end_is_ended_and_the_next_is_done(child: BoundedChild, too_much: list[Any]) -> None:
+def test_endless_work_is_ended_and_the_next_call_succeeds(child: BoundedChild, too_much: list[Any]) -> None:
     with pytest.raises(LimitExceededError):
         child(too_much)
     assert child("next") == "next"
 
 
-def test_a_child_that_somebody_ended_is_made_anew(child: BoundedChild) -> None:
+def test_a_child_that_was_killed_is_replaced(child: BoundedChild) -> None:
     pid = child(["pid"])
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.1)
@@ -77,7 +77,7 @@ def test_a_child_that_somebody_ended_is_made_anew(child: BoundedChild) -> None:
     assert child("next") == "next"
 
 
-def test_after_many_calls_the_child_is_made_anew() -> None:
+def test_the_child_is_replaced_after_many_calls() -> None:
     child = BoundedChild(work, calls_per_child=3)
     assert len({child(["pid"]) for _ in range(7)}) == 3
     child.close()
@@ -93,12 +93,12 @@ def test_threads_get_their_own_results(child: BoundedChild) -> None:
     assert found == {n: [n] * 50 for n in range(8)}
 
 
-def test_the_child_has_none_of_our_files_open(child: BoundedChild) -> None:
+def test_the_child_closes_the_files_of_its_parent(child: BoundedChild) -> None:
     with Path("/etc/hostname").open("rb"):
         assert len(child(["open files"])) <= 6  # its three standard ones, two pipes, and the listing itself
 
 
-def test_the_child_ends_with_us() -> None:
+def test_the_child_ends_with_its_parent() -> None:
     code = (
         "import os, time\nfrom llmctl.machine.sandbox import BoundedChild\n"
         "print(BoundedChild(lambda _: os.getpid())(None), flush=True)\nos._exit(0)"
@@ -111,7 +111,7 @@ def test_the_child_ends_with_us() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_without_fork_the_work_is_done_in_a_thread_with_a_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fork_work_runs_in_a_thread_with_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmctl.machine.sandbox.CAN_FORK_SAFELY", False)
     child = BoundedChild(work, seconds=0.3)
     assert child(["pid"]) == os.getpid() == run_bounded(os.getpid)

@@ -77,7 +77,7 @@ def adapters(tiny_models: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("kinds", [["plain"], ["pattern"], ["dora"], ["plain", "pattern"]])
-def test_the_text_is_the_one_of_peft_itself(kinds: list[str], adapters: dict[str, Path], tiny_models: Tiny) -> None:
+def test_the_text_equals_that_of_peft(kinds: list[str], adapters: dict[str, Path], tiny_models: Tiny) -> None:
     folders = [adapters[kind] for kind in kinds]
     loaded = load_with(tiny_models("llama"), *folders)
     done = llmctl.generate(loaded, PROMPT)
@@ -89,7 +89,7 @@ def test_the_text_is_the_one_of_peft_itself(kinds: list[str], adapters: dict[str
     assert type(loaded.model).__name__ == "LlamaForCausalLM"
 
 
-def test_merged_gives_the_same_text_and_leaves_nothing_of_peft(adapters: dict[str, Path], tiny_models: Tiny) -> None:
+def test_merging_gives_the_same_text_and_leaves_no_peft_layers(adapters: dict[str, Path], tiny_models: Tiny) -> None:
     folders = [adapters["plain"], adapters["pattern"]]
     beside, merged = (load_with(tiny_models("llama"), *folders, merge=merge) for merge in (False, True))
     assert llmctl.generate(merged, PROMPT).token_ids == llmctl.generate(beside, PROMPT).token_ids
@@ -98,9 +98,7 @@ def test_merged_gives_the_same_text_and_leaves_nothing_of_peft(adapters: dict[st
     assert merged.plan.memory.adapter_bytes == 0
 
 
-def test_a_scale_of_nothing_is_no_adapter_and_twice_is_another_text(
-    adapters: dict[str, Path], tiny_models: Tiny
-) -> None:
+def test_a_scale_of_0_disables_an_adapter_and_2_changes_the_text(adapters: dict[str, Path], tiny_models: Tiny) -> None:
     folder, one = tiny_models("llama"), str(adapters["plain"])
     none, twice = ({"id": one, "scale": scale} for scale in (0, 2))
     texts = [llmctl.generate(load_with(folder, *chosen), PROMPT).token_ids for chosen in ([], [none], [one], [twice])]
@@ -123,7 +121,9 @@ def test_a_quantised_model_takes_an_adapter(bits: int, adapters: dict[str, Path]
 
 
 @pytest.mark.parametrize("backend", ["llmctl", "torch"])
-def test_weights_packed_for_a_cpu_take_no_adapter(backend: str, adapters: dict[str, Path], tiny_models: Tiny) -> None:
+def test_weights_packed_for_a_cpu_do_not_support_adapters(
+    backend: str, adapters: dict[str, Path], tiny_models: Tiny
+) -> None:
     with pytest.raises(UserError, match="adapters cannot be put on weights for") as refused:
         load_with(tiny_models("llama"), *adapters.values(), quantization={"bits": 4, "backend": backend})
     assert "bitsandbytes" in str(refused.value.hint)
@@ -157,7 +157,7 @@ def test_an_adapter_of_another_model_is_refused_before_weights_are_read(
         ({"alpha_pattern": {"(a+)+$": 4}}, "by a pattern"),
     ],
 )
-def test_what_is_not_a_plain_lora_is_refused_by_name(
+def test_other_adapters_than_plain_lora_are_refused_by_name(
     change: dict[str, Any], says: str, tiny_models: Tiny, tmp_path: Path
 ) -> None:
     folder = write_adapter(tmp_path / "adapter", tiny_models("llama"))
@@ -174,7 +174,7 @@ def test_the_patterns_of_a_repository_are_not_evaluated(tiny_models: Tiny, tmp_p
     assert llmctl.generate(load_with(tiny_models("llama"), folder), PROMPT).token_ids == right
 
 
-def test_a_pickle_a_whole_model_and_an_empty_folder_are_no_adapters(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_pickle_a_whole_model_and_an_empty_folder_are_not_adapters(tiny_models: Tiny, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", tiny_models("llama"))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"only as a pickle \(adapter_model.bin\)"):
@@ -213,7 +213,7 @@ def test_without_peft_the_error_names_the_command(tiny_models: Tiny, adapters: d
         make_plan(PlanRequest(Config.model_validate({"model": {"merge_adapters": True}}), LAPTOP, info))
 
 
-def test_an_adapter_config_beside_a_model_is_no_order_to_load_another(
+def test_an_adapter_config_beside_a_model_does_not_load_another_model(
     tiny_copy: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tiny_copy("llama")

@@ -24,7 +24,7 @@ def with_index(folder: Path, *targets: str) -> Path:
     return folder
 
 
-def test_reads_what_a_model_is(tiny_models: Copy) -> None:
+def test_the_facts_of_a_model_are_read_from_its_files(tiny_models: Copy) -> None:
     info = read_model_info(tiny_models("llama"))
     assert (info.model_type, info.layer_count, info.head_dim, info.context_length) == ("llama", 2, 16, 256)
     assert info.stored_dtype == "bfloat16"
@@ -82,7 +82,7 @@ def test_missing_shards_are_named(tiny_copy: Copy) -> None:
         read_model_info(folder)
 
 
-def test_a_file_that_is_cut_off_is_noticed_from_its_header(tiny_copy: Copy) -> None:
+def test_a_truncated_file_is_detected_from_its_header(tiny_copy: Copy) -> None:
     file = tiny_copy() / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is truncated"):
@@ -90,7 +90,7 @@ def test_a_file_that_is_cut_off_is_noticed_from_its_header(tiny_copy: Copy) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"[]"])
-def test_a_file_that_is_no_safetensors_is_refused(content: bytes, tiny_copy: Copy) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(content: bytes, tiny_copy: Copy) -> None:
     file = tiny_copy() / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(ModelError, match="safetensors"):
@@ -123,7 +123,7 @@ def test_more_layers_in_the_configuration_than_in_the_weights_are_refused(tiny_c
         read_model_info(folder)
 
 
-def test_a_configuration_that_is_no_json_is_refused(tiny_copy: Copy) -> None:
+def test_a_configuration_that_is_not_json_is_refused(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(ModelError, match="not valid JSON"):

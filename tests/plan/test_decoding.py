@@ -41,7 +41,7 @@ def generation(machine: Machine = LAPTOP, info: ModelInfo = SMALL, **values: Any
         ({"cache_config": {"backend": "fp8"}}, None, ["cache_config", "quantized cache"]),
     ],
 )
-def test_what_transformers_does_not_do_together_is_refused_by_name(
+def test_combinations_that_transformers_does_not_support_are_refused_by_name(
     values: dict[str, Any], draft: str | None, names: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -67,7 +67,7 @@ def test_the_backend_of_a_quantised_cache_is_one_that_is_installed() -> None:
     assert "pip install hqq" in str(caught.value.hint)
 
 
-def test_fp8_needs_a_transformers_that_has_it_and_takes_no_bits() -> None:
+def test_fp8_needs_a_recent_transformers_and_takes_no_bits() -> None:
     old = replace(LAPTOP, packages={**EVERYTHING, "transformers": "5.18.1"})
     with pytest.raises(MachineError, match=r"needs transformers 5\.21, 5\.18\.1 is installed"):
         generation(old, cache_implementation="quantized")
@@ -84,7 +84,7 @@ def test_a_sliding_window_is_not_quantised(window: dict[str, Any]) -> None:
     assert generation(info=off, cache_implementation="quantized").generation_kwargs["cache_implementation"]
 
 
-def test_compiling_needs_a_compiler_and_weights_that_it_knows() -> None:
+def test_compiling_needs_a_compiler_and_supported_weights() -> None:
     with pytest.raises(MachineError, match=r"needs a C\+\+ compiler"):
         generation(LAPTOP, compile=True)
     with pytest.raises(MachineError, match="needs the package triton"):
@@ -110,7 +110,7 @@ def test_the_draft_follows_dtype_and_bits_unless_it_has_its_own() -> None:
     assert "quantization_config" not in other.model_kwargs
 
 
-def test_the_draft_is_counted_and_takes_its_room_from_the_model() -> None:
+def test_the_draft_is_counted_and_reduces_the_memory_for_the_model() -> None:
     alone, both = planned(RTX_4090, LARGE), planned(RTX_4090, LARGE, beside=SMALL)
     assert both.draft is not None
     taken = sum(both.draft.memory.weights.values()) + both.draft.memory.working_bytes

@@ -40,7 +40,7 @@ CASES = [("T4", T4, None), ("T4, 4-bit", T4, 4), ("RTX 4090", RTX_4090, None), (
 
 
 @pytest.mark.parametrize(("name", "machine", "bits"), CASES, ids=[case[0] for case in CASES])
-def test_the_plan_reads_as_it_should(name: str, machine: Machine, bits: int | None) -> None:
+def test_the_plan_matches_the_expected_text(name: str, machine: Machine, bits: int | None) -> None:
     plan = make_plan(PlanRequest(settings_from_mapping({"quantization": {"bits": bits}}).config, machine, LLAMA3_8B))
     printed = [str(decision) for decision in plan.decisions]
     print(f"\nLlama 3 8B on {name}:", *printed, sep="\n  ")  # noqa: T201 (pytest -s shows it)

@@ -47,7 +47,7 @@ def chosen(plan: Plan) -> tuple[str, str, Any]:
     )
 
 
-def test_an_h100_takes_flash_attention_in_the_stored_dtype() -> None:
+def test_an_h100_uses_flash_attention_in_the_stored_dtype() -> None:
     plan = plan_for(H100)
     assert chosen(plan) == ("bfloat16", "flash_attention_2", {"cuda:0"})
     assert "16.1 GB of weights fit" in plan.reason("device_map")
@@ -78,7 +78,7 @@ def test_a_v100_is_too_old_for_bfloat16_and_flash_attention() -> None:
     assert chosen(plan_for(V100)) == ("float16", "sdpa", {"cuda:0"})
 
 
-def test_without_flash_attn_installed_the_reason_says_so() -> None:
+def test_the_reason_mentions_a_missing_flash_attn() -> None:
     plan = plan_for(gpu_machine(("NVIDIA H100", (9, 0), 80), flash=False))
     assert plan.model_kwargs["attn_implementation"] == "sdpa"
     assert "flash-attn, which is not installed" in plan.reason("attn_implementation")
@@ -142,30 +142,30 @@ def test_a_model_too_large_for_the_ram_is_refused_with_both_figures() -> None:
     assert "--quant 4bit" in (caught.value.hint or "")
 
 
-def test_a_card_asked_for_by_number_must_hold_it_all() -> None:
+def test_a_card_selected_by_number_must_hold_the_whole_model() -> None:
     with pytest.raises(MachineError, match="too much for cuda:0"):
         plan_for(T4, load={"device_map": "cuda:0"})
 
 
-def test_a_card_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_a_missing_card_is_an_error_that_lists_the_existing_ones() -> None:
     with pytest.raises(MachineError, match=r"there is no cuda:1 on this machine: cuda:0 NVIDIA H100"):
         plan_for(H100, load={"device_map": "cuda:1"})
 
 
-def test_max_memory_limits_what_a_card_takes() -> None:
+def test_max_memory_limits_the_weights_on_a_card() -> None:
     plan = plan_for(H100, load={"max_memory": {0: "8GiB"}})
     assert plan.memory.weights["cuda:0"] <= 8 * GIB
     assert plan.memory.weights["cpu"] > 0
 
 
-def test_a_cpu_only_torch_beside_a_card_is_said() -> None:
+def test_the_reason_mentions_a_cpu_only_torch_beside_a_card() -> None:
     machine = replace(WORKSTATION, idle_gpus=(Gpu(0, "NVIDIA RTX A4000", (8, 6), 16 * GIB, 16 * GIB),))
     plan = plan_for(machine)
     assert plan.devices == ("cpu",)
     assert "built without CUDA, so the NVIDIA RTX A4000 cannot be used" in plan.reason("device_map")
 
 
-def test_a_cpu_decodes_in_bfloat16_and_says_what_that_costs_without_the_instructions() -> None:
+def test_a_cpu_uses_bfloat16_and_the_reason_gives_its_cost_without_the_instructions() -> None:
     assert plan_for(WORKSTATION).model_kwargs["dtype"] == "bfloat16"
     small = decoder_info(
         source="a/b", layers=2, hidden=64, intermediate=128, heads=4, kv_heads=2, vocabulary=100, context=64
@@ -212,7 +212,7 @@ def test_flash_attention_on_an_old_card_is_refused_before_anything_is_loaded() -
         plan_for(T4, quantization={"bits": 4}, load={"attn_implementation": "flash_attention_2"})
 
 
-def test_flash_attention_asked_for_makes_float32_weights_half_precision() -> None:
+def test_requested_flash_attention_loads_float32_weights_in_half_precision() -> None:
     info = decoder_info(
         source="a/b", layers=2, hidden=64, intermediate=128, heads=4, kv_heads=2, vocabulary=9, context=64, dtype="F32"
     )
@@ -220,7 +220,7 @@ def test_flash_attention_asked_for_makes_float32_weights_half_precision() -> Non
     assert chosen(plan) == ("bfloat16", "flash_attention_2", {"cuda:0"})
 
 
-def test_flash_attention_cannot_take_heads_wider_than_256() -> None:
+def test_flash_attention_does_not_support_heads_wider_than_256() -> None:
     info = decoder_info(
         source="a/b", layers=2, hidden=2048, intermediate=64, heads=4, kv_heads=2, vocabulary=9, context=64
     )
@@ -268,7 +268,7 @@ def test_every_quantisation_key_reaches_the_library() -> None:
     }
 
 
-def test_a_quantised_checkpoint_keeps_its_own_way_and_refuses_another() -> None:
+def test_a_quantised_checkpoint_keeps_its_quantisation_and_refuses_another() -> None:
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     info = replace(LLAMA3_8B, config={**LLAMA3_8B.config, "quantization_config": stored})
     assert "quantization_config" not in plan_for(H100, info).model_kwargs
@@ -294,7 +294,7 @@ def test_an_explicit_map_must_cover_every_module() -> None:
 
 
 @pytest.mark.parametrize("machine", [T4, RTX_4090, H100, TWO_4090, WORKSTATION])
-def test_safetensors_and_no_code_of_the_repository_are_always_said_explicitly(machine: Machine) -> None:
+def test_safetensors_and_no_remote_code_are_always_explicit_arguments(machine: Machine) -> None:
     plan = plan_for(machine)
     assert plan.model_kwargs["use_safetensors"] is True
     assert plan.model_kwargs["trust_remote_code"] is False
@@ -305,7 +305,7 @@ def test_safetensors_and_no_code_of_the_repository_are_always_said_explicitly(ma
     assert all(d.reason for d in plan.decisions)
 
 
-def test_trusting_code_is_said_with_whose_code_it_is() -> None:
+def test_the_reason_for_trusted_code_names_the_repository() -> None:
     info = replace(LLAMA3_8B, config={**LLAMA3_8B.config, "auto_map": {"AutoModelForCausalLM": "x.Y"}})
     plan = plan_for(H100, info, model={"trust_remote_code": True})
     assert plan.model_kwargs["trust_remote_code"] is True
@@ -326,7 +326,7 @@ def test_greedy_unless_something_asks_for_sampling() -> None:
         plan_for(H100, generation={"temperature": 0, "do_sample": True})
 
 
-def test_planning_is_pure_and_gives_the_same_twice() -> None:
+def test_planning_is_pure_and_repeatable() -> None:
     assert plan_for(TWO_4090, LLAMA3_70B, quantization={"bits": 4}) == plan_for(
         TWO_4090, LLAMA3_70B, quantization={"bits": 4}
     )

@@ -22,7 +22,7 @@ def test_the_parameters_of_llama_3_are_those_the_hub_counts() -> None:
     assert LLAMA3_70B.parameters == 70_553_706_496
 
 
-def test_weights_by_module_add_up_and_stand_in_forward_order() -> None:
+def test_weights_by_module_add_up_and_are_in_forward_order() -> None:
     sizes = module_bytes(LLAMA3_8B, dtype="bfloat16")
     assert sum(sizes.values()) == 2 * LLAMA3_8B_PARAMETERS
     assert next(iter(sizes)) == "model.embed_tokens"
@@ -54,7 +54,7 @@ def test_a_skipped_module_stays_as_it_is() -> None:
     assert tensor_bytes(tensor, dtype="bfloat16", quantization=skipped) == 64 * 64 * 2
 
 
-def test_a_tied_head_takes_nothing_of_its_own() -> None:
+def test_a_tied_head_takes_no_memory() -> None:
     numbers = {"layers": 1, "hidden": 64, "intermediate": 64, "heads": 4, "kv_heads": 4, "vocabulary": 10, "context": 9}
     tied = decoder_info(source="a/b", tied=True, **numbers)
     assert module_bytes(tied, dtype="float32")["lm_head"] == 0
@@ -83,10 +83,10 @@ def test_sliding_layers_keep_at_most_their_window() -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GiB", 20 * 2**30), ("1.5GB", 1_500_000_000), ("7", 7), (8, 8)])
-def test_sizes_as_people_write_them(text: str | int, size: int) -> None:
+def test_sizes_with_units_are_parsed(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-def test_a_size_that_is_none_is_refused() -> None:
+def test_an_invalid_size_is_refused() -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_bytes("plenty")

@@ -155,7 +155,7 @@ def test_the_reason_counts_the_experts_that_stay_unquantised() -> None:
     assert "the experts, 97 % of the weights, stay unquantised" in way.plan.reason("quantization")
 
 
-def test_where_it_does_not_fit_the_largest_context_that_would_is_said() -> None:
+def test_a_variant_that_does_not_fit_has_the_largest_context_that_would() -> None:
     long = decoder_info(
         source="a/b", layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=32, vocabulary=128256,
         context=1_000_000,
@@ -168,7 +168,7 @@ def test_where_it_does_not_fit_the_largest_context_that_would_is_said() -> None:
     assert ways(long, "h100", context=way.largest_context + 64)["bfloat16"].verdict == "too large"
 
 
-def test_where_it_spills_the_largest_context_that_fits_whole_is_said() -> None:
+def test_a_variant_that_spills_has_the_largest_context_that_would_not() -> None:
     way = ways(LLAMA3_8B, "rtx4090", context=8192, batch=8)["bfloat16"]
     assert way.verdict == "spills"
     assert way.largest_context is not None
@@ -190,7 +190,7 @@ def test_a_t4_is_offered_float16_with_its_reason() -> None:
     assert found["8-bit"].plan.reason("dtype") == "Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more"
 
 
-def test_a_quantised_checkpoint_has_one_way() -> None:
+def test_a_quantised_checkpoint_has_one_variant() -> None:
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     info = ModelInfo("a/b", {**LLAMA3_8B.config, "quantization_config": stored}, LLAMA3_8B.tensors)
     assert list(ways(info, "h100")) == ["as stored (bitsandbytes 4-bit)"]
@@ -232,7 +232,7 @@ def test_a_machine_can_be_described_in_a_file(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["h1000", "0", "", "nothing.yaml"])
-def test_an_unknown_machine_is_refused_with_those_that_are_known(name: str) -> None:
+def test_an_unknown_machine_is_an_error_that_lists_the_known_ones(name: str) -> None:
     with pytest.raises(UserError) as caught:
         preset_machine(name)
     assert "rtx4090" in (caught.value.hint or "")

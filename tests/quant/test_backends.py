@@ -28,7 +28,7 @@ def name_of(machine: Machine, devices: tuple[str, ...], **quantization: Any) -> 
     return preferred(config(**quantization), machine, devices=devices).name
 
 
-def test_auto_takes_the_first_backend_that_serves_the_machine() -> None:
+def test_auto_selects_the_first_backend_that_supports_the_machine() -> None:
     assert name_of(CPU, ("cpu",)) == "llmctl"
     assert name_of(WITHOUT_KERNELS, ("cpu",)) == "torch"
     assert name_of(H100, ("cuda:0",)) == "bitsandbytes"
@@ -36,7 +36,7 @@ def test_auto_takes_the_first_backend_that_serves_the_machine() -> None:
     assert name_of(CPU, ("cpu",), backend="torch") == "torch"
 
 
-def test_a_backend_that_cannot_serve_says_why_and_what_to_type() -> None:
+def test_the_refusal_of_a_backend_has_a_reason_and_a_hint() -> None:
     refused = [
         ("llmctl", H100, ("cuda:0",), UserError),
         ("torch", H100, ("cuda:0",), UserError),

@@ -205,7 +205,7 @@ def test_a_killed_write_leaves_no_entry(tiny_models: Tiny, run: Run) -> None:
     assert len(cache.entries()) == 1
 
 
-def test_what_another_process_is_writing_is_left_alone(tiny_models: Tiny) -> None:
+def test_a_folder_that_another_process_is_writing_is_not_removed(tiny_models: Tiny) -> None:
     from llmctl.quant.atomic_folder import NewFolder
 
     folder = tiny_models("llama")

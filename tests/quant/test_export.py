@@ -85,13 +85,13 @@ def test_a_folder_that_is_not_empty_is_never_overwritten(tiny_models: Tiny, tmp_
     assert quantize(tiny_models("llama"), tmp_path / "empty").folder == tmp_path / "empty"
 
 
-def test_what_is_quantised_already_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_quantised_model_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
     quantize(tiny_models("llama"), tmp_path / "one")
     with pytest.raises(UserError, match=r"is already quantised \(bitsandbytes 4-bit\)"):
         quantize(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_disk_without_room_is_noticed_before_anything_is_loaded(
+def test_a_full_disk_is_detected_before_anything_is_loaded(
     tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -102,7 +102,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_loaded(
     assert not (tmp_path / "quantised").exists()
 
 
-def test_a_model_that_would_lie_partly_in_ram_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
+def test_a_model_that_would_be_partly_in_ram_is_refused(tiny_models: Tiny, tmp_path: Path) -> None:
     prepared = prepare(settings_from_mapping({"model": {"id": str(tiny_models("llama"))}, "quantization": {"bits": 4}}))
     split = replace(prepared, plan=replace(prepared.plan, devices=("cuda:0", "cpu")))
     with pytest.raises(MachineError, match="would stay unquantised"):
@@ -131,7 +131,9 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_removes_its_remains(tiny
     assert [path.name for path in place.iterdir()] == ["quantised"]
 
 
-def test_an_error_on_the_way_leaves_nothing(tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_writing_leaves_no_files(
+    tiny_models: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -50,7 +50,7 @@ def test_every_architecture_loads_generates_and_saves(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_it_computes_what_the_weights_stand_for(architecture: str, bits: int, tiny_models: Tiny) -> None:
+def test_layers_compute_with_the_dequantised_weights(architecture: str, bits: int, tiny_models: Tiny) -> None:
     """Compare with the unquantised architecture that has the dequantised weights, in float32."""
     import torch
 
@@ -113,7 +113,7 @@ def test_the_head_and_any_module_can_stay_unquantised(tiny_models: Tiny) -> None
     assert loaded.measured.device_bytes["cpu"] == pytest.approx(loaded.plan.memory.weights["cpu"], rel=0.02)
 
 
-def test_the_embedding_that_is_tied_to_the_head_is_one_with_it(tiny_models: Tiny) -> None:
+def test_a_tied_embedding_shares_the_packed_head(tiny_models: Tiny) -> None:
     loaded = load(tiny_models("qwen3"))
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
 
@@ -186,7 +186,7 @@ print(json.dumps([peak_memory_bytes(), after, sum(loaded.measured.device_bytes.v
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are let go on Linux")
-def test_the_peak_of_quantising_is_little_more_than_what_is_held_afterwards(tiny_copy: Copy) -> None:
+def test_the_peak_memory_of_quantising_is_little_more_than_the_result(tiny_copy: Copy) -> None:
     folder = tiny_copy(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=16, head_dim=64
     )

@@ -35,7 +35,7 @@ def test_every_architecture_loads_and_generates(architecture: str, bits: int, ti
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.12), (8, 0.01)])
 @pytest.mark.parametrize("shape", [(64, 64), (80, 32), (7, 33), (200, 96), (1, 5)])
-def test_a_product_is_that_of_the_weights_however_odd_the_shape(bits: int, most: float, shape: tuple[int, int]) -> None:
+def test_products_are_correct_for_odd_shapes(bits: int, most: float, shape: tuple[int, int]) -> None:
     import torch
 
     from llmctl.cpu.layers import ROWS_TOGETHER
@@ -74,7 +74,7 @@ def test_equal_weights_of_a_block_and_rows_of_zeros_are_kept() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_found(bits: int, wrong: float, tiny_copy: Copy) -> None:
+def test_a_weight_that_is_not_finite_is_detected(bits: int, wrong: float, tiny_copy: Copy) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tiny_copy()
