@@ -51,7 +51,7 @@ def side_by_side(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.Te
     return done.returncode, json.loads(done.stdout), folder
 
 
-def test_one_that_cannot_run_is_told_beside_those_that_did(side_by_side: Any) -> None:
+def test_a_failed_configuration_is_reported_with_the_others(side_by_side: Any) -> None:
     code, document, _ = side_by_side
     assert code == 1
     assert document["schema"] == "llmctl.bench/1"
@@ -77,7 +77,7 @@ def test_every_run_has_every_cell_and_no_answer_ended_early(side_by_side: Any) -
             assert run["loaded"]["resident_bytes"] <= run["ended"]["peak_memory_bytes"]
 
 
-def test_a_row_is_the_median_of_the_runs_with_the_least_and_the_most(side_by_side: Any) -> None:
+def test_a_row_is_the_median_with_the_minimum_and_maximum_of_the_runs(side_by_side: Any) -> None:
     for one in side_by_side[1]["configs"][:2]:
         for place, row in enumerate(one["summary"]["cells"]):
             runs = [run["cells"][place] for run in one["runs"]]
@@ -94,7 +94,7 @@ def test_a_row_is_the_median_of_the_runs_with_the_least_and_the_most(side_by_sid
 @pytest.mark.parametrize(
     ("rate", "bound"), [(2e9, 1e11), (5e10, 1e11), (9e11, 9e11)], ids=["a hundred times slower", "slower", "faster"]
 )
-def test_16_bits_are_as_fast_as_float32_at_least_and_a_slow_product_is_not_waited_for(
+def test_16_bits_are_at_least_as_fast_as_float32_and_a_slow_product_is_skipped(
     rate: float, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -121,7 +121,7 @@ def test_bounds_are_measured_in_the_dtypes_that_are_used(side_by_side: Any) -> N
     assert all(0 < share < 2 for share in shares)
 
 
-def test_the_chart_is_a_real_svg_with_every_configuration_that_ran(side_by_side: Any) -> None:
+def test_the_chart_is_an_svg_with_every_configuration_that_ran(side_by_side: Any) -> None:
     root = ElementTree.parse(side_by_side[2] / "speed.svg").getroot()
     assert root.tag.endswith("svg")
     assert "plain bf16" in (side_by_side[2] / "speed.svg").read_text(encoding="utf-8")
@@ -135,7 +135,7 @@ def ending(loaded: LoadedModel) -> bool:
     )
 
 
-def test_end_tokens_neither_end_an_answer_nor_stand_in_a_prompt(tiny_copy: Callable[..., Path]) -> None:
+def test_end_tokens_neither_end_an_answer_nor_occur_in_a_prompt(tiny_copy: Callable[..., Path]) -> None:
     folder = tiny_copy()
     ends = list(range(200, 400))
     edit_json(folder / "generation_config.json", eos_token_id=ends, repetition_penalty=1.3)
@@ -182,7 +182,7 @@ def test_an_interrupt_leaves_no_process_behind(screen: "pexpect.spawn[str]") -> 
     assert gone(children)
 
 
-def test_an_interrupt_reports_the_runs_that_were_whole(tiny_models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_interrupt_reports_the_completed_runs(tiny_models: Callable[[str], Path], tmp_path: Path) -> None:
     words = "--prompt-tokens 8 --batch 1 --new-tokens 4 --runs 500 --json"
     process = subprocess.Popen(
         [sys.executable, "-m", "llmctl", "bench", str(tiny_models("llama")), *words.split(), "--verbose"],
@@ -201,7 +201,7 @@ def test_an_interrupt_reports_the_runs_that_were_whole(tiny_models: Callable[[st
     assert len(document["configs"][0]["runs"]) == 1
 
 
-def test_a_killed_parent_takes_its_child_along(screen: "pexpect.spawn[str]") -> None:
+def test_a_child_ends_when_its_parent_is_killed(screen: "pexpect.spawn[str]") -> None:
     children = psutil.Process(screen.pid).children(recursive=True)
     assert children
     os.kill(screen.pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ def test_the_report_fits_a_terminal_of_80_columns(tiny_models: Callable[[str], P
     assert max(len(line) for line in text.splitlines() if str(tiny_models("llama")) not in line) <= 80
 
 
-def test_a_child_that_dies_is_told_by_its_last_words() -> None:
+def test_a_dead_child_is_reported_with_its_last_output() -> None:
     with pytest.raises(MachineError, match=r"exit code 1: TypeError: .*nonsense"):
         list(ask("run", nonsense=1))
 
@@ -245,7 +245,7 @@ def test_a_child_that_dies_is_told_by_its_last_words() -> None:
         ("--new-tokens 1", 2, "--new-tokens"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_runs(
     run: Run, tiny_models: Callable[[str], Path], words: str, code: int, said: str
 ) -> None:
     done = run("bench", str(tiny_models("llama")), *words.split())
@@ -266,7 +266,7 @@ def test_a_chart_without_matplotlib_names_the_command(
     assert "pip install 'llmctl-hf[plot]'" in done.stderr
 
 
-def test_when_nothing_can_run_it_is_the_error_itself(run: Run, tiny_models: Callable[[str], Path]) -> None:
+def test_if_nothing_can_run_the_error_is_raised(run: Run, tiny_models: Callable[[str], Path]) -> None:
     done = run("bench", str(tiny_models("llama")), "--attn", "flash_attention_2", "--quick", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["kind"] == "machine"

@@ -58,7 +58,7 @@ def comparison(tiny_models: Callable[[str], Path]) -> Comparison:
     return comparison_of(tiny_models("llama"))
 
 
-def test_rates_are_held_against_what_the_device_moves_and_computes(comparison: Comparison) -> None:
+def test_rates_are_compared_with_the_limits_of_the_device(comparison: Comparison) -> None:
     summary = summarise(comparison, comparison.outcomes[0])
     assert summary is not None
     one, four = summary.cells
@@ -76,7 +76,7 @@ def test_rates_are_held_against_what_the_device_moves_and_computes(comparison: C
     assert four.decode_ratio is None
 
 
-def test_reading_a_prompt_counts_blocks_for_every_token_and_the_head_once(tiny_models: Callable[[str], Path]) -> None:
+def test_a_prefill_counts_blocks_for_every_token_and_the_head_once(tiny_models: Callable[[str], Path]) -> None:
     info = info_of(tiny_models("llama"))
     vocabulary = info.text_config["vocab_size"] * 64
     blocks = info.parameters - 2 * vocabulary
@@ -91,7 +91,7 @@ def test_a_tied_table_is_read_as_the_head(tiny_models: Callable[[str], Path]) ->
     assert with_cache == 5000 + 10 * 2 * 2 * 2 * 16 * 4
 
 
-def test_of_a_mixture_only_one_sequence_at_a_time_can_be_held_against_the_bandwidth(
+def test_a_mixture_of_experts_is_compared_with_the_bandwidth_only_for_one_sequence(
     tiny_models: Callable[[str], Path],
 ) -> None:
     info = info_of(tiny_models("mixtral"))
@@ -103,7 +103,7 @@ def test_of_a_mixture_only_one_sequence_at_a_time_can_be_held_against_the_bandwi
     assert two is None
 
 
-def test_a_ratio_is_one_inside_the_range_and_counts_from_its_nearest_end() -> None:
+def test_a_ratio_is_one_inside_the_range_and_relative_to_the_nearest_end_outside() -> None:
     assert ratio(Spread(5, 5, 5, 1), (4, 6)) == 1
     assert ratio(Spread(3, 3, 3, 1), (4, 6)) == 0.75
     assert ratio(Spread(9, 9, 9, 1), (4, 6)) == 1.5
@@ -117,7 +117,7 @@ def test_one_measurement_is_shown_without_a_spread() -> None:
     assert spread_text(spread([None])) == "?"
 
 
-def test_the_report_tells_failures_wrong_estimates_and_a_busy_machine(
+def test_the_report_mentions_failures_wrong_estimates_and_a_busy_machine(
     comparison: Comparison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show(Output(), comparison)
@@ -132,7 +132,7 @@ def test_the_report_tells_failures_wrong_estimates_and_a_busy_machine(
     assert row.split("\t")[-1] == "x2"
 
 
-def test_a_chart_is_a_real_png_and_takes_the_place_of_an_old_one(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_chart_is_a_png_and_replaces_an_old_one(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "speed.png"
     file.write_bytes(b"old")
@@ -142,7 +142,7 @@ def test_a_chart_is_a_real_png_and_takes_the_place_of_an_old_one(comparison: Com
     assert [left.name for left in tmp_path.iterdir()] == ["speed.png"]
 
 
-def test_a_chart_that_cannot_be_written_is_the_machines_fault(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_chart_that_cannot_be_written_is_a_machine_error(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "speed.png").mkdir()
     with pytest.raises(MachineError, match="cannot be written"):

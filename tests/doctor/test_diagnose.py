@@ -79,15 +79,15 @@ def test_a_machine_where_everything_works_has_nothing_broken_and_no_warning() ->
 # -- torch, driver, card
 
 
-def test_a_torch_for_the_cpu_beside_a_card_is_a_warning_with_the_command_that_mends_it() -> None:
+def test_a_cpu_build_of_torch_on_a_machine_with_a_gpu_is_a_warning_with_a_fix() -> None:
     line = lines(findings(idle(H100), driver=DRIVER_13))["torch"]
     assert line.status == "warning"
-    assert "2.13.0+cpu is built for the CPU only, and NVIDIA H100 80GB HBM3 is in this machine" in line.reason
+    assert "2.13.0+cpu is built for the CPU only, but NVIDIA H100 80GB HBM3 is in this machine" in line.reason
     assert "models run on the CPU instead" in line.reason
     assert line.fix == 'pip install --force-reinstall "torch==2.13.0"'
 
 
-def test_it_is_broken_where_the_configuration_names_a_gpu() -> None:
+def test_a_cpu_build_of_torch_is_broken_if_the_configuration_names_a_gpu() -> None:
     found = findings(idle(H100), {"load": {"device_map": "cuda"}}, driver=DRIVER_13)
     line = lines(found)["torch"]
     assert line.status == "broken"
@@ -95,13 +95,13 @@ def test_it_is_broken_where_the_configuration_names_a_gpu() -> None:
     assert not is_healthy(diagnose(found))
 
 
-def test_it_is_no_matter_of_concern_where_the_configuration_names_the_cpu() -> None:
+def test_a_cpu_build_of_torch_needs_nothing_if_the_configuration_names_the_cpu() -> None:
     found = findings(idle(H100), {"load": {"device_map": "cpu"}}, driver=DRIVER_13)
     assert lines(found)["torch"].status == "warning"
     assert is_healthy(diagnose(found))
 
 
-def test_a_card_that_only_the_bus_shows_is_seen_too() -> None:
+def test_a_card_that_is_visible_only_on_the_bus_is_detected() -> None:
     found = findings(LAPTOP, driver=NvidiaDriver(cards_on_bus=1))
     assert "an NVIDIA card is in this machine" in lines(found)["torch"].reason
     assert "NVIDIA's driver is not usable" in lines(found)["GPU"].reason
@@ -114,16 +114,16 @@ def test_a_driver_older_than_torchs_cuda_is_named_with_the_driver_to_install() -
     found = findings(H100, {"load": {"device_map": "cuda:0"}}, torch=facts, driver=old)
     line = lines(found)["torch"]
     assert line.status == "broken"
-    assert "built for CUDA 13.0, and NVIDIA's driver 550.54.14 serves CUDA up to 12.4" in line.reason
+    assert "built for CUDA 13.0, but NVIDIA's driver 550.54.14 supports CUDA up to 12.4" in line.reason
     assert str(line.fix).startswith("update NVIDIA's driver to 580 or newer")
 
 
-def test_an_older_minor_version_of_the_driver_is_fine_where_torch_computes() -> None:
+def test_an_older_minor_version_of_the_driver_is_fine_if_torch_works() -> None:
     driver = NvidiaDriver("580.65.06", (13, 0), None, 1)
     assert lines(findings(H100, torch=CUDA_13 | {"cuda": "13.2"}, driver=driver))["torch"].status == "ok"
 
 
-def test_any_other_reason_of_torch_is_handed_on_and_auto_needs_the_card_that_it_takes() -> None:
+def test_other_cuda_errors_of_torch_are_quoted_and_auto_needs_the_card() -> None:
     facts = CUDA_13 | {"cuda_works": False, "cuda_error": "uncorrectable ECC error encountered"}
     line = lines(findings(H100, torch=facts))["torch"]
     assert line.status == "broken"
@@ -151,7 +151,7 @@ def test_cards_hidden_by_a_variable_are_named() -> None:
     assert line.fix == "unset CUDA_VISIBLE_DEVICES"
 
 
-def test_a_gpu_number_that_is_not_here_is_broken() -> None:
+def test_a_missing_gpu_number_is_broken() -> None:
     line = lines(findings(H100, {"load": {"device_map": "cuda:3"}}))["GPU"]
     assert line.status == "broken"
     assert "there is no cuda:3 on this machine" in line.reason
@@ -167,7 +167,7 @@ def test_a_mac_is_fine_without_any_of_this() -> None:
 def test_flash_attention_on_a_t4_is_broken_and_sdpa_is_the_change() -> None:
     line = lines(findings(T4, {"load": {"attn_implementation": "flash_attention_2"}}))["attention"]
     assert (line.status, line.fix) == ("broken", "--attn sdpa")
-    assert "needs compute capability 8.0 or more, Tesla T4 has 7.5" in line.reason
+    assert "needs compute capability 8.0 or more, but Tesla T4 has 7.5" in line.reason
 
 
 def test_flash_attention_in_float32_is_broken_and_bf16_is_the_change() -> None:
@@ -181,7 +181,7 @@ def test_bf16_on_a_t4_is_a_warning() -> None:
     assert (line.status, line.fix) == ("warning", "--dtype fp16")
 
 
-def test_a_missing_flash_attn_is_broken_only_where_it_is_asked_for() -> None:
+def test_a_missing_flash_attn_is_broken_only_if_requested() -> None:
     without = findings(replace(H100, packages={"torch": "2.13.0", "bitsandbytes": "0.50.2"}))
     without = replace(without, trials={n: t for n, t in without.trials.items() if n != "flash_attn"})
     assert lines(without)["flash-attn"].status == "skipped"
@@ -224,7 +224,7 @@ def test_transformers_outside_its_range_is_broken_and_beyond_the_tested_a_warnin
         assert line.fix == 'pip install "transformers>=5.18,<6"'
 
 
-def test_the_line_of_the_own_kernels_says_what_is_lost_without_them() -> None:
+def test_the_line_of_the_cpu_kernels_states_the_consequence_of_their_absence() -> None:
     why = "they were not compiled when llmctl was installed: no C++ compiler was found, or it failed"
 
     def line(machine: Machine, outcome: Any = "imported", **facts: Any) -> Check:
@@ -241,7 +241,7 @@ def test_the_line_of_the_own_kernels_says_what_is_lost_without_them() -> None:
     assert "fails (SIGILL)" in line(LAPTOP, "crashed").reason
 
 
-def test_a_kernels_package_that_transformers_does_not_take_is_a_warning() -> None:
+def test_a_kernels_package_that_transformers_does_not_support_is_a_warning() -> None:
     wanted = Requirements(">=3.11", ("3.11",), RANGES, INSTALLED | {"kernels": "0.19.0"})
     line = lines(findings(H100, requirements=wanted))["kernels"]
     assert (line.status, line.fix) == ("warning", 'pip install "kernels>=0.18.2,<0.19.0"')
@@ -256,7 +256,7 @@ def test_an_old_python_is_broken_and_an_untested_one_a_warning() -> None:
 # -- the Hub and the disk
 
 
-def test_a_fault_of_the_way_to_the_hub_matters_only_where_a_model_has_to_come() -> None:
+def test_a_fault_of_the_hub_is_broken_only_if_a_model_must_be_downloaded() -> None:
     away = HubState("https://hub", unreachable=Refusal("unreachable", "cannot reach hub", "is it up?"))
     assert lines(findings(H100, hub=away))["Hub"].status == "warning"
     wanted = replace(away, wanted="acme/model")
@@ -286,7 +286,7 @@ def test_an_address_space_smaller_than_the_model_is_broken() -> None:
     assert (line.status, line.fix) == ("broken", "ulimit -v unlimited")
 
 
-def test_an_import_that_fails_for_want_of_address_space_is_not_mended_by_installing_it_again() -> None:
+def test_an_import_that_fails_for_lack_of_address_space_is_not_fixed_by_reinstalling() -> None:
     computer = Computer("3.11.9", "Linux", address_limit_bytes=600_000_000)
     failed = {"torch": Trial("failed", error="MemoryError: ")}
     assert lines(findings(LAPTOP, trials=failed, computer=computer))["torch"].fix == "ulimit -v unlimited"
@@ -307,7 +307,7 @@ def test_threads_are_compared_with_the_cores_that_may_be_used(threads: int, fix:
     assert lines(findings(H100, torch=CUDA_13 | {"threads": threads}, computer=computer))["threads"].fix == fix
 
 
-def test_a_broken_line_always_says_what_to_do() -> None:
+def test_a_broken_line_always_has_a_fix() -> None:
     asked = {"load": {"device_map": "cuda", "attn_implementation": "flash_attention_2"}, "quantization": {"bits": 4}}
     broken = {name: Trial("crashed", error="SIGSEGV") for name in PACKAGES}
     checks = diagnose(findings(LAPTOP, asked, trials=broken, hub=HubState(failure="SIGSEGV")))

@@ -26,7 +26,7 @@ def test_this_machine_is_clean_for_a_model_on_the_cpu(doctor: Any, tiny_models: 
     assert found["line"]["plan"]["reason"].startswith("cpu: ")
 
 
-def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doctor: Any, quick: str) -> None:
+def test_every_check_is_a_line_with_a_status_and_a_reason_and_a_summary_follows(doctor: Any, quick: str) -> None:
     done = doctor.raw(PYTHONPATH=quick)
     lines = done.stdout.splitlines()
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "warning", "broken", "skipped", "fix:"}
@@ -35,7 +35,7 @@ def test_every_check_is_a_line_with_a_word_a_reason_and_the_summary_ends_it(doct
         assert [line for line in lines if line[11:].startswith(name)], name
 
 
-def test_cuda_with_flash_attention_is_broken_here_and_each_line_says_what_to_change(doctor: Any, quick: str) -> None:
+def test_cuda_with_flash_attention_is_broken_without_a_gpu_and_each_line_has_a_fix(doctor: Any, quick: str) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has an NVIDIA driver")
     asked = ("--set", "load.device_map=cuda", "--set", "load.attn_implementation=flash_attention_2")
@@ -65,7 +65,7 @@ def test_problems_of_the_configuration_are_lines_and_the_rest_is_still_checked(
     assert found["line"]["torch"]["status"] == "ok"
 
 
-def test_what_the_plan_refuses_is_refused_here_with_its_hint(doctor: Any, tiny_models: TinyModels, quick: str) -> None:
+def test_an_error_of_the_plan_is_reported_with_its_hint(doctor: Any, tiny_models: TinyModels, quick: str) -> None:
     asked = ("--set", "load.device_map=cpu", "--set", "load.max_memory={cpu: 10KB}")
     found = doctor("--model", str(tiny_models("llama")), *asked, PYTHONPATH=quick)
     assert found["exit_code"] == 1
@@ -74,7 +74,7 @@ def test_what_the_plan_refuses_is_refused_here_with_its_hint(doctor: Any, tiny_m
     assert found["line"]["plan"]["fix"]
 
 
-def test_a_folder_that_is_no_model_is_one_line(doctor: Any, tmp_path: Path, quick: str) -> None:
+def test_a_folder_without_a_model_is_one_line(doctor: Any, tmp_path: Path, quick: str) -> None:
     found = doctor("--model", str(tmp_path), PYTHONPATH=quick)
     assert found["exit_code"] == 1
     assert "config.json" in found["line"]["model"]["reason"]
@@ -99,7 +99,7 @@ def test_a_package_that_segfaults_is_one_line(
     assert found["line"]["memory"]["status"] == "ok"
 
 
-def test_a_package_that_hangs_is_stopped_with_what_it_started(
+def test_a_hanging_package_is_stopped_with_its_child_processes(
     doctor: Any, plant: Any, quick: str, tmp_path: Path
 ) -> None:
     mark = tmp_path / "grandchild"
@@ -161,7 +161,7 @@ def test_a_package_that_raises_or_exits_is_one_line(doctor: Any, plant: Any, qui
     assert "quantization.bits is 8" in line["bitsandbytes"]["reason"]
 
 
-def test_what_imports_torch_is_not_blamed_for_a_broken_torch(doctor: Any, plant: Any) -> None:
+def test_packages_that_import_torch_are_not_blamed_for_a_broken_torch(doctor: Any, plant: Any) -> None:
     found = doctor(PYTHONPATH=str(plant("torch", SEGFAULT)))
     assert found["exit_code"] == 1
     assert found["line"]["torch"]["status"] == "broken"
@@ -190,13 +190,13 @@ def test_a_flash_attn_built_for_another_torch_is_named_with_the_command(doctor: 
     found = doctor("--set", "load.attn_implementation=flash_attention_2", PYTHONPATH=planted)
     line = found["line"]["flash-attn"]
     assert (line["status"], found["exit_code"]) == ("broken", 1)
-    assert "built against another torch" in line["reason"]
+    assert "built against a different torch" in line["reason"]
     assert line["fix"].startswith("pip install --no-build-isolation --force-reinstall")
     assert line["fix"].endswith("flash-attn")
     assert doctor(PYTHONPATH=planted)["line"]["flash-attn"]["status"] == "warning"
 
 
-def test_what_was_planted_in_the_current_folder_is_not_what_is_imported(doctor: Any, quick: str) -> None:
+def test_modules_in_the_current_folder_are_not_imported(doctor: Any, quick: str) -> None:
     (doctor.folder / "accelerate.py").write_text("raise RuntimeError('a script of the user')\n")
     assert doctor(PYTHONPATH=quick)["line"]["accelerate"]["status"] == "ok"
 
@@ -238,7 +238,7 @@ def test_a_cache_below_a_file_is_named(doctor: Any, tmp_path: Path, quick: str) 
     assert f"{tmp_path / 'file'} is a file" in line["reason"]
 
 
-def test_looking_leaves_nothing_in_the_cache(doctor: Any, tmp_path: Path, quick: str) -> None:
+def test_the_checks_leave_nothing_in_the_cache(doctor: Any, tmp_path: Path, quick: str) -> None:
     doctor(PYTHONPATH=quick)
     assert not (tmp_path / "hf-home").exists()
 
@@ -268,9 +268,7 @@ def test_too_many_threads_and_few_files_are_named(doctor: Any, quick: str) -> No
 Hub = Any
 
 
-def test_a_hub_that_answers_a_token_that_it_knows_and_a_model_that_may_be_read(
-    doctor: Any, hub: Hub, quick: str
-) -> None:
+def test_a_working_hub_token_and_readable_model_are_ok(doctor: Any, hub: Hub, quick: str) -> None:
     found = doctor(
         "--model", "acme/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_TOKEN="hf_good", PYTHONPATH=quick
     )
@@ -293,7 +291,7 @@ def test_a_wrong_token_is_named_and_not_shown(doctor: Any, hub: Hub, quick: str)
     assert "hf_wrong_and_secret" not in found["all_text"]
 
 
-def test_a_token_file_that_cannot_be_read_is_a_matter_of_the_token(doctor: Any, tmp_path: Path, quick: str) -> None:
+def test_an_unreadable_token_file_is_reported_for_the_token(doctor: Any, tmp_path: Path, quick: str) -> None:
     line = doctor("--offline", HF_TOKEN_PATH=str(tmp_path), PYTHONPATH=quick)["line"]
     assert line["huggingface_hub"]["status"] == "ok"
     assert line["token"]["status"] == "warning"
@@ -340,7 +338,7 @@ def test_a_dead_proxy_is_named_without_its_password(scheme: str, doctor: Any, qu
     assert "anna" not in found["all_text"]
 
 
-def test_a_hub_that_is_silent_does_not_hold_the_doctor_up(doctor: Any, hub: Hub, quick: str) -> None:
+def test_a_silent_hub_does_not_delay_the_doctor(doctor: Any, hub: Hub, quick: str) -> None:
     hub.fault(action="hang", seconds=60, times=-1)
     found = doctor("--model", "acme/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, PYTHONPATH=quick)
     assert "did not answer within 4 s" in found["line"]["Hub"]["reason"]
@@ -357,7 +355,7 @@ def test_offline_the_network_is_not_touched_and_a_missing_model_is_named(doctor:
 # -- the report
 
 
-def test_the_report_holds_what_helps_and_no_secret(
+def test_the_report_has_useful_facts_and_no_secret(
     doctor: Any, plant: Any, tmp_path: Path, hub: Hub, quick: str
 ) -> None:
     home = tmp_path / "home-of-anna"
@@ -398,7 +396,7 @@ def test_the_report_holds_what_helps_and_no_secret(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".report")] == []
 
 
-def test_a_report_has_a_name_of_its_own_and_a_file_needs_the_flag(doctor: Any, tmp_path: Path, quick: str) -> None:
+def test_a_report_has_a_unique_name_and_is_written_only_on_request(doctor: Any, tmp_path: Path, quick: str) -> None:
     assert doctor.raw("--report", "--json", PYTHONPATH=quick).returncode == 0
     assert (doctor.folder / "llmctl-report.md").read_text().startswith("# llmctl doctor, ")
     refused = doctor.raw("report.md", PYTHONPATH=quick)
@@ -408,7 +406,7 @@ def test_a_report_has_a_name_of_its_own_and_a_file_needs_the_flag(doctor: Any, t
     assert doctor.raw("--report", str(tmp_path / "file" / "x.md"), PYTHONPATH=quick).returncode == 3
 
 
-def test_quiet_leaves_only_what_is_wrong(doctor: Any, quick: str) -> None:
+def test_quiet_shows_only_problems(doctor: Any, quick: str) -> None:
     done = doctor.raw("--quiet", TOKENIZERS_PARALLELISM="false", PYTHONPATH=quick)
     words = [line.split()[0] for line in done.stdout.splitlines()]
     assert {"warning", "fix:"} <= set(words)

@@ -23,7 +23,7 @@ from llmctl.doctor.versions import is_inside, release
         ("1.0", "!=2", True),
     ],
 )
-def test_a_version_lies_inside_a_range_or_not(version: str, wanted: str, inside: bool) -> None:
+def test_a_version_is_inside_a_range_or_not(version: str, wanted: str, inside: bool) -> None:
     assert is_inside(version, wanted) is inside
 
 
@@ -47,7 +47,7 @@ def test_an_address_is_shown_without_credentials(address: str, shown: str) -> No
     assert without_credentials(address) == shown
 
 
-def test_the_proxy_is_the_one_of_the_scheme_and_none_where_it_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_depends_on_the_scheme_and_is_none_if_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:secret@proxy:1")
@@ -57,7 +57,7 @@ def test_the_proxy_is_the_one_of_the_scheme_and_none_where_it_is_passed_by(monke
     assert proxy_of("https://hub") is None
 
 
-def test_a_text_loses_its_tokens_its_credentials_and_the_home_folder() -> None:
+def test_tokens_credentials_and_the_home_folder_are_removed_from_a_text() -> None:
     text = "/home/anna/x /home/annabel/y hf_abcdefgh https://anna:pw@hub/ odd/token odd%2Ftoken"
     shown = without_secrets(text, secrets=["odd/token"], home=Path("/home/anna"))
     assert shown == "~/x /home/annabel/y (token) https://hub/ (secret) (secret)"
@@ -73,7 +73,7 @@ def test_the_tokens_of_the_environment_and_of_the_store_are_known(
     assert {"of-the-environment", "of-the-file", "of-the-store"} <= set(known_tokens())
 
 
-def test_questions_are_asked_side_by_side_and_answered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_are_asked_in_parallel_and_answered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits_for_all = (
         "import pathlib, sys, time\n"
         "(here := pathlib.Path(__file__)).with_suffix('.begun').touch()\n"
@@ -89,16 +89,14 @@ def test_questions_are_asked_side_by_side_and_answered_by_name(tmp_path: Path, m
     assert answers["loud"].trial.talk.endswith("a warning")
 
 
-def test_a_process_that_ends_by_itself_without_an_answer_has_crashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ends_without_an_answer_has_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "leaves.py").write_text("import os; os._exit(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     trial = ask_all([Question("leaves", 20)])["leaves"].trial
     assert (trial.outcome, trial.error) == ("crashed", "exit code 3")
 
 
-def test_the_ranges_are_those_of_the_package_that_is_installed() -> None:
+def test_the_version_ranges_are_those_of_the_installed_package() -> None:
     found = read_requirements()
     assert "<6" in found.ranges["transformers"]
     assert "3.11" in found.tested_pythons

@@ -44,7 +44,7 @@ def _tls(code: int | None) -> httpx2.ConnectError:
         (None, "secure"),
     ],
 )
-def test_a_tls_error_tells_a_wrong_clock_from_a_strange_signer(code: int | None, words: str) -> None:
+def test_a_tls_error_distinguishes_a_wrong_clock_from_an_unknown_signer(code: int | None, words: str) -> None:
     error = error_translation.translate(_tls(code))
     assert isinstance(error, UnreachableError)
     assert words in error.message
@@ -59,7 +59,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.
     assert "secret" not in error.message + str(error.hint)
 
 
-def test_what_is_none_of_the_hubs_is_raised_as_it_is() -> None:
+def test_other_exceptions_are_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError):
         error_translation.translate(ZeroDivisionError())
 
@@ -85,7 +85,7 @@ def test_the_error_code_decides_whatever_the_message_says(
     assert caught.value.exit_code == 4
 
 
-def test_a_rate_limit_without_a_token_says_that_one_helps(hub: HubStandin) -> None:
+def test_a_rate_limit_without_a_token_suggests_one(hub: HubStandin) -> None:
     hub.fault("/revision/", status=429, headers={"RateLimit": '"api";r=0;t=900'}, times=-1)
     with pytest.raises(RateLimitedError, match="900 s") as caught:
         fetch_listing("acme/tiny")
@@ -103,7 +103,7 @@ def test_a_rate_limit_without_a_token_says_that_one_helps(hub: HubStandin) -> No
         {"sha": "0" * 40, "siblings": [{"rfilename": "x", "blobId": "0" * 40}]},
     ],
 )
-def test_a_listing_that_cannot_be_the_hubs_is_refused(answer: Any) -> None:
+def test_an_invalid_listing_is_refused(answer: Any) -> None:
     from llmctl.hub import listing
 
     with pytest.raises(UnreachableError, match="not the Hub's"):

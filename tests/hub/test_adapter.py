@@ -33,7 +33,9 @@ def serve_adapter(hub: HubStandin, *, weights: str = "adapter_model.safetensors"
     return "acme/lora"
 
 
-def test_its_two_files_are_taken_and_it_does_not_become_the_current_model(machine: Machine, hub: HubStandin) -> None:
+def test_an_adapters_two_files_are_downloaded_and_it_does_not_become_the_current_model(
+    machine: Machine, hub: HubStandin
+) -> None:
     done = machine.run("download", serve_adapter(hub))
     assert done.code == 0, done.err
     assert sorted(p.name for p in Path(done.out.strip()).iterdir()) == [
@@ -44,13 +46,13 @@ def test_its_two_files_are_taken_and_it_does_not_become_the_current_model(machin
     assert "none chosen" in machine.run("use").out
 
 
-def test_a_pickled_one_is_refused_before_anything_is_fetched(machine: Machine, hub: HubStandin) -> None:
+def test_a_pickled_adapter_is_refused_before_any_download(machine: Machine, hub: HubStandin) -> None:
     done = machine.run("download", serve_adapter(hub, weights="adapter_model.bin"))
     assert done.code == 2
     assert "only as pickles (adapter_model.bin" in done.err
 
 
-def test_it_is_fetched_for_the_model_it_is_asked_for_and_checked(machine: Machine, hub: HubStandin) -> None:
+def test_an_adapter_is_downloaded_with_its_model_and_checked(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     adapter = serve_adapter(hub)
     done = machine.run("plan", "acme/tiny", "--adapter", adapter)

@@ -40,7 +40,7 @@ def test_a_downloaded_model_is_found(machine: Machine, cache: Path, hub: HubStan
     assert find_snapshot("acme/tiny", revision="../../x") is None
 
 
-def test_what_hf_downloaded_is_found_too(machine: Machine, cache: Path) -> None:
+def test_a_model_downloaded_by_hf_is_found(machine: Machine, cache: Path) -> None:
     assert machine.run("download", "acme/tiny", program=HF).code == 0
     assert find_snapshot("acme/tiny") is not None
     assert run.ensure("acme/tiny").files
@@ -70,7 +70,7 @@ def test_a_model_without_any_listing_is_judged_by_its_files(machine: Machine, ca
     assert look_up(sharded).missing == ("model-00002-of-00003.safetensors",)
 
 
-def test_ensure_asks_nobody_about_a_complete_model(machine: Machine, cache: Path, hub: HubStandin) -> None:
+def test_ensure_sends_no_request_for_a_complete_model(machine: Machine, cache: Path, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     hub.clear()
     assert run.ensure("acme/tiny").repo_id == "acme/tiny"
@@ -107,7 +107,7 @@ def test_an_interrupted_update_leaves_the_old_commit_loadable(machine: Machine, 
     assert find_snapshot("acme/tiny") == before
 
 
-def test_what_a_kill_between_two_steps_left_is_cleared_and_completed(machine: Machine, hub: HubStandin) -> None:
+def test_leftovers_of_a_kill_between_two_steps_are_removed_and_completed(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     repo = machine.repo("acme/tiny")
     (repo / "refs" / "main").unlink()
@@ -150,7 +150,7 @@ def test_the_lock_file_fetches_the_same_set_elsewhere(machine: Machine, hub: Hub
     assert Machine(tmp_path / "third", hub).run("download", "--locked", str(lock)).code == 4
 
 
-def test_what_was_left_out_on_purpose_is_not_missed_offline(machine: Machine, hub: HubStandin) -> None:
+def test_excluded_files_are_not_missing_offline(machine: Machine, hub: HubStandin) -> None:
     done = machine.run("download", "acme/tiny", "--exclude", "generation_config.json", "--json")
     assert done.document["is_loadable"] is True
     hub.clear()
@@ -158,7 +158,7 @@ def test_what_was_left_out_on_purpose_is_not_missed_offline(machine: Machine, hu
     assert not hub.log
 
 
-def test_verify_needs_no_lock_file_of_ours(machine: Machine) -> None:
+def test_verify_needs_no_lock_file(machine: Machine) -> None:
     machine.run("download", "acme/tiny", program=HF)
     good = machine.run("download", "acme/tiny", "--verify", "--offline", "--json")
     assert (good.code, good.document["hashes_from"], len(good.document["files"])) == (0, "listing", 6)
@@ -174,7 +174,7 @@ def test_verify_needs_no_lock_file_of_ours(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "llmctl.model-lock/1"}'])
-def test_what_is_no_lock_file_is_refused(machine: Machine, tmp_path: Path, text: str) -> None:
+def test_an_invalid_lock_file_is_refused(machine: Machine, tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     done = machine.run("download", "--locked", str(tmp_path / "x.json"))
     assert done.code == 2

@@ -33,7 +33,7 @@ def test_a_part_of_a_model_does_not_become_the_current_one(machine: Machine) -> 
     assert "none chosen" in machine.run("use").out
 
 
-def test_one_request_tells_what_there_is_and_a_second_run_needs_no_other(machine: Machine, hub: HubStandin) -> None:
+def test_a_download_needs_one_listing_request_and_a_second_run_none(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     assert len(hub.asked("/api/models/")) == 1
     hub.clear()
@@ -63,7 +63,7 @@ def test_a_revision_is_remembered_under_its_name(machine: Machine, hub: HubStand
     assert machine.run("download", "acme/tiny", "--offline").code == 4
 
 
-def test_code_of_the_repository_is_taken_only_when_asked_for(machine: Machine, hub: HubStandin) -> None:
+def test_python_code_is_downloaded_only_on_request(machine: Machine, hub: HubStandin) -> None:
     (hub.root / "acme" / "tiny" / "modeling_own.py").write_text("raise SystemExit(9)\n")
     hub.reload()
     assert "modeling_own.py" not in machine.run("download", "acme/tiny", "--json").document["files"]
@@ -93,13 +93,13 @@ def test_an_index_that_names_a_shard_elsewhere_is_refused(machine: Machine, hub:
 
 
 @pytest.mark.parametrize("model", ["a/b/c", "../x", "", "acme/ti ny", "acme/tiny/"])
-def test_what_cannot_be_a_model_id_is_told_at_once(machine: Machine, hub: HubStandin, model: str) -> None:
+def test_an_invalid_model_id_is_refused_without_a_request(machine: Machine, hub: HubStandin, model: str) -> None:
     done = machine.run("download", model)
     assert done.code == 2
     assert not hub.log
 
 
-def test_blobs_have_the_rights_of_the_umask(machine: Machine) -> None:
+def test_blobs_have_the_permissions_of_the_umask(machine: Machine) -> None:
     machine.run("download", "acme/tiny")
     mask = os.umask(0)
     os.umask(mask)
@@ -139,7 +139,7 @@ def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("how", ["right", "wrong", "fails"])
-def test_what_xet_brings_is_hashed_and_http_is_the_way_out(
+def test_xet_downloads_are_hashed_and_http_is_the_fallback(
     machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """The Xet server cannot be imitated here, so the function that fetches bytes is replaced; the rest is real."""

@@ -114,7 +114,7 @@ def test_a_connection_that_closes_every_9_mb_is_resumed(machine: Machine, hub: H
 
 
 @fault("Connection closed every 9 MB", "gives up only when no byte arrives")
-def test_a_connection_that_brings_nothing_is_given_up(machine: Machine, hub: HubStandin, big: str) -> None:
+def test_a_connection_without_data_is_given_up(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "drop", after=9_000_000)
     hub.fault(CDN, "refuse", times=-1)
     done = machine.run("download", big, "--retries", "2")
@@ -268,7 +268,7 @@ def test_sigterm_while_the_hub_is_silent(machine: Machine, hub: HubStandin) -> N
 
 
 @fault("Disk full", "refused before the first byte, with both figures and the place")
-def test_what_cannot_fit_is_refused_with_figures(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+def test_a_download_that_cannot_fit_is_refused_with_sizes(machine: Machine, hub: HubStandin, settle: Settle) -> None:
     settle({"repos": {"acme/tiny": {"sizes": {"model.safetensors": 10**15}}}})
     done = machine.run("download", "acme/tiny", "--json")
     assert done.code == 3
@@ -369,7 +369,7 @@ def test_a_read_only_cache_serves_and_is_named(machine: Machine, hub: HubStandin
 
 
 @fault("Only config.json cached, then offline or 503", "exit 4: incomplete, lists what is missing")
-def test_an_incomplete_model_is_no_success(machine: Machine, hub: HubStandin) -> None:
+def test_an_incomplete_model_is_not_a_success(machine: Machine, hub: HubStandin) -> None:
     assert machine.run("download", "acme/tiny", "--include", "config.json").code == 0
     offline = machine.run("download", "acme/tiny", HF_HUB_OFFLINE="1")
     assert offline.code == 4
@@ -420,7 +420,7 @@ def test_a_gated_model_names_its_page(machine: Machine, hub: HubStandin, settle:
 
 
 @fault("Not found or private, with and without a token", "exit 4, tells which are possible, offers near names")
-def test_a_missing_model_tells_what_is_possible(machine: Machine, hub: HubStandin) -> None:
+def test_a_missing_model_suggests_alternatives(machine: Machine, hub: HubStandin) -> None:
     assert machine.run("download", "acme/tiny").code == 0
     without = machine.run("download", "acme/tiyn")
     assert without.code == 4
@@ -432,14 +432,14 @@ def test_a_missing_model_tells_what_is_possible(machine: Machine, hub: HubStandi
     assert "private and alice is not one who may see it" in with_token.err
 
 
-def test_a_missing_revision_is_told_from_a_missing_model(machine: Machine) -> None:
+def test_a_missing_revision_is_distinguished_from_a_missing_model(machine: Machine) -> None:
     done = machine.run("download", "acme/tiny", "--revision", "v9")
     assert done.code == 4
     assert "no branch, tag or commit v9" in done.err
 
 
 @fault("Wrong token", "exit 4, where the token came from, nothing saved")
-def test_a_wrong_token_is_named_by_where_it_came_from(machine: Machine, hub: HubStandin) -> None:
+def test_a_wrong_token_is_named_by_its_source(machine: Machine, hub: HubStandin) -> None:
     from_variable = machine.run("download", "acme/tiny", HF_TOKEN="hf_bad")
     assert from_variable.code == 4
     assert "the token from HF_TOKEN" in from_variable.err
@@ -465,7 +465,7 @@ def test_a_missing_scope_is_named(machine: Machine, hub: HubStandin, settle: Set
     assert f"{hub.url}/settings/tokens" in done.err
 
 
-def test_a_second_origin_that_always_refuses_is_not_taken_for_the_hub(machine: Machine, hub: HubStandin) -> None:
+def test_a_refusing_second_origin_is_not_reported_as_the_hub(machine: Machine, hub: HubStandin) -> None:
     hub.fault(CDN, status=403, times=-1)
     done = machine.run("download", "acme/tiny", "--retries", "1", HF_TOKEN="hf_good")
     assert done.code == 4
@@ -473,7 +473,7 @@ def test_a_second_origin_that_always_refuses_is_not_taken_for_the_hub(machine: M
     assert "alice" not in done.err
 
 
-def test_a_disabled_model_is_said_to_be(machine: Machine, settle: Settle) -> None:
+def test_a_disabled_model_is_reported_as_disabled(machine: Machine, settle: Settle) -> None:
     settle({"repos": {"acme/tiny": {"disabled": True}}})
     done = machine.run("download", "acme/tiny")
     assert done.code == 4
@@ -489,7 +489,7 @@ def test_the_token_never_leaves_the_hubs_own_origin(machine: Machine, hub: HubSt
     assert len(hub.asked("/cdn/")) == 3
 
 
-def test_xet_that_fails_gives_way_to_http(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+def test_a_failing_xet_falls_back_to_http(machine: Machine, hub: HubStandin, settle: Settle) -> None:
     settle({"repos": {"acme/tiny": {"xet": True}}})
     done = machine.run("download", "acme/tiny", HF_HUB_DISABLE_XET="0")
     assert done.code == 0, done.err
@@ -505,7 +505,7 @@ def test_a_server_that_ignores_range_starts_the_file_over(machine: Machine, hub:
     assert machine.is_whole(big)
 
 
-def test_a_body_without_a_length_is_taken(machine: Machine, hub: HubStandin, big: str) -> None:
+def test_a_body_without_a_length_is_accepted(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "no_length")
     assert machine.run("download", big).code == 0
     assert machine.is_whole(big)
@@ -517,7 +517,9 @@ def test_an_error_is_one_json_document(machine: Machine) -> None:
     assert os.linesep in done.err
 
 
-def test_an_xet_token_that_never_comes_is_given_up_too(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+def test_a_missing_response_to_an_xet_token_request_is_given_up(
+    machine: Machine, hub: HubStandin, settle: Settle
+) -> None:
     settle({"repos": {"acme/tiny": {"xet": True}}})
     hub.fault("/xet-read-token/", "hang", seconds=30, times=-1)
     more = {"HF_HUB_DISABLE_XET": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}

@@ -46,14 +46,14 @@ def test_without_standard_input_the_token_of_the_environment_is_stored(machine: 
     assert "takes precedence" not in done.err
 
 
-def test_with_no_token_anywhere_it_says_how(machine: Machine) -> None:
+def test_without_any_token_the_hint_explains_how_to_get_one(machine: Machine) -> None:
     done = machine.run("login")
     assert done.code == 2
     assert "llmctl login < FILE" in done.err
 
 
 @pytest.mark.parametrize("text", ["two words", "tökén", ""])
-def test_what_cannot_be_a_token_is_not_sent(machine: Machine, hub: HubStandin, text: str) -> None:
+def test_an_invalid_token_is_not_sent(machine: Machine, hub: HubStandin, text: str) -> None:
     assert machine.run("login", stdin=text + "\n").code == 2
     assert not hub.log
 
@@ -91,7 +91,7 @@ def test_hf_reads_the_same_store(machine: Machine, settle: Settle) -> None:
     assert machine.run("whoami").out == "alice\n"
 
 
-def test_whoami_tells_where_the_token_comes_from(machine: Machine, settle: Settle) -> None:
+def test_whoami_shows_the_source_of_the_token(machine: Machine, settle: Settle) -> None:
     settle(TWO)
     machine.run("login", stdin="hf_good")
     file = machine.home / "hf" / "token"
@@ -101,7 +101,7 @@ def test_whoami_tells_where_the_token_comes_from(machine: Machine, settle: Settl
         assert (document["name"], document["source"], document["organizations"]) == ("worker", name, ["acme"])
 
 
-def test_login_and_logout_say_when_the_environment_still_rules(machine: Machine, settle: Settle) -> None:
+def test_login_and_logout_mention_a_token_of_the_environment(machine: Machine, settle: Settle) -> None:
     settle(TWO)
     done = machine.run("login", stdin="hf_good", HF_TOKEN="hf_work")
     assert "HF_TOKEN is set and takes precedence" in done.err
@@ -112,11 +112,11 @@ def test_login_and_logout_say_when_the_environment_still_rules(machine: Machine,
     assert not (machine.home / "hf" / "stored_tokens").exists()
 
 
-def test_logout_twice_is_no_error(machine: Machine) -> None:
+def test_a_second_logout_is_not_an_error(machine: Machine) -> None:
     assert machine.run("logout").out == "no token was stored\n"
 
 
-def test_git_is_told_only_when_asked(machine: Machine) -> None:
+def test_git_credentials_are_stored_only_on_request(machine: Machine) -> None:
     store = machine.home / "git-credentials"
     (machine.home / ".gitconfig").write_text(f"[credential]\n\thelper = store --file {store}\n")
     machine.run("login", stdin="hf_good")
@@ -146,7 +146,7 @@ def test_on_a_terminal_the_token_of_the_environment_is_offered(machine: Machine)
     assert (machine.home / "hf" / "token").read_text() == "hf_good"
 
 
-def test_on_a_terminal_the_browser_is_a_way_in(machine: Machine, hub: HubStandin) -> None:
+def test_on_a_terminal_login_works_through_a_browser(machine: Machine, hub: HubStandin) -> None:
     terminal = _terminal(machine, "login", "--name", "browser")
     terminal.expect("press Enter to log in with a browser")
     terminal.sendline("")
@@ -157,7 +157,7 @@ def test_on_a_terminal_the_browser_is_a_way_in(machine: Machine, hub: HubStandin
     assert machine.run("use-token").out == "* browser\n"
 
 
-def test_a_store_that_cannot_be_read_is_written_anew(machine: Machine) -> None:
+def test_an_unreadable_store_is_replaced(machine: Machine) -> None:
     store = machine.home / "hf" / "stored_tokens"
     store.parent.mkdir(parents=True)
     store.write_bytes(b"no section\n\xff")
@@ -166,7 +166,7 @@ def test_a_store_that_cannot_be_read_is_written_anew(machine: Machine) -> None:
     assert machine.run("use-token").out == "* alice-token\n"
 
 
-def test_a_folder_that_cannot_be_is_an_error_of_the_machine(machine: Machine) -> None:
+def test_a_folder_that_cannot_be_created_is_a_machine_error(machine: Machine) -> None:
     (machine.home / "file").write_text("")
     for command in (("login",), ("download", "acme/tiny")):
         done = machine.run(*command, stdin="hf_good", HF_HOME=str(machine.home / "file" / "hf"))

@@ -31,7 +31,7 @@ def test_a_list_shows_each_snapshot_with_its_state(machine: Machine, sharded: st
     assert any(line.startswith("acme/tiny\t") and "\tyes\t" in line for line in shown)
 
 
-def test_to_list_is_not_to_use(machine: Machine) -> None:
+def test_listing_does_not_count_as_use(machine: Machine) -> None:
     machine.run("download", "acme/tiny")
     files = list(machine.repo("acme/tiny").rglob("blobs/*"))
     long_ago = time.time() - 40 * 24 * 3600
@@ -64,7 +64,7 @@ def test_a_cache_of_500_models_lists_quickly(machine: Machine) -> None:
     assert all(model["parameters"] == 1000 for model in done.document["models"])
 
 
-def test_info_about_a_model_that_is_here_asks_nobody(machine: Machine, hub: HubStandin) -> None:
+def test_info_about_a_cached_model_sends_no_request(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     hub.clear()
     facts = machine.run("models", "info", "acme/tiny", "--json").document
@@ -74,7 +74,7 @@ def test_info_about_a_model_that_is_here_asks_nobody(machine: Machine, hub: HubS
     assert not hub.log
 
 
-def test_info_about_a_model_elsewhere_reads_only_headers(
+def test_info_about_a_remote_model_reads_only_headers(
     machine: Machine, hub: HubStandin, sharded: str, settle: Settle
 ) -> None:
     settle({"repos": {sharded: {"tags": ["license:apache-2.0"]}}})
@@ -88,7 +88,7 @@ def test_info_about_a_model_elsewhere_reads_only_headers(
     assert not list(machine.cache.rglob("blobs/*"))
 
 
-def test_info_about_a_gated_model_says_what_may_be_known(machine: Machine, settle: Settle) -> None:
+def test_info_about_a_gated_model_shows_public_facts(machine: Machine, settle: Settle) -> None:
     settle({"repos": {"acme/tiny": {"gated": "auto", "tags": ["license:llama3"]}}})
     done = machine.run("models", "info", "acme/tiny", "--json")
     assert done.code == 0, done.err
@@ -105,7 +105,7 @@ def test_path_is_the_folder_alone(machine: Machine, hub: HubStandin) -> None:
     assert "acme/tiny" in missing.err
 
 
-def test_path_says_no_to_what_is_incomplete(machine: Machine) -> None:
+def test_path_refuses_an_incomplete_model(machine: Machine) -> None:
     machine.run("download", "acme/tiny", "--include", "config.json")
     done = machine.run("models", "path", "acme/tiny")
     assert done.code == 1
@@ -124,7 +124,7 @@ def test_rm_removes_one_model_and_asks_before(machine: Machine, sharded: str) ->
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
-def test_rm_on_a_terminal_obeys_the_answer(machine: Machine, answer: str) -> None:
+def test_rm_on_a_terminal_follows_the_answer(machine: Machine, answer: str) -> None:
     machine.run("download", "acme/tiny")
     terminal = Terminal("models", "rm", "acme/tiny", env=machine.env, timeout=20)
     terminal.expect("Remove acme/tiny from the cache")
@@ -133,7 +133,7 @@ def test_rm_on_a_terminal_obeys_the_answer(machine: Machine, answer: str) -> Non
     assert machine.repo("acme/tiny").exists() == (answer == "n")
 
 
-def test_prune_takes_partials_orphans_and_old_revisions_and_nothing_else(machine: Machine, hub: HubStandin) -> None:
+def test_prune_removes_only_partial_files_orphans_and_old_revisions(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     old = hub.repos["acme/tiny"].commit
     (hub.root / "acme" / "tiny" / "config.json").write_text('{"new": true, "model_type": "llama"}')
@@ -161,7 +161,7 @@ def test_prune_takes_partials_orphans_and_old_revisions_and_nothing_else(machine
     assert machine.run("models", "prune", "--json").document["items"] == []
 
 
-def test_prune_leaves_a_download_that_is_running(machine: Machine, hub: HubStandin, big: str) -> None:
+def test_prune_keeps_a_running_download(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(r"cdn:/cdn/", "throttle", rate=5_000_000, times=1)
     process = machine.start("download", big)
     try:

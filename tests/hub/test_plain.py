@@ -39,7 +39,7 @@ def test_hf_hangs_with_a_silent_hub(machine: Machine, hub: HubStandin) -> None:
 
 
 @plain("Captive portal: 200 with HTML", "a JSONDecodeError")
-def test_hf_takes_a_captive_portal_for_json(machine: Machine, hub: HubStandin) -> None:
+def test_hf_parses_a_captive_portal_as_json(machine: Machine, hub: HubStandin) -> None:
     hub.fault(".*", "html", times=-1)
     done = machine.run("download", "acme/tiny", program=HF)
     assert done.code != 0
@@ -73,7 +73,7 @@ def test_hf_does_not_complete_a_short_answer(machine: Machine, hub: HubStandin, 
 
 
 @plain("One byte flipped", "success, with a wrong byte in the cache; a rerun too")
-def test_hf_takes_a_flipped_byte_for_the_file(machine: Machine, hub: HubStandin, big: str) -> None:
+def test_hf_accepts_a_flipped_byte(machine: Machine, hub: HubStandin, big: str) -> None:
     hub.fault(CDN, "corrupt", at=20_000_000)
     assert machine.run("download", big, program=HF).code == 0
     assert machine.run("download", big, program=HF).code == 0
@@ -112,7 +112,7 @@ def test_hf_waits_for_files_after_ctrl_c(machine: Machine, hub: HubStandin, big:
 
 
 @plain("Disk full", "a warning, then the error of the system")
-def test_hf_begins_what_cannot_fit(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+def test_hf_starts_a_download_that_cannot_fit(machine: Machine, hub: HubStandin, settle: Settle) -> None:
     settle({"repos": {"acme/tiny": {"sizes": {"model.safetensors": 10**13}}}})
     done = machine.run("download", "acme/tiny", program=HF)
     assert done.code != 0
@@ -138,7 +138,7 @@ def test_hf_waits_for_a_frozen_holder_in_silence(machine: Machine, hub: HubStand
 
 
 @plain("Only config.json cached, then offline or 503", "the rest of the set is not missed")
-def test_hf_returns_a_part_as_success(machine: Machine) -> None:
+def test_hf_reports_a_partial_download_as_success(machine: Machine) -> None:
     script = "import sys; from transformers import AutoConfig; AutoConfig.from_pretrained('acme/tiny')"
     import sys
 

@@ -43,7 +43,7 @@ def test_a_stall_is_visible(machine: Machine, hub: HubStandin, big: str) -> None
     assert re.search(r"stalled for \d s", CONTROLS.sub("", raw))
 
 
-def test_through_a_pipe_there_is_one_line_for_each_file_and_no_control(machine: Machine, sharded: str) -> None:
+def test_a_pipe_gets_one_line_for_each_file_and_no_control_characters(machine: Machine, sharded: str) -> None:
     done = machine.run("download", sharded)
     assert len(done.out.splitlines()) == 1
     assert "\x1b" not in done.err

@@ -43,7 +43,7 @@ def test_shards_come_with_their_index_and_without_the_consolidated_copy() -> Non
         "adapter_model.safetensors",
     ],
 )
-def test_second_copies_and_pickles_are_left(name: str) -> None:
+def test_second_copies_and_pickles_are_not_selected(name: str) -> None:
     assert name not in needed([*SMALL, "model.safetensors", name])
 
 
@@ -65,11 +65,11 @@ def test_second_copies_and_pickles_are_left(name: str) -> None:
         "processor_config.json",
     ],
 )
-def test_what_tokenizers_and_templates_need_is_taken(name: str) -> None:
+def test_files_of_tokenizers_and_templates_are_selected(name: str) -> None:
     assert name in needed([*SMALL, "model.safetensors", name])
 
 
-def test_code_is_taken_only_when_asked_for() -> None:
+def test_code_is_selected_only_on_request() -> None:
     names = [*SMALL, "model.safetensors", "modeling_own.py", "layers/own.py"]
     assert "modeling_own.py" not in needed(names)
     assert {"modeling_own.py", "layers/own.py"} <= set(needed(names, trust_remote_code=True))
@@ -91,7 +91,7 @@ def test_a_repository_without_loadable_weights_says_what_it_has(names: list[str]
     assert caught.value.hint
 
 
-def test_include_takes_exactly_what_matches() -> None:
+def test_include_selects_exactly_the_matches() -> None:
     names = [*SMALL, "model.safetensors", "README.md"]
     assert select("acme/x", names, Patterns(include=("tok*", "README.md"))) == (
         "README.md",
@@ -100,16 +100,16 @@ def test_include_takes_exactly_what_matches() -> None:
     )
 
 
-def test_exclude_leaves_out() -> None:
+def test_exclude_removes_matches() -> None:
     assert select("acme/x", [*SMALL, "model.safetensors"], Patterns(exclude=("*.json",))) == ("model.safetensors",)
 
 
-def test_include_never_takes_a_pickle() -> None:
+def test_include_never_selects_a_pickle() -> None:
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         select("acme/x", [*SMALL, "pytorch_model.bin"], Patterns(include=("*.bin",)))
 
 
-def test_patterns_that_leave_nothing_are_an_error() -> None:
+def test_patterns_without_any_match_are_an_error() -> None:
     with pytest.raises(UserError, match="all files of acme/x"):
         select("acme/x", [*SMALL, "model.safetensors"], Patterns(include=("nothing*",)))
 

@@ -1,7 +1,7 @@
-"""The limits of this machine: bytes per second through its memory, operations per second in a matrix product.
+"""The limits of this machine: memory bandwidth, and operations per second in a matrix product.
 
-Runs in a child process. The CPU is measured on as many threads as torch uses. GPUs are timed with torch's events, by
-the documentation of torch.cuda.Event and torch.mps; that part has never run on a GPU.
+This runs in a child process. The CPU is measured with as many threads as torch uses. GPUs are timed with torch's
+events, following the documentation of torch.cuda.Event and torch.mps; this part has never run on a GPU.
 """
 
 import time
@@ -41,8 +41,8 @@ def say_bounds(say: WriteJson, *, devices: dict[str, list[str]]) -> None:
 def product_flops(device: str, dtype: str) -> float:
     """Measure operations per second of a square matrix product; a multiplication and an addition count as two.
 
-    The best of a few rounds, so that other work on the machine matters little. On a CPU, 16-bit numbers can be widened
-    first, so they count as at least as fast as float32.
+    The result is the best of a few rounds, so that other work on the machine has little effect. On a CPU, 16-bit
+    numbers can be converted to float32 first, so their rate is at least that of float32.
     """
     if device != "cpu":
         return _flops(device, dtype, _GPU_SIZE)
@@ -52,7 +52,7 @@ def product_flops(device: str, dtype: str) -> float:
     return best
 
 
-@cache  # both 16-bit types need the figure of float32
+@cache  # both 16-bit types need the rate of float32
 def _flops(device: str, dtype: str, size: int) -> float:
     import torch
 
@@ -62,7 +62,7 @@ def _flops(device: str, dtype: str, size: int) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Measure the bytes per second that a copy moves through a GPU's memory, reads and writes counted."""
+    """Measure the memory bandwidth of a GPU with a copy, in bytes per second; reads and writes both count."""
     import torch
 
     source: Tensor = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
@@ -70,12 +70,12 @@ def copy_bandwidth(device: str) -> float:
     return 2 * _COPY_BYTES / _best_seconds(device, lambda: target.copy_(source))
 
 
-def _best_seconds(device: str, act: Callable[[], Any]) -> float:
+def _best_seconds(device: str, operation: Callable[[], Any]) -> float:
     """Return the shortest of several times, after a warm-up."""
-    return min([_seconds(device, act) for _ in range(_ROUNDS + 1)][1:])
+    return min([_seconds(device, operation) for _ in range(_ROUNDS + 1)][1:])
 
 
-def _seconds(device: str, act: Callable[[], Any]) -> float:
+def _seconds(device: str, operation: Callable[[], Any]) -> float:
     import torch
 
     if device.startswith("cuda"):
@@ -83,12 +83,12 @@ def _seconds(device: str, act: Callable[[], Any]) -> float:
         began, ended = event(enable_timing=True), event(enable_timing=True)
         with torch.cuda.device(device):
             began.record()
-            act()
+            operation()
             ended.record()
             torch.cuda.synchronize()
         return float(began.elapsed_time(ended)) / 1000
     clock = time.perf_counter()
-    act()
+    operation()
     if device == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - clock

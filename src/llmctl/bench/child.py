@@ -17,7 +17,7 @@ _QUESTIONS = {"bounds": ("llmctl.bench.bounds", "say_bounds"), "run": ("llmctl.b
 
 
 def main() -> None:
-    """Do one job. Errors for people are an answer; anything else ends the process with its traceback."""
+    """Do one job. An LlmctlError is reported to the parent; any other exception ends the process with its traceback."""
     say = take_over_stdout()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -27,7 +27,7 @@ def main() -> None:
         say(done=True)
     except LlmctlError as error:
         say(failed={"kind": error.kind, "message": error.message, "hint": error.hint})
-    os._exit(0)  # without the interpreter's clean-up, which takes seconds with a large model in memory
+    os._exit(0)  # skips the interpreter's clean-up, which takes seconds with a large model in memory
 
 
 def _end_with_parent() -> None:

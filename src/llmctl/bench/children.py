@@ -1,4 +1,4 @@
-"""The parent's side of a benchmark's child process: it starts one at a time and always ends it."""
+"""The parent side of a benchmark's child processes, which run one at a time."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def ask(question: str, **job: Any) -> Messages:
     """Give a job to a fresh process, and yield its messages as they arrive. Closing the iterator ends the process.
 
     Raises:
-        LlmctlError: the child's own error, or that it died.
+        LlmctlError: the error that the child reported, or that the child died.
     """
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-P", "-m", "llmctl.bench.child"]
@@ -38,7 +38,7 @@ def ask(question: str, **job: Any) -> Messages:
 def _messages(process: "subprocess.Popen[bytes]", job: Mapping[str, Any], log: IO[bytes]) -> Messages:
     assert process.stdin is not None  # noqa: S101 (both are pipes)
     assert process.stdout is not None  # noqa: S101
-    with suppress(BrokenPipeError):  # it died at once: the error below tells how
+    with suppress(BrokenPipeError):  # the child died at once: the error below gives the reason
         process.stdin.write(json.dumps(job).encode() + b"\n")
         process.stdin.flush()
     for message in json_lines(process.stdout):
@@ -51,7 +51,7 @@ def _messages(process: "subprocess.Popen[bytes]", job: Mapping[str, Any], log: I
 
 
 def _death(code: int, log: IO[bytes]) -> LlmctlError:
-    """Return the error for a process that ended without a message."""
+    """Return the error for a process that ended before it reported a result."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
     log_tail = log.read().decode("utf-8", errors="replace").strip()
     if was_killed(code):

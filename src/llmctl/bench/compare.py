@@ -1,4 +1,4 @@
-"""The comparison of configurations: each run is a process of its own, and the configurations take turns."""
+"""The comparison of configurations. Each run is a separate process, and the configurations take turns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -17,11 +17,11 @@ from llmctl.loading.prepare import Prepared
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.plan.speed import Speed
 
-# Above this share of the processor, other programs affect the figures.
+# If other programs use more than this share of the processor, they affect the results.
 BUSY_SHARE = 0.25
-_LOOK_SECONDS = 0.3
+_SAMPLE_SECONDS = 0.3
 
-Tell = Callable[[str], None]
+OnStep = Callable[[str], None]
 Facts = Mapping[str, Any]
 
 
@@ -30,7 +30,7 @@ class Bound:
     """The measured limits of a device.
 
     Attributes:
-        bandwidth: Bytes per second through its memory, reads and writes of a copy counted.
+        bandwidth: Memory bandwidth in bytes per second; reads and writes of a copy both count.
         flops: Operations per second of a matrix product, by dtype.
         threads: CPU threads used.
     """
@@ -45,10 +45,10 @@ class Run:
     """The results of one process.
 
     Attributes:
-        loaded: Load time, settings in use, memory held (see measure.say_run).
-        cells: Figures of each cell.
-        ended: Memory at the end, and the first answer's time to its first token.
-        others_share: Share of the processor that other programs took just before, 0 to 1.
+        loaded: Load time, settings in use, and memory (see measure.say_run).
+        cells: Measurements of each cell.
+        ended: Memory at the end, and the time to the first token of the first answer.
+        others_share: Share of the processor that other programs used just before the run, 0 to 1.
     """
 
     loaded: Facts
@@ -79,9 +79,9 @@ class Comparison:
 
     Attributes:
         bounds: Limits of the machine's devices.
-        load_average: Load average of the minute before it began; None where the system has none.
+        load_average: Load average of the minute before the benchmark; None if the system has none.
         outcomes: One for each contender, in the order given.
-        interrupted: Whether Ctrl-C ended it; runs completed by then are included.
+        interrupted: True if Ctrl-C ended the benchmark; runs completed by then are included.
     """
 
     task: Task
@@ -92,19 +92,19 @@ class Comparison:
     interrupted: bool = False
 
 
-def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda _: None) -> Comparison:
-    """Measure every contender. One that fails is an outcome like the others.
+def compare(contenders: Sequence[Contender], task: Task, *, on_step: OnStep = lambda _: None) -> Comparison:
+    """Measure every contender. A failure of one contender is part of its outcome.
 
-    An interrupt ends the benchmark early once a run is complete; before that, it is raised.
+    An interrupt ends the benchmark early if a run is complete; otherwise it is raised.
 
     Args:
-        tell: Callback for the current step.
+        on_step: Called with a description of the current step.
 
     Raises:
-        MachineError: the bounds could not be measured: torch does not work here.
+        MachineError: the bounds could not be measured because torch does not work.
     """
     load_average, machine = platform_support.load_average(), read_machine()
-    bounds = measure_bounds(contenders, tell)
+    bounds = measure_bounds(contenders, on_step)
     runs: dict[str, list[Run]] = {one.name: [] for one in contenders}
     failures = {one.name: one.failure for one in contenders}
     interrupted = False
@@ -112,7 +112,7 @@ def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda 
         for number, one in product(range(task.runs), contenders):
             if failures[one.name] is None and one.prepared is not None:
                 try:
-                    runs[one.name].append(_run(one.prepared, task, partial(_tell_of, tell, one, number + 1)))
+                    runs[one.name].append(_run(one.prepared, task, partial(_report_step, on_step, one, number + 1)))
                 except LlmctlError as error:
                     failures[one.name] = error
     except KeyboardInterrupt:
@@ -132,12 +132,12 @@ def compare(contenders: Sequence[Contender], task: Task, *, tell: Tell = lambda 
     return Comparison(task, machine, bounds, load_average, tuple(outcomes), interrupted)
 
 
-def _tell_of(tell: Tell, one: Contender, number: int, text: str) -> None:
-    tell(f"{one.name}, run {number}: {text}")
+def _report_step(on_step: OnStep, one: Contender, number: int, text: str) -> None:
+    on_step(f"{one.name}, run {number}: {text}")
 
 
-def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bound]:
-    """Measure the limits of each device that a contender uses, in the dtypes used on it."""
+def measure_bounds(contenders: Sequence[Contender], on_step: OnStep) -> dict[str, Bound]:
+    """Measure the limits of each device that a contender uses, for the dtypes used on it."""
     wanted: dict[str, list[str]] = {}
     for prepared in (one.prepared for one in contenders if one.prepared is not None):
         device, dtype = bounding_device(prepared), dtype_of(prepared)
@@ -145,15 +145,15 @@ def measure_bounds(contenders: Sequence[Contender], tell: Tell) -> dict[str, Bou
             wanted[device].append(dtype)
     if not wanted:
         return {}
-    tell("measuring this machine's limits")
+    on_step("measuring this machine's limits")
     with closing(ask("bounds", devices=wanted)) as answers:
         return {answer["device"]: Bound(answer["bandwidth"], answer["flops"], answer["threads"]) for answer in answers}
 
 
-def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
-    """Do one run in a fresh process. Raises LlmctlError."""
+def _run(prepared: Prepared, task: Task, on_step: OnStep) -> Run:
+    """Run a configuration once in a new process. Raise LlmctlError if the run fails."""
     others = read_others_share()
-    tell("loading")
+    on_step("loading")
     loaded: Facts = {}
     ended: Facts = {}
     cells: dict[Cell, Facts] = {}
@@ -162,9 +162,9 @@ def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
         for message in answers:
             if "loaded" in message:
                 loaded = message["loaded"]
-                tell("warming up")
+                on_step("warming up")
             elif "begun" in message:
-                tell(f"{todo[0]}, {len(cells) + 1} of {len(task.cells)}")
+                on_step(f"{todo[0]}, {len(cells) + 1} of {len(task.cells)}")
             elif "cell" in message:
                 cells[todo.pop(0)] = message["cell"]
             else:
@@ -173,7 +173,7 @@ def _run(prepared: Prepared, task: Task, tell: Tell) -> Run:
 
 
 def read_others_share() -> float:
-    """Return the share of the processor in use now, 0 to 1, while nothing of ours runs."""
+    """Return the share of the processor that other programs use, 0 to 1. Nothing of llmctl may be running."""
     import psutil
 
-    return float(psutil.cpu_percent(interval=_LOOK_SECONDS)) / 100
+    return float(psutil.cpu_percent(interval=_SAMPLE_SECONDS)) / 100

@@ -1,4 +1,4 @@
-"""The configurations under test, and the facts known of each before it runs."""
+"""The configurations under test, and what is known about each before it runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ class Contender:
 
     Attributes:
         name: Name in the report.
-        prepared: Resolved and planned model, with room for the largest cell; None where that failed.
-        failure: Reason for the failure.
+        prepared: Resolved model, planned for the largest cell; None if this failed.
+        failure: The error if `prepared` is None.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Contender:
 
     @property
     def source(self) -> str:
-        """Return the user's name for the model."""
+        """The model as the user named it."""
         return self.prepared.resolved.source if self.prepared else self.config.model.id or "the default model"
 
 
@@ -49,24 +49,24 @@ def pinned(prepared: Prepared) -> Config:
 def bounding_device(prepared: Prepared) -> str | None:
     """Return the device whose limits apply: the only one, or the first of several GPUs, which take turns.
 
-    None where part of the model is elsewhere: then the bus between limits it.
+    None if parts of the model are on devices of different types, whose connection then limits the speed.
     """
     devices = prepared.plan.devices
     return devices[0] if len({device.partition(":")[0] for device in devices}) == 1 else None
 
 
 def dtype_of(prepared: Prepared) -> str:
-    """Return the dtype that it computes in."""
+    """Return the dtype of the computation."""
     return str(prepared.plan.model_kwargs["dtype"])
 
 
 def proposes(prepared: Prepared) -> bool:
-    """Return whether one pass can give several tokens, so that bytes per token mean nothing."""
+    """Return True if one forward pass can generate several tokens, so that bytes per token are meaningless."""
     return prepared.draft is not None or "prompt_lookup_num_tokens" in prepared.plan.generation_kwargs
 
 
 def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth: float | None) -> Mapping[Cell, Speed]:
-    """Return the plan's estimate for every cell of one sequence that it has one for."""
+    """Return the plan's estimates for the cells with one sequence, where there is an estimate."""
     speeds: dict[Cell, Speed] = {}
     for cell in task.cells:
         if cell.batch == 1 and not proposes(prepared):

@@ -1,4 +1,4 @@
-"""The measurement of one configuration in a child process: load, warm up, every cell of the task."""
+"""The measurement of one configuration in a child process: load, warm up, and every cell of the task."""
 
 import random
 import time
@@ -38,16 +38,16 @@ def job(prepared: Prepared, task: Task) -> dict[str, Any]:
 def say_run(
     say: WriteJson, *, config: dict[str, Any], cells: list[tuple[int, int]], new_tokens: int, seed: int
 ) -> None:
-    """Load, warm up and measure; report `loaded`, then `begun` and `cell` for each cell, then `ended`.
+    """Load, warm up and measure. Report `loaded`, then `begun` and `cell` for each cell, then `ended`.
 
     Raises:
-        LlmctlError: as `load` and generating do.
+        LlmctlError: the same errors as in `load` and `generate`.
     """
     todo = [Cell(*cell) for cell in cells]
-    shortest, most = (choose(cell.prompt_tokens for cell in todo) for choose in (min, max))
+    shortest, longest = (choose(cell.prompt_tokens for cell in todo) for choose in (min, max))
     settings = Settings(Config.model_validate(config))
     batch = max(cell.batch for cell in todo)
-    loaded = load_prepared(prepare(settings, offline=True, context=most + new_tokens, batch=batch))
+    loaded = load_prepared(prepare(settings, offline=True, context=longest + new_tokens, batch=batch))
     prompts = Prompts(loaded, seed)
     say(loaded=_loaded_facts(loaded))
     many = engine_for_many(loaded) if batch > 1 else None
@@ -94,19 +94,14 @@ def memory_bytes() -> dict[str, Any]:
 
 
 class Prompts:
-    """Prompts of random ordinary tokens, all different. The state is the random generator.
-
-    Args:
-        loaded: Model; control tokens of its tokenizer never occur.
-        seed: Seed of the generator.
-    """
+    """Makes prompts of random tokens, without control tokens. Its state: the random generator."""
 
     def __init__(self, loaded: LoadedModel, seed: int) -> None:
         tokenizer = loaded.tokenizer
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *loaded.eos_token_ids}
         known = min(len(tokenizer), int(loaded.model.config.get_text_config().vocab_size))
         self._ordinary = [token for token in range(known) if token not in special]
-        self._chance = random.Random(seed)  # noqa: S311 (prompts, not secrets)
+        self._random = random.Random(seed)  # noqa: S311 (prompts, not secrets)
         self._arguments = {
             **loaded.generation_arguments(),
             "eos_token_id": [_NO_TOKEN],
@@ -119,11 +114,11 @@ class Prompts:
 
     def requests(self, cell: Cell, new_tokens: int) -> list[Request]:
         """Return new requests for a cell."""
-        drawn = (self._chance.choices(self._ordinary, k=cell.prompt_tokens) for _ in range(cell.batch))
+        drawn = (self._random.choices(self._ordinary, k=cell.prompt_tokens) for _ in range(cell.batch))
         return [self.request(ids, new_tokens) for ids in drawn]
 
     def request(self, ids: Sequence[int], new_tokens: int) -> Request:
-        """Return a greedy request that only its token limit ends."""
+        """Return a greedy request that ends only at its token limit."""
         return Request(
             prompt=Prompt(tuple(ids)),
             arguments={**self._arguments, "max_new_tokens": new_tokens},
@@ -135,49 +130,49 @@ class Prompts:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of the engine: its seconds, prompt tokens read, tokens generated, and requests under way."""
+    """One step of the engine: duration, prompt tokens prefilled, tokens generated, and running requests."""
 
     seconds: float
-    read: int
-    made: int
+    prefilled: int
+    generated: int
     running: int
 
 
 def measure_cell(engine: Engine, cell: Cell, requests: Sequence[Request]) -> dict[str, Any]:
-    """Return the figures of one cell.
+    """Return the measurements of one cell.
 
-    Reading prompts takes the steps in which prompt tokens were read; the time to the first token ends when every
-    sequence has one. The rate of decoding is that of the other steps in which as many sequences as ever took part.
+    The prefill rate is that of the steps with prompt tokens. The time to the first token ends when every sequence has
+    one. The decode rate is that of the other steps in which the maximum number of sequences was running.
     """
     steps = _steps(engine, requests)
-    last_read = max(number for number, step in enumerate(steps) if step.read)
-    reading = [step for step in steps if step.read]
+    last_prefill = max(number for number, step in enumerate(steps) if step.prefilled)
+    prefills = [step for step in steps if step.prefilled]
     most = max(step.running for step in steps)
-    full = [step for step in steps if step.made and not step.read and step.running == most]
+    full = [step for step in steps if step.generated and not step.prefilled and step.running == most]
     return {
         "prompt_tokens": cell.prompt_tokens,
         "batch": cell.batch,
-        "first_token_seconds": sum(step.seconds for step in steps[: last_read + 1]),
-        "prefill_tokens_per_second": sum(s.read for s in reading) / sum(s.seconds for s in reading),
-        "decode_tokens_per_second": sum(s.made for s in full) / sum(s.seconds for s in full) if full else None,
-        "new_tokens": sum(step.made for step in steps),
+        "first_token_seconds": sum(step.seconds for step in steps[: last_prefill + 1]),
+        "prefill_tokens_per_second": sum(s.prefilled for s in prefills) / sum(s.seconds for s in prefills),
+        "decode_tokens_per_second": sum(s.generated for s in full) / sum(s.seconds for s in full) if full else None,
+        "new_tokens": sum(step.generated for step in steps),
         "seconds": sum(step.seconds for step in steps),
         "through": "engine" if most > 1 else "generate" if cell.batch == 1 else ONE_BY_ONE,
     }
 
 
 def _steps(engine: Engine, requests: Sequence[Request]) -> list[_Step]:
-    """Answer requests, step by step. Raises the error of any."""
+    """Answer requests and return the steps. Raise the error of a request that fails."""
     for number, request in enumerate(requests):
         engine.add(number, request)
     steps: list[_Step] = []
     while engine.is_busy:
-        read, made, running = engine.prefilled_tokens, engine.generated_tokens, engine.running
+        prefilled, generated, running = engine.prefilled_tokens, engine.generated_tokens, engine.running
         started = time.perf_counter()
         events = engine.step()
         seconds = time.perf_counter() - started
         if error := next((event.end for event in events if isinstance(event.end, LlmctlError)), None):
             raise error
-        read, made = engine.prefilled_tokens - read, engine.generated_tokens - made
-        steps.append(_Step(seconds, read, made, running=max(running, engine.running)))
+        prefilled, generated = engine.prefilled_tokens - prefilled, engine.generated_tokens - generated
+        steps.append(_Step(seconds, prefilled, generated, running=max(running, engine.running)))
     return steps

@@ -1,4 +1,4 @@
-"""The chart of a comparison, by matplotlib."""
+"""The chart of a comparison, drawn with matplotlib."""
 
 import os
 import tempfile
@@ -18,10 +18,10 @@ FORMATS = ("png", "svg")
 
 
 def check_plot(file: Path) -> None:
-    """Raise before anything is measured if the chart could not be written afterwards.
+    """Check, before anything is measured, that a chart can be written.
 
     Raises:
-        UserError: neither .png nor .svg, or its folder is not there.
+        UserError: the file is neither .png nor .svg, or its folder does not exist.
         MachineError: matplotlib is not installed.
     """
     if file.suffix.lower().removeprefix(".") not in FORMATS:
@@ -37,10 +37,10 @@ def check_plot(file: Path) -> None:
 
 
 def draw(comparison: Comparison, file: Path) -> None:
-    """Write two panels of bars, prefill and decode; the lines on them span the minimum and maximum of the runs.
+    """Write a chart with bars for prefill and decode. Error bars show the minimum and maximum of the runs.
 
     Raises:
-        MachineError: it cannot be written.
+        MachineError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -85,7 +85,7 @@ def _panel(
 
 
 def _save(figure: Any, file: Path) -> None:
-    """Write a temporary file and rename it: an existing chart stays until the new one is complete."""
+    """Write a temporary file and rename it, so that an existing chart is kept until the new one is complete."""
     kind = file.suffix.lower().removeprefix(".")
     handle, beside = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
     try:

@@ -21,11 +21,11 @@ class CellSummary:
         through: `generate`, `engine` or `ONE_BY_ONE`.
         first_token_seconds: Time until every sequence has a token.
         prefill: Prompt tokens per second, all sequences together.
-        decode: New tokens per second, all sequences together; None where there was only one token.
+        decode: New tokens per second, all sequences together; None if there was only one token.
         prefill_share: Median prefill as a share of the device's maximum operations per second.
         decode_share: Median decode as a share of the maximum bandwidth of the device's memory.
         planned_prefill: Lowest and highest estimate of the plan; None for several sequences.
-        planned_decode: The same for decoding.
+        planned_decode: Lowest and highest estimate of the plan for decoding; None for several sequences.
     """
 
     cell: Cell
@@ -56,11 +56,11 @@ class Summary:
     Attributes:
         load_seconds: Time from the first import to a ready model.
         cold_first_token_seconds: Time to the first token of the first answer, without warm-up.
-        weights_bytes: Weights in memory, on all devices.
-        resident_bytes: Resident memory of the process once the model is loaded.
+        weights_bytes: Size of the weights in memory, on all devices.
+        resident_bytes: Resident memory of the process after loading the model.
         anonymous_bytes: Resident memory without pages of files, which the system can drop.
-        peak_memory_bytes: Largest resident memory.
-        gpu_peak_bytes: Largest allocation, by GPU.
+        peak_memory_bytes: Maximum resident memory.
+        gpu_peak_bytes: Maximum allocation of each GPU.
     """
 
     name: str
@@ -82,12 +82,12 @@ def ratio(measured: Spread | None, planned: tuple[float, float] | None) -> float
 
 
 def is_off(value: float | None) -> bool:
-    """Return whether an estimate was so wrong that the report should say so."""
+    """Return True if an estimate is so far off that the report should mention it."""
     return value is not None and abs(math.log(value)) > math.log(1 + _TOLERANCE)
 
 
 def summarise(comparison: Comparison, outcome: Outcome) -> Summary | None:
-    """Return the figures of one contender; None where no run completed."""
+    """Return the summary of one contender; None if no run completed."""
     runs, prepared = outcome.runs, outcome.contender.prepared
     if not runs or prepared is None:
         return None
@@ -144,7 +144,7 @@ def _shares(
     flops = bound.flops.get(dtype_of(prepared))
     prefill_share = operations / cell.prompt_tokens * prefill.median / flops if flops else None
     together = 1 if outcome.runs[0].cells[cell]["through"] == ONE_BY_ONE else cell.batch
-    moved = decode_bytes(
+    read_bytes = decode_bytes(
         prepared.info,
         Cell(cell.prompt_tokens, together),
         weights_bytes=sum(loaded["device_bytes"].values()),
@@ -152,6 +152,8 @@ def _shares(
         dtype=dtype_of(prepared),
     )
     decode_share = (
-        moved * decode.median / together / bound.bandwidth if moved and decode and not proposes(prepared) else None
+        read_bytes * decode.median / together / bound.bandwidth
+        if read_bytes and decode and not proposes(prepared)
+        else None
     )
     return prefill_share, decode_share

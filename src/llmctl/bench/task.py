@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ONE_BY_ONE = "generate, one after the other"  # how several sequences are answered if they cannot be packed
+ONE_BY_ONE = "generate, one after the other"  # the value of `through` if several sequences cannot be packed
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the task: the length of the prompts and the number of sequences at a time."""
+    """One cell of the task: the prompt length and the number of concurrent sequences."""
 
     prompt_tokens: int
     batch: int
@@ -23,11 +23,11 @@ class Task:
     """The cells to measure.
 
     Attributes:
-        prompt_tokens: Lengths of the prompts.
-        batches: Numbers of sequences at a time.
-        new_tokens: Tokens generated for each prompt; nothing ends an answer earlier.
-        runs: Fresh processes for each configuration.
-        seed: Seed of the prompts, which are the same for every configuration and every run.
+        prompt_tokens: Prompt lengths.
+        batches: Numbers of concurrent sequences.
+        new_tokens: Tokens generated for each prompt; answers never end earlier.
+        runs: Number of processes for each configuration.
+        seed: Seed of the prompts, which are equal for every configuration and every run.
     """
 
     prompt_tokens: tuple[int, ...] = (64, 512)
@@ -38,12 +38,12 @@ class Task:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, one sequence at a time first."""
+        """All cells, in the order of `batches`."""
         return tuple(Cell(length, batch) for batch in self.batches for length in self.prompt_tokens)
 
     @property
     def context(self) -> int:
-        """The largest number of tokens of one sequence."""
+        """The maximum tokens of one sequence."""
         return max(self.prompt_tokens) + self.new_tokens
 
 
@@ -61,6 +61,6 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Return the spread of the values; None where nothing was measured."""
+    """Return the spread of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return Spread(statistics.median(known), min(known), max(known), len(known)) if known else None

@@ -1,4 +1,4 @@
-"""The bytes and operations of one cell, from the model's shapes, which turn a rate into a share of a limit. Pure."""
+"""The bytes and operations of one cell, computed from the model's shapes, for shares of a limit. Pure."""
 
 from llmctl.bench.task import Cell
 from llmctl.model.checkpoint import Tensor
@@ -12,13 +12,12 @@ _HEADS = ("lm_head", "embed_out")
 def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens: int, dtype: str) -> float | None:
     """Return the bytes that one decoding pass has to read.
 
-    These are all weights, except an embedding table that is not also the head (one row of it is read), and the keys
-    and values of every sequence with half of the answer. None for a batch through a mixture of experts: the text
-    decides which experts it reads.
+    These are all weights, and the keys and values of every sequence with half of its answer. An embedding table that is
+    not tied to the head does not count, since only one row is read. None for a batch with a mixture of experts, since
+    the text determines which experts are read.
 
     Args:
-        weights_bytes: Weights in memory.
-        new_tokens: Length of the answers.
+        weights_bytes: Size of the weights in memory.
         dtype: dtype of keys and values.
     """
     active = active_share(info)
@@ -31,14 +30,13 @@ def decode_bytes(info: ModelInfo, cell: Cell, *, weights_bytes: int, new_tokens:
 
 
 def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) -> float:
-    """Return the operations that reading one prompt takes; a multiplication and an addition count as two.
+    """Return the operations of the prefill of one prompt; a multiplication and an addition count as two.
 
-    Each token uses every weight of the blocks that are active for it, the last token uses the head, and in the
-    attention a token sees half of the prompt on average (at most its window).
+    Each token uses all active weights of the blocks, and only the last token uses the head. In the attention, a token
+    sees half of the prompt on average, but at most its window.
 
     Args:
-        parameters: Parameters of the loaded model, shared ones counted once.
-        prompt_tokens: Length of the prompt.
+        parameters: Number of parameters of the loaded model; shared parameters count once.
     """
     table, head = _table(info), _head(info)
     own_head = None if has_tied_head(info) else head

@@ -71,7 +71,7 @@ def bench(options: Options) -> None:
     task = _within_context(output, task, contenders, is_default=options[PROMPT_TOKENS] is None)
     _warn_if_busy(output)
     with output.waiting("measuring") as tell:
-        comparison = compare(contenders, task, tell=tell)
+        comparison = compare(contenders, task, on_step=tell)
     if output.as_json:
         output.document("llmctl.bench/1", document(comparison))
     else:

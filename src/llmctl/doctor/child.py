@@ -28,14 +28,14 @@ def main(question: str, arguments: dict[str, Any], *, limit_seconds: float) -> N
         else:
             say(facts=_PACKAGES.get(question, _plain)(question))
         say(done=True)
-    except BaseException as error:  # noqa: BLE001 (whatever a package raises, SystemExit included, is the answer)
+    except BaseException as error:  # noqa: BLE001 (any exception of a package is the answer, including SystemExit)
         say(failed=_described(error), done=True)
     sys.stderr.flush()
     os._exit(0)
 
 
 def _described(error: BaseException) -> dict[str, Any]:
-    """Return an exception as data. Only the dynamic loader's text tells that a compiled file needs another library."""
+    """Return an exception as data. Only the loader's message shows that a compiled file needs another library."""
     message = str(error)
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     foreign = isinstance(error, ImportError) and "undefined symbol" in message
@@ -67,16 +67,16 @@ def _torch(name: str) -> dict[str, Any]:
 
 
 def _transformers(name: str) -> dict[str, Any]:
-    """Import the classes that llmctl loads models with: transformers imports almost nothing before they are used."""
+    """Import the classes that load models: transformers imports almost nothing before they are used."""
     transformers: Any = importlib.import_module(name)
-    transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018 (asking for them imports them)
+    transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018 (the access imports them)
     limits = importlib.import_module("transformers.utils.import_utils")
     kernels = [getattr(limits, f"KERNELS_{end}_VERSION", None) for end in ("MIN", "MAX")]
     return {"version": transformers.__version__, "kernels": kernels}
 
 
 def _flash_attn(name: str) -> dict[str, Any]:
-    """Look up the function as transformers does, which loads the compiled file behind it."""
+    """Access the function like transformers does, which loads the compiled file."""
     module: Any = importlib.import_module(name)
     return {"version": module.__version__, "has_function": bool(module.flash_attn_func)}
 

@@ -1,4 +1,4 @@
-"""The child processes of `llmctl doctor`: run side by side, limited in time, and ended with all they started."""
+"""The child processes of `llmctl doctor`, which run in parallel with a time limit and are ended with their children."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from llmctl.machine.child_process import exit_text, json_lines, start_child
 from llmctl.platform_support import kill_group
 
 CHILD = Path(__file__).with_name("child.py")
-_TALK_CHARACTERS = 2000
+_LOG_TAIL_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Question:
     Attributes:
         name: Import name of a package, or `hub`.
         limit_seconds: Time limit.
-        arguments: Arguments of the question. They show in the list of processes, so they must not hold a secret.
-        environment: Variables added to those of this process.
+        arguments: Arguments of the question. They are visible in the process list, so they must not contain secrets.
+        environment: Environment variables to add.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a child process: its facts, and how it ended."""
+    """The answer of a child process: the reported facts and the outcome."""
 
     facts: Mapping[str, Any]
     trial: Trial
 
 
 class _Group:
-    """The processes that run now. An interrupt ends all of them, and no other starts."""
+    """The running processes. After an interrupt, all are killed and no other starts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class _Group:
             self._running.discard(process)
 
     def end(self) -> None:
-        """Kill all processes, and let no other start."""
+        """Kill all processes, and prevent any other from starting."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -76,7 +76,7 @@ class _Group:
 
 
 def ask_all(questions: Sequence[Question], *, at_once: int | None = None) -> dict[str, Answer]:
-    """Ask each question in a process of its own, and return the answers by the questions' names."""
+    """Ask each question in a separate process, and return the answers by the name of the question."""
     group = _Group()
     with ThreadPoolExecutor(max_workers=at_once or max(4, min(os.cpu_count() or 4, 8))) as pool:
         try:
@@ -101,7 +101,7 @@ def _ask(question: Question, group: _Group) -> Answer:
         kill_group(process)
         out, talk = process.communicate()
     group.forget(process)
-    facts, text = _facts(out), talk.decode("utf-8", errors="replace")[-_TALK_CHARACTERS:].strip()
+    facts, text = _facts(out), talk.decode("utf-8", errors="replace")[-_LOG_TAIL_CHARACTERS:].strip()
     seconds = time.monotonic() - began
     return Answer(facts, _trial(facts, process.returncode, hung=hung, talk=text, seconds=seconds, question=question))
 

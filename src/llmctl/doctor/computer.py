@@ -22,7 +22,7 @@ _FEATURES = {
     "asimd": "NEON",
     "bf16": "BF16",
 }
-# The values that the tokenizers library reads as "no".
+# The values that the tokenizers library treats as false.
 _NO = frozenset({"", "off", "false", "f", "no", "n", "0"})
 
 
@@ -42,7 +42,7 @@ def check_computer(findings: Findings, need: Need, plan: Plan | LlmctlError | No
 def _cache(findings: Findings, need: Need) -> Check:
     disk, hub = findings.disk, findings.hub
     if disk is None:
-        return skipped("cache folder", "not looked at")
+        return skipped("cache folder", "not checked")
     elsewhere = "export HF_HOME=FOLDER   (a folder that you may write to)"
     if disk.obstacle == "full":
         reason = f"the disk of {disk.folder} is full: {format_bytes(disk.free_bytes)} free"
@@ -53,7 +53,7 @@ def _cache(findings: Findings, need: Need) -> Check:
     wanted = hub.download_bytes if hub is not None else None
     text = f"{disk.folder} is writable, {format_bytes(disk.free_bytes)} free"
     if wanted is not None and wanted > disk.free_bytes:
-        reason = f"{text}, and {hub.wanted if hub else 'the model'} takes {format_bytes(wanted)}"
+        reason = f"{text}, but {hub.wanted if hub else 'the model'} takes {format_bytes(wanted)}"
         return fault("cache folder", reason, "llmctl models prune", needed=need.download)
     if disk.free_bytes < LITTLE_DISK_BYTES:
         return warning("cache folder", f"{text}: little for a model", "llmctl models prune")
@@ -84,7 +84,7 @@ def _container(findings: Findings) -> Check:
 
 
 def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | None) -> Check:
-    """Check RLIMIT_AS. It counts all mapped memory: the files of the weights, and for CUDA the memory of the GPUs."""
+    """Check RLIMIT_AS, which limits all mapped memory, including weight files and, for CUDA, GPU memory."""
     limit = findings.computer.address_limit_bytes
     if limit is None:
         return ok("address space", "no limit (ulimit -v)")
@@ -94,7 +94,7 @@ def _address_space(findings: Findings, need: Need, plan: Plan | LlmctlError | No
     if need.cuda and findings.machine is not None:
         wanted += sum(gpu.total_bytes for gpu in findings.machine.gpus)
     if wanted > limit:
-        reason = f"{text}, and loading this model maps about {format_bytes(wanted)}"
+        reason = f"{text}, but loading this model maps about {format_bytes(wanted)}"
         return fault("address space", reason, fix, needed="the model is loaded in one process")
     return warning("address space", f"{text} for all mapped memory, including weights", fix)
 
@@ -120,7 +120,7 @@ def _cpu_kernels(findings: Findings) -> Check:
     """Check llmctl's own compiled kernels."""
     trial = findings.trials.get(OWN_KERNELS)
     if trial is None:
-        return skipped("CPU kernels", "not looked at")
+        return skipped("CPU kernels", "not checked")
     isa = trial.facts.get("isa")
     if isa == "portable":
         return ok("CPU kernels", "in use, without vector instructions: this processor has none that they support")
@@ -162,7 +162,7 @@ def _open_files(findings: Findings) -> Check:
     limit = findings.computer.file_limit
     if limit is not None and limit < FEW_FILES:
         return warning(
-            "open files", f"a process may open {limit} files: few for a model in many files", "ulimit -n 4096"
+            "open files", f"a process may open {limit} files: too few for a model in many files", "ulimit -n 4096"
         )
     return ok("open files", f"a process may open {limit} files" if limit is not None else "no limit")
 

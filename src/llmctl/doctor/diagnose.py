@@ -28,7 +28,7 @@ def diagnose(findings: Findings) -> tuple[Check, ...]:
 
 
 def is_healthy(checks: tuple[Check, ...]) -> bool:
-    """Return whether nothing that the configuration needs is broken."""
+    """Return True if nothing that the configuration needs is broken."""
     return all(check.status != "broken" for check in checks)
 
 
@@ -43,7 +43,7 @@ def _configuration(findings: Findings) -> Iterator[Check]:
 
 
 def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Check]:
-    """Check the model's files, and the plan made from everything."""
+    """Check the model's files and the plan."""
     if findings.model_error is not None:
         yield Check("model", "broken", findings.model_error.message, findings.model_error.hint)
     elif findings.model is not None:

@@ -18,7 +18,7 @@ from llmctl.machine.threads import usable_cores
 from llmctl.platform_support import read_system_file, resource_limit
 
 DISTRIBUTION = "llmctl-hf"
-# Variables that affect llmctl. Those that hold tokens are not included.
+# Variables that affect llmctl, without those that contain tokens.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
@@ -57,7 +57,7 @@ def read_computer() -> Computer:
 
 
 def read_disk(folder: Path) -> Disk:
-    """Try to write where the cache is, or would be created. Leaves nothing behind."""
+    """Check that the cache's folder, or its nearest existing parent, is writable. No file is left."""
     place = existing_parent(folder)
     if not place.is_dir():
         return Disk(folder, place, 0, "not_a_folder", f"{place} is a file")
@@ -74,7 +74,7 @@ def read_disk(folder: Path) -> Disk:
 
 
 def read_requirements() -> Requirements:
-    """Return the ranges in llmctl's own metadata, and the installed versions; empty where there is no metadata."""
+    """Return the version ranges in llmctl's metadata, and the installed versions; empty without metadata."""
     try:
         package = distribution(DISTRIBUTION)
     except PackageNotFoundError:
@@ -99,7 +99,7 @@ def read_requirements() -> Requirements:
 
 
 def proxy_of(endpoint: str) -> str | None:
-    """Return the proxy for an address, without credentials; or None."""
+    """Return the proxy for an address, without credentials, or None."""
     address = urlsplit(endpoint)
     if address.hostname and proxy_bypass(address.hostname):
         return None

@@ -1,4 +1,4 @@
-"""The examination: the configuration, this machine, the imports, the Hub and the model, each read once."""
+"""The examination of the configuration, this machine, imports, the Hub and the model."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ from llmctl.model.info import read_model_info
 from llmctl.model.resolve import is_path
 from llmctl.quant.registry import backend_packages
 
-# The slowest first: they run in parallel, and the last one to end decides the total time.
+# Slowest first: they run in parallel, and the last one to finish determines the total time.
 PACKAGES = (
     *(package.name for _, package in backend_packages()),
     "transformers",
@@ -44,19 +44,18 @@ def examine(
     offline: bool = False,
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
 ) -> Findings:
-    """Examine this machine as the configuration would use it. Loads nothing, downloads nothing.
+    """Examine this machine as the configuration would use it, without loading or downloading anything.
 
     Args:
         settings: Configuration; the defaults if `problems` prevented reading it.
         problems: Problems of the configuration.
-        offline: Never use the network.
         time_limit_seconds: Time limit for one import.
     """
     config = settings.config
     model = config.model.id or demo.MODEL_ID
-    carried = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
+    is_demo = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
     hub: dict[str, Any] = {"model": None if is_path(model) else model, "revision": config.model.revision}
-    hub |= {"offline": offline, "fetches": not carried}
+    hub |= {"offline": offline, "fetches": not is_demo}
     answers = ask_all(_questions(hub, time_limit_seconds))
     hub_answer = answers.pop("hub")
     trials = {name: answer.trial for name, answer in answers.items()}
@@ -68,18 +67,18 @@ def examine(
         driver=read_nvidia_driver(),
         trials=trials,
         requirements=read_requirements(),
-        hub=_hub_state(hub_answer, wanted=None if is_path(model) or carried else model),
+        hub=_hub_state(hub_answer, wanted=None if is_path(model) or is_demo else model),
         disk=_disk(hub_answer.facts),
         source=model,
         problems=tuple(problems),
         user_values={key: _value(settings, key) for key in settings.origins},
         time_limit_seconds=time_limit_seconds,
     )
-    return _with_model(findings, hub_answer.facts, carried=carried)
+    return _with_model(findings, hub_answer.facts, is_demo=is_demo)
 
 
 def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Question]:
-    """Return the questions: the Hub first, since it only waits, then every installed package."""
+    """Return the questions: first the Hub, which mostly waits, then every installed package."""
     bound = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
     first = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), hub, bound)
     probes = {package.name: {"probe": package.probe} for _, package in backend_packages()}
@@ -88,7 +87,7 @@ def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Questi
 
 
 def _is_installed(name: str) -> bool:
-    """Return whether there is a module or a distribution of this name. Imports nothing."""
+    """Return True if there is a module or distribution of this name. Nothing is imported."""
     if importlib.util.find_spec(name) is not None:
         return True
     try:
@@ -148,19 +147,19 @@ def _refusal(facts: Mapping[str, Any] | None) -> Refusal | None:
 def _disk(facts: Mapping[str, Any]) -> Disk:
     if "cache" in facts:
         return read_disk(Path(facts["cache"]))
-    # huggingface_hub is broken: its default folder, by its own rules
+    # huggingface_hub is broken: determine its default folder here
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     return read_disk(Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser())
 
 
-def _with_model(findings: Findings, facts: Mapping[str, Any], *, carried: bool) -> Findings:
+def _with_model(findings: Findings, facts: Mapping[str, Any], *, is_demo: bool) -> Findings:
     """Return the findings with the model's files, if they are on this machine."""
     source = findings.source
     folder: Path | None = None
     if is_path(source):
         folder = Path(source).expanduser().absolute()
         if not folder.is_dir():
-            hint = "give the folder that holds config.json, or a Hub id of the form org/name"
+            hint = "give the folder with config.json, or a Hub id of the form org/name"
             return replace(findings, model_error=UserError(f"there is no folder {folder}", hint=hint))
     elif source.count("/") != 1:
         error = UserError(
@@ -170,7 +169,7 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, carried: bool) 
         return replace(findings, model_error=error, hub=replace(findings.hub, wanted=None) if findings.hub else None)
     elif facts.get("folder"):
         folder = Path(facts["folder"])
-    elif carried:
+    elif is_demo:
         folder = demo.demo_folder()
     if folder is None:
         return replace(findings, model_error=_absent(findings))
@@ -181,7 +180,7 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, carried: bool) 
 
 
 def _absent(findings: Findings) -> LlmctlError | None:
-    """Return the reason why an absent model cannot be downloaded, or None where it can."""
+    """Return the reason why a missing model cannot be downloaded, or None if it can."""
     hub = findings.hub
     if hub is None or hub.wanted is None or not hub.offline:
         return None

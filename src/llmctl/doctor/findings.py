@@ -26,10 +26,10 @@ class Check:
 
     Attributes:
         name: Subject of the check.
-        status: `broken` where the configuration needs it and it does not work; `warning` where it does not work and is
-            not needed, or works badly.
-        reason: Finding, in one sentence.
-        fix: The one command or change that fixes it.
+        status: `broken` if the configuration needs the subject and it does not work; `warning` if it is not needed or
+            works badly.
+        reason: The finding, in one sentence.
+        fix: The command or change that fixes it.
     """
 
     name: str
@@ -54,7 +54,7 @@ def skipped(name: str, reason: str) -> Check:
 
 
 def fault(name: str, reason: str, fix: str | None, *, needed: str | None) -> Check:
-    """Return a failed check: broken if it is needed (`needed` says by what), else a warning."""
+    """Return a failed check: broken if there is a reason why it is needed (`needed`), else a warning."""
     if needed is None:
         return Check(name, "warning", f"{reason}; this configuration does not need it", fix)
     return Check(name, "broken", f"{reason}; needed: {needed}", fix)
@@ -62,15 +62,15 @@ def fault(name: str, reason: str, fix: str | None, *, needed: str | None) -> Che
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of importing one package in a child process of its own.
+    """The result of importing one package in a separate child process.
 
     Attributes:
-        outcome: `imported`; `failed` with an exception; `crashed`, the process died; `hung`, it was stopped.
-        facts: Facts that the package gave once it was imported.
-        error: Type of the exception and first line of its message, or the cause of the process' end.
+        outcome: `imported`; `failed` (with an exception); `crashed` (the process died); `hung` (it was stopped).
+        facts: Facts that were read from the imported package.
+        error: Type of the exception and first line of its message, or the reason why the process ended.
         missing_module: Module that the exception names as missing.
-        foreign_symbols: Whether a compiled file of it was built against other libraries than the installed ones.
-        talk: End of its standard error.
+        foreign_symbols: True if a compiled file was built against libraries other than the installed ones.
+        talk: End of the process' standard error.
         seconds: Duration.
     """
 
@@ -90,9 +90,9 @@ class Disk:
     Attributes:
         folder: Folder of the cache, which may not exist yet.
         place: Nearest existing folder above it, which was examined.
-        free_bytes: Bytes that may still be written there.
+        free_bytes: Bytes that can still be written.
         obstacle: Reason why a small file could not be written: `full`, `read_only` or `not_a_folder`; None if it could.
-        message: The system's message for that.
+        message: The system's error message.
     """
 
     folder: Path
@@ -108,14 +108,14 @@ class Computer:
 
     Attributes:
         python: Version of Python.
-        platform: Operating system, in words.
-        cpu_name: Name of the processor; empty where unknown.
-        usable_cores: Cores that this process may use, by its affinity and the container's quota.
+        platform: Description of the operating system.
+        cpu_name: Name of the processor; empty if unknown.
+        usable_cores: Cores that this process may use, according to its affinity and the container's quota.
         swap_bytes: Swap space.
         container_limit_bytes: Memory limit of the container (cgroup v2), or None.
         address_limit_bytes: RLIMIT_AS, or None.
-        file_limit: RLIMIT_NOFILE, or None where there is none.
-        variables: Environment variables that matter here and are not secret.
+        file_limit: RLIMIT_NOFILE, or None.
+        variables: Environment variables that affect llmctl and are not secret.
     """
 
     python: str
@@ -131,7 +131,7 @@ class Computer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error of llmctl from a child process."""
+    """An LlmctlError that a child process reported."""
 
     kind: str
     message: str
@@ -144,18 +144,18 @@ class HubState:
 
     Attributes:
         endpoint: Address, without credentials.
-        offline: Whether the network was forbidden.
-        proxy: Proxy on the way, without credentials; or None.
-        seconds: Response time; None where the Hub was not asked or did not answer.
-        unreachable: Reason why it did not answer.
-        token_source: Origin of the token in use; or None.
-        role: `read`, `write` or `fineGrained`; empty for a browser login; None where the Hub was not asked.
-        reads_gated: Whether a fine-grained token may read public gated models.
+        offline: True if network access was not allowed.
+        proxy: Proxy in use, without credentials, or None.
+        seconds: Response time; None if the Hub was not asked or did not answer.
+        unreachable: Reason why the Hub did not answer.
+        token_source: Origin of the token in use, or None.
+        role: `read`, `write` or `fineGrained`; empty for a browser login; None if the Hub was not asked.
+        reads_gated: True if a fine-grained token may read public gated models.
         token_refused: Reason why the Hub rejects the token.
         wanted: Hub id of the model that has to be downloaded, or None.
-        download_bytes: Size of the files that loading that model needs.
+        download_bytes: Size of the files that are needed to load that model.
         access_refused: Reason why that model cannot be downloaded.
-        failure: Reason why the Hub could not be asked: huggingface_hub is broken.
+        failure: Reason why huggingface_hub does not work, so that the Hub could not be asked.
     """
 
     endpoint: str = ""
@@ -181,7 +181,7 @@ class Requirements:
         python: `Requires-Python`.
         tested_pythons: Versions of Python in the classifiers.
         ranges: Range of each package by its import name: `>=5.18,<6`.
-        installed: Installed version of each of these packages; absent ones are left out.
+        installed: Installed version of each of these packages that is installed.
     """
 
     python: str = ""
@@ -195,17 +195,17 @@ class Findings:
     """The facts from which `diagnose` makes the checks.
 
     Attributes:
-        config: Configuration; the defaults where `problems` is not empty.
+        config: Configuration; the defaults if `problems` is not empty.
         user_values: Keys that the user set, with their values, for the report.
         problems: Problems of the configuration.
-        machine: This machine; None where it could not be read (psutil is broken).
+        machine: This machine; None if it could not be read because psutil is broken.
         computer: Facts that `Machine` does not have.
         driver: NVIDIA's driver.
-        trials: Results of the imports, by import name; packages that are not installed are left out.
-        requirements: Ranges of versions.
-        hub: The Hub; None where it was not asked.
+        trials: Results of the imports of installed packages, by import name.
+        requirements: Version requirements.
+        hub: State of the Hub; None if it was not asked.
         disk: File system of the cache.
-        source: The user's name for the model.
+        source: The model as the user named it.
         model: The model, if its files are on this machine.
         model_error: Reason why its files are missing or cannot be used.
         time_limit_seconds: Time limit for an import.

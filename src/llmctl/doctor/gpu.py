@@ -44,7 +44,7 @@ def check_gpu(findings: Findings, need: Need) -> Iterator[Check]:
 
 
 def nvidia_cards(findings: Findings) -> tuple[Gpu, ...]:
-    """Return the NVIDIA cards that the driver shows, whether or not this build of torch can use them."""
+    """Return the NVIDIA cards that the driver shows, including those that this build of torch cannot use."""
     machine = findings.machine
     return tuple(gpu for gpu in (*machine.gpus, *machine.idle_gpus) if gpu.kind == "cuda") if machine else ()
 
@@ -61,20 +61,20 @@ def _torch(findings: Findings, need: Need) -> Check:
             return _cpu_build(findings, version, here, need)
         return in_range(findings, "torch", needed=ALWAYS, about="" if facts.get("hip") else ", built for the CPU")
     if facts.get("cuda_works") or not cards:
-        served = _unserved(facts.get("architectures") or (), cards)
-        if served is None:
+        unsupported = _unsupported_card(facts.get("architectures") or (), cards)
+        if unsupported is None:
             works = f", built for CUDA {cuda}" + (f", computes on {here}" if facts.get("cuda_works") else "")
             return in_range(findings, "torch", needed=ALWAYS, about=works)
-        reason = f"{version} has no code for {served.name} (compute capability {_dotted(served.capability)})"
+        reason = f"{version} has no code for {unsupported.name} (compute capability {_dotted(unsupported.capability)})"
         return _gpu_fault(findings, "torch", reason, f"choose a build with code for it at {SELECTOR}", need)
     return _no_cuda(findings, version, cuda, here, need)
 
 
 def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check:
-    """Report the commonest fault: a build of torch for CPUs on a machine with a GPU."""
+    """Return the most common fault: a build of torch for CPUs on a machine with a GPU."""
     newest = findings.driver.cuda
-    serves = f" (its driver serves CUDA up to {_dotted(newest)})" if newest else ""
-    reason = f"{version} is built for the CPU only, and {here} is in this machine{serves}"
+    supported = f" (its driver supports CUDA up to {_dotted(newest)})" if newest else ""
+    reason = f"{version} is built for the CPU only, but {here} is in this machine{supported}"
     if findings.machine is not None and findings.machine.system == "Linux":
         # on Linux the package index has the CUDA build; --force-reinstall, since the version is the same
         fix = f'pip install --force-reinstall "torch=={without_local(version)}"'
@@ -84,11 +84,11 @@ def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check
 
 
 def _no_cuda(findings: Findings, version: str, cuda: str, here: str, need: Need) -> Check:
-    """Report why torch, which is built for CUDA, cannot use the card that is here."""
+    """Return the fault that a torch built for CUDA cannot use the card."""
     newest, major = findings.driver.cuda, int(cuda.partition(".")[0])
     if newest is not None and newest[0] < major:
         reason = (
-            f"{version} is built for CUDA {cuda}, and NVIDIA's driver {findings.driver.version} serves CUDA up to "
+            f"{version} is built for CUDA {cuda}, but NVIDIA's driver {findings.driver.version} supports CUDA up to "
             f"{_dotted(newest)}"
         )
         minimum = MINIMUM_DRIVER.get(major)
@@ -100,17 +100,17 @@ def _no_cuda(findings: Findings, version: str, cuda: str, here: str, need: Need)
 
 
 def _gpu_fault(findings: Findings, name: str, reason: str, fix: str, need: Need) -> Check:
-    """Return a fault of the path to a GPU: broken where a GPU is requested, else a warning that says what happens."""
+    """Return a fault that prevents use of a GPU: broken if a GPU is requested, else a warning with the consequence."""
     if need.cuda:
         return fault(name, reason, fix, needed=need.cuda)
     pinned = findings.config.load.device_map == "cpu"
     return warning(name, reason + ("; load.device_map is cpu" if pinned else "; models run on the CPU instead"), fix)
 
 
-def _unserved(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
-    """Return the first card that none of torch's compiled architectures runs on.
+def _unsupported_card(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
+    """Return the first card that none of torch's compiled architectures supports.
 
-    `sm_86` runs on its own major version from its minor version on; `compute_120` is compiled for anything later.
+    `sm_86` runs on the same major version with an equal or higher minor version; `compute_120` also on later versions.
     """
     known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in architectures]
     built = [(match[1], (int(match[2]), int(match[3]))) for match in known if match]
@@ -127,7 +127,7 @@ def _unserved(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
 
 def _cards(findings: Findings, need: Need) -> Check:
     machine = findings.machine
-    assert machine is not None  # noqa: S101 (the caller asked)
+    assert machine is not None  # noqa: S101 (the caller has checked it)
     if machine.idle_gpus:
         return ok("GPU", "; ".join(_card(gpu) for gpu in machine.idle_gpus) + " (this torch cannot use it: see torch)")
     unreached = None if machine.gpus else _out_of_reach(findings, need)
@@ -145,16 +145,16 @@ def _cards(findings: Findings, need: Need) -> Check:
 
 
 def _out_of_reach(findings: Findings, need: Need) -> Check | None:
-    """Return the reason why the driver shows no card although there is one; None without a sign of one."""
+    """Return the fault that hides a card from the driver; None if nothing indicates a hidden card."""
     driver, hidden = findings.driver, findings.computer.variables.get("CUDA_VISIBLE_DEVICES")
     if driver.error is not None:
         words, fix = _NVML_ERRORS.get(driver.error, (f"its library gives error {driver.error}", "nvidia-smi"))
         return _gpu_fault(findings, "GPU", f"NVIDIA's driver does not answer: {words}", fix, need)
     if hidden is not None and driver.version is not None:
-        reason = f"CUDA_VISIBLE_DEVICES is '{hidden}', which leaves none"
+        reason = f"CUDA_VISIBLE_DEVICES is '{hidden}', which hides all GPUs"
         return _gpu_fault(findings, "GPU", reason, "unset CUDA_VISIBLE_DEVICES", need)
     if driver.cards_on_bus and driver.version is None:
-        reason = "an NVIDIA card is on the PCI bus, and NVIDIA's driver is not usable here"
+        reason = "an NVIDIA card is on the PCI bus, but NVIDIA's driver is not usable"
         fix = "install NVIDIA's driver; in a container: docker run --gpus all"
         return _gpu_fault(findings, "GPU", reason, fix, need)
     return None
@@ -185,16 +185,16 @@ def _attention(findings: Findings) -> Check:
         return ok("attention", f"load.attn_implementation is {load.attn_implementation}")
     needed_by, sdpa = "load.attn_implementation names it", "--attn sdpa"
     if not cards:
-        return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, none was found", sdpa, needed=needed_by)
+        return fault("attention", "FlashAttention-2 runs on NVIDIA GPUs, but none was found", sdpa, needed=needed_by)
     if load.device_map in ("cpu", "mps"):
-        reason = f"FlashAttention-2 runs on NVIDIA GPUs, load.device_map is {load.device_map}"
+        reason = f"FlashAttention-2 runs on NVIDIA GPUs, but load.device_map is {load.device_map}"
         return fault("attention", reason, sdpa, needed=needed_by)
     old = next((card for card in cards if card.capability < FLASH_CAPABILITY), None)
     if old is not None:
-        reason = f"FlashAttention-2 needs compute capability 8.0 or more, {old.name} has {_dotted(old.capability)}"
+        reason = f"FlashAttention-2 needs compute capability 8.0 or more, but {old.name} has {_dotted(old.capability)}"
         return fault("attention", reason, sdpa, needed=needed_by)
     if load.dtype != "auto" and load.dtype not in FLASH_DTYPES:
-        reason = f"FlashAttention-2 computes only in float16 and bfloat16, {load.dtype} is requested"
+        reason = f"FlashAttention-2 computes only in float16 and bfloat16, but {load.dtype} is requested"
         return fault("attention", reason, "--dtype bf16", needed=needed_by)
     return ok("attention", "flash_attention_2 is requested, and the GPU is new enough")
 

@@ -1,4 +1,4 @@
-"""The requests to the Hub, made in a child process, where importing huggingface_hub or the network may hang.
+"""Requests to the Hub, made in a child process because the import of huggingface_hub or the network may hang.
 
 Each fact is reported as soon as it is known, so that a hang loses only what comes after it.
 """
@@ -24,11 +24,9 @@ def ask(say: Callable[..., None], *, model: str | None, revision: str | None, of
     """Report the cache, the cached snapshot of `model`, whether the Hub answers, and what the token may read.
 
     Args:
-        say: Callback for the facts.
+        say: Called with the facts.
         model: A Hub id, or None for a folder.
-        revision: Branch, tag or commit.
-        offline: Never use the network.
-        fetches: Whether the model has to come from the Hub if the cache lacks it.
+        fetches: The model must be downloaded if it is not in the cache.
     """
     offline = offline or settings.is_offline()
     say(cache=str(settings.cache_dir()), endpoint=settings.endpoint(), offline=offline)
@@ -73,7 +71,7 @@ def _reach(say: Callable[..., None]) -> bool:
         if error.response.status_code >= 500 or error.response.status_code == 407:
             say(unreachable=_refusal(error_translation.translate(error)))
             return False
-    except Exception as error:  # noqa: BLE001 (translate raises again what is neither the network's nor the Hub's)
+    except Exception as error:  # noqa: BLE001 (translate re-raises errors of other origins)
         say(unreachable=_refusal(error_translation.translate(error)))
         return False
     say(seconds=time.monotonic() - began)

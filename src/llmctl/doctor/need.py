@@ -11,13 +11,13 @@ from llmctl.quant.registry import backend_packages
 
 @dataclass(frozen=True)
 class Need:
-    """The reason why each thing is needed, in words; None where it is not.
+    """The reasons why things are needed, as text; None if a thing is not needed.
 
     Attributes:
-        cuda: An NVIDIA GPU that torch can use.
-        flash_attention: The package flash-attn.
-        packages: Packages of quantisation backends, by name.
-        download: The Hub, and a writable cache.
+        cuda: Reason for an NVIDIA GPU that torch can use.
+        flash_attention: Reason for the package flash-attn.
+        packages: Reasons for packages of quantisation backends, by package name.
+        download: Reason for the Hub and a writable cache.
     """
 
     cuda: str | None = None
@@ -27,7 +27,7 @@ class Need:
 
 
 def plan_of(findings: Findings) -> Plan | LlmctlError | None:
-    """Return the plan, or the error that prevents one; None where model or machine are unknown."""
+    """Return the plan, or the error that prevents it; None if the model or the machine is unknown."""
     if findings.machine is None or findings.model is None:
         return None
     try:
@@ -37,7 +37,7 @@ def plan_of(findings: Findings) -> Plan | LlmctlError | None:
 
 
 def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
-    """Return the requirements of the configuration, including those of what `auto` becomes on this machine."""
+    """Return the requirements of the configuration, with `auto` values resolved for this machine."""
     flash = _flash_attention(findings, plan)
     cuda = _cuda(findings) or ("FlashAttention-2 needs it" if flash else None)
     hub = findings.hub

@@ -13,12 +13,12 @@ _SHORTEST_TOKEN = 7
 
 
 def without_credentials(address: str) -> str:
-    """Return an address without the user and password that it may hold."""
+    """Return an address without user name and password."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
-    except ValueError:  # not an address: nothing of it is shown
+    except ValueError:  # not an address: show no part of it
         return "(unreadable)"
     return urlunsplit(parts._replace(netloc=host + port, query="", fragment="")).removeprefix("//")
 
@@ -39,7 +39,7 @@ def without_secrets(text: str, *, secrets: Sequence[str] = (), home: Path | None
 
 
 def known_tokens() -> tuple[str, ...]:
-    """Return the tokens of this machine, to keep them out of a report. Works without huggingface_hub."""
+    """Return the tokens of this machine, to remove them from a report. This works without huggingface_hub."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     texts = [os.environ.get(name, "") for name in _VARIABLES]

@@ -1,4 +1,4 @@
-"""The report for a helper, in Markdown and without secrets."""
+"""The report to share, in Markdown and without secrets."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ from llmctl._version import __version__
 from llmctl.doctor.findings import Check, Findings
 from llmctl.doctor.privacy import without_secrets
 
-# Texts that a user writes for a model; they do not help to find a fault.
+# Prompts of the user, which do not help to find a fault.
 _PRIVATE_KEYS = ("chat.system",)
 
 
@@ -15,7 +15,7 @@ def report_text(findings: Findings, checks: Sequence[Check], *, when: str, secre
 
     Args:
         when: Date.
-        secrets: Texts that must never appear in it: the tokens of this machine.
+        secrets: Tokens of this machine, which must never appear in the report.
     """
     sections = {
         "Checks": _checks(checks),

@@ -6,7 +6,7 @@ from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, Trial, f
 from llmctl.doctor.versions import is_inside, lower_first, release, without_local
 from llmctl.quant.registry import backend_packages
 
-# The versions of the tests. A newer one may work; the range in the package's metadata decides what is refused.
+# The newest tested versions. Newer versions may work; the range in llmctl's metadata determines which are refused.
 TESTED_UP_TO = {
     "torch": "2.13",
     "transformers": "5.24",
@@ -18,7 +18,7 @@ ALWAYS = "llmctl loads every model with it"
 _NAMES = {"flash_attn": "flash-attn"}
 _BACKEND_PACKAGES = frozenset(package.name for _, package in backend_packages())
 _IMPORT_TORCH = frozenset({"transformers", "accelerate", "flash_attn"}) | _BACKEND_PACKAGES
-# Packages with their own line; the other requirements share one.
+# Packages with a separate line; the other requirements share one line.
 _OWN_LINE = _IMPORT_TORCH | {"torch", "tokenizers", "safetensors"}
 
 
@@ -38,7 +38,7 @@ def package(findings: Findings, name: str, *, needed: str | None, about: str = "
 
 
 def not_importable(findings: Findings, name: str, *, needed: str | None) -> Check | None:
-    """Return the fault that prevents the import of a package, or None where it was imported."""
+    """Return the fault that prevents the import of a package, or None if it was imported."""
     trial, label = findings.trials.get(name), _NAMES.get(name, name)
     if trial is None:
         return fault(label, "not installed", f"pip install {_wanted(findings, name)}", needed=needed)
@@ -47,16 +47,16 @@ def not_importable(findings: Findings, name: str, *, needed: str | None) -> Chec
     torch = findings.trials.get("torch")
     if name in _IMPORT_TORCH and torch is not None and torch.outcome != "imported":
         return skipped(label, "it imports torch, which does not work here")
-    return fault(label, _what_happened(trial), _fix_for(findings, name, trial), needed=needed)
+    return fault(label, _import_failure(trial), _fix_for(findings, name, trial), needed=needed)
 
 
-def _what_happened(trial: Trial) -> str:
+def _import_failure(trial: Trial) -> str:
     if trial.outcome == "crashed":
         return f"importing it kills Python ({trial.error})"
     if trial.outcome == "hung":
-        return f"importing it does not end ({trial.error}; a slow disk may need more: --time-limit)"
+        return f"importing it does not finish ({trial.error}; with a slow disk, raise --time-limit)"
     if trial.foreign_symbols:
-        return f"it was built against another torch than the one that is installed ({trial.error})"
+        return f"it was built against a different torch than the installed one ({trial.error})"
     return f"importing it fails ({trial.error})"
 
 
@@ -67,7 +67,7 @@ def _fix_for(findings: Findings, name: str, trial: Trial) -> str:
     if limit is not None and limit < BASE_ADDRESS_BYTES and trial.outcome in ("failed", "crashed"):
         return "ulimit -v unlimited"
     if name == "flash_attn" and trial.foreign_symbols:
-        # --no-deps, so that torch stays; --no-cache-dir, since pip keeps the wheel that it built for the other torch
+        # --no-deps keeps torch; --no-cache-dir, since pip caches the wheel that it built for the other torch
         return "pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir flash-attn"
     missing = (trial.missing_module or "").partition(".")[0]
     if missing and missing != name:
@@ -82,14 +82,14 @@ def in_range(findings: Findings, name: str, *, needed: str | None, about: str = 
     label, version = _NAMES.get(name, name), findings.version(name)
     wanted = lower_first(findings.requirements.ranges.get(name, ""))
     if version is None:
-        return ok(label, f"imported; it does not say its version{about}")
+        return ok(label, f"imported; its version is unknown{about}")
     if wanted and not is_inside(version, wanted):
         fix = f"pip install {_wanted(findings, name)}"
         return fault(label, f"{version} is outside the range that llmctl supports, {wanted}", fix, needed=needed)
     tested = TESTED_UP_TO.get(name)
     if tested is not None and release(version)[:2] > release(tested):
         fix = f'pip install "{label}=={tested}.*"'
-        return warning(label, f"{version} is newer than what llmctl is tested with, {tested}{about}", fix)
+        return warning(label, f"{version} is newer than the version that llmctl is tested with, {tested}{about}", fix)
     within = f" (made for {wanted})" if wanted else ""
     return ok(label, f"{version}{within}{about}")
 
@@ -140,7 +140,7 @@ def _kernels(findings: Findings) -> Check:
 
 
 def _others(findings: Findings) -> Check:
-    """Check the other requirements of llmctl's package by their metadata alone."""
+    """Check the other requirements of llmctl by their metadata only."""
     wanted = findings.requirements
     if not wanted.ranges:
         return skipped("other packages", "llmctl is not installed as a package, so its requirements are unknown")

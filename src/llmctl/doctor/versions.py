@@ -1,4 +1,4 @@
-"""Versions and ranges, as far as they are needed here: release numbers, and ranges made of >=, >, <=, < and ==."""
+"""Release numbers of versions, and ranges with >=, >, <=, < and ==."""
 
 import re
 
@@ -16,7 +16,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def is_inside(version: str, wanted: str) -> bool:
-    """Return whether a version is in a range such as `>=5.18,<6`. A clause of another form counts as satisfied."""
+    """Return True if a version is in a range such as `>=5.18,<6`. Clauses of other forms are ignored."""
     numbers = release(version)
     for clause in wanted.split(","):
         match = _CLAUSE.fullmatch(clause)

@@ -41,7 +41,7 @@ class RemoteModel:
 
 
 def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
-    """Ask the Hub about a model. Only the headers of the weights come over the network.
+    """Return the Hub's description of a model. Only the headers of the weights are downloaded.
 
     Raises:
         RemoteError: the Hub refuses, or cannot be reached.

@@ -39,7 +39,7 @@ def translate(
     revision: str | None = None,
     token: str | None = None,
 ) -> LlmctlError:
-    """Return the error of llmctl for `error`, or raise `error` again if it does not come from the Hub or the network.
+    """Return the error of llmctl for `error`. Raise `error` again if it does not come from the Hub or the network.
 
     Args:
         error: The exception that the call raised.
@@ -66,7 +66,7 @@ def translate(
 
 
 def bad_id(repo_id: str) -> UserError:
-    """Return the error for a model id that the Hub cannot have."""
+    """Return the error for an invalid model id."""
     return UserError(
         f"{repo_id!r} is not a model id of the Hub",
         hint="give it as the Hub shows it: org/name, as in Qwen/Qwen3-4B",
@@ -74,7 +74,7 @@ def bad_id(repo_id: str) -> UserError:
 
 
 def not_the_hub(what: str) -> UnreachableError:
-    """Return the error for a well-formed response that cannot be the Hub's."""
+    """Return the error for a well-formed response that cannot come from the Hub."""
     host = urlsplit(settings.endpoint()).hostname
     return UnreachableError(f"{host} sent an answer that is not the Hub's: {what}", hint=_endpoint_hint())
 
@@ -109,7 +109,7 @@ def unreachable(error: Exception) -> UnreachableError:
 
 
 class _Refusal:
-    """One refusal by the Hub, and the requests that find its cause."""
+    """An error response of the Hub, and the requests that determine its cause."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Refusal:
         return RemoteError(f"{self.response.url.host} answered {status} to {self.response.url.path}")
 
     def _refused(self, status: int) -> RemoteError:
-        """Explain a 401, 403 or 404 without an error code."""
+        """Return the error for a 401, 403 or 404 without an error code."""
         account = self._account()
         if account is None and self._has_token():
             return self._wrong_token()
@@ -172,7 +172,7 @@ class _Refusal:
         return self.token is not None or token_source() is not None
 
     def _account(self) -> dict[str, Any] | None:
-        """Ask the Hub for the account of the token that was sent; None where it knows none."""
+        """Return the account of the token that was sent; None if the Hub knows none."""
         from huggingface_hub.errors import HfHubHTTPError
 
         if not self._has_token() or (self.repo_id is None and self.response.status_code == 401):
@@ -282,7 +282,7 @@ class _Refusal:
 
 
 def _missing_scope(account: dict[str, Any], *, gated: bool) -> str | None:
-    """Return the permission that a fine-grained token lacks, as the tokens page words it; None for other tokens."""
+    """Return the permission that a fine-grained token lacks, as named on the tokens page; None for other tokens."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") != "fineGrained":
         return None
@@ -316,7 +316,7 @@ def _tls(host: str, error: Any) -> UnreachableError:
 
 
 def _proxy() -> str | None:
-    """Return the proxy for calls to the Hub, without the password that its address may hold."""
+    """Return the proxy for calls to the Hub, without a password."""
     from urllib.request import getproxies, proxy_bypass
 
     address = urlsplit(settings.endpoint())

@@ -1,4 +1,4 @@
-"""HTTP calls to the Hub: limited in time, repeated where that can help, with a note for each wait.
+"""HTTP calls to the Hub, with a time limit, retries where they can help, and a note for each wait.
 
 The client is huggingface_hub's own session, so a program's `set_client_factory` (certificates, proxies) is honoured.
 """
@@ -35,7 +35,7 @@ class Patience:
     longest_requested_seconds: float = 300.0
 
     def pause(self, failures: int) -> float:
-        """Return the seconds to wait after `failures` failed attempts in a row: exponential, with jitter."""
+        """Return the seconds to wait after `failures` consecutive failed attempts: exponential, with jitter."""
         base = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** max(failures - 1, 0))
         return base * (1 + 0.25 * random.random())  # noqa: S311 (jitter, not a secret)
 
@@ -99,11 +99,11 @@ def bound_other_calls() -> None:
 
 
 def refuse_if_offline(what: str, *, offline: bool = False) -> None:
-    """Raise if the network is forbidden, before a socket is opened.
+    """Check that network access is allowed, before a socket is opened.
 
     Args:
         what: Subject of the error's sentence, such as "whoami".
-        offline: Whether the caller forbids the network; HF_HUB_OFFLINE does so in any case.
+        offline: Forbid network access; HF_HUB_OFFLINE forbids it, too.
 
     Raises:
         OfflineError: the network is forbidden.
@@ -160,7 +160,7 @@ def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = N
 
 
 class NotJsonError(Exception):
-    """A response of status 200 that is no JSON: a captive portal or a proxy answered in the Hub's place."""
+    """A response with status 200 that is not JSON, from a captive portal or a proxy instead of the Hub."""
 
     def __init__(self, response: "httpx2.Response") -> None:
         self.host = response.url.host
@@ -177,7 +177,7 @@ def _get(
     extra_headers: dict[str, str] | None = None,
     limit: int | None = None,
 ) -> "httpx2.Response":
-    """GET, repeated while that can help, and return the last response whatever its status.
+    """Send a GET request with retries, and return the last response, whatever its status.
 
     With `limit`, at most that many bytes of a successful response are read; they are in its `extensions["body"]`.
     """
@@ -208,7 +208,7 @@ def _get(
 
 
 def _once(session: "httpx2.Client", url: str, sent: dict[str, str], limit: int | None) -> "httpx2.Response":
-    """GET once; with `limit`, read no more of the body than that."""
+    """Send a GET request once. With `limit`, read at most that many bytes of the body."""
     if limit is None:
         return session.get(url, headers=sent, timeout=timeout(), follow_redirects=True)
     with session.stream("GET", url, headers=sent, timeout=timeout(), follow_redirects=True) as response:
@@ -224,14 +224,14 @@ def _once(session: "httpx2.Client", url: str, sent: dict[str, str], limit: int |
 
 
 def reason(response: "httpx2.Response") -> str:
-    """Return the reason for another attempt after a response, in words."""
+    """Return the reason for another attempt after a response, as text."""
     if response.status_code == 429:
         return "rate limited"
     return f"{response.url.host} answered {response.status_code}"
 
 
 def _attempts(error: Exception, patience: Patience) -> int:
-    """Return how many attempts an error is worth: one that will not go away by itself is worth one or two."""
+    """Return the maximum attempts for an error: one or two if it is unlikely to be temporary."""
     import httpx2
 
     if isinstance(error, (httpx2.ProxyError, httpx2.UnsupportedProtocol)) or tls_error(error) is not None:

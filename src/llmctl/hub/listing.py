@@ -53,7 +53,7 @@ class Listing:
 
 
 def check_id(repo_id: str) -> str:
-    """Return `repo_id` if it is a valid id.
+    """Return `repo_id` after checking that it is a valid id.
 
     Raises:
         UserError: it is not.
@@ -117,7 +117,7 @@ def _file(repo_id: str, entry: dict[str, Any]) -> RemoteFile:
 
 
 def is_safe_path(path: str) -> bool:
-    """Return whether `path` stays below the folder that it is joined to, on every platform."""
+    """Return True if `path` stays inside the folder that it is joined to, on every platform."""
     parts = PurePosixPath(path).parts
     return (
         bool(parts)

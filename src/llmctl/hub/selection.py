@@ -1,4 +1,4 @@
-"""The choice of the files that loading a model needs, from names alone (pure)."""
+"""The selection of the files that are needed to load a model, by their names. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -52,12 +52,12 @@ _NEVER_FOLDERS = ("original/", "onnx/", "gguf/", ".git/")
 
 @dataclass(frozen=True)
 class Patterns:
-    """The user's choice of files.
+    """The user's selection of files.
 
     Attributes:
-        include: Shell patterns of the files to take. Empty: what loading needs.
-        exclude: Shell patterns of files to leave out.
-        trust_remote_code: Whether to take the repository's own Python files as well.
+        include: Shell patterns of files to select; if empty, the files needed for loading.
+        exclude: Shell patterns of files to exclude.
+        trust_remote_code: Also select the repository's Python files.
     """
 
     include: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Patterns:
 
 
 def needed(names: Iterable[str], *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """Return the names that loading needs, sorted; none where there are no weights that llmctl loads.
+    """Return the names of the files needed for loading, sorted; empty if there are no weights that llmctl can load.
 
     If there are several copies of the weights, those that transformers 5 would load are taken: `model.safetensors`
     before the shards of `model.safetensors.index.json`
@@ -95,7 +95,7 @@ def required(needed_names: Iterable[str], taken: Iterable[str]) -> tuple[str, ..
 
 
 def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
-    """Return the names that `patterns` choose, sorted.
+    """Return the names that `patterns` select, sorted.
 
     Raises:
         ModelError: the repository has no weights that llmctl loads.
@@ -107,8 +107,8 @@ def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str,
         taken = [n for n in matching if not is_forbidden(n) and (patterns.trust_remote_code or not n.endswith(".py"))]
         if matching and not taken:
             raise UserError(
-                f"--include matches only files that llmctl does not take: {_some(matching)}",
-                hint="pickles can run code when they are read, and the rest is for other programs",
+                f"--include matches only files that llmctl does not download: {_some(matching)}",
+                hint="pickles can run code when they are read, and the other files are for other programs",
             )
     else:
         taken = list(needed(names, trust_remote_code=patterns.trust_remote_code))
@@ -121,13 +121,13 @@ def select(repo_id: str, names: Iterable[str], patterns: Patterns) -> tuple[str,
 
 
 def is_forbidden(name: str) -> bool:
-    """Return whether llmctl never takes a file of this name: pickles, and weights for other programs."""
+    """Return True if llmctl never downloads a file of this name: pickles, and weights for other programs."""
     lower = name.lower()
     return lower.endswith(_PICKLES + _GGUF + _ONNX + _OTHERS) or lower.startswith(_NEVER_FOLDERS)
 
 
 def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
-    """Return the error for a repository without weights that llmctl loads: what it has instead, and what to do."""
+    """Return the error for a repository without weights that llmctl can load, which names other weights and a fix."""
     by_kind = {
         kind: [n for n in names if n.lower().endswith(suffixes)]
         for kind, suffixes in (
@@ -162,7 +162,7 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
 
 
 def is_tokenizer(name: str) -> bool:
-    """Return whether a file of this name can hold a tokenizer's vocabulary."""
+    """Return True if a file of this name can be a tokenizer's vocabulary."""
     return any(fnmatchcase(name, pattern) for pattern in TOKENIZER)
 
 
@@ -171,7 +171,7 @@ def _weights(names: set[str]) -> set[str]:
         return {WEIGHTS}
     if WEIGHTS_INDEX in names:
         shards = {n for n in names if _SHARD.fullmatch(n)}
-        # Shards may have any names; then every safetensors file beside the index counts, except the other layout.
+        # Shards may have any names; then every safetensors file next to the index counts, except the other layout.
         other = {n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith("consolidated")}
         return {WEIGHTS_INDEX} | (shards or other)
     return set()

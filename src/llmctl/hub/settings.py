@@ -35,7 +35,7 @@ def repo_id_of(folder: Path) -> str:
 
 
 def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
+    """Return True if HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids network access."""
     from huggingface_hub import constants
 
     return bool(constants.is_offline_mode())
@@ -51,7 +51,7 @@ def timeout_seconds() -> float:
 
 
 def is_hub(url: str) -> bool:
-    """Return whether `url` is on the Hub's own origin (scheme, host, port), the only one that may get the token."""
+    """Return True if `url` has the Hub's origin (scheme, host, port), the only one that may get the token."""
     return _origin(url) == _origin(endpoint())
 
 

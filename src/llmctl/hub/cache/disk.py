@@ -20,12 +20,12 @@ def existing_parent(path: Path) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes that this user may still write on the file system of `path`, which need not exist yet."""
+    """Return the free bytes for this user on the file system of `path`, which need not exist yet."""
     return shutil.disk_usage(existing_parent(path)).free
 
 
 def check_room(needed_bytes: int, path: Path) -> None:
-    """Raise if `needed_bytes` do not fit at `path`.
+    """Check that `needed_bytes` fit at `path`.
 
     Raises:
         MachineError: they do not; the message has both figures and the place.
@@ -36,12 +36,12 @@ def check_room(needed_bytes: int, path: Path) -> None:
 
 
 def is_read_only(error: OSError) -> bool:
-    """Return whether an error means that this user may not write there."""
+    """Return True if an error means that this user has no permission to write."""
     return error.errno in _READ_ONLY
 
 
 def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> MachineError | None:
-    """Translate an error of the disk; None where it is not the disk's (httpx2's errors are OSErrors, too)."""
+    """Return the error of llmctl for a disk error; None for other errors (httpx2's errors are OSErrors, too)."""
     if error.errno in _FULL:
         return _no_room(needed_bytes or 0, free_bytes(path), path)
     if is_read_only(error):

@@ -19,7 +19,7 @@ from llmctl.hub.cache.snapshot import cached_commit, files_of, missing_files
 from llmctl.hub.cache.writer_lock import lock_path, locked
 from llmctl.model.info import ModelInfo, read_model_info
 
-_YOUNG_SECONDS = 3600.0  # another program may still be writing a partial file of this age
+_YOUNG_SECONDS = 3600.0  # another program may still be writing a partial file that is younger than this
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def find_waste() -> tuple[Waste, ...]:
 
 
 def remove_waste(waste: tuple[Waste, ...]) -> int:
-    """Remove what `find_waste` returned, and return the bytes freed. Models being downloaded are skipped."""
+    """Remove items of `find_waste`, and return the bytes freed. Models being downloaded are skipped."""
     freed = 0
     for repo_id in sorted({item.repo_id for item in waste}):
         try:
@@ -171,7 +171,7 @@ def _cached_model(repo_id: str, folder: Path, revisions: tuple[str, ...]) -> Cac
     except (ModelError, OSError):
         info = None
     missing = missing_files(repo_id, folder.name, folder)
-    for path, stat in before.items():  # listing a model does not count as using it
+    for path, stat in before.items():  # listing a model must not count as using it
         with suppress(OSError):
             if path.stat().st_atime_ns != stat.st_atime_ns:
                 os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -210,7 +210,7 @@ def _old_snapshots(repo: Path) -> list[Path]:
 
 
 def _is_busy(repo_id: str) -> bool:
-    """Return whether a process is downloading the model now."""
+    """Return True if a process is downloading the model now."""
     if not lock_path(repo_id).exists():
         return False
     try:

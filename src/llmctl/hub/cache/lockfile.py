@@ -1,4 +1,4 @@
-"""The lock file of a model: the files that were downloaded, with size and hash, and the patterns that chose them.
+"""The lock file of a model: the downloaded files with size and hash, and the patterns that selected them.
 
 It is in the model's folder of the cache (`llmctl/COMMIT.json`), so it moves with the cache. With it, a model can be
 checked for damage and completeness without the Hub, and the same files can be downloaded elsewhere.
@@ -20,7 +20,7 @@ SCHEMA = "llmctl.model-lock/1"
 
 @dataclass(frozen=True)
 class Record:
-    """The files that one download took.
+    """The files that downloads of one commit selected.
 
     Attributes:
         revision: Requested branch, tag or commit; None for the default branch.
@@ -66,7 +66,7 @@ def from_json(document: Any) -> Record:
         ValueError: the document is not a lock file, or names a file outside the model's folder.
     """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"it does not say {SCHEMA}")
+        raise ValueError(f"the schema is not {SCHEMA}")
     try:
         patterns = document["patterns"]
         record = Record(
@@ -80,7 +80,7 @@ def from_json(document: Any) -> Record:
             needed=tuple(str(path) for path in document["needed"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"a part is missing or of the wrong kind: {error}") from None
+        raise ValueError(f"a part is missing or has the wrong type: {error}") from None
     if not _COMMIT.fullmatch(record.commit):
         raise ValueError(f"{record.commit!r} is not a commit")
     return record
@@ -98,7 +98,7 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
 
 
 def read_record(repo_id: str, commit: str) -> Record | None:
-    """Read the lock file of a model in the cache; None where there is no readable one."""
+    """Return the lock file of a model in the cache; None if there is none or it is not readable."""
     try:
         record = from_json(json.loads(record_path(repo_id, commit).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def read_file(path: Path) -> Record:
 
 
 def write_record(record: Record) -> Path:
-    """Write the lock file of a model, merged with the files that earlier downloads of the same commit took."""
+    """Write the lock file of a model, merged with the files of earlier downloads of the same commit."""
     before = read_record(record.repo_id, record.commit)
     files = {f.path: f for f in (before.files if before else ())} | {f.path: f for f in record.files}
     merged = Record(

@@ -9,14 +9,14 @@ from pathlib import Path
 from llmctl.hub import settings
 from llmctl.paths import write_atomically
 
-OURS = ".llmctl."  # part of the names of our unfinished files
+OURS = ".llmctl."  # part of the names of llmctl's unfinished files
 
 # `.NAME.PID.link` of `link` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
 _TEMPORARY = re.compile(r"\..+\.(\d+\.link|[a-z0-9_]{8})")
 
 
 def link(blob: Path, folder: Path, path: str) -> None:
-    """Make `folder/path` a link to `blob`, as huggingface_hub does; a copy where the disk has no links."""
+    """Make `folder/path` a link to `blob`, like huggingface_hub, or a copy if the file system has no links."""
     name = folder / path
     name.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(blob, name.parent)
@@ -34,7 +34,7 @@ def link(blob: Path, folder: Path, path: str) -> None:
 
 
 def write_ref(repo_id: str, revision: str, commit: str) -> None:
-    """Record that `revision` is `commit`. It is written last, so a ref never points to an incomplete snapshot."""
+    """Record that `revision` is `commit`. Call it last, so that a ref never points to an incomplete snapshot."""
     if revision == commit:
         return
     refs = settings.repo_dir(repo_id) / "refs"

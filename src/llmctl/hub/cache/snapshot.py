@@ -40,7 +40,7 @@ class Snapshot:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is an adapter, not a model."""
+        """True if the snapshot is an adapter, not a model."""
         return ADAPTER[0] in self.files and "config.json" not in self.files
 
 
@@ -60,7 +60,7 @@ class CacheEntry:
 
 
 def find_snapshot(repo_id: str, *, revision: str | None = None) -> Snapshot | None:
-    """Return the complete snapshot of `repo_id` in the cache; None where it is absent or incomplete. No network."""
+    """Return the complete snapshot of `repo_id` in the cache; None if absent or incomplete. No network access."""
     entry = look_up(repo_id, revision=revision)
     if entry.folder is None or entry.commit is None or entry.missing:
         return None
@@ -85,7 +85,7 @@ def make_snapshot(repo_id: str, *, revision: str | None, commit: str, folder: Pa
 
 
 def cached_commit(repo_id: str, *, revision: str | None = None) -> str | None:
-    """Return the commit that `revision` was when it was last fetched, or None."""
+    """Return the commit of `revision` when it was last fetched, or None."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     refs = settings.repo_dir(repo_id) / "refs"
@@ -100,7 +100,7 @@ def cached_commit(repo_id: str, *, revision: str | None = None) -> str | None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Return the paths below a snapshot's folder that lead to a file: links to missing blobs are left out."""
+    """Return the paths of files below a snapshot's folder, without links to missing blobs."""
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
 
@@ -127,7 +127,7 @@ def record_of(repo_id: str, *, revision: str | None = None) -> Record | None:
 
 
 def shards_of(index: Path) -> tuple[str, ...]:
-    """Return the shards that a `model.safetensors.index.json` names; none where it cannot be read."""
+    """Return the shards that a `model.safetensors.index.json` names; empty if it cannot be read."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return tuple(sorted({str(name) for name in names}))
@@ -136,7 +136,7 @@ def shards_of(index: Path) -> tuple[str, ...]:
 
 
 def is_whole_safetensors(path: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says. Reads the header only."""
+    """Return True if a safetensors file has the length that its header states. Only the header is read."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -151,7 +151,7 @@ def is_whole_safetensors(path: Path) -> bool:
 
 
 def _missing_by_content(folder: Path) -> tuple[str, ...]:
-    """Return what is missing judging by the files alone: another program put them there and left no listing."""
+    """Return the missing files of a snapshot from another program, which has no listing."""
     if (folder / ADAPTER[0]).is_file() and not (folder / "config.json").is_file():
         return () if is_whole_safetensors(folder / ADAPTER[1]) else (ADAPTER[1],)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]

@@ -57,7 +57,7 @@ class Verification:
 def verify(
     repo_id: str, *, revision: str | None = None, finished: Callable[[str, State], None] | None = None
 ) -> Verification:
-    """Hash every file of a cached model and compare the hashes. Opens no socket.
+    """Hash every file of a cached model and compare the hashes, without network access.
 
     The hashes come from llmctl's lock file; for a model that another program fetched, from huggingface_hub's kept
     listing, or from the names of the blobs, which are the hashes.
@@ -111,7 +111,7 @@ def expected_files(repo_id: str, commit: str, folder: Path) -> tuple[tuple[Remot
     files = []
     for name in sorted(present):
         link = folder / name
-        blob = link.readlink().name if link.is_symlink() else ""  # only the first link: blobs may be links themselves
+        blob = link.readlink().name if link.is_symlink() else ""  # only the first link: blobs may be links, too
         if _BLOB.fullmatch(blob):
             files.append(RemoteFile(name, -1, "sha256" if len(blob) == 64 else "git_sha1", blob))
     return tuple(files), "names of the blobs"

@@ -1,4 +1,4 @@
-"""A file that is being downloaded: its bytes and their hash, until it is moved to its place."""
+"""A file that is being downloaded: its bytes and their hash, until it is moved to its final path."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ def partial_path(blob: Path) -> Path:
 
 
 class Partial:
-    """The open partial file. Bytes from earlier runs are hashed again first, so nothing is trusted unread.
+    """An open partial file. Bytes from earlier runs are hashed again first, since they may be damaged.
 
     It changes while the file arrives; only one worker of one process (the holder of the lock) has it open.
     """
@@ -36,7 +36,7 @@ class Partial:
             raise
 
     def read_again(self) -> None:
-        """Hash what is on the disk; discard it if it is longer than the file can be."""
+        """Hash the bytes on the disk; discard them if there are more than the file has."""
         self._hash = self._new_hash()
         self.size_bytes = 0
         if os.fstat(self._descriptor).st_size > self.file.size_bytes:
@@ -47,8 +47,8 @@ class Partial:
             self.size_bytes += len(piece)
 
     def adopt(self, path: Path) -> None:
-        """Replace the content with a file that was fetched whole by other means, and hash it."""
-        self.close()  # Windows replaces no open file
+        """Replace the content with a complete file that was fetched by other means, and hash it."""
+        self.close()  # Windows cannot replace an open file
         path.replace(self.path)
         self._descriptor = open_descriptor(self.path, os.O_RDWR)
         self.read_again()
@@ -62,7 +62,7 @@ class Partial:
         return len(view)
 
     def start_over(self) -> int:
-        """Discard all bytes, and return how many there were."""
+        """Discard all bytes, and return their number."""
         dropped = self.size_bytes
         os.ftruncate(self._descriptor, 0)
         self._hash = self._new_hash()
@@ -71,22 +71,22 @@ class Partial:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes have arrived, damaged or not."""
+        """True if all bytes have arrived, damaged or not."""
         return self.size_bytes == self.file.size_bytes
 
     @property
     def is_right(self) -> bool:
-        """Whether the bytes match the hash that the repository lists."""
+        """True if the bytes match the hash in the repository's listing."""
         return self.is_complete and self._hash.hexdigest() == self.file.digest
 
     def place(self) -> None:
-        """Flush the file to the disk, then move it to its place."""
+        """Flush the file to the disk, then move it to its final path."""
         os.fsync(self._descriptor)
-        self.close()  # Windows renames no open file
+        self.close()  # Windows cannot rename an open file
         self.path.replace(self.blob)
 
     def close(self) -> None:
-        """Close the file; its bytes stay on the disk."""
+        """Close the file; its bytes are kept on the disk."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,4 +1,4 @@
-"""The plan of a download: the files to take and what is on the disk already, decided before the first byte."""
+"""The plan of a download: the files to fetch, and the bytes that are already on the disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,12 +30,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file that a download takes.
+    """One file of a download.
 
     Attributes:
         file: Path, size and hash.
         bytes_here: Bytes that are already on the disk.
-        is_here: Whether the whole file is in its place.
+        is_here: True if the complete file is in the cache.
     """
 
     file: RemoteFile
@@ -45,7 +45,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The files that a download will take, decided from the listing and the cache before the first byte.
+    """The files of a download, determined from the listing and the cache before the first byte is fetched.
 
     Attributes:
         revision: Requested revision; None for the default branch.
@@ -75,13 +75,13 @@ class DownloadPlan:
 
     @property
     def record(self) -> Record:
-        """The lock file that this plan leads to."""
+        """The lock file after this download."""
         files = tuple(planned.file for planned in self.files)
         return Record(self.repo_id, self.revision, self.commit, self.patterns, files, self.needed)
 
     @property
     def is_loadable(self) -> bool:
-        """Whether the files are enough to load the model."""
+        """True if the files are sufficient to load the model."""
         taken = {planned.file.path for planned in self.files}
         return bool(self.needed) and set(required(self.needed, taken)) <= taken
 
@@ -94,7 +94,7 @@ def plan_download(
     progress: Progress | None = None,
     limits: Limits | None = None,
 ) -> DownloadPlan:
-    """Return what `download` would do. Writes nothing.
+    """Return the plan that `download` would carry out, without writing anything.
 
     Raises:
         RemoteError: the Hub refuses, or cannot be reached.
@@ -123,17 +123,17 @@ def _plan(listing: Listing, revision: str | None, patterns: Patterns) -> Downloa
 
 
 def planned_file(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
-    """Return the plan for one file, with the bytes that are already there."""
+    """Return the plan for one file, with the bytes that are already on the disk."""
     blob = blob_path(repo_id, file)
     if _size(blob) == file.size_bytes:
         return PlannedFile(file, file.size_bytes, is_here=_size(folder / file.path) == file.size_bytes)
     if _size(folder / file.path) == file.size_bytes and not (folder / file.path).is_symlink():
-        return PlannedFile(file, file.size_bytes, is_here=True)  # a cache without symlinks holds the file itself
+        return PlannedFile(file, file.size_bytes, is_here=True)  # a cache without symlinks has the file itself
     return PlannedFile(file, min(_size(partial_path(blob)) or 0, file.size_bytes), is_here=False)
 
 
 def refreshed(plan: DownloadPlan) -> DownloadPlan:
-    """Return the plan with what is on the disk now: another process may have been at work."""
+    """Return the plan updated to the current disk contents, which another process may have changed."""
     files = tuple(planned_file(plan.repo_id, plan.folder, planned.file) for planned in plan.files)
     return replace(plan, files=files)
 

@@ -11,16 +11,16 @@ class Progress(Protocol):
         """Receive the files to fetch: path, size in bytes, and bytes already on the disk."""
 
     def advance(self, path: str, count: int) -> None:
-        """Note that `count` bytes of `path` arrived; negative where bytes had to be discarded."""
+        """Handle `count` bytes of `path` that arrived; negative if bytes were discarded."""
 
     def finished(self, path: str, size_bytes: int) -> None:
-        """Note that `path` matches its hash and is in its place."""
+        """Handle that `path` is complete, matches its hash, and has its final path."""
 
     def note(self, text: str) -> None:
         """Receive a message for the user: a wait, a retry, a lock."""
 
     def close(self) -> None:
-        """Note that the download has ended, whatever the outcome."""
+        """Handle the end of the download, whatever the outcome."""
 
 
 class Silent:

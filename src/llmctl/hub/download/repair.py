@@ -1,4 +1,4 @@
-"""Downloads of an exact set of files: those that a lock file names, or those that a check found damaged."""
+"""Downloads of an exact set of files: those of a lock file, or those that a check found damaged."""
 
 from llmctl.errors import UserError
 from llmctl.hub import settings
@@ -13,7 +13,7 @@ from llmctl.hub.selection import Patterns, needed
 
 
 def plan_locked(record: Record) -> DownloadPlan:
-    """Return the plan to have exactly the files of a lock file. It needs no request to the Hub."""
+    """Return the plan to download exactly the files of a lock file. This needs no request to the Hub."""
     folder = settings.repo_dir(record.repo_id) / "snapshots" / record.commit
     return DownloadPlan(
         repo_id=record.repo_id,
@@ -27,7 +27,7 @@ def plan_locked(record: Record) -> DownloadPlan:
 
 
 def repair(verification: Verification, *, progress: Progress, limits: Limits | None = None) -> Downloaded:
-    """Download again what a check found damaged or missing.
+    """Download the files again that a check found damaged or missing.
 
     Raises:
         OfflineError: downloading is forbidden.
@@ -43,7 +43,7 @@ def repair(verification: Verification, *, progress: Progress, limits: Limits | N
             )
         blob_path(verification.repo_id, checked.file).unlink(missing_ok=True)
         name = verification.folder / checked.file.path
-        if not name.is_symlink():  # a cache without links holds the file itself
+        if not name.is_symlink():  # a cache without links has the file itself
             name.unlink(missing_ok=True)
     record = read_record(verification.repo_id, verification.commit) or _as_record(verification)
     return carry_out(plan_locked(record), progress=progress, limits=limits or Limits())

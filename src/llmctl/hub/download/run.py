@@ -1,4 +1,4 @@
-"""Downloading a model into the cache: what the plan says, under the model's lock."""
+"""Downloads of a model into the cache: the plan is carried out under the model's lock."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from llmctl.hub.selection import WEIGHTS_INDEX, Patterns
 
 @dataclass(frozen=True)
 class Downloaded(Snapshot):
-    """A snapshot and the cost of getting it.
+    """A snapshot and the cost of its download.
 
     Attributes:
         fetched_bytes: Bytes that came over the network.
@@ -46,7 +46,7 @@ def download(
     offline: bool = False,
     limits: Limits | None = None,
 ) -> Downloaded:
-    """Download what loading `repo_id` needs into the standard cache, and nothing else.
+    """Download only the files that are needed to load `repo_id` into the standard cache.
 
     It resumes where an earlier run stopped. Every file is checked against its listed hash before it is put in place.
 
@@ -120,7 +120,7 @@ def carry_out(plan: DownloadPlan, *, progress: Progress, limits: Limits) -> Down
 
 
 def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
-    """Fetch and link what is missing, under the lock, and return the bytes fetched."""
+    """Fetch and link missing files, under the lock, and return the bytes fetched."""
     plan = refreshed(plan)
     absent = [p for p in by_blob(plan.files) if not p.is_here and not has_blob(plan, p)]
     for planned in absent:
@@ -142,7 +142,7 @@ def _job(plan: DownloadPlan, file: RemoteFile) -> Job:
 
 
 def _link(plan: DownloadPlan, digest: str) -> None:
-    """Create all links of the snapshot to a blob that is in its place."""
+    """Create all links of the snapshot to a complete blob."""
     for planned in plan.files:
         if planned.file.digest == digest and has_blob(plan, planned):
             link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
@@ -189,7 +189,7 @@ def _check_shards(plan: DownloadPlan) -> None:
             f"{WEIGHTS_INDEX} of {plan.repo_id} names files that the repository lacks: {', '.join(unknown[:3])}"
             if unknown
             else f"{WEIGHTS_INDEX} of {plan.repo_id} names no shards",
-            hint=f"another revision may be whole: {settings.model_page(plan.repo_id)}/commits/main",
+            hint=f"another revision may be complete: {settings.model_page(plan.repo_id)}/commits/main",
         )
 
 
@@ -215,7 +215,7 @@ def _cached_or_raise(repo_id: str, *, revision: str | None, offline: bool) -> Sn
 
 
 def _lacks_code(snapshot: Snapshot) -> bool:
-    """Return whether the model has its own code and the snapshot was taken without it."""
+    """Return True if the model has Python code and the snapshot was downloaded without it."""
     try:
         has_code = b'"auto_map"' in (snapshot.folder / "config.json").read_bytes()
     except OSError:

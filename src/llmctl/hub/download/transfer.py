@@ -26,7 +26,7 @@ from llmctl.hub.listing import RemoteFile
 if TYPE_CHECKING:
     import httpx2
 
-CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads can run meanwhile
+CHUNK_BYTES = 1 << 20  # written and hashed at once: large enough that other threads can run in the meantime
 WRITE_SECONDS = 0.2  # longest time between writes on a slow connection, so that a kill loses little
 _REDIRECTS = 10
 _GRACE_SECONDS = 0.2  # time for the workers to notice the stop
@@ -76,7 +76,7 @@ class Transfer:
         self._xet = xet.is_usable()
 
     def run(self) -> None:
-        """Fetch everything, or raise the first error. Partial files stay on the disk in either case."""
+        """Fetch everything, or raise the first error. Partial files are kept on the disk in either case."""
         self._running = self._workers
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
         for thread in threads:
@@ -145,7 +145,7 @@ class Transfer:
         )
 
     def _fill(self, job: Job, partial: Partial) -> None:
-        """Repeat attempts until every byte is there. Only attempts that bring nothing count as failures."""
+        """Repeat attempts until all bytes have arrived. Only attempts without any bytes count as failures."""
         import httpx2
 
         failures, best = 0, partial.size_bytes
@@ -185,7 +185,7 @@ class Transfer:
         if isinstance(error, _Refusal):
             try:
                 hf_raise_for_status(error.response)
-            except Exception as known:  # noqa: BLE001 (it becomes the reason that is given)
+            except Exception as known:  # noqa: BLE001 (it becomes the reason in the message)
                 return known
         if isinstance(error, Exception) and not isinstance(error, _Refusal):
             return error
@@ -197,7 +197,7 @@ class Transfer:
     # -- one attempt
 
     def _attempt(self, job: Job, partial: Partial) -> None:
-        """Make one request and write the bytes that it brings."""
+        """Make one request and write the bytes that arrive."""
         with self._open(job, partial.size_bytes) as response:
             if isinstance(response, xet.Offer):
                 self._by_xet(job, partial, response)
@@ -207,7 +207,7 @@ class Transfer:
             self._take(job, partial, response.iter_raw())
 
     def _take(self, job: Job, partial: Partial, pieces: Iterator[bytes]) -> None:
-        """Write a body in large pieces, at least every `WRITE_SECONDS`; if the connection breaks, all there is."""
+        """Write a body in large pieces, at least every `WRITE_SECONDS`; write all received bytes on errors."""
         waiting: list[bytes] = []
         size, due = 0, time.monotonic() + WRITE_SECONDS
         try:
@@ -254,7 +254,7 @@ class Transfer:
         raise UnreachableError(f"{urlsplit(job.url).hostname} redirects {job.file.path} in a circle")
 
     def _check(self, response: "httpx2.Response", start: int, *, is_hub: bool) -> None:
-        """Raise unless the response is the file, from the byte that was requested."""
+        """Check that the response is the file, starting at the requested byte."""
         from huggingface_hub.utils import hf_raise_for_status
 
         status = response.status_code
@@ -274,7 +274,7 @@ class Transfer:
     def _by_xet(self, job: Job, partial: Partial, offer: xet.Offer) -> None:
         """Fetch the whole file through Xet; if that fails, use HTTP for the rest of this transfer."""
         received = 0
-        beside = partial.path.with_name(f"{job.blob.name}{OURS}xet.incomplete")  # not written from front to back
+        beside = partial.path.with_name(f"{job.blob.name}{OURS}xet.incomplete")  # not written in order
 
         def arrived(count: int) -> None:
             nonlocal received
@@ -284,7 +284,7 @@ class Transfer:
         try:
             xet.fetch(offer, beside, job.file, headers=self._with_token, arrived=arrived)
             partial.adopt(beside)
-        except Exception as error:  # noqa: BLE001 (hf_xet raises whatever its Rust side does; HTTP is the way out)
+        except Exception as error:  # noqa: BLE001 (hf_xet raises any exception of its Rust code; HTTP is the fallback)
             self._raise_if_stopped()
             self._xet = False
             self._progress.note(f"{job.file.path}: Xet failed ({type(error).__name__}), going on by HTTP")

@@ -20,7 +20,7 @@ class Offer:
 
 
 def is_usable() -> bool:
-    """Return whether hf_xet is installed and not switched off (HF_HUB_DISABLE_XET)."""
+    """Return True if hf_xet is installed and not disabled (HF_HUB_DISABLE_XET)."""
     from huggingface_hub.utils._runtime import is_xet_available
 
     return bool(is_xet_available())
@@ -37,7 +37,7 @@ def offer(response: "httpx2.Response") -> Offer | None:
 def fetch(
     offered: Offer, path: Path, file: RemoteFile, *, headers: dict[str, str], arrived: Callable[[int], None]
 ) -> None:
-    """Fetch a whole file to `path`, reporting bytes to `arrived`. Raises what hf_xet or its token request raises."""
+    """Fetch a complete file to `path`, reporting bytes to `arrived`. Exceptions of hf_xet are not translated."""
     from huggingface_hub.file_download import xet_get
 
     xet_get(
@@ -58,7 +58,7 @@ def abort() -> None:
 
 
 def _listener(arrived: Callable[[int], None]) -> Any:
-    """Return a class that hf_xet takes for a progress bar; it draws nothing and reports the bytes."""
+    """Return a class with the interface of a progress bar for hf_xet; it draws nothing and reports the bytes."""
 
     class Listener:
         def __init__(self, *args: object, **kwargs: object) -> None:

@@ -1,1 +1,1 @@
-"""Logging in to the Hub: the token in use, the store of tokens, login by pasting one or through a browser."""
+"""Login to the Hub: the token in use, the token store, and login with a token or through a browser."""

@@ -11,11 +11,11 @@ from llmctl.hub.login.tokens import clean, store_token, token_file, token_source
 
 @dataclass(frozen=True)
 class Account:
-    """The account that a token belongs to. It never holds the token itself.
+    """The account of a token, without the token itself.
 
     Attributes:
         name: Name of the account on the Hub.
-        token_name: Name of the token, as the Hub or `login --name` calls it.
+        token_name: Name of the token on the Hub or from `login --name`.
         role: `read`, `write` or `fineGrained`; empty for a browser login.
         source: Origin of the token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, or the path of the token file.
         organizations: Organisations that the account belongs to.
@@ -46,12 +46,12 @@ def whoami() -> Account:
 
 
 def login(token: str, *, name: str | None = None, add_to_git_credential: bool = False) -> Account:
-    """Check a token with the Hub and store it. A token that is not accepted changes nothing on the disk.
+    """Check a token with the Hub and store it. A rejected token changes nothing on the disk.
 
     Args:
-        token: The token. White space around it is dropped.
-        name: Its name in the store; by default the name it has on the Hub.
-        add_to_git_credential: Hand it to git's credential helpers as well.
+        token: The token. Surrounding white space is removed.
+        name: Name in the store; by default, the name on the Hub.
+        add_to_git_credential: Also store it with git's credential helpers.
 
     Raises:
         UserError: the token is empty or malformed.
@@ -65,7 +65,7 @@ def login(token: str, *, name: str | None = None, add_to_git_credential: bool = 
 
 
 def account_of(token: str) -> Account:
-    """Ask the Hub for the account that a token belongs to.
+    """Return the account that a token belongs to, according to the Hub.
 
     Raises:
         TokenError: the Hub does not know it.
@@ -81,7 +81,7 @@ def store(
     add_to_git_credential: bool = False,
     extra: dict[str, str] | None = None,
 ) -> Account:
-    """Store a checked token as the one in use. `extra` holds a browser login's refresh data."""
+    """Store a checked token and use it. `extra` has the refresh data of a browser login."""
     account = replace(account, token_name=name or account.token_name)
     store_token(token, account.token_name, extra=extra)
     if add_to_git_credential:

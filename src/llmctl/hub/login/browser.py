@@ -9,7 +9,7 @@ from llmctl.hub.login.account import Account, account_of, store
 
 
 def is_offered() -> bool:
-    """Return whether the installed huggingface_hub has the flow (2.2 and later)."""
+    """Return True if the installed huggingface_hub has the flow (2.2 and later)."""
     try:
         from huggingface_hub.utils import _oauth_device
     except ImportError:
@@ -18,7 +18,7 @@ def is_offered() -> bool:
 
 
 def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_git_credential: bool = False) -> Account:
-    """Ask for a code, pass the address and the code to `show`, wait for the person to confirm, and store the token.
+    """Request a code, pass the address and the code to `show`, wait for confirmation, and store the token.
 
     Raises:
         TokenError: the login was refused or took too long.
@@ -31,7 +31,9 @@ def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_g
     try:
         request = request_device_code()
     except DeviceCodeError as error:
-        raise UnreachableError("the Hub offers no login through a browser now", hint="paste a token instead") from error
+        raise UnreachableError(
+            "the Hub does not offer login through a browser now", hint="paste a token instead"
+        ) from error
     show(request["verification_uri_complete"], request["user_code"])
     try:
         answer = poll_device_token(request)

@@ -20,7 +20,7 @@ VARIABLES = ("HF_OIDC_RESOURCE", *ENVIRONMENT)  # the first makes huggingface_hu
 
 @dataclass(frozen=True)
 class StoredToken:
-    """One token of the store: its name, and whether it is the one in the token file."""
+    """A token of the store: its name, and True if it is also in the token file."""
 
     name: str
     active: bool
@@ -32,7 +32,7 @@ class Logout:
 
     Attributes:
         forgotten: Names of the stored tokens that were deleted.
-        overriding_variable: Environment variable whose token stays in use, or None.
+        overriding_variable: Environment variable whose token is still in use, or None.
     """
 
     forgotten: tuple[str, ...]
@@ -40,7 +40,7 @@ class Logout:
 
 
 def token_source() -> str | None:
-    """Return the variable or the file that the token in use comes from; None without a token."""
+    """Return the variable or the file that has the token in use; None without a token."""
     if os.environ.get("HF_OIDC_RESOURCE"):
         return "HF_OIDC_RESOURCE"
     variable = overriding_variable()
@@ -51,7 +51,7 @@ def token_source() -> str | None:
 
 
 def overriding_variable() -> str | None:
-    """Return the environment variable that holds a token, which takes precedence over the token file; or None."""
+    """Return the environment variable with a token, which takes precedence over the token file, or None."""
     return next((name for name in ENVIRONMENT if clean(os.environ.get(name, ""))), None)
 
 
@@ -70,7 +70,7 @@ def stored_tokens() -> tuple[StoredToken, ...]:
 
 
 def store_token(token: str, name: str, *, extra: dict[str, str] | None = None) -> None:
-    """Put a token into the store and make it the one in use. `extra` holds a browser login's refresh data."""
+    """Store a token and use it. `extra` has the refresh data of a browser login."""
     stored = _read_store()
     stored[name] = {"hf_token": token, **(extra or {})}
     _write_store(stored)
@@ -78,7 +78,7 @@ def store_token(token: str, name: str, *, extra: dict[str, str] | None = None) -
 
 
 def use_token(name: str) -> None:
-    """Make a stored token the one in use.
+    """Use a stored token.
 
     Raises:
         UserError: no token of that name is stored.
@@ -115,14 +115,14 @@ def logout(*, name: str | None = None) -> Logout:
 
 
 def token_file() -> Path:
-    """Return the file that holds the token in use."""
+    """Return the path of the file with the token in use."""
     from huggingface_hub import constants
 
     return Path(constants.HF_TOKEN_PATH)
 
 
 def clean(token: str) -> str:
-    """Return a token without the white space that copying adds."""
+    """Return a token without surrounding white space from copying."""
     return token.replace("\r", "").replace("\n", "").strip()
 
 
@@ -146,7 +146,7 @@ def _read_store() -> dict[str, dict[str, str]]:
     try:
         parser.read(_store_file(), encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError):
-        return {}  # as huggingface_hub does: the next login writes a new one
+        return {}  # like huggingface_hub: the next login writes a new store
     return {name: dict(parser.items(name)) for name in parser.sections()}
 
 
@@ -162,7 +162,7 @@ def _write_store(stored: dict[str, dict[str, str]]) -> None:
 
 
 def _write_secret(file: Path, text: str) -> None:
-    """Write a file for its owner only. The temporary file that `write_atomically` renames has mode 0600."""
+    """Write a file that only its owner can read. The temporary file that `write_atomically` renames has mode 0600."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(file, text)
