@@ -129,7 +129,7 @@ def test_the_chart_is_an_svg_with_every_configuration_that_ran(side_by_side: Any
 
 
 def ending(loaded: LoadedModel) -> bool:
-    """Return whether some ordinary answer of this model ends before its token limit."""
+    """Return True if an ordinary answer of this model ends before its token limit."""
     return any(
         llmctl.generate(loaded, text, max_new_tokens=20).finish_reason == "stop" for text in ("the", "two", "it")
     )

@@ -62,7 +62,7 @@ def quick(tmp_path: Path) -> str:
 
 
 class Doctor:
-    """`llmctl doctor --json` in a child process, and its lines by name."""
+    """Runs `llmctl doctor --json` in a child process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The checks made from findings that are written by hand, for preset_machine machines."""
+"""The checks made from hand-written findings, for preset machines."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -140,7 +140,7 @@ def test_an_interrupt_ends_everything_at_once(doctor: Any, plant: Any, quick: st
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, even if it has not been reaped yet."""
+    """Return True if a process has ended, even if it has not been reaped yet."""
     state = Path(f"/proc/{pid}/stat")
     try:
         return state.read_text().rpartition(")")[2].split()[0] == "Z"

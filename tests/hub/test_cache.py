@@ -1,4 +1,4 @@
-"""Complete models in the cache, whichever program put them there; and other programs reading llmctl's downloads."""
+"""Complete models in the cache, downloaded by any program, and llmctl's downloads read by other programs."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""An undisturbed download: the files it takes, its messages and its records."""
+"""Downloads without faults: their files, messages and records."""
 
 import os
 from collections.abc import Callable
@@ -142,7 +142,7 @@ def _here(machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) ->
 def test_xet_downloads_are_hashed_and_http_is_the_fallback(
     machine: Machine, hub: HubStandin, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """The Xet server cannot be imitated here, so the function that fetches bytes is replaced; the rest is real."""
+    """Replace only the function that fetches bytes, since a Xet server cannot be imitated."""
     from llmctl.hub.download import run
 
     def fetch(_offer: Any, path: Path, file: Any, *, headers: Any, arrived: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""Disturbed downloads of every kind, through the real command line."""
+"""Downloads with faults of every kind, through the real command line."""
 
 import json
 import os
@@ -280,7 +280,7 @@ def test_a_download_that_cannot_fit_is_refused_with_sizes(machine: Machine, hub:
 
 
 def _in_own_mounts(machine: Machine, script: str, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run a shell script in its own mount namespace; skip where the machine does not allow that."""
+    """Run a shell script in its own mount namespace; skip if the machine does not allow it."""
     unshare = shutil.which("unshare")
     allowed = (
         unshare and subprocess.run([unshare, "-rm", "mount", "-t", "tmpfs", "x", "/mnt"], check=False).returncode == 0

@@ -48,7 +48,7 @@ def _random_fault(choice: random.Random) -> dict[str, Any]:
 
 
 def _run(machine: Machine, repo_id: str, choice: random.Random) -> int:
-    """Do one run, perhaps cut short."""
+    """Run one download, which may be interrupted."""
     process = machine.start("download", repo_id, "--retries", "3", HF_HUB_DOWNLOAD_TIMEOUT="1", HF_TOKEN="hf_good")
     cut = choice.random() < 0.5
     try:
@@ -62,7 +62,7 @@ def _run(machine: Machine, repo_id: str, choice: random.Random) -> int:
 
 
 def _check_blobs(machine: Machine, repo_id: str) -> set[str]:
-    """Check that every blob in its place has the hash in its name, and return the names."""
+    """Check that every complete blob has the hash in its name, and return the names."""
     names = set()
     for blob in (machine.repo(repo_id) / "blobs").glob("*"):
         if "incomplete" in blob.name:

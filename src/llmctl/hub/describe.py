@@ -25,8 +25,8 @@ class RemoteModel:
         page: Address of its page.
         licence: Licence named by its card, or None.
         gated: False, `auto` or `manual`.
-        download_bytes: Size of the files that loading needs; 0 where there are no weights that llmctl loads.
-        info: Facts from its configuration and the headers of its weights; None where these cannot be read.
+        download_bytes: Size of the files needed for loading; 0 if there are no weights that llmctl can load.
+        info: Properties from the configuration and the headers of the weights; None if these cannot be read.
         why_not: Reason why `info` is None.
     """
 

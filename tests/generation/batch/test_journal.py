@@ -26,7 +26,7 @@ OTHER_MODEL = Identity(RUN.settings, "07e50000")
 
 
 def ready() -> Any:
-    """Stands for a model: only its configuration is read."""
+    """A stand-in for a model, of which only the configuration is read."""
     return SimpleNamespace(config=Config())
 
 
@@ -36,7 +36,7 @@ class Quiet:
 
 
 class KilledError(BaseException):
-    """The process is killed here."""
+    """Stands for a kill of the process."""
 
 
 @pytest.fixture

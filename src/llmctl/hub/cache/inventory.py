@@ -30,9 +30,9 @@ class CachedModel:
         revisions: Branches and tags that point to this commit, as last fetched.
         folder: Folder of the snapshot.
         size_bytes: Size of its files.
-        missing: Files that loading needs and that are not there.
-        last_used: Time when a file was last read, in seconds since 1970 (as exact as the file system keeps it).
-        info: Facts read from its files; None where they cannot be read.
+        missing: Missing files that are needed for loading.
+        last_used: Time when a file was last read, in seconds since 1970, with the precision of the file system.
+        info: Properties of the model; None if its files cannot be read.
     """
 
     repo_id: str

@@ -49,9 +49,9 @@ class CacheEntry:
     """The state of a model in the cache at one revision, complete or not.
 
     Attributes:
-        folder: Folder of the snapshot; None where there is none.
-        commit: Commit; None where the revision is not known here.
-        missing: Files that loading needs and that are missing or truncated; empty for a complete model.
+        folder: Folder of the snapshot, or None.
+        commit: Commit; None if the cache has no commit for the revision.
+        missing: Missing or truncated files that are needed for loading; empty for a complete model.
     """
 
     folder: Path | None

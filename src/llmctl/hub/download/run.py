@@ -25,8 +25,8 @@ class Downloaded(Snapshot):
     Attributes:
         fetched_bytes: Bytes that came over the network.
         seconds: Duration.
-        is_loadable: False where patterns excluded something that loading needs.
-        how: `cached` where nothing had to be fetched, else `fetched`.
+        is_loadable: False if patterns excluded a file that is needed for loading.
+        how: `cached` if nothing had to be fetched, else `fetched`.
     """
 
     fetched_bytes: int
