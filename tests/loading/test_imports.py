@@ -1,4 +1,4 @@
-"""A cold start leaves out what an answer does not need, and it can still be had."""
+"""A cold start skips imports that an answer does not need, and they still work on demand."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A prompt model answers everything but the weights, and a loaded model keeps the inputs that it was loaded from."""
+"""A prompt model has everything except the weights, and a loaded model keeps the inputs that it was loaded from."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work within limits: in a child that does it again and again, or in a thread where forking is not safe."""
+"""Work within limits: in a reused child process, or in a thread if forking is not safe."""
 
 import json
 import os

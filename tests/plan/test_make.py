@@ -1,4 +1,4 @@
-"""Decisions and their reasons on preset_machine machines."""
+"""Decisions and their reasons on preset machines."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""Variants on preset_machine machines, against figures computed by hand from the published configurations.
+"""Variants on preset machines, against figures computed by hand from the published configurations.
 
 Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, head and norms stay at 16. KV cache: two
 (keys and values) times layers, KV heads, head size, tokens and 2 bytes.

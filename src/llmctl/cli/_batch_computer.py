@@ -1,4 +1,4 @@
-"""The computer of a batch: transformers in this process, or a vLLM server started for this run."""
+"""The engine of a batch: transformers in this process, or a vLLM server started for this run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +25,7 @@ class Computer:
 
     Attributes:
         prepared: The model before its weights are loaded.
-        identity: The part of each row's key that model and settings decide.
+        identity: The part of each row's key that depends on the model and the settings.
         load: Loads the model; called when the first row needs it.
         compute: Computes the answers.
         engine: The name of the engine.
@@ -40,10 +40,10 @@ class Computer:
 
 @contextmanager
 def open_computer(output: Output, settings: "Settings", *, offline: bool, with_manifest: bool) -> Iterator[Computer]:
-    """Prepare the engine that the settings name; a vLLM server ends with the context.
+    """Prepare the engine that the settings name; a vLLM server ends with the `with` block.
 
     Raises:
-        LlmctlError: the model cannot be prepared, or vLLM is missing or cannot be told the configuration.
+        LlmctlError: the model cannot be prepared, vLLM is missing, or the configuration cannot be translated for it.
     """
     if settings.config.engine == "vllm":
         if with_manifest:

@@ -5,14 +5,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from llmctl.cli._chat_screen import Conversation, Looks
+from llmctl.cli._chat_screen import Conversation, DisplayOptions
 from llmctl.cli._flags import generation_keys
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
-_LOOKS = tuple(Looks.__dataclass_fields__)
+_DISPLAY_OPTIONS = tuple(DisplayOptions.__dataclass_fields__)
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -45,7 +45,7 @@ def run(conversation: Conversation, line: str) -> None:
 
 def completions() -> dict[str, Sequence[str]]:
     """Return the completions: the commands, and the names that `/set` takes."""
-    return {name: (*_LOOKS, "reuse", *generation_keys()) if name == "/set" else () for name in COMMANDS}
+    return {name: (*_DISPLAY_OPTIONS, "reuse", *generation_keys()) if name == "/set" else () for name in COMMANDS}
 
 
 def _help(conversation: Conversation, _: str) -> None:
@@ -70,10 +70,10 @@ def _set(conversation: Conversation, argument: str) -> None:
         _show(conversation, "")
     elif not value:
         raise UserError(f"/set {name}: the value is missing")
-    elif name in _LOOKS or name == "reuse":
+    elif name in _DISPLAY_OPTIONS or name == "reuse":
         if value not in _SWITCHES:
             raise UserError(f"/set {name}: expected on, off, show or hide, not {value}")
-        setattr(conversation.session if name == "reuse" else conversation.looks, name, _SWITCHES[value])
+        setattr(conversation.session if name == "reuse" else conversation.display, name, _SWITCHES[value])
     elif name == _LOAD_TIME_KEY:
         raise UserError(f"/set {name}: fixed when the model is loaded", hint=f"start with --set generation.{name}=[…]")
     else:
@@ -81,7 +81,7 @@ def _set(conversation: Conversation, argument: str) -> None:
 
 
 def _show(conversation: Conversation, _: str) -> None:
-    session, looks = conversation.session, conversation.looks
+    session, display = conversation.session, conversation.display
     plan = session.loaded.plan
     generation = {**plan.generation_kwargs, "seed": plan.seed}
     conversation.output.pairs(
@@ -90,7 +90,7 @@ def _show(conversation: Conversation, _: str) -> None:
             ("system", session.system or "none"),
             ("messages", str(len(session.messages))),
             *((name, str(value)) for name, value in generation.items()),
-            *((name, "on" if getattr(looks, name) else "off") for name in _LOOKS),
+            *((name, "on" if getattr(display, name) else "off") for name in _DISPLAY_OPTIONS),
             ("reuse", "on" if session.reuse else "off"),
         ]
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Looks:
+class DisplayOptions:
     """The parts of an answer that are shown. Changed by `/set`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Conversation:
         load: Loads another model by name, for `/model`.
         confirm: Asks a question; without a terminal the answer is yes.
         edit: Lets the user edit a text.
-        looks: The parts of an answer that are shown.
+        display: The parts of an answer that are shown.
         file: The file of `/save` without a name.
     """
 
@@ -60,7 +60,7 @@ class Conversation:
     load: "Callable[[str], LoadedModel]"
     confirm: Callable[[str], bool] = lambda _: True
     edit: Callable[[str], str] = lambda text: text
-    looks: Looks = field(default_factory=Looks)
+    display: DisplayOptions = field(default_factory=DisplayOptions)
     file: Path | None = None
 
     def ask(self, text: str) -> None:
@@ -81,7 +81,7 @@ class Conversation:
 
     def show(self, pieces: "Pieces") -> None:
         """Show an answer as it arrives. Ctrl-C stops it; the partial answer is kept."""
-        printer, stopped = _Printer(self.output, self.looks), False
+        printer, stopped = _Printer(self.output, self.display), False
         before = self.session.last
         with _first_interrupt_only():
             try:
@@ -94,7 +94,7 @@ class Conversation:
         if stopped:
             kept = self.session.last is not before
             self.output.note("stopped; " + ("the partial answer is kept" if kept else "there was no answer yet"))
-        elif self.looks.stats and self.session.last is not None:
+        elif self.display.stats and self.session.last is not None:
             self.output.note(statistics(self.session.last))
         if not stopped and self.session.last is not None and self.session.last.completion is not None:
             note_logprobs(self.output, self.session.loaded, self.session.last.completion)
@@ -129,21 +129,21 @@ class Conversation:
 class _Printer:
     """Shows one answer. Its state: the Markdown so far, and the kind of the last piece."""
 
-    def __init__(self, output: Output, looks: Looks) -> None:
-        self._output, self._looks = output, looks
+    def __init__(self, output: Output, display: DisplayOptions) -> None:
+        self._output, self._display = output, display
         self._markdown = MarkdownStream()
         self._kind = ""
 
     def add(self, piece: "Piece") -> None:
         if piece.kind == "reasoning":
-            if self._looks.reasoning:
+            if self._display.reasoning:
                 self._kind = piece.kind
                 self._output.styled(piece.text, "dim")
             return
         if self._kind == "reasoning":
             self._output.piece("\n\n")
         self._kind = piece.kind
-        if not self._looks.markdown:
+        if not self._display.markdown:
             self._output.piece(piece.text)
             return
         for span in self._markdown.add(piece.text):

@@ -1,8 +1,8 @@
-"""The decorator that makes a command of a function, and the Typer classes that show its help in groups.
+"""The decorator that turns a function into a command, and the Typer classes that show its help in groups.
 
-A command module makes `app = new_app(...)` and decorates one function a command with `@command(app, …)`, naming the
-groups and flags that it takes. The function gets one `Options`. Plain help, because rich would double the start-up
-time.
+A command module makes `app = new_app(...)` and decorates one function per command with `@command(app, …)`, which names
+the groups and flags that it takes. The function gets one `Options` object. Help is plain, because rich would double
+the start-up time.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def command(
     """Register a function as a command of `app`.
 
     Args:
-        flags: Titles of groups, long names of rows of the table, and flags of the command's own.
+        flags: Titles of groups, long names of rows of the table, and flags that only this command has.
         name: The command's name; by default the function's.
         group: The name of the command that it is a subcommand of.
     """

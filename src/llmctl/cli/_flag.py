@@ -53,7 +53,7 @@ class Flag(Generic[T_co]):
 
     @property
     def long(self) -> str:
-        """The name in messages: `--quant-cache`, or `FILE` of an argument."""
+        """The name in messages: `--quant-cache`, or `FILE` for an argument."""
         return self.names[0].partition("/")[0]
 
     @property

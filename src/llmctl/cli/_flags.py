@@ -199,7 +199,7 @@ def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
     Raises:
         KeyError: the table has no such group or flag.
     """
-    own = {name.parameter for name in names if isinstance(name, Flag)}
+    command_flags = {name.parameter for name in names if isinstance(name, Flag)}
     selected: dict[Flag[Any], None] = {}
     for name in names:
         if isinstance(name, Flag):
@@ -208,7 +208,7 @@ def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
         rows = [flag for flag in FLAGS if name == flag.long or (name == flag.group and command not in flag.not_in)]
         if not rows:
             raise KeyError(name)
-        selected |= dict.fromkeys(flag for flag in rows if flag.parameter not in own)
+        selected |= dict.fromkeys(flag for flag in rows if flag.parameter not in command_flags)
     return tuple(selected)
 
 

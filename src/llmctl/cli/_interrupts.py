@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end at once or at a safe place, keep the state, and say how to continue."""
+"""Ctrl-C and SIGTERM: end at once or at a safe place, keep the state, and print how to continue."""
 
 import shlex
 import signal
@@ -18,9 +18,9 @@ class Terminated(SystemExit):
 
 
 class HeldInterrupts:
-    """Holds Ctrl-C and SIGTERM back until the work reaches a place where it can end.
+    """Delays Ctrl-C and SIGTERM until the work reaches a place where it can end.
 
-    An exception in the middle of torch's own code can abort the process. A second signal is never held.
+    An exception in the middle of torch's own code can abort the process. A second signal is never delayed.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class HeldInterrupts:
             signal.signal(number, handler)
 
     def hold(self) -> None:
-        """Hold signals back from now on."""
+        """Delay signals from now on."""
         self._is_holding = True
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._receive)
@@ -47,7 +47,7 @@ class HeldInterrupts:
             raise self._pending
 
     def released_while_reading(self, items: Iterator[T]) -> Iterator[T]:
-        """Yield the items; signals are not held while the next one is awaited, which may take long."""
+        """Yield the items; signals are not delayed during the wait for the next item, which may take long."""
         while True:
             held, self._is_holding = self._is_holding, False
             self.check()
@@ -71,7 +71,7 @@ def resumable(
     arriving: Callable[[], bool] = lambda: True,
     kept: Callable[[], str] = lambda: "what arrived is kept",
 ) -> Iterator[None]:
-    """Turn SIGTERM into an orderly end; after either signal, say how to continue if anything had arrived."""
+    """Turn SIGTERM into an orderly end; after either signal, print how to continue if anything has arrived."""
 
     def end(_number: int, _frame: Any) -> None:
         raise Terminated(EXIT_TERMINATED)

@@ -19,7 +19,7 @@ _LONG_SECONDS = 2
 
 
 def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Prepared":
-    """Do everything up to the weights, downloads included, and report which model was taken.
+    """Prepare a model without its weights, with a download if needed, and report which model is used.
 
     Raises:
         LlmctlError: as `loading.prepare`.
@@ -64,7 +64,7 @@ def show_download(output: Output, settings: "Settings") -> Iterator[DownloadProg
 
 @contextmanager
 def show_hashing(output: Output, resolved: "ResolvedModel") -> Iterator[None]:
-    """Show that a model's files are hashed, where they have to be, and how long it took where that was long."""
+    """Show that a model's files are being hashed, and the duration if it was long."""
     from llmctl.reproduce.hashes import unknown_bytes
 
     size, began = unknown_bytes(resolved), time.perf_counter()

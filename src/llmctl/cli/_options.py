@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed after a command's name: `options[OFFLINE]` is the value of a flag.
+    """The flags and arguments of a command: `options[OFFLINE]` is the value of a flag.
 
     Attributes:
         output: The output of this run.
@@ -35,7 +35,7 @@ class Options:
         return flag.default if value is None else value
 
     def is_given(self, flag: Flag[Any]) -> bool:
-        """Return True if a flag was given with another value than its default."""
+        """Return True if a flag was given with a value other than its default."""
         return flag in self.flags and self[flag] not in (flag.default, [], ())
 
     def check_combinations(self) -> None:

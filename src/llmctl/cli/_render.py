@@ -114,7 +114,7 @@ class Output:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show activity on a terminal; yield a function that changes the text, which elsewhere reports a detail."""
+        """Show activity on a terminal; yield a function that changes the text (elsewhere, reports a detail)."""
         if self.quiet or not sys.stderr.isatty() or self.debug:
             yield self.detail
             return

@@ -56,7 +56,7 @@ def chat(options: Options) -> None:
 
 def _start(options: Options, saved: "Transcript | None") -> "Conversation":
     """Load the model and return the conversation, saved messages included."""
-    from llmctl.cli._chat_screen import Conversation, Looks
+    from llmctl.cli._chat_screen import Conversation, DisplayOptions
     from llmctl.generation.chat.conversation import ChatSession
 
     def load(name: str | None, revision: str | None = None) -> "LoadedModel":
@@ -76,8 +76,8 @@ def _start(options: Options, saved: "Transcript | None") -> "Conversation":
         system=saved.system if saved is not None and options[SYSTEM] is None else None,
         messages=saved.messages if saved is not None else (),
     )
-    looks = Looks(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
-    return Conversation(session, options.output, load, looks=looks, file=options[RESUME])
+    display = DisplayOptions(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
+    return Conversation(session, options.output, load, display=display, file=options[RESUME])
 
 
 def _pipe(conversation: "Conversation") -> None:
@@ -95,7 +95,7 @@ def _pipe(conversation: "Conversation") -> None:
                 if piece.kind == "answer" and not output.as_json:
                     output.piece(piece.text)
             output.line(turn_document(session) if output.as_json else "")
-            if conversation.looks.stats and session.last is not None:
+            if conversation.display.stats and session.last is not None:
                 output.note(statistics(session.last))
     except UnicodeDecodeError as error:
         raise UserError("standard input is not UTF-8 text") from error

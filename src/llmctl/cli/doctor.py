@@ -105,5 +105,7 @@ def _show(output: Output, checks: "Sequence[Check]") -> None:
     output.pairs(rows)
     broken = [check.name for check in checks if check.status == "broken"]
     warnings = sum(check.status == "warning" for check in checks)
-    more = f"; {warnings} warning{'s' if warnings != 1 else ''}" if warnings else ""
-    output.line(f"broken: {', '.join(dict.fromkeys(broken))}{more}" if broken else f"nothing is broken{more}")
+    warnings_text = f"; {warnings} warning{'s' if warnings != 1 else ''}" if warnings else ""
+    output.line(
+        f"broken: {', '.join(dict.fromkeys(broken))}{warnings_text}" if broken else f"nothing is broken{warnings_text}"
+    )
