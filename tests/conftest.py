@@ -1,7 +1,9 @@
-"""Fixtures that several rooms share. Nothing here touches the network or the user's own files."""
+"""Fixtures that several packages share. Nothing here touches the network or the user's own files."""
 
+import gc
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,18 @@ from support.tiny import ARCHITECTURES, write_model
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+# A collection looks at every object of torch and transformers, and a forked child copies the pages that it looks at.
+gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_are_not_collected() -> None:
+    """Take what is imported out of garbage collection, once the large libraries are there."""
+    if "transformers" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -162,7 +162,8 @@ def test_a_template_that_never_ends_or_uses_all_memory_is_stopped(
 ) -> None:
     import llmctl.machine.sandbox as bounded
 
-    monkeypatch.setattr(bounded.run_bounded, "__kwdefaults__", {"seconds": 1, "extra_bytes": 300_000_000})
+    for function in (bounded.run_bounded, bounded.run_bounded_each):
+        monkeypatch.setattr(function, "__kwdefaults__", {"seconds": 1, "extra_bytes": 300_000_000})
     tokenizer = tokenizer_in(tmp_path, template=HOSTILE[name])
     with pytest.raises(ModelError, match="the chat template takes more than"):
         ids_of(tokenizer, "hi", ChatSection())
