@@ -23,6 +23,12 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 gc.set_threshold(50_000, 20, 20)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use one worker more than there are cores: tests wait for child processes, servers and timeouts."""
+    del config
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_not_collected() -> None:
     """Take what is imported out of garbage collection, once the large libraries are there."""
