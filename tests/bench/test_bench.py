@@ -118,7 +118,8 @@ def test_bounds_are_measured_in_the_dtypes_that_are_used(side_by_side: Any) -> N
     dtypes = [one["runs"][0]["loaded"]["dtype"] for one in document["configs"][:2]]
     assert dtypes == ["float32", "bfloat16"]
     shares = [row["decode_share"] for one in document["configs"][:2] for row in one["summary"]["cells"]]
-    assert all(0 < share < 2 for share in shares)
+    assert len(shares) == 2 * 4
+    assert all(share > 0 for share in shares), "above 1 where other programs slowed the measured bound"
 
 
 def test_the_chart_is_an_svg_with_every_configuration_that_ran(side_by_side: Any) -> None:
