@@ -1,6 +1,7 @@
 """Generating: the text of plain transformers, repeatable, stoppable, with the right reason of its end."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,20 @@ def test_the_answer_ends_when_the_context_is_full(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"))
     prompt = "a" * 235
     done = llmctl.generate(loaded, prompt, max_new_tokens=500)
-    assert done.prompt_token_count + len(done.token_ids) <= 256
-    assert done.finish_reason in ("length", "stop")
+    assert done.prompt_token_count + len(done.token_ids) == 256
+    assert (done.finish_reason, done.length_limit) == ("length", "context")
+    cut = llmctl.generate(loaded, prompt, max_new_tokens=2)
+    assert (cut.finish_reason, cut.length_limit) == ("length", "max_new_tokens")
+
+
+@pytest.mark.parametrize("text", ["once upon a time, in 1987. ", "x"], ids=["words", "one word"])
+def test_ten_megabytes_are_refused_at_once_with_both_lengths(text: str, tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"))
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"the prompt has about \d{7,8} tokens, the context of .* holds 256") as error:
+        llmctl.generate(loaded, text * (10_000_000 // len(text)))
+    assert error.value.details["context_length"] == 256
+    assert time.process_time() - began < 2
 
 
 def test_closing_the_iterator_stops_the_model(tiny_models: Tiny) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ModelError
-from llmctl.model.info import read_model_info
+from llmctl.model.info import ModelInfo, read_model_info
 from support.tiny import edit_json
 
 Copy = Callable[..., Path]
@@ -31,6 +31,11 @@ def test_the_facts_of_a_model_are_read_from_its_files(tiny_models: Copy) -> None
     assert info.size_bytes == 2 * info.parameters
     assert info.has_chat_template
     assert info.stored_quantization is None
+
+
+@pytest.mark.parametrize("key", ["n_positions", "max_seq_len", "model_max_length", "seq_length"])
+def test_the_context_length_is_found_under_the_names_of_every_family(key: str) -> None:
+    assert ModelInfo("acme/other", {"model_type": "mpt", key: 2048}, ()).context_length == 2048
 
 
 @pytest.mark.parametrize(

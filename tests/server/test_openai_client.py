@@ -469,7 +469,11 @@ def test_a_wrong_key_is_an_authentication_error(address: str) -> None:
     assert error.value.code == "invalid_api_key"
 
 
-def test_a_prompt_that_is_too_long_is_an_error(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("count", [5_000, 400_000])
+def test_a_prompt_that_is_too_long_is_an_error(count: int, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x " * 5000}])
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x " * count}])
+    assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model="tiny", prompt="x " * count)
     assert error.value.code == "context_length_exceeded"

@@ -176,8 +176,7 @@ def statistics(turn: "Turn") -> str:
     completion = turn.completion
     if completion is None:
         return f"{prompt}; stopped"
-    reason = finish_text(completion, at_length="max_new_tokens reached, or the context is full")
-    line = f"{prompt}, {len(completion.token_ids)} out, {speed_text(completion)}; {reason}"
+    line = f"{prompt}, {len(completion.token_ids)} out, {speed_text(completion)}; {finish_text(completion)}"
     return "\n".join([line, *statistics_lines(completion)])
 
 
@@ -194,6 +193,7 @@ def turn_document(session: "ChatSession") -> str:
         document |= parsed_value(completion)
         document |= {
             "finish_reason": completion.finish_reason,
+            "length_limit": completion.length_limit,
             "seed": completion.seed,
             "prompt_tokens": turn.prompt_tokens,
             "prefilled_tokens": turn.prefilled_tokens,

@@ -16,8 +16,9 @@ def speed_text(completion: "Completion") -> str:
     return f"first after {completion.first_token_seconds:.2f} s{rate}"
 
 
-def finish_text(completion: "Completion", *, at_length: str = "max_new_tokens reached") -> str:
+def finish_text(completion: "Completion") -> str:
     """Return why an answer ended."""
+    at_length = "the context is full" if completion.length_limit == "context" else "max_new_tokens reached"
     texts = {"length": at_length, "stop_string": f"stop string {completion.stop_string!r}"}
     return texts.get(completion.finish_reason, "end of answer")
 

@@ -154,6 +154,7 @@ def _completion_document(loaded: "LoadedModel", completion: "Completion") -> dic
         "text": completion.text,
         **parsed_value(completion),
         "finish_reason": completion.finish_reason,
+        "length_limit": completion.length_limit,
         "stop_string": completion.stop_string,
         "seed": completion.seed,
         "prompt_tokens": completion.prompt_token_count,

@@ -78,11 +78,11 @@ class Answer:
 
     def completion(self, *, decoding_stats: DecodingStats | None = None) -> Completion:
         """Return the answer with its measurements."""
-        structure = self.request.structure
+        structure, reason = self.request.structure, self.finish_reason or "length"
         return Completion(
             text=self._text.shown,
             token_ids=tuple(self.token_ids),
-            finish_reason=self.finish_reason or "length",
+            finish_reason=reason,
             stop_string=self._text.stopped_by,
             prompt=self.request.prompt,
             seed=self.request.seed,
@@ -91,5 +91,6 @@ class Answer:
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
             decoding_stats=decoding_stats,
             first_pass_token_count=self._first_pass or 1,
-            is_json=self.finish_reason == "stop" and structure is not None and structure.is_json,
+            is_json=reason == "stop" and structure is not None and structure.is_json,
+            length_limit=self.request.length_limit if reason == "length" else None,
         )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llmctl.errors import LlmctlError
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
+LengthLimit = Literal["max_new_tokens", "context"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Completion:
     Attributes:
         text: The answer, without special tokens and without the stop string.
         token_ids: All generated ids, including the end token.
-        finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (max_new_tokens, or the
-            context is full), `stop_string`, or `cancelled`.
+        finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (see `length_limit`),
+            `stop_string`, or `cancelled`.
         stop_string: The stop string that ended the answer, or None.
         seed: The seed of the random generators.
         first_token_seconds: Time from the call to the first token, which is the prefill.
@@ -59,6 +60,8 @@ class Completion:
         decoding_stats: The effect of faster decoding; None if it was not requested.
         first_pass_token_count: Tokens from the first forward pass; more than 1 if proposed tokens were accepted.
         is_json: True if a schema was enforced, so that the text is a complete JSON value.
+        length_limit: The limit that ended an answer with finish_reason `length`: `max_new_tokens`, or `context` if
+            prompt and answer fill the model's context.
     """
 
     text: str
@@ -73,6 +76,7 @@ class Completion:
     decoding_stats: DecodingStats | None = None
     is_json: bool = False
     first_pass_token_count: int = 1
+    length_limit: LengthLimit | None = None
 
     @property
     def prompt_token_count(self) -> int:

@@ -51,7 +51,7 @@ def inspect_prompt(
     Raises:
         UserError: the same errors as in `encode_prompt`.
     """
-    ids = encode_prompt(tokenizer, prompt, chat).ids
+    ids = encode_prompt(tokenizer, prompt, chat, context_length=context_length).ids
     templated = uses_template(tokenizer, chat, prompt)
     bos = tokenizer.bos_token_id
     warnings = [

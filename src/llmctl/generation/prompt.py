@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, ModelError, UserError, first_line
+from llmctl.generation.prompt_length import check_length
 from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, LimitExceededError, run_bounded_each
 from llmctl.transformers_compat import template_arguments
 
@@ -94,6 +95,7 @@ def encode_prompt(
     chat: ChatSection,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    context_length: int | None = None,
 ) -> Prompt:
     """Encode a text or a conversation.
 
@@ -103,11 +105,12 @@ def encode_prompt(
     Args:
         prompt: A text, or messages. `generation.tools` converts messages with tool calls to the form of a template.
         tools: Tools for the template, in the format of OpenAI's API.
+        context_length: Tokens that the model can read. A text that is much longer is refused without tokenising it.
 
     Raises:
-        UserError: the prompt is empty, there is no template for messages, or the template refuses them.
+        UserError: the prompt is empty or too long, there is no template for messages, or the template refuses them.
     """
-    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools)
+    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools, context_length=context_length)
     if isinstance(encoded, LlmctlError):
         raise encoded
     return encoded
@@ -118,12 +121,14 @@ def encode_prompts(
     prompts: "Sequence[tuple[str | Messages, ChatSection]]",
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    context_length: int | None = None,
 ) -> list[Prompt | LlmctlError]:
     """Encode many prompts like `encode_prompt`, in one child process. Return a prompt or an error for each."""
     encoded: dict[int, Prompt | LlmctlError] = {}
     renders: dict[int, Callable[[], list[int]]] = {}
     for number, (prompt, chat) in enumerate(prompts):
         try:
+            check_length(tokenizer, texts_of([prompt, *(tools or ())]), context_length)
             if uses_template(tokenizer, chat, prompt):
                 renders[number] = rendering(tokenizer, prompt, chat, tools)
             else:
@@ -215,7 +220,7 @@ def template_error(error: Exception) -> LlmctlError:
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
     """Refuse control tokens in messages: older transformers cannot keep them apart from the template's own."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for text in _texts(given):
+    for text in texts_of(given):
         token = next((token for token in special if token in text), None)
         if token is not None:
             raise UserError(
@@ -224,13 +229,13 @@ def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence
             )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
     """Yield every string in messages or tools, including argument names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _texts([key, part])
+            yield from texts_of([key, part])
     elif isinstance(value, Sequence):
         for part in value:
-            yield from _texts(part)
+            yield from texts_of(part)

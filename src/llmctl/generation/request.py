@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import UserError
+from llmctl.generation.completion import LengthLimit
 from llmctl.generation.prompt import Prompt
+from llmctl.generation.prompt_length import too_long
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
 from llmctl.transformers_compat import compile_on_cpu
 
@@ -23,6 +24,7 @@ class Request:
         arguments: Arguments of transformers' GenerationConfig, end tokens included.
         seed: The seed of the random generators.
         budget: Maximum tokens to generate: `max_new_tokens`, or the rest of the context.
+        fills_context: True if `budget` is the rest of the context, and less than `max_new_tokens`.
         stop_strings: Strings that end the answer; they are not part of it.
         logprobs: Number of top tokens to record at each position; 0 for the chosen one only, None for nothing.
         structure: The structure that the answer must match.
@@ -37,11 +39,17 @@ class Request:
     logprobs: int | None = None
     structure: Structure | None = None
     shown_tokens: frozenset[int] = frozenset()
+    fills_context: bool = False
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """Every token that ends the answer."""
         return frozenset(self.arguments["eos_token_id"])
+
+    @property
+    def length_limit(self) -> LengthLimit:
+        """The limit that `budget` comes from."""
+        return "context" if self.fills_context else "max_new_tokens"
 
 
 def make_request(
@@ -54,7 +62,8 @@ def make_request(
     """
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
-    budget = _budget(loaded, len(prompt), max_new_tokens or generation.max_new_tokens)
+    wanted = max_new_tokens or generation.max_new_tokens
+    budget = _budget(loaded, len(prompt), wanted)
     arguments = loaded.generation_arguments()
     arguments["max_new_tokens"] = budget
     if "compile_config" in arguments:
@@ -73,6 +82,7 @@ def make_request(
         stop_strings=tuple(generation.stop_strings),
         logprobs=generation.logprobs,
         structure=structure,
+        fills_context=budget < wanted,
     )
 
 
@@ -94,9 +104,5 @@ def _budget(loaded: "PromptModel", prompt_tokens: int, wanted: int) -> int:
     if context is None:
         return wanted
     if prompt_tokens >= context:
-        raise UserError(
-            f"the prompt has {prompt_tokens} tokens, the context of {loaded.plan.source} holds {context}",
-            hint="shorten the prompt, or use a model with a longer context",
-            details={"prompt_tokens": prompt_tokens, "context_length": context},
-        )
+        raise too_long(prompt_tokens, context, source=loaded.plan.source)
     return min(wanted, context - prompt_tokens)

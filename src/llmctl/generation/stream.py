@@ -43,7 +43,7 @@ def stream(
         UserError: the prompt is empty or longer than the model's context.
         MachineError: memory ran out.
     """
-    encoded = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat)
+    encoded = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat, context_length=loaded.context_length)
     yield from stream_request(loaded, make_request(loaded, encoded, seed=seed, max_new_tokens=max_new_tokens))
 
 

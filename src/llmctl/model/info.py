@@ -10,6 +10,18 @@ from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import stored_quantization
 
+# The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and Baichuan,
+# BLOOM and ChatGLM, and others.
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "model_max_length",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "n_ctx",
+)
 # No real model comes near these limits; a config.json that exceeds them is broken, or made to hang its reader.
 BOUNDS = {
     "num_hidden_layers": 2_000,
@@ -22,7 +34,7 @@ BOUNDS = {
     "num_key_value_heads": 10_000,
     "head_dim": 100_000,
     "vocab_size": 20_000_000,
-    "max_position_embeddings": 1_000_000_000,
+    **dict.fromkeys(CONTEXT_KEYS, 1_000_000_000),
     "num_local_experts": 20_000,
     "num_experts": 20_000,
     "n_routed_experts": 20_000,
@@ -77,8 +89,8 @@ class ModelInfo:
     @property
     def context_length(self) -> int | None:
         """The maximum tokens that the model attends to, or None if config.json does not state it."""
-        value = self.text_config.get("max_position_embeddings") or self.text_config.get("n_positions")
-        return int(value) if isinstance(value, int) and value > 0 else None
+        values = (self.text_config.get(key) for key in CONTEXT_KEYS)
+        return next((value for value in values if isinstance(value, int) and value > 0), None)
 
     @property
     def parameters(self) -> int:

@@ -79,7 +79,8 @@ def to_request_error(error: Exception) -> RequestError:
 def _from_user_error(error: UserError) -> RequestError:
     if {"prompt_tokens", "context_length"} <= error.details.keys():  # its message contains the model's folder
         tokens, context = error.details["prompt_tokens"], error.details["context_length"]
-        message = f"the prompt has {tokens} tokens, but the model's context length is {context}: shorten the prompt"
+        about = "about " if error.details.get("is_estimated") else ""
+        message = f"the prompt has {about}{tokens} tokens, but the model's context length is {context}: shorten it"
         return RequestError(message, code="context_length_exceeded")
     return RequestError(error.message, param=error.details.get("param"))
 

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
-from llmctl.generation.prompt import Messages, Prompt, encode_prompt, rendering, template_error, uses_template
+from llmctl.generation.prompt import (
+    Messages,
+    Prompt,
+    encode_prompt,
+    rendering,
+    template_error,
+    texts_of,
+    uses_template,
+)
+from llmctl.generation.prompt_length import check_length
 from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError
 
 if TYPE_CHECKING:
@@ -14,8 +23,8 @@ if TYPE_CHECKING:
 class PromptRenderer:
     """`encode_prompt` without a fork per conversation. Its state: a child process with a copy of the tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, context_length: int | None) -> None:
+        self._tokenizer, self._context_length = tokenizer, context_length
         self._child = BoundedChild(self._render)
 
     def start(self) -> None:
@@ -31,7 +40,8 @@ class PromptRenderer:
     ) -> Prompt:
         """Encode a prompt. Arguments and errors are those of `encode_prompt`."""
         if not uses_template(self._tokenizer, chat, prompt):
-            return encode_prompt(self._tokenizer, prompt, chat)
+            return encode_prompt(self._tokenizer, prompt, chat, context_length=self._context_length)
+        check_length(self._tokenizer, texts_of([prompt, *(tools or ())]), self._context_length)
         rendering(self._tokenizer, prompt, chat, tools)  # raises errors of the messages before the template sees them
         given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
         try:

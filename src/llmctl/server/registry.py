@@ -52,7 +52,7 @@ class ModelRegistry:
     @cached_property
     def prompts(self) -> PromptRenderer:
         """The renderer of conversations."""
-        return PromptRenderer(self.loaded.tokenizer)
+        return PromptRenderer(self.loaded.tokenizer, context_length=self.loaded.context_length)
 
     def check_model(self, name: str) -> None:
         """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""

@@ -192,6 +192,7 @@ def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: 
         text=choice["text"],
         token_ids=tuple(choice["token_ids"]),
         finish_reason=reason,
+        length_limit=request.length_limit if reason == "length" else None,
         stop_string=stop_reason if isinstance(stop_reason, str) else None,
         prompt=request.prompt,
         seed=request.seed,

@@ -192,6 +192,8 @@ def test_a_message_that_does_not_fit_alone_drops_no_turn(tiny_models: Tiny) -> N
     say(session, "the capital of france")
     with pytest.raises(UserError, match=r"the message has \d{3,} tokens, the context holds 256"):
         session.drop_oldest("word " * 400)
+    with pytest.raises(UserError, match=r"about \d{7} tokens"):
+        session.drop_oldest("word " * 2_000_000)
     assert len(session.messages) == 2
 
 

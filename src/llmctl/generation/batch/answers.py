@@ -127,7 +127,11 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
 
     while window := list(islice(rows, WINDOW)):
         good = [row for row in window if row.error is None]
-        encoded = encode_prompts(loaded.tokenizer, [(row.prompt, _chat(loaded.config.chat, row)) for row in good])
+        encoded = encode_prompts(
+            loaded.tokenizer,
+            [(row.prompt, _chat(loaded.config.chat, row)) for row in good],
+            context_length=loaded.context_length,
+        )
         prompts = {row.number: prompt for row, prompt in zip(good, encoded, strict=True)}
         for row in window:
             prompt = row.error or prompts[row.number]

@@ -173,6 +173,7 @@ class _Run:
             "text": completion.text,
             **parsed_value(completion),
             "finish_reason": completion.finish_reason,
+            "length_limit": completion.length_limit,
             "stop_string": completion.stop_string,
             "prompt_tokens": completion.prompt_token_count,
             "completion_tokens": len(completion.token_ids),

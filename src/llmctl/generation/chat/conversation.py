@@ -12,6 +12,7 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt, encode_prompt
+from llmctl.generation.prompt_length import check_length
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
@@ -188,6 +189,8 @@ class ChatSession:
         """Encode a conversation without reasoning, as the templates of reasoning models expect."""
         sent = [{"role": message.role, "content": message.content} for message in messages]
         chat = self.loaded.config.chat.model_copy(update={"system": self.system or None})
+        for message in messages:  # alone: too long a conversation loses its oldest turns
+            check_length(self.loaded.tokenizer, [message.content], self.loaded.context_length)
         return encode_prompt(self.loaded.tokenizer, sent, chat)
 
     # -- the context

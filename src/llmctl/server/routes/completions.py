@@ -85,7 +85,8 @@ def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
     prompt_tokens = 0
     for prompt in body.prompts:
         if isinstance(prompt, str):
-            encoded = encode_prompt(registry.loaded.tokenizer, prompt, _RAW)
+            loaded = registry.loaded
+            encoded = encode_prompt(loaded.tokenizer, prompt, _RAW, context_length=loaded.context_length)
         else:
             encoded = Prompt(tuple(prompt))
         prompt_tokens += len(encoded)
