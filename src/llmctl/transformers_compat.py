@@ -164,7 +164,7 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
     return inputs.get("past_key_values") if cache is None else cache
 
 
-def template_arguments(tokenizer: Any) -> dict[str, Any]:
+def sanitising_arguments(tokenizer: Any) -> dict[str, Any]:
     """Return the arguments of `apply_chat_template` that make control tokens in messages ordinary text.
 
     Empty in 5.18, which has no such argument.
@@ -172,6 +172,31 @@ def template_arguments(tokenizer: Any) -> dict[str, Any]:
     if "sanitize_control_tokens" in inspect.signature(tokenizer.apply_chat_template).parameters:
         return {"sanitize_control_tokens": True}
     return {}
+
+
+def parse_template(source: str) -> tuple[Any, frozenset[str]]:
+    """Return the syntax tree of a chat template, and the names that every template has without setting them.
+
+    Templates have statements of transformers' own, so that its environment has to parse them.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template("").environment
+    return environment.parse(source), frozenset(environment.globals)
+
+
+def chat_template_source(tokenizer: Any, template: str | None, *, with_tools: bool) -> str:
+    """Return the text of the template that `apply_chat_template` would use."""
+    return str(tokenizer.get_chat_template(template, [{}] if with_tools else None))
+
+
+def own_template_arguments() -> frozenset[str]:
+    """Return the names that a template cannot get as further variables: arguments of `apply_chat_template`, and what
+    it gives to the template itself. `documents` is both."""
+    from transformers import PreTrainedTokenizerBase
+
+    names = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset({*names, "messages"}) - {"documents"}
 
 
 def logits_processors(

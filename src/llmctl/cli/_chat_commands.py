@@ -13,6 +13,7 @@ from llmctl.generation.chat import transcript
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
 _DISPLAY_OPTIONS = tuple(DisplayOptions.__dataclass_fields__)
+_SESSION_OPTIONS = ("reuse", "thinking")
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -45,7 +46,8 @@ def run(conversation: Conversation, line: str) -> None:
 
 def completions() -> dict[str, Sequence[str]]:
     """Return the completions: the commands, and the names that `/set` takes."""
-    return {name: (*_DISPLAY_OPTIONS, "reuse", *generation_keys()) if name == "/set" else () for name in COMMANDS}
+    names = (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS, *generation_keys())
+    return {name: names if name == "/set" else () for name in COMMANDS}
 
 
 def _help(conversation: Conversation, _: str) -> None:
@@ -70,10 +72,13 @@ def _set(conversation: Conversation, argument: str) -> None:
         _show(conversation, "")
     elif not value:
         raise UserError(f"/set {name}: the value is missing")
-    elif name in _DISPLAY_OPTIONS or name == "reuse":
+    elif name in (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS):
         if value not in _SWITCHES:
             raise UserError(f"/set {name}: expected on, off, show or hide, not {value}")
-        setattr(conversation.session if name == "reuse" else conversation.display, name, _SWITCHES[value])
+        if name == "thinking":
+            conversation.session.set_thinking(_SWITCHES[value])
+        else:
+            setattr(conversation.session if name == "reuse" else conversation.display, name, _SWITCHES[value])
     elif name == _LOAD_TIME_KEY:
         raise UserError(f"/set {name}: fixed when the model is loaded", hint=f"start with --set generation.{name}=[…]")
     else:
@@ -92,6 +97,7 @@ def _show(conversation: Conversation, _: str) -> None:
             *((name, str(value)) for name, value in generation.items()),
             *((name, "on" if getattr(display, name) else "off") for name in _DISPLAY_OPTIONS),
             ("reuse", "on" if session.reuse else "off"),
+            ("thinking", {None: "as the template has it", True: "on", False: "off"}[session.thinking]),
         ]
     )
 
@@ -170,7 +176,9 @@ def _file(argument: str) -> Path:
 COMMANDS = {
     "/help": Entry("", "List the commands.", _help),
     "/system": Entry("[TEXT]", "Show or set the system prompt; none removes it.", _system),
-    "/set": Entry("NAME VALUE", "Set stats, markdown, reasoning or reuse (on, off), or a sampling flag.", _set),
+    "/set": Entry(
+        "NAME VALUE", "Set stats, markdown, reasoning, reuse or thinking (on, off), or a sampling flag.", _set
+    ),
     "/show": Entry("", "Show the model and every setting.", _show),
     "/retry": Entry("", "Answer the last message again, with the next seed.", _retry),
     "/undo": Entry("", "Remove the last message and its answer.", _undo),

@@ -23,7 +23,7 @@ NO_STATS = switch("--no-stats", group="Chat", help="Omit the line of statistics 
 
 
 @command(
-    app, RESUME, SYSTEM, "--template", HIDE_REASONING, NO_STATS, "Sampling", "Structure", "Model", "Loading",
+    app, RESUME, SYSTEM, "--template", "--think", HIDE_REASONING, NO_STATS, "Sampling", "Structure", "Model", "Loading",
     "Speed",
 )  # fmt: skip
 def chat(options: Options) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, MODEL_ARGUMENT, "Server", "Model", "Loading", "--draft", "--prompt-lookup", "Engine")
+@command(app, MODEL_ARGUMENT, "Server", "Model", "Loading", "--draft", "--prompt-lookup", "--think", "Engine")
 def serve(options: Options) -> None:
     """Serve a model to OpenAI clients and browsers.
 
@@ -88,6 +88,7 @@ def _check_packages() -> None:
 
 def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list[socket.socket]") -> None:
     """Serve until a signal arrives."""
+    from llmctl.generation.prompt import check_chat
     from llmctl.generation.tools import tool_format
     from llmctl.model.resolve import names_of
     from llmctl.server.app import make_app
@@ -97,6 +98,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
     from llmctl.server.security.guard import Guard
     from llmctl.server.worker import Worker
 
+    check_chat(loaded.tokenizer, loaded.config.chat)
     section = loaded.config.serve
     worker = Worker(loaded, max_queue=section.max_queue, max_sequences=section.max_sequences)
     name, *others = names_of(loaded.resolved.source, section.model_name)

@@ -296,8 +296,21 @@ class ChatSection(Section):
         None,
         description="Path of a Jinja chat template to use instead of the model's; in a file, relative to that file.",
     )
+    thinking: bool | None = Field(
+        None,
+        description="Turn the model's thinking on or off, by whatever variable its template has for it. A template "
+        "that has none is an error. Default: the template's.",
+    )
     template_kwargs: dict[str, Any] = Field(
-        {}, description="Variables of the template, for example {enable_thinking: false}."
+        {},
+        description="Variables of the template, for example {reasoning_effort: low}. One that the template does not "
+        "read is an error.",
+    )
+    prefill: str | None = Field(
+        None,
+        min_length=1,
+        description="Beginning of every answer, which the model continues. It is not part of the answer's text. "
+        "Conversations that end with a message of the assistant have their own.",
     )
 
 

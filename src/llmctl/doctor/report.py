@@ -7,7 +7,7 @@ from llmctl.doctor.findings import Check, Findings
 from llmctl.doctor.privacy import without_secrets
 
 # Prompts of the user, which do not help to find a fault.
-_PRIVATE_KEYS = ("chat.system",)
+_PRIVATE_KEYS = ("chat.system", "chat.prefill")
 
 
 def report_text(findings: Findings, checks: Sequence[Check], *, when: str, secrets: Sequence[str] = ()) -> str:

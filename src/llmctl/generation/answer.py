@@ -13,6 +13,8 @@ from llmctl.generation.structured.constraint import Follower, exact_decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TOKENS_BEFORE = 8  # of an open prompt: enough for a whole character
+
 
 def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable[[Sequence[int]], str] | None:
     """Return the decoder of the answer's ids; None to use the tokenizer's default."""
@@ -35,7 +37,9 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         structure = request.structure
         self._follower = Follower(structure, tokenizer) if structure else None
-        self._text = TextAssembler(tokenizer, request.stop_strings, decode=_decoder(tokenizer, request))
+        # a structure's decoder writes every space, whatever is before it
+        before = request.prompt.ids[-_TOKENS_BEFORE:] if request.prompt.is_open and structure is None else ()
+        self._text = TextAssembler(tokenizer, request.stop_strings, decode=_decoder(tokenizer, request), before=before)
         self._ends = request.eos_token_ids
         self._started = time.perf_counter()
         self._first = self._last = self._started

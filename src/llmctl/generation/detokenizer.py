@@ -18,6 +18,7 @@ class TextAssembler:
     Args:
         stop_strings: Strings that end the text; they are not part of it.
         decode: Replaces the decoder of the tokenizer.
+        before: Ids before the text that it continues, since a space at its beginning can depend on them.
     """
 
     def __init__(
@@ -26,11 +27,12 @@ class TextAssembler:
         stop_strings: Sequence[str] = (),
         *,
         decode: Callable[[Sequence[int]], str] | None = None,
+        before: Sequence[int] = (),
     ) -> None:
         self._decoder = decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._stops = tuple(stop_strings)
-        self._ids: list[int] = []
-        self._final_count = 0  # number of ids whose text is final
+        self._ids = list(before)
+        self._final_count = len(before)  # number of ids whose text is final
         self._context = 0  # index of the first id to decode again, since spaces can depend on the previous token
         self._held = ""
         self.shown = ""

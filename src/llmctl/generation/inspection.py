@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
-from llmctl.generation.prompt import Messages, as_messages, encode_prompt, template_text, uses_template
+from llmctl.generation.prompt import Messages, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
+from llmctl.transformers_compat import sanitising_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def inspect_prompt(
     warnings = [
         *_template_warnings(tokenizer, prompt, chat, templated=templated),
         *_bos_warnings(tokenizer, ids),
-        *_control_warnings(tokenizer, prompt, templated=templated),
+        *_control_warnings(tokenizer, prompt, chat, templated=templated),
         *_length_warnings(len(ids), context_length, max_new_tokens),
     ]
     return Inspection(
@@ -78,17 +79,21 @@ def _template_warnings(
         if chat.raw:
             return []
         return ["this model has no chat template: the prompt is given as it is, and it will be continued, not answered"]
-    messages, template = as_messages(prompt, chat), template_text(chat)
+    conversation = rendering(tokenizer, prompt, chat)
+    if conversation.is_open:
+        return []
+    arguments = {
+        name: value for name, value in conversation.arguments.items() if name not in sanitising_arguments(tokenizer)
+    }
 
     def renders() -> list[str]:
         return [
             str(
                 tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=template,
+                    list(conversation.messages),
+                    chat_template=conversation.template,
                     tokenize=False,
-                    add_generation_prompt=opening,
-                    **chat.template_kwargs,
+                    **{**arguments, "add_generation_prompt": opening},
                 )
             )
             for opening in (False, True)
@@ -110,8 +115,11 @@ def _bos_warnings(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> l
     return []
 
 
-def _control_warnings(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", *, templated: bool) -> list[str]:
+def _control_warnings(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection, *, templated: bool
+) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
+    texts.append(chat.prefill or "")
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     present = sorted({token for token in special for text in texts if token in text})
     if not present:

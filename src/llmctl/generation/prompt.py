@@ -1,21 +1,25 @@
 """Prompts as token ids with media, and the encoding of texts and conversations."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection
-from llmctl.errors import LlmctlError, ModelError, UserError, first_line
+from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.prompt_length import check_length
-from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS, LimitExceededError, run_bounded_each
-from llmctl.transformers_compat import template_arguments
+from llmctl.generation.template_variables import template_arguments, template_error
+from llmctl.machine.sandbox import run_bounded_each
+from llmctl.transformers_compat import sanitising_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, Any]]
+# How a rendered conversation ends: with the beginning of the assistant's turn, inside its final message, or after it.
+Ending = Literal["turn", "inside", "after"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Prompt:
     Attributes:
         ids: Token ids.
         media: Media, in the order in which they appear in the prompt.
+        is_open: True if the answer continues the prompt's own text, so that it may begin with a space.
     """
 
     ids: tuple[int, ...]
     media: tuple[Media, ...] = ()
+    is_open: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +61,7 @@ class Prompt:
 
     def followed_by(self, ids: Iterable[int]) -> "Prompt":
         """Return the prompt with `ids` appended."""
-        return Prompt((*self.ids, *ids), self.media)
+        return replace(self, ids=(*self.ids, *ids))
 
     def common(self, other: "Prompt") -> int:
         """Return the length of the common prefix in tokens; 0 if the media differ."""
@@ -67,7 +73,7 @@ class Prompt:
     def document(self) -> dict[str, Any]:
         """Return the prompt as JSON values."""
         media = {"prompt_media": media_document(self.media)} if self.media else {}
-        return {"prompt_ids": list(self.ids), **media}
+        return {"prompt_ids": list(self.ids), **media, **({"prompt_is_open": True} if self.is_open else {})}
 
 
 def media_document(media: Sequence[Media]) -> list[dict[str, str]]:
@@ -96,6 +102,7 @@ def encode_prompt(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
+    ending: Ending | None = None,
 ) -> Prompt:
     """Encode a text or a conversation.
 
@@ -106,11 +113,13 @@ def encode_prompt(
         prompt: A text, or messages. `generation.tools` converts messages with tool calls to the form of a template.
         tools: Tools for the template, in the format of OpenAI's API.
         context_length: Tokens that the model can read. A text that is much longer is refused without tokenising it.
+        ending: The end of the rendered conversation. By default, a final message of the assistant is continued;
+            otherwise its turn begins.
 
     Raises:
         UserError: the prompt is empty or too long, there is no template for messages, or the template refuses them.
     """
-    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools, context_length=context_length)
+    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools, context_length=context_length, ending=ending)
     if isinstance(encoded, LlmctlError):
         raise encoded
     return encoded
@@ -122,21 +131,23 @@ def encode_prompts(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
+    ending: Ending | None = None,
 ) -> list[Prompt | LlmctlError]:
     """Encode many prompts like `encode_prompt`, in one child process. Return a prompt or an error for each."""
     encoded: dict[int, Prompt | LlmctlError] = {}
-    renders: dict[int, Callable[[], list[int]]] = {}
+    renderings: dict[int, Rendering] = {}
     for number, (prompt, chat) in enumerate(prompts):
         try:
-            check_length(tokenizer, texts_of([prompt, *(tools or ())]), context_length)
+            check_length(tokenizer, texts_of(prompt, chat, tools), context_length)
             if uses_template(tokenizer, chat, prompt):
-                renders[number] = rendering(tokenizer, prompt, chat, tools)
+                renderings[number] = rendering(tokenizer, prompt, chat, tools=tools, ending=ending)
             else:
-                encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)))
+                encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)), is_open=True)
         except LlmctlError as error:
             encoded[number] = error
-    for number, result in zip(renders, run_bounded_each(list(renders.values())), strict=True):
-        encoded[number] = template_error(result) if isinstance(result, Exception) else Prompt(tuple(result))
+    works = [partial(render, tokenizer, one) for one in renderings.values()]
+    for (number, one), result in zip(renderings.items(), run_bounded_each(works), strict=True):
+        encoded[number] = template_error(result) if isinstance(result, Exception) else one.prompt(result)
     return [encoded[number] for number in range(len(prompts))]
 
 
@@ -151,14 +162,36 @@ def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, A
 
 
 def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSection) -> list[int]:
-    if chat.system is not None:
-        raise UserError("a system prompt needs a chat template", hint="omit --raw or --system")
+    _refuse_without_template(chat)
     bos = tokenizer.bos_token
     doubled = bool(bos) and prompt.startswith(str(bos))
     ids = list(tokenizer(prompt, add_special_tokens=not doubled)["input_ids"])
     if not ids:
         raise UserError("the prompt is empty", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
     return ids
+
+
+def _refuse_without_template(chat: ChatSection) -> None:
+    """Refuse settings that only a chat template can honour. `chat.raw` itself turns off what changes the template."""
+    if chat.system is not None:
+        raise UserError("a system prompt needs a chat template", hint="omit --raw or --system")
+    if chat.prefill is not None:
+        raise UserError("a prefill needs a chat template", hint="append it to the prompt, and omit --prefill")
+    if not chat.raw and (chat.thinking is not None or chat.template_kwargs):
+        name = "template_kwargs" if chat.thinking is None else "thinking"
+        raise UserError(f"chat.{name} needs a chat template, and this model has none", hint="--template FILE gives one")
+
+
+def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> None:
+    """Check before any prompt that the chat template can honour the configuration.
+
+    Raises:
+        UserError: there is no template, or it does not have a variable.
+    """
+    if uses_template(tokenizer, chat, ""):
+        template_arguments(tokenizer, chat, template_text(chat))
+    else:
+        _refuse_without_template(chat)
 
 
 def template_text(chat: ChatSection) -> str | None:
@@ -172,55 +205,111 @@ def template_text(chat: ChatSection) -> str | None:
         raise UserError(f"chat.template: {file} cannot be read: {error}") from error
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation for a chat template, in JSON values.
+
+    Attributes:
+        messages: The messages, with the system prompt and the prefill.
+        template: The text of the configured template; None for the model's.
+        arguments: Further arguments of `apply_chat_template`, variables of the template included.
+        space: White space at the end of a prefill, which many templates remove.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    template: str | None
+    arguments: Mapping[str, Any]
+    space: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """True if the answer continues the final message."""
+        return bool(self.space or self.arguments.get("continue_final_message"))
+
+    def prompt(self, ids: Iterable[int]) -> Prompt:
+        """Return the prompt with the rendered ids."""
+        return Prompt(tuple(ids), is_open=self.is_open)
+
+
 def rendering(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: "str | Messages",
     chat: ChatSection,
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> Callable[[], list[int]]:
-    """Return a function that renders a conversation to ids. Templates are untrusted: run it with limits."""
-    messages = as_messages(prompt, chat)
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    ending: Ending | None = None,
+) -> Rendering:
+    """Return the rendering of a conversation. Arguments and errors are those of `encode_prompt`."""
+    messages, ending, space = _end(as_messages(prompt, chat), chat, ending)
     template = template_text(chat)
     if template is None and not tokenizer.chat_template:
         raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
-    arguments: dict[str, Any] = dict(chat.template_kwargs)
+    arguments = template_arguments(tokenizer, chat, template, with_tools=bool(tools))
+    if not (sanitising := sanitising_arguments(tokenizer)):
+        _refuse_control_tokens(tokenizer, [*messages, *(tools or ()), arguments])
     if tools:
         arguments["tools"] = list(tools)
-    if sanitising := template_arguments(tokenizer):
-        arguments |= sanitising
-    else:
-        _refuse_control_tokens(tokenizer, [*messages, *(tools or ())])
+    last = {"continue_final_message": True} if ending == "inside" else {"add_generation_prompt": ending == "turn"}
+    return Rendering(messages, template, {**arguments, **sanitising, **last}, space)
 
-    def render() -> list[int]:
+
+def _end(
+    messages: list[dict[str, Any]], chat: ChatSection, ending: Ending | None
+) -> tuple[list[dict[str, Any]], Ending, str]:
+    """Return the messages with the configured prefill, the ending, and the white space at the end of a prefill."""
+    if ending is None and chat.prefill is not None and messages[-1].get("role") != "assistant":
+        messages = [*messages, {"role": "assistant", "content": chat.prefill}]
+    last = messages[-1]
+    if ending is None:
+        ending = "inside" if last.get("role") == "assistant" and not last.get("tool_calls") else "turn"
+    text = last.get("content")
+    if ending != "inside" or not isinstance(text, str):
+        return messages, ending, ""
+    if text.strip():
+        return messages, ending, text[len(text.rstrip()) :]
+    if last.get("reasoning_content"):
+        raise UserError(
+            "the final message has reasoning but no text: only its text can be continued",
+            details={"param": "messages"},
+        )
+    if len(messages) == 1:
+        raise UserError("the prompt is empty", details={"param": "messages"})
+    return messages[:-1], "turn", text  # an empty message is the beginning of a turn
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[int]:
+    """Return the ids of a conversation. Templates are untrusted: run it with limits."""
+    try:
         encoded = tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True, **arguments
+            list(rendering.messages),
+            chat_template=rendering.template,
+            tokenize=True,
+            return_dict=True,
+            **rendering.arguments,
         )
-        return [int(token) for token in encoded["input_ids"]]
+    except ValueError as error:
+        if str(error).startswith("continue_final_message"):
+            raise ValueError("it changes the final message, so that this message cannot be continued") from error
+        raise
+    ids = [int(token) for token in encoded["input_ids"]]
+    begins_turn = rendering.arguments.get("add_generation_prompt")
+    if rendering.space and (begins_turn or not str(tokenizer.decode(ids)).endswith(rendering.space)):
+        ids += _encode_space(tokenizer, rendering.space)
+    return ids
 
-    return render
 
-
-def template_error(error: Exception) -> LlmctlError:
-    """Return the error for a template that failed."""
-    result: LlmctlError
-    if isinstance(error, LimitExceededError):
-        result = ModelError(
-            f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
-            hint="it was stopped; --raw omits the template, --template FILE uses another one",
-        )
-    else:
-        result = UserError(
-            f"the chat template refuses this conversation: {first_line(error)}",
-            hint="some models take no system prompt; --raw omits the template",
-        )
-    result.__cause__ = error
-    return result
+def _encode_space(tokenizer: "PreTrainedTokenizerBase", space: str) -> list[int]:
+    """Encode white space as it stands after a word; alone, some tokenizers would add a space before it."""
+    word, both = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("x", f"x{space}"))
+    if both[: len(word)] == word:
+        return both[len(word) :]
+    return list(tokenizer(space, add_special_tokens=False)["input_ids"])
 
 
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
     """Refuse control tokens in messages: older transformers cannot keep them apart from the template's own."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for text in texts_of(given):
+    for text in _texts(given):
         token = next((token for token in special if token in text), None)
         if token is not None:
             raise UserError(
@@ -229,13 +318,18 @@ def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence
             )
 
 
-def texts_of(value: Any) -> Iterator[str]:
+def texts_of(prompt: "str | Messages", chat: ChatSection, tools: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
+    """Yield every text that a prompt contains."""
+    yield from _texts([prompt, tools or (), chat.system or "", chat.prefill or ""])
+
+
+def _texts(value: Any) -> Iterator[str]:
     """Yield every string in messages or tools, including argument names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from texts_of([key, part])
+            yield from _texts([key, part])
     elif isinstance(value, Sequence):
         for part in value:
-            yield from texts_of(part)
+            yield from _texts(part)

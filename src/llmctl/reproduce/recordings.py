@@ -146,7 +146,8 @@ def _prompt(name: str, document: Mapping[str, Any]) -> Prompt:
         media = media_from(document.get("prompt_media", []))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
-    return Prompt(_ids(document.get("prompt_ids"), f"{name}: prompt_ids"), media)
+    ids = _ids(document.get("prompt_ids"), f"{name}: prompt_ids")
+    return Prompt(ids, media, is_open=document.get("prompt_is_open") is True)
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

@@ -1,17 +1,20 @@
 """A plain transformers script that does the same as llmctl, to read, to use without llmctl, or for bug reports."""
 
 import json
-from pathlib import Path
 from pprint import pformat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config
-from llmctl.generation.prompt import as_messages, uses_template
+from llmctl.generation.prompt import rendering, uses_template
 from llmctl.generation.structured.structure import make_structure
 from llmctl.loading.model import load_prompt_model
 from llmctl.loading.prepare import Prepared
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
+from llmctl.transformers_compat import sanitising_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ROUNDING = "# llmctl uses its own kernels here, so rounding differs (load.cpu_kernels)."
 EXAMPLE_PROMPT = "What is the capital of France?"
@@ -34,8 +37,8 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
         _load(plan, _where(prepared), pad_token=tokenizer.pad_token),
         *([_load_adapters(prepared)] if prepared.adapters else []),
         *([_load_draft(prepared, draft)] if draft else []),
-        _prompt(config, prompt, templated=templated),
-        _generate(prepared, arguments),
+        _prompt(tokenizer, config, prompt, templated=templated),
+        _generate(prepared, arguments, is_open=not templated or config.chat.prefill is not None),
     ]
     return "\n".join(parts)
 
@@ -117,21 +120,21 @@ def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     return [*lines, ")", f"{variable}.eval()"]
 
 
-def _prompt(config: Config, prompt: str, *, templated: bool) -> str:
+def _prompt(tokenizer: "PreTrainedTokenizerBase", config: Config, prompt: str, *, templated: bool) -> str:
     if not templated:
         return f'inputs = tokenizer({prompt!r}, return_tensors="pt").to(model.device)\n'
-    chat = config.chat
+    conversation = rendering(tokenizer, prompt, config.chat)
     arguments = ["messages"]
-    if chat.template:
-        text = Path(chat.template).expanduser().read_text(encoding="utf-8")
-        arguments.append(f"chat_template={text!r}")
-    arguments += ["add_generation_prompt=True", "tokenize=True", "return_dict=True", 'return_tensors="pt"']
-    arguments += [f"{name}={value!r}" for name, value in chat.template_kwargs.items()]
-    messages = json.dumps(as_messages(prompt, chat), indent=4, ensure_ascii=False)
+    if conversation.template is not None:
+        arguments.append(f"chat_template={conversation.template!r}")
+    arguments += ["tokenize=True", "return_dict=True", 'return_tensors="pt"']
+    left_out = sanitising_arguments(tokenizer)
+    arguments += [f"{name}={value!r}" for name, value in conversation.arguments.items() if name not in left_out]
+    messages = json.dumps(conversation.messages, indent=4, ensure_ascii=False)
     return f"messages = {messages}\ninputs = tokenizer.apply_chat_template({', '.join(arguments)}).to(model.device)\n"
 
 
-def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
+def _generate(prepared: Prepared, arguments: dict[str, Any], *, is_open: bool) -> str:
     stops, draft = prepared.config.generation.stop_strings, prepared.draft
     options = [f"stop_strings={stops!r}"] if stops else []
     lines = []
@@ -152,11 +155,21 @@ def _generate(prepared: Prepared, arguments: dict[str, Any]) -> str:
     lines += [
         f"set_seed({prepared.plan.seed})",
         f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *options])})",
-        'text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
+        *_decode(is_open=is_open),
     ]
     for stop in stops:
         lines.append(f"text = text.partition({stop!r})[0]")
     return "\n".join([*lines, "print(text)", ""])
+
+
+def _decode(*, is_open: bool) -> list[str]:
+    """Return the lines that decode the answer; a space at its beginning counts if it continues the prompt's text."""
+    if not is_open:
+        return ['text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)']
+    return [
+        'before = tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)',
+        "text = tokenizer.decode(output[0], skip_special_tokens=True)[len(before):]",
+    ]
 
 
 def _keywords(values: Any) -> str:

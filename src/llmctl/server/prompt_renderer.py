@@ -1,19 +1,23 @@
 """Encoding of conversations with the chat template, in a child process that lives as long as the server."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import (
+    Ending,
     Messages,
     Prompt,
+    Rendering,
     encode_prompt,
+    render,
     rendering,
-    template_error,
     texts_of,
     uses_template,
 )
 from llmctl.generation.prompt_length import check_length
+from llmctl.generation.template_variables import template_error
 from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError
 
 if TYPE_CHECKING:
@@ -36,21 +40,24 @@ class PromptRenderer:
         self._child.close()
 
     def encode(
-        self, prompt: "str | Messages", chat: ChatSection, *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        prompt: "str | Messages",
+        chat: ChatSection,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        ending: Ending | None = None,
     ) -> Prompt:
         """Encode a prompt. Arguments and errors are those of `encode_prompt`."""
         if not uses_template(self._tokenizer, chat, prompt):
             return encode_prompt(self._tokenizer, prompt, chat, context_length=self._context_length)
-        check_length(self._tokenizer, texts_of([prompt, *(tools or ())]), self._context_length)
-        rendering(self._tokenizer, prompt, chat, tools)  # raises errors of the messages before the template sees them
-        given = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+        check_length(self._tokenizer, texts_of(prompt, chat, tools), self._context_length)
+        conversation = rendering(self._tokenizer, prompt, chat, tools=tools, ending=ending)
         try:
-            ids = self._child([given, chat.model_dump(mode="json"), [dict(t) for t in tools] if tools else None])
+            ids = self._child(asdict(conversation))
         except (LimitExceededError, FailedError) as error:
             raise template_error(error) from error
-        return Prompt(tuple(ids))
+        return conversation.prompt(ids)
 
     def _render(self, argument: Any) -> list[int]:
         """Render and encode; runs in the child."""
-        prompt, chat, tools = argument
-        return rendering(self._tokenizer, prompt, ChatSection.model_validate(chat), tools)()
+        return render(self._tokenizer, Rendering(**argument))

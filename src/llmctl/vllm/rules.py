@@ -233,6 +233,19 @@ def _prompt(for_server: Callable[[Config], Outcome]) -> Rule:
     )
 
 
+def _thinking(config: Config) -> Outcome:
+    if config.chat.template_kwargs:
+        return not_needed("--default-chat-template-kwargs has it")
+    return _template_kwargs(config)
+
+
+def _template_kwargs(config: Config) -> Outcome:
+    # vLLM drops variables that the template does not read, so that both names can be given.
+    thinking = config.chat.thinking
+    values = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    return argument("--default-chat-template-kwargs", json.dumps({**values, **config.chat.template_kwargs}))
+
+
 # -- the server
 
 
@@ -345,9 +358,9 @@ RULES: dict[str, Rule] = {
     "chat.raw": _prompt(lambda _: not_possible("requests for raw prompts go to /v1/completions")),
     "chat.system": _prompt(lambda _: not_possible("each request has its own system message")),
     "chat.template": _prompt(lambda config: argument("--chat-template", str(config.chat.template))),
-    "chat.template_kwargs": _prompt(
-        lambda config: argument("--default-chat-template-kwargs", json.dumps(config.chat.template_kwargs))
-    ),
+    "chat.thinking": _prompt(_thinking),
+    "chat.template_kwargs": _prompt(_template_kwargs),
+    "chat.prefill": _prompt(lambda _: not_possible("each request has its own final message of the assistant")),
     "serve.host": lambda _c, target: argument("--host", target.host),
     "serve.port": lambda _c, target: argument("--port", str(target.port)),
     **{f"serve.{name}": _server_only(_guarded) for name in

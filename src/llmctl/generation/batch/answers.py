@@ -14,7 +14,7 @@ from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.overrides import with_generation
-from llmctl.generation.prompt import Prompt, encode_prompts
+from llmctl.generation.prompt import Prompt, check_chat, encode_prompts
 from llmctl.generation.request import Request, make_request
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def answers(
 
 
 def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, RowRequest | LlmctlError]]:
-    """Yield the request of each row, or its error."""
+    """Yield the request of each row, or its error. Raise UserError if the chat template cannot honour the settings."""
 
     @lru_cache(maxsize=256)
     def overridden(settings: str) -> "PromptModel | LlmctlError":
@@ -125,6 +125,7 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
         except UserError as error:
             return error
 
+    check_chat(loaded.tokenizer, loaded.config.chat)
     while window := list(islice(rows, WINDOW)):
         good = [row for row in window if row.error is None]
         encoded = encode_prompts(

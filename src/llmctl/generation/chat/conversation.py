@@ -11,7 +11,7 @@ from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
-from llmctl.generation.prompt import Prompt, encode_prompt
+from llmctl.generation.prompt import Ending, Prompt, check_chat, encode_prompt
 from llmctl.generation.prompt_length import check_length
 from llmctl.generation.reasoning import Piece, ReasoningSplitter
 from llmctl.generation.request import make_request
@@ -84,6 +84,7 @@ class ChatSession:
     ) -> None:
         self.loaded = loaded
         self.system = loaded.config.chat.system if system is None else system
+        self.thinking = loaded.config.chat.thinking
         self.messages = list(messages)
         self.reuse = reuse
         self.last: Turn | None = None
@@ -157,6 +158,9 @@ class ChatSession:
         pieces: list[Piece] = []
         completion = None
         request = make_request(self.loaded, prompt, seed=seed)
+        if prefill := self.loaded.config.chat.prefill:
+            pieces.append(Piece("answer", prefill))
+            yield pieces[-1]
         try:
             with closing(stream_request(self.loaded, request, engine=self._engine)) as chunks:
                 for chunk in chunks:
@@ -188,10 +192,12 @@ class ChatSession:
     def _encode(self, messages: Sequence[Message]) -> Prompt:
         """Encode a conversation without reasoning, as the templates of reasoning models expect."""
         sent = [{"role": message.role, "content": message.content} for message in messages]
-        chat = self.loaded.config.chat.model_copy(update={"system": self.system or None})
+        chat = self.loaded.config.chat.model_copy(update={"system": self.system or None, "thinking": self.thinking})
         for message in messages:  # alone: too long a conversation loses its oldest turns
             check_length(self.loaded.tokenizer, [message.content], self.loaded.context_length)
-        return encode_prompt(self.loaded.tokenizer, sent, chat)
+        # the tokens of a conversation are also counted after an answer, which is not to be continued
+        ending: Ending | None = "turn" if sent[-1]["role"] == "assistant" else None
+        return encode_prompt(self.loaded.tokenizer, sent, chat, ending=ending)
 
     # -- the context
 
@@ -251,6 +257,15 @@ class ChatSession:
         """
         self.loaded = with_generation(self.loaded, values, seed=seed)
         self._changed |= values if seed is None else {**values, "seed": seed}
+
+    def set_thinking(self, value: bool | None) -> None:
+        """Turn thinking on or off for later answers; None follows the template.
+
+        Raises:
+            UserError: the chat template has no variable for it.
+        """
+        check_chat(self.loaded.tokenizer, self.loaded.config.chat.model_copy(update={"thinking": value}))
+        self.thinking = value
 
     def release(self) -> "Prepared":
         """Release the model and its memory. The next call must be `use`.
