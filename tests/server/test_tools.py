@@ -8,7 +8,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import ChatCom
 from pydantic import TypeAdapter, ValidationError
 
 from llmctl.config import ChatSection
-from llmctl.generation.tools import ArgumentsDelta, CallStart, TextDelta, ToolCall
+from llmctl.generation.pieces import ArgumentsDelta, CallStart, TextDelta, ToolCall
 from llmctl.model.tokenizer import load_tokenizer
 from llmctl.server.http_errors import RequestError
 from llmctl.server.tool_calls import CallBody, ToolBody, ToolChoiceBody, openai_calls, openai_delta, resolve_tool_use
@@ -56,7 +56,7 @@ def test_without_tools_nothing_changes(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
     assert use.conversation(messages) == (messages, {})
     assert use.splitter() is None
-    assert use.structure(tokenizer) is None
+    assert not use.is_exact
 
 
 def test_errors_have_the_param_of_the_wrong_tool(tokenizer: Any) -> None:

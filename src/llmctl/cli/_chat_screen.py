@@ -19,10 +19,11 @@ from llmctl.cli._completion import (
 from llmctl.cli._markdown import MarkdownStream
 from llmctl.cli._render import Output
 from llmctl.errors import LlmctlError
+from llmctl.generation.pieces import ReasoningDelta, TextDelta
 
 if TYPE_CHECKING:
     from llmctl.generation.chat.conversation import ChatSession, Pieces, Turn
-    from llmctl.generation.reasoning import Piece
+    from llmctl.generation.pieces import Piece
     from llmctl.loading.model import LoadedModel
 
 
@@ -127,22 +128,24 @@ class Conversation:
 
 
 class _Printer:
-    """Shows one answer. Its state: the Markdown so far, and the kind of the last piece."""
+    """Shows one answer. Its state: the Markdown so far, and if reasoning came last."""
 
     def __init__(self, output: Output, display: DisplayOptions) -> None:
         self._output, self._display = output, display
         self._markdown = MarkdownStream()
-        self._kind = ""
+        self._after_reasoning = False
 
     def add(self, piece: "Piece") -> None:
-        if piece.kind == "reasoning":
+        if isinstance(piece, ReasoningDelta):
             if self._display.reasoning:
-                self._kind = piece.kind
+                self._after_reasoning = True
                 self._output.styled(piece.text, "dim")
             return
-        if self._kind == "reasoning":
+        if not isinstance(piece, TextDelta):
+            return
+        if self._after_reasoning:
             self._output.piece("\n\n")
-        self._kind = piece.kind
+        self._after_reasoning = False
         if not self._display.markdown:
             self._output.piece(piece.text)
             return

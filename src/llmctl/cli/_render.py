@@ -62,10 +62,23 @@ class Output:
         if not style or self.plain or not sys.stdout.isatty():
             self.piece(text)
             return
-        console = self.console(sys.stdout)
+        self._styled(sys.stdout, text, style)
+
+    def _styled(self, stream: TextIO, text: str, style: str) -> None:
+        console = self.console(stream)
         console.print(
             visible(text), style=_STYLES[style], end="", markup=False, highlight=False, emoji=False, soft_wrap=True
         )
+
+    def reasoning(self, text: str) -> None:
+        """Show a piece of a model's reasoning, which is not part of its answer, on a terminal."""
+        if not text or self.quiet or not sys.stderr.isatty():
+            return
+        if self.plain:
+            sys.stderr.write(visible(text))
+            sys.stderr.flush()
+        else:
+            self._styled(sys.stderr, text, "dim")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
         """Print a table: drawn on a terminal, tab-separated in a pipe."""

@@ -83,6 +83,7 @@ def _start(options: Options, saved: "Transcript | None") -> "Conversation":
 def _pipe(conversation: "Conversation") -> None:
     """Answer one message per line of standard input; the answers go to standard output, without reasoning."""
     from llmctl.cli._chat_screen import statistics, turn_document
+    from llmctl.generation.pieces import TextDelta
 
     session, output = conversation.session, conversation.output
     try:
@@ -92,7 +93,7 @@ def _pipe(conversation: "Conversation") -> None:
                 continue
             conversation.make_room(text)
             for piece in session.ask(text):
-                if piece.kind == "answer" and not output.as_json:
+                if isinstance(piece, TextDelta) and not output.as_json:
                     output.piece(piece.text)
             output.line(turn_document(session) if output.as_json else "")
             if conversation.display.stats and session.last is not None:

@@ -109,7 +109,8 @@ def _answer(output: Output, settings: "Settings", text: str, *, count: int, offl
         if number and not output.as_json:
             output.line("")
         for chunk in chunks:
-            if chunk.text and not output.as_json:
+            if not output.as_json:
+                output.reasoning(chunk.reasoning)
                 output.piece(chunk.text)
             if chunk.completion is not None:
                 completions.append(chunk.completion)
@@ -147,11 +148,13 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
 
 
 def _completion_document(loaded: "LoadedModel", completion: "Completion") -> dict[str, Any]:
+    from llmctl.generation.completion import reasoning_document
     from llmctl.generation.structured.structure import parsed_value
 
     rate = completion.tokens_per_second
     return {
         "text": completion.text,
+        **reasoning_document(completion),
         **parsed_value(completion),
         "finish_reason": completion.finish_reason,
         "length_limit": completion.length_limit,

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.generation.logprobs import TokenLogprob
+from llmctl.generation.pieces import Piece, ToolCall, reasoning_of, text_of
 from llmctl.generation.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Completion:
     """One answer.
 
     Attributes:
-        text: The answer, without special tokens and without the stop string.
+        text: The answer, without reasoning, tool calls, special tokens and the stop string.
         token_ids: All generated ids, including the end token.
         finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (see `length_limit`),
             `stop_string`, or `cancelled`.
@@ -60,6 +61,8 @@ class Completion:
         decoding_stats: The effect of faster decoding; None if it was not requested.
         first_pass_token_count: Tokens from the first forward pass; more than 1 if proposed tokens were accepted.
         is_json: True if a schema was enforced, so that the text is a complete JSON value.
+        reasoning: The text that the model wrote for itself before its answer; empty if there is none.
+        calls: The tool calls.
         length_limit: The limit that ended an answer with finish_reason `length`: `max_new_tokens`, or `context` if
             prompt and answer fill the model's context.
     """
@@ -76,6 +79,8 @@ class Completion:
     decoding_stats: DecodingStats | None = None
     is_json: bool = False
     first_pass_token_count: int = 1
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
     length_limit: LengthLimit | None = None
 
     @property
@@ -95,18 +100,33 @@ class Chunk:
     """A piece of an answer.
 
     Attributes:
-        text: New text; possibly empty in the last chunk.
+        pieces: New text, reasoning and tool calls; possibly empty.
         completion: The complete answer, in the last chunk only.
     """
 
-    text: str
+    pieces: tuple[Piece, ...] = ()
     completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """The new text of the answer."""
+        return text_of(self.pieces)
+
+    @property
+    def reasoning(self) -> str:
+        """The new text of the reasoning."""
+        return reasoning_of(self.pieces)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of one request in an engine: new text, and at its end the completion or the error."""
+    """Progress of one request in an engine: new pieces, and at its end the completion or the error."""
 
     key: Any
-    text: str
+    pieces: tuple[Piece, ...] = ()
     end: "Completion | LlmctlError | None" = None
+
+
+def reasoning_document(completion: Completion) -> dict[str, str]:
+    """Return the reasoning of an answer as JSON; empty if there is none."""
+    return {"reasoning": completion.reasoning} if completion.reasoning else {}

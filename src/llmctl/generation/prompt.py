@@ -42,11 +42,15 @@ class Prompt:
         ids: Token ids.
         media: Media, in the order in which they appear in the prompt.
         is_open: True if the answer continues the prompt's own text, so that it may begin with a space.
+        templated: True if a chat template wrote the prompt, so that the answer may have reasoning and tool calls.
+        prefill: The beginning of the answer, which is at the end of the prompt.
     """
 
     ids: tuple[int, ...]
     media: tuple[Media, ...] = ()
     is_open: bool = False
+    templated: bool = False
+    prefill: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,7 +77,8 @@ class Prompt:
     def document(self) -> dict[str, Any]:
         """Return the prompt as JSON values."""
         media = {"prompt_media": media_document(self.media)} if self.media else {}
-        return {"prompt_ids": list(self.ids), **media, **({"prompt_is_open": True} if self.is_open else {})}
+        further = {"prompt_is_open": self.is_open, "prompt_templated": self.templated, "prompt_prefill": self.prefill}
+        return {"prompt_ids": list(self.ids), **{key: value for key, value in further.items() if value}, **media}
 
 
 def media_document(media: Sequence[Media]) -> list[dict[str, str]]:
@@ -228,7 +233,8 @@ class Rendering:
 
     def prompt(self, ids: Iterable[int]) -> Prompt:
         """Return the prompt with the rendered ids."""
-        return Prompt(tuple(ids), is_open=self.is_open)
+        prefill = str(self.messages[-1]["content"]) if self.arguments.get("continue_final_message") else ""
+        return Prompt(tuple(ids), is_open=self.is_open, templated=True, prefill=prefill)
 
 
 def rendering(

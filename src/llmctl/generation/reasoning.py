@@ -1,84 +1,261 @@
-"""Separate the reasoning that a model writes before its answer from the answer, as the text arrives."""
+"""Separate the reasoning that a model writes before its answer from the answer, as the text arrives.
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+The tokens in a chat template select the format: reasoning between two tags, or messages whose headers name a channel
+or a recipient (`channels`).
+"""
 
-# the tags of reasoning models; an opening tag is recognised only at the beginning of an answer
-TAGS = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "[THINK]": "[/THINK]",
-}
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from llmctl.generation.structured.lark import LarkWriter
 
 
-class Piece(NamedTuple):
-    """A piece of an answer's text or of its reasoning."""
+class Segment(NamedTuple):
+    """A piece of an answer: reasoning, text that may contain calls, or the arguments of a call of the tool `name`."""
 
-    kind: Literal["answer", "reasoning"]
+    kind: Literal["reasoning", "text", "call"]
     text: str
+    name: str = ""
 
 
-class ReasoningSplitter:
-    """Separates the reasoning of one answer. Its state: the text held back, and the open tag.
+class Splitter(Protocol):
+    """Splits one answer into segments."""
 
-    Args:
-        prompt_tail: The end of the prompt as text, since some templates write the opening tag.
+    def add(self, text: str) -> Iterator[Segment]:
+        """Add text and yield the segments that are final."""
+
+    def finish(self) -> Iterator[Segment]:
+        """End the text and yield the part that was held back."""
+
+
+class ReasoningFormat(Protocol):
+    """The format in which a model separates reasoning from its answer."""
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Texts that separate the parts. Special tokens in them must not be removed from the answer."""
+
+    def splitter(self, prompt_tail: str, interrupts: Sequence[str] = (), tools: Collection[str] = ()) -> Splitter:
+        """Return a splitter for one answer.
+
+        Args:
+            prompt_tail: The end of the prompt as text, since some templates open the reasoning.
+            interrupts: Control tokens that end reasoning without its closing mark: those that open calls.
+            tools: The names of the tools that the model may call.
+        """
+
+    def prelude(self, prompt_tail: str, lark: LarkWriter, *, before_calls: bool = False) -> str:
+        """Add rules for everything before a constrained answer. Return their symbols; empty if there is nothing.
+
+        Args:
+            prompt_tail: The end of the prompt as text.
+            lark: The grammar.
+            before_calls: True if tool calls follow, and not text.
+        """
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Reasoning between two tags, followed by the answer.
+
+    Attributes:
+        open: The opening tag. Unless it is a control token, it is recognised only at the beginning of an answer.
+        close: The closing tag.
+        is_control: True if the tags are control tokens, which ordinary text cannot contain.
+        wrapper: Marks before and after the answer, which are not part of it.
     """
 
-    def __init__(self, prompt_tail: str = "") -> None:
-        self._closing = closing_of(prompt_tail)
-        self._at_start = self._closing is None
-        self._held = ""
-        self._strip = False
+    open: str
+    close: str
+    is_control: bool = False
+    wrapper: tuple[str, str] = ("", "")
 
-    def add(self, text: str) -> Iterator[Piece]:
-        """Add text and yield the pieces that are known to be answer or reasoning."""
+
+@dataclass(frozen=True)
+class TaggedReasoning:
+    """Reasoning between tags: one pair if the template shows which, otherwise all known pairs."""
+
+    tags: tuple[Tags, ...]
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Texts that separate the parts."""
+        return [mark for tags in self.tags for mark in (tags.open, tags.close, *tags.wrapper) if mark]
+
+    def splitter(self, prompt_tail: str, interrupts: Sequence[str] = (), tools: Collection[str] = ()) -> "TagSplitter":
+        """Return a splitter for one answer."""
+        return TagSplitter(self.tags, self._opened_by(prompt_tail), interrupts)
+
+    def prelude(self, prompt_tail: str, lark: LarkWriter, *, before_calls: bool = False) -> str:
+        """Return the symbols for reasoning and for the mark before the answer; empty if there is neither.
+
+        Reasoning is optional unless the prompt opens it. It is not allowed after a prompt that ends it, and if the
+        template does not show its tags.
+        """
+        opened = self._opened_by(prompt_tail)
+        tags = opened or self.tags[0]
+        wrapper = "" if before_calls or not tags.wrapper[0] else f"({lark.literal(tags.wrapper[0])})?"
+        closed = any(prompt_tail.rstrip().endswith(one.close.rstrip()) for one in self.tags)
+        if opened is None and (closed or len(self.tags) > 1):
+            return "" if len(self.tags) > 1 else wrapper
+        lark.add_until("reasoning", tags.close)
+        lark.add(r"SPACE: /\n{0,4}/")
+        thought = "reasoning SPACE" if opened else f"({lark.literal(tags.open)} reasoning SPACE)?"
+        return f"{thought} {wrapper}".strip()
+
+    def _opened_by(self, prompt_tail: str) -> Tags | None:
+        """Return the tags whose reasoning a prompt has opened, or None."""
+        end = prompt_tail.rstrip()
+        return next((tags for tags in self.tags if end.endswith(tags.open.rstrip())), None)
+
+
+class TagSplitter:
+    """Splits one answer at tags. Its state: the text held back, and the part of the answer that it belongs to.
+
+    Args:
+        tags: The possible tags.
+        opened: The tags that the prompt has opened, or None.
+        interrupts: Control tokens that end reasoning without its closing tag.
+    """
+
+    def __init__(self, tags: Sequence[Tags], opened: Tags | None, interrupts: Sequence[str]) -> None:
+        self._interrupts = tuple(interrupts)
+        self._reopening = {one.open: one for one in tags if one.is_control}
+        self._wrappers = {one.wrapper[0]: one.wrapper[1] for one in tags if one.wrapper[0]}
+        self._opening = {one.open: one for one in tags}  # tags that may open reasoning at the beginning
+        self._opened = opened
+        self._part: Literal["start", "reasoning", "answer"] = "start" if opened is None else "reasoning"
+        self._held = ""
+        self._drops_space = False  # white space between reasoning and answer is dropped
+        self._wrapper_end = ""
+
+    def add(self, text: str) -> Iterator[Segment]:
+        """Add text and yield the segments that are final."""
         self._held += text
-        if self._at_start:
-            self._open()
-        if self._at_start:
-            return
-        if self._closing is not None:
-            before, tag, after = self._held.partition(self._closing)
-            keep = 0 if tag else overlap(before, self._closing)
-            if before[: len(before) - keep]:
-                yield Piece("reasoning", before[: len(before) - keep])
-            self._held = after if tag else before[len(before) - keep :]
-            if not tag:
-                return
-            self._closing, self._strip = None, True
-        yield from self._answer()
+        while self._held and (yield from self._step(final=False)):
+            pass
 
-    def finish(self) -> Iterator[Piece]:
+    def finish(self) -> Iterator[Segment]:
         """End the text and yield the part that was held back."""
-        rest, self._held = self._held, ""
-        if rest:
-            yield Piece("reasoning" if self._closing else "answer", rest)
+        while self._held and (yield from self._step(final=True)):
+            pass
 
-    def _open(self) -> None:
-        """Detect an opening tag at the beginning of the answer as soon as it is complete."""
-        text = self._held.lstrip()
-        opening = next((tag for tag in TAGS if text.startswith(tag)), None)
-        if opening is not None:
-            self._closing, self._held = TAGS[opening], text[len(opening) :]
-        self._at_start = opening is None and any(tag.startswith(text) for tag in TAGS)
+    def _step(self, *, final: bool) -> Generator[Segment, None, bool]:
+        """Process the held text in the current part. Return True if the next part begins."""
+        if self._part == "start":
+            return self._start(final=final)
+        if self._part == "reasoning":
+            return (yield from self._reasoning(final=final))
+        return (yield from self._answer(final=final))
 
-    def _answer(self) -> Iterator[Piece]:
-        text = self._held.lstrip() if self._strip else self._held
-        self._held = ""
-        if text:
-            self._strip = False
-            yield Piece("answer", text)
+    def _start(self, *, final: bool) -> bool:
+        """Detect a mark at the beginning of the answer as soon as it is complete."""
+        text, marks = self._held.lstrip(), [*self._opening, *self._wrappers]
+        mark = next((mark for mark in marks if text.startswith(mark)), None)
+        if mark is not None:
+            self._held = text[len(mark) :]
+            self._enter(mark)
+            return True
+        if not final and (any(mark.startswith(text) for mark in marks) or (self._drops_space and not text)):
+            return False
+        if self._drops_space:
+            self._held = text
+        self._part = "answer"
+        return True
+
+    def _enter(self, mark: str) -> None:
+        """Begin the part that a mark opens."""
+        if mark in self._wrappers:
+            self._part, self._wrapper_end = "answer", self._wrappers[mark]
+        else:
+            self._part, self._opened = "reasoning", self._opening.get(mark) or self._reopening[mark]
+
+    def _reasoning(self, *, final: bool) -> Generator[Segment, None, bool]:
+        assert self._opened is not None  # noqa: S101
+        mark = yield from self._release("reasoning", (self._opened.close, *self._interrupts), final=final)
+        if mark is None:
+            return False
+        if mark != self._opened.close:
+            self._held = mark + self._held
+        self._part, self._drops_space, self._opening = "start", True, {}
+        if not self._opened.wrapper[0]:
+            self._wrapper_end = self._opened.wrapper[1]
+        return True
+
+    def _answer(self, *, final: bool) -> Generator[Segment, None, bool]:
+        marks = (*self._reopening, *([self._wrapper_end] if self._wrapper_end else []))
+        mark = yield from self._release("text", marks, final=final)
+        if mark is None:
+            return False
+        if mark in self._reopening:
+            self._enter(mark)
+        return True
+
+    def _release(
+        self, kind: Literal["reasoning", "text"], marks: Sequence[str], *, final: bool
+    ) -> Generator[Segment, None, str | None]:
+        """Yield the held text up to the first mark. Return the mark, which is removed; None if there is none yet."""
+        at, mark = first_of(self._held, marks)
+        keep = 0 if final or mark is not None else max((overlap(self._held, mark) for mark in marks), default=0)
+        end = at if mark is not None else len(self._held) - keep
+        if self._held[:end]:
+            yield Segment(kind, self._held[:end])
+        self._held = self._held[end + len(mark or "") :]
+        return mark
 
 
-def closing_of(prompt_tail: str) -> str | None:
-    """Return the closing tag of the reasoning that a prompt opens, or None."""
-    return next((end for start, end in TAGS.items() if prompt_tail.rstrip().endswith(start)), None)
+def first_of(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
+    """Return the position and the text of the first mark in a text; None if there is none."""
+    present = [(at, mark) for mark in marks if (at := text.find(mark)) >= 0]
+    return min(present) if present else (len(text), None)
 
 
-def overlap(text: str, tag: str) -> int:
-    """Return the length of the longest end of `text` that could be the beginning of `tag`."""
-    return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)
+def overlap(text: str, mark: str) -> int:
+    """Return the length of the longest end of `text` that could be the beginning of `mark`."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-n:])), 0)
+
+
+# The tags of families, by a token that is in their templates. The first row that matches is used.
+_FAMILIES: tuple[tuple[str, Tags], ...] = (
+    (
+        "<|START_RESPONSE|>",
+        Tags("<|START_THINKING|>", "<|END_THINKING|>", True, ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    ),
+    ("<|START_THINKING|>", Tags("<|START_THINKING|>", "<|END_THINKING|>", True, ("<|START_TEXT|>", "<|END_TEXT|>"))),
+    (
+        "[BEGIN FINAL RESPONSE]",
+        Tags("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]", False, ("", "[END FINAL RESPONSE]")),
+    ),
+    (
+        "<|open|>think<|sep|>",
+        Tags(
+            "<|open|>think<|sep|>",
+            "<|close|>think<|sep|>",
+            True,
+            ("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+        ),
+    ),
+    ("<|channel>", Tags("<|channel>thought\n", "<channel|>", True)),
+    ("<|inner_prefix|>", Tags("<|inner_prefix|>", "<|inner_suffix|>", True)),
+    ("[THINK]", Tags("[THINK]", "[/THINK]", True)),
+    (":opensource", Tags("<think:opensource>", "</think:opensource>")),
+    ("<seed:think>", Tags("<seed:think>", "</seed:think>")),
+    ("<mm:think>", Tags("<mm:think>", "</mm:think>")),
+    ("<response>", Tags("<think>", "</think>", False, ("<response>", "</response>"))),
+    ("</thinking>", Tags("<thinking>", "</thinking>")),
+    ("</think>", Tags("<think>", "</think>")),
+)
+# Templates that do not mention reasoning may belong to models that reason nevertheless.
+_ANY = TaggedReasoning(
+    tuple(Tags(f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning", "seed:think"))
+)
+
+
+def tagged_reasoning(*sources: str) -> TaggedReasoning:
+    """Return the tags that the first of several texts shows: a template's source, a prompt's end, a vocabulary."""
+    for source in sources:
+        for token, tags in _FAMILIES:
+            if token in source:
+                return TaggedReasoning((tags,))
+    return _ANY

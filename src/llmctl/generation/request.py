@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from llmctl.generation.completion import LengthLimit
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.prompt_length import too_long
+from llmctl.generation.response import ResponseRules, response_rules
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
+from llmctl.generation.tools import ToolUse
 from llmctl.transformers_compat import compile_on_cpu
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Request:
         stop_strings: Strings that end the answer; they are not part of it.
         logprobs: Number of top tokens to record at each position; 0 for the chosen one only, None for nothing.
         structure: The structure that the answer must match.
-        shown_tokens: Special tokens that stay in the text: those that mark tool calls.
+        response: The rules by which the answer is split into reasoning, text and calls; None for plain text.
     """
 
     prompt: Prompt
@@ -38,7 +40,7 @@ class Request:
     stop_strings: tuple[str, ...]
     logprobs: int | None = None
     structure: Structure | None = None
-    shown_tokens: frozenset[int] = frozenset()
+    response: ResponseRules | None = None
     fills_context: bool = False
 
     @property
@@ -53,15 +55,27 @@ class Request:
 
 
 def make_request(
-    loaded: "PromptModel", prompt: Prompt, *, seed: int | None = None, max_new_tokens: int | None = None
+    loaded: "PromptModel",
+    prompt: Prompt,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int | None = None,
+    tools: ToolUse | None = None,
 ) -> Request:
     """Return the request for a prompt, with the settings of the model's configuration.
+
+    Args:
+        tools: The tools that the model may call.
 
     Raises:
         UserError: the prompt is longer than the model's context, or the structure cannot be enforced.
     """
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
+    is_structured = structure is not None
+    rules = response_rules(loaded.tokenizer, loaded.config.chat, prompt, tools) if prompt.templated else None
+    if rules is not None:
+        structure = rules.structure(loaded.tokenizer, structure)
     wanted = max_new_tokens or generation.max_new_tokens
     budget = _budget(loaded, len(prompt), wanted)
     arguments = loaded.generation_arguments()
@@ -72,7 +86,8 @@ def make_request(
     if structure is not None:
         from llmctl.generation.structured.constraint import check_for
 
-        refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
+        if is_structured:
+            refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
         check_for(structure, loaded.tokenizer)
     return Request(
         prompt=prompt,
@@ -82,6 +97,7 @@ def make_request(
         stop_strings=tuple(generation.stop_strings),
         logprobs=generation.logprobs,
         structure=structure,
+        response=rules,
         fills_context=budget < wanted,
     )
 

@@ -28,7 +28,7 @@ def stream(
     max_new_tokens: int | None = None,
     chat: ChatSection | None = None,
 ) -> Iterator[Chunk]:
-    """Generate one answer, piece by piece.
+    """Generate one answer, piece by piece: `chunk.text` is text of the answer, `chunk.reasoning` the model's reasoning.
 
     Args:
         prompt: A text, or messages of the form {"role": …, "content": …}.
@@ -115,7 +115,7 @@ class _Stepping:
             for event in engine.step():
                 if isinstance(event.end, LlmctlError):
                     raise event.end
-                self._ready.put(Chunk(event.text, event.end))
+                self._ready.put(Chunk(event.pieces, event.end))
                 if event.end is not None:
                     return
         engine.cancel(self)

@@ -10,8 +10,8 @@ from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import stored_quantization
 
-# The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and Baichuan,
-# BLOOM and ChatGLM, and others.
+# The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and
+# Baichuan, BLOOM and ChatGLM, and others.
 CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",

@@ -146,8 +146,11 @@ def _prompt(name: str, document: Mapping[str, Any]) -> Prompt:
         media = media_from(document.get("prompt_media", []))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
+    templated, prefill = document.get("prompt_templated") is True, document.get("prompt_prefill", "")
+    if not isinstance(prefill, str):
+        raise UserError(f"{name}: prompt_prefill must be a string")
     ids = _ids(document.get("prompt_ids"), f"{name}: prompt_ids")
-    return Prompt(ids, media, is_open=document.get("prompt_is_open") is True)
+    return Prompt(ids, media, document.get("prompt_is_open") is True, templated, prefill)
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

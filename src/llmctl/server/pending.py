@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.generation.completion import Completion
+from llmctl.generation.pieces import Piece, join_text
 from llmctl.generation.request import Request
 
 End = Completion | Exception | None
@@ -29,12 +30,15 @@ class PendingAnswer:
     processors: Sequence[Any] = ()
 
 
+Update = tuple[PendingAnswer, tuple[Piece, ...], End]
+
+
 @dataclass(frozen=True)
 class AnswerUpdate:
-    """New text of an answer; the last update has the completion."""
+    """New pieces of an answer; the last update has the completion."""
 
     index: int
-    text: str
+    pieces: tuple[Piece, ...]
     completion: Completion | None
 
 
@@ -49,11 +53,11 @@ class PendingResponse:
     def __init__(self, requests: Iterable[tuple[Request, Sequence[Any]]], deadline: float) -> None:
         self.loop, self.deadline = asyncio.get_running_loop(), deadline
         self.answers = [PendingAnswer(self, index, *request) for index, request in enumerate(requests)]
-        self._updates: asyncio.Queue[tuple[int, str, End]] = asyncio.Queue()
+        self._updates: asyncio.Queue[tuple[int, tuple[Piece, ...], End]] = asyncio.Queue()
 
-    def put(self, index: int, text: str, end: End) -> None:
+    def put(self, index: int, pieces: tuple[Piece, ...], end: End) -> None:
         """Add an update. Call it in the event loop."""
-        self._updates.put_nowait((index, text, end))
+        self._updates.put_nowait((index, pieces, end))
 
     async def updates(self) -> AsyncIterator[list[AnswerUpdate]]:
         """Yield lists of all new updates, with at most one per answer.
@@ -67,25 +71,25 @@ class PendingResponse:
             while not self._updates.empty():
                 updates.append(self._updates.get_nowait())
             merged: dict[int, AnswerUpdate] = {}
-            for index, text, end in updates:
+            for index, pieces, end in updates:
                 if isinstance(end, Exception):
                     raise end
-                earlier = merged[index].text if index in merged else ""
-                merged[index] = AnswerUpdate(index, earlier + text, end)
+                earlier = merged[index].pieces if index in merged else ()
+                merged[index] = AnswerUpdate(index, join_text((*earlier, *pieces)), end)
                 remaining -= end is not None
             yield list(merged.values())
 
 
-def publish(updates: Iterable[tuple[PendingAnswer, str, End]]) -> None:
+def publish(updates: Iterable[Update]) -> None:
     """Pass updates from the worker's thread to the event loops, with one call per loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[PendingAnswer, str, End]]] = {}
-    for answer, text, end in updates:
-        by_loop.setdefault(answer.response.loop, []).append((answer, text, end))
+    by_loop: dict[asyncio.AbstractEventLoop, list[Update]] = {}
+    for update in updates:
+        by_loop.setdefault(update[0].response.loop, []).append(update)
     for loop, loop_updates in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(_put_all, loop_updates)
 
 
-def _put_all(updates: list[tuple[PendingAnswer, str, End]]) -> None:
-    for answer, text, end in updates:
-        answer.response.put(answer.index, text, end)
+def _put_all(updates: list[Update]) -> None:
+    for answer, pieces, end in updates:
+        answer.response.put(answer.index, pieces, end)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
+from llmctl.generation.tools import ToolUse
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
 from llmctl.server.penalties import Penalties
@@ -86,7 +87,9 @@ class ModelRegistry:
             values["logprobs"] = logprobs
         return with_generation(self.loaded, values, structure=structure)
 
-    def requests(self, model: "LoadedModel", body: Sampling, prompt: Prompt, **changes: Any) -> list[Request]:
+    def requests(
+        self, model: "LoadedModel", body: Sampling, prompt: Prompt, *, tools: ToolUse | None = None
+    ) -> list[Request]:
         """Return the `n` requests for one prompt. The first has the body's seed, each of the others its own.
 
         Raises:
@@ -100,7 +103,7 @@ class ModelRegistry:
                 code="context_length_exceeded",
             )
         seed = _fold_seed(model.config.seed if body.seed is None else body.seed)
-        request = replace(make_request(model, prompt, seed=seed), **changes)
+        request = make_request(model, prompt, seed=seed, tools=tools)
         return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 
     def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmctl.config import ChatSection
-from llmctl.generation.tools import ArgumentsDelta, CallStart, Choice, Piece, TextDelta, ToolCall, ToolUse, tool_use
+from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, ReasoningDelta, TextDelta, ToolCall
+from llmctl.generation.tools import Choice, ToolUse, tool_use
 from llmctl.server.http_errors import RequestError
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def openai_delta(piece: Piece) -> dict[str, Any]:
     """Return a piece of an answer as a streamed delta. A call's id and name come first, then its arguments."""
     if isinstance(piece, TextDelta):
         return {"content": piece.text}
+    if isinstance(piece, ReasoningDelta):
+        return {"reasoning_content": piece.text}
     if isinstance(piece, CallStart):
         call = {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
         return {"tool_calls": [{"index": piece.index, **call}]}

@@ -18,7 +18,7 @@ from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.request import Request
 from llmctl.server.http_errors import RequestError, to_request_error
-from llmctl.server.pending import End, PendingAnswer, PendingResponse, publish
+from llmctl.server.pending import PendingAnswer, PendingResponse, Update, publish
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -182,7 +182,7 @@ class Worker:
             self._running.remove(answer)
             self._engine.cancel(answer)
         error = RequestError("the answer was not complete in time", status=503, code="deadline_exceeded")
-        publish((answer, "", error) for answer in late - cancelled)
+        publish((answer, (), error) for answer in late - cancelled)
         self._run_one_call()
         self._start_queued()
         return True
@@ -209,19 +209,19 @@ class Worker:
                 self._engine.add(answer, answer.request, answer.processors)
                 self._running.add(answer)
             except LlmctlError as error:
-                publish([(answer, "", error)])
+                publish([(answer, (), error)])
             except Exception as error:  # noqa: BLE001 (it must not affect other requests)
                 _log.exception("a bug at the start of an answer")
-                publish([(answer, "", to_request_error(error))])
+                publish([(answer, (), to_request_error(error))])
 
-    def _step(self) -> Iterator[tuple[PendingAnswer, str, End]]:
+    def _step(self) -> Iterator[Update]:
         """Yield the updates of the engine's next pass."""
         if not self._running:
             return
         for event in self._engine.step():
             if event.end is not None:
                 self._running.remove(event.key)
-            yield event.key, event.text, event.end
+            yield event.key, event.pieces, event.end
 
     def _fail_running(self, error: Exception) -> None:
         """Fail all running answers after an out-of-memory error or a bug. Queued answers are still served."""
@@ -236,7 +236,7 @@ class Worker:
         failed = list(self._running)
         self._running.clear()
         self._engine.drop_all()
-        publish((answer, "", error) for answer in failed)
+        publish((answer, (), error) for answer in failed)
 
 
 def _queue_full(waiting: int) -> RequestError:

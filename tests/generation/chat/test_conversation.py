@@ -12,7 +12,6 @@ from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
 from llmctl.generation.prompt import Media, encode_prompt
-from llmctl.generation.reasoning import ReasoningSplitter
 
 Tiny = Callable[[str], Path]
 
@@ -213,28 +212,6 @@ def test_reasoning_is_not_sent_back(tiny_models: Tiny) -> None:
     turns = [Message("user", "two plus two"), Message("assistant", "is four", reasoning="every book" * 9)]
     plain = [turns[0], Message("assistant", "is four")]
     assert ChatSession(loaded, messages=turns).context_usage() == ChatSession(loaded, messages=plain).context_usage()
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 100])
-@pytest.mark.parametrize(
-    ("text", "tail", "reasoning", "answer"),
-    [
-        ("\n<think>a < b</think>\n\nFour. <think>", "", "a < b", "Four. <think>"),
-        ("of course</think>\nFour.", "assistant\n<think>\n", "of course", "Four."),
-        ("Four, <thi", "", "", "Four, <thi"),
-        ("<thi", "", "", "<thi"),
-        ("[THINK]never ends", "", "never ends", ""),
-        ("the tag <think> is no reasoning</think>", "", "", "the tag <think> is no reasoning</think>"),
-    ],
-)
-def test_reasoning_is_separated_however_the_text_arrives(
-    size: int, text: str, tail: str, reasoning: str, answer: str
-) -> None:
-    splitter = ReasoningSplitter(tail)
-    pieces = [piece for at in range(0, len(text), size) for piece in splitter.add(text[at : at + size])]
-    pieces += splitter.finish()
-    assert "".join(piece.text for piece in pieces if piece.kind == "reasoning") == reasoning
-    assert "".join(piece.text for piece in pieces if piece.kind == "answer") == answer
 
 
 TALK = Transcript(

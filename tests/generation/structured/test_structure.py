@@ -14,6 +14,7 @@ from llmctl.config import StructureSection
 from llmctl.config.schema import Config
 from llmctl.errors import ConfigError, UserError
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.pieces import text_of
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import make_request
 from llmctl.generation.structured.constraint import StructureProcessor, processors
@@ -325,7 +326,7 @@ def test_the_text_keeps_spaces_that_decode_would_drop() -> None:
     arguments = {"eos_token_id": [tokenizer.eos_token_id]}
     answer = Answer(tokenizer, Request(Prompt((1,)), arguments, 0, 9, (), structure=structure))
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ("▁", "y", "e", "s")]
-    text = "".join(answer.take(token) for token in ids) + answer.finish()
+    text = text_of([*(piece for token in ids for piece in answer.take(token)), *answer.finish()])
     assert answer.finish_reason == "stop"
     assert text == answer.completion().text == " yes"
     assert tokenizer.decode(ids) == "yes"

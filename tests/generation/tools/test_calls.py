@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 
 from llmctl.config import ChatSection
-from llmctl.generation.tools import (
-    ArgumentsDelta,
-    CallSplitter,
-    CallStart,
-    Piece,
-    TextDelta,
-    ToolFormat,
-    assemble,
-    tool_format,
-)
+from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, TextDelta, assemble
+from llmctl.generation.tools import CallSplitter, ToolFormat, tool_format
 from llmctl.model.tokenizer import load_tokenizer
 from support.tiny import write_tokenizer
 
@@ -47,8 +39,8 @@ def read(form: ToolFormat, text: str, **options: Any) -> Read:
     """Return the text and the calls, after a check that the size of pieces does not matter."""
     results = []
     for size in (1, 2, 7, len(text) or 1):
-        content, calls = assemble(split(CallSplitter(form, TOOLS, **options), text, size))
-        results.append((content, [(call.name, json.loads(call.arguments)) for call in calls]))
+        answer = assemble(split(CallSplitter(form, TOOLS, **options), text, size))
+        results.append((answer.text, [(call.name, json.loads(call.arguments)) for call in answer.calls]))
     assert all(result == results[0] for result in results)
     return results[0]
 
@@ -158,7 +150,7 @@ def test_a_string_argument_that_looks_like_a_number_stays_a_string(forms: dict[s
 
 def test_a_lone_surrogate_in_arguments_can_be_encoded(forms: dict[str, ToolFormat]) -> None:
     text = '<tool_call>{"name": "stop", "arguments": {"x": "\\ud800"}}</tool_call>'
-    _, [call] = assemble(split(CallSplitter(forms["qwen"], TOOLS), text, 5))
+    [call] = assemble(split(CallSplitter(forms["qwen"], TOOLS), text, 5)).calls
     assert json.loads(call.arguments.encode()) == {"x": "\ud800"}
 
 
@@ -185,14 +177,14 @@ def test_arguments_of_constrained_calls_arrive_in_pieces(forms: dict[str, ToolFo
     pieces = split(CallSplitter(forms["qwen"], TOOLS, calls_only=True, exact=True), text, 3)
     assert isinstance(pieces[0], CallStart)
     assert len(pieces) > 5, "the arguments arrive before the call is complete"
-    assert assemble(pieces)[1][0].arguments == '{"city": "a}\\"b", "days": 2}'
+    assert assemble(pieces).calls[0].arguments == '{"city": "a}\\"b", "days": 2}'
 
 
 @pytest.mark.parametrize("family", ["qwen", "mistral", "mistral_inline", "phi", "gemma", "deepseek", "lfm", "glm"])
 def test_the_exact_format_of_a_template_is_followed(family: str, forms: dict[str, ToolFormat]) -> None:
     form = forms[family]
-    arguments = json.dumps({"city": "Paris", "days": 2})
-    text = f"{form.begin}get_weather{form.middle}{arguments}{form.between}stop{form.middle}{{}}{form.end}"
+    first, second = (form.syntax.write(arguments) for arguments in ({"city": "Paris", "days": 2}, {}))
+    text = f"{form.begin}get_weather{form.middle}{first}{form.between}stop{form.middle}{second}{form.end}"
     assert read(form, text, calls_only=True, exact=True) == ("", [PARIS, STOP])
     assert read(form, f"Well: {text} so.", exact=True) == ("Well: so.", [PARIS, STOP])
     assert read(form, text) == ("", [PARIS, STOP]), "lenient parsing gives the same"
@@ -200,5 +192,5 @@ def test_the_exact_format_of_a_template_is_followed(family: str, forms: dict[str
 
 def test_a_cut_answer_has_the_arguments_so_far(forms: dict[str, ToolFormat]) -> None:
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par'
-    text_before, [call] = assemble(split(CallSplitter(forms["qwen"], TOOLS, calls_only=True, exact=True), text, 4))
-    assert (text_before, call.arguments) == ("", '{"city": "Par')
+    answer = assemble(split(CallSplitter(forms["qwen"], TOOLS, calls_only=True, exact=True), text, 4))
+    assert (answer.text, answer.calls[0].arguments) == ("", '{"city": "Par')

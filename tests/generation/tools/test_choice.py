@@ -14,12 +14,14 @@ from llguidance import LLMatcher
 import llmctl
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.pieces import ToolCall
+from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.request import make_request
+from llmctl.generation.response import response_rules
 from llmctl.generation.stream import stream_request
-from llmctl.generation.structured.constraint import _vocabulary, check_for
+from llmctl.generation.structured.constraint import _vocabulary
 from llmctl.generation.structured.structure import Structure
-from llmctl.generation.tools import ToolCall, ToolUse, assemble, tool_use
+from llmctl.generation.tools import ToolUse, tool_use
 from support.tiny import write_model
 
 WithTemplate = Callable[[str], llmctl.LoadedModel]
@@ -67,24 +69,22 @@ def accepts(tokenizer: Any, structure: Structure | None, text: str, *, whole: bo
 
 
 def calls_of(
-    loaded: llmctl.LoadedModel, tools: list[Any], *, seed: int = 1, tokens: int = 200, tail: str = "", **options: Any
+    loaded: llmctl.LoadedModel, tools: list[Any], *, seed: int = 1, tokens: int = 200, **options: Any
 ) -> tuple[str, list[ToolCall], str]:
     """Return the text, the calls and the finish reason of an answer."""
     use = tool_use(loaded.tokenizer, ChatSection(), tools, **options)
     messages, arguments = use.conversation([{"role": "user", "content": "x"}])
-    ids = encode_prompt(loaded.tokenizer, messages, ChatSection(), **arguments)
-    request = make_request(loaded, ids, seed=seed, max_new_tokens=tokens)
-    structure = use.structure(loaded.tokenizer, prompt_tail=tail)
-    if structure is not None:
-        check_for(structure, loaded.tokenizer)
-    request = replace(request, structure=structure, shown_tokens=use.shown_tokens)
-    splitter = use.splitter()
-    assert splitter is not None
-    pieces, reason = [], ""
-    for chunk in stream_request(loaded, request):
-        pieces += splitter.add(chunk.text)
-        reason = chunk.completion.finish_reason if chunk.completion else reason
-    return (*assemble([*pieces, *splitter.finish()]), reason)
+    prompt = encode_prompt(loaded.tokenizer, messages, ChatSection(), **arguments)
+    request = make_request(loaded, prompt, seed=seed, max_new_tokens=tokens, tools=use)
+    *_, last = stream_request(loaded, request)
+    assert last.completion is not None
+    return last.completion.text, list(last.completion.calls), last.completion.finish_reason
+
+
+def structure_of(tokenizer: Any, use: ToolUse, *, prompt_tail: str = "") -> Structure | None:
+    """Return the structure of an answer to a prompt."""
+    rules = response_rules(tokenizer, ChatSection(), Prompt((), templated=True), use)
+    return replace(rules, prompt_tail=prompt_tail).structure(tokenizer, None)
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama", "mistral", "mistral_inline", "phi", "gemma", "qwen_coder", "lfm"])
@@ -126,7 +126,7 @@ def test_strict_tools_still_allow_plain_text(with_template: WithTemplate) -> Non
 def test_after_the_opening_marker_a_strict_schema_is_enforced(opened: str, with_template: WithTemplate) -> None:
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True), tool("free", {"uniqueItems": 1})])
-    form = use.structure(tokenizer)
+    form = structure_of(tokenizer, use)
     good = '\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>'
     assert accepts(tokenizer, form, "anything at all, {braces} too", whole=True)
     assert accepts(tokenizer, form, f"{opened}{good} and {opened}{good}", whole=True)
@@ -140,7 +140,7 @@ def test_after_the_opening_marker_a_strict_schema_is_enforced(opened: str, with_
 
 def test_without_markers_an_answer_that_starts_with_a_brace_is_a_call(with_template: WithTemplate) -> None:
     tokenizer = with_template("llama").tokenizer
-    form = tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True)]).structure(tokenizer)
+    form = structure_of(tokenizer, tool_use(tokenizer, ChatSection(), [tool("get_weather", CITY, strict=True)]))
     good = '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'
     assert accepts(tokenizer, form, "no braces first", whole=True)
     assert accepts(tokenizer, form, "", whole=True)
@@ -160,9 +160,10 @@ def test_markers_that_are_special_tokens_are_tokens_in_the_grammar_and_stay_in_t
     tokenizer.save_pretrained(folder)
     loaded = llmctl.load(folder, load={"dtype": "float32"}, generation={"temperature": 1.5, "top_k": 0})
     use = tool_use(loaded.tokenizer, ChatSection(), [WEATHER], choice="required")
-    assert use.shown_tokens == set(loaded.tokenizer.convert_tokens_to_ids(kept))
-    grammar = str(use.structure(loaded.tokenizer))
-    assert all(f"<[{number}]>" in grammar for number in use.shown_tokens)
+    shown = set(loaded.tokenizer.convert_tokens_to_ids(kept))
+    assert response_rules(loaded.tokenizer, ChatSection(), Prompt((), templated=True), use).shown_tokens == shown
+    grammar = str(structure_of(loaded.tokenizer, use))
+    assert all(f"<[{number}]>" in grammar for number in shown)
     loaded.tokenizer.chat_template = (TEMPLATES / "qwen.jinja").read_text()
     hermes = replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
     text, calls, _ = calls_of(hermes, [STOP], tokens=60, choice="required", parallel=False)
@@ -173,9 +174,9 @@ def test_reasoning_opened_by_the_prompt_comes_before_the_calls(with_template: Wi
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [STOP], choice="required")
     call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
-    thinking = use.structure(tokenizer, prompt_tail="<|im_start|>assistant\n<think>\n")
+    thinking = structure_of(tokenizer, use, prompt_tail="<|im_start|>assistant\n<think>\n")
     assert accepts(tokenizer, thinking, f"so {{be}} it</think>\n\n{call}", whole=True)
-    assert not accepts(tokenizer, use.structure(tokenizer, prompt_tail="<think>\n\n</think>"), "so")
+    assert not accepts(tokenizer, structure_of(tokenizer, use, prompt_tail="<think>\n\n</think>"), "so")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_schema_that_cannot_be_enforced_is_an_error_with_its_param(
 def test_a_tool_without_properties_accepts_none(with_template: WithTemplate) -> None:
     tokenizer = with_template("qwen").tokenizer
     use = tool_use(tokenizer, ChatSection(), [tool("stop", {"type": "object", "properties": {}})], choice="required")
-    form = use.structure(tokenizer)
+    form = structure_of(tokenizer, use)
     assert accepts(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>', whole=True)
     assert not accepts(tokenizer, form, '<tool_call>\n{"name": "stop", "arguments": {"')
 
@@ -208,7 +209,7 @@ def test_a_tool_without_properties_accepts_none(with_template: WithTemplate) -> 
 def test_a_schema_that_is_not_enforced_may_be_anything(loaded: llmctl.LoadedModel) -> None:
     use = tool_use(loaded.tokenizer, ChatSection(), [tool("f", {"uniqueItems": True})])
     assert isinstance(use, ToolUse)
-    assert use.structure(loaded.tokenizer) is None
+    assert structure_of(loaded.tokenizer, use) is None
 
 
 def test_a_choice_of_an_unknown_tool_is_refused(loaded: llmctl.LoadedModel) -> None:

@@ -46,27 +46,27 @@ def rendered(tokenizer: Any, messages: Any, tools: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("template", "syntax", "opened", "closed", "placement"),
+    ("template", "family", "opened", "closed", "placement"),
     [
-        ("qwen", "object", "<tool_call>", "</tool_call>", "argument"),
-        ("llama", "object", "", "", "argument"),
-        ("mistral", "object", "[TOOL_CALLS]", "", "argument"),
-        ("mistral_inline", "inline", "[TOOL_CALLS]", "", "argument"),
-        ("phi", "object", "<|tool_call|>", "<|/tool_call|>", "message"),
-        ("gemma", "call", "<|tool_call>", "<tool_call|>", "argument"),
-        ("qwen_coder", "xml", "<tool_call>", "</tool_call>", "argument"),
-        ("glm", "keys", "<tool_call>", "</tool_call>", "argument"),
-        ("deepseek", "inline", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "argument"),
-        ("lfm", "python", "<|tool_call_start|>", "<|tool_call_end|>", "argument"),
-        (CHATML, "object", "<tool_call>", "</tool_call>", "system"),
-        (None, "object", "<tool_call>", "</tool_call>", "system"),
+        ("qwen", "hermes", "<tool_call>", "</tool_call>", "argument"),
+        ("llama", "llama", "", "", "argument"),
+        ("mistral", "mistral", "[TOOL_CALLS]", "", "argument"),
+        ("mistral_inline", "mistral", "[TOOL_CALLS]", "", "argument"),
+        ("phi", "phi", "<|tool_call|>", "<|/tool_call|>", "message"),
+        ("gemma", "gemma", "<|tool_call>", "<tool_call|>", "argument"),
+        ("qwen_coder", "qwen-xml", "<tool_call>", "</tool_call>", "argument"),
+        ("glm", "glm", "<tool_call>", "</tool_call>", "argument"),
+        ("deepseek", "deepseek", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "argument"),
+        ("lfm", "lfm", "<|tool_call_start|>", "<|tool_call_end|>", "argument"),
+        (CHATML, "hermes", "<tool_call>", "</tool_call>", "system"),
+        (None, "hermes", "<tool_call>", "</tool_call>", "system"),
     ],
 )
 def test_each_familys_format_is_recognised(
-    template: str | None, syntax: str, opened: str, closed: str, placement: str, tmp_path: Path
+    template: str | None, family: str, opened: str, closed: str, placement: str, tmp_path: Path
 ) -> None:
     form = tool_format(tokenizer_with(tmp_path, template), ChatSection())
-    assert (form.syntax, form.open, form.close, form.placement) == (syntax, opened, closed, placement)
+    assert (form.name, form.open, form.close, form.placement) == (family, opened, closed, placement)
 
 
 @pytest.mark.parametrize("template", sorted(file.stem for file in TEMPLATES.glob("*.jinja")))

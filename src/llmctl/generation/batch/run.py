@@ -9,7 +9,7 @@ from llmctl.errors import LlmctlError
 from llmctl.generation.batch.answers import RowOutcome, RowRequest, answers, one_line
 from llmctl.generation.batch.keys import Identity, row_key
 from llmctl.generation.batch.rows import Row
-from llmctl.generation.completion import Completion, DecodingStats
+from llmctl.generation.completion import Completion, DecodingStats, reasoning_document
 from llmctl.generation.logprobs import logprob_document
 from llmctl.generation.structured.structure import parsed_value
 from llmctl.reproduce.manifest import make_manifest
@@ -171,6 +171,7 @@ class _Run:
         document = {
             **_head(row),
             "text": completion.text,
+            **reasoning_document(completion),
             **parsed_value(completion),
             "finish_reason": completion.finish_reason,
             "length_limit": completion.length_limit,

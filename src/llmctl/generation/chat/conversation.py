@@ -11,9 +11,9 @@ from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.pieces import Piece, TextDelta, reasoning_of, text_of
 from llmctl.generation.prompt import Ending, Prompt, check_chat, encode_prompt
 from llmctl.generation.prompt_length import check_length
-from llmctl.generation.reasoning import Piece, ReasoningSplitter
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
 
@@ -154,25 +154,19 @@ class ChatSession:
         if self._engine is None or not self.reuse:
             self._engine = engine_for_chat(self.loaded)
         self._prefilled_before = self._engine.prefilled_tokens
-        splitter = ReasoningSplitter(str(self.loaded.tokenizer.decode(list(prompt.ids[-8:]))))
         pieces: list[Piece] = []
         completion = None
         request = make_request(self.loaded, prompt, seed=seed)
         if prefill := self.loaded.config.chat.prefill:
-            pieces.append(Piece("answer", prefill))
+            pieces.append(TextDelta(prefill))
             yield pieces[-1]
         try:
             with closing(stream_request(self.loaded, request, engine=self._engine)) as chunks:
                 for chunk in chunks:
-                    for piece in splitter.add(chunk.text):
-                        pieces.append(piece)
-                        yield piece
+                    pieces += chunk.pieces
+                    yield from chunk.pieces
                     completion = chunk.completion
-            for piece in splitter.finish():
-                pieces.append(piece)
-                yield piece
         except (KeyboardInterrupt, GeneratorExit):
-            pieces += splitter.finish()
             if pieces:
                 self._record(messages, pieces, len(prompt), completion, attempt=attempt)
             raise
@@ -181,9 +175,7 @@ class ChatSession:
     def _record(
         self, messages: list[Message], pieces: list[Piece], prompt_tokens: int, done: Completion | None, *, attempt: int
     ) -> None:
-        text, reasoning = (
-            "".join(piece.text for piece in pieces if piece.kind == kind) for kind in ("answer", "reasoning")
-        )
+        text, reasoning = text_of(pieces), reasoning_of(pieces)
         self.messages = [*messages, Message("assistant", text, reasoning=reasoning, stopped=done is None)]
         assert self._engine is not None  # noqa: S101 (it has answered)
         self.last = Turn(prompt_tokens, self._engine.prefilled_tokens - self._prefilled_before, done)

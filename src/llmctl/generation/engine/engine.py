@@ -183,7 +183,7 @@ class Engine:
             self._solo = None
         if step.failure is not None:
             raise step.failure
-        return [Event(solo.key, step.text, step.end)] if step.text or step.end is not None else []
+        return [Event(solo.key, step.pieces, step.end)] if step.pieces or step.end is not None else []
 
     def _drop_solo(self) -> None:
         if self._solo is not None:

@@ -139,17 +139,17 @@ class PackedRunner:
                 token = argmax[row] if greedy else sequence.sampler.sample(sequence.ids, logits[row].float())
             except LlmctlError as error:  # a structure that became too complex
                 self._leave(sequence)
-                events.append(Event(sequence.key, "", error))
+                events.append(Event(sequence.key, end=error))
                 continue
-            text = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
+            pieces = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
             self.generated_tokens += 1
             sequence.ids.append(token)
             if sequence.answer.finish_reason is not None:
-                text += sequence.answer.finish()
+                pieces += sequence.answer.finish()
                 self._leave(sequence)
-                events.append(Event(sequence.key, text, sequence.answer.completion()))
-            elif text:
-                events.append(Event(sequence.key, text))
+                events.append(Event(sequence.key, tuple(pieces), sequence.answer.completion()))
+            elif pieces:
+                events.append(Event(sequence.key, tuple(pieces)))
         return events
 
     # -- scheduling
@@ -160,7 +160,7 @@ class PackedRunner:
         while self.waiting and len(self.running) < self.capacity.sequences:
             sequence = self.waiting[0]
             if self.prefix_cache.needed(sequence.max_tokens) > self.prefix_cache.count:
-                refused.append(Event(self.waiting.popleft().key, "", self._too_long(sequence.max_tokens)))
+                refused.append(Event(self.waiting.popleft().key, end=self._too_long(sequence.max_tokens)))
                 continue
             shared = self.prefix_cache.share(sequence.ids, media_key=sequence.media_key)
             wanted = self.prefix_cache.needed(len(sequence.ids) + 1) - len(shared.pages)

@@ -13,6 +13,7 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.decoding_stats import DecodingMeter
 from llmctl.generation.logprobs import RawLogits
+from llmctl.generation.pieces import Piece
 from llmctl.generation.request import Request, generation_config
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.generation.structured.constraint import processors as structure_processors
@@ -30,14 +31,14 @@ class SoloStep:
     """The result of one forward pass.
 
     Attributes:
-        text: New text.
+        pieces: New pieces of the answer.
         prefilled: Prompt tokens that the pass computed.
         generated: Tokens that the pass generated.
         end: In the last step, the completion or the error of the request.
         failure: An exception that the request did not cause.
     """
 
-    text: str = ""
+    pieces: tuple[Piece, ...] = ()
     prefilled: int = 0
     generated: int = 0
     end: Completion | LlmctlError | None = None
@@ -109,8 +110,8 @@ class SoloRun:
             self._cache.keep(request.prompt.followed_by(self._answer.token_ids))
         if self._cancelled.is_set():
             return
-        text = self._take_beams(output) if is_beam_search else ""
-        text += self._answer.finish()
+        pieces = self._take_beams(output) if is_beam_search else []
+        pieces += self._answer.finish()
         token_ids = self._answer.token_ids
         if request.logprobs is not None and self._raw is None:
             scored = sequence_logprobs(
@@ -118,7 +119,7 @@ class SoloRun:
             )
             self._answer.logprobs = list(scored)
         completion = self._answer.completion(decoding_stats=meter.stats(len(token_ids)))
-        self._steps.put(SoloStep(text, generated=len(token_ids) if is_beam_search else 0, end=completion))
+        self._steps.put(SoloStep(tuple(pieces), generated=len(token_ids) if is_beam_search else 0, end=completion))
 
     def _cache_arguments(self) -> dict[str, Any]:
         """Return the arguments that pass the cache of earlier calls, if it can be used.
@@ -140,17 +141,18 @@ class SoloRun:
 
     def _on_tokens(self, tokens: list[int]) -> bool:
         """Add the tokens of one pass to the answer. Return True if the answer has ended."""
-        answer, text, before = self._answer, "", len(self._answer.token_ids)
+        answer, before = self._answer, len(self._answer.token_ids)
+        pieces: list[Piece] = []
         for token in tokens:
             if answer.finish_reason is None:
                 raw = self._raw
                 logprob = raw.logprob(token, self._request.logprobs or 0) if raw is not None else None
-                text += answer.take(token, logprob)
+                pieces += answer.take(token, logprob)
         answer.end_pass()
         if self._cancelled.is_set():
             answer.cancel()
         prefilled = 0 if before else self._prefilled
-        self._steps.put(SoloStep(text, prefilled=prefilled, generated=len(answer.token_ids) - before))
+        self._steps.put(SoloStep(tuple(pieces), prefilled=prefilled, generated=len(answer.token_ids) - before))
         return answer.finish_reason is not None
 
     def _on_beams(self, tokens: list[int]) -> bool:
@@ -160,15 +162,15 @@ class SoloRun:
         self._steps.put(SoloStep(prefilled=prefilled))
         return self._cancelled.is_set()
 
-    def _take_beams(self, output: list[int]) -> str:
-        """Add the tokens of the best beam to the answer and return their text."""
-        text = ""
+    def _take_beams(self, output: list[int]) -> list[Piece]:
+        """Add the tokens of the best beam to the answer and return their pieces."""
+        pieces: list[Piece] = []
         for token in output[len(self._request.prompt) :]:
-            text += self._answer.take(token)
+            pieces += self._answer.take(token)
             if self._answer.finish_reason is not None:
                 break
         self._answer.end_pass()
-        return text
+        return pieces
 
 
 def _generate(

@@ -7,7 +7,7 @@ translates a structure for llguidance before any model is loaded; `constraint` e
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -41,6 +41,16 @@ class Structure:
     def is_json(self) -> bool:
         """True if the answer is a JSON value."""
         return self.kind == "json_schema"
+
+    def after(self, prelude: str) -> "Structure":
+        """Return the structure of an answer that has something before this structure.
+
+        Args:
+            prelude: A grammar in Lark that refers to this structure as `@answer`.
+        """
+        inner = json.loads(self.grammar)["grammars"][0] if self.grammar.startswith("{") else None
+        answer = {**(inner or {"lark_grammar": self.grammar}), "name": "answer"}
+        return replace(self, grammar=json.dumps({"grammars": [{"lark_grammar": prelude}, answer]}))
 
 
 def make_structure(section: StructureSection) -> Structure | None:

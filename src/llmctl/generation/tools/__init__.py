@@ -1,20 +1,8 @@
 """Tool calling as in OpenAI's API: tools are converted to the template's format, calls are parsed from answers."""
 
-from llmctl.generation.tools.calls import ArgumentsDelta, CallSplitter, CallStart, Piece, TextDelta, ToolCall, assemble
+from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.choice import Choice, ToolUse, tool_use
-from llmctl.generation.tools.format import ToolFormat, tool_format
+from llmctl.generation.tools.families import ToolFormat
+from llmctl.generation.tools.format import tool_format
 
-__all__ = [
-    "ArgumentsDelta",
-    "CallSplitter",
-    "CallStart",
-    "Choice",
-    "Piece",
-    "TextDelta",
-    "ToolCall",
-    "ToolFormat",
-    "ToolUse",
-    "assemble",
-    "tool_format",
-    "tool_use",
-]
+__all__ = ["CallSplitter", "Choice", "ToolFormat", "ToolUse", "tool_format", "tool_use"]

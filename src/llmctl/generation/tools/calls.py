@@ -1,58 +1,19 @@
 """Detection of tool calls in an answer while it arrives.
 
 Text that cannot be parsed as a call of one of the tools stays text. A call is emitted when it is complete. If the
-answer is constrained to the format of a call, its arguments are emitted as they arrive.
+answer is constrained to the format of a call with JSON arguments, they are emitted as they arrive.
 """
 
-import secrets
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 
+from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, TextDelta, new_id
 from llmctl.generation.reasoning import overlap
-from llmctl.generation.tools.format import ToolFormat
+from llmctl.generation.tools.arguments import JsonArguments
+from llmctl.generation.tools.families import ToolFormat
 from llmctl.generation.tools.reading import ParsedCall, parse_calls
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """Text outside calls."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class CallStart:
-    """The start of a call. Its arguments follow."""
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True)
-class ArgumentsDelta:
-    """A piece of a call's arguments, which are the text of a JSON object."""
-
-    index: int
-    text: str
-
-
-Piece = TextDelta | CallStart | ArgumentsDelta
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call. Its `arguments` are JSON text, incomplete if the answer was cut off."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-def new_id() -> str:
-    """Return a random id for a call."""
-    return f"call_{secrets.token_hex(12)}"
+from llmctl.generation.tools.scan import ID, INDEX, IncompleteError, json_value
+from llmctl.generation.tools.schema import arguments_json
 
 
 class CallSplitter:
@@ -80,6 +41,7 @@ class CallSplitter:
         self._in_block = False  # True if the held text begins with the opening marker
         self._has_text = False
         self._has_text_since_call = False
+        exact = exact and _can_follow(form)
         self._follower = _Follower(form, tools) if exact else None
         self._exact = calls_only and exact
 
@@ -97,6 +59,18 @@ class CallSplitter:
         """End the answer. Return the pieces of the text held back."""
         return list(self._advance(final=True))
 
+    def add_call(self, name: str, arguments: str) -> list[Piece]:
+        """Add a complete call that is marked by the header of its message. Without JSON arguments it is text."""
+        pieces = self.finish()
+        try:
+            value, _ = json_value(arguments, 0) if arguments.strip() else ({}, 0)
+            call = ParsedCall(name, arguments_json(value))
+        except (IncompleteError, ValueError):
+            return [*pieces, *self._emit_text(arguments)]
+        if not isinstance(value, dict):
+            return [*pieces, *self._emit_text(arguments)]
+        return [*pieces, *self._emit_call(call)]
+
     def _advance(self, *, final: bool) -> Iterator[Piece]:
         while True:
             if self._exact:
@@ -113,6 +87,8 @@ class CallSplitter:
 
     def _scan_text(self, *, final: bool) -> Generator[Piece, None, bool]:
         """Emit text up to the opening marker of calls. Return True if there is one."""
+        if self._count and not self._form.open and not self._has_text_since_call:
+            self._held = self._held.lstrip(" \t\r\n;,")  # separators between unmarked calls
         position = self._find_opening()
         if position is not None:
             before = self._held[:position].rstrip()
@@ -139,17 +115,17 @@ class CallSplitter:
         if self._form.open:
             position = self._held.find(self._form.open)
             return None if position < 0 else position
-        for start in ("<|python_tag|>", "{", "["):
-            if not self._has_text_since_call and self._held.lstrip().startswith(start):
-                return self._held.index(start)
-        return None
+        if not self._form.is_json_object or self._has_text_since_call:
+            return None  # without a marker, calls stand alone
+        begun = self._held.lstrip()
+        return len(self._held) - len(begun) if begun.startswith(("<|python_tag|>", "{", "[")) else None
 
     def _uncertain_length(self) -> int:
         """Return the number of trailing characters that may belong to an opening marker or white space before it."""
         opened = self._form.open
         if not opened:
-            begun = self._held.lstrip()
-            return len(self._held) if not self._has_text_since_call and "<|python_tag|>".startswith(begun) else 0
+            may_open = self._form.is_json_object and not self._has_text_since_call
+            return len(self._held) if may_open and "<|python_tag|>".startswith(self._held.lstrip()) else 0
         text = self._held
         part = overlap(text, opened)
         before = text[: len(text) - part]
@@ -195,6 +171,12 @@ class CallSplitter:
                 yield from self._emit_text(self._gap + self._held[:1])
                 self._held = self._held[1:]
             self._follower = _Follower(self._form, self._tools, first=self._count)
+
+
+def _can_follow(form: ToolFormat) -> bool:
+    """Return True if constrained calls are fixed texts around JSON arguments."""
+    fixed = form.begin + form.middle + (form.between or "") + form.end
+    return isinstance(form.syntax, JsonArguments) and bool(form.begin) and ID not in fixed and INDEX not in fixed
 
 
 class _Follower:
@@ -272,17 +254,3 @@ class _ObjectScanner:
                     self.is_whole = True
                     return position + 1
         return len(text)
-
-
-def assemble(pieces: Iterable[Piece]) -> tuple[str, list[ToolCall]]:
-    """Join pieces into the text and the calls of an answer."""
-    text, calls = "", []
-    for piece in pieces:
-        if isinstance(piece, TextDelta):
-            text += piece.text
-        elif isinstance(piece, CallStart):
-            calls.append(ToolCall(piece.id, piece.name, ""))
-        else:
-            call = calls[piece.index]
-            calls[piece.index] = replace(call, arguments=call.arguments + piece.text)
-    return text, calls

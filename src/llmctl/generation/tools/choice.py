@@ -1,26 +1,28 @@
 """The tool choice of one request: the tools that the model may call, and the grammar that enforces the choice."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
+from llmctl.generation.channels import NAME, Channels
 from llmctl.generation.prompt import as_messages
-from llmctl.generation.reasoning import closing_of
-from llmctl.generation.structured.constraint import tokens_named_by_id
+from llmctl.generation.reasoning import ReasoningFormat
+from llmctl.generation.structured.lark import LarkWriter
 from llmctl.generation.structured.structure import Structure, make_structure
+from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.calls import CallSplitter
-from llmctl.generation.tools.format import ToolFormat, shown_tokens, tool_format
+from llmctl.generation.tools.families import ToolFormat
+from llmctl.generation.tools.format import tool_format
 from llmctl.generation.tools.messages import for_template
+from llmctl.generation.tools.scan import PATTERNS
+from llmctl.generation.tools.schema import unenforced_keywords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Choice = Literal["none", "auto", "required"]
-_ANY_TEXT = r"/(.|\n)*/"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class ToolUse:
         tools: The tools described to the model, in OpenAI's format.
         choice: `auto` (may call), `required` (must call) or `none`.
         parallel: True if one answer may have several calls.
-        shown_tokens: Special tokens that stay in the text of the answer.
     """
 
     chat: ChatSection
@@ -41,12 +42,16 @@ class ToolUse:
     tools: tuple[Mapping[str, Any], ...]
     choice: Choice
     parallel: bool
-    shown_tokens: frozenset[int]
 
     @property
     def is_exact(self) -> bool:
         """True if every call is constrained to the template's format."""
         return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tools."""
+        return [str(_function(tool)["name"]) for tool in self.tools]
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the messages and the arguments for the chat template."""
@@ -58,21 +63,25 @@ class ToolUse:
             return None
         return CallSplitter(
             self.form,
-            {_function(tool)["name"]: _parameters(tool) for tool in self.tools},
+            {str(_function(tool)["name"]): _parameters(tool) for tool in self.tools},
             max_calls=None if self.parallel else 1,
             calls_only=self.choice == "required",
             exact=self.is_exact,
         )
 
-    def structure(self, tokenizer: "PreTrainedTokenizerBase", *, prompt_tail: str = "") -> Structure | None:
+    def structure(self, reasoning: ReasoningFormat, prompt_tail: str, special: Mapping[str, int]) -> Structure | None:
         """Return the structure that constrains the answer, or None.
 
         Args:
-            prompt_tail: The end of the prompt as text. If it opens reasoning, the answer may begin with free reasoning.
+            reasoning: The format of reasoning, which is free.
+            prompt_tail: The end of the prompt as text.
+            special: The ids of the tokens that a grammar must name by id, by their text.
         """
         if not self.is_exact:
             return None
-        return make_structure(StructureSection(grammar=_GrammarWriter(tokenizer, self).text(prompt_tail)))
+        names = "|".join(self.names)
+        lark = LarkWriter(special, {**PATTERNS, NAME: f"({names})"})
+        return make_structure(StructureSection(grammar=lark.text(_Rules(self, lark).start(reasoning, prompt_tail))))
 
 
 def tool_use(
@@ -105,9 +114,8 @@ def tool_use(
     chosen = () if choice == "none" else tuple(t for t in tools if only is None or _function(t)["name"] in only)
     for index, tool in enumerate(tools):
         if tool in chosen and (choice == "required" or _is_strict(tool)):
-            _check_parameters(tool, index)
-    shown = shown_tokens(tokenizer, form) if chosen else frozenset()
-    return ToolUse(chat, form, chosen, choice, parallel and form.between is not None, shown)
+            _check_parameters(tool, index, form)
+    return ToolUse(chat, form, chosen, choice, parallel and form.between is not None)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,7 +137,7 @@ def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", **schema}
 
 
-def _check_parameters(tool: Mapping[str, Any], index: int) -> None:
+def _check_parameters(tool: Mapping[str, Any], index: int, form: ToolFormat) -> None:
     param = f"tools[{index}].function.parameters"
     schema = _parameters(tool)
     if schema["type"] != "object":
@@ -142,65 +150,49 @@ def _check_parameters(tool: Mapping[str, Any], index: int) -> None:
             hint=error.hint,
             details={**error.details, "param": param},
         ) from error
+    if _is_strict(tool) and not isinstance(form.syntax, JsonArguments):
+        place = next(unenforced_keywords(schema), None)
+        if place is not None:
+            raise UserError(
+                f"{param}.{place} cannot be enforced: this model writes text arguments without quotes",
+                hint="remove it from the schema, or omit strict",
+                details={"param": param},
+            )
 
 
-class _GrammarWriter:
-    """Writes the grammar of an answer in Lark's syntax."""
+class _Rules:
+    """Writes the rules of a grammar for calls."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", use: ToolUse) -> None:
-        self._use, self._form = use, use.form
-        self._special = tokens_named_by_id(tokenizer)
+    def __init__(self, use: ToolUse, lark: LarkWriter) -> None:
+        self._use, self._lark, self._form = use, lark, use.form
 
-    def text(self, prompt_tail: str) -> str:
-        """Return the whole grammar."""
-        form, calls = self._form, self._calls_rule(self._form.begin)
-        opened = closing_of(prompt_tail)
-        think = "" if opened is None else "think "
-        lines = []
+    def start(self, reasoning: ReasoningFormat, prompt_tail: str) -> str:
+        """Return the body of the first rule."""
+        self._add_tools()
+        form, lark, calls = self._form, self._lark, self._calls(self._form.begin)
+        before_calls = reasoning.prelude(prompt_tail, lark, before_calls=True)
         if self._use.choice == "required":
-            lines.append(f"start: {think}{calls}")
-        elif not form.open:
-            lines += [f"start: {think}({calls} | FREE?)", r"FREE: /[^{](.|\n)*/"]
-        else:
-            after = self._calls_rule(form.begin.removeprefix(form.open))
-            lines += [f"start: {think}(opened {after})* text", "text: TEXT", self._until("opened", form.open)]
-        if opened is not None:
-            lines += [self._until("think", opened), r"space: /\n{0,4}/"]
-            lines[0] = lines[0].replace("think ", "think space ")
-        return "\n".join([*lines, f"TEXT: {_ANY_TEXT}", *self._tool_rules()])
+            return f"{before_calls} {calls}"
+        if isinstance(reasoning, Channels):
+            return f"({before_calls} {calls} | {reasoning.prelude(prompt_tail, lark)} TEXT)"
+        if not form.open:
+            lark.add(r"FREE: /[^{](.|\n)*/")
+            return f"{before_calls} ({calls} | FREE?)"
+        lark.add_until("opened", form.open)
+        return f"{before_calls} (opened {self._calls(form.begin.removeprefix(form.open))})* TEXT"
 
-    def _calls_rule(self, begin: str) -> str:
-        """Return a rule for `begin` followed by one or several calls."""
-        form = self._form
-        further = f"({self._literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
-        return f"{self._literal(begin)} call {further} {self._literal(form.end)}"
+    def _calls(self, begin: str) -> str:
+        """Return the symbols for `begin` followed by one or several calls."""
+        form, lark = self._form, self._lark
+        further = f"({lark.literal(form.between)} call)*" if self._use.parallel and form.between is not None else ""
+        return f"{lark.literal(begin)} call {further} {lark.literal(form.end)}"
 
-    def _tool_rules(self) -> list[str]:
-        """Return a rule for each tool."""
-        tools = self._use.tools
-        rules = [f"call: {' | '.join(f'call_{n}' for n in range(len(tools)))}"]
+    def _add_tools(self) -> None:
+        """Add a rule for each tool."""
+        tools, form, lark = self._use.tools, self._form, self._lark
+        lark.add(f"call: {' | '.join(f'call_{n}' for n in range(len(tools)))}")
         for number, tool in enumerate(tools):
             is_enforced = self._use.choice == "required" or _is_strict(tool)
-            schema = json.dumps(_parameters(tool) if is_enforced else {"type": "object"}, ensure_ascii=False)
-            head = self._literal(_function(tool)["name"] + self._form.middle)
-            rules.append(f"call_{number}: {head} %json {schema}")
-        return rules
-
-    def _until(self, rule: str, text: str) -> str:
-        """Return a rule for any text up to and including `text`."""
-        if text in self._special:
-            return f"{rule}: TEXT {self._literal(text)}"
-        return f"{rule}[lazy]: TEXT {self._literal(text)}"
-
-    def _literal(self, text: str) -> str:
-        """Return a literal for a text; special tokens in it become token literals."""
-        if not text:
-            return ""
-        pattern = "|".join(re.escape(content) for content in sorted(self._special, key=len, reverse=True)) or "(?!)"
-        parts = []
-        for part in re.split(f"({pattern})", text):
-            if part in self._special:
-                parts.append(f"<[{self._special[part]}]>")
-            elif part:
-                parts.append(json.dumps(part, ensure_ascii=False))
-        return " ".join(parts)
+            head = lark.literal(_function(tool)["name"] + form.middle)
+            arguments = form.syntax.rule(lark, f"call_{number}", _parameters(tool), is_enforced=is_enforced)
+            lark.add(f"call_{number}: {head} {arguments}")

@@ -1,82 +1,36 @@
-"""The tool-call format of a chat template, recognised by rendering sample calls.
+"""Recognition of the tool-call format of a chat template.
 
-This needs no list of model names, and answers can be constrained to the format on which the model was trained. If a
-template has no tool support, tools are described in the system message in the format of Hermes
-(NousResearch/Hermes-Function-Calling), on which many small models were trained.
+The tokens of a template select a known family (`families`), and renderings of sample conversations decide the details.
+Without a known family, the format is guessed from the renderings. If a template has no tool support, tools are
+described in the system message, with the family's format or else with that of Hermes
+(NousResearch/Hermes-Function-Calling).
 """
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.generation.prompt import template_text
+from llmctl.generation.tools.arguments import JsonArguments, TaggedArguments
+from llmctl.generation.tools.families import HERMES, Placement, ToolFormat, between_marks, family_format
+from llmctl.generation.tools.scan import INDEX, TYPE
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Syntax = Literal["object", "inline", "xml", "keys", "call", "python"]
-Placement = Literal["argument", "message", "system", "user"]
-
 _NAMES = ("probe_tool_one", "probe_tool_two")
-_KEY, _VALUES = "probe_key", ("probe value one", "probe value two")
+_KEYS = ("probe_a", "probe_b")
+_VALUES = ("probe value", "probe other")
 _IDS = ("probe0001", "probe0002")
-_TEXT = "probe text"
+_USER, _TEXT, _REASONING = "probe question", "probe text", "probe reasoning"
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _MARKER = r"(?:<[^<>\s]{1,40}>|\[/?[A-Z_]{3,30}\])"  # <tool_call>, <|tool_call|>, [TOOL_CALLS]
 _formats: "WeakKeyDictionary[Any, dict[str | None, ToolFormat]]" = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class ToolFormat:
-    """The format in which a template describes tools and a model writes calls.
-
-    Calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further call, then `end`.
-
-    Attributes:
-        syntax: `object` ({"name": …, "arguments": …} as JSON), `inline` (a name, then JSON), `xml` (<function=name>),
-            `keys` (a name, <arg_key> and <arg_value>), `call` (call:name{key:value}), `python` (name(key=value)).
-        open: The marker that opens calls; empty if there is none.
-        close: The marker that closes a call; empty if there is none.
-        begin: The text before the first name.
-        middle: The text between a name and its arguments.
-        between: The text between arguments and the next name; None if the template allows one call only.
-        end: The text after the last arguments.
-        placement: The way in which the template gets tools: `argument` (its argument `tools`), `message` (the key
-            `tools` of the system message), `system` (the text of the system message), or `user` (the text of the first
-            user message, if the template has no system message).
-        text_arguments: True if the template expects arguments as JSON text.
-        short_ids: True if the template accepts only ids of nine letters and digits.
-    """
-
-    syntax: Syntax = "object"
-    open: str = "<tool_call>"
-    close: str = "</tool_call>"
-    begin: str = '<tool_call>\n{"name": "'
-    middle: str = '", "arguments": '
-    between: str | None = '}\n</tool_call>\n<tool_call>\n{"name": "'
-    end: str = "}\n</tool_call>"
-    placement: Placement = "argument"
-    text_arguments: bool = False
-    short_ids: bool = False
-
-    @property
-    def template_lacks_tools(self) -> bool:
-        """True if the template has no tool support, so that tools, calls and results must be plain text."""
-        return self.placement in ("system", "user")
-
-    @property
-    def markers(self) -> str:
-        """All text that marks calls. Special tokens in it must not be removed from the answer."""
-        return "\0".join(
-            [self.open, self.close, self.begin, self.middle, self.between or "", self.end, "<|python_tag|>"]
-        )
-
-
-HERMES = ToolFormat()
 
 
 def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> ToolFormat:
@@ -88,14 +42,17 @@ def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> Tool
     template = template_text(chat)
     formats = _formats.setdefault(tokenizer, {})
     if template not in formats:
-        formats[template] = _recognise(_renderings(tokenizer, template), getattr(tokenizer, "response_template", None))
+        rendered = _renderings(tokenizer, template)
+        source = template if template is not None else str(tokenizer.chat_template or "")
+        formats[template] = _recognise(source, rendered, getattr(tokenizer, "response_template", None))
     return formats[template]
 
 
-def shown_tokens(tokenizer: "PreTrainedTokenizerBase", form: ToolFormat) -> frozenset[int]:
-    """Return the special tokens that are part of calls and must not be removed from the text."""
+def special_tokens_in(tokenizer: "PreTrainedTokenizerBase", marks: Iterable[str]) -> frozenset[int]:
+    """Return the special tokens that are part of marks and must not be removed from the text of an answer."""
+    text = "\0".join(marks)
     special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(id_ for id_, content in special.items() if content in form.markers)
+    return frozenset(id_ for id_, content in special.items() if content in text)
 
 
 def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
@@ -103,55 +60,78 @@ def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-# -- recognition
+# -- renderings
 
 
-def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Return conversations and template arguments whose renderings show the format."""
-    user = {"role": "user", "content": "x"}
-    tool = {
+def _sample_tool() -> dict[str, Any]:
+    parameter = {"type": "string", "description": "z"}
+    return {
         "type": "function",
         "function": {
             "name": _NAMES[0],
             "description": "y",
-            "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": "z"}}},
+            "parameters": {
+                "type": "object",
+                "properties": dict.fromkeys(_KEYS, parameter),
+                "required": [],
+                "additionalProperties": False,
+            },
         },
     }
 
-    def turn(count: int, *, text: bool, ids: Sequence[str] = _IDS) -> list[dict[str, Any]]:
-        values: list[Any] = [{_KEY: value} for value in _VALUES]
+
+def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Return conversations and template arguments whose renderings show the format."""
+    user, tool = {"role": "user", "content": _USER}, _sample_tool()
+    tools = {"tools": [tool]}
+
+    def turn(
+        count: int, message: Mapping[str, Any], *, text: bool = False, ids: Sequence[str] = _IDS
+    ) -> list[dict[str, Any]]:
+        values: list[Any] = [dict.fromkeys(_KEYS, value) for value in _VALUES]
+        for value in values:
+            value[_KEYS[1]] += " more"
         arguments = [json.dumps(value) for value in values] if text else values
         calls = [template_call(_NAMES[n], arguments[n], ids[n]) for n in range(count)]
-        return [user, {"role": "assistant", "content": "", "tool_calls": calls}]
+        return [user, {"role": "assistant", "content": "", **message, "tool_calls": calls}]
 
-    return {
-        "prompt": ([user], {"add_generation_prompt": True}),
-        "tools": ([user], {"add_generation_prompt": True, "tools": [tool]}),
+    samples: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+        "tools": ([user], {"add_generation_prompt": True, **tools}),
         "message": ([{"role": "system", "content": "w", "tools": json.dumps([tool])}, user], {}),
         "system": ([{"role": "system", "content": _TEXT}, user], {}),
         "plain": ([user, {"role": "assistant", "content": _TEXT}], {}),
-        "one": (turn(1, text=False), {}),
-        "two": (turn(2, text=False), {}),
-        "one_text": (turn(1, text=True), {}),
-        "two_text": (turn(2, text=True), {}),
-        "long_id": (turn(1, text=False, ids=["call_0123456789abcdef"]), {}),
+        "long_id": (turn(1, {}, ids=["call_0123456789abcdef"]), {}),
     }
+    for name, text, message in (
+        ("dict", False, {}),
+        ("text", True, {}),
+        ("dict_none", False, {"content": None}),
+        ("text_none", True, {"content": None}),
+    ):
+        for count, number in ((1, "one"), (2, "two")):
+            samples[f"{number}_{name}"] = (turn(count, message, text=text), {})
+            samples[f"{number}_{name}_tools"] = (turn(count, message, text=text), tools)
+        for key in _REASONING_KEYS:
+            result = {"role": "tool", "content": "r", "tool_call_id": _IDS[0], "name": _NAMES[0]}
+            thought = [*turn(1, {**message, key: _REASONING}, text=text), result]
+            samples[f"{key}_{name}"] = (thought, {"add_generation_prompt": True, **tools})
+    return samples
 
 
-def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str | None]:
-    """Render the samples; a result is None if the template fails. The template is untrusted and runs with limits."""
+def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> dict[str, str]:
+    """Render the samples; those that the template refuses are left out. The template is untrusted: it has limits."""
     if template is None and not tokenizer.chat_template:
         return {}
 
-    def render() -> dict[str, str | None]:
-        rendered: dict[str, str | None] = {}
+    def render() -> dict[str, str]:
+        rendered = {}
         for name, (messages, arguments) in _sample_conversations().items():
             try:
                 rendered[name] = str(
                     tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **arguments)
                 )
-            except Exception:  # noqa: BLE001 (a template may refuse anything, in any way)
-                rendered[name] = None
+            except Exception:  # noqa: BLE001, S112 (a template may refuse anything, in any way)
+                continue
         return rendered
 
     try:
@@ -160,82 +140,120 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
         return {}
 
 
-def _recognise(rendered: dict[str, str | None], response: Any) -> ToolFormat:
-    """Return the format that the renderings show, or else the format of a tokenizer's `response_template`."""
-    if _NAMES[0] in (rendered.get("tools") or ""):
-        placement: Placement = "argument"
-    elif _NAMES[0] in (rendered.get("message") or ""):
-        placement = "message"
-    else:
-        return replace(HERMES, placement="system" if not rendered or _TEXT in (rendered["system"] or "") else "user")
-    one, two, text_arguments = rendered.get("one") or "", rendered.get("two"), False
-    if not _shows_arguments(one) and _shows_arguments(rendered.get("one_text") or ""):
-        one, two, text_arguments = rendered["one_text"] or "", rendered.get("two_text"), True
+# -- recognition
+
+
+def _recognise(source: str, rendered: Mapping[str, str], response: Any) -> ToolFormat:
+    """Return the format of a template, from its source, its renderings, or a tokenizer's `response_template`."""
+    family = family_format("\0".join([source, *rendered.values()]))
+    shown = next((name for name in _sample_turns() if _shows_call(rendered.get(f"one_{name}", ""))), None)
+    placement = _placement(rendered)
+    form = family or _from_response_template(response)
+    if shown is not None:
+        one, two = _turn_of(rendered[f"one_{shown}"]), _turn_of(rendered.get(f"two_{shown}", ""))
+        plain = _turn_of(rendered.get("plain", ""))
+        form = (_refined(form, one, two) if form else _guess(one, two, plain)) or form
+    form = form or HERMES
     return replace(
-        _from_sample(rendered, one, two) or _from_response_template(response) or _from_prompt(rendered),
+        form,
+        name="guess" if family is None and placement in ("argument", "message") and response is None else form.name,
         placement=placement,
-        text_arguments=text_arguments,
-        short_ids=bool(one) and not text_arguments and rendered.get("long_id") is None,
+        renders_calls=shown is not None,
+        text_arguments=shown is not None and shown.startswith("text"),
+        no_content=shown is not None and "none" in shown,
+        short_ids=shown is not None and "long_id" not in rendered and not shown.startswith("text"),
+        reasoning_key=_reasoning_key(rendered, shown),
     )
+
+
+def _sample_turns() -> list[str]:
+    """Return the names of the samples with calls, in the order of preference."""
+    return [f"{form}{tools}" for tools in ("", "_tools") for form in ("dict", "text", "dict_none", "text_none")]
+
+
+def _placement(rendered: Mapping[str, str]) -> Placement:
+    """Return the way in which the template gets tools."""
+    if _NAMES[0] in rendered.get("tools", ""):
+        return "argument"
+    if _NAMES[0] in rendered.get("message", ""):
+        return "message"
+    return "system" if not rendered or _TEXT in rendered.get("system", "") else "user"
+
+
+def _reasoning_key(rendered: Mapping[str, str], shown: str | None) -> str | None:
+    """Return the key under which the template takes the reasoning of an earlier call."""
+    name = (shown or "dict").removesuffix("_tools")
+    return next((key for key in _REASONING_KEYS if _REASONING in rendered.get(f"{key}_{name}", "")), None)
+
+
+def _turn_of(text: str) -> str:
+    """Return what follows the user's message in a rendering."""
+    return text.rpartition(_USER)[2]
+
+
+def _shows_call(text: str) -> bool:
+    """Return True if a rendering has the sample call in a form that a model could write."""
+    turn = _turn_of(text)
+    if _NAMES[0] not in turn or not all(part in turn for part in (*_KEYS, _VALUES[0])):
+        return False
+    return f'{_KEYS[0]}\\"' not in turn and f"{{'{_KEYS[0]}'" not in turn and "{{" not in turn
 
 
 def _object(number: int) -> re.Pattern[str]:
-    return re.compile(rf'\{{\s*"{_KEY}":\s*"{_VALUES[number]}"\s*\}}')
+    value = _VALUES[number]
+    return re.compile(rf'\{{\s*"{_KEYS[0]}":\s*"{value}",\s*"{_KEYS[1]}":\s*"{value} more"\s*\}}')
 
 
-def _shows_arguments(text: str) -> bool:
-    """Return True if the text has arguments as a JSON object, or in another known syntax."""
-    patterns = (
-        _object(0).pattern,
-        rf"<parameter={_KEY}>",
-        rf"<arg_key>{_KEY}<",
-        rf"call:{_NAMES[0]}\{{",
-        rf"{_NAMES[0]}\(",
-    )
-    return any(re.search(pattern, text) for pattern in patterns)
+def _refined(form: ToolFormat, one: str, two: str) -> ToolFormat | None:
+    """Return a family's format with the white space of renderings; None if they do not show the same parts.
 
-
-def _from_sample(rendered: dict[str, str | None], one: str, two: str | None) -> ToolFormat | None:
-    """Return the format shown by two rendered conversations, one with one call and one with two calls."""
-    start = _start_of_turn(one, rendered.get("prompt") or "")
-    end_of_turn = (rendered.get("plain") or _TEXT).rpartition(_TEXT)[2]
-    body = one[start:].removesuffix(end_of_turn)
-    if _NAMES[0] not in body:
+    Args:
+        one: An assistant's turn with one call, and what follows.
+        two: The same with two calls.
+    """
+    name_at = one.find(_NAMES[0])
+    start = one.rfind(form.open, 0, name_at) if form.open else _begin_of_object(one, name_at)
+    if start < 0 or form.name == "harmony":
         return None
-    before, _, after = body.partition(_NAMES[0])
-    if (other := _other_syntax(before, after)) is not None:
-        return other
+    begin, after = one[start:name_at], one[name_at + len(_NAMES[0]) :]
+    if isinstance(form.syntax, TaggedArguments):
+        return _refined_tagged(form, begin, after, two)
+    if not isinstance(form.syntax, JsonArguments):
+        return form
     arguments = _object(0).search(after)
     if arguments is None:
         return None
-    middle, end = after[: arguments.start()], _without_id(after[arguments.end() :])
-    opened = re.search(_MARKER, before)
-    is_object = re.search(r'\{\s*"(tool_)?name":\s*"$', before) is not None
-    last = re.findall(_MARKER, end)
-    return ToolFormat(
-        syntax="object" if is_object else "inline",
-        open=opened[0] if opened else "" if is_object else before.strip(),
-        close=last[-1] if last else "",
-        begin=before if opened is None else before[opened.start() :],
-        middle=middle,
-        between=_between(two),
-        end=end.rstrip(),
-    )
-
-
-def _start_of_turn(text: str, prompt: str) -> int:
-    """Return the start of the assistant's turn: where the text differs from the prompt, but never inside a marker."""
-    start = next((n for n, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), min(len(text), len(prompt)))
-    inside = next((m for m in re.finditer(_MARKER, text) if m.start() < start < m.end()), None)
-    return inside.start() if inside else start
-
-
-def _between(two: str | None) -> str | None:
-    """Return the text between the first call's arguments and the second call's name."""
-    if two is None:
+    middle, rest = after[: arguments.start()], _without_id(after[arguments.end() :])
+    end = _end_of_calls(form, rest)
+    if end is None:
         return None
-    first = _object(0).search(two)
-    position = two.rfind(_NAMES[1])
+    between = _between(two)
+    if re.search(rf'"{_IDS[0]}"|\b{_IDS[0]}\b', begin + middle):
+        return form  # ids are parts of the format, which the family's row describes
+    if INDEX in form.middle + form.begin:
+        return form
+    return replace(form, begin=begin, middle=middle, between=between if form.between is not None else None, end=end)
+
+
+def _begin_of_object(text: str, name_at: int) -> int:
+    """Return the position of the brace that opens the call with the name at `name_at`, or -1."""
+    opened = re.search(r'\{\s*"(?:tool_)?name":\s*"$', text[:name_at])
+    return opened.start() if opened else -1
+
+
+def _end_of_calls(form: ToolFormat, rest: str) -> str | None:
+    """Return what follows the last arguments, up to the closing marker; None if the marker is missing."""
+    if form.close:
+        at = rest.find(form.close)
+        return None if at < 0 else rest[: at + len(form.close)]
+    # without a closing marker only the brackets of JSON belong to the call
+    brackets = re.match(r"[\s\]}]*", rest)
+    return brackets[0].rstrip() if brackets and form.is_json_object else ""
+
+
+def _between(two: str) -> str | None:
+    """Return the text between the first call's arguments and the second call's name."""
+    first, position = _object(0).search(two), two.rfind(_NAMES[1])
     return _without_id(two[first.end() : position]) if first and position > first.end() else None
 
 
@@ -244,21 +262,88 @@ def _without_id(text: str) -> str:
     return re.sub(r',\s*"id":\s*"[^"]*"', "", text)
 
 
-def _other_syntax(before: str, after: str) -> ToolFormat | None:
-    """Return the format if its arguments are not JSON. Constrained answers then have JSON arguments instead."""
-    marks = re.findall(_MARKER, before)
-    if before.endswith("<function=") or (marks and f"<parameter={_KEY}>" in after):
-        return replace(HERMES, syntax="xml")
-    if f"<arg_key>{_KEY}</arg_key>" in after:
-        return replace(HERMES, syntax="keys")
-    closing = re.search(_MARKER + r"\s*$", after)
-    if before.endswith("call:") and after.startswith("{") and marks and closing:
-        begin, end = before[before.rfind(marks[-1]) :], closing[0].strip()
-        return ToolFormat("call", marks[-1], end, begin, "", end + begin, end)
-    if re.match(rf"\({_KEY}=", after) and before.rstrip().endswith("["):
-        marked = _between_markers(marks[-1] if marks else "", closing[0].strip() if closing else "")
-        return replace(marked, syntax="python")
-    return None
+def _refined_tagged(form: ToolFormat, begin: str, after: str, two: str) -> ToolFormat | None:
+    """Return a format with tagged arguments as in renderings; None if they do not show the same parts."""
+    syntax = form.syntax
+    assert isinstance(syntax, TaggedArguments)  # noqa: S101
+    if TYPE in syntax.key_close or INDEX in form.middle:
+        return form
+    mark = syntax.key_open.strip()
+    match = re.match(
+        rf"(?P<middle>.*?){re.escape(mark)}{_KEYS[0]}(?P<key_close>.*?){_VALUES[0]}(?P<value_close>.*?){re.escape(mark)}"
+        rf"{_KEYS[1]}(?P=key_close){_VALUES[0]} more(?P<end>.*)",
+        after,
+        flags=re.DOTALL,
+    )
+    if match is None:
+        return None
+    end = _end_of_calls(form, match["end"])
+    if end is None:
+        return None
+    value_close = _common_prefix(match["value_close"], end)
+    if syntax.value_close.strip() not in value_close:
+        return None
+    further = two.rpartition(f"{_VALUES[0]} more")[2].partition(_NAMES[1])[0] if _NAMES[1] in two else None
+    between = None if further is None else further.removeprefix(value_close)
+    if match["value_close"] != value_close:  # white space between parameters that is not before the end
+        value_close, end, between = syntax.value_close, end[len(value_close) :], form.between
+    else:
+        end = end.removeprefix(value_close)
+    fixed = replace(syntax, key_open=mark, key_close=match["key_close"], value_close=value_close)
+    return replace(form, syntax=fixed, begin=begin, middle=match["middle"], between=between, end=end)
+
+
+def _common_prefix(one: str, other: str) -> str:
+    length = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+# -- guesses
+
+
+def _guess(one: str, two: str, plain: str) -> ToolFormat | None:
+    """Return the format that renderings show, for a template of an unknown family.
+
+    The marks of a call are those that a plain answer does not have.
+    """
+    name_at = one.find(_NAMES[0])
+    arguments = _object(0).search(one, name_at)
+    if name_at < 0 or arguments is None:
+        return None
+    before, middle = one[:name_at], one[name_at + len(_NAMES[0]) : arguments.start()]
+    rest = _without_id(one[arguments.end() :])
+    is_object = re.search(r'\{\s*"(tool_)?name":\s*"$', before) is not None
+    opened = _marks_of_calls(before, plain)
+    closed = _marks_of_calls(rest, plain)
+    begin = before[_first_of_block(opened, before) :] if opened else before[_begin_of_object(one, name_at) :]
+    if not opened and not is_object:
+        return None
+    form = ToolFormat(
+        name="guess",
+        open=opened[-1][0] if opened else "",
+        close=closed[0][0] if closed else "",
+        begin=begin,
+        middle=middle,
+        between=_between(two),
+    )
+    end = _end_of_calls(form, rest)
+    return replace(form, open=re.match(_MARKER, begin)[0] if opened else "", end=end or "")  # type: ignore[index]
+
+
+def _marks_of_calls(text: str, plain: str) -> list[re.Match[str]]:
+    """Return the markers in a text that mark neither turns, which a plain answer shows, nor reasoning."""
+    marks = re.finditer(_MARKER, text)
+    return [mark for mark in marks if mark[0] not in plain and not re.search("think|reason|thought", mark[0], re.I)]
+
+
+def _first_of_block(marks: Sequence[re.Match[str]], text: str) -> int:
+    """Return the start of the last run of markers that have at most white space between them."""
+    start = marks[-1].start()
+    for mark in reversed(marks[:-1]):
+        if text[mark.end() : start].strip():
+            break
+        start = mark.start()
+    return start
 
 
 def _from_response_template(response: Any) -> ToolFormat | None:
@@ -274,21 +359,4 @@ def _from_response_template(response: Any) -> ToolFormat | None:
     opened, closed = spec.get("open"), spec.get("close", "")
     if not (isinstance(opened, str) and opened and isinstance(closed, str)):
         return None
-    return _between_markers(opened, closed)
-
-
-def _between_markers(opened: str, closed: str) -> ToolFormat:
-    """Return the format of JSON objects between two markers."""
-    begin, end = f'{opened}{{"name": "', f"}}{closed}"
-    return ToolFormat("object", opened, closed, begin, HERMES.middle, end + begin, end)
-
-
-def _from_prompt(rendered: dict[str, str | None]) -> ToolFormat:
-    """Return the format that the template describes to the model, for templates that do not render earlier calls."""
-    prompt = rendered.get("tools") or rendered.get("message") or ""
-    if "<function=" in prompt:
-        return replace(HERMES, syntax="xml")
-    for opened, closed in (("<|tool_call|>", "<|/tool_call|>"), ("[TOOL_CALLS]", "")):
-        if opened in prompt and "<tool_call>" not in prompt:
-            return _between_markers(opened, closed)
-    return HERMES
+    return between_marks("response_template", opened, closed)

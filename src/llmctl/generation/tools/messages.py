@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.generation.tools.format import ToolFormat, template_call
+from llmctl.generation.tools.families import HERMES, ToolFormat
+from llmctl.generation.tools.format import template_call
+from llmctl.generation.tools.scan import ID, INDEX
 
 Message = Mapping[str, Any]
 
@@ -16,10 +18,11 @@ You may call one or more functions to help with what the user asks. Their signat
 {tools}
 </tools>
 
-For each call, write an object with the function's name and its arguments within <tool_call></tool_call>, and nothing \
-else:
+{call}"""
+_HERMES_CALL = """For each call, write an object with the function's name and its arguments within \
+<tool_call></tool_call>, and nothing else:
 <tool_call>
-{{"name": <name>, "arguments": <object of arguments>}}
+{"name": <name>, "arguments": <object of arguments>}
 </tool_call>"""
 
 
@@ -49,7 +52,9 @@ def for_template(
     if form.placement == "message":
         converted[0]["tools"] = json.dumps([tool["function"] for tool in plain], ensure_ascii=False)
         return converted, {}
-    described = _TOOLS_PROMPT.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain))
+    described = _TOOLS_PROMPT.format(
+        tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain), call=_call_instruction(form)
+    )
     content = converted[0]["content"]
     parts = (described, content) if form.placement == "user" else (content, described)
     converted[0]["content"] = "\n\n".join(part for part in parts if part)
@@ -72,12 +77,18 @@ def _convert(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[
     converted = {key: value for key, value in message.items() if value is not None}
     converted.setdefault("content", "")
     calls = converted.pop("tool_calls", None)
+    reasoning = converted.pop("reasoning_content", None)
     if calls:
         names.update({str(call["id"]): str(call["function"]["name"]) for call in calls})
-    if form.template_lacks_tools:
-        return _as_text(converted, calls)
-    if calls:
+    if form.template_lacks_tools and not form.renders_calls:
+        return _as_text(converted, calls, form)
+    if reasoning and form.reasoning_key is not None:
+        converted[form.reasoning_key] = reasoning
+    if calls and form.renders_calls:
         converted["tool_calls"] = [_convert_call(call, form) for call in calls]
+        _separate_content(converted, form)
+    elif calls:
+        return _as_text(converted, calls, form)
     if converted["role"] == "tool":
         call_id = str(converted.get("tool_call_id", ""))
         converted.setdefault("name", names.get(call_id, "tool"))
@@ -85,16 +96,20 @@ def _convert(message: Message, form: ToolFormat, names: dict[str, str]) -> dict[
     return converted
 
 
-def _convert_call(call: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
+def _arguments_of(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call."""
     arguments = str(call["function"].get("arguments") or "{}")
-    converted: Any = arguments
-    if not form.text_arguments:
-        try:
-            converted = json.loads(arguments)
-        except (ValueError, RecursionError):  # arguments from an earlier answer may be malformed
-            converted = {"arguments": arguments}
-        if not isinstance(converted, dict):
-            converted = {"arguments": converted}
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):  # arguments from an earlier answer may be malformed
+        value = arguments
+    return value if isinstance(value, dict) else {"arguments": value}
+
+
+def _convert_call(call: Mapping[str, Any], form: ToolFormat) -> dict[str, Any]:
+    converted: Any = _arguments_of(call)
+    if form.text_arguments:
+        converted = str(call["function"].get("arguments") or "{}")
     return template_call(str(call["function"]["name"]), converted, _template_id(str(call["id"]), form))
 
 
@@ -105,13 +120,49 @@ def _template_id(call_id: str, form: ToolFormat) -> str:
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
-def _as_text(message: dict[str, Any], calls: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """Convert a message for a template that supports only the roles user, assistant and system."""
+def _separate_content(message: dict[str, Any], form: ToolFormat) -> None:
+    """Move the text of a message with calls to where the template takes it."""
+    if form.name == "harmony" and message.get("thinking") and message["content"]:
+        # gpt-oss takes either text or reasoning beside a call
+        message["thinking"], message["content"] = f"{message['thinking']}\n\n{message['content']}", ""
+    if form.no_content:
+        message["content"] = None
+
+
+def _as_text(message: dict[str, Any], calls: Sequence[Mapping[str, Any]] | None, form: ToolFormat) -> dict[str, Any]:
+    """Convert a message for a template that does not render calls, or supports only user, assistant and system."""
     content = str(message["content"])
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    for call in calls or ():
-        name = json.dumps(str(call["function"]["name"]), ensure_ascii=False)
-        arguments = call["function"].get("arguments") or "{}"
-        content += f'\n<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
-    return {**message, "content": content.strip() if calls else content}
+    if not calls:
+        return {**message, "content": content}
+    return {**message, "content": f"{content}\n{calls_text(calls, form)}".strip()}
+
+
+def calls_text(calls: Sequence[Mapping[str, Any]], form: ToolFormat) -> str:
+    """Return the text of calls as a model of the family writes them.
+
+    Args:
+        calls: Calls in OpenAI's format.
+        form: The family's format.
+    """
+    text = ""
+    for number, call in enumerate(calls):
+        before = form.begin if number == 0 else form.between if form.between is not None else form.end + form.begin
+        name, arguments = str(call["function"]["name"]), _arguments_of(call)
+        name = json.dumps(name, ensure_ascii=False)[1:-1] if form.is_json_object else name
+        text += _filled(before, number) + name + _filled(form.middle, number) + form.syntax.write(arguments)
+    return text + form.end
+
+
+def _filled(part: str, number: int) -> str:
+    """Return a fixed part of a call with the values that the model chooses."""
+    return part.replace(INDEX, str(number)).replace(ID, f"call{number:05}")
+
+
+def _call_instruction(form: ToolFormat) -> str:
+    """Return the instruction for writing a call, for templates that do not describe tools."""
+    if form.begin == HERMES.begin:
+        return _HERMES_CALL
+    sample = [template_call("<name>", "{}", "")]
+    return f"For each call, write the function's name and its arguments like this:\n{calls_text(sample, form)}"

@@ -8,10 +8,6 @@ from pydantic import Field, model_validator
 
 from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import Alternative, TokenLogprob, token_text
-from llmctl.generation.reasoning import Piece as Thought
-from llmctl.generation.reasoning import ReasoningSplitter
-from llmctl.generation.structured.constraint import check_for
-from llmctl.generation.tools import Piece, TextDelta, ToolUse, assemble
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob
 from llmctl.server.http_errors import RequestError
 from llmctl.server.schemas import MAX_MESSAGES, MAX_TOP_LOGPROBS, Body, Message, Sampling, SchemaName, Tokens
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
 
     from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
-
-_TAIL_TOKENS = 16  # enough to detect that the template opens reasoning
 
 
 class JsonSchemaBody(Body):
@@ -91,85 +85,54 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
     use = resolve_tool_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.for_template() for message in body.messages])
     prompt = registry.prompts.encode(messages, config.chat, **arguments)
-    tail = str(tokenizer.decode(list(prompt.ids[-_TAIL_TOKENS:])))
+    if use.is_exact and body.response_format is not None and body.response_format.type != "text":
+        raise RequestError("response_format cannot be combined with enforced tools", param="tools")
     model = registry.with_settings(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         structure=None if body.response_format is None else body.response_format.structure_section(),
     )
-    changes: dict[str, Any] = {"shown_tokens": use.shown_tokens}
-    structure = use.structure(tokenizer, prompt_tail=tail)
-    if structure is not None:
-        if body.response_format is not None and body.response_format.type != "text":
-            raise RequestError("response_format cannot be combined with enforced tools", param="tools")
-        check_for(structure, tokenizer)
-        changes["structure"] = structure
-    requests = registry.requests(model, body, prompt, **changes)
+    requests = registry.requests(model, body, prompt, tools=use)
     submission = Submission([(request, registry.processors(body, len(prompt))) for request in requests], len(prompt))
-    return submission, MessageWriter(registry, use, tail, count=len(requests))
-
-
-class _AnswerSplitter:
-    """Splits one answer into reasoning, text and calls while it arrives. Its state: the text held back."""
-
-    def __init__(self, use: ToolUse, prompt_tail: str) -> None:
-        self._reasoning = ReasoningSplitter(prompt_tail)
-        self._calls = use.splitter()
-
-    @property
-    def has_called(self) -> bool:
-        """True once the answer has a tool call."""
-        return self._calls is not None and self._calls.call_count > 0
-
-    def add(self, text: str, *, final: bool) -> Iterator[Thought | Piece]:
-        """Yield the pieces of new text. If `final`, also yield the text held back."""
-        for piece in (*self._reasoning.add(text), *(self._reasoning.finish() if final else ())):
-            if piece.kind == "reasoning":
-                yield piece
-            elif self._calls is None:
-                yield TextDelta(piece.text)
-            else:
-                yield from self._calls.add(piece.text)
-        if final and self._calls is not None:
-            yield from self._calls.finish()
+    return submission, MessageWriter(registry, count=len(requests))
 
 
 class MessageWriter(ChoiceWriter):
     """Writes the choices of a chat completion."""
 
-    def __init__(self, registry: "ModelRegistry", use: ToolUse, prompt_tail: str, *, count: int) -> None:
+    def __init__(self, registry: "ModelRegistry", *, count: int) -> None:
         super().__init__(registry, "chat.completion", id_prefix="chatcmpl", chunk_object="chat.completion.chunk")
-        self._splitters = [_AnswerSplitter(use, prompt_tail) for _ in range(count)]
+        self._count = count
 
     def opening_choices(self) -> Iterator[dict[str, Any]]:
-        for index in range(len(self._splitters)):
+        for index in range(self._count):
             yield _delta_choice(index, {"role": "assistant", "content": ""})
 
     def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
-        splitter, completion = self._splitters[update.index], update.completion
-        for piece in splitter.add(update.text, final=completion is not None):
-            delta = {"reasoning_content": piece.text} if isinstance(piece, Thought) else openai_delta(piece)
-            yield _delta_choice(update.index, delta)
+        completion = update.completion
+        for piece in update.pieces:
+            yield _delta_choice(update.index, openai_delta(piece))
         if completion is not None:
-            reason = _chat_finish_reason(completion, has_called=splitter.has_called)
             logprobs = self._logprobs(completion)
-            yield {**_delta_choice(update.index, {}), "logprobs": logprobs, "finish_reason": reason}
+            yield {
+                **_delta_choice(update.index, {}),
+                "logprobs": logprobs,
+                "finish_reason": _chat_finish_reason(completion),
+            }
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        pieces = list(self._splitters[index].add(completion.text, final=True))
-        reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
-        text, calls = assemble(piece for piece in pieces if not isinstance(piece, Thought))
+        text, calls = completion.text, completion.calls
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
-        if reasoning:
-            message["reasoning_content"] = reasoning
+        if completion.reasoning:
+            message["reasoning_content"] = completion.reasoning
         if calls:
             message["tool_calls"] = openai_calls(calls)
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(completion),
-            "finish_reason": _chat_finish_reason(completion, has_called=bool(calls)),
+            "finish_reason": _chat_finish_reason(completion),
         }
 
     def _logprobs(self, completion: Completion) -> dict[str, Any] | None:
@@ -191,6 +154,6 @@ def _delta_choice(index: int, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _chat_finish_reason(completion: Completion, *, has_called: bool) -> str:
+def _chat_finish_reason(completion: Completion) -> str:
     reason = finish_reason(completion)
-    return "tool_calls" if has_called and reason == "stop" else reason
+    return "tool_calls" if completion.calls and reason == "stop" else reason

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from llmctl.config import ChatSection
 from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import TokenLogprob, token_text
+from llmctl.generation.pieces import text_of
 from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob, usage
@@ -129,11 +130,11 @@ class _TextWriter(ChoiceWriter):
         self._wants_logprobs = body.logprobs is not None
 
     def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
-        completion = update.completion
-        if update.text or completion is not None:
+        completion, text = update.completion, text_of(update.pieces)
+        if text or completion is not None:
             yield {
                 "index": update.index,
-                "text": update.text,
+                "text": text,
                 "logprobs": None if completion is None else self._logprobs(None, completion.logprobs or ()),
                 "finish_reason": None if completion is None else finish_reason(completion),
             }

@@ -1,0 +1,52 @@
+"""Writing of grammars in llguidance's dialect of Lark, in which special tokens are named by their ids."""
+
+import json
+import re
+from collections.abc import Mapping
+
+ANY_TEXT = r"/(.|\n)*/"
+
+
+class LarkWriter:
+    """Writes the rules of one grammar. Its state: the rules so far.
+
+    Args:
+        special: The ids of the tokens that a grammar must name by id, by their text.
+        values: Patterns for characters in literals that stand for values.
+    """
+
+    def __init__(self, special: Mapping[str, int], values: Mapping[str, str] | None = None) -> None:
+        self._special, self._values = special, values or {}
+        self._rules = [f"TEXT: {ANY_TEXT}"]
+
+    def add(self, rule: str) -> None:
+        """Add a rule."""
+        self._rules.append(rule)
+
+    def has(self, name: str) -> bool:
+        """Return True if there is a rule of that name."""
+        return any(rule.startswith(f"{name}:") for rule in self._rules)
+
+    def add_until(self, name: str, text: str) -> None:
+        """Add a rule for any text up to and including `text`."""
+        # a lazy lexeme cannot contain a special token, and text cannot contain the beginning of one
+        lazy = "" if any(token in text for token in self._special) else "[lazy]"
+        self.add(f"{name}{lazy}: TEXT {self.literal(text)}")
+
+    def literal(self, text: str) -> str:
+        """Return the symbols for a text; empty for an empty text."""
+        names = sorted([*self._special, *self._values], key=len, reverse=True)
+        pattern = "|".join(map(re.escape, names)) or "(?!)"
+        parts = []
+        for part in re.split(f"({pattern})", text):
+            if part in self._special:
+                parts.append(f"<[{self._special[part]}]>")
+            elif part in self._values:
+                parts.append(f"/{self._values[part]}/")
+            elif part:
+                parts.append(json.dumps(part, ensure_ascii=False))
+        return " ".join(parts)
+
+    def text(self, start: str) -> str:
+        """Return the whole grammar, with `start` as the body of its first rule."""
+        return "\n".join([f"start: {start}", *self._rules])

@@ -1,0 +1,419 @@
+"""The tool-call formats of model families, and the tokens in a template that select them.
+
+A format that is not here is guessed from renderings (`format`). Where a family's template renders calls, its renderings
+decide the white space between the marks of the format.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llmctl.generation.tools.arguments import (
+    ArgumentSyntax,
+    GemmaArguments,
+    JsonArguments,
+    PythonArguments,
+    TaggedArguments,
+)
+from llmctl.generation.tools.scan import ID, INDEX, TYPE
+
+Placement = Literal["argument", "message", "system", "user"]
+
+
+_JSON = JsonArguments()
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """The format in which a template describes tools and a model writes calls.
+
+    Calls are `begin` name `middle` arguments, then `between` name `middle` arguments for each further call, then `end`.
+
+    Attributes:
+        name: The family; `guess` if the format was guessed.
+        syntax: The syntax of arguments.
+        open: The marker that opens calls; empty if there is none.
+        close: The marker that closes a call; empty if there is none.
+        begin: The part before the first name.
+        middle: The part between a name and its arguments.
+        between: The part between arguments and the next name; None if an answer can have one call only.
+        end: The part after the last arguments.
+        others: Other formats with the same opening marker, which the family's models also write.
+        placement: The way in which the template gets tools: `argument` (its argument `tools`), `message` (the key
+            `tools` of the system message), `system` (the text of the system message), or `user` (the text of the first
+            user message, if the template has no system message).
+        renders_calls: True if the template renders the calls of earlier turns; otherwise, they become text.
+        text_arguments: True if the template expects arguments as JSON text.
+        no_content: True if the template renders calls only in messages whose content is None.
+        short_ids: True if the template accepts only ids of nine letters and digits.
+        reasoning_key: The key under which the template takes the reasoning of earlier turns; None if it takes none.
+    """
+
+    name: str = "hermes"
+    syntax: ArgumentSyntax = _JSON
+    open: str = "<tool_call>"
+    close: str = "</tool_call>"
+    begin: str = '<tool_call>\n{"name": "'
+    middle: str = '", "arguments": '
+    between: str | None = '}\n</tool_call>\n<tool_call>\n{"name": "'
+    end: str = "}\n</tool_call>"
+    others: tuple["ToolFormat", ...] = ()
+    placement: Placement = "argument"
+    renders_calls: bool = True
+    text_arguments: bool = False
+    no_content: bool = False
+    short_ids: bool = False
+    reasoning_key: str | None = None
+
+    @property
+    def template_lacks_tools(self) -> bool:
+        """True if the template has no tool support, so that tools and results must be plain text."""
+        return self.placement in ("system", "user")
+
+    @property
+    def is_guess(self) -> bool:
+        """True if the family is not known."""
+        return self.name == "guess"
+
+    @property
+    def is_json_object(self) -> bool:
+        """True if a call is one JSON object with a name and arguments."""
+        return re.search(r'"(tool_)?name":\s*"$', self.begin) is not None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All parts that mark calls. Special tokens in them must not be removed from the answer."""
+        fixed = (self.open, self.close, self.begin, self.middle, self.between or "", self.end, "<|python_tag|>")
+        return (*fixed, *self.syntax.marks, *(mark for other in self.others for mark in other.marks))
+
+
+HERMES = ToolFormat()
+_LLAMA = ToolFormat("llama", open="", close="", begin='{"name": "', middle='", "parameters": ', between=None, end="}")
+
+
+def between_marks(name: str, opened: str, closed: str) -> ToolFormat:
+    """Return the format of JSON objects between two marks."""
+    begin, end = f'{opened}{{"name": "', f"}}{closed}"
+    return ToolFormat(name, open=opened, close=closed, begin=begin, between=end + begin, end=end)
+
+
+def _json_list(name: str, opened: str, closed: str) -> ToolFormat:
+    """Return the format of a JSON list of calls between two marks."""
+    begin = f'{opened}[{{"name": "'
+    return ToolFormat(name, open=opened, close=closed, begin=begin, between='}, {"name": "', end=f"}}]{closed}")
+
+
+def _tagged(
+    name: str,
+    syntax: TaggedArguments,
+    *,
+    block: tuple[str, str],
+    call: tuple[str, str, str],
+    between: str | None = None,
+    marks: tuple[str, str] | None = None,
+) -> ToolFormat:
+    """Return a format with tagged arguments.
+
+    Args:
+        block: The parts before and after all calls of a block.
+        call: The parts before the name, after the name, and after the arguments.
+        between: The part between two calls; by default, each call has its own block.
+        marks: The opening and closing marker, if they are not the parts of `block` without white space.
+    """
+    opened, closed = marks or (block[0].strip(), block[1].strip())
+    begin, end = block[0] + call[0], call[2] + block[1]
+    further = f"{call[2]}{between}{call[0]}" if between is not None else f"{end}\n{begin}"
+    return ToolFormat(name, syntax, opened, closed, begin, call[1], further, end)
+
+
+_QWEN_XML = TaggedArguments("<parameter=", ">\n", "\n</parameter>\n")
+_GLM = TaggedArguments("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n")
+_DSML = TaggedArguments('<｜DSML｜parameter name="', f'" string="{TYPE}">', "</｜DSML｜parameter>\n")
+_INVOKE = TaggedArguments('<parameter name="', '">', "</parameter>\n")
+_HY3 = TaggedArguments(
+    "<arg_key:opensource>", "</arg_key:opensource>\n<arg_value:opensource>", "</arg_value:opensource>\n"
+)
+_KIMI_K3 = TaggedArguments(
+    '<|open|>argument key="',
+    f'" type="{TYPE}"<|sep|>',
+    "<|close|>argument<|sep|>",
+    type_names=("string", "object"),
+)
+_DEEPSEEK_V3_1 = ToolFormat(
+    "deepseek",
+    open="<｜tool▁calls▁begin｜>",
+    close="<｜tool▁calls▁end｜>",
+    begin="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>",
+    middle="<｜tool▁sep｜>",
+    between="<｜tool▁call▁end｜><｜tool▁call▁begin｜>",
+    end="<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+)
+_DEEPSEEK_R1 = replace(
+    _DEEPSEEK_V3_1,
+    begin="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    middle="\n```json\n",
+    between="\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    end="\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    others=(_DEEPSEEK_V3_1,),
+)
+_MISTRAL = replace(_json_list("mistral", "[TOOL_CALLS]", ""), end="}]")
+_MISTRAL_NAMED = ToolFormat(
+    "mistral",
+    open="[TOOL_CALLS]",
+    close="",
+    begin="[TOOL_CALLS]",
+    middle="[ARGS]",
+    between="[TOOL_CALLS]",
+    end="",
+)
+_MISTRAL_NAMED = replace(
+    _MISTRAL_NAMED,
+    others=(
+        replace(_MISTRAL_NAMED, middle=f"[CALL_ID]{ID}[ARGS]"),
+        replace(_MISTRAL_NAMED, middle=""),
+        _MISTRAL,
+    ),
+)
+
+
+def _dsml(block: str) -> ToolFormat:
+    return _tagged(
+        "deepseek",
+        _DSML,
+        block=(f"<｜DSML｜{block}>\n", f"</｜DSML｜{block}>"),
+        call=('<｜DSML｜invoke name="', '">\n', "</｜DSML｜invoke>\n"),
+        between="",
+    )
+
+
+# Formats by the texts that must all be in a template's source or renderings. The first row that matches is used.
+FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
+    (
+        ("<|channel|>", "<|message|>"),
+        ToolFormat(
+            "harmony",
+            open="",
+            close="",
+            begin="<|channel|>commentary to=functions.",
+            middle=" <|constrain|>json<|message|>",
+            between=None,
+            end="",
+        ),
+    ),
+    (
+        ("<|tool_calls_section_begin|>",),
+        ToolFormat(
+            "kimi",
+            open="<|tool_calls_section_begin|>",
+            close="<|tool_calls_section_end|>",
+            begin="<|tool_calls_section_begin|><|tool_call_begin|>functions.",
+            middle=f":{INDEX}<|tool_call_argument_begin|>",
+            between="<|tool_call_end|><|tool_call_begin|>functions.",
+            end="<|tool_call_end|><|tool_calls_section_end|>",
+        ),
+    ),
+    (
+        ("<|open|>tools<|sep|>",),
+        _tagged(
+            "kimi",
+            _KIMI_K3,
+            block=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+            call=('<|open|>call tool="', f'" index="{INDEX}"<|sep|>', "<|close|>call<|sep|>"),
+            between="",
+        ),
+    ),
+    (("｜DSML｜", "function_calls"), _dsml("function_calls")),
+    (("｜DSML｜", "tool_calls"), _dsml("tool_calls")),
+    (("<｜tool▁calls▁begin｜>", "```json"), _DEEPSEEK_R1),
+    (("<｜tool▁calls▁begin｜>",), replace(_DEEPSEEK_V3_1, others=(_DEEPSEEK_R1,))),
+    (
+        ("<minimax:tool_call>",),
+        _tagged(
+            "minimax",
+            _INVOKE,
+            block=("<minimax:tool_call>\n", "</minimax:tool_call>"),
+            call=('<invoke name="', '">\n', "</invoke>\n"),
+            between="",
+        ),
+    ),
+    (
+        ("<atem:function_calls>",),
+        _tagged(
+            "muse",
+            TaggedArguments('<atem:parameter name="', '">', "</atem:parameter>\n"),
+            block=("<atem:function_calls>\n", "</atem:function_calls>"),
+            call=('<atem:invoke name="', '">\n', "</atem:invoke>\n"),
+            between="",
+        ),
+    ),
+    (
+        ("<seed:tool_call>",),
+        _tagged(
+            "seed",
+            TaggedArguments("<parameter=", ">", "</parameter>\n"),
+            block=("<seed:tool_call>\n", "</seed:tool_call>"),
+            call=("<function=", ">\n", "</function>\n"),
+        ),
+    ),
+    (
+        ("<tool_calls:opensource>",),
+        _tagged(
+            "hunyuan",
+            _HY3,
+            block=("<tool_calls:opensource>\n", "</tool_calls:opensource>"),
+            call=("<tool_call:opensource>", "<tool_sep:opensource>\n", "</tool_call:opensource>\n"),
+            between="",
+        ),
+    ),
+    (
+        ("<function name=", "<param name="),
+        _tagged(
+            "minicpm",
+            TaggedArguments('<param name="', '">', "</param>", has_cdata=True),
+            block=("", ""),
+            call=('<function name="', '">', "</function>"),
+            between="\n",
+            marks=('<function name="', "</function>"),
+        ),
+    ),
+    (
+        ("<tool_call>", "<function=", "<parameter="),
+        _tagged(
+            "qwen-xml",
+            _QWEN_XML,
+            block=("<tool_call>\n", "</tool_call>"),
+            call=("<function=", ">\n", "</function>\n"),
+        ),
+    ),
+    (("<tool_call>", "<arg_key>"), _tagged("glm", _GLM, block=("<tool_call>", "</tool_call>"), call=("", "\n", ""))),
+    (
+        ("<function=", "</function>"),
+        ToolFormat(
+            "functionary",
+            open="<function=",
+            close="</function>",
+            begin="<function=",
+            middle=">",
+            between="</function><function=",
+            end="</function>",
+        ),
+    ),
+    (
+        (">>>all",),
+        ToolFormat("functionary", open="", close="", begin="", middle="\n", between=None, end=""),
+    ),
+    (
+        ("<|tool_call_start|>",),
+        ToolFormat(
+            "lfm",
+            PythonArguments(),
+            "<|tool_call_start|>",
+            "<|tool_call_end|>",
+            "<|tool_call_start|>[",
+            "(",
+            "), ",
+            ")]<|tool_call_end|>",
+        ),
+    ),
+    (
+        ("<|tool_list_start|>",),
+        ToolFormat(
+            "lfm",
+            PythonArguments(),
+            "<|tool_call_start|>",
+            "<|tool_call_end|>",
+            "<|tool_call_start|>[",
+            "(",
+            "), ",
+            ")]<|tool_call_end|>",
+        ),
+    ),
+    (
+        ("<|tool_call>", "<tool_call|>"),
+        ToolFormat(
+            "gemma",
+            GemmaArguments(),
+            "<|tool_call>",
+            "<tool_call|>",
+            "<|tool_call>call:",
+            "{",
+            "}<tool_call|><|tool_call>call:",
+            "}<tool_call|>",
+        ),
+    ),
+    (
+        ("<|START_ACTION|>",),
+        ToolFormat(
+            "command-r",
+            open="<|START_ACTION|>",
+            close="<|END_ACTION|>",
+            begin=f'<|START_ACTION|>[\n    {{"tool_call_id": "{INDEX}", "tool_name": "',
+            middle='", "parameters": ',
+            between=f'}},\n    {{"tool_call_id": "{INDEX}", "tool_name": "',
+            end="}\n]<|END_ACTION|>",
+        ),
+    ),
+    (
+        ("Action:", "```json", "tool_name"),
+        ToolFormat(
+            "command-r",
+            open="Action:",
+            close="```",
+            begin='Action: ```json\n[\n    {\n        "tool_name": "',
+            middle='",\n        "parameters": ',
+            between='\n    },\n    {\n        "tool_name": "',
+            end="\n    }\n]\n```",
+        ),
+    ),
+    (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_NAMED),
+    (("[TOOL_CALLS]",), replace(_MISTRAL, others=(_MISTRAL_NAMED, *_MISTRAL_NAMED.others[:2]))),
+    (("<TOOLCALL>",), _json_list("nemotron", "<TOOLCALL>", "</TOOLCALL>")),
+    (
+        ("<|tools_prefix|>",),
+        ToolFormat(
+            "apertus",
+            open="<|tools_prefix|>",
+            close="<|tools_suffix|>",
+            begin='<|tools_prefix|>[{"',
+            middle='": ',
+            between='}, {"',
+            end="}]<|tools_suffix|>",
+        ),
+    ),
+    (
+        ("<|tool_calls|>", "<|tool_call:begin|>"),
+        ToolFormat(
+            "solar",
+            open="<|tool_calls|>",
+            close="<|tool_call:end|>",
+            begin=f"<|tool_calls|><|tool_call:begin|>{ID}<|tool_call:name|>",
+            middle="<|tool_call:args|>",
+            between=f"<|tool_call:end|><|tool_call:begin|>{ID}<|tool_call:name|>",
+            end="<|tool_call:end|>",
+        ),
+    ),
+    (("<|tool_call|>", "<|/tool_call|>"), _json_list("phi", "<|tool_call|>", "<|/tool_call|>")),
+    (("<|tool_call|>",), _json_list("granite", "<|tool_call|>", "")),
+    (("<|function_call|>",), between_marks("gigachat", "<|function_call|>", "")),
+    (("function call<|role_sep|>",), between_marks("gigachat", "function call<|role_sep|>\n", "<|message_sep|>")),
+    (("<tool_calls>[",), _json_list("apriel", "<tool_calls>", "</tool_calls>")),
+    (
+        ("<tool_calls>",),
+        ToolFormat(
+            "minimax",
+            open="<tool_calls>",
+            close="</tool_calls>",
+            begin='<tool_calls>\n{"name": "',
+            between='}\n{"name": "',
+            end="}\n</tool_calls>",
+        ),
+    ),
+    (("functools[",), _json_list("functools", "functools", "")),
+    (("<tool_call>",), HERMES),
+    (('{"name": "', '"parameters": ', "only supports single"), _LLAMA),
+)
+
+
+def family_format(text: str) -> ToolFormat | None:
+    """Return the format of the family whose tokens are in a template's source and renderings, or None."""
+    return next((form for tokens, form in FAMILIES if all(token in text for token in tokens)), None)

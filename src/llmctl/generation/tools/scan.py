@@ -1,0 +1,115 @@
+"""Matching of the fixed parts of tool calls in text that may still grow.
+
+A fixed part is a text in which white space matches any white space, or none, and in which characters of the private use
+area stand for values that the model chooses: `ID`, `INDEX` and `TYPE`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+ID, INDEX, TYPE = "\ue000", "\ue001", "\ue002"
+# the values in constrained calls
+PATTERNS = {ID: "[a-zA-Z0-9]{9}", INDEX: "[0-9]{1,3}"}
+_VALUE = re.compile(r"[\w.-]{1,64}")
+
+
+class IncompleteError(Exception):
+    """More text is needed to decide."""
+
+
+class NotACallError(ValueError):
+    """The text is not a call."""
+
+
+def skip(text: str, at: int, part: str) -> int:
+    """Return the position after a fixed part that begins at `at`.
+
+    Raises:
+        IncompleteError: the text ends within the part.
+        NotACallError: the text is different.
+    """
+    for character in part:
+        if character.isspace():
+            continue
+        at = _after_space(text, at)
+        if at == len(text):
+            raise IncompleteError
+        if character in (ID, INDEX, TYPE):
+            value = _VALUE.match(text, at)
+            if value is None:
+                raise NotACallError
+            at = value.end()
+        elif text[at] != character:
+            raise NotACallError
+        else:
+            at += 1
+    return at
+
+
+def skip_any(text: str, at: int, parts: Sequence[str]) -> int:
+    """Return the position after the first of several fixed parts that matches. Errors are those of `skip`."""
+    is_incomplete = False
+    for part in parts:
+        try:
+            return skip(text, at, part)
+        except IncompleteError:
+            is_incomplete = True
+        except NotACallError:
+            continue
+    raise IncompleteError if is_incomplete else NotACallError
+
+
+def matches(text: str, at: int, part: str) -> bool:
+    """Return True if a fixed part begins at `at`. Raise IncompleteError if more text is needed."""
+    try:
+        skip(text, at, part)
+    except NotACallError:
+        return False
+    return True
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def json_value(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value at `at`, and the position after it.
+
+    Raises:
+        IncompleteError, NotACallError: as in `skip`.
+    """
+    at = _after_space(text, at)
+    try:
+        value, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        if is_open_json(text[at:]):
+            raise IncompleteError from error
+        raise NotACallError from error
+    except RecursionError as error:
+        raise NotACallError from error
+    return value, end
+
+
+def is_open_json(text: str) -> bool:
+    """Return True if a text may be the beginning of a JSON object or list that is not complete."""
+    if not text.strip():
+        return True
+    if text.lstrip()[0] not in "[{":
+        return False
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text, flags=re.DOTALL)
+    if bare.count('"') % 2:  # within a string
+        return True
+    depth = 0
+    for character in re.sub(r"[^\[\]{}]", "", bare):
+        depth += 1 if character in "[{" else -1
+        if depth == 0:
+            return False
+    return True
+
+
+def _no_constant(name: str) -> Any:
+    raise NotACallError(f"{name} is not JSON")
