@@ -48,6 +48,7 @@ class Family:
         marks: Text from the format that may stand inside a string value.
         special: Special tokens that do not look like one.
         arguments: Arguments that the template needs always.
+        only_with_tools: True if the template fails without tools.
         has_system: False if the template refuses a system message.
         keeps_reasoning: True if the template renders the reasoning of earlier turns in a loop of tool calls.
         reasons: Why a cell is not as it should be, by column or by "template column".
@@ -65,6 +66,7 @@ class Family:
     marks: tuple[str, ...] = ()
     special: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    only_with_tools: bool = False
     has_system: bool = True
     keeps_reasoning: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -89,21 +91,18 @@ _HARMONY = Mode(
     before="<|channel|>commentary<|message|>{}<|end|><|start|>assistant",
 )
 _COHERE_ANSWER = "<|START_RESPONSE|>{}<|END_RESPONSE|>"
-_SANDBOX = "the template appends to a list, which transformers forbids in templates"
 
 FAMILIES = (
     # -- JSON between tags
     Family(
         "Hermes",
-        (
-            "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
-            "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
-            "Qwen-Qwen2.5-7B-Instruct",
-        ),
+        ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"),
         writing.hermes,
         direct=_LINE,
         marks=_TAGS,
+        only_with_tools=True,
     ),
+    Family("Qwen 2.5", ("Qwen-Qwen2.5-7B-Instruct",), writing.hermes, direct=_LINE, marks=_TAGS),
     Family(
         "Granite 4",
         ("ibm-granite-granite-4.0", "ibm-granite-granite-4.1"),
@@ -229,6 +228,7 @@ FAMILIES = (
         writing.command_r_plus,
         direct=Mode(before="{}\n"),
         marks=("```",),
+        only_with_tools=True,
     ),
     Family(
         "Granite 3.3",
@@ -310,7 +310,6 @@ FAMILIES = (
         writing.kimi,
         small="kimi_k2",
         marks=("}",),
-        reasons={"Kimi-K2-Instruct turn2": _SANDBOX},
     ),
     Family(
         "Kimi K2 Thinking",
@@ -318,7 +317,6 @@ FAMILIES = (
         writing.kimi,
         thinking=Mode(think="<think>{}</think>"),
         marks=("}",),
-        reasons={"turn2": _SANDBOX},
     ),
     Family(
         "DeepSeek R1",
@@ -327,16 +325,14 @@ FAMILIES = (
         direct=None,
         thinking=Mode(think=_OPENED),
         small="deepseek_r1",
-        also=(writing.hermes,),
         marks=("```",),
     ),
     Family(
         "DeepSeek R1 Distill",
         ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B",),
-        writing.hermes,
+        writing.deepseek_r1,
         direct=None,
         thinking=Mode(think=_OPENED),
-        also=(writing.deepseek_r1,),
         marks=("```",),
     ),
     Family(
@@ -344,7 +340,6 @@ FAMILIES = (
         ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",),
         writing.deepseek_r1,
         thinking=Mode(ON, _OPENED),
-        also=(writing.hermes,),
         marks=("```",),
     ),
     Family(
@@ -407,7 +402,6 @@ FAMILIES = (
         ),
         also=(writing.harmony("<|channel|> commentary to=functions.{name}<|message|> "),),
         marks=("}",),
-        keeps_reasoning=True,
     ),
     # -- tags for each argument
     Family("Qwen 3 Coder", ("Qwen3-Coder",), writing.xml(), direct=Mode(before="{}\n\n"), marks=_XML),
