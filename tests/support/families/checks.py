@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from llguidance import LLMatcher
-from llmctl.generation.pieces import Piece, assemble
-from llmctl.generation.response import ResponseRules, response_rules
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.generation.detokenizer import TextAssembler
+from llmctl.generation.pieces import Piece, assemble
 from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.response import ResponseRules, response_rules
 from llmctl.generation.structured.constraint import _vocabulary, exact_decoder
 from llmctl.generation.structured.structure import Structure, make_structure
 from llmctl.generation.tools import tool_use

@@ -51,6 +51,7 @@ class Family:
         only_with_tools: True if the template fails without tools.
         has_system: False if the template refuses a system message.
         keeps_reasoning: True if the template renders the reasoning of earlier turns in a loop of tool calls.
+        direct_after_results: True if the model answers without reasoning after the results of tools.
         reasons: Why a cell is not as it should be, by column or by "template column".
     """
 
@@ -69,6 +70,7 @@ class Family:
     only_with_tools: bool = False
     has_system: bool = True
     keeps_reasoning: bool = False
+    direct_after_results: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -348,6 +350,7 @@ FAMILIES = (
         writing.deepseek_v31,
         thinking=Mode({"thinking": True}, "{}</think>"),
         small="deepseek_v31",
+        direct_after_results=True,
         marks=("}",),
     ),
     Family("Functionary 3.1", ("meetkai-functionary-medium-v3.1",), writing.functionary, marks=("</function>",)),
