@@ -11,6 +11,7 @@ import pytest
 from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Gpu, Machine
+from llmctl.model.generation_config import check_generation_defaults
 from llmctl.model.info import ModelInfo
 from llmctl.plan import Plan, PlanRequest, make_plan
 from support.machines import (
@@ -318,7 +319,8 @@ def test_greedy_unless_something_asks_for_sampling() -> None:
     warm = plan_for(H100, generation={"temperature": 0.7}).generation_kwargs
     assert (warm["do_sample"], warm["temperature"]) == (True, 0.7)
     assert plan_for(H100, generation={"temperature": 0}).generation_kwargs["do_sample"] is False
-    stored = replace(LLAMA3_8B, generation_config={"do_sample": True, "temperature": 0.6, "top_p": 0.9})
+    generation = check_generation_defaults({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, LLAMA3_8B.config)
+    stored = replace(LLAMA3_8B, generation=generation)
     own = plan_for(H100, stored).generation_kwargs
     assert (own["do_sample"], own["temperature"], own["top_p"]) == (True, 0.6, 0.9)
     assert plan_for(H100, stored, generation={"do_sample": False}).generation_kwargs["do_sample"] is False

@@ -11,6 +11,7 @@ from llmctl.config import Config, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.config.schema import all_keys
 from llmctl.errors import ConfigError
+from llmctl.model.generation_config import check_generation_defaults
 from llmctl.quant.registry import stored_quantization
 from llmctl.vllm.arguments import Target
 from llmctl.vllm.detection import serve_command
@@ -94,7 +95,7 @@ def test_one_machine_loads_the_folder_and_several_load_the_id_and_commit() -> No
 def test_the_defaults_of_requests_are_those_of_transformers(
     generation: dict[str, Any], stored: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    arguments = translated(Target(generation_config=stored), generation=generation).arguments
+    arguments = translated(Target(generation=check_generation_defaults(stored, {})), generation=generation).arguments
     assert json.loads(after(arguments, "--override-generation-config")) == expected
 
 
@@ -140,7 +141,7 @@ def test_a_model_in_an_unsupported_format_is_a_problem() -> None:
 
 
 def test_the_models_own_generation_config_counts_too() -> None:
-    target = Target(generation_config={"no_repeat_ngram_size": 3})
+    target = Target(generation=check_generation_defaults({"no_repeat_ngram_size": 3}, {}))
     assert "generation_config.json" in reason_of("generation.no_repeat_ngram_size", target)
 
 

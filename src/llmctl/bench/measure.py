@@ -102,15 +102,14 @@ class Prompts:
         known = min(len(tokenizer), int(loaded.model.config.get_text_config().vocab_size))
         self._ordinary = [token for token in range(known) if token not in special]
         self._random = random.Random(seed)  # noqa: S311 (prompts, not secrets)
+        sampling = loaded.plan.generation.arguments
+        faster = {name: value for name, value in loaded.plan.generation_kwargs.items() if name not in sampling}
         self._arguments = {
-            **loaded.generation_arguments(),
+            **faster,
+            **loaded.special_token_arguments(),
             "eos_token_id": [_NO_TOKEN],
             "do_sample": False,
-            "repetition_penalty": 1.0,
-            "no_repeat_ngram_size": 0,
         }
-        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams"):
-            self._arguments.pop(name, None)
 
     def requests(self, cell: Cell, new_tokens: int) -> list[Request]:
         """Return new requests for a cell."""

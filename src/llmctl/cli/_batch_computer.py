@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmctl.cli._loading import load_model, prepare_model, show_download, show_hashing
+from llmctl.cli._loading import load_model, note_unused, prepare_model, show_download, show_hashing
 from llmctl.cli._render import Output
 from llmctl.cli._serve_vllm import await_health
 from llmctl.errors import UserError
@@ -83,6 +83,7 @@ def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> It
     output.note(f"model: {prepared.resolved.source} ({prepared.resolved.reason})")
     target = make_target(settings, vllm, prepared.resolved, purpose="batch", port=free_port(), offline=offline)
     translation = check(settings, target)
+    note_unused(output, translation.unused)
     with show_hashing(output, prepared.resolved):
         run_identity = identity(prepared, engine=engine_identity(translation))
     key = new_key()

@@ -9,6 +9,7 @@ from llmctl.cli._chat_screen import Conversation, DisplayOptions
 from llmctl.cli._flags import generation_keys
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
+from llmctl.plan.decision import shortened
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
@@ -88,13 +89,16 @@ def _set(conversation: Conversation, argument: str) -> None:
 def _show(conversation: Conversation, _: str) -> None:
     session, display = conversation.session, conversation.display
     plan = session.loaded.plan
-    generation = {**plan.generation_kwargs, "seed": plan.seed}
+    choice = plan.generation
+    generation = [(name, f"{shortened(value)} ({choice.sources[name]})") for name, value in choice.values.items()]
+    generation += [(name, str(value)) for name, value in plan.generation_kwargs.items() if name not in choice.values]
     conversation.output.pairs(
         [
             ("model", plan.source),
             ("system", session.system or "none"),
             ("messages", str(len(session.messages))),
-            *((name, str(value)) for name, value in generation.items()),
+            *generation,
+            ("seed", str(plan.seed)),
             *((name, "on" if getattr(display, name) else "off") for name in _DISPLAY_OPTIONS),
             ("reuse", "on" if session.reuse else "off"),
             ("thinking", {None: "as the template has it", True: "on", False: "off"}[session.thinking]),

@@ -1,7 +1,7 @@
 """The steps from settings to a loaded model, with their progress shown."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,16 @@ def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Pr
     with show_download(output, settings) as progress:
         prepared = prepare(settings, offline=offline, progress=progress)
     output.note(f"model: {prepared.resolved.source} ({prepared.resolved.reason})")
+    note_unused(output, [one.name for one in prepared.plan.generation.left_out if one.changes_text])
     if prepared.draft is not None:
         output.note(f"draft: {prepared.draft.resolved.source} ({prepared.draft.resolved.reason})")
     return prepared
+
+
+def note_unused(output: Output, names: Sequence[str]) -> None:
+    """Report settings in the model's files that are not used although they would change answers."""
+    if names:
+        output.note(f"not used of the model's own settings: {', '.join(names)} (llmctl load shows why)")
 
 
 def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli._loading import show_download
+from llmctl.cli._loading import note_unused, show_download
 from llmctl.cli._render import Output
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def serve_vllm(output: Output, settings: "Settings", rules: "Rules", *, offline:
         target = make_target(settings, vllm, resolved, host=host, port=port, offline=offline, progress=progress)
     output.note(f"model: {resolved.source} ({resolved.reason})")
     translation = check(settings, target)
+    note_unused(output, translation.unused)
     launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
     output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")
     with VllmProcess(launch) as child:

@@ -152,6 +152,7 @@ def _show_translation(
             for one in translation.keys
         ]
         body = {"command": command_line, "environment": dict(translation.environment), "keys": keys}
+        body["unused_settings_of_the_model"] = list(translation.unused)
         output.document("llmctl.explain/1", {**body, "possible": not translation.problems(settings)})
         return
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in translation.environment.items())
@@ -165,6 +166,9 @@ def _show_translation(
         if rows:
             output.heading(f"\n{kind}")
             output.pairs(rows)
+    if translation.unused:
+        output.heading("\nsettings of the model that are not used")
+        output.pairs([("", ", ".join(translation.unused))])
 
 
 def _origin_text(settings: Settings, key: str) -> str:

@@ -140,6 +140,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
     return {
         "prompt": prompt,
         **completions[0].prompt.document(),
+        "generation": loaded.plan.generation.document(),
         "completions": [_completion_document(loaded, completion) for completion in completions],
         "peak_memory_bytes": peak_memory_bytes(),
         "manifest": make_manifest(loaded).document(),

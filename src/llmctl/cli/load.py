@@ -76,6 +76,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "model_kwargs": dict(plan.model_kwargs),
             "tokenizer_kwargs": dict(plan.tokenizer_kwargs),
             "generation_kwargs": dict(plan.generation_kwargs),
+            "generation": plan.generation.document(),
             "eos_token_ids": list(loaded.eos_token_ids),
             "decisions": [asdict(decision) for decision in plan.decisions],
             "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
@@ -103,6 +104,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
         [
             ("class", f"{measured.model_class}, {measured.parameters / 1e6:,.0f} million parameters"),
             ("context", f"{loaded.context_length} tokens"),
+            ("end tokens", _end_tokens_text(loaded)),
             ("dtype", f"{measured.dtype} (stored in {info.stored_dtype})"),
             ("attention", measured.attn_implementation),
             ("quantization", measured.quantization),
@@ -130,6 +132,10 @@ def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
         }
         for adapter in loaded.adapters
     ]
+
+
+def _end_tokens_text(loaded: "LoadedModel") -> str:
+    return ", ".join(f"{token} {loaded.tokenizer.decode([token])!r}" for token in loaded.eos_token_ids)
 
 
 def _adapter_text(loaded: "LoadedModel", adapter: "AdapterInfo") -> str:

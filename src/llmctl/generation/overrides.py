@@ -25,6 +25,7 @@ def with_generation(
     *,
     structure: Mapping[str, Any] | None = None,
     seed: int | str | None = None,
+    where: str = "request",
 ) -> Model:
     """Return the same model with different settings: `with_generation(loaded, {"temperature": 0.8}, seed=7)`.
 
@@ -32,6 +33,7 @@ def with_generation(
         values: Keys of the section `generation`; they take precedence over the configuration.
         structure: Keys of the section `structure`, which replace the configured structure; empty for none.
         seed: Replaces the configuration's.
+        where: The origin of `values`, to be shown with them.
 
     Raises:
         ConfigError: an unknown key, or a value that the schema refuses.
@@ -47,15 +49,18 @@ def with_generation(
     if seed is not None:
         sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
     config = config.model_copy(update=sections)
-    arguments, _ = decide_generation(config, loaded.info)
+    origins = {f"generation.{name}": source for name, source in plan.generation.sources.items()}
+    origins |= dict.fromkeys((f"generation.{name}" for name in values), where)
+    choice = decide_generation(config, loaded.info, origins=origins)
     faster, _ = decide_decoding(
         config, loaded.machine, loaded.info, devices=plan.devices, quantization=plan.quantization
     )
     ends = loaded.eos_token_ids
     if "extra_eos_tokens" in values:
-        stored = loaded.info.generation_config.get("eos_token_id")
-        ends = tuple(end_tokens(loaded.tokenizer, stored, config.generation.extra_eos_tokens))
-    plan = replace(plan, generation_kwargs=arguments | faster, seed=config.seed)
+        ends = tuple(
+            end_tokens(loaded.tokenizer, loaded.info.generation.eos_token_ids, config.generation.extra_eos_tokens)
+        )
+    plan = replace(plan, generation_kwargs={**choice.arguments, **faster}, generation=choice, seed=config.seed)
     return replace(loaded, prepared=replace(loaded.prepared, config=config, plan=plan), eos_token_ids=ends)
 
 

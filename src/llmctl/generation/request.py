@@ -10,6 +10,7 @@ from llmctl.generation.prompt_length import too_long
 from llmctl.generation.response import ResponseRules, response_rules
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
 from llmctl.generation.tools import ToolUse
+from llmctl.plan.generation import UNSTRUCTURED
 from llmctl.transformers_compat import compile_on_cpu
 
 if TYPE_CHECKING:
@@ -78,28 +79,47 @@ def make_request(
         structure = rules.structure(loaded.tokenizer, structure)
     wanted = max_new_tokens or generation.max_new_tokens
     budget = _budget(loaded, len(prompt), wanted)
-    arguments = loaded.generation_arguments()
-    arguments["max_new_tokens"] = budget
-    if "compile_config" in arguments:
-        # compiled code is valid for one cache length: use a power of two, so that later answers can reuse it
-        arguments["max_cache_len"] = 1 << (len(prompt) + budget - 1).bit_length()
+    arguments, stop_strings = _arguments(loaded, len(prompt), budget), loaded.plan.generation.stop_strings
     if structure is not None:
         from llmctl.generation.structured.constraint import check_for
 
+        arguments, stop_strings = _without_models_own(loaded, arguments, stop_strings)
         if is_structured:
-            refuse_combinations({**arguments, "stop_strings": generation.stop_strings})
+            refuse_combinations({**arguments, "stop_strings": stop_strings})
         check_for(structure, loaded.tokenizer)
     return Request(
         prompt=prompt,
         arguments=arguments,
         seed=loaded.plan.seed if seed is None else seed,
         budget=budget,
-        stop_strings=tuple(generation.stop_strings),
+        stop_strings=stop_strings,
         logprobs=generation.logprobs,
         structure=structure,
         response=rules,
         fills_context=budget < wanted,
     )
+
+
+def _arguments(loaded: "PromptModel", prompt_tokens: int, budget: int) -> dict[str, Any]:
+    """Return the arguments of GenerationConfig for a prompt of this length."""
+    arguments = loaded.generation_arguments()
+    arguments["max_new_tokens"] = budget
+    for name, limit in (("min_new_tokens", budget), ("min_length", prompt_tokens + budget)):
+        if name in arguments:  # transformers warns about a larger one
+            arguments[name] = min(arguments[name], limit)
+    if "compile_config" in arguments:
+        # compiled code is valid for one cache length: use a power of two, so that later answers can reuse it
+        arguments["max_cache_len"] = 1 << (prompt_tokens + budget - 1).bit_length()
+    return arguments
+
+
+def _without_models_own(
+    loaded: "PromptModel", arguments: dict[str, Any], stop_strings: tuple[str, ...]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return arguments and stop strings without those of the model's files that could break a structure."""
+    own = UNSTRUCTURED & loaded.plan.generation.from_model
+    kept = {name: value for name, value in arguments.items() if name not in own}
+    return kept, () if "stop_strings" in own else stop_strings
 
 
 def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":

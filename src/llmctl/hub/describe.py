@@ -10,6 +10,7 @@ from llmctl.hub import error_translation, settings
 from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
 from llmctl.hub.selection import needed
+from llmctl.model import generation_config
 from llmctl.model.checkpoint import parse_header
 from llmctl.model.info import ModelInfo, check_bounds, check_kernels
 
@@ -95,7 +96,7 @@ def _model_info(listing: Listing) -> ModelInfo:
         config=config,
         tensors=tuple(tensors),
         commit=listing.commit,
-        generation_config=_json(listing, "generation_config.json") or {},
+        generation=generation_config.parse_generation_defaults(_generation_config(listing), config),
         has_chat_template=listing.find("chat_template.jinja") is not None
         or listing.find("chat_template.json") is not None
         or bool(tokenizer.get("chat_template")),
@@ -122,6 +123,13 @@ def _json(listing: Listing, path: str) -> Mapping[str, Any] | None:
     except ValueError:
         raise RemoteError(f"{path} of {listing.repo_id} is not JSON") from None
     return document if isinstance(document, dict) else None
+
+
+def _generation_config(listing: Listing) -> bytes | None:
+    """Return the content of generation_config.json, or None if there is no such file."""
+    file = listing.find(generation_config.FILE)
+    size = min(file.size_bytes, generation_config.LIMIT_BYTES + 1) if file is not None else 0
+    return _bytes(listing, file, 0, size) if file is not None else None
 
 
 def _bytes(listing: Listing, file: RemoteFile, start: int, count: int) -> bytes:

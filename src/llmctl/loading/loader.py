@@ -14,7 +14,7 @@ from llmctl.loading.adapters import apply_adapters
 from llmctl.loading.checks import check_architecture
 from llmctl.loading.lean_imports import lean_imports
 from llmctl.loading.measure import measure
-from llmctl.loading.model import LoadedModel, load_prompt_model
+from llmctl.loading.model import LoadedModel, PromptModel, load_prompt_model
 from llmctl.loading.prepare import Prepared, prepare
 from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
@@ -23,6 +23,8 @@ from llmctl.plan import Plan
 from llmctl.transformers_compat import quiet_libraries, without_peft
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from llmctl.hub.download.progress import Progress
 
 
@@ -64,6 +66,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
             model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)
     if prepared.plan.kernels == "llmctl":
         compile_model(model)
+    _set_special_tokens(model, prompt_model)
     loaded = LoadedModel(
         prepared,
         prompt_model.tokenizer,
@@ -83,8 +86,8 @@ def _with_draft(loaded: LoadedModel, prepared: Prepared) -> LoadedModel:
     draft, options = load_prepared(prepared), loaded.config.draft
     check_draft(loaded.tokenizer, draft.tokenizer, model=loaded.model, draft=draft.model, source=draft.plan.source)
     for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
-        if getattr(options, name) is not None:
-            setattr(draft.model.generation_config, name, getattr(options, name))
+        value = getattr(options, name)
+        setattr(draft.model.generation_config, name, draft.info.generation.values.get(name) if value is None else value)
     return replace(loaded, draft=draft, prepared=replace(loaded.prepared, draft=draft.prepared))
 
 
@@ -92,6 +95,13 @@ def apply_environment(plan: Plan) -> None:
     """Set the variables that the libraries read when they are imported; the user's own values stay."""
     for name, value in plan.environment.items():
         os.environ.setdefault(name, value)
+
+
+def _set_special_tokens(model: "PreTrainedModel", prompt_model: PromptModel) -> None:
+    """Give the model a generation config with nothing but special tokens, since every request has its own settings."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(**prompt_model.special_token_arguments())
 
 
 def _set_seed(plan: Plan) -> None:

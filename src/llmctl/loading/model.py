@@ -69,9 +69,14 @@ class PromptModel:
 
     def generation_arguments(self) -> dict[str, Any]:
         """Return the arguments of `GenerationConfig`, the ids of special tokens included."""
-        arguments = dict(self.plan.generation_kwargs)
-        arguments["eos_token_id"] = list(self.eos_token_ids)
-        arguments["pad_token_id"] = self.tokenizer.pad_token_id
+        return {**self.plan.generation_kwargs, **self.special_token_arguments()}
+
+    def special_token_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `GenerationConfig` that are ids of special tokens."""
+        arguments: dict[str, Any] = {
+            "eos_token_id": list(self.eos_token_ids),
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
         if self.tokenizer.bos_token_id is not None:
             arguments["bos_token_id"] = self.tokenizer.bos_token_id
         return arguments
@@ -101,7 +106,5 @@ def load_prompt_model(prepared: Prepared) -> PromptModel:
     """
     plan = prepared.plan
     tokenizer = load_tokenizer(prepared.resolved.folder, plan.tokenizer_kwargs, source=plan.source)
-    stored = prepared.info.generation_config.get("eos_token_id")
-    return PromptModel(
-        prepared, tokenizer, tuple(end_tokens(tokenizer, stored, prepared.config.generation.extra_eos_tokens))
-    )
+    stored, extra = prepared.info.generation.eos_token_ids, prepared.config.generation.extra_eos_tokens
+    return PromptModel(prepared, tokenizer, tuple(end_tokens(tokenizer, stored, extra)))

@@ -64,7 +64,9 @@ def prepare(
     resolved, info = _resolve(settings, offline=offline, progress=progress)
     machine = machine or read_machine()
     adapters = resolve_adapters(config, offline=offline, progress=progress)
-    request = PlanRequest(config, machine, info, context=context, batch=batch, adapters=adapters)
+    request = PlanRequest(
+        config, machine, info, context=context, batch=batch, adapters=adapters, origins=settings.origins
+    )
     if config.draft.id is None:
         plan = plan_cache(make_plan(request), config, info, machine)
         return Prepared(resolved, info, machine, plan, config, adapters=adapters)

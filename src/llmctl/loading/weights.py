@@ -73,7 +73,7 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any
     Only the weights are read from the quantised cache; the configuration is the model's own.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     plan = prepared.plan
     try:
@@ -84,6 +84,7 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any
         loaded: tuple[Any, Mapping[str, Any]] = AutoModelForCausalLM.from_pretrained(
             str(cache_folder or prepared.resolved.folder),
             config=_read_config(prepared, quantization),
+            generation_config=GenerationConfig(),  # the model's own is read and checked in model/generation_config.py
             local_files_only=True,
             output_loading_info=True,
             **arguments,

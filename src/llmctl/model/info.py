@@ -7,6 +7,7 @@ from typing import Any
 
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
+from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import stored_quantization
 
@@ -51,7 +52,7 @@ class ModelInfo:
         folder: Folder of the files, or None if they are not on this machine.
         commit: Commit on the Hub, or None for a plain folder.
         config: Content of config.json.
-        generation_config: Content of generation_config.json, or empty.
+        generation: Generation settings in the model's files, checked.
         tensors: All tensors of the checkpoint.
         has_chat_template: True if a chat template comes with the model.
     """
@@ -61,7 +62,7 @@ class ModelInfo:
     tensors: tuple[Tensor, ...]
     folder: Path | None = None
     commit: str | None = None
-    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_chat_template: bool = False
 
     @property
@@ -156,14 +157,12 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
         raise ModelError(f"{folder / 'config.json'} is not a mapping")
     check_bounds(config, name=str(folder / "config.json"))
     check_kernels(config, name=str(folder / "config.json"))
-    generation_file = folder / "generation_config.json"
-    generation = read_json(generation_file) if generation_file.is_file() else {}
     info = ModelInfo(
         source=source or str(folder),
         folder=folder,
         commit=commit,
         config=config,
-        generation_config=generation if isinstance(generation, dict) else {},
+        generation=read_generation_defaults(folder, config),
         tensors=read_tensors(weight_files(folder)),
         has_chat_template=_has_chat_template(folder),
     )

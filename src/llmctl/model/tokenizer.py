@@ -48,12 +48,12 @@ def _token_id(tokenizer: Any, token: str) -> int | None:
 
 
 def end_tokens(
-    tokenizer: "PreTrainedTokenizerBase", stored: int | Sequence[int] | None, extra: Sequence[int | str] = ()
+    tokenizer: "PreTrainedTokenizerBase", stored: Sequence[int], extra: Sequence[int | str] = ()
 ) -> list[int]:
     """Return all tokens that end an answer: the tokenizer's, the model's, the template's end of turn, and `extra`.
 
     Args:
-        stored: `eos_token_id` of the model's generation_config.
+        stored: `eos_token_id` of the model's generation_config.json, checked.
         extra: Further tokens, as ids or as the text of one token.
 
     Raises:
@@ -62,7 +62,7 @@ def end_tokens(
     ends: list[int] = []
     if tokenizer.eos_token_id is not None:
         ends.append(tokenizer.eos_token_id)
-    ends += [stored] if isinstance(stored, int) else list(stored or ())
+    ends += stored
     end_of_turn = end_of_turn_token(tokenizer)
     if end_of_turn is not None:
         ends.append(end_of_turn)

@@ -1,12 +1,15 @@
 """The result of planning: decisions with their reasons, and the plan that they make."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from llmctl.model.generation_config import LeftOut
 from llmctl.plan.memory import Memory
 from llmctl.quant.backend import Quantization
+
+_SHOWN_CHARACTERS = 70
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,52 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class GenerationChoice:
+    """The generation settings of a run.
+
+    Attributes:
+        arguments: Arguments of `GenerationConfig` without special tokens.
+        stop_strings: Texts that end an answer.
+        sources: The origin of each setting: `--temperature`, `llmctl.yaml:3`, `default`, …
+        from_model: Names of settings that follow the model's files.
+        left_out: Settings in the model's files that are not used.
+        reason: The reason for sampling or not.
+    """
+
+    arguments: Mapping[str, Any]
+    stop_strings: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    from_model: frozenset[str] = frozenset()
+    left_out: tuple[LeftOut, ...] = ()
+    reason: str = ""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {**self.arguments, **({"stop_strings": list(self.stop_strings)} if self.stop_strings else {})}
+
+    def document(self) -> dict[str, Any]:
+        """Return the settings with their origins, and what is left out, as JSON values."""
+        settings = {name: {"value": value, "from": self.sources[name]} for name, value in self.values.items()}
+        return {"settings": settings, "left_out": [asdict(one) for one in self.left_out]}
+
+    def decisions(self) -> Iterator[Decision]:
+        """Yield a decision for each setting in use, then for each that is left out."""
+        yield Decision("do_sample", self.arguments["do_sample"], self.reason)
+        for name, value in self.values.items():
+            if name != "do_sample":
+                yield Decision(name, shortened(value), self.sources[name])
+        for one in self.left_out:
+            yield Decision(one.name, one.value or "unused", f"in the model's {one.file}, left out: {one.reason}")
+
+
+def shortened(value: Any) -> Any:
+    """Return a value of plain types, or the beginning of its text if that is long."""
+    text = str(value)
+    return value if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The exact arguments for transformers, the memory that they need, and the reasons.
 
@@ -39,6 +88,7 @@ class Plan:
         model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
             `quantization_config` as the arguments of the backend's configuration.
         generation_kwargs: Arguments of `GenerationConfig` without special tokens, which the tokenizer knows.
+        generation: The generation settings with their origins, and what is left out of the model's own.
         environment: Environment variables to set before torch is imported.
         quantization: Quantisation of the weights, stored or applied on loading; None for unquantised weights.
         devices: Devices in use: `cuda:0`, `cpu`, `mps`.
@@ -63,6 +113,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     seed: int
     deterministic: bool = False
+    generation: GenerationChoice = field(default_factory=lambda: GenerationChoice({}))
     environment: Mapping[str, str] = field(default_factory=dict)
     quantization: Quantization | None = None
     quantized_cache: Path | None = None

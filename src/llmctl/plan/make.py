@@ -9,7 +9,7 @@ from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
-from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.decision import Decision, GenerationChoice, Plan
 from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
@@ -46,7 +46,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     placement = _place(request, memory, dtype=dtype.value, quantization=quantization)
     devices = tuple(placement.weights) or devices
     attention = decide_attention(config, machine, info, devices=devices, dtype=dtype.value)
-    sampling, sampling_decisions = decide_generation(config, info)
+    generation = decide_generation(config, info, origins=request.origins)
     quantization, offload_decisions = _offload(quantization, placement)
     trust = _decide_trust(config, info)
     decoding, decoding_decisions = decide_decoding(config, machine, info, devices=devices, quantization=quantization)
@@ -55,7 +55,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     )
     kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
     loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
-    generating = (*_explain_use_fast(config), *sampling_decisions, *decoding_decisions)
+    generating = (*generation.decisions(), *_decide_seed(request, generation), *decoding_decisions)
     return Plan(
         source=info.source,
         folder=info.folder,
@@ -69,10 +69,11 @@ def _plan_model(request: PlanRequest) -> Plan:
             "trust_remote_code": trust.value,
             **_quantization_kwargs(quantization),
         },
-        generation_kwargs=sampling | decoding,
+        generation_kwargs={**generation.arguments, **decoding},
+        generation=generation,
         devices=devices,
         memory=replace(memory, weights=placement.weights),
-        decisions=(*loading, trust, *adapters, *generating),
+        decisions=(*loading, trust, *adapters, *_explain_use_fast(config), *generating),
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, devices),
@@ -162,6 +163,13 @@ def _explain_use_fast(config: Config) -> list[Decision]:
     if config.tokenizer.use_fast is None:
         return []
     return [Decision("use_fast", config.tokenizer.use_fast, "no effect: transformers 5 always uses the fast tokenizer")]
+
+
+def _decide_seed(request: PlanRequest, generation: GenerationChoice) -> list[Decision]:
+    if not generation.arguments["do_sample"]:
+        return []
+    default = "configuration" if "seed" in request.config.model_fields_set else "default"
+    return [Decision("seed", request.config.seed, request.origins.get("seed", default))]
 
 
 def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:

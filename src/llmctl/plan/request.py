@@ -1,7 +1,7 @@
 """The inputs of a plan."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmctl.config import Config
 from llmctl.machine.detection import Machine
@@ -26,6 +26,7 @@ class PlanRequest:
         batch: Concurrent sequences to reserve memory for.
         draft: The model that `config.draft` names, or None.
         adapters: The adapters that `config.model.adapters` names.
+        origins: The origins of the user's values by dotted key, to be shown with them.
     """
 
     config: Config
@@ -35,6 +36,7 @@ class PlanRequest:
     batch: int = 1
     draft: ModelInfo | None = None
     adapters: Sequence[AdapterInfo] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def context_tokens(self) -> int:
@@ -45,4 +47,4 @@ class PlanRequest:
     def for_draft(self, draft: ModelInfo) -> "PlanRequest":
         """Return the request for the draft model: alone on the machine, one sequence, no adapters."""
         config = draft_config(self.config)
-        return replace(self, config=config, info=draft, batch=1, draft=None, adapters=())
+        return replace(self, config=config, info=draft, batch=1, draft=None, adapters=(), origins={})

@@ -126,7 +126,7 @@ class Manifest(_Record):
         deterministic: True if torch used deterministic algorithms where available.
         model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
         tokenizer_kwargs: Arguments of `AutoTokenizer.from_pretrained`.
-        generation_kwargs: Arguments of `GenerationConfig`.
+        generation_kwargs: Arguments of `GenerationConfig`, end tokens and stop strings included.
         environment: Environment variables that were set for the libraries.
         attn_implementation: Attention in use.
         quantization: Quantisation in use.
@@ -177,7 +177,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         seed=plan.seed,
         deterministic=plan.deterministic,
         tokenizer_kwargs=dict(plan.tokenizer_kwargs),
-        generation_kwargs={**plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)},
+        generation_kwargs=_generation_kwargs(loaded),
         environment=dict(plan.environment),
         attn_implementation=measured.attn_implementation,
         quantization=measured.quantization,
@@ -188,6 +188,12 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
         versions=read_versions(),
         hardware=read_hardware(),
     )
+
+
+def _generation_kwargs(loaded: "LoadedModel") -> dict[str, Any]:
+    arguments = {**loaded.plan.generation_kwargs, "eos_token_id": list(loaded.eos_token_ids)}
+    stop_strings = loaded.plan.generation.stop_strings
+    return {**arguments, "stop_strings": list(stop_strings)} if stop_strings else arguments
 
 
 def _user_config(config: Config) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _load_draft(prepared: Prepared, draft: Prepared) -> str:
     lines = _load_model("draft", draft.plan, _where(draft))
     for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
         value = getattr(prepared.config.draft, name)
+        value = draft.info.generation.values.get(name) if value is None else value
         if value is not None:
             lines.append(f"draft.generation_config.{name} = {value!r}")
     return "\n".join([*lines, ""])
@@ -117,6 +118,7 @@ def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""
         lines.append(f"    {name}={shown},{reason}")
+    lines.append("    generation_config=GenerationConfig(),  # instead of the model's own: see below")
     return [*lines, ")", f"{variable}.eval()"]
 
 
@@ -135,7 +137,7 @@ def _prompt(tokenizer: "PreTrainedTokenizerBase", config: Config, prompt: str, *
 
 
 def _generate(prepared: Prepared, arguments: dict[str, Any], *, is_open: bool) -> str:
-    stops, draft = prepared.config.generation.stop_strings, prepared.draft
+    stops, draft = list(prepared.plan.generation.stop_strings), prepared.draft
     options = [f"stop_strings={stops!r}"] if stops else []
     lines = []
     if draft is not None:

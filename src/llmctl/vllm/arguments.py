@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from llmctl.model.generation_config import GenerationDefaults
 from llmctl.quant.backend import Quantization
 
 Purpose = Literal["serve", "batch"]
@@ -18,7 +19,7 @@ class Target:
         purpose: `serve` for a server for clients; `batch` for llmctl's own batch, whose requests contain more settings.
         model: The model's folder on this machine; without it, vLLM finds the model by its id.
         commit: Its commit on the Hub.
-        generation_config: The model's generation_config.json.
+        generation: Generation settings in the model's files.
         quantization: The quantisation of the stored model.
         adapter: The adapter's folder on this machine.
         adapter_rank: The adapter's largest rank.
@@ -31,7 +32,7 @@ class Target:
     purpose: Purpose = "serve"
     model: str | None = None
     commit: str | None = None
-    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     quantization: Quantization | None = None
     adapter: str | None = None
     adapter_rank: int | None = None

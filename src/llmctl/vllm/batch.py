@@ -164,6 +164,7 @@ def request_body(made: RowRequest, model: str) -> dict[str, Any]:
         "seed": request.seed,
         **sampling,
         "repetition_penalty": arguments.get("repetition_penalty") or 1.0,
+        "min_tokens": arguments.get("min_new_tokens", 0),
         "stop": list(request.stop_strings),
         "stop_token_ids": sorted(request.eos_token_ids),
         "logprobs": request.logprobs,

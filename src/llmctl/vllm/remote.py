@@ -31,13 +31,15 @@ def prepare_remote(settings: Settings, *, offline: bool = False, progress: "Prog
     info = read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
     trusted = config.model.trust_remote_code and info.has_remote_code
     tokenizer_kwargs: dict[str, Any] = {"padding_side": "left", "trust_remote_code": trusted}
+    generation = decide_generation(config, info, origins=settings.origins)
     plan = Plan(
         source=resolved.source,
         folder=resolved.folder,
         commit=resolved.commit,
         tokenizer_kwargs=tokenizer_kwargs,
         model_kwargs={"trust_remote_code": trusted},
-        generation_kwargs=decide_generation(config, info)[0],
+        generation_kwargs=generation.arguments,
+        generation=generation,
         devices=(),
         memory=_NO_MEMORY,
         decisions=(),

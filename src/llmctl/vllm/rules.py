@@ -198,7 +198,7 @@ def _unsupported_sampling(name: str, off: tuple[Any, ...]) -> Rule:
 
     def rule(config: Config, target: Target) -> Outcome | None:
         configured = getattr(config.generation, name)
-        value = target.generation_config.get(name) if configured is None else configured
+        value = target.generation.values.get(name) if configured is None else configured
         if value in off:
             return not_needed("it is off") if configured is not None else None
         source = "" if configured is not None else f" (the model's generation_config.json sets it to {value})"

@@ -38,7 +38,7 @@ def make_target(
         purpose,
         model=str(resolved.folder),
         commit=resolved.commit,
-        generation_config=info.generation_config,
+        generation=info.generation,
         quantization=info.stored_quantization,
         adapter=str(adapters[0].folder) if adapters else None,
         adapter_rank=max(adapters[0].ranks.values(), default=1) if adapters else None,

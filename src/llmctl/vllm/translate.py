@@ -13,6 +13,10 @@ from llmctl.plan.generation import decide_generation
 from llmctl.vllm.arguments import Outcome, Target, not_possible
 from llmctl.vllm.rules import ALWAYS_TRANSLATED, RULES, served_names, value_of
 
+# Settings of a model that reach vLLM as defaults of its server, and those that a batch sends with each request.
+_DEFAULTS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+_IN_REQUESTS = {"stop_strings", "min_new_tokens"}
+
 
 @dataclass(frozen=True)
 class TranslatedKey:
@@ -38,12 +42,14 @@ class Translation:
         environment: Environment variables for vLLM; never secrets.
         served_name: The model's name for clients.
         keys: All keys that differ from their defaults, and those that are always translated.
+        unused: Names of settings in the model's files that vLLM does not apply.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     served_name: str
     keys: tuple[TranslatedKey, ...]
+    unused: tuple[str, ...] = ()
 
     def problems(self, settings: Settings) -> list[Problem]:
         """Return the keys that cannot be translated, with their origins."""
@@ -70,7 +76,7 @@ def translate(config: Config, target: Target | None = None) -> Translation:
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     for key in keys:
         environment |= key.outcome.environment
-    return Translation(tuple(arguments), environment, served_names(config)[0], tuple(keys))
+    return Translation(tuple(arguments), environment, served_names(config)[0], tuple(keys), _unused(config, target))
 
 
 def check(settings: Settings, target: Target) -> Translation:
@@ -98,10 +104,18 @@ def _sampling_arguments(config: Config, target: Target) -> list[str]:
     return ["--generation-config", "vllm", "--override-generation-config", json.dumps(defaults)]
 
 
+def _unused(config: Config, target: Target) -> tuple[str, ...]:
+    """Return the settings of the model's files that vLLM gets neither as defaults nor in requests."""
+    choice = decide_generation(config, ModelInfo("", {}, (), generation=target.generation))
+    passed = _DEFAULTS | (_IN_REQUESTS if target.purpose == "batch" else set())
+    left_out = [one.name for one in choice.left_out if one.changes_text]
+    return (*left_out, *sorted(choice.from_model - passed))
+
+
 def _sampling_defaults(config: Config, target: Target) -> dict[str, Any]:
     """Return the sampling defaults for requests, as `plan.generation` decides them, under vLLM's names."""
-    info = ModelInfo("", {}, (), generation_config=target.generation_config)
-    decided = decide_generation(config, info)[0]
+    info = ModelInfo("", {}, (), generation=target.generation)
+    decided = decide_generation(config, info).arguments
     names = ("temperature", "top_k", "top_p", "min_p") if decided["do_sample"] else ()
     defaults = {name: decided[name] for name in (*names, "repetition_penalty") if decided.get(name) is not None}
     return defaults if decided["do_sample"] else {"temperature": 0.0, **defaults}

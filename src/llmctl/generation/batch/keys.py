@@ -23,7 +23,7 @@ ROW_DIGITS, SETTINGS_DIGITS, MODEL_DIGITS = 16, 8, 8
 # keys of `generation` that the plan's arguments include: there, a default equals its explicit value
 _IN_ARGUMENTS = {
     "max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p", "min_p", "typical_p",
-    "repetition_penalty", "no_repeat_ngram_size",
+    "repetition_penalty", "no_repeat_ngram_size", "stop_strings",
 }  # fmt: skip
 
 
@@ -53,7 +53,10 @@ def identity(prepared: "Prepared | PromptModel", *, engine: Mapping[str, Any] | 
     chat = config.chat.model_dump(mode="json") | {"template": template_text(config.chat)}
     settings = {
         "arguments": dict(plan.generation_kwargs),
-        "generation": config.generation.model_dump(mode="json", exclude=_IN_ARGUMENTS, exclude_defaults=True),
+        "generation": {
+            **config.generation.model_dump(mode="json", exclude=_IN_ARGUMENTS, exclude_defaults=True),
+            **({"stop_strings": list(plan.generation.stop_strings)} if plan.generation.stop_strings else {}),
+        },
         "chat": chat,
         "seed": plan.seed,
         "context": config.tokenizer.model_max_length,

@@ -247,7 +247,7 @@ class ChatSession:
         Raises:
             UserError: an unknown key, or a value that the schema refuses.
         """
-        self.loaded = with_generation(self.loaded, values, seed=seed)
+        self.loaded = with_generation(self.loaded, values, seed=seed, where="/set")
         self._changed |= values if seed is None else {**values, "seed": seed}
 
     def set_thinking(self, value: bool | None) -> None:

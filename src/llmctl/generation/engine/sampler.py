@@ -1,11 +1,12 @@
 """Sampling of the next token from logits, with the settings and the seed of each sequence."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.candidate_sampler import CandidateSampler, split
 from llmctl.generation.request import Request
+from llmctl.model.generation_fields import FIELDS
 from llmctl.transformers_compat import logits_processors
 
 if TYPE_CHECKING:
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
 
 # The arguments of GenerationConfig that packed sequences support. A request with any other argument runs alone.
 PACKABLE_ARGUMENTS = frozenset(
-    {
-        "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-        "no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id",
-    }
-)  # fmt: skip
+    {"max_new_tokens", "pad_token_id", "bos_token_id"}
+    | {name for name, known in FIELDS.items() if known.use in ("always", "sampling")}
+)
+_COUNTS_FROM_PROMPT = {"min_new_tokens", "begin_suppress_tokens"}  # their processors know the length of the prompt
 _MAX_CACHED = 64
 
 
@@ -85,7 +85,7 @@ class Samplers:
         if processors:
             merged, samples = self._merged(request, processors)
         else:
-            key = _without_length(request.arguments)
+            key = _cache_key(request)
             if key not in self._kept:
                 self._kept[key] = self._merged(request, ())
             self._kept.move_to_end(key)
@@ -104,5 +104,9 @@ class Samplers:
         return merged, bool(config.do_sample)
 
 
-def _without_length(arguments: Mapping[str, Any]) -> Any:
-    return tuple(sorted((name, str(value)) for name, value in arguments.items() if name != "max_new_tokens"))
+def _cache_key(request: Request) -> Any:
+    """Return everything that the processors of a request depend on."""
+    arguments = request.arguments
+    prompt_tokens = len(request.prompt) if _COUNTS_FROM_PROMPT & arguments.keys() else None
+    values = sorted((name, str(value)) for name, value in arguments.items() if name != "max_new_tokens")
+    return prompt_tokens, tuple(values)
