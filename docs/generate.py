@@ -13,6 +13,7 @@ from llmctl.cli.main import COMMANDS, app, typer_command
 from llmctl.config.document import Row, reference_rows
 from llmctl.config.layers import ENVIRONMENT_PREFIX
 from llmctl.config.schema import sections
+from llmctl.model.generation_fields import FIELDS
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _MADE = "<!-- Made by docs/generate.py from the code. Change the code, then run: make docs -->"
@@ -44,12 +45,39 @@ llmctl config schema > llmctl.schema.json
 ```
 """.strip()
 
+_GENERATION = """
+A model's author can set defaults for generation in generation_config.json (in older models, in config.json). llmctl
+reads the file once and checks every value. A value acts the same on every path (`generate`, batches, `chat`, `serve`,
+in every dtype), or is left out. A key of the [section `generation`](configuration.md) or a flag takes precedence.
+
+* Numbers and truth values may be written as text: `"0.7"` is 0.7.
+* A value that is not usable (a wrong type, out of bounds, not finite, a token that the model does not have) is left
+  out. In a list, only such items are.
+* `do_sample: true` with `temperature: 0` is greedy.
+* With a structured answer, `stop_strings`, `no_repeat_ngram_size`, `min_new_tokens` and `min_length` of the model are
+  left out, because they could break the structure.
+* A file that is not JSON, or larger than 1 MB, is left out as a whole.
+
+Every command names what it left out if that can change answers. `llmctl load` and `llmctl generate --verbose` show
+every setting in use with its origin, and everything left out with the reason; with `--json`, `generation` has the
+same.
+""".strip()
+_USES = {
+    "always": "Used",
+    "sampling": "Used for sampling",
+    "beams": "Used for beam search (generation.num_beams)",
+    "draft": "Used if the model is a draft",
+    "left out": "Left out",
+    "no effect": "Without effect",
+}
+
 
 def pages() -> dict[Path, str]:
     """Return the generated pages by path."""
     return {
         REFERENCE / "commands.md": commands_page(),
         REFERENCE / "configuration.md": configuration_page(),
+        REFERENCE / "generation-config.md": generation_config_page(),
     }
 
 
@@ -66,6 +94,15 @@ def configuration_page() -> str:
     for section in ["", *named]:
         about = named[section].__doc__ if section else "Keys outside the sections."
         lines += [f"## {section or 'Top level'}", "", str(about), "", *_key_table(section, rows), ""]
+    return "\n".join(lines)
+
+
+def generation_config_page() -> str:
+    """Return the page of the fields of generation_config.json: the use of each."""
+    lines = ["# The model's generation_config.json", "", _MADE, "", _GENERATION, ""]
+    for use, title in _USES.items():
+        rows = [_table_row(f"`{name}`", field.reason) for name, field in FIELDS.items() if field.use == use]
+        lines += [f"## {title}", "", *_table_head("setting", "meaning, or reason"), *rows, ""]
     return "\n".join(lines)
 
 

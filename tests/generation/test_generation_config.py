@@ -16,9 +16,14 @@ from typing import Any, NamedTuple
 import pytest
 
 import llmctl
+from llmctl.config import StructureSection
 from llmctl.generation.batch.answers import generate_batch
 from llmctl.generation.chat.conversation import ChatSession
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.engine import engine_for_many
+from llmctl.generation.prompt import Prompt, encode_prompt
+from llmctl.generation.request import make_request, with_structure
+from llmctl.generation.stream import stream_request
+from llmctl.generation.structured.structure import make_structure
 from llmctl.loading.model import LoadedModel
 from llmctl.model.generation_config import parse_generation_defaults
 from llmctl.model.generation_fields import FIELDS
@@ -33,6 +38,11 @@ PROMPT = "the capital of france"
 COUNT = 8
 _WRITES_TABLE = bool(os.environ.get("LLMCTL_GENERATION_TABLE"))
 SAMPLED = {"do_sample": True, "temperature": 2.0}
+# Cases that leave an answer as it is, and that are therefore not reported.
+WITHOUT_EFFECT = {
+    "do_sample with temperature 0", "do_sample with a tiny temperature", "temperature without do_sample",
+    "renormalize_logits", "pad_token_id and bos_token_id", "null values",
+}  # fmt: skip
 
 
 class Answered(NamedTuple):
@@ -265,17 +275,44 @@ def test_every_setting_acts_the_same_on_every_path(loaded: LoadedModel) -> None:
     plain = with_file(loaded, {})
     baseline = transformers_answer(plain, {})
     outcomes: dict[str, dict[str, str]] = {}
+    silent = set()
     with serving(loaded) as serve:
         paths = {"generate": _generate, "batch": _batch, "chat": _chat, "serve": serve}
         for name, case in (*honoured(plain), *unchanged(plain)):
             expected = baseline if case.same_as is None else transformers_answer(plain, case.same_as)
-            outcome = "as without it" if expected == baseline else "honoured"
+            outcome = "left out" if expected == baseline else "honoured"
             configured = with_file(loaded, case.content)
+            if outcome == "left out" and not configured.plan.generation.left_out:
+                silent.add(name)
             outcomes[name] = {path: outcome if run(configured) == expected else "WRONG" for path, run in paths.items()}
     if _WRITES_TABLE:
         sys.stdout.write(f"\n{loaded.measured.dtype}\n{_table(outcomes)}\n")
     assert [row for row in outcomes.items() if "WRONG" in row[1].values()] == []
+    assert silent == WITHOUT_EFFECT
     assert [name for name, _ in honoured(plain) if set(outcomes[name].values()) != {"honoured"}] == []
+
+
+def test_a_structure_given_by_tools_removes_settings_of_the_model_that_could_break_it(loaded: LoadedModel) -> None:
+    configured = with_file(loaded, {"stop_strings": ["b"], "no_repeat_ngram_size": 1, "min_new_tokens": 20})
+    structure = make_structure(StructureSection(regex="abab"))
+    assert structure is not None
+    prompt = encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat)
+    request = with_structure(configured, make_request(configured, prompt), structure)
+    *_, last = stream_request(configured, request)
+    assert last.completion is not None
+    assert last.completion.text == "abab"
+
+
+def test_the_settings_of_one_answer_do_not_leak_into_another(loaded: LoadedModel) -> None:
+    plain = llmctl.generate(loaded, PROMPT)
+    configured = with_file(loaded, {"suppress_tokens": list(plain.token_ids[:2]), "begin_suppress_tokens": [3]})
+    prompts = [Prompt((5, 6)), Prompt((5, 6, 7, 8))]
+    requests = [make_request(model, prompt) for model in (configured, loaded) for prompt in prompts]
+    together = dict(engine_for_many(loaded).run(enumerate(requests)))
+    for number, request in enumerate(requests):
+        *_, alone = stream_request(loaded, request)
+        assert alone.completion is not None
+        assert together[number].token_ids == alone.completion.token_ids
 
 
 def _table(outcomes: dict[str, dict[str, str]]) -> str:

@@ -18,6 +18,7 @@ from llmctl.loading import export
 from llmctl.loading.prepare import prepare
 from llmctl.quant.atomic_folder import NewFolder
 from support import forkserver
+from support.tiny import edit_json
 
 Tiny = Callable[[str], Path]
 Copy = Callable[..., Path]
@@ -72,6 +73,14 @@ def test_the_model_card_and_the_licence_are_copied_and_nothing_else(tiny_copy: C
     assert set(done.files) == expected
     assert (done.folder / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert {(done.folder / name).stat().st_mode & 0o777 for name in done.files} == {0o644}
+
+
+def test_generation_settings_in_the_config_of_an_older_model_are_kept(tiny_copy: Copy, tmp_path: Path) -> None:
+    folder = tiny_copy()
+    (folder / "generation_config.json").unlink()
+    edit_json(folder / "config.json", repetition_penalty=1.5, eos_token_id=5)
+    info = llmctl.load(quantize(folder, tmp_path / "quantised").folder).info
+    assert info.generation.values == {"repetition_penalty": 1.5, "eos_token_id": [5]}
 
 
 def test_a_folder_that_is_not_empty_is_never_overwritten(tiny_models: Tiny, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Export of a quantised model as a folder that loads anywhere (`llmctl quantize`)."""
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from llmctl.hub.cache.disk import check_room, explain
 from llmctl.hub.selection import needed
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared
+from llmctl.model import generation_config
 from llmctl.model.checkpoint import lies_inside
 from llmctl.plan.quantized_cache import weight_bytes
 from llmctl.quant.atomic_folder import NewFolder
@@ -141,6 +143,9 @@ def _write(loaded: "LoadedModel", folder: Path) -> None:
     source = loaded.resolved.folder
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     copied = {name for name in needed(names) if ".safetensors" not in name and name != "config.json"}
+    if generation_config.FILE not in copied:  # an older model has its settings in config.json, which loses them
+        content = json.dumps(dict(loaded.info.generation.values), indent=2)
+        (folder / generation_config.FILE).write_text(f"{content}\n", encoding="utf-8")
     copied |= {path.name for pattern in _ABOUT for path in source.glob(pattern) if path.is_file()}
     for name in sorted(copied):
         if lies_inside(source, source / name):
