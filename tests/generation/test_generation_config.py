@@ -4,35 +4,28 @@
 """
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import llmctl
-from llmctl.config import StructureSection
 from llmctl.generation.batch.answers import generate_batch
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.prompt import Prompt, encode_prompt
-from llmctl.generation.request import make_request, with_structure
+from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
-from llmctl.generation.structured.structure import make_structure
 from llmctl.loading.model import LoadedModel
-from llmctl.model.generation_config import parse_generation_defaults
 from llmctl.model.generation_fields import FIELDS
-from llmctl.model.tokenizer import end_tokens
-from llmctl.plan import PlanRequest, make_plan
 from llmctl.server.app import make_app
-from llmctl.server.prompt_renderer import PromptRenderer
 from llmctl.server.registry import ModelRegistry
 from llmctl.server.worker import Worker
+from support.generation_config import with_generation_config
 
 PROMPT = "the capital of france"
 COUNT = 8
@@ -71,15 +64,6 @@ def _templates_without_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmctl.model.tokenizer.run_bounded", lambda work: work())
 
 
-def with_file(loaded: LoadedModel, content: Any) -> LoadedModel:
-    """Return the loaded model as if its folder had this generation_config.json."""
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    info = replace(loaded.info, generation=parse_generation_defaults(data, loaded.info.config))
-    plan = make_plan(PlanRequest(loaded.config, loaded.machine, info))
-    ends = end_tokens(loaded.tokenizer, info.generation.eos_token_ids)
-    return replace(loaded, prepared=replace(loaded.prepared, info=info, plan=plan), eos_token_ids=tuple(ends))
-
-
 # -- the paths
 
 
@@ -108,7 +92,8 @@ def serving(loaded: LoadedModel) -> Iterator[Callable[[LoadedModel], Answered]]:
     """Yield the path through a server whose worker, renderer and routes are shared by all cases."""
     import httpx2
 
-    worker, renderer = Worker(loaded, max_queue=4), PromptRenderer(loaded.tokenizer)
+    worker = Worker(loaded, max_queue=4)
+    renderer = ModelRegistry("tiny", loaded, worker, 1, 60.0).prompts
     body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}]}
     renderer.start()
     worker.start()
@@ -272,7 +257,7 @@ def unchanged(loaded: LoadedModel) -> Iterator[tuple[str, Case]]:
 
 
 def test_every_setting_acts_the_same_on_every_path(loaded: LoadedModel) -> None:
-    plain = with_file(loaded, {})
+    plain = with_generation_config(loaded, {})
     baseline = transformers_answer(plain, {})
     outcomes: dict[str, dict[str, str]] = {}
     silent = set()
@@ -281,7 +266,7 @@ def test_every_setting_acts_the_same_on_every_path(loaded: LoadedModel) -> None:
         for name, case in (*honoured(plain), *unchanged(plain)):
             expected = baseline if case.same_as is None else transformers_answer(plain, case.same_as)
             outcome = "left out" if expected == baseline else "honoured"
-            configured = with_file(loaded, case.content)
+            configured = with_generation_config(loaded, case.content)
             if outcome == "left out" and not configured.plan.generation.left_out:
                 silent.add(name)
             outcomes[name] = {path: outcome if run(configured) == expected else "WRONG" for path, run in paths.items()}
@@ -292,20 +277,11 @@ def test_every_setting_acts_the_same_on_every_path(loaded: LoadedModel) -> None:
     assert [name for name, _ in honoured(plain) if set(outcomes[name].values()) != {"honoured"}] == []
 
 
-def test_a_structure_given_by_tools_removes_settings_of_the_model_that_could_break_it(loaded: LoadedModel) -> None:
-    configured = with_file(loaded, {"stop_strings": ["b"], "no_repeat_ngram_size": 1, "min_new_tokens": 20})
-    structure = make_structure(StructureSection(regex="abab"))
-    assert structure is not None
-    prompt = encode_prompt(loaded.tokenizer, PROMPT, loaded.config.chat)
-    request = with_structure(configured, make_request(configured, prompt), structure)
-    *_, last = stream_request(configured, request)
-    assert last.completion is not None
-    assert last.completion.text == "abab"
-
-
 def test_the_settings_of_one_answer_do_not_leak_into_another(loaded: LoadedModel) -> None:
     plain = llmctl.generate(loaded, PROMPT)
-    configured = with_file(loaded, {"suppress_tokens": list(plain.token_ids[:2]), "begin_suppress_tokens": [3]})
+    configured = with_generation_config(
+        loaded, {"suppress_tokens": list(plain.token_ids[:2]), "begin_suppress_tokens": [3]}
+    )
     prompts = [Prompt((5, 6)), Prompt((5, 6, 7, 8))]
     requests = [make_request(model, prompt) for model in (configured, loaded) for prompt in prompts]
     together = dict(engine_for_many(loaded).run(enumerate(requests)))

@@ -22,6 +22,7 @@ from llmctl.generation.stream import stream_request
 from llmctl.generation.structured.constraint import _vocabulary
 from llmctl.generation.structured.structure import Structure
 from llmctl.generation.tools import ToolUse, tool_use
+from support.generation_config import with_generation_config
 from support.tiny import write_model
 
 WithTemplate = Callable[[str], llmctl.LoadedModel]
@@ -98,6 +99,14 @@ def test_with_a_required_choice_the_model_always_calls(family: str, with_templat
         value = json.loads(calls[0].arguments)
         assert value == {} if calls[0].name == "stop" else jsonschema.validate(value, CITY) is None
     assert names <= {"get_weather", "stop"}
+
+
+def test_settings_in_the_models_files_do_not_break_a_required_call(with_template: WithTemplate) -> None:
+    own = {"stop_strings": ['"'], "no_repeat_ngram_size": 1, "min_new_tokens": 150, "do_sample": True}
+    loaded = with_generation_config(with_template("qwen"), own)
+    text, calls, reason = calls_of(loaded, [WEATHER], choice="required", parallel=False)
+    assert (text, len(calls), reason) == ("", 1, "stop")
+    jsonschema.validate(json.loads(calls[0].arguments), CITY)
 
 
 def test_several_calls_are_each_valid(with_template: WithTemplate) -> None:
