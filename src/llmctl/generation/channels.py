@@ -7,14 +7,14 @@ The best-known format is harmony, of gpt-oss (github.com/openai/harmony):
 
 import re
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmctl.generation.reasoning import Segment, first_of, overlap
+from llmctl.generation.marks import NAME, first_of, is_open_json, overlap
+from llmctl.generation.reasoning import Segment
 from llmctl.generation.structured.lark import LarkWriter
 
 _MAX_HEADER = 200  # characters
-NAME = "\ue003"  # stands for the name of a tool in a header
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Channels:
     """The format of messages with headers.
 
     Attributes:
-        start: The text before each header. The prompt ends with that of the first message.
+        starts: The texts before each header. The prompt ends with one.
         bodies: Marks that end a header, and whose text is part of it.
         ends: Marks that end a message.
         header: A pattern that matches a whole header.
@@ -31,11 +31,13 @@ class Channels:
         reasoning: A pattern that is in the header of reasoning.
         final_header: The header of the answer, for constrained answers.
         reasoning_header: The header of reasoning, for constrained answers.
+        preamble_header: The header of text before calls.
         call_header: The part of a call's header that is not in the call's format.
+        is_spaced: True if the tokenizer writes a space after control tokens.
         json_calls: True if the message to a tool is a JSON object; otherwise, calls are marked within the text.
     """
 
-    start: str
+    starts: tuple[str, ...]
     bodies: tuple[str, ...]
     ends: tuple[str, ...]
     header: str
@@ -44,31 +46,54 @@ class Channels:
     reasoning: str
     final_header: str
     reasoning_header: str
+    preamble_header: str = ""
     call_header: str = ""
+    is_spaced: bool = False
     json_calls: bool = True
 
     @property
     def marks(self) -> Sequence[str]:
         """Texts that separate the parts."""
-        return [self.start, *self.bodies, *self.ends, self.final_header, self.reasoning_header, "<|constrain|>"]
+        return [*self.starts, *self.bodies, *self.ends, self.final_header, self.reasoning_header, "<|constrain|>"]
 
     def splitter(
         self, prompt_tail: str, interrupts: Sequence[str] = (), tools: Collection[str] = ()
     ) -> "ChannelSplitter":
         """Return a splitter for one answer. A message to any recipient but one of `tools` is text."""
-        return ChannelSplitter(self, tools, prompt_tail.rpartition(self.start)[2])
+        return ChannelSplitter(self, tools, self._header_of(prompt_tail))
 
-    def prelude(self, prompt_tail: str, lark: LarkWriter, *, before_calls: bool = False) -> str:
-        """Return the symbols for any reasoning and the header of the answer; empty within a message."""
-        if first_of(prompt_tail.rpartition(self.start)[2], self.bodies)[1] is not None:
+    def _header_of(self, prompt_tail: str) -> str:
+        """Return the beginning of the first message, which is in the prompt."""
+        return min((prompt_tail.rpartition(start)[2] for start in self.starts), key=len)
+
+    def prelude(
+        self, prompt_tail: str, lark: LarkWriter, *, before_calls: bool = False, with_preamble: bool = False
+    ) -> str:
+        """Return the symbols for any reasoning and the header of the answer; empty within a message.
+
+        Args:
+            with_preamble: True to allow text before calls.
+        """
+        if first_of(self._header_of(prompt_tail), self.bodies)[1] is not None:
             return ""
         header = lark.literal(self.call_header if before_calls else self.final_header)
+        header += f" {lark.space}" if self.is_spaced and not before_calls else ""
         if not self.reasoning_header:
             return header
-        if not lark.has("reasoning"):
-            lark.add_until("reasoning_body", self.ends[0] + self.start)
-            lark.add(f"reasoning: {lark.literal(self.reasoning_header)} reasoning_body")
-        return f"reasoning* {header}".strip()
+        if not lark.has("thought"):
+            lark.add_until("message_body", self.ends[0] + self.starts[0])
+            lark.add(f"thought: {lark.literal(self.reasoning_header)} message_body")
+        if with_preamble and self.preamble_header:
+            return f"(thought | {lark.literal(self.preamble_header)} message_body)* {header}"
+        return f"thought* {header}"
+
+    def postlude(self, lark: LarkWriter) -> str:
+        """Return an empty text: the answer ends with an end token."""
+        return ""
+
+    def free_text(self, lark: LarkWriter) -> str:
+        """Return the symbol for the body of the answer."""
+        return "TEXT"
 
     def recipient_of(self, header: str) -> str:
         """Return the name of a message's recipient, or an empty text."""
@@ -89,7 +114,7 @@ class ChannelSplitter:
         self._form, self._tools = form, tools
         self._part: Literal["header", "body", "between"] = "header"
         self._kind: Literal["reasoning", "text", "call"] = "text"
-        self._name = ""
+        self._name, self._body_text = "", ""  # the recipient and the text of the current message
         self._held = header
         self._given = len(header)  # characters of the held text that are in the prompt
         if header:
@@ -134,50 +159,77 @@ class ChannelSplitter:
         self._kind = "call" if is_call else "reasoning" if re.search(form.reasoning, header) else "text"
         is_unknown = bool(name) and name not in (*self._tools, "all", "user", "self", "assistant")
         keeps_header = is_unknown and "<|" not in header  # without control tokens, it may be ordinary text
-        self._name = name if is_call else ""
+        self._name, self._body_text = (name if is_call else ""), ""
         self._held, self._given, self._part = self._held[0 if keeps_header else len(header) :], 0, "body"
         if is_call:
             yield Segment("call", "", name)
 
     def _body(self, *, final: bool) -> Generator[Segment, None, bool]:
-        marks = (*self._form.ends, self._form.start)
-        at, mark = first_of(self._held, marks)
+        marks = (*self._form.ends, *self._form.starts)
+        at, mark = self._next_mark(marks)
         keep = 0 if final or mark is not None else max(overlap(self._held, one) for one in marks)
         end = at if mark is not None else len(self._held) - keep
-        if self._held[:end]:
-            yield Segment(self._kind, self._held[:end], self._name)
+        if text := self._unspaced(self._held[:end]):
+            yield Segment(self._kind, text, self._name)
+        self._body_text += self._held[:end]
         self._held = self._held[end + len(mark or "") :]
         if mark is None:
             return False
-        self._part = "header" if mark == self._form.start else "between"
+        self._part = "header" if mark in self._form.starts else "between"
         return True
+
+    def _next_mark(self, marks: Sequence[str]) -> tuple[int, str | None]:
+        """Return the position and text of the first mark. In a JSON string, a mark without control tokens is text."""
+        start = 0
+        while True:
+            at, mark = first_of(self._held[start:], marks)
+            at += start
+            may_be_text = mark is not None and self._kind == "call" and "<|" not in mark
+            if mark is None or not may_be_text or not is_open_json(self._body_text + self._held[:at]):
+                return at, mark
+            start = at + len(mark)
+
+    def _unspaced(self, text: str) -> str:
+        """Remove the space that some tokenizers write after the header."""
+        return text.removeprefix(" ") if self._form.is_spaced and not self._body_text else text
 
     def _between(self, *, final: bool) -> bool:
         """Skip from the end of a message to the header of the next one."""
-        text = self._held.lstrip()
-        if text.startswith(self._form.start):
-            self._held, self._part = text[len(self._form.start) :], "header"
+        text, starts = self._held.lstrip(), self._form.starts
+        start = next((start for start in starts if text.startswith(start)), None)
+        if start is not None:
+            self._held, self._part = text[len(start) :], "header"
             return True
-        if not final and self._form.start.startswith(text):
+        if not final and any(start.startswith(text) for start in starts):
             return False
         self._held, self._part = text, "header"
         return True
 
 
 _HARMONY = Channels(
-    start="<|start|>assistant",
+    starts=("<|start|>assistant", "<|start|> assistant"),
     bodies=("<|message|>",),
     ends=("<|end|>", "<|call|>", "<|return|>"),
-    header=r"\s*(?:to=\S+?)?\s*(?:<\|channel\|>\w+)?\s*(?:to=\S+)?\s*(?:<\|constrain\|>)?\s*\w*\s*<\|message\|>",
+    header=r"\s*(?:to=\S+?)?\s*(?:<\|channel\|>\s*\w+)?\s*(?:to=\S+)?\s*(?:<\|constrain\|>)?\s*\w*\s*<\|message\|>",
     header_begun=r"\s*(?:<.*|to=.*|to?)?",
     recipient=r"to=(?:functions\.)?([\w-]+)",
-    reasoning=r"<\|channel\|>analysis",
+    reasoning=r"<\|channel\|>\s*analysis",
     final_header="<|channel|>final<|message|>",
     reasoning_header="<|channel|>analysis<|message|>",
+    preamble_header="<|channel|>commentary<|message|>",
+)
+# LLM-jp: its tokenizer decodes control tokens with a space after them
+_HARMONY_SPACED = replace(
+    _HARMONY,
+    starts=("<|start|> assistant", "<|start|>assistant"),
+    final_header="<|channel|> final<|message|>",
+    reasoning_header="<|channel|> analysis<|message|>",
+    preamble_header="<|channel|> commentary<|message|>",
+    is_spaced=True,
 )
 # Muse: recipients instead of channels, and calls in XML
 _RECIPIENTS = Channels(
-    start="<|start|>assistant",
+    starts=("<|start|>assistant",),
     bodies=("<|message|>",),
     ends=("<|eom|>", "<|eot|>"),
     header=r"\s*(?:to=\S+?)?\s*<\|message\|>",
@@ -186,12 +238,13 @@ _RECIPIENTS = Channels(
     reasoning="to=self",
     final_header=" to=user<|message|>",
     reasoning_header=" to=self<|message|>",
+    preamble_header=" to=user<|message|>",
     call_header=f" to={NAME}<|message|>",
     json_calls=False,
 )
 # Solar Open: the mark that ends the header names the kind
 _SOLAR = Channels(
-    start="<|begin|>assistant",
+    starts=("<|begin|>assistant",),
     bodies=("<|think|>", "<|content|>"),
     ends=("<|end|>", "<|calls|>"),
     header=r"\s*(?:<\|think\|>|<\|content\|>)",
@@ -204,7 +257,7 @@ _SOLAR = Channels(
 )
 # Functionary 3.2: the header is a name on a line of its own
 _NAMED_LINES = Channels(
-    start=">>>",
+    starts=(">>>",),
     bodies=("\n",),
     ends=("<|eot_id|>",),
     header=r"[\w-]{1,64}\n",
@@ -219,7 +272,7 @@ _NAMED_LINES = Channels(
 def channels_of(template: str) -> Channels | None:
     """Return the format of messages that the source of a template shows, or None."""
     if "<|channel|>" in template and "<|message|>" in template:
-        return _HARMONY
+        return _HARMONY_SPACED if "<|constrain|> json" in template else _HARMONY
     if "to=self" in template and "<|message|>" in template:
         return _RECIPIENTS
     if "<|think|>" in template and "<|begin|>" in template:

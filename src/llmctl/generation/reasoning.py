@@ -8,6 +8,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from llmctl.generation.marks import first_of, overlap
 from llmctl.generation.structured.lark import LarkWriter
 
 
@@ -54,6 +55,12 @@ class ReasoningFormat(Protocol):
             before_calls: True if tool calls follow, and not text.
         """
 
+    def postlude(self, lark: LarkWriter) -> str:
+        """Return the symbols for what may follow a constrained answer; empty if there is nothing."""
+
+    def free_text(self, lark: LarkWriter) -> str:
+        """Return the symbols for an answer without a structure, after `prelude`."""
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -64,12 +71,14 @@ class Tags:
         close: The closing tag.
         is_control: True if the tags are control tokens, which ordinary text cannot contain.
         wrapper: Marks before and after the answer, which are not part of it.
+        dropped: Other marks that are not part of the answer.
     """
 
     open: str
     close: str
     is_control: bool = False
     wrapper: tuple[str, str] = ("", "")
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,28 +90,47 @@ class TaggedReasoning:
     @property
     def marks(self) -> Sequence[str]:
         """Texts that separate the parts."""
-        return [mark for tags in self.tags for mark in (tags.open, tags.close, *tags.wrapper) if mark]
+        return [mark for tags in self.tags for mark in (tags.open, tags.close, *tags.wrapper, *tags.dropped) if mark]
 
     def splitter(self, prompt_tail: str, interrupts: Sequence[str] = (), tools: Collection[str] = ()) -> "TagSplitter":
         """Return a splitter for one answer."""
-        return TagSplitter(self.tags, self._opened_by(prompt_tail), interrupts)
+        opened = self._opened_by(prompt_tail)
+        end = prompt_tail.rstrip()
+        is_after = opened is None and any(end.endswith(tags.close.rstrip()) for tags in self.tags)
+        wrappers = [tags.wrapper for tags in self.tags if tags.wrapper[0] and end.endswith(tags.wrapper[0])]
+        wrapper = wrappers[0] if wrappers else None
+        return TagSplitter(self.tags, opened, interrupts, is_after=is_after, wrapper=wrapper)
 
     def prelude(self, prompt_tail: str, lark: LarkWriter, *, before_calls: bool = False) -> str:
-        """Return the symbols for reasoning and for the mark before the answer; empty if there is neither.
+        """Return the symbols for reasoning and for the mark before the answer.
 
         Reasoning is optional unless the prompt opens it. It is not allowed after a prompt that ends it, and if the
         template does not show its tags.
         """
         opened = self._opened_by(prompt_tail)
-        tags = opened or self.tags[0]
-        wrapper = "" if before_calls or not tags.wrapper[0] else f"({lark.literal(tags.wrapper[0])})?"
-        closed = any(prompt_tail.rstrip().endswith(one.close.rstrip()) for one in self.tags)
-        if opened is None and (closed or len(self.tags) > 1):
-            return "" if len(self.tags) > 1 else wrapper
+        tags, end = opened or self.tags[0], prompt_tail.rstrip()
+        if len(self.tags) > 1 and opened is None:
+            return lark.space if before_calls else ""
+        is_in_wrapper = bool(tags.wrapper[0]) and end.endswith(tags.wrapper[0])
+        mark = tags.wrapper[int(before_calls)] if is_in_wrapper == before_calls else ""
+        wrapper = f"({lark.literal(mark)})?" if mark else ""
+        if before_calls and tags.dropped and not is_in_wrapper:  # an empty answer before the calls
+            wrapper = f"({lark.literal(tags.wrapper[0])} {lark.literal(tags.wrapper[1])})?"
+        if is_in_wrapper or (opened is None and end.endswith(tags.close.rstrip())):
+            return f"{lark.space} {wrapper}"
         lark.add_until("reasoning", tags.close)
-        lark.add(r"SPACE: /\n{0,4}/")
-        thought = "reasoning SPACE" if opened else f"({lark.literal(tags.open)} reasoning SPACE)?"
-        return f"{thought} {wrapper}".strip()
+        thought = "reasoning" if opened else f"({lark.space} {lark.literal(tags.open)} reasoning)?"
+        return f"{thought} {lark.space} {wrapper}"
+
+    def postlude(self, lark: LarkWriter) -> str:
+        """Return the symbols for the marks after the answer."""
+        tags = self.tags[0]
+        return " ".join(f"({lark.literal(mark)})?" for mark in (tags.wrapper[1], *tags.dropped) if mark)
+
+    def free_text(self, lark: LarkWriter) -> str:
+        """Return the symbols for an answer without a structure."""
+        opened = self.tags[0].wrapper[0]
+        return f"({lark.literal(opened)})? TEXT {self.postlude(lark)}" if opened else "TEXT"
 
     def _opened_by(self, prompt_tail: str) -> Tags | None:
         """Return the tags whose reasoning a prompt has opened, or None."""
@@ -117,18 +145,32 @@ class TagSplitter:
         tags: The possible tags.
         opened: The tags that the prompt has opened, or None.
         interrupts: Control tokens that end reasoning without its closing tag.
+        is_after: True if the prompt ends after the reasoning.
+        wrapper: The wrapper that the prompt has opened, or None.
     """
 
-    def __init__(self, tags: Sequence[Tags], opened: Tags | None, interrupts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tags: Sequence[Tags],
+        opened: Tags | None,
+        interrupts: Sequence[str],
+        *,
+        is_after: bool = False,
+        wrapper: tuple[str, str] | None = None,
+    ) -> None:
         self._interrupts = tuple(interrupts)
         self._reopening = {one.open: one for one in tags if one.is_control}
         self._wrappers = {one.wrapper[0]: one.wrapper[1] for one in tags if one.wrapper[0]}
         self._opening = {one.open: one for one in tags}  # tags that may open reasoning at the beginning
+        self._closing: tuple[str, ...] = () if is_after else tuple(one.close for one in tags)
         self._opened = opened
         self._part: Literal["start", "reasoning", "answer"] = "start" if opened is None else "reasoning"
         self._held = ""
-        self._drops_space = False  # white space between reasoning and answer is dropped
+        self._drops_space = is_after  # white space between reasoning and answer is dropped
         self._wrapper_end = ""
+        self._dropped = tuple(mark for one in tags for mark in one.dropped)
+        if wrapper is not None:
+            self._part, self._wrapper_end = "answer", wrapper[1]
 
     def add(self, text: str) -> Iterator[Segment]:
         """Add text and yield the segments that are final."""
@@ -151,7 +193,7 @@ class TagSplitter:
 
     def _start(self, *, final: bool) -> bool:
         """Detect a mark at the beginning of the answer as soon as it is complete."""
-        text, marks = self._held.lstrip(), [*self._opening, *self._wrappers]
+        text, marks = self._held.lstrip(), [*self._opening, *self._closing, *self._wrappers]
         mark = next((mark for mark in marks if text.startswith(mark)), None)
         if mark is not None:
             self._held = text[len(mark) :]
@@ -165,7 +207,10 @@ class TagSplitter:
         return True
 
     def _enter(self, mark: str) -> None:
-        """Begin the part that a mark opens."""
+        """Begin the part that a mark opens. A closing tag alone ends empty reasoning."""
+        if mark in self._closing:
+            self._closing, self._opening, self._drops_space = (), {}, True
+            return
         if mark in self._wrappers:
             self._part, self._wrapper_end = "answer", self._wrappers[mark]
         else:
@@ -178,13 +223,13 @@ class TagSplitter:
             return False
         if mark != self._opened.close:
             self._held = mark + self._held
-        self._part, self._drops_space, self._opening = "start", True, {}
+        self._part, self._drops_space, self._opening, self._closing = "start", True, {}, ()
         if not self._opened.wrapper[0]:
             self._wrapper_end = self._opened.wrapper[1]
         return True
 
     def _answer(self, *, final: bool) -> Generator[Segment, None, bool]:
-        marks = (*self._reopening, *([self._wrapper_end] if self._wrapper_end else []))
+        marks = (*self._reopening, *self._dropped, *([self._wrapper_end] if self._wrapper_end else []))
         mark = yield from self._release("text", marks, final=final)
         if mark is None:
             return False
@@ -205,17 +250,13 @@ class TagSplitter:
         return mark
 
 
-def first_of(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
-    """Return the position and the text of the first mark in a text; None if there is none."""
-    present = [(at, mark) for mark in marks if (at := text.find(mark)) >= 0]
-    return min(present) if present else (len(text), None)
-
-
-def overlap(text: str, mark: str) -> int:
-    """Return the length of the longest end of `text` that could be the beginning of `mark`."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-n:])), 0)
-
-
+_KIMI_K3 = Tags(
+    "<|open|>think<|sep|>",
+    "<|close|>think<|sep|>",
+    True,
+    ("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+    ("<|close|>message<|sep|>",),
+)
 # The tags of families, by a token that is in their templates. The first row that matches is used.
 _FAMILIES: tuple[tuple[str, Tags], ...] = (
     (
@@ -227,15 +268,8 @@ _FAMILIES: tuple[tuple[str, Tags], ...] = (
         "[BEGIN FINAL RESPONSE]",
         Tags("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]", False, ("", "[END FINAL RESPONSE]")),
     ),
-    (
-        "<|open|>think<|sep|>",
-        Tags(
-            "<|open|>think<|sep|>",
-            "<|close|>think<|sep|>",
-            True,
-            ("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
-        ),
-    ),
+    ("<|open|>think<|sep|>", _KIMI_K3),
+    ("<|open|>response<|sep|>", _KIMI_K3),
     ("<|channel>", Tags("<|channel>thought\n", "<channel|>", True)),
     ("<|inner_prefix|>", Tags("<|inner_prefix|>", "<|inner_suffix|>", True)),
     ("[THINK]", Tags("[THINK]", "[/THINK]", True)),

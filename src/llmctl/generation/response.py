@@ -62,8 +62,8 @@ class ResponseRules:
         if structure is None or self.prefill:
             return structure
         lark = LarkWriter(special)
-        prelude = self.reasoning.prelude(self.prompt_tail, lark)
-        return structure.after(lark.text(f"{prelude} @answer")) if prelude else structure
+        before, after = self.reasoning.prelude(self.prompt_tail, lark), self.reasoning.postlude(lark)
+        return structure.after(lark.text(f"{before} @answer {after}")) if before or after else structure
 
 
 def response_rules(

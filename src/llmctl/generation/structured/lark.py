@@ -19,6 +19,13 @@ class LarkWriter:
         self._special, self._values = special, values or {}
         self._rules = [f"TEXT: {ANY_TEXT}"]
 
+    @property
+    def space(self) -> str:
+        """The symbol for a little white space, or none."""
+        if not self.has("SPACE"):
+            self.add(r"SPACE: /[ \n]{0,4}/")
+        return "SPACE"
+
     def add(self, rule: str) -> None:
         """Add a rule."""
         self._rules.append(rule)
@@ -29,9 +36,16 @@ class LarkWriter:
 
     def add_until(self, name: str, text: str) -> None:
         """Add a rule for any text up to and including `text`."""
-        # a lazy lexeme cannot contain a special token, and text cannot contain the beginning of one
-        lazy = "" if any(token in text for token in self._special) else "[lazy]"
-        self.add(f"{name}{lazy}: TEXT {self.literal(text)}")
+        special = [at for token in self._special if (at := text.find(token)) >= 0]
+        if not special:
+            self.add(f"{name}[lazy]: TEXT {self.literal(text)}")
+        elif min(special) == 0:
+            self.add(f"{name}: TEXT {self.literal(text)}")
+        else:
+            # a lexeme cannot contain a special token: it ends with what is before the first one
+            before, after = text[: min(special)], text[min(special) :]
+            self.add(rf"{name.upper()}_HEAD: /(.|\n)*{_escaped(before)}/")
+            self.add(f"{name}: {name.upper()}_HEAD {self.literal(after)}")
 
     def literal(self, text: str) -> str:
         """Return the symbols for a text; empty for an empty text."""
@@ -50,3 +64,8 @@ class LarkWriter:
     def text(self, start: str) -> str:
         """Return the whole grammar, with `start` as the body of its first rule."""
         return "\n".join([f"start: {start}", *self._rules])
+
+
+def _escaped(text: str) -> str:
+    """Return a pattern in Lark that matches a text."""
+    return re.escape(text).replace("\\\n", r"\n").replace("/", r"\/")

@@ -10,17 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llmctl.generation.marks import TYPE
 from llmctl.generation.structured.lark import LarkWriter
 from llmctl.generation.tools.literals import python_keywords
-from llmctl.generation.tools.scan import (
-    TYPE,
-    IncompleteError,
-    NotACallError,
-    json_value,
-    matches,
-    skip,
-    skip_any,
-)
+from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip, skip_any
 from llmctl.generation.tools.schema import Bare, Parameter, allowed_types, parameters_of
 
 
@@ -90,14 +83,16 @@ class TaggedArguments:
         key_open: The part before a key.
         key_close: The part between a key and its value. `TYPE` in it stands for the type of the value.
         value_close: The part after a value.
-        type_names: The texts for `TYPE`: of a string, and of any other value.
+        string_type: The text for `TYPE` if the value is a string.
+        other_type: The text for `TYPE` if it is not; None for the name of its JSON type.
         has_cdata: True if values may be within <![CDATA[…]]>.
     """
 
     key_open: str
     key_close: str
     value_close: str
-    type_names: tuple[str, str] = ("true", "false")
+    string_type: str = "true"
+    other_type: str | None = "false"
     has_cdata: bool = False
 
     @property
@@ -145,7 +140,7 @@ class TaggedArguments:
             return text[len("<![CDATA[") : -len("]]>")]
         if TYPE not in self.key_close:
             return Bare(text)
-        if f'"{self.type_names[0]}"' in head:
+        if f'"{self.string_type}"' in head:
             return text
         return json_value(text, 0)[0]
 
@@ -154,11 +149,18 @@ class TaggedArguments:
         return "".join(
             self.key_open
             + key
-            + self.key_close.replace(TYPE, self.type_names[0 if isinstance(value, str) else 1])
+            + self.key_close.replace(TYPE, self._type_of(value))
             + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
             + self.value_close
             for key, value in arguments.items()
         )
+
+    def _type_of(self, value: Any) -> str:
+        """Return the text for the type of a value."""
+        if isinstance(value, str) or self.other_type is not None:
+            return self.string_type if isinstance(value, str) else str(self.other_type)
+        names = {bool: "boolean", int: "number", float: "number", list: "array", type(None): "null"}
+        return names.get(type(value), "object")
 
     def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
         """Return the symbols for the arguments: the parameters in the order of the schema."""
@@ -167,11 +169,12 @@ class TaggedArguments:
         for number, parameter in enumerate(parameters):
             symbol = f"{name}_{number}"
             is_text = parameter.is_text
-            head = self.key_open + parameter.name + self.key_close.replace(TYPE, self.type_names[0 if is_text else 1])
+            type_name = self.string_type if is_text else self.other_type or TYPE
+            head = self.key_open + parameter.name + self.key_close.replace(TYPE, type_name)
             lark.add(f"{symbol}: {lark.literal(head)} {self._value_rule(lark, symbol, parameter, schema)}")
             symbols.append(symbol if parameter.is_required and is_enforced else f"{symbol}?")
         if not parameters and schema.get("additionalProperties") is not False:
-            close = self.key_close.replace(TYPE, self.type_names[0])
+            close = self.key_close.replace(TYPE, self.string_type)
             lark.add_until(f"{name}_any_value", self.value_close)
             lark.add(
                 f"{name}_any: {lark.literal(self.key_open)} /[a-zA-Z0-9_-]+/ {lark.literal(close)} {name}_any_value"

@@ -7,12 +7,12 @@ answer is constrained to the format of a call with JSON arguments, they are emit
 from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 
+from llmctl.generation.marks import ID, INDEX, overlap
 from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, TextDelta, new_id
-from llmctl.generation.reasoning import overlap
 from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.families import ToolFormat
 from llmctl.generation.tools.reading import ParsedCall, parse_calls
-from llmctl.generation.tools.scan import ID, INDEX, IncompleteError, json_value
+from llmctl.generation.tools.scan import IncompleteError, json_value
 from llmctl.generation.tools.schema import arguments_json
 
 
@@ -206,6 +206,8 @@ class _Follower:
     def add(self, text: str) -> Iterator[Piece]:
         """Add new text. Yield its pieces of calls."""
         self._held += text
+        if not self.has_called:
+            self._held = self._held.lstrip()  # white space between reasoning and calls
         while self._held and self.rest is None:
             if self._scanner is not None:
                 end = self._scanner.take(self._held)

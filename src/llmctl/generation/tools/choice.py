@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.config import ChatSection, StructureSection
 from llmctl.errors import UserError
-from llmctl.generation.channels import NAME, Channels
+from llmctl.generation.channels import Channels
+from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import ReasoningFormat
 from llmctl.generation.structured.lark import LarkWriter
@@ -16,7 +17,6 @@ from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.families import ToolFormat
 from llmctl.generation.tools.format import tool_format
 from llmctl.generation.tools.messages import for_template
-from llmctl.generation.tools.scan import PATTERNS
 from llmctl.generation.tools.schema import unenforced_keywords
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ToolUse:
         if not self.is_exact:
             return None
         names = "|".join(self.names)
-        lark = LarkWriter(special, {**PATTERNS, NAME: f"({names})"})
+        lark = LarkWriter(special, {ID: "[a-zA-Z0-9]{9}", INDEX: "[0-9]{1,3}", TYPE: "[a-z]{4,9}", NAME: f"({names})"})
         return make_structure(StructureSection(grammar=lark.text(_Rules(self, lark).start(reasoning, prompt_tail))))
 
 
@@ -170,16 +170,21 @@ class _Rules:
         """Return the body of the first rule."""
         self._add_tools()
         form, lark, calls = self._form, self._lark, self._calls(self._form.begin)
-        before_calls = reasoning.prelude(prompt_tail, lark, before_calls=True)
         if self._use.choice == "required":
-            return f"{before_calls} {calls}"
+            end = reasoning.postlude(lark)
+            return f"{reasoning.prelude(prompt_tail, lark, before_calls=True)} {calls} {end}"
+        text = reasoning.free_text(lark)
         if isinstance(reasoning, Channels):
-            return f"({before_calls} {calls} | {reasoning.prelude(prompt_tail, lark)} TEXT)"
+            before_calls = reasoning.prelude(prompt_tail, lark, before_calls=True, with_preamble=True)
+            return f"({before_calls} {calls} | {reasoning.prelude(prompt_tail, lark)} {text})"
+        before = reasoning.prelude(prompt_tail, lark, before_calls=True)
         if not form.open:
             lark.add(r"FREE: /[^{](.|\n)*/")
-            return f"{before_calls} ({calls} | FREE?)"
+            return f"{before} ({calls} | FREE?)"
+        if text != "TEXT":
+            return f"{before} ({text} {calls})* {text}"
         lark.add_until("opened", form.open)
-        return f"{before_calls} (opened {self._calls(form.begin.removeprefix(form.open))})* TEXT"
+        return f"{before} (opened {self._calls(form.begin.removeprefix(form.open))})* TEXT"
 
     def _calls(self, begin: str) -> str:
         """Return the symbols for `begin` followed by one or several calls."""

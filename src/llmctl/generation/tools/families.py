@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 from llmctl.generation.tools.arguments import (
     ArgumentSyntax,
     GemmaArguments,
@@ -15,7 +16,7 @@ from llmctl.generation.tools.arguments import (
     PythonArguments,
     TaggedArguments,
 )
-from llmctl.generation.tools.scan import ID, INDEX, TYPE
+from llmctl.generation.tools.elements import ElementArguments
 
 Placement = Literal["argument", "message", "system", "user"]
 
@@ -39,6 +40,7 @@ class ToolFormat:
         between: The part between arguments and the next name; None if an answer can have one call only.
         end: The part after the last arguments.
         others: Other formats with the same opening marker, which the family's models also write.
+        is_fixed: True if renderings do not change the format, because the template renders it otherwise.
         placement: The way in which the template gets tools: `argument` (its argument `tools`), `message` (the key
             `tools` of the system message), `system` (the text of the system message), or `user` (the text of the first
             user message, if the template has no system message).
@@ -58,6 +60,7 @@ class ToolFormat:
     between: str | None = '}\n</tool_call>\n<tool_call>\n{"name": "'
     end: str = "}\n</tool_call>"
     others: tuple["ToolFormat", ...] = ()
+    is_fixed: bool = False
     placement: Placement = "argument"
     renders_calls: bool = True
     text_arguments: bool = False
@@ -123,9 +126,11 @@ def _tagged(
     opened, closed = marks or (block[0].strip(), block[1].strip())
     begin, end = block[0] + call[0], call[2] + block[1]
     further = f"{call[2]}{between}{call[0]}" if between is not None else f"{end}\n{begin}"
-    return ToolFormat(name, syntax, opened, closed, begin, call[1], further, end)
+    is_fixed = bool({INDEX, NAME, TYPE} & {*begin, *call[1], *further, *syntax.key_close})
+    return ToolFormat(name, syntax, opened, closed, begin, call[1], further, end, is_fixed=is_fixed)
 
 
+_M3 = "]<]minimax[>["
 _QWEN_XML = TaggedArguments("<parameter=", ">\n", "\n</parameter>\n")
 _GLM = TaggedArguments("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n")
 _DSML = TaggedArguments('<｜DSML｜parameter name="', f'" string="{TYPE}">', "</｜DSML｜parameter>\n")
@@ -137,7 +142,8 @@ _KIMI_K3 = TaggedArguments(
     '<|open|>argument key="',
     f'" type="{TYPE}"<|sep|>',
     "<|close|>argument<|sep|>",
-    type_names=("string", "object"),
+    string_type="string",
+    other_type=None,
 )
 _DEEPSEEK_V3_1 = ToolFormat(
     "deepseek",
@@ -156,7 +162,12 @@ _DEEPSEEK_R1 = replace(
     end="\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     others=(_DEEPSEEK_V3_1,),
 )
-_MISTRAL = replace(_json_list("mistral", "[TOOL_CALLS]", ""), end="}]")
+_MISTRAL_WITHOUT_ID = _json_list("mistral", "[TOOL_CALLS]", "")
+_MISTRAL = replace(
+    _MISTRAL_WITHOUT_ID,
+    between=f', "id": "{ID}"}}, {{"name": "',
+    end=f', "id": "{ID}"}}]',
+)
 _MISTRAL_NAMED = ToolFormat(
     "mistral",
     open="[TOOL_CALLS]",
@@ -166,13 +177,20 @@ _MISTRAL_NAMED = ToolFormat(
     between="[TOOL_CALLS]",
     end="",
 )
-_MISTRAL_NAMED = replace(
-    _MISTRAL_NAMED,
-    others=(
-        replace(_MISTRAL_NAMED, middle=f"[CALL_ID]{ID}[ARGS]"),
-        replace(_MISTRAL_NAMED, middle=""),
-        _MISTRAL,
-    ),
+_MISTRAL_WITH_ID = replace(_MISTRAL_NAMED, middle=f"[CALL_ID]{ID}[ARGS]")
+_MISTRAL_BARE = replace(_MISTRAL_NAMED, middle="")
+_MISTRAL_ALL = (_MISTRAL_NAMED, _MISTRAL_WITH_ID, _MISTRAL_BARE, _MISTRAL, _MISTRAL_WITHOUT_ID)
+
+
+_LFM = ToolFormat(
+    "lfm",
+    PythonArguments(),
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    "<|tool_call_start|>[",
+    "(",
+    "), ",
+    ")]<|tool_call_end|>",
 )
 
 
@@ -189,6 +207,19 @@ def _dsml(block: str) -> ToolFormat:
 # Formats by the texts that must all be in a template's source or renderings. The first row that matches is used.
 FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (
+        ("<|channel|>", "<|message|>", "<|constrain|> json"),  # LLM-jp
+        ToolFormat(
+            "harmony",
+            open="",
+            close="",
+            begin=" to=functions.",
+            middle="<|channel|> commentary <|constrain|>  json<|message|> ",
+            between="<|end|><|start|> assistant to=functions.",
+            end="",
+            is_fixed=True,
+        ),
+    ),
+    (
         ("<|channel|>", "<|message|>"),
         ToolFormat(
             "harmony",
@@ -198,6 +229,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
             middle=" <|constrain|>json<|message|>",
             between=None,
             end="",
+            is_fixed=True,
         ),
     ),
     (
@@ -210,6 +242,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
             middle=f":{INDEX}<|tool_call_argument_begin|>",
             between="<|tool_call_end|><|tool_call_begin|>functions.",
             end="<|tool_call_end|><|tool_calls_section_end|>",
+            is_fixed=True,
         ),
     ),
     (
@@ -227,6 +260,20 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<｜tool▁calls▁begin｜>", "```json"), _DEEPSEEK_R1),
     (("<｜tool▁calls▁begin｜>",), replace(_DEEPSEEK_V3_1, others=(_DEEPSEEK_R1,))),
     (
+        (_M3,),
+        ToolFormat(
+            "minimax",
+            ElementArguments(_M3),
+            open=f"{_M3}<tool_call>",
+            close=f"{_M3}</tool_call>",
+            begin=f'{_M3}<tool_call>\n{_M3}<invoke name="',
+            middle='">',
+            between=f'{_M3}</invoke>\n{_M3}<invoke name="',
+            end=f"{_M3}</invoke>\n{_M3}</tool_call>",
+            is_fixed=True,
+        ),
+    ),
+    (
         ("<minimax:tool_call>",),
         _tagged(
             "minimax",
@@ -243,7 +290,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
             TaggedArguments('<atem:parameter name="', '">', "</atem:parameter>\n"),
             block=("<atem:function_calls>\n", "</atem:function_calls>"),
             call=('<atem:invoke name="', '">\n', "</atem:invoke>\n"),
-            between="",
+            between=f"</atem:function_calls><|eom|><|start|>assistant to={NAME}<|message|><atem:function_calls>\n",
         ),
     ),
     (
@@ -300,34 +347,10 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     ),
     (
         (">>>all",),
-        ToolFormat("functionary", open="", close="", begin="", middle="\n", between=None, end=""),
+        ToolFormat("functionary", open="", close="", begin="", middle="\n", between=">>>", end=""),
     ),
-    (
-        ("<|tool_call_start|>",),
-        ToolFormat(
-            "lfm",
-            PythonArguments(),
-            "<|tool_call_start|>",
-            "<|tool_call_end|>",
-            "<|tool_call_start|>[",
-            "(",
-            "), ",
-            ")]<|tool_call_end|>",
-        ),
-    ),
-    (
-        ("<|tool_list_start|>",),
-        ToolFormat(
-            "lfm",
-            PythonArguments(),
-            "<|tool_call_start|>",
-            "<|tool_call_end|>",
-            "<|tool_call_start|>[",
-            "(",
-            "), ",
-            ")]<|tool_call_end|>",
-        ),
-    ),
+    (("<|tool_call_start|>",), _LFM),
+    (("<|tool_list_start|>",), _LFM),
     (
         ("<|tool_call>", "<tool_call|>"),
         ToolFormat(
@@ -351,6 +374,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
             middle='", "parameters": ',
             between=f'}},\n    {{"tool_call_id": "{INDEX}", "tool_name": "',
             end="}\n]<|END_ACTION|>",
+            is_fixed=True,
         ),
     ),
     (
@@ -359,14 +383,16 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
             "command-r",
             open="Action:",
             close="```",
-            begin='Action: ```json\n[\n    {\n        "tool_name": "',
+            begin='Action:\n```json\n[\n    {\n        "tool_name": "',
             middle='",\n        "parameters": ',
             between='\n    },\n    {\n        "tool_name": "',
             end="\n    }\n]\n```",
+            is_fixed=True,
         ),
     ),
-    (("[TOOL_CALLS]", "[ARGS]"), _MISTRAL_NAMED),
-    (("[TOOL_CALLS]",), replace(_MISTRAL, others=(_MISTRAL_NAMED, *_MISTRAL_NAMED.others[:2]))),
+    (("[TOOL_CALLS]", "[CALL_ID]"), replace(_MISTRAL_WITH_ID, others=_MISTRAL_ALL)),
+    (("[TOOL_CALLS]", "[ARGS]"), replace(_MISTRAL_NAMED, others=_MISTRAL_ALL)),
+    (("[TOOL_CALLS]",), replace(_MISTRAL, others=_MISTRAL_ALL)),
     (("<TOOLCALL>",), _json_list("nemotron", "<TOOLCALL>", "</TOOLCALL>")),
     (
         ("<|tools_prefix|>",),
@@ -395,7 +421,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<|tool_call|>", "<|/tool_call|>"), _json_list("phi", "<|tool_call|>", "<|/tool_call|>")),
     (("<|tool_call|>",), _json_list("granite", "<|tool_call|>", "")),
     (("<|function_call|>",), between_marks("gigachat", "<|function_call|>", "")),
-    (("function call<|role_sep|>",), between_marks("gigachat", "function call<|role_sep|>\n", "<|message_sep|>")),
+    (("function call<|role_sep|>",), between_marks("gigachat", "<|message_sep|>\n\nfunction call<|role_sep|>\n", "")),
     (("<tool_calls>[",), _json_list("apriel", "<tool_calls>", "</tool_calls>")),
     (
         ("<tool_calls>",),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
+from llmctl.generation.marks import ID
 from llmctl.generation.prompt import template_text
 from llmctl.generation.tools.arguments import JsonArguments, TaggedArguments
 from llmctl.generation.tools.families import HERMES, Placement, ToolFormat, between_marks, family_format
-from llmctl.generation.tools.scan import INDEX, TYPE
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> Tool
     if template not in formats:
         rendered = _renderings(tokenizer, template)
         source = template if template is not None else str(tokenizer.chat_template or "")
-        formats[template] = _recognise(source, rendered, getattr(tokenizer, "response_template", None))
+        vocabulary = "\0".join(token.content for token in tokenizer.added_tokens_decoder.values())
+        response = getattr(tokenizer, "response_template", None)
+        formats[template] = _recognise(source, rendered, response, vocabulary=vocabulary)
     return formats[template]
 
 
@@ -101,6 +103,7 @@ def _sample_conversations() -> dict[str, tuple[list[dict[str, Any]], dict[str, A
         "system": ([{"role": "system", "content": _TEXT}, user], {}),
         "plain": ([user, {"role": "assistant", "content": _TEXT}], {}),
         "long_id": (turn(1, {}, ids=["call_0123456789abcdef"]), {}),
+        "long_id_tools": (turn(1, {}, ids=["call_0123456789abcdef"]), tools),
     }
     for name, text, message in (
         ("dict", False, {}),
@@ -143,9 +146,18 @@ def _renderings(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> d
 # -- recognition
 
 
-def _recognise(source: str, rendered: Mapping[str, str], response: Any) -> ToolFormat:
-    """Return the format of a template, from its source, its renderings, or a tokenizer's `response_template`."""
+def _recognise(source: str, rendered: Mapping[str, str], response: Any, *, vocabulary: str) -> ToolFormat:
+    """Return the format of a template.
+
+    Args:
+        source: Its source.
+        rendered: Its renderings of the samples.
+        response: The tokenizer's `response_template`, or None.
+        vocabulary: The added tokens, which decide if a template that gets tools shows no calls.
+    """
     family = family_format("\0".join([source, *rendered.values()]))
+    if family is None and _placement(rendered) in ("argument", "message"):
+        family = family_format(vocabulary)
     shown = next((name for name in _sample_turns() if _shows_call(rendered.get(f"one_{name}", ""))), None)
     placement = _placement(rendered)
     form = family or _from_response_template(response)
@@ -161,8 +173,10 @@ def _recognise(source: str, rendered: Mapping[str, str], response: Any) -> ToolF
         renders_calls=shown is not None,
         text_arguments=shown is not None and shown.startswith("text"),
         no_content=shown is not None and "none" in shown,
-        short_ids=shown is not None and "long_id" not in rendered and not shown.startswith("text"),
-        reasoning_key=_reasoning_key(rendered, shown),
+        short_ids=shown is not None
+        and not shown.startswith("text")
+        and not any(n.startswith("long_id") for n in rendered),
+        reasoning_key=_reasoning_key(source, rendered, shown),
     )
 
 
@@ -180,10 +194,15 @@ def _placement(rendered: Mapping[str, str]) -> Placement:
     return "system" if not rendered or _TEXT in rendered.get("system", "") else "user"
 
 
-def _reasoning_key(rendered: Mapping[str, str], shown: str | None) -> str | None:
-    """Return the key under which the template takes the reasoning of an earlier call."""
+def _reasoning_key(source: str, rendered: Mapping[str, str], shown: str | None) -> str | None:
+    """Return the key under which the template takes the reasoning of an earlier call.
+
+    If no rendering shows it, for example because thinking is off by default, a key that only reasoning has is taken.
+    """
     name = (shown or "dict").removesuffix("_tools")
-    return next((key for key in _REASONING_KEYS if _REASONING in rendered.get(f"{key}_{name}", "")), None)
+    in_source = [_REASONING_KEYS[0]] if _REASONING_KEYS[0] in source else []
+    keys = [key for key in _REASONING_KEYS if _REASONING in rendered.get(f"{key}_{name}", "")]
+    return next(iter([*keys, *in_source]), None)
 
 
 def _turn_of(text: str) -> str:
@@ -211,9 +230,11 @@ def _refined(form: ToolFormat, one: str, two: str) -> ToolFormat | None:
         one: An assistant's turn with one call, and what follows.
         two: The same with two calls.
     """
+    if form.is_fixed:
+        return form
     name_at = one.find(_NAMES[0])
     start = one.rfind(form.open, 0, name_at) if form.open else _begin_of_object(one, name_at)
-    if start < 0 or form.name == "harmony":
+    if start < 0:
         return None
     begin, after = one[start:name_at], one[name_at + len(_NAMES[0]) :]
     if isinstance(form.syntax, TaggedArguments):
@@ -223,16 +244,18 @@ def _refined(form: ToolFormat, one: str, two: str) -> ToolFormat | None:
     arguments = _object(0).search(after)
     if arguments is None:
         return None
-    middle, rest = after[: arguments.start()], _without_id(after[arguments.end() :])
-    end = _end_of_calls(form, rest)
+    middle, rest = after[: arguments.start()], after[arguments.end() :]
+    end, between = _end_of_calls(form, rest), _between(two)
     if end is None:
         return None
-    between = _between(two)
-    if re.search(rf'"{_IDS[0]}"|\b{_IDS[0]}\b', begin + middle):
-        return form  # ids are parts of the format, which the family's row describes
-    if INDEX in form.middle + form.begin:
-        return form
-    return replace(form, begin=begin, middle=middle, between=between if form.between is not None else None, end=end)
+    parts = [_with_ids(part) for part in (begin, middle, end)]
+    return replace(
+        form,
+        begin=parts[0],
+        middle=parts[1],
+        between=_with_ids(between) if between is not None and form.between is not None else None,
+        end=parts[2],
+    )
 
 
 def _begin_of_object(text: str, name_at: int) -> int:
@@ -247,27 +270,25 @@ def _end_of_calls(form: ToolFormat, rest: str) -> str | None:
         at = rest.find(form.close)
         return None if at < 0 else rest[: at + len(form.close)]
     # without a closing marker only the brackets of JSON belong to the call
-    brackets = re.match(r"[\s\]}]*", rest)
+    brackets = re.match(rf'(?:,\s*"id":\s*"{_IDS[0]}")?[\s\]}}]*', rest)
     return brackets[0].rstrip() if brackets and form.is_json_object else ""
 
 
 def _between(two: str) -> str | None:
     """Return the text between the first call's arguments and the second call's name."""
     first, position = _object(0).search(two), two.rfind(_NAMES[1])
-    return _without_id(two[first.end() : position]) if first and position > first.end() else None
+    return two[first.end() : position] if first and position > first.end() else None
 
 
-def _without_id(text: str) -> str:
-    """Remove ids, because they are assigned by the runtime and not written by the model."""
-    return re.sub(r',\s*"id":\s*"[^"]*"', "", text)
+def _with_ids(text: str) -> str:
+    """Replace the ids of the samples by what stands for any id."""
+    return re.sub("|".join(_IDS), ID, text)
 
 
 def _refined_tagged(form: ToolFormat, begin: str, after: str, two: str) -> ToolFormat | None:
     """Return a format with tagged arguments as in renderings; None if they do not show the same parts."""
     syntax = form.syntax
     assert isinstance(syntax, TaggedArguments)  # noqa: S101
-    if TYPE in syntax.key_close or INDEX in form.middle:
-        return form
     mark = syntax.key_open.strip()
     match = re.match(
         rf"(?P<middle>.*?){re.escape(mark)}{_KEYS[0]}(?P<key_close>.*?){_VALUES[0]}(?P<value_close>.*?){re.escape(mark)}"
@@ -311,7 +332,7 @@ def _guess(one: str, two: str, plain: str) -> ToolFormat | None:
     if name_at < 0 or arguments is None:
         return None
     before, middle = one[:name_at], one[name_at + len(_NAMES[0]) : arguments.start()]
-    rest = _without_id(one[arguments.end() :])
+    rest = one[arguments.end() :]
     is_object = re.search(r'\{\s*"(tool_)?name":\s*"$', before) is not None
     opened = _marks_of_calls(before, plain)
     closed = _marks_of_calls(rest, plain)

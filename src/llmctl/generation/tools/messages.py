@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmctl.generation.marks import ID, INDEX
 from llmctl.generation.tools.families import HERMES, ToolFormat
 from llmctl.generation.tools.format import template_call
-from llmctl.generation.tools.scan import ID, INDEX
 
 Message = Mapping[str, Any]
 

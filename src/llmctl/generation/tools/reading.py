@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmctl.generation.tools.families import ToolFormat
-from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, skip, skip_any
+from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip, skip_any
 from llmctl.generation.tools.schema import arguments_json, with_types
 
 _PYTHON_TAG = "<|python_tag|>"  # Llama 3 writes it before calls
@@ -65,12 +65,10 @@ class _Exact:
         while True:
             call, at = self._call(text, at, tools, final=final)
             calls.append(call)
-            try:
+            further = self._further(text, at, final=final)
+            if further is None:
                 return calls, tag + self._end(text, at, final=final)
-            except NotACallError:
-                if form.between is None:
-                    raise
-            at = skip(text, at, form.between)
+            at = further
 
     def _call(self, text: str, at: int, tools: Mapping[str, Any], *, final: bool) -> tuple[ParsedCall, int]:
         form = self._form
@@ -78,6 +76,23 @@ class _Exact:
         following = (form.end,) if form.between is None else (form.end, form.between)
         arguments, at = form.syntax.scan(text, at, following, final=final)
         return ParsedCall(name, arguments_json(with_types(arguments, tools[name]))), at
+
+    def _further(self, text: str, at: int, *, final: bool) -> int | None:
+        """Return the position of the next call of the same block; None if the calls end here."""
+        form = self._form
+        if form.between is None or (form.open and form.open in form.between):
+            return None  # each call has a block of its own
+        try:
+            return skip(text, at, form.between)
+        except NotACallError:
+            return None
+        except IncompleteError:
+            if final or (not form.between.startswith(form.end) and self._has_ended(text, at)):
+                return None
+            raise
+
+    def _has_ended(self, text: str, at: int) -> bool:
+        return matches(text, at, self._form.end)
 
     def _end(self, text: str, at: int, *, final: bool) -> int:
         """Return the position after the end of the calls. At the end of the answer, marks may be missing."""

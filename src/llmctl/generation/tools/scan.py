@@ -1,7 +1,7 @@
 """Matching of the fixed parts of tool calls in text that may still grow.
 
-A fixed part is a text in which white space matches any white space, or none, and in which characters of the private use
-area stand for values that the model chooses: `ID`, `INDEX` and `TYPE`.
+A fixed part is a text in which white space matches any white space, or none, and in which `ID`, `INDEX`, `TYPE` and
+`NAME` stand for values that the model chooses.
 """
 
 import json
@@ -9,9 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-ID, INDEX, TYPE = "\ue000", "\ue001", "\ue002"
-# the values in constrained calls
-PATTERNS = {ID: "[a-zA-Z0-9]{9}", INDEX: "[0-9]{1,3}"}
+from llmctl.generation.marks import ID, INDEX, NAME, TYPE, is_open_json
+
 _VALUE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -36,7 +35,7 @@ def skip(text: str, at: int, part: str) -> int:
         at = _after_space(text, at)
         if at == len(text):
             raise IncompleteError
-        if character in (ID, INDEX, TYPE):
+        if character in (ID, INDEX, TYPE, NAME):
             value = _VALUE.match(text, at)
             if value is None:
                 raise NotACallError
@@ -92,23 +91,6 @@ def json_value(text: str, at: int) -> tuple[Any, int]:
     except RecursionError as error:
         raise NotACallError from error
     return value, end
-
-
-def is_open_json(text: str) -> bool:
-    """Return True if a text may be the beginning of a JSON object or list that is not complete."""
-    if not text.strip():
-        return True
-    if text.lstrip()[0] not in "[{":
-        return False
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text, flags=re.DOTALL)
-    if bare.count('"') % 2:  # within a string
-        return True
-    depth = 0
-    for character in re.sub(r"[^\[\]{}]", "", bare):
-        depth += 1 if character in "[{" else -1
-        if depth == 0:
-            return False
-    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -91,9 +91,20 @@ def allowed_types(schema: Any) -> set[str]:
 def with_types(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments with bare texts converted to the types in the tool's schema."""
     schemas = {parameter.name: parameter.schema for parameter in parameters_of(schema)}
-    return {
-        key: _convert(value, schemas.get(key)) if isinstance(value, Bare) else value for key, value in arguments.items()
-    }
+    return {key: _typed(value, schemas.get(key), schema) for key, value in arguments.items()}
+
+
+def _typed(value: Any, schema: Any, root: Mapping[str, Any]) -> Any:
+    """Return a value in which bare texts have the types in its schema."""
+    if isinstance(value, Bare):
+        return _convert(value, schema)
+    known = resolve(schema, root) if schema is not None else {}
+    if isinstance(value, list):
+        return [_typed(one, resolve(known.get("items", {}), root), root) for one in value]
+    if isinstance(value, Mapping):
+        parts = known.get("properties") or {}
+        return {key: _typed(one, resolve(parts.get(key, {}), root), root) for key, one in value.items()}
+    return value
 
 
 def arguments_json(arguments: Mapping[str, Any]) -> str:
