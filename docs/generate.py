@@ -14,6 +14,12 @@ from llmctl.config.document import Row, reference_rows
 from llmctl.config.layers import ENVIRONMENT_PREFIX
 from llmctl.config.schema import sections
 from llmctl.model.generation_fields import FIELDS
+from llmctl.server.chat_body import ChatBody
+from llmctl.server.fields import Body
+from llmctl.server.fields import rows as field_rows
+from llmctl.server.response_body import ResponseBody
+from llmctl.server.routes.completions import CompletionBody
+from llmctl.server.routes.tokenizer import DetokenizeBody, TokenizeBody
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _MADE = "<!-- Made by docs/generate.py from the code. Change the code, then run: make docs -->"
@@ -70,6 +76,24 @@ _USES = {
     "left out": "Left out",
     "no effect": "Without effect",
 }
+_REQUESTS = """
+`llmctl serve` answers each field of a request in one of three ways. Nothing that a client asks for is dropped silently:
+
+* **honoured**
+* **no effect**: accepted, because it asks for nothing that could change an answer
+* **refused**: an error 400 with the field in `param` and `unsupported_parameter` as `code`. `null` is accepted, and so
+  are values that ask for nothing, such as the defaults of OpenAI's and vLLM's APIs
+
+Any other key is an error 400, too, with `unknown_parameter` as `code` and the closest field in the message. In this
+table, `[]` stands for each item of a list.
+""".strip()
+_BODIES: dict[str, type[Body]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/responses": ResponseBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
 
 
 def pages() -> dict[Path, str]:
@@ -78,6 +102,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "commands.md": commands_page(),
         REFERENCE / "configuration.md": configuration_page(),
         REFERENCE / "generation-config.md": generation_config_page(),
+        REFERENCE / "requests.md": requests_page(),
     }
 
 
@@ -113,6 +138,18 @@ def _key_table(section: str, rows: Sequence[Row]) -> Iterator[str]:
         if owner == section:
             variable = ENVIRONMENT_PREFIX + row.key.upper().replace(".", "__")
             yield _table_row(f"`{inner}`", f"`{row.default}`", row.values, f"`{variable}`", row.meaning)
+
+
+def requests_page() -> str:
+    """Return the page of request fields: a table for each route."""
+    lines = ["# Requests", "", _MADE, "", _REQUESTS, ""]
+    for path, body in _BODIES.items():
+        lines += [f"## {path}", "", *_table_head("field", "kind", "explanation")]
+        for row in field_rows(body):
+            accepted = f" (accepted: `{row.accepted}`)" if row.accepted else ""
+            lines.append(_table_row(f"`{row.path}`", row.kind, f"{row.explanation}{accepted}"))
+        lines.append("")
+    return "\n".join(lines)
 
 
 def commands_page() -> str:

@@ -76,11 +76,11 @@ class ScriptedRegistry(ModelRegistry):
         self.prompt_texts.append(str(self.loaded.tokenizer.decode(list(prompt.ids))))
         return super().requests(model, body, prompt, **changes)
 
-    def processors(self, body: Any, prompt_tokens: int) -> list[Any]:
+    def processors(self, body: Any, request: Request) -> list[Any]:
         """Return the processor for the script."""
         tokenizer: Any = self.loaded.tokenizer
         ids = tokenizer(self.script[-1], add_special_tokens=False)["input_ids"]
-        return [Script(prompt_tokens, [*ids, tokenizer.eos_token_id])]
+        return [Script(len(request.prompt), [*ids, tokenizer.eos_token_id])]
 
 
 @dataclass(frozen=True)

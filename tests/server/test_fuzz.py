@@ -27,7 +27,7 @@ _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "o
 _SAMPLING = {
     "model": "tiny", "n": 1, "seed": 1, "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "stop": ["x"],
     "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"5": 1},
-    "stream": False, "stream_options": {"include_usage": True},
+    "stop_token_ids": [7], "min_tokens": 1, "skip_special_tokens": False, "user": "a", "metadata": {"a": "b"},
 }  # fmt: skip
 _FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 _CALLED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -36,13 +36,27 @@ _MESSAGES = [
     {"role": "user", "content": [{"type": "text", "text": "two plus two"}]},
     {"role": "assistant", "content": None, "tool_calls": [_CALLED]},
     {"role": "tool", "tool_call_id": "1", "content": "four"},
+    {"role": "assistant", "content": "so", "reasoning_content": "hm", "refusal": None, "annotations": []},
 ]
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 _CHAT = {**_SAMPLING, "messages": _MESSAGES, "max_tokens": 2, "logprobs": True, "top_logprobs": 1}
+_STRUCTURED = {"model": "tiny", "messages": _MESSAGES, "max_tokens": 2, "temperature": 0.5}
+_ITEMS = [
+    {"role": "user", "content": "once"},
+    {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+    {"type": "message", "id": "m", "role": "assistant", "content": [{"type": "output_text", "text": "upon"}]},
+]
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {**_SAMPLING, "prompt": "once upon", "max_tokens": 2, "logprobs": 1}),
     ("/v1/chat/completions", {**_CHAT, "tools": [_TOOL], "tool_choice": "auto"}),
-    ("/v1/chat/completions", {**_CHAT, "stop": None, "response_format": _FORM}),
-    ("/tokenize", {"model": "tiny", "messages": [{"role": "user", "content": "once"}]}),
+    ("/v1/chat/completions", {**_CHAT, **_STREAM, "ignore_eos": True, "continue_final_message": True, "n": 2}),
+    ("/v1/chat/completions", {**_STRUCTURED, "response_format": _FORM, "chat_template_kwargs": {}}),
+    (
+        "/v1/completions",
+        {"model": "tiny", "max_tokens": 2, "prompt": [5, 6], "structured_outputs": {"choice": ["a", "b"]}},
+    ),
+    ("/v1/responses", {"model": "tiny", "input": _ITEMS, "text": {"format": {"type": "text"}}, "reasoning": {}}),
+    ("/tokenize", {"model": "tiny", "messages": _MESSAGES, "add_generation_prompt": False, "tools": [_TOOL]}),
 ]
 STRANGE_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**70), 0.5, -0.0, 1e-308, 1e308, 5e-324, "", " ", "x", "\x00",

@@ -12,7 +12,7 @@ from llmctl.config import Config, Settings
 from llmctl.errors import LlmctlError
 from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
 from llmctl.generation.prompt import Prompt
-from llmctl.generation.request import Request
+from llmctl.generation.request import NO_TOKEN, Request
 from llmctl.loading.loader import load_prepared
 from llmctl.loading.model import LoadedModel
 from llmctl.loading.prepare import Prepared, prepare
@@ -21,7 +21,6 @@ from llmctl.machine.detection import cuda_device
 from llmctl.platform_support import peak_memory_bytes, process_status_bytes
 
 # An end token that no vocabulary has, so that only the token limit ends an answer.
-_NO_TOKEN = 2**31 - 1
 _WARM_UP_TOKENS = 4
 
 
@@ -107,7 +106,7 @@ class Prompts:
         self._arguments = {
             **faster,
             **loaded.special_token_arguments(),
-            "eos_token_id": [_NO_TOKEN],
+            "eos_token_id": [NO_TOKEN],
             "do_sample": False,
         }
 

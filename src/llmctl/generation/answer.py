@@ -20,6 +20,8 @@ _TOKENS_BEFORE = 8  # of an open prompt: enough for a whole character
 def _decoder(tokenizer: "PreTrainedTokenizerBase", request: Request) -> Callable[[Sequence[int]], str] | None:
     """Return the decoder of the answer's ids; None to use the tokenizer's default."""
     shown = request.response.shown_tokens if request.response is not None else frozenset()
+    if request.shows_special_tokens:
+        shown = frozenset(tokenizer.all_special_ids)
     if request.structure is not None:
         return exact_decoder(tokenizer, shown=shown)
     if not shown:

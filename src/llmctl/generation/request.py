@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import PromptModel
 
+NO_TOKEN = 2**31 - 1  # no model generates it: an answer with this end token alone ends at its token limit
+
 
 @dataclass(frozen=True)
 class Request:
@@ -32,6 +34,7 @@ class Request:
         logprobs: Number of top tokens to record at each position; 0 for the chosen one only, None for nothing.
         structure: The structure that the answer must match.
         response: The rules by which the answer is split into reasoning, text and calls; None for plain text.
+        shows_special_tokens: True if special tokens stay in the text.
     """
 
     prompt: Prompt
@@ -43,6 +46,7 @@ class Request:
     structure: Structure | None = None
     response: ResponseRules | None = None
     fills_context: bool = False
+    shows_special_tokens: bool = False
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

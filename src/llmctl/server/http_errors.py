@@ -9,7 +9,8 @@ exception by the status.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import LlmctlError, MachineError, UserError
+from llmctl.errors import ConfigError, LlmctlError, MachineError, UserError
+from llmctl.server.fields import REFUSED, Body, closest_field
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _MAX_MESSAGE_LENGTH = 2000
 _MAX_PROBLEMS = 5
+_MAX_KEY_LENGTH = 100
+_UNKNOWN = "extra_forbidden"  # pydantic's type of error for a key without a field
+_CODES = {_UNKNOWN: "unknown_parameter", REFUSED: REFUSED}  # OpenAI's
 
 
 class RequestError(Exception):
@@ -82,25 +86,43 @@ def _from_user_error(error: UserError) -> RequestError:
         about = "about " if error.details.get("is_estimated") else ""
         message = f"the prompt has {about}{tokens} tokens, but the model's context length is {context}: shorten it"
         return RequestError(message, code="context_length_exceeded")
-    return RequestError(error.message, param=error.details.get("param"))
+    message = error.message
+    if isinstance(error, ConfigError):  # its message is about files
+        message = "; ".join(f"{problem.key}: {problem.message}" for problem in error.problems)
+    return RequestError(message, param=error.details.get("param"))
 
 
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """Return one error for all of pydantic's `errors()`. It does not contain values of the request."""
+def validation_error(errors: Sequence[Mapping[str, Any]], body: type[Body] | None = None) -> RequestError:
+    """Return one error for all of pydantic's `errors()`. It does not contain values of the request.
+
+    Args:
+        body: The body of the route, for the closest field to an unknown key.
+    """
     if errors and errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", code="invalid_json")
-    problems = [(_param(error["loc"]), str(error["msg"]).removeprefix("Value error, ")) for error in errors]
+    problems = [(_param(error), _message(error, body)) for error in errors]
     lines = [f"{param}: {message}" if param else message for param, message in problems[:_MAX_PROBLEMS]]
     if len(problems) > _MAX_PROBLEMS:
         lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
     param = (problems[0][0] or None) if problems else None
-    return RequestError("; ".join(lines) or "the request is not valid", param=param)
+    code = _CODES.get(str(errors[0]["type"])) if errors else None
+    return RequestError("; ".join(lines) or "the request is not valid", param=param, code=code)
 
 
-def _param(loc: Sequence[int | str]) -> str:
+def _message(error: Mapping[str, Any], body: type[Body] | None) -> str:
+    if error["type"] != _UNKNOWN:
+        return str(error["msg"]).removeprefix("Value error, ")
+    close = closest_field(body, error["loc"][1:])
+    return f"unknown key; did you mean {close}?" if close else "unknown key"
+
+
+def _param(error: Mapping[str, Any]) -> str:
     """Return `messages[0].content` for ("body", "messages", 0, "content"), without the types of a union."""
     text = ""
-    loc = [part for part in loc if isinstance(part, int) or part.isidentifier()]
+    *places, last = error["loc"] or ("",)
+    loc = [part for part in places if isinstance(part, int) or part.isidentifier()]
+    if isinstance(last, int) or last.isidentifier() or error["type"] == _UNKNOWN:
+        loc.append(last if isinstance(last, int) else last[:_MAX_KEY_LENGTH])
     for part in loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
@@ -118,7 +140,7 @@ def add_error_handlers(app: "FastAPI") -> None:
         return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
     async def invalid_body(request: Request, error: Any) -> Response:
-        return respond(validation_error(error.errors()))
+        return respond(validation_error(error.errors(), request.scope["route"].endpoint.__annotations__.get("body")))
 
     async def http_exception(request: Request, error: Any) -> Response:
         return respond(_from_http_exception(error, request.method, request.url.path))

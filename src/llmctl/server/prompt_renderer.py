@@ -1,10 +1,12 @@
 """Encoding of conversations with the chat template, in a child process that lives as long as the server."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
+from llmctl.errors import LlmctlError
 from llmctl.generation.prompt import (
     Ending,
     Messages,
@@ -13,12 +15,14 @@ from llmctl.generation.prompt import (
     encode_prompt,
     render,
     rendering,
+    template_text,
     texts_of,
     uses_template,
 )
 from llmctl.generation.prompt_length import check_length
-from llmctl.generation.template_variables import template_error
+from llmctl.generation.template_variables import template_error, template_variables
 from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError
+from llmctl.transformers_compat import chat_template_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,12 +31,17 @@ if TYPE_CHECKING:
 class PromptRenderer:
     """`encode_prompt` without a fork per conversation. Its state: a child process with a copy of the tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, context_length: int | None) -> None:
-        self._tokenizer, self._context_length = tokenizer, context_length
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, *, context_length: int | None) -> None:
+        self._tokenizer, self._chat, self._context_length = tokenizer, chat, context_length
         self._child = BoundedChild(self._render)
 
     def start(self) -> None:
-        """Fork the child now, before other threads run."""
+        """Fork the child now, before other threads run, and read the templates' variables, which takes a fork, too."""
+        template = template_text(self._chat)
+        if template or self._tokenizer.chat_template:
+            for with_tools in (False, True):
+                with suppress(LlmctlError):  # requests that need the variables get the error
+                    template_variables(chat_template_source(self._tokenizer, template, with_tools=with_tools))
         self._child.start()
 
     def close(self) -> None:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmctl.errors import UserError
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt
-from llmctl.generation.request import Request, make_request
+from llmctl.generation.request import NO_TOKEN, Request, make_request
 from llmctl.generation.tools import ToolUse
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
-from llmctl.server.penalties import Penalties
+from llmctl.server.penalties import MinimumLength, Penalties
 from llmctl.server.prompt_renderer import PromptRenderer
 from llmctl.server.schemas import Sampling
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from llmctl.server.worker import Worker
 
 _MIN_TEMPERATURE = 0.01  # logits may overflow below it, and sampling is practically greedy
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ModelRegistry:
     @cached_property
     def prompts(self) -> PromptRenderer:
         """The renderer of conversations."""
-        return PromptRenderer(self.loaded.tokenizer, context_length=self.loaded.context_length)
+        return PromptRenderer(self.loaded.tokenizer, self.loaded.config.chat, context_length=self.loaded.context_length)
 
     def check_model(self, name: str) -> None:
         """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""
@@ -65,16 +66,13 @@ class ModelRegistry:
                 code="model_not_found",
             )
 
-    def with_settings(
-        self, body: Sampling, *, max_tokens: int | None, logprobs: int | None, structure: dict[str, Any] | None = None
-    ) -> "LoadedModel":
+    def with_settings(self, body: Sampling, *, max_tokens: int | None, logprobs: int | None) -> "LoadedModel":
         """Return the model with the settings of a body.
 
         Args:
             body: The request.
             max_tokens: Token limit of the answer; None keeps the configuration's.
             logprobs: Alternatives per token; None for no log-probabilities.
-            structure: A `structure` section that replaces the configuration's.
         """
         values: dict[str, Any] = {key: value for key in _SAMPLING_KEYS if (value := getattr(body, key)) is not None}
         if 0 < values.get("temperature", 0) < _MIN_TEMPERATURE:
@@ -85,7 +83,9 @@ class ModelRegistry:
             values["stop_strings"] = body.stops
         if logprobs is not None:
             values["logprobs"] = logprobs
-        return with_generation(self.loaded, values, structure=structure)
+        if values.get("top_k") == -1:
+            values["top_k"] = 0
+        return with_generation(self.loaded, values, structure=body.structure()[1])
 
     def requests(
         self, model: "LoadedModel", body: Sampling, prompt: Prompt, *, tools: ToolUse | None = None
@@ -93,7 +93,7 @@ class ModelRegistry:
         """Return the `n` requests for one prompt. The first has the body's seed, each of the others its own.
 
         Raises:
-            RequestError: the prompt is too long, or has ids outside the vocabulary.
+            RequestError: the prompt is too long or has ids outside the vocabulary, or the structure is not possible.
         """
         self.check_token_ids(prompt.ids)
         context = self.loaded.context_length
@@ -103,17 +103,52 @@ class ModelRegistry:
                 code="context_length_exceeded",
             )
         seed = _fold_seed(model.config.seed if body.seed is None else body.seed)
-        request = make_request(model, prompt, seed=seed, tools=tools)
+        request = self._ending(self._structured(model, body, prompt, seed=seed, tools=tools), body)
         return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 
-    def processors(self, body: Sampling, prompt_tokens: int) -> list[Any]:
+    def _structured(
+        self, model: "LoadedModel", body: Sampling, prompt: Prompt, *, seed: int, tools: ToolUse | None
+    ) -> Request:
+        """Return the request with its structure. An error of the structure gets the name of the field."""
+        try:
+            return make_request(model, prompt, seed=seed, tools=tools)
+        except UserError as error:
+            name, _ = body.structure()
+            if name is None or not error.message.startswith("structure."):
+                raise
+            raise RequestError(error.message, param=name) from error
+
+    def _ending(self, request: Request, body: Sampling) -> Request:
+        """Return the request with the end tokens that a body asks for, and with special tokens in its text.
+
+        Raises:
+            RequestError: a structure determines the end, or a token does not exist.
+        """
+        ends = () if body.ignore_eos else request.arguments["eos_token_id"]
+        if body.ignore_eos or body.stop_token_ids or body.min_tokens:
+            name = next(key for key in ("ignore_eos", "stop_token_ids", "min_tokens") if getattr(body, key))
+            if request.structure is not None:
+                raise RequestError(f"{name} cannot be combined with a structure, which determines the end", param=name)
+            if (body.min_tokens or 0) > request.budget:
+                raise RequestError("min_tokens is larger than the token limit", param="min_tokens")
+            self.check_token_ids(body.stop_token_ids or (), param="stop_token_ids")
+            ends = list(dict.fromkeys([*ends, *(body.stop_token_ids or ())])) or [NO_TOKEN]
+            request = replace(request, arguments={**request.arguments, "eos_token_id": ends})
+        return replace(request, shows_special_tokens=body.skip_special_tokens is False)
+
+    def processors(self, body: Sampling, request: Request) -> list[Any]:
         """Return the logits processors for one answer."""
         presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
-        if not (presence or frequency or bias):
-            return []
-        self.check_token_ids(bias, param="logit_bias")
-        return [Penalties(prompt_tokens, presence=presence, frequency=frequency, bias=bias)]
+        prompt_tokens = len(request.prompt)
+        processors: list[Any] = []
+        if presence or frequency or bias:
+            self.check_token_ids(bias, param="logit_bias")
+            processors.append(Penalties(prompt_tokens, presence=presence, frequency=frequency, bias=bias))
+        ends = request.eos_token_ids - {NO_TOKEN}
+        if body.min_tokens and ends:
+            processors.append(MinimumLength(prompt_tokens, tokens=body.min_tokens, end_tokens=ends))
+        return processors
 
     def check_token_ids(self, ids: Iterable[int], *, param: str = "prompt") -> None:
         """Raise a 400 if an id is outside the vocabulary."""

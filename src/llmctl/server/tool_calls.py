@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from llmctl.config import ChatSection
 from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, ReasoningDelta, TextDelta, ToolCall
 from llmctl.generation.tools import Choice, ToolUse, tool_use
+from llmctl.server.fields import Body, Refused, WithoutEffect
 from llmctl.server.http_errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,70 +18,76 @@ MAX_TOOLS = 128
 _Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class FunctionBody(BaseModel):
+class FunctionBody(Body):
     """A function that the model may call."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    name: _Name
-    description: Annotated[str, Field(max_length=100_000)] | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    name: _Name = Field(description="Name of the function.")
+    description: Annotated[str, Field(max_length=100_000)] | None = Field(None, description="Shown to the model.")
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments.")
+    strict: bool | None = Field(None, description="Enforce the schema once the model calls the function.")
 
 
-class ToolBody(BaseModel):
+class ToolBody(Body):
     """A tool. Only functions are supported."""
 
-    model_config = ConfigDict(extra="ignore")
+    type: Literal["function"] = Field(description="Only functions.")
+    function: FunctionBody = Field(description="The function.")
+    defer_loading: Annotated[Literal[False] | None, Refused("every tool is described to the model")] = None
 
-    type: Literal["function"]
-    function: FunctionBody
 
-
-class NameBody(BaseModel):
+class NameBody(Body):
     """A function by its name."""
 
-    name: _Name
+    name: _Name = Field(description="Name of the function.")
 
 
-class NamedToolBody(BaseModel):
+class NamedToolBody(Body):
     """A tool by its name."""
 
-    type: Literal["function"] = "function"
-    function: NameBody
+    type: Literal["function"] = Field("function", description="Only functions.")
+    function: NameBody = Field(description="The function.")
 
 
-class AllowedBody(BaseModel):
+class AllowedBody(Body):
     """The allowed tools; the mode says if one of them must be called."""
 
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MAX_TOOLS)]
+    mode: Literal["auto", "required"] = Field(description="Whether one of them must be called.")
+    tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MAX_TOOLS)] = Field(
+        description="The allowed tools."
+    )
 
 
-class AllowedToolsBody(BaseModel):
+class AllowedToolsBody(Body):
     """A `tool_choice` that allows some of the tools."""
 
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedBody
+    type: Literal["allowed_tools"] = Field(description="Some of the tools.")
+    allowed_tools: AllowedBody = Field(description="Which, and whether one must be called.")
 
 
 ToolsBody = Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)]
 ToolChoiceBody = Literal["none", "auto", "required"] | NamedToolBody | AllowedToolsBody
 
 
-class CallFunctionBody(BaseModel):
+class CallFunctionBody(Body):
     """The function of a call in an earlier answer. Its arguments were written by a model and may be malformed."""
 
-    name: Annotated[str, Field(max_length=256)]
-    arguments: str = "{}"
+    name: Annotated[str, Field(max_length=256)] = Field(description="Name of the function.")
+    arguments: str = Field("{}", description="Arguments as JSON text.")
+    parsed_arguments: Annotated[Any, WithoutEffect("the client's own copy of the arguments")] = None
 
 
-class CallBody(BaseModel):
+class CallBody(Body):
     """A call in an earlier answer."""
 
-    id: Annotated[str, Field(max_length=256)]
-    type: Literal["function"] = "function"
-    function: CallFunctionBody
+    id: Annotated[str, Field(max_length=256)] = Field(description="The id to which a tool's result refers.")
+    type: Literal["function"] = Field("function", description="Only functions.")
+    function: CallFunctionBody = Field(description="The function and its arguments.")
+    index: Annotated[int | None, WithoutEffect("the position in a stream; the order is that of the list")] = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the call without the fields that have no effect."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": self.type, "function": function}
 
 
 def resolve_tool_use(

@@ -2,69 +2,20 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import Alternative, TokenLogprob, token_text
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob
+from llmctl.server.chat_body import ChatBody
 from llmctl.server.http_errors import RequestError
-from llmctl.server.schemas import MAX_MESSAGES, MAX_TOP_LOGPROBS, Body, Message, Sampling, SchemaName, Tokens
-from llmctl.server.tool_calls import ToolChoiceBody, ToolsBody, openai_calls, openai_delta, resolve_tool_use
+from llmctl.server.tool_calls import openai_calls, openai_delta, resolve_tool_use
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
-
-
-class JsonSchemaBody(Body):
-    """A schema and its name."""
-
-    name: SchemaName
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    """The structure of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaBody | None = None
-
-    @model_validator(mode="after")
-    def _has_its_schema(self) -> Self:
-        if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("json_schema is missing")
-        return self
-
-    def structure_section(self) -> dict[str, Any]:
-        """Return the equivalent `structure` section of a configuration."""
-        if self.type == "json_schema" and self.json_schema is not None:
-            return {"json_schema": self.json_schema.schema_}
-        return {"json_schema": {"type": "object"}} if self.type == "json_object" else {}
-
-
-class ChatBody(Sampling):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: ToolsBody | None = None
-    tool_choice: ToolChoiceBody | None = None
-    parallel_tool_calls: bool | None = None
-
-    @model_validator(mode="after")
-    def _top_logprobs_need_logprobs(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
-        return self
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
@@ -81,20 +32,20 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
 
 def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission, MessageWriter]":
     """Return the generation requests of a body and the writer of their answers."""
-    tokenizer, config = registry.loaded.tokenizer, registry.loaded.config
-    use = resolve_tool_use(tokenizer, config.chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+    tokenizer = registry.loaded.tokenizer
+    chat = body.chat_section(tokenizer, registry.loaded.config.chat, with_tools=bool(body.tools))
+    use = resolve_tool_use(tokenizer, chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     messages, arguments = use.conversation([message.for_template() for message in body.messages])
-    prompt = registry.prompts.encode(messages, config.chat, **arguments)
-    if use.is_exact and body.response_format is not None and body.response_format.type != "text":
-        raise RequestError("response_format cannot be combined with enforced tools", param="tools")
+    prompt = registry.prompts.encode(messages, chat, ending=body.ending, **arguments)
+    if use.is_exact and (name := body.structure()[0]) is not None:
+        raise RequestError(f"{name} cannot be combined with enforced tools", param="tools")
     model = registry.with_settings(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        structure=None if body.response_format is None else body.response_format.structure_section(),
     )
     requests = registry.requests(model, body, prompt, tools=use)
-    submission = Submission([(request, registry.processors(body, len(prompt))) for request in requests], len(prompt))
+    submission = Submission([(request, registry.processors(body, request)) for request in requests], len(prompt))
     return submission, MessageWriter(registry, count=len(requests))
 
 

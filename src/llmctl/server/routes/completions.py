@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,10 @@ from llmctl.generation.completion import Completion
 from llmctl.generation.logprobs import TokenLogprob, token_text
 from llmctl.generation.pieces import text_of
 from llmctl.generation.prompt import Prompt, encode_prompt
+from llmctl.generation.prompt_length import check_length
 from llmctl.generation.scoring import sequence_logprobs
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob, usage
+from llmctl.server.fields import Refused
 from llmctl.server.http_errors import RequestError
 from llmctl.server.schemas import MAX_TOKENS, MAX_TOP_LOGPROBS, Sampling, Text, TokenId
 
@@ -38,10 +40,18 @@ class CompletionBody(Sampling):
         | _Ids
         | Annotated[list[Text], Field(min_length=1, max_length=_MAX_PROMPTS)]
         | Annotated[list[_Ids], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    ) = Field(description="A text, its token ids, or a list of several.")
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+        16, description="Maximum tokens to generate; 0 with `echo` returns the prompt alone."
     )
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = 16
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool | None = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="Return the log-probability of each token, and this many alternatives."
+    )
+    echo: bool | None = Field(False, description="Return the prompt before the answer; not in a stream.")
+    add_special_tokens: bool | None = Field(
+        True, description="False omits the beginning-of-sequence token before a prompt in text."
+    )
+    suffix: Annotated[Literal[""] | None, Refused("models that fill in the middle take it in the prompt")] = None
 
     @model_validator(mode="after")
     def _echo_is_not_streamed(self) -> Self:
@@ -85,15 +95,23 @@ def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
     requests: list[Any] = []
     prompt_tokens = 0
     for prompt in body.prompts:
-        if isinstance(prompt, str):
-            loaded = registry.loaded
-            encoded = encode_prompt(loaded.tokenizer, prompt, _RAW, context_length=loaded.context_length)
-        else:
-            encoded = Prompt(tuple(prompt))
+        encoded = _encode(registry, prompt, add_special_tokens=body.add_special_tokens is not False)
         prompt_tokens += len(encoded)
-        processors = registry.processors
-        requests += [(request, processors(body, len(encoded))) for request in registry.requests(model, body, encoded)]
+        answers = registry.requests(model, body, encoded)
+        requests += [(request, registry.processors(body, request)) for request in answers]
     return Submission(requests, prompt_tokens)
+
+
+def _encode(registry: "ModelRegistry", prompt: str | list[int], *, add_special_tokens: bool) -> Prompt:
+    loaded = registry.loaded
+    if isinstance(prompt, str) and add_special_tokens:
+        return encode_prompt(loaded.tokenizer, prompt, _RAW, context_length=loaded.context_length)
+    if isinstance(prompt, str):
+        check_length(loaded.tokenizer, [prompt], loaded.context_length)
+        prompt = list(loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if not prompt:
+        raise RequestError("the prompt is empty", param="prompt")
+    return Prompt(tuple(prompt), is_open=True)
 
 
 @dataclass(frozen=True)

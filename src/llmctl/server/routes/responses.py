@@ -4,9 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
 from llmctl.server.answering import (
@@ -18,97 +16,14 @@ from llmctl.server.answering import (
     submit,
     tracked,
 )
-from llmctl.server.routes.chat import ChatBody, JsonSchemaBody, MessageWriter, ResponseFormat, prepare_chat
-from llmctl.server.schemas import MAX_MESSAGES, Body, Message, SchemaName, Text, Tokens
+from llmctl.server.response_body import ResponseBody
+from llmctl.server.routes.chat import MessageWriter, prepare_chat
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from llmctl.server.pending import PendingResponse
     from llmctl.server.registry import ModelRegistry
-
-
-class InputPart(Body):
-    """A text part of an input."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: Text
-
-
-class InputMessage(Body):
-    """A message of an input."""
-
-    type: Literal["message"] | None = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
-
-    def message(self) -> Message:
-        """Return the equivalent chat message."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role=self.role, content=text)
-
-
-class ResponseText(Body):
-    """The `text` field, with the structure of the answer. Unlike in chat requests, the schema is beside its name."""
-
-    class Format(Body):
-        """The format of the text."""
-
-        type: Literal["text", "json_object", "json_schema"] = "text"
-        name: SchemaName | None = None
-        schema_: dict[str, Any] | None = Field(None, alias="schema")
-        strict: bool | None = None
-
-        @model_validator(mode="after")
-        def _has_its_schema(self) -> Self:
-            if self.type == "json_schema" and (self.schema_ is None or self.name is None):
-                raise ValueError("json_schema needs a name and a schema")
-            return self
-
-        def response_format(self) -> ResponseFormat:
-            """Return the equivalent `response_format` of a chat request."""
-            schema = None
-            if self.schema_ is not None:
-                schema = JsonSchemaBody(name=self.name or "", schema=self.schema_, strict=self.strict)
-            return ResponseFormat(type=self.type, json_schema=schema)
-
-    format: Format | None = None
-
-
-class ResponseBody(Body):
-    """`POST /v1/responses`. Nothing is stored, so each request contains its whole conversation."""
-
-    model: Annotated[str, Field(max_length=500)]
-    # One message fewer than in a chat request, because the instructions become a message too.
-    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES - 1)]
-    instructions: Text | None = None
-    max_output_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stream: bool | None = False
-    text: ResponseText | None = None
-    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
-    previous_response_id: None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    def chat(self) -> ChatBody:
-        """Return the equivalent chat request."""
-        messages = [Message(role="system", content=self.instructions)] if self.instructions is not None else []
-        if isinstance(self.input, str):
-            messages.append(Message(role="user", content=self.input))
-        else:
-            messages += [item.message() for item in self.input]
-        text_format = self.text.format if self.text else None
-        return ChatBody(
-            model=self.model,
-            messages=messages,
-            max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            response_format=None if text_format is None else text_format.response_format(),
-        )
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
@@ -175,7 +90,7 @@ class _ResponseWriter:
             "max_output_tokens": body.max_output_tokens,
             "model": self._registry.name,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "temperature": body.temperature,
             "text": {
