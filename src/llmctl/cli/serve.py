@@ -112,8 +112,14 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
         timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
     )
     log_to(output)
-    if tool_format(loaded.tokenizer, loaded.config.chat).template_lacks_tools:
+    form = tool_format(loaded.tokenizer, loaded.config.chat)
+    if form.template_lacks_tools:
         output.note("the chat template has no tool support; tools are described to the model in text")
+    elif form.is_guess:
+        output.warn(
+            "this chat template's format of tool calls is not known to llmctl; it was guessed from the template: "
+            f"{form.begin.strip()}...{form.end.strip()}"
+        )
     address = f"{url(section.host, port_of(sockets))}/v1"
     if output.as_json:
         output.document("llmctl.serve/1", {"url": address, "model": name})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, UserError
@@ -208,6 +209,41 @@ def template_text(chat: ChatSection) -> str | None:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"chat.template: {file} cannot be read: {error}") from error
+
+
+def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> str:
+    """Return the source of the chat template in use, all of several; empty if there is none."""
+    if (text := template_text(chat)) is not None:
+        return text
+    templates = tokenizer.chat_template or ""
+    return templates if isinstance(templates, str) else "\0".join(map(str, templates.values()))
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """The added tokens of a tokenizer.
+
+    Attributes:
+        special: The ids of special tokens by their text. Decoders remove them.
+        text: All added tokens, with a null character between two.
+    """
+
+    special: Mapping[str, int]
+    text: str
+
+
+_added_tokens: "WeakKeyDictionary[Any, tuple[int, AddedTokens]]" = WeakKeyDictionary()
+
+
+def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> AddedTokens:
+    """Return the added tokens of a tokenizer. They are cached, since transformers collects them with every call."""
+    size, tokens = _added_tokens.get(tokenizer, (0, None))
+    if tokens is None or size != len(tokenizer):
+        added = tokenizer.added_tokens_decoder
+        special = {str(token.content): id_ for id_, token in added.items() if token.special}
+        tokens = AddedTokens(special, "\0".join(str(token.content) for token in added.values()))
+        _added_tokens[tokenizer] = (len(tokenizer), tokens)
+    return tokens
 
 
 @dataclass(frozen=True)

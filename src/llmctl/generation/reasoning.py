@@ -276,7 +276,7 @@ _FAMILIES: tuple[tuple[str, Tags], ...] = (
     (":opensource", Tags("<think:opensource>", "</think:opensource>")),
     ("<seed:think>", Tags("<seed:think>", "</seed:think>")),
     ("<mm:think>", Tags("<mm:think>", "</mm:think>")),
-    ("<response>", Tags("<think>", "</think>", False, ("<response>", "</response>"))),
+    ("<response></response>", Tags("<think>", "</think>", False, ("<response>", "</response>"))),
     ("</thinking>", Tags("<thinking>", "</thinking>")),
     ("</think>", Tags("<think>", "</think>")),
 )

@@ -3,7 +3,6 @@
 All paths use them: generate, chat, batches and the server.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING
 from llmctl.config import ChatSection
 from llmctl.generation.channels import channels_of
 from llmctl.generation.pieces import Piece, ReasoningDelta, TextDelta
-from llmctl.generation.prompt import Prompt, template_text
+from llmctl.generation.prompt import Prompt, added_tokens, template_source
 from llmctl.generation.reasoning import ReasoningFormat, Segment, tagged_reasoning
 from llmctl.generation.structured.constraint import tokens_named_by_id
 from llmctl.generation.structured.lark import LarkWriter
 from llmctl.generation.structured.structure import Structure
 from llmctl.generation.tools import ToolUse
-from llmctl.generation.tools.format import special_tokens_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,13 +75,12 @@ def response_rules(
     ids = list(prompt.ids[-_TAIL_TOKENS - len(prompt.prefill) :])
     tail, prefill = str(tokenizer.decode(ids)).rstrip(), prompt.prefill.strip()  # templates may strip messages
     tail = tail.removesuffix(prefill) if prefill else str(tokenizer.decode(ids))
-    template = template_text(chat)
-    source = template if template is not None else json.dumps(tokenizer.chat_template, ensure_ascii=False)
-    vocabulary = "\0".join(token.content for token in tokenizer.added_tokens_decoder.values())
-    reasoning: ReasoningFormat = channels_of(source) or tagged_reasoning(source + tail, vocabulary)
+    source, tokens = template_source(tokenizer, chat), added_tokens(tokenizer)
+    reasoning: ReasoningFormat = channels_of(source) or tagged_reasoning(source + tail, tokens.text)
     tools = tools if tools is not None and tools.tools else None
-    marks = [*reasoning.marks, *(tools.form.marks if tools else ())]
-    return ResponseRules(reasoning, tail, prefill, tools, special_tokens_in(tokenizer, marks))
+    marks = "\0".join([*reasoning.marks, *(tools.form.marks if tools else ())])
+    shown = frozenset(id_ for content, id_ in tokens.special.items() if content in marks)
+    return ResponseRules(reasoning, tail, prefill, tools, shown)
 
 
 class ResponseSplitter:

@@ -4,13 +4,16 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError, UserError
+from llmctl.generation.answer import Answer
 from llmctl.generation.batch.answers import RowOutcome, RowRequest, row_requests
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion, FinishReason
 from llmctl.generation.logprobs import Alternative, TokenLogprob
+from llmctl.generation.pieces import assemble
 from llmctl.generation.request import Request
 from llmctl.generation.structured.structure import Structure
 from llmctl.vllm.process import VllmProcess
@@ -18,6 +21,7 @@ from llmctl.vllm.translate import Translation
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
+    from transformers import PreTrainedTokenizerBase
 
     from llmctl.loading.model import PromptModel
 
@@ -125,7 +129,11 @@ class VllmBatch:
                 await asyncio.sleep(_POLL_SECONDS)
         if response.status_code != 200:
             raise _response_error(response)
-        return parse_completion(response.json(), made.request, seconds=time.perf_counter() - started)
+        return split_completion(
+            parse_completion(response.json(), made.request, seconds=time.perf_counter() - started),
+            made.loaded.tokenizer,
+            made.request,
+        )
 
 
 async def _close(client: "AsyncClient", tasks: "list[asyncio.Task[Completion]]") -> None:
@@ -178,7 +186,9 @@ def _structure(structure: Structure) -> dict[str, Any]:
     """Return the schema or grammar for vLLM's backend `guidance`, which also is llguidance."""
     if structure.kind == "grammar":
         return {"grammar": structure.grammar}
-    [inner] = json.loads(structure.grammar)["grammars"]
+    inner, *others = json.loads(structure.grammar)["grammars"]
+    if others:  # the structure after reasoning
+        return {"grammar": structure.grammar}
     return {"json": inner["json_schema"]} if structure.is_json else {"grammar": inner["lark_grammar"]}
 
 
@@ -202,6 +212,23 @@ def parse_completion(document: Mapping[str, Any], request: Request, *, seconds: 
         logprobs=None if request.logprobs is None else _logprobs(choice["logprobs"], request.logprobs),
         is_json=reason == "stop" and request.structure is not None and request.structure.is_json,
     )
+
+
+def split_completion(completion: Completion, tokenizer: "PreTrainedTokenizerBase", request: Request) -> Completion:
+    """Return vLLM's completion with reasoning and calls separated from the text, like those of `llmctl serve`."""
+    if request.response is None:
+        return completion
+    if not request.response.shown_tokens:
+        splitter = request.response.splitter()
+        split = assemble([*splitter.add(completion.text), *splitter.finish()])
+        return replace(completion, text=split.text, reasoning=split.reasoning, calls=split.calls)
+    # the marks are special tokens, which are not in vLLM's text
+    answer = Answer(tokenizer, replace(request, structure=None))
+    for token in completion.token_ids:
+        answer.take(token)
+    answer.finish()
+    ours = answer.completion()
+    return replace(completion, text=ours.text, reasoning=ours.reasoning, calls=ours.calls)
 
 
 def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:

@@ -34,6 +34,10 @@ class LarkWriter:
         """Return True if there is a rule of that name."""
         return any(rule.startswith(f"{name}:") for rule in self._rules)
 
+    def begins_with_special(self, text: str) -> bool:
+        """Return True if a text begins with a special token, which `TEXT` cannot contain."""
+        return any(text.startswith(token) for token in self._special)
+
     def add_until(self, name: str, text: str) -> None:
         """Add a rule for any text up to and including `text`."""
         special = [at for token in self._special if (at := text.find(token)) >= 0]

@@ -181,7 +181,7 @@ class _Rules:
         if not form.open:
             lark.add(r"FREE: /[^{](.|\n)*/")
             return f"{before} ({calls} | FREE?)"
-        if text != "TEXT":
+        if text != "TEXT" and lark.begins_with_special(form.begin):
             return f"{before} ({text} {calls})* {text}"
         lark.add_until("opened", form.open)
         return f"{before} (opened {self._calls(form.begin.removeprefix(form.open))})* TEXT"

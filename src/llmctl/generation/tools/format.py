@@ -8,14 +8,14 @@ described in the system message, with the family's format or else with that of H
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.generation.marks import ID
-from llmctl.generation.prompt import template_text
+from llmctl.generation.prompt import added_tokens, template_source, template_text
 from llmctl.generation.tools.arguments import JsonArguments, TaggedArguments
 from llmctl.generation.tools.families import HERMES, Placement, ToolFormat, between_marks, family_format
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
@@ -43,18 +43,9 @@ def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> Tool
     formats = _formats.setdefault(tokenizer, {})
     if template not in formats:
         rendered = _renderings(tokenizer, template)
-        source = template if template is not None else str(tokenizer.chat_template or "")
-        vocabulary = "\0".join(token.content for token in tokenizer.added_tokens_decoder.values())
-        response = getattr(tokenizer, "response_template", None)
-        formats[template] = _recognise(source, rendered, response, vocabulary=vocabulary)
+        source, response = template_source(tokenizer, chat), getattr(tokenizer, "response_template", None)
+        formats[template] = _recognise(source, rendered, response, vocabulary=added_tokens(tokenizer).text)
     return formats[template]
-
-
-def special_tokens_in(tokenizer: "PreTrainedTokenizerBase", marks: Iterable[str]) -> frozenset[int]:
-    """Return the special tokens that are part of marks and must not be removed from the text of an answer."""
-    text = "\0".join(marks)
-    special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(id_ for id_, content in special.items() if content in text)
 
 
 def template_call(name: str, arguments: Any, id_: str) -> dict[str, Any]:
