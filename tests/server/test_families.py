@@ -206,7 +206,6 @@ def test_calls_are_recognised_after_reasoning_and_text(server: Server) -> None:
     assert message.finish_reason == "tool_calls"
 
 
-@pytest.mark.xfail(strict=False)  # Mistral's ids: being built
 @pytest.mark.parametrize(
     ("call", "fields"),
     [
@@ -244,7 +243,6 @@ def test_a_structured_answer_is_content_after_free_reasoning(server: Server) -> 
     assert message.reasoning.strip() == server.reasoning
 
 
-@pytest.mark.xfail(strict=False)  # reasoning of earlier turns: being built
 def test_a_result_is_answered_in_a_second_turn(server: Server) -> None:
     server.registry.script.append(server.calls([WEATHER]))
     first = server.client.chat.completions.create(model="tiny", messages=[USER], tools=TOOLS).choices[0].message
