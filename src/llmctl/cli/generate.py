@@ -38,7 +38,7 @@ from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
-    from llmctl.generation.completion import Completion
+    from llmctl.generation.completion import Chunk, Completion
     from llmctl.loading.model import LoadedModel
 
 app = new_app()
@@ -108,10 +108,10 @@ def _answer(output: Output, settings: "Settings", text: str, *, count: int, offl
     for number, chunks in enumerate(generate_many(loaded, text, count=count)):
         if number and not output.as_json:
             output.line("")
+        is_thinking = False
         for chunk in chunks:
             if not output.as_json:
-                output.reasoning(chunk.reasoning)
-                output.piece(chunk.text)
+                is_thinking = _show(output, chunk, is_thinking=is_thinking)
             if chunk.completion is not None:
                 completions.append(chunk.completion)
         if not output.as_json:
@@ -123,12 +123,25 @@ def _answer(output: Output, settings: "Settings", text: str, *, count: int, offl
         output.document("llmctl.generate/1", body)
 
 
+def _show(output: Output, chunk: "Chunk", *, is_thinking: bool) -> bool:
+    """Show a piece of an answer. Return True if reasoning came last."""
+    output.reasoning(chunk.reasoning)
+    if not chunk.text:
+        return is_thinking or bool(chunk.reasoning)
+    if is_thinking or chunk.reasoning:
+        output.reasoning("\n\n")
+    output.piece(chunk.text)
+    return False
+
+
 def _note_completion(output: Output, loaded: "LoadedModel", completion: "Completion") -> None:
     seed = f", seed {completion.seed}" if loaded.plan.generation_kwargs.get("do_sample") else ""
     counts = f"{completion.prompt_token_count} tokens in, {len(completion.token_ids)} out"
     output.note(f"{counts}, {speed_text(completion)}{seed}; {finish_text(completion)}")
     for line in statistics_lines(completion):
         output.note(line)
+    if completion.reasoning and not completion.text.strip():
+        output.warn("the answer ended within its reasoning; allow more with --max-new-tokens N, or try --no-think")
     note_logprobs(output, loaded, completion)
 
 
