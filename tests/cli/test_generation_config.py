@@ -37,7 +37,7 @@ def test_every_command_answers_and_names_what_it_left_out(run: Run, model: Path,
     ):
         done = run(*command, stdin=stdin)
         assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
-        note = "not used of the model's own settings: eos_token_id, penalty_alpha, num_return_sequences"
+        note = "settings of the model that are not used: eos_token_id, penalty_alpha, num_return_sequences"
         assert note in done.stderr, done.stderr
         assert "\x1b" not in done.stderr + done.stdout
 
@@ -105,4 +105,4 @@ def test_a_damaged_file_is_left_out(run: Run, tiny_copy: Callable[..., Path]) ->
     (folder / "generation_config.json").write_text("{'temperature': 0.7")
     done = run("generate", "--model", str(folder), "-n", "4", "--prompt", "the capital")
     assert done.returncode == 0
-    assert "not used of the model's own settings: generation_config.json" in done.stderr
+    assert "settings of the model that are not used: generation_config.json" in done.stderr

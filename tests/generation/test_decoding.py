@@ -10,7 +10,8 @@ import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion, DecodingStats
-from support.tiny import write_model
+from support.generation_config import with_generation_config
+from support.tiny import edit_json, write_model
 
 Tiny = Callable[[str], Path]
 PROMPT = "the capital of france"
@@ -100,6 +101,21 @@ def test_proposed_tokens_stop_at_the_same_stop_string_and_budget(tiny_models: Ti
         plain, drafted = answer(folder, **generation), answer(folder, draft=draft, **generation)
         assert (drafted.text, drafted.token_ids) == (plain.text, plain.token_ids)
         assert (drafted.finish_reason, drafted.stop_string) == (plain.finish_reason, plain.stop_string)
+
+
+def test_a_draft_keeps_the_settings_in_the_models_files_and_its_own_number_of_proposals(
+    tiny_models: Tiny, tmp_path: Path
+) -> None:
+    folder, draft = tiny_models("llama"), write_model(tmp_path / "draft")
+    edit_json(draft / "generation_config.json", num_assistant_tokens="3", num_beams=2, suppress_tokens=[1])
+    plain, drafting = load_tiny(folder), load_tiny(folder, draft={"id": str(draft)})
+    assert drafting.draft is not None
+    assert drafting.draft.model.generation_config.num_assistant_tokens == 3
+    first, second, third, *_ = llmctl.generate(plain, PROMPT).token_ids
+    own = {"suppress_tokens": [first], "min_new_tokens": 9, "eos_token_id": [third], "sequence_bias": [[[second], -9]]}
+    expected, drafted = (llmctl.generate(with_generation_config(one, own), PROMPT) for one in (plain, drafting))
+    assert drafted.token_ids == expected.token_ids
+    assert stats_of(drafted).drafted_tokens
 
 
 def test_a_drafted_answer_streams_its_text_and_closing_stops_it(tiny_models: Tiny) -> None:

@@ -132,7 +132,7 @@ def test_the_end_of_turn_token_is_read_from_the_template(tokenizer: Any) -> None
 @pytest.mark.parametrize("token", ["<|nope|>", 10**9])
 def test_an_extra_end_token_must_exist(token: Any, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="is not a token of this model"):
-        end_tokens(tokenizer, None, [token])
+        end_tokens(tokenizer, (), [token])
 
 
 def test_the_tokenizer_pads_on_the_left_with_a_token_it_has(tokenizer: Any) -> None:

@@ -145,6 +145,13 @@ def test_the_models_own_generation_config_counts_too() -> None:
     assert "generation_config.json" in reason_of("generation.no_repeat_ngram_size", target)
 
 
+def test_settings_of_the_model_that_vllm_does_not_apply_are_named() -> None:
+    own = {"min_new_tokens": 3, "suppress_tokens": [1], "penalty_alpha": 0.5, "top_k": 3, "do_sample": True}
+    generation = check_generation_defaults(own, {"vocab_size": 9})
+    assert translated(Target(generation=generation)).unused == ("penalty_alpha", "min_new_tokens", "suppress_tokens")
+    assert translated(Target("batch", generation=generation)).unused == ("penalty_alpha", "suppress_tokens")
+
+
 def test_the_models_id_works_beside_the_configured_name() -> None:
     arguments = translated(model={"id": "org/name"}, serve={"model_name": "smol"}).arguments
     at = arguments.index("--served-model-name")

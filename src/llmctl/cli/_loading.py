@@ -40,7 +40,7 @@ def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Pr
 def note_unused(output: Output, names: Sequence[str]) -> None:
     """Report settings in the model's files that are not used although they would change answers."""
     if names:
-        output.note(f"not used of the model's own settings: {', '.join(names)} (llmctl load shows why)")
+        output.note(f"settings of the model that are not used: {', '.join(names)} (llmctl load shows why)")
 
 
 def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":

@@ -214,7 +214,11 @@ class GenerationSection(Section):
         None, ge=0, description="Size of n-grams that must not repeat; 0 means no limit."
     )
     num_beams: int = Field(1, ge=1, le=64, description="Number of beams of a beam search; 1 means none.")
-    stop_strings: Texts = Field([], description="Texts that end the answer and are not part of it.")
+    stop_strings: Texts = Field(
+        [],
+        description="Texts that end the answer and are not part of it. Default: the model's own; an empty list turns "
+        "these off.",
+    )
     extra_eos_tokens: TokensOrIds = Field(
         [], description="Further tokens that end the answer: ids, or special tokens by name."
     )
