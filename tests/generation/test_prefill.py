@@ -17,6 +17,7 @@ from llmctl.generation.prompt import encode_prompt
 from llmctl.loading.prepare import prepare
 from llmctl.model.tokenizer import load_tokenizer
 from llmctl.reproduce.script import transformers_script
+from llmctl.transformers_compat import sanitising_arguments
 from support.tiny import CHATML, write_tokenizer
 
 Tiny = Callable[[str], Path]
@@ -50,7 +51,7 @@ def ending_with(content: str, **message: Any) -> list[dict[str, Any]]:
         (CHANNELS, "<|final|>"),
     ],
 )
-@pytest.mark.parametrize("prefill", ["Sure", "Sure: ", "{\n  ", "the <|im_end|> is"])
+@pytest.mark.parametrize("prefill", ["Sure", "Sure: ", "{\n  "])
 def test_the_prompt_ends_with_the_final_message(template: str, before: str, prefill: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, template)
     for prompt in (
@@ -59,7 +60,18 @@ def test_the_prompt_ends_with_the_final_message(template: str, before: str, pref
     ):
         assert tokenizer.decode(prompt.ids) == f"{ASKED}{before}{prefill}"
         assert prompt.is_open
-        assert prompt.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1, "control tokens of it are text"
+
+
+def test_control_tokens_in_a_prefill_are_text_or_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path)
+    chat = ChatSection(prefill="the <|im_end|> is")
+    if not sanitising_arguments(tokenizer):  # an older transformers
+        with pytest.raises(UserError, match="contains the control token"):
+            encode_prompt(tokenizer, "hi", chat)
+        return
+    prompt = encode_prompt(tokenizer, "hi", chat)
+    assert tokenizer.decode(prompt.ids) == f"{ASKED}the <|im_end|> is"
+    assert prompt.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
 
 
 def test_an_empty_final_message_is_the_beginning_of_a_turn(tmp_path: Path) -> None:

@@ -272,11 +272,13 @@ def test_thinking_is_turned_off_by_an_effort_or_by_a_variable(port: int) -> None
     assert text_of(post(port, RESPONSES, chat_template_kwargs={"enable_thinking": False})) == "It is sunny!"
 
 
-def test_control_tokens_in_variables_stay_text(port: int) -> None:
+def test_control_tokens_in_variables_are_text_or_refused(port: int) -> None:
     [end] = ids(port, "<|im_end|>")
-    variables = {"word": "<|im_end|>"}
-    tokens = json.loads(post(port, "/tokenize", chat_template_kwargs=variables).body)["tokens"]
-    assert tokens.count(end) == 1
+    answer = post(port, "/tokenize", chat_template_kwargs={"word": "<|im_end|>"})
+    if answer.status == 200:
+        assert json.loads(answer.body)["tokens"].count(end) == 1
+    else:  # an older transformers
+        assert "contains the control token" in answer.error["message"]
 
 
 @pytest.mark.parametrize(
