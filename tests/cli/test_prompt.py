@@ -32,3 +32,14 @@ def test_tokens_are_listed_one_per_line(run: Run, tiny_models: Tiny) -> None:
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert rows[0] == ["id", "token"]
     assert "".join(row[1].strip("'") for row in rows[1:]) == "the cat"
+
+
+def test_thinking_is_set_by_the_template_or_refused(run: Run, tiny_models: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "thinking.jinja"
+    file.write_text("{{ messages[0].content }} {{ enable_thinking }}")
+    command = ("prompt", "--model", str(tiny_models("llama")), "--prompt", "hi")
+    assert run(*command, "--no-think", "--template", str(file)).stdout == "hi False\n"
+    for flag in ("--think", "--no-think"):
+        refused = run(*command, flag)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "cannot turn thinking on or off" in refused.stderr

@@ -57,6 +57,20 @@ def test_defaults_translate_to_the_model_safetensors_the_seed_and_greedy_decodin
     assert translation.environment == {"VLLM_NO_USAGE_STATS": "1"}
 
 
+@pytest.mark.parametrize(
+    ("chat", "variables"),
+    [
+        ({"thinking": False}, {"enable_thinking": False, "thinking": False}),
+        ({"template_kwargs": {"a": 1}}, {"a": 1}),
+        ({"thinking": True, "template_kwargs": {"thinking": 2}}, {"enable_thinking": True, "thinking": 2}),
+    ],
+)
+def test_thinking_and_variables_are_defaults_of_the_template(chat: Any, variables: Any) -> None:
+    arguments = translated(chat=chat).arguments
+    assert json.loads(after(arguments, "--default-chat-template-kwargs")) == variables
+    assert "final message" in reason_of("chat.prefill", chat={"prefill": "a"})
+
+
 def test_several_gpus_and_machines() -> None:
     arguments = translate(read_only_file(ROOT / "configs/llama3-70b-two-machines.yaml").config).arguments
     assert after(arguments, "--tensor-parallel-size") == "4"
