@@ -15,6 +15,7 @@ LAYERS = {
     "units": 0,
     "platform_support": 0,
     "paths": 1,
+    "text_files": 1,
     "transformers_compat": 1,
     "cpu": 2,
     "quant": 2,

@@ -11,6 +11,7 @@ from llmctl.generation.batch.answers import generate_batch
 from llmctl.generation.scoring import rank, score
 from llmctl.generation.stream import generate, stream
 from llmctl.generation.structured.objects import generate_object
+from llmctl.hub.environment import check_imports
 from llmctl.loading import loader
 from llmctl.loading.model import LoadedModel
 
@@ -43,6 +44,7 @@ def load(
         ConfigError: all problems of the configuration.
         LlmctlError: see `llmctl.loading.loader.load`.
     """
+    check_imports()
     settings = _settings(config)
     values: dict[str, Any] = settings.config.model_dump(exclude_unset=True) if config is not None else {}
     for name, value in sections.items():

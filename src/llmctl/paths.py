@@ -9,12 +9,30 @@ from pathlib import Path
 
 from platformdirs import PlatformDirs
 
+from llmctl.errors import MachineError, UserError
+
 _DIRS = PlatformDirs("llmctl", appauthor=False)
 
 
 def _folder(kind: str, default: str) -> Path:
     home = os.environ.get("LLMCTL_HOME")
-    return Path(home).expanduser() / kind if home else Path(default)
+    return expand(home, name="LLMCTL_HOME") / kind if home else Path(default)
+
+
+def expand(path: Path | str, *, name: str = "") -> Path:
+    """Return a path with `~` and `~user` replaced.
+
+    Args:
+        name: The variable or key that the path comes from, for the message.
+
+    Raises:
+        UserError: there is no such user, or this user has no home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        named = f"{name} {path}" if name else str(path)
+        raise UserError(f"{named}: there is no home folder for ~ in it", hint="write the whole path") from None
 
 
 def config_file() -> Path:
@@ -42,10 +60,58 @@ def log_dir() -> Path:
     return _folder("log", _DIRS.user_log_dir)
 
 
+def check_writable(*paths: Path) -> None:
+    """Check, before the work whose result goes there, that files or folders can be created at `paths`.
+
+    Raises:
+        OSError: one of them cannot. Its file name is that of the folder which refuses.
+    """
+    for folder in dict.fromkeys(existing_parent(path.absolute()) for path in paths):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            error.filename = str(folder)
+            raise
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder above `path` that exists, or `path` itself; it is on the same file system."""
+    while path != path.parent:
+        try:
+            path.stat()
+        except OSError:
+            path = path.parent
+        else:
+            break
+    return path
+
+
+def check_output(path: Path, *, flag: str) -> None:
+    """Check that a file which the user names can be written, before the work whose result goes there.
+
+    Raises:
+        UserError: it is a folder.
+        MachineError: this user may not write there.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder", hint="give the name of a file")
+    try:
+        check_writable(path.absolute().parent)
+    except OSError as error:
+        raise MachineError(
+            f"{flag} {path} cannot be written: {error.strerror}", hint="choose a file that you may write"
+        ) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)  # not a name that nobody knows
+        raise
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

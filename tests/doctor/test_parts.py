@@ -7,8 +7,9 @@ import pytest
 
 from llmctl.doctor.children import Question, ask_all
 from llmctl.doctor.environment import proxy_of, read_computer, read_requirements
-from llmctl.doctor.privacy import known_tokens, without_credentials, without_secrets
+from llmctl.doctor.privacy import known_tokens, without_secrets
 from llmctl.doctor.versions import is_inside, release
+from llmctl.hub.environment import without_credentials
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,8 @@ def test_a_release_is_its_numbers() -> None:
         ("http://proxy:3128/", "http://proxy:3128/"),
         ("socks5://a:b@[::1]:1080", "socks5://[::1]:1080"),
         ("https://hub/?token=secret", "https://hub/"),
-        ("http://anna:secret@proxy:notaport", "(unreadable)"),
+        ("http://anna:secret@proxy:notaport", "http://proxy:notaport"),
+        ("http://anna:12/se@cret?@proxy:1", "http://proxy:1"),
     ],
 )
 def test_an_address_is_shown_without_credentials(address: str, shown: str) -> None:

@@ -401,8 +401,13 @@ def _read_environment_again() -> None:
     """Give huggingface_hub's constants, which it reads from the environment on import, their values of now."""
     from huggingface_hub import constants
 
+    from llmctl.hub.environment import drop_empty, import_faults
+
     fresh = ModuleType("constants")
     vars(fresh).update({name: vars(constants)[name] for name in ("__file__", "__package__", "__spec__")})
+    drop_empty(os.environ)
+    if next(import_faults(os.environ), None) is not None:
+        return  # llmctl ends with an error before it needs a constant
     exec(_code_of(constants.__file__), vars(fresh))
     changed = {
         name: (before, vars(fresh)[name])

@@ -10,6 +10,7 @@ from llmctl.bench.compare import Comparison
 from llmctl.bench.summary import CellSummary, Summary, summarise
 from llmctl.bench.task import Spread
 from llmctl.errors import MachineError, UserError
+from llmctl.paths import check_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +23,13 @@ def check_plot(file: Path) -> None:
 
     Raises:
         UserError: the file is neither .png nor .svg, or its folder does not exist.
-        MachineError: matplotlib is not installed.
+        MachineError: this user may not write there, or matplotlib is not installed.
     """
     if file.suffix.lower().removeprefix(".") not in FORMATS:
         raise UserError(f"{file}: a chart is a .png or an .svg file", hint="--plot speed.svg")
     if not file.absolute().parent.is_dir():
         raise UserError(f"there is no folder {file.absolute().parent}", hint="create it, or give another --plot FILE")
+    check_output(file, flag="--plot")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,6 +14,7 @@ from llmctl.cli._interrupts import HeldInterrupts, resumable
 from llmctl.cli._progress import BatchProgress
 from llmctl.cli._render import Output
 from llmctl.errors import UserError
+from llmctl.paths import check_output
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
@@ -64,6 +65,8 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
 
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
+    if files.output is not None and not files.to_stdout and (files.output.is_file() or not files.output.exists()):
+        check_output(files.output, flag="--output")
     input_format = choose_format(None if str(files.input) == "-" else files.input, files.input_format)
     with ExitStack() as stack:
         stream = stack.enter_context(_open_input(files))
@@ -146,7 +149,8 @@ def _open_sink(output: Output, files: BatchFiles, identity: "Identity", progress
 
     path = None if files.to_stdout else files.output
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
-        with translate_disk_errors(path or Path("standard output")), _open_stream(path) as stream, progress:
+        # a failure of standard output is reported where all commands end
+        with translate_disk_errors(path) if path else nullcontext(), _open_stream(path) as stream, progress:
             output.note("the answers go to a stream: an interrupted run starts over; --output FILE can be resumed")
             try:
                 yield Pipe(stream, ordered=not files.unordered)

@@ -9,6 +9,7 @@ from llmctl.cli._chat_screen import Conversation, DisplayOptions
 from llmctl.cli._flags import generation_keys
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
+from llmctl.paths import expand
 from llmctl.plan.decision import shortened
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
@@ -174,7 +175,7 @@ def _exit(_conversation: Conversation, _: str) -> None:
 
 
 def _file(argument: str) -> Path:
-    return Path(argument).expanduser()
+    return expand(argument)
 
 
 COMMANDS = {

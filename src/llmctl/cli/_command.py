@@ -5,8 +5,10 @@ the groups and flags that it takes. The function gets one `Options` object. Help
 the start-up time.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,6 +18,9 @@ from llmctl.cli._flag import Flag, by_group
 from llmctl.cli._flags import FLAGS, select
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
+from llmctl.errors import UserError
+from llmctl.hub.environment import check_imports, drop_empty
+from llmctl.paths import state_dir
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 NAMES_WIDTH = 26  # columns for names; longer ones get their own line
@@ -38,7 +43,7 @@ def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
 
 
 def command(
-    app: typer.Typer, *flags: str | Flag[Any], name: str | None = None, group: str = ""
+    app: typer.Typer, *flags: str | Flag[Any], name: str | None = None, group: str = "", reports_faults: bool = False
 ) -> Callable[[Callable[[Options], None]], Callable[[Options], None]]:
     """Register a function as a command of `app`.
 
@@ -46,6 +51,7 @@ def command(
         flags: Titles of groups, long names of rows of the table, and flags that only this command has.
         name: The command's name; by default the function's.
         group: The name of the command that it is a subcommand of.
+        reports_faults: True for a command that runs with faulty environment variables, and reports them.
     """
 
     def register(function: Callable[[Options], None]) -> Callable[[Options], None]:
@@ -56,6 +62,10 @@ def command(
             assert isinstance(output, Output)  # noqa: S101 (made by main)
             for parameter, field in _FIELDS.items():
                 setattr(output, field, values[parameter])
+            _check_folders()
+            drop_empty(os.environ)
+            if not reports_faults:
+                check_imports()
             options = Options(output, taken, values)
             options.check_combinations()
             function(options)
@@ -74,6 +84,20 @@ def flags_of(shown: Any) -> tuple[Flag[Any], ...]:
     """Return the flags of a command, given Typer's object for it."""
     flags: tuple[Flag[Any], ...] = shown.callback.flags
     return flags
+
+
+def _check_folders() -> None:
+    """Raise UserError if the current folder is gone, or LLMCTL_HOME is not a path.
+
+    torch ends the process if it is loaded from a deleted folder.
+    """
+    state_dir()
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder has been deleted, or cannot be read: {error.strerror}", hint="go to another one: cd"
+        ) from None
 
 
 class Command(TyperCommand):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from llmctl.cli._streams import silence
 from llmctl.errors import LlmctlError
 
 if TYPE_CHECKING:
@@ -162,10 +163,15 @@ class Output:
             self._say(f"  {error.hint}", None)
 
     def _say(self, text: str, style: str | None) -> None:
-        if sys.stderr.isatty() and style and not self.plain:
-            self.console(sys.stderr).print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(visible(text), file=sys.stderr, flush=True)
+        try:
+            if sys.stderr.isatty() and style and not self.plain:
+                self.console(sys.stderr).print(
+                    visible(text), style=style, markup=False, highlight=False, soft_wrap=True
+                )
+            else:
+                print(visible(text), file=sys.stderr, flush=True)
+        except OSError:  # nobody can read the message; the work goes on
+            silence(sys.stderr)
 
     @property
     def plain(self) -> bool:

@@ -1,35 +1,60 @@
 """Text from flags, files and standard input."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from llmctl.errors import UserError
 from llmctl.platform_support import stdin_has_input
+from llmctl.text_files import NotTextError, decode, encoding_of, read_text, reason
+
+_CONVERT = "save it as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8"
 
 
 def read_text_file(path: Path, *, flag: str) -> str:
     """Return the text of a file, its line ends as they are.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8 text.
+        UserError: the file cannot be read, or is not text.
     """
     try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{flag} {path}: {reason}") from error
+        return read_text(path)
+    except (OSError, NotTextError) as error:
+        raise UserError(f"{flag} {path}: {reason(error)}", hint=_CONVERT) from error
 
 
 def read_stdin() -> str:
-    """Return all of standard input.
+    """Return all of standard input, with `\\n` as line ends.
 
     Raises:
-        UserError: it is not UTF-8 text.
+        UserError: it is not text.
     """
+    return _as_text(sys.stdin.buffer.read()).replace("\r\n", "\n")
+
+
+def stdin_lines() -> Iterator[str]:
+    """Yield the lines of standard input as they arrive, without their ends.
+
+    Raises:
+        UserError: a line is not text.
+    """
+    for number, line in enumerate(sys.stdin.buffer):
+        if not number and (encoding := encoding_of(line)) not in ("utf-8", "utf-8-sig"):
+            raise UserError(f"standard input is {encoding.upper()} text; lines are read as UTF-8", hint=_CONVERT)
+        yield _as_text(line).rstrip("\r\n")
+
+
+def _as_text(data: bytes) -> str:
+    """Return the text that came through standard input: UTF-8, or what the environment says (PYTHONIOENCODING)."""
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UserError("standard input is not UTF-8 text") from error
+        return decode(data)
+    except NotTextError as error:
+        declared = sys.stdin.encoding.lower()
+        if declared not in ("utf-8", "ascii") and b"\0" not in data:
+            with suppress(UnicodeDecodeError):
+                return data.decode(declared)
+        raise UserError(f"standard input: {reason(error)}", hint=_CONVERT) from error
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:

@@ -8,6 +8,7 @@ from llmctl.cli._flag import file, switch
 from llmctl.cli._flags import ADAPTER, MODEL, OFFLINE, REVISION, SYSTEM
 from llmctl.cli._loading import load_model, prepare_model
 from llmctl.cli._options import Options
+from llmctl.cli._text_input import stdin_lines
 from llmctl.errors import LlmctlError, UserError
 
 if TYPE_CHECKING:
@@ -86,20 +87,16 @@ def _pipe(conversation: "Conversation") -> None:
     from llmctl.generation.pieces import TextDelta
 
     session, output = conversation.session, conversation.output
-    try:
-        for line in sys.stdin:
-            text = line.rstrip("\n")
-            if not text.strip():
-                continue
-            conversation.make_room(text)
-            for piece in session.ask(text):
-                if isinstance(piece, TextDelta) and not output.as_json:
-                    output.piece(piece.text)
-            output.line(turn_document(session) if output.as_json else "")
-            if conversation.display.stats and session.last is not None:
-                output.note(statistics(session.last))
-    except UnicodeDecodeError as error:
-        raise UserError("standard input is not UTF-8 text") from error
+    for text in stdin_lines():
+        if not text.strip():
+            continue
+        conversation.make_room(text)
+        for piece in session.ask(text):
+            if isinstance(piece, TextDelta) and not output.as_json:
+                output.piece(piece.text)
+        output.line(turn_document(session) if output.as_json else "")
+        if conversation.display.stats and session.last is not None:
+            output.note(statistics(session.last))
 
 
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:

@@ -14,7 +14,8 @@ from llmctl.cli._flags import OFFLINE
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.config import Config, Settings
-from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, MachineError, Problem
+from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, Problem
+from llmctl.paths import check_output, write_atomically
 
 if TYPE_CHECKING:
     from llmctl.doctor import Check, Findings
@@ -27,7 +28,7 @@ REPORT = switch("--report", help="Write a report to paste, without secrets")
 TIME_LIMIT = number("--time-limit", help="Maximum seconds of one import", default=30.0, minimum=1, maximum=600)
 
 
-@command(app, FILE, REPORT, TIME_LIMIT, "--model", "--config", "--set", "--offline")
+@command(app, FILE, REPORT, TIME_LIMIT, "--model", "--config", "--set", "--offline", reports_faults=True)
 def doctor(options: Options) -> None:
     """Find what prevents a model from running here, and the fix.
 
@@ -45,6 +46,8 @@ def doctor(options: Options) -> None:
     from llmctl.doctor.diagnose import is_healthy
 
     output = options.output
+    if options[REPORT]:
+        check_output(options[FILE] or DEFAULT_REPORT, flag="--report")
     problems: tuple[Problem, ...] = ()
     try:
         settings = options.settings()
@@ -81,16 +84,9 @@ def document(findings: "Findings", checks: "Sequence[Check]") -> dict[str, Any]:
 def _write_report(output: Output, findings: "Findings", checks: "Sequence[Check]", path: Path) -> None:
     from llmctl.doctor import report_text
     from llmctl.doctor.privacy import known_tokens
-    from llmctl.paths import write_atomically
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    text = report_text(findings, checks, when=when, secrets=known_tokens())
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise MachineError(
-            f"the report cannot be written to {path}: {error.strerror}", hint="llmctl doctor --report /tmp/report.md"
-        ) from error
+    write_atomically(path, report_text(findings, checks, when=when, secrets=known_tokens()))
     output.note(f"report: {path}")
 
 

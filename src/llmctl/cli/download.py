@@ -12,7 +12,7 @@ from llmctl.cli._flag import Flag, file, integer, switch, text, texts
 from llmctl.cli._interrupts import resumable
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
-from llmctl.errors import EXIT_NO, UserError
+from llmctl.errors import EXIT_NO, MachineError, UserError
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -186,8 +186,13 @@ def _show_verification(output: Output, verification: "Verification", *, is_repai
 def _finish(output: Output, downloaded: "Downloaded") -> None:
     from llmctl.config.last_model import remember_model
 
+    is_remembered = False
     if downloaded.is_loadable and not downloaded.is_adapter:
-        remember_model(downloaded.repo_id, revision=downloaded.revision, how="download")
+        try:
+            remember_model(downloaded.repo_id, revision=downloaded.revision, how="download")
+            is_remembered = True
+        except MachineError as error:  # the model is here all the same
+            output.warn(error.message)
     if output.as_json:
         output.document("llmctl.download/1", _as_json(downloaded))
         return
@@ -198,7 +203,8 @@ def _finish(output: Output, downloaded: "Downloaded") -> None:
     if downloaded.is_adapter:
         output.note(f"an adapter; next: llmctl generate --adapter {downloaded.repo_id} --prompt 'Hello'")
     elif downloaded.is_loadable:
-        output.note("next: llmctl generate --prompt 'Hello'")
+        model = "" if is_remembered else f" --model {downloaded.repo_id}"
+        output.note(f"next: llmctl generate{model} --prompt 'Hello'")
     else:
         output.note(f"loading needs more files: llmctl download {downloaded.repo_id}")
 

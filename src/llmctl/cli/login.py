@@ -8,6 +8,7 @@ from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch, text
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output, visible
+from llmctl.cli._text_input import read_stdin
 from llmctl.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _show(output: Output, account: "Account", overriding_variable: str | None) -
 def _piped_token() -> str:
     from llmctl.hub.login import tokens
 
-    token = sys.stdin.read().strip() or tokens.environment_token()
+    token = read_stdin().strip() or tokens.environment_token()
     if not token:
         raise UserError(
             "no token came through standard input, and HF_TOKEN is not set",

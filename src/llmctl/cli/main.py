@@ -4,6 +4,7 @@ A command's module is imported only when that command runs, so that `--help`, `-
 import torch or transformers.
 """
 
+import errno
 import os
 import platform
 import sys
@@ -20,7 +21,8 @@ from typer.exceptions import Abort
 from llmctl._version import __version__
 from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Group, write_section
 from llmctl.cli._render import Output
-from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER, LlmctlError, UserError
+from llmctl.cli._streams import StandardOutput, open_closed_streams
+from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_NO, EXIT_USER, LlmctlError, MachineError, UserError
 
 
 class Entry(NamedTuple):
@@ -96,6 +98,24 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+_PERMISSIONS = "correct its owner or permissions, or choose another place"
+_PLACE = "choose another place"
+# Errors of the system that no change of llmctl would prevent, with the next step.
+_REFUSALS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.ENOSPC: "make room on that disk: llmctl models prune",
+    errno.EDQUOT: "make room: the quota of this user is used up",
+    errno.EFBIG: "a file may not be that large here: see ulimit -f",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENFILE: "too many files are open on this computer: close other programs",
+    errno.EIO: "the disk has an error: see its log (dmesg)",
+    errno.ENOTDIR: _PLACE,
+    errno.ENAMETOOLONG: _PLACE,
+    errno.ELOOP: _PLACE,
+}
+
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
@@ -118,10 +138,34 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Every error ends here, as one message."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output()
+    output, stdout = Output(), StandardOutput()
+    try:
+        open_closed_streams()
+        stdout.prepare()
+        code = _run(arguments, output, stdout)
+    except LlmctlError as error:
+        output.error(error)
+        return error.exit_code
+    except OSError:
+        if stdout.failure is None:
+            raise
+        unwritten = stdout.explain_failure()
+        if unwritten is None:
+            return EXIT_NO
+        output.error(unwritten)
+        return unwritten.exit_code
+    if stdout.has_escapes:
+        name = sys.stdout.encoding
+        output.note(f"standard output is {name}: other characters became \\uXXXX; PYTHONIOENCODING=utf-8 keeps them")
+    return code
+
+
+def _run(arguments: Sequence[str], output: Output, stdout: StandardOutput) -> int:
+    """Run a command, and turn every exception but a failure of standard output into a message and an exit code."""
     group = typer.main.get_command(app)
     try:
-        result = group.main(args=arguments, prog_name="llmctl", standalone_mode=False, obj=output)
+        result = group.main(args=list(arguments), prog_name="llmctl", standalone_mode=False, obj=output)
+        sys.stdout.flush()
     except LlmctlError as error:
         output.error(error)
         if output.debug:
@@ -132,14 +176,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         output.note("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BUG if output.debug else 1
-    except Exception as error:  # noqa: BLE001 (the boundary: any other exception is a bug and is reported as one)
+    except Exception as error:
+        if stdout.failure is not None and isinstance(error, OSError):
+            raise
+        if isinstance(error, OSError) and (refusal := _refusal(error)) is not None:
+            output.error(refusal)
+            if output.debug:
+                traceback.print_exc()
+            return refusal.exit_code
         return _usage_error(error, arguments, output) or _bug(error, arguments, output)
     if result == EXIT_INTERRUPTED:  # Typer converts the exception to this code
         output.note("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _refusal(error: OSError) -> MachineError | None:
+    """Return the error for a file that the system refuses, such as one of another user; None for other errors."""
+    hint = _REFUSALS.get(error.errno or 0)
+    if hint is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    details = {"path": str(error.filename)} if error.filename else {}
+    return MachineError(f"{where}{error.strerror}", hint=hint, details=details)
 
 
 def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> int | None:
@@ -173,12 +231,12 @@ def _bug(error: Exception, arguments: Sequence[str], output: Output) -> int:
             "".join(traceback.format_exception(error)),
         ]
     )
-    where = log_dir() / f"bug-{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
     try:
+        where = log_dir() / f"bug-{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
         where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_text(report, encoding="utf-8")
+        where.write_text(report, encoding="utf-8", errors="backslashreplace")
         details = f"; details in {where}"
-    except OSError:
+    except (OSError, LlmctlError):
         details = "; --debug shows the details"
     summary = (str(error).strip().splitlines() or [""])[0][:200]
     sys.stderr.write(f"error: this is a bug in llmctl: {type(error).__name__}: {summary}{details}\n")

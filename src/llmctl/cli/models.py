@@ -47,7 +47,11 @@ def list_models(options: Options) -> None:
     from llmctl.quant.cache import entries
 
     output = options.output
-    models, copies = cached_models(), entries()
+
+    def unreadable(model: str, error: OSError) -> None:
+        output.warn(f"{model} is not listed: {error.filename or model}: {error.strerror}")
+
+    models, copies = cached_models(unreadable=unreadable), entries()
     if output.as_json:
         listed = {"models": [_as_json(model) for model in models], "quantized_copies": [_copy(copy) for copy in copies]}
         output.document("llmctl.models/1", listed)

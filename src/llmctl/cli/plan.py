@@ -11,6 +11,7 @@ from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.errors import UserError
+from llmctl.paths import check_output, write_atomically
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def plan(options: Options) -> None:
     write = options[WRITE]
     if write is not None and write.exists() and not options[FORCE]:
         raise UserError(f"{write} exists already", hint="--force replaces it")
+    if write is not None:
+        check_output(write, flag="--write")
     preview = preview_model(settings, offline=options[OFFLINE])
     context, limit = options[CONTEXT], preview.info.context_length
     if limit is not None and context > limit:
@@ -265,8 +268,6 @@ def _variant_document(variant: "Variant") -> dict[str, Any]:
 def _write(output: Output, file: Path, settings: "Settings", preview: "ModelPreview", best: "Variant | None") -> None:
     """Write the configuration of the recommended variant."""
     import yaml
-
-    from llmctl.paths import write_atomically
 
     if best is None or best.plan is None:
         raise UserError("nothing fits, so there is no configuration to write", hint="try a smaller model or --context")

@@ -15,7 +15,7 @@ from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.cli._text_input import read_stdin, read_text_file
 from llmctl.errors import UserError
-from llmctl.paths import write_atomically
+from llmctl.paths import check_output, write_atomically
 
 if TYPE_CHECKING:
     from llmctl.generation.prompt import Messages
@@ -98,6 +98,8 @@ def score(options: Options) -> None:
     output, prompt, tokens = options.output, options[PROMPT], options[TOKENS]
     answers, rows = _answers(options), options[ROWS]
     _check_combination(options, has_answers=bool(answers))
+    if (results := options[RESULTS]) is not None:
+        check_output(results, flag="--output")
     jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, text) for text in _read_texts(options)]
     prepared = prepare_model(output, options.settings(), offline=options[OFFLINE])
     window, stride = options[WINDOW], options[STRIDE]
@@ -110,7 +112,7 @@ def score(options: Options) -> None:
         return
     scores = score_each(loaded, ((job.prompt, job.text) for job in jobs), top=top, window=window, stride=stride)
     if rows:
-        _write_rows(output, loaded, jobs, scores, options[RESULTS], tokens=tokens is not False)
+        _write_rows(output, loaded, jobs, scores, results, tokens=tokens is not False)
         return
     with output.waiting("scoring"):
         finished = list(scores)

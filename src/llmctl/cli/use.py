@@ -1,13 +1,12 @@
 """`llmctl use`."""
 
-from pathlib import Path
-
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch, text
 from llmctl.cli._flags import MODEL_HELP
 from llmctl.cli._options import Options
 from llmctl.config.last_model import current_model, forget_model, remember_model
 from llmctl.errors import UserError
+from llmctl.paths import expand
 
 app = new_app()
 
@@ -40,7 +39,7 @@ def use(options: Options) -> None:
 
 def _checked(model: str) -> str:
     """Return a folder as its absolute path, and a Hub id unchanged."""
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if folder.is_dir():
         return str(folder.resolve())
     if model.count("/") != 1 or model.startswith((".", "/", "~")):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from llmctl.errors import MachineError
 from llmctl.paths import state_dir, write_atomically
 
 
@@ -39,13 +40,28 @@ def current_model() -> CurrentModel | None:
 
 
 def remember_model(model: str, *, revision: str | None = None, how: Literal["download", "use"]) -> CurrentModel:
-    """Make `model` the one that commands use when none is named."""
+    """Make `model` the one that commands use when none is named.
+
+    Raises:
+        MachineError: the folder of llmctl's state cannot be written.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     current = CurrentModel(model=model, revision=revision, how=how, when=when)
-    write_atomically(_file(), json.dumps(asdict(current), indent=2) + "\n")
+    file = _file()
+    try:
+        write_atomically(file, json.dumps(asdict(current), indent=2) + "\n")
+    except OSError as error:
+        raise MachineError(
+            f"the choice cannot be stored in {file.parent}: {error.strerror}",
+            hint=f"name it each time (--model {model}), or point LLMCTL_HOME to a folder that you may write to",
+        ) from error
     return current
 
 
 def forget_model() -> None:
     """Return to the small default model."""
-    _file().unlink(missing_ok=True)
+    file = _file()
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot remove {file}: {error.strerror}", hint="correct its owner (chown)") from error

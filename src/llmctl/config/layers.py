@@ -21,6 +21,7 @@ from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
+from llmctl.text_files import NotTextError, read_text, reason
 
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
@@ -82,12 +83,20 @@ def read_settings(
     problems: list[Problem] = []
     layers: list[Layer] = [_remembered(current_model())]
     local = (folder or Path()) / LOCAL_FILE
-    layers += [read_file(path, problems) for path in (config_file(), local) if path.is_file()]
+    layers += [read_file(path, problems) for path in (config_file(), local) if _is_there(path)]
     if config is not None:
         layers.append(read_file(config, problems))
     layers.append(_from_environment(os.environ if environ is None else environ, problems))
     layers.append(dict(flags or {}) | _from_assignments(assignments, problems))
     return join(layers, problems)
+
+
+def _is_there(path: Path) -> bool:
+    """Return True for a file, and for what cannot be looked at: reading it reports why."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument") -> Settings:
@@ -140,12 +149,12 @@ def _by_line(problem: Problem) -> tuple[str, int]:
 def read_file(path: Path, problems: list[Problem]) -> Layer:
     """Return the values of a YAML file with their lines, and append its problems to `problems`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         problems.append(Problem(str(path), "", "no such file"))
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(path), "", f"not readable as UTF-8 text: {type(error).__name__}"))
+    except (OSError, NotTextError) as error:
+        problems.append(Problem(str(path), "", reason(error)))
         return {}
     loader = yaml.SafeLoader(text)
     try:

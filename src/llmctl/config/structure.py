@@ -2,13 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmctl.config.fields import Section
 from llmctl.errors import UserError
+from llmctl.paths import expand
+from llmctl.text_files import NotTextError, read_text, reason
 
 MAX_BYTES = 1_000_000
 
@@ -112,11 +113,10 @@ def _read_schema(given: str) -> Any:
 
 
 def _read(key: str, path: str) -> str:
-    file = Path(path).expanduser()
+    file = expand(path)
     try:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{key}: {file} is larger than {MAX_BYTES} bytes")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{key}: {file}: {reason}", hint="give a readable file, or the text itself") from error
+        return read_text(file)
+    except (OSError, NotTextError) as error:
+        raise UserError(f"{key}: {file}: {reason(error)}", hint="give a readable file, or the text itself") from error

@@ -26,7 +26,8 @@ def _hub(hub: HubState, need: Need) -> Check:
         return skipped("Hub", "the network is forbidden (--offline or HF_HUB_OFFLINE)")
     through = f" through the proxy {hub.proxy}" if hub.proxy else ""
     if hub.unreachable is not None:
-        named = through if hub.proxy and hub.proxy not in hub.unreachable.message else ""
+        tried = hub.unreachable.kind == "unreachable"
+        named = through if tried and hub.proxy and hub.proxy not in hub.unreachable.message else ""
         return fault("Hub", hub.unreachable.message + named, hub.unreachable.hint, needed=need.download)
     text = f"{hub.endpoint} answered in {hub.seconds or 0:.2f} s{through}"
     if (hub.seconds or 0) > SLOW_SECONDS:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from llmctl.doctor.account import check_account
 from llmctl.doctor.computer import check_computer
-from llmctl.doctor.findings import Check, Findings, ok, skipped
+from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.gpu import check_gpu
-from llmctl.doctor.need import needs, plan_of
+from llmctl.doctor.need import Need, needs, plan_of
 from llmctl.doctor.software import check_software
 from llmctl.errors import LlmctlError
 from llmctl.plan import Plan
@@ -19,6 +19,7 @@ def diagnose(findings: Findings) -> tuple[Check, ...]:
     need = needs(findings, plan)
     return (
         *_configuration(findings),
+        *_environment(findings, need),
         *check_gpu(findings, need),
         *check_software(findings),
         *check_account(findings, need),
@@ -40,6 +41,21 @@ def _configuration(findings: Findings) -> Iterator[Check]:
     else:
         count = len(findings.user_values)
         yield ok("configuration", f"{count} key{'s' if count != 1 else ''} set" if count else "the defaults")
+
+
+def _environment(findings: Findings, need: Need) -> Iterator[Check]:
+    """Check the variables that decide how the libraries are imported and how the Hub is reached."""
+    name = "environment"
+    for faulty in findings.import_faults:
+        yield Check(name, "broken", f"{faulty.variable} {faulty.problem}: no command runs", faulty.fix)
+    unreachable = findings.hub.unreachable if findings.hub else None
+    for faulty in findings.connection_faults:
+        text = f"{faulty.variable} {faulty.problem}"
+        if faulty not in findings.import_faults and (unreachable is None or unreachable.message != text):
+            yield fault(name, text, faulty.fix, needed=need.download)
+    for variable in findings.ignored_certificates:
+        reason = f"{variable} is set, and neither llmctl nor huggingface_hub reads it"
+        yield warning(name, reason, f"export SSL_CERT_FILE=${variable}")
 
 
 def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Check]:

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from llmctl.doctor.findings import Computer, Disk, Requirements
-from llmctl.doctor.privacy import without_credentials
-from llmctl.hub.cache.disk import existing_parent, free_bytes
+from llmctl.hub.cache.disk import free_bytes
+from llmctl.hub.environment import without_credentials
 from llmctl.machine.detection import container_memory, read_cpu_name
 from llmctl.machine.threads import usable_cores
+from llmctl.paths import existing_parent
 from llmctl.platform_support import read_system_file, resource_limit
 
 DISTRIBUTION = "llmctl-hf"

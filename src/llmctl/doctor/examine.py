@@ -12,12 +12,21 @@ from llmctl.config import Settings
 from llmctl.doctor.children import Answer, Question, ask_all
 from llmctl.doctor.environment import proxy_of, read_computer, read_disk, read_requirements
 from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
-from llmctl.doctor.privacy import scrubbed, without_credentials
+from llmctl.doctor.privacy import scrubbed
 from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
+from llmctl.hub.environment import (
+    OTHER_CERTIFICATES,
+    Fault,
+    connection_faults,
+    endpoint_fault,
+    import_faults,
+    without_credentials,
+)
 from llmctl.machine.detection import read_machine, read_nvidia_driver
 from llmctl.model import demo
 from llmctl.model.info import read_model_info
 from llmctl.model.resolve import is_path
+from llmctl.paths import expand
 from llmctl.quant.registry import backend_packages
 
 # Slowest first: they run in parallel, and the last one to finish determines the total time.
@@ -34,6 +43,8 @@ PACKAGES = (
 )
 TIME_LIMIT_SECONDS = 30.0
 HUB_LIMIT_SECONDS = 12.0
+# Values with which the libraries can be imported, for the trials.
+_HARMLESS = {"HF_ENDPOINT": "https://huggingface.co", "PYTHONOPTIMIZE": "0"}
 HUB_ANSWER_SECONDS = 4  # limit for one connect or one read, unless HF_HUB_DOWNLOAD_TIMEOUT is less
 
 
@@ -54,9 +65,10 @@ def examine(
     config = settings.config
     model = config.model.id or demo.MODEL_ID
     is_demo = model == demo.MODEL_ID and config.model.revision is None and _has_demo()
+    faults = tuple(import_faults(os.environ))
     hub: dict[str, Any] = {"model": None if is_path(model) else model, "revision": config.model.revision}
     hub |= {"offline": offline, "fetches": not is_demo}
-    answers = ask_all(_questions(hub, time_limit_seconds))
+    answers = ask_all(_questions(hub, time_limit_seconds, faults))
     hub_answer = answers.pop("hub")
     trials = {name: answer.trial for name, answer in answers.items()}
     machine = read_machine() if "psutil" in trials and trials["psutil"].outcome == "imported" else None
@@ -73,17 +85,32 @@ def examine(
         problems=tuple(problems),
         user_values={key: _value(settings, key) for key in settings.origins},
         time_limit_seconds=time_limit_seconds,
+        import_faults=faults,
+        connection_faults=_connection_faults(),
+        ignored_certificates=_ignored_certificates(),
     )
     return _with_model(findings, hub_answer.facts, is_demo=is_demo)
 
 
-def _questions(hub: Mapping[str, Any], time_limit_seconds: float) -> list[Question]:
+def _questions(hub: Mapping[str, Any], time_limit_seconds: float, faults: Sequence[Fault]) -> list[Question]:
     """Return the questions: first the Hub, which mostly waits, then every installed package."""
-    bound = {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
+    harmless = {fault.variable: _HARMLESS.get(fault.variable, "10") for fault in faults}
+    bound = harmless | {"HF_HUB_DOWNLOAD_TIMEOUT": str(_answer_seconds())}
     first = Question("hub", min(HUB_LIMIT_SECONDS, time_limit_seconds), hub, bound)
     probes = {package.name: {"probe": package.probe} for _, package in backend_packages()}
-    packages = (Question(name, time_limit_seconds, probes.get(name, {})) for name in PACKAGES if _is_installed(name))
-    return [first, *packages]
+    names = filter(_is_installed, PACKAGES)
+    return [first, *(Question(name, time_limit_seconds, probes.get(name, {}), harmless) for name in names)]
+
+
+def _connection_faults() -> tuple[Fault, ...]:
+    endpoint = endpoint_fault(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    return (*([endpoint] if endpoint else []), *connection_faults())
+
+
+def _ignored_certificates() -> tuple[str, ...]:
+    if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
+        return ()
+    return tuple(name for name in OTHER_CERTIFICATES if os.environ.get(name))
 
 
 def _is_installed(name: str) -> bool:
@@ -157,7 +184,7 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, is_demo: bool) 
     source = findings.source
     folder: Path | None = None
     if is_path(source):
-        folder = Path(source).expanduser().absolute()
+        folder = expand(source).absolute()
         if not folder.is_dir():
             hint = "give the folder with config.json, or a Hub id of the form org/name"
             return replace(findings, model_error=UserError(f"there is no folder {folder}", hint=hint))

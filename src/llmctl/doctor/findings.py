@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, Problem
+from llmctl.hub.environment import Fault
 from llmctl.machine.detection import Machine, NvidiaDriver
 from llmctl.model.info import ModelInfo
 
@@ -209,6 +210,9 @@ class Findings:
         model: The model, if its files are on this machine.
         model_error: Reason why its files are missing or cannot be used.
         time_limit_seconds: Time limit for an import.
+        import_faults: Variables with which the libraries cannot be imported; the trials ran without them.
+        connection_faults: Variables with which the Hub cannot be reached.
+        ignored_certificates: Variables for certificates that other programs read and llmctl does not.
     """
 
     config: Config
@@ -225,6 +229,9 @@ class Findings:
     problems: tuple[Problem, ...] = ()
     user_values: Mapping[str, Any] = field(default_factory=dict)
     time_limit_seconds: float = 30.0
+    import_faults: tuple[Fault, ...] = ()
+    connection_faults: tuple[Fault, ...] = ()
+    ignored_certificates: tuple[str, ...] = ()
 
     def version(self, package: str) -> str | None:
         """Return the installed version of a package by its import name, or None."""

@@ -4,23 +4,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth)_[A-Za-z0-9_-]{4,}")
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST_TOKEN = 7
-
-
-def without_credentials(address: str) -> str:
-    """Return an address without user name and password."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:  # not an address: show no part of it
-        return "(unreadable)"
-    return urlunsplit(parts._replace(netloc=host + port, query="", fragment="")).removeprefix("//")
 
 
 def scrubbed(text: str) -> str:

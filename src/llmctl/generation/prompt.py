@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -13,6 +12,8 @@ from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.prompt_length import check_length
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
+from llmctl.paths import expand
+from llmctl.text_files import NotTextError, read_text, reason
 from llmctl.transformers_compat import sanitising_arguments
 
 if TYPE_CHECKING:
@@ -204,11 +205,11 @@ def template_text(chat: ChatSection) -> str | None:
     """Return the text of the configured chat template; None to use the model's. Raise UserError if it is unreadable."""
     if chat.template is None:
         return None
-    file = Path(chat.template).expanduser()
+    file = expand(chat.template)
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat.template: {file} cannot be read: {error}") from error
+        return read_text(file)
+    except (OSError, NotTextError) as error:
+        raise UserError(f"chat.template: {file}: {reason(error)}") from error
 
 
 def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> str:

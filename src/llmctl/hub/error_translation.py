@@ -4,6 +4,7 @@ The cause is found by type, status and header (`X-Error-Code`). If these leave i
 is this, is this model gated, may this token read it. The text of an error is never searched.
 """
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from llmctl.errors import (
 )
 from llmctl.hub import settings
 from llmctl.hub.cache.paths import near_names
+from llmctl.hub.environment import OTHER_CERTIFICATES, connection_faults, without_credentials
 from llmctl.hub.http import NotJsonError, Patience, get_json, requested_pause, tls_error
 from llmctl.hub.login.tokens import VARIABLES, token_source
 
@@ -79,10 +81,12 @@ def not_the_hub(what: str) -> UnreachableError:
     return UnreachableError(f"{host} sent an answer that is not the Hub's: {what}", hint=_endpoint_hint())
 
 
-def unreachable(error: Exception) -> UnreachableError:
+def unreachable(error: Exception) -> LlmctlError:
     """Return the error for a call that got no response."""
     import httpx2
 
+    if fault := next(connection_faults(scheme=urlsplit(settings.endpoint()).scheme), None):
+        return fault.error()
     try:
         host = error.request.url.host  # type: ignore[attr-defined]
     except (AttributeError, RuntimeError):
@@ -308,9 +312,12 @@ def _tls(host: str, error: Any) -> UnreachableError:
             hint="check the clock with: date",
         )
     if code is not None:
+        other = next((name for name in OTHER_CERTIFICATES if os.environ.get(name)), None)
         return UnreachableError(
             f"the certificate of {host} is not signed by an authority that this computer trusts",
-            hint="where a proxy inspects the traffic, point SSL_CERT_FILE to its certificate",
+            hint=f"SSL_CERT_FILE is what counts here: export SSL_CERT_FILE=${other}"
+            if other
+            else "where a proxy inspects the traffic, point SSL_CERT_FILE to its certificate",
         )
     return UnreachableError(f"cannot make a secure connection to {host}", hint=_endpoint_hint())
 
@@ -326,13 +333,12 @@ def _proxy() -> str | None:
     proxy = proxies.get(address.scheme) or proxies.get("all")
     if not proxy:
         return None
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    return without_credentials(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def _endpoint_hint() -> str:
     from huggingface_hub import constants
 
     if settings.endpoint() != constants._HF_DEFAULT_ENDPOINT:
-        return f"HF_ENDPOINT is {settings.endpoint()}: is that right, and is the network up?"
+        return f"HF_ENDPOINT is {settings.shown_endpoint()}: is that right, and is the network up?"
     return "is the network up? cached models still work: llmctl models list"

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import MachineError, OfflineError
+from llmctl.errors import OfflineError, TokenError
 from llmctl.hub import settings
+from llmctl.hub.environment import connection_faults, endpoint_fault
+from llmctl.hub.login import tokens
 
 if TYPE_CHECKING:
     import httpx2
@@ -54,23 +56,49 @@ def requested_pause(response: "httpx2.Response") -> float | None:
 
 
 def headers(token: str | bool | None = None) -> dict[str, str]:
-    """Return the headers of a call to the Hub: the user agent, and the token unless `token` is False."""
+    """Return the headers of a call to the Hub: the user agent, and the token unless `token` is False.
+
+    Raises:
+        UserError: the token, or the file that it is read from, is malformed.
+        MachineError: the file cannot be read.
+        TokenError: HF_OIDC_RESOURCE is set, and no token can be requested here.
+    """
+    from huggingface_hub.errors import OIDCError
     from huggingface_hub.utils import build_hf_headers
 
     from llmctl._version import __version__
 
+    if token is None:
+        tokens.token_source()  # reads the file, and explains what is wrong with it
     try:
-        return build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
-    except OSError as error:  # build_hf_headers reads the token file
-        raise token_unreadable(error) from error
+        built = build_hf_headers(token=token, library_name="llmctl", library_version=__version__)
+    except OIDCError as error:
+        raise TokenError(
+            "HF_OIDC_RESOURCE is set, and no token can be requested here",
+            hint="unset it outside of CI, or set HF_OIDC_ID_TOKEN",
+        ) from error
+    tokens.check_token(built.get("authorization", "").removeprefix("Bearer "))
+    return built
 
 
-def token_unreadable(error: OSError) -> MachineError:
-    """Return the error for a token file that cannot be read, such as one that root made."""
-    return MachineError(
-        f"cannot read the token file {error.filename}: {error.strerror}",
-        hint="correct its owner (chown), or set HF_TOKEN or HF_TOKEN_PATH",
-    )
+def session() -> "httpx2.Client":
+    """Return huggingface_hub's client.
+
+    Raises:
+        UserError: HF_ENDPOINT, a proxy or a certificate file of the environment cannot be used.
+        MachineError: a proxy needs a package that is not installed.
+    """
+    import httpx2
+    from huggingface_hub.utils import get_session
+
+    if fault := endpoint_fault(settings.endpoint()):
+        raise fault.error()
+    try:
+        return get_session()
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        if fault := next(connection_faults(), None):
+            raise fault.error() from error
+        raise
 
 
 def timeout() -> "httpx2.Timeout":
@@ -182,13 +210,12 @@ def _get(
     With `limit`, at most that many bytes of a successful response are read; they are in its `extensions["body"]`.
     """
     import httpx2
-    from huggingface_hub.utils import get_session
 
     failures = 0
     while True:
         try:
             sent = {**headers(token), **(extra_headers or {})}
-            response = _once(get_session(), url, sent, limit)
+            response = _once(session(), url, sent, limit)
         except httpx2.TransportError as error:
             failures += 1
             if failures >= _attempts(error, patience):

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llmctl.hub.environment import without_credentials
+
 DEFAULT_TIMEOUT_SECONDS = 15.0
 
 
@@ -14,7 +16,12 @@ def endpoint() -> str:
     """Return the address of the Hub, without a slash at the end (HF_ENDPOINT)."""
     from huggingface_hub import constants
 
-    return constants.ENDPOINT
+    return constants.ENDPOINT or constants._HF_DEFAULT_ENDPOINT
+
+
+def shown_endpoint() -> str:
+    """Return the address of the Hub for messages: without a password."""
+    return without_credentials(endpoint())
 
 
 def cache_dir() -> Path:
@@ -46,7 +53,7 @@ def timeout_seconds() -> float:
 
     huggingface_hub's own default is 10 s for bodies and none at all for metadata; llmctl uses one limit for both.
     """
-    text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
+    text = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "").strip()
     return float(text) if text.isdigit() and int(text) > 0 else DEFAULT_TIMEOUT_SECONDS
 
 
@@ -62,9 +69,9 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 def model_page(repo_id: str) -> str:
     """Return the address of a model's web page."""
-    return f"{endpoint()}/{repo_id}"
+    return f"{shown_endpoint()}/{repo_id}"
 
 
 def tokens_page() -> str:
     """Return the address of the page where access tokens are made and changed."""
-    return f"{endpoint()}/settings/tokens"
+    return f"{shown_endpoint()}/settings/tokens"

@@ -15,6 +15,7 @@ from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import Prepared
 from llmctl.model import generation_config
 from llmctl.model.checkpoint import lies_inside
+from llmctl.paths import check_writable, expand
 from llmctl.plan.quantized_cache import weight_bytes
 from llmctl.quant.atomic_folder import NewFolder
 from llmctl.quant.cache import save_weights
@@ -56,6 +57,7 @@ def check_output(config: Config, output: Path) -> None:
 
     Raises:
         UserError: the number of bits is missing, or `output` is a file or a folder that is not empty.
+        MachineError: this user may not write there.
     """
     if config.quantization.bits is None:
         raise UserError("the number of bits is missing", hint="add --quant 4bit or --quant 8bit")
@@ -63,6 +65,10 @@ def check_output(config: Config, output: Path) -> None:
         raise UserError(f"{output} is not empty, and nothing in it is overwritten", hint="choose a new folder")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file", hint="choose a new folder")
+    try:
+        check_writable(output.parent)
+    except OSError as error:
+        raise _unwritable(output, error) from error
 
 
 def quantize(prepared: Prepared, output: Path) -> ExportedModel:
@@ -76,7 +82,7 @@ def quantize(prepared: Prepared, output: Path) -> ExportedModel:
     check_output(prepared.config, output)
     _check_model(prepared)
     plan = prepared.plan
-    output = output.expanduser().absolute()
+    output = expand(output).absolute()
     needed_bytes = weight_bytes(plan) + _SMALL_FILES_BYTES
     check_room(needed_bytes, output)
     new = _begin(output)
@@ -131,9 +137,11 @@ def _begin(output: Path) -> NewFolder:
             f"another process is writing {output}", hint="wait for it, or choose another folder"
         ) from error
     except OSError as error:
-        raise MachineError(
-            f"{output} cannot be written: {error.strerror}", hint="choose a folder that you may write to"
-        ) from error
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: OSError) -> MachineError:
+    return MachineError(f"{output} cannot be written: {error.strerror}", hint="choose a folder that you may write to")
 
 
 def _write(loaded: "LoadedModel", folder: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from llmctl.errors import UserError
 from llmctl.machine.detection import Gpu, Machine
+from llmctl.text_files import read_text
 from llmctl.units import parse_bytes
 
 GIB = 2**30
@@ -115,7 +116,7 @@ def _from_file(path: Path) -> Machine:
     """Read a machine such as `{gpus: [rtx3090, rtx3090], ram: 64GiB}` or `{cores: 8, ram: 32GiB, features: [avx2]}`."""
 
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.safe_load(read_text(path))
         names = list(content.get("gpus", []))
         ram = parse_bytes(content.get("ram", "32GiB"))
         cards = [CARDS[name] for name in names]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmctl.errors import ModelError
+from llmctl.errors import MachineError, ModelError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -68,11 +68,18 @@ class Tensor:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a repository. Raises ModelError for a file that is absurdly large or not JSON."""
+    """Read a JSON file of a repository.
+
+    Raises:
+        ModelError: it is absurdly large or not JSON.
+        MachineError: this user may not read it.
+    """
     try:
         if path.stat().st_size > JSON_LIMIT_BYTES:
             raise ModelError(f"{path} is {path.stat().st_size} bytes: no model needs that", details={"file": str(path)})
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}", hint="correct its owner or permissions") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}", hint="download it again", details={}) from error
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
-from llmctl.errors import OfflineError, RemoteError, UnreachableError, UserError
+from llmctl.errors import LlmctlError, MachineError, OfflineError, RemoteError, UnreachableError, UserError
 from llmctl.model import demo
 from llmctl.model.adapters import AdapterInfo, read_adapter
 from llmctl.model.draft import draft_settings
 from llmctl.model.info import ModelInfo, read_model_info
+from llmctl.paths import expand
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
@@ -100,7 +101,7 @@ def resolve_adapters(
 
     adapters = []
     for spec in config.model.adapters:
-        folder, commit = Path(spec.id).expanduser().absolute(), None
+        folder, commit = expand(spec.id).absolute(), None
         if not is_path(spec.id):
             if spec.id.count("/") != 1:
                 raise _neither_folder_nor_id(spec.id, "--adapter org/name")
@@ -122,7 +123,7 @@ def names_of(model: str, model_name: str | None) -> list[str]:
 
     Only the last part of a folder is shown: its path stays private.
     """
-    model_id = Path(model).expanduser().resolve().name if is_path(model) else model
+    model_id = expand(model).resolve().name if is_path(model) else model
     return list(dict.fromkeys([model_name or model_id, model_id]))
 
 
@@ -139,7 +140,7 @@ def _neither_folder_nor_id(name: str, example: str) -> UserError:
 
 
 def _resolve_folder(name: str, reason: str) -> ResolvedModel:
-    folder = Path(name).expanduser().absolute()
+    folder = expand(name).absolute()
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}",
@@ -195,7 +196,7 @@ def _why_unreachable(*, offline: bool) -> str | None:
 
     try:
         http.get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=http.Patience(attempts=1))
-    except (httpx2.TransportError, http.NotJsonError):
+    except (httpx2.TransportError, http.NotJsonError, LlmctlError):
         return "the Hub cannot be reached"
     except HfHubHTTPError as error:
         return "the Hub is down" if error.response.status_code >= 500 else None
@@ -213,7 +214,7 @@ def _preview(settings: Settings, *, offline: bool) -> ModelPreview:
     if not is_local and not (offline or is_offline()):
         try:
             return _preview_on_hub(repo_id, model.revision, _reason(settings))
-        except UnreachableError:
+        except (UnreachableError, UserError, MachineError):  # the last two: of a proxy, for example
             if not (is_default and (demo.demo_folder() or demo.bundled_gguf())):
                 raise
     if not is_local and not is_default:

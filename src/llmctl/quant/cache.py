@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmctl.paths import cache_dir
+from llmctl.paths import cache_dir, expand
 from llmctl.quant.atomic_folder import NewFolder, remove_abandoned
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import check_saveable
@@ -185,7 +185,7 @@ def remove(folder: Path) -> None:
 
 def remove_entries_of(model: str) -> int:
     """Remove all entries of a model, named by its Hub id or its folder, and return the bytes that this frees."""
-    folder = Path(model).expanduser().absolute()
+    folder = expand(model).absolute()
     matching = [entry for entry in entries() if entry.source == model or folder in (entry.origin, Path(entry.source))]
     for entry in matching:
         remove(entry.folder)

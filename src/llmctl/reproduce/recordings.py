@@ -9,6 +9,7 @@ from typing import Any
 from llmctl.errors import UserError
 from llmctl.generation.prompt import Prompt, media_from
 from llmctl.reproduce.manifest import Manifest, manifest_from
+from llmctl.text_files import NotTextError, read_text, reason
 
 MAX_FILE_BYTES = 256 << 20
 _MAX_TOKENS = 10_000_000
@@ -48,10 +49,9 @@ def read_recordings(file: Path) -> tuple[Recording, ...]:
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB", hint="replay it in parts")
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read {file}: {reason}") from error
+        text = read_text(file)
+    except (OSError, NotTextError) as error:
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
     recordings = tuple(_recordings(_documents(text, file)))
     if not recordings:
         raise UserError(f"{file} has no answers", hint="llmctl generate --json writes one")

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmctl.errors import MachineError, UserError
+from llmctl.paths import expand
 
 _TIMEOUT_SECONDS = 60
 # Runs in the Python of vLLM's environment, which may be older than llmctl's. `vllm serve` works only if the
@@ -89,7 +89,7 @@ def detect_vllm(python: str | None) -> DetectedVllm:
         UserError: the Python does not exist or does not work.
         MachineError: vLLM is not installed in the environment.
     """
-    command = sys.executable if python is None else shutil.which(str(Path(python).expanduser()))
+    command = sys.executable if python is None else shutil.which(str(expand(python)))
     if command is None:
         raise UserError(f"no Python at {python}", hint="set --vllm-python to the executable: …/.venv-vllm/bin/python")
     facts = _run_detection(command)

@@ -15,6 +15,7 @@ from llmctl.config.schema import GenerationSection
 from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.prompt import Media
+from llmctl.text_files import encoding_of
 
 Format = Literal["jsonl", "text", "csv", "tsv"]
 FORMATS: tuple[Format, ...] = ("jsonl", "text", "csv", "tsv")
@@ -122,6 +123,8 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
             rest = stream.readline(LINE_LIMIT_BYTES)
             whole = not rest or rest.endswith(b"\n")
             raw = b"\xff"
+        if number == 1:
+            _refuse_wide(raw)
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
@@ -129,6 +132,14 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
         else:
             if text.strip():
                 yield number, text.rstrip("\r\n")
+
+
+def _refuse_wide(start: bytes) -> None:
+    """Raise UserError for UTF-16 and UTF-32, whose lines cannot be found in the bytes."""
+    encoding = encoding_of(start)
+    if encoding not in ("utf-8", "utf-8-sig"):
+        name = encoding.upper()
+        raise UserError(f"the input is {name} text; rows are read as UTF-8", hint=f"iconv -f {name} -t UTF-8 FILE")
 
 
 _NO_TEXT = f"not UTF-8 text, or longer than {LINE_LIMIT_BYTES >> 20} MiB"
@@ -213,6 +224,8 @@ def _header(reader: Iterator[list[str]], column: str) -> list[str]:
 def _csv_lines(stream: BinaryIO) -> Iterator[str]:
     """Yield lines with their newlines for the CSV reader; bytes that are not UTF-8 become surrogates."""
     for number, raw in enumerate(iter(lambda: stream.readline(LINE_LIMIT_BYTES), b"")):
+        if not number:
+            _refuse_wide(raw)
         yield raw.decode("utf-8" if number else "utf-8-sig", errors="surrogateescape")
 
 

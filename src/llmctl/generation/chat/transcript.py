@@ -9,6 +9,7 @@ from typing import Any, Literal
 from llmctl.errors import UserError
 from llmctl.generation.prompt import Media, media_document, media_from
 from llmctl.paths import write_atomically
+from llmctl.text_files import NotTextError, read_text, reason
 
 SCHEMA = "llmctl.chat/1"
 _ROLES = ("user", "assistant")
@@ -71,10 +72,10 @@ def read(file: Path) -> Transcript:
         UserError: the file cannot be read, or a line does not have the form that `save` writes.
     """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{file}: {reason}", hint="/save FILE writes a conversation that can be resumed") from error
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
+    except (OSError, NotTextError) as error:
+        hint = "/save FILE writes a conversation that can be resumed"
+        raise UserError(f"{file}: {reason(error)}", hint=hint) from error
     header, *messages = [_object(file, number, line) for number, line in enumerate(lines, 1)] or [{}]
     if header.get("schema") != SCHEMA:
         raise UserError(f"{file}: not a saved conversation ({SCHEMA})", hint="/save FILE writes one")

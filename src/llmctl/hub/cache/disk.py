@@ -6,17 +6,11 @@ from pathlib import Path
 
 from llmctl.errors import MachineError
 from llmctl.hub import settings
+from llmctl.paths import existing_parent
 from llmctl.units import format_bytes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def existing_parent(path: Path) -> Path:
-    """Return the nearest folder above `path` that exists, which is on the same file system."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def free_bytes(path: Path) -> int:
@@ -45,8 +39,10 @@ def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> M
     if error.errno in _FULL:
         return _no_room(needed_bytes or 0, free_bytes(path), path)
     if is_read_only(error):
+        cache, refusing = settings.cache_dir(), Path(error.filename or path)
+        place = refusing if refusing.is_relative_to(cache) and refusing.is_dir() else cache
         return MachineError(
-            f"cannot write to the cache folder {settings.cache_dir()}: {error.strerror}",
+            f"cannot write to the cache folder {place}: {error.strerror}",
             hint="point HF_HOME (or HF_HUB_CACHE) to a folder that you may write to; what is cached still loads",
             details={"path": str(error.filename or path)},
         )

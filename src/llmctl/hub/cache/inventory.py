@@ -7,13 +7,14 @@ once.
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import settings
+from llmctl.hub.cache import disk
 from llmctl.hub.cache.paths import OURS, near_names
 from llmctl.hub.cache.snapshot import cached_commit, files_of, missing_files
 from llmctl.hub.cache.writer_lock import lock_path, locked
@@ -62,15 +63,27 @@ class Waste:
     repo_id: str
 
 
-def cached_models() -> tuple[CachedModel, ...]:
-    """Return every snapshot of every model in the cache, by name."""
-    models = []
+def cached_models(*, unreadable: Callable[[str, OSError], None]) -> tuple[CachedModel, ...]:
+    """Return every snapshot of every model in the cache, by name.
+
+    Args:
+        unreadable: Receives the id of a model that this user may not read, which is left out, and the error.
+    """
+    models: list[CachedModel] = []
     for repo in _repos():
-        refs = _refs(repo)
-        for folder in _snapshots(repo):
-            names = tuple(sorted(name for name, commit in refs.items() if commit == folder.name))
-            models.append(_cached_model(settings.repo_id_of(repo), folder, names))
+        try:
+            models += _snapshots_of(repo)
+        except OSError as error:
+            unreadable(settings.repo_id_of(repo), error)
     return tuple(models)
+
+
+def _snapshots_of(repo: Path) -> list[CachedModel]:
+    refs, models = _refs(repo), []
+    for folder in _snapshots(repo):
+        names = tuple(sorted(name for name, commit in refs.items() if commit == folder.name))
+        models.append(_cached_model(settings.repo_id_of(repo), folder, names))
+    return models
 
 
 def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
@@ -104,8 +117,11 @@ def remove_model(repo_id: str) -> int:
         near = near_names(repo_id)
         raise UserError(f"{repo_id} is not in the cache", hint=f"there is {', '.join(near)}" if near else None)
     size = sum(_file_size(path) for path in repo.rglob("*") if not path.is_symlink())
-    with locked(repo_id, timeout_seconds=0, note=_ignore):
-        shutil.rmtree(repo)
+    try:
+        with locked(repo_id, timeout_seconds=0, note=_ignore):
+            shutil.rmtree(repo)
+    except OSError as error:
+        raise disk.explain(error, repo) or error from error
     return size
 
 
@@ -168,7 +184,7 @@ def _cached_model(repo_id: str, folder: Path, revisions: tuple[str, ...]) -> Cac
     before = {folder / name: (folder / name).stat() for name in files_of(folder)}
     try:
         info: ModelInfo | None = read_model_info(folder, source=repo_id, commit=folder.name)
-    except (ModelError, OSError):
+    except (ModelError, MachineError, OSError):
         info = None
     missing = missing_files(repo_id, folder.name, folder)
     for path, stat in before.items():  # listing a model must not count as using it

@@ -14,6 +14,7 @@ from llmctl.hub import settings
 from llmctl.hub.cache.paths import write_shared
 from llmctl.hub.listing import _COMMIT, _SHA256, RemoteFile, is_safe_path
 from llmctl.hub.selection import Patterns
+from llmctl.text_files import read_text
 
 SCHEMA = "llmctl.model-lock/1"
 
@@ -113,7 +114,7 @@ def read_file(path: Path) -> Record:
         UserError: it cannot be read, or is no lock file.
     """
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+        return from_json(json.loads(read_text(path)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmctl.errors import LlmctlError, MachineError, ModelError, OfflineError
 from llmctl.hub import error_translation, settings
@@ -10,12 +11,13 @@ from llmctl.hub.cache import disk
 from llmctl.hub.cache.lockfile import read_record, write_record
 from llmctl.hub.cache.paths import leftovers, link, near_names, write_ref
 from llmctl.hub.cache.snapshot import Snapshot, cached_commit, find_snapshot, look_up, make_snapshot, shards_of
-from llmctl.hub.cache.writer_lock import locked
+from llmctl.hub.cache.writer_lock import lock_path, locked
 from llmctl.hub.download.plan import DownloadPlan, Limits, blob_path, by_blob, has_blob, plan_download, refreshed
 from llmctl.hub.download.progress import Progress, Silent
 from llmctl.hub.download.transfer import Job, Transfer
 from llmctl.hub.listing import RemoteFile, check_id
 from llmctl.hub.selection import WEIGHTS_INDEX, Patterns
+from llmctl.paths import check_writable
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def carry_out(plan: DownloadPlan, *, progress: Progress, limits: Limits) -> Down
             _finish_cached(plan)
         else:
             disk.check_room(plan.fetch_bytes, plan.folder)
+            check_writable(*_places(plan))
             with locked(plan.repo_id, timeout_seconds=limits.lock_timeout_seconds, note=progress.note):
                 fetched = _fetch_all(plan, progress, limits)
                 _write_records(plan)
@@ -117,6 +120,13 @@ def carry_out(plan: DownloadPlan, *, progress: Progress, limits: Limits) -> Down
     snapshot = make_snapshot(plan.repo_id, revision=plan.revision, commit=plan.commit, folder=plan.folder)
     seconds = time.monotonic() - began
     return _downloaded(snapshot, fetched_bytes=fetched, seconds=seconds, is_loadable=plan.is_loadable)
+
+
+def _places(plan: DownloadPlan) -> tuple[Path, ...]:
+    """Return every folder that a download writes to: one that refuses should do so before the first byte arrives."""
+    repo = settings.repo_dir(plan.repo_id)
+    snapshot = [(plan.folder / planned.file.path).parent for planned in plan.files]
+    return (lock_path(plan.repo_id).parent, repo / "blobs", repo / "refs", repo / "llmctl", *snapshot)
 
 
 def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:

@@ -20,7 +20,7 @@ from llmctl.hub.cache.paths import OURS
 from llmctl.hub.download import xet
 from llmctl.hub.download.partial import Partial
 from llmctl.hub.download.progress import Progress
-from llmctl.hub.http import NotJsonError, Patience, headers, reason, requested_pause, timeout, tls_error
+from llmctl.hub.http import NotJsonError, Patience, headers, reason, requested_pause, session, timeout, tls_error
 from llmctl.hub.listing import RemoteFile
 
 if TYPE_CHECKING:
@@ -228,15 +228,13 @@ class Transfer:
     @contextmanager
     def _open(self, job: Job, start: int) -> "Iterator[httpx2.Response | xet.Offer]":
         """Open the response that carries the bytes from `start` on, following redirects."""
-        from huggingface_hub.utils import get_session
-
         url = job.url
         for _ in range(_REDIRECTS):
             is_hub = settings.is_hub(url)
             request_headers = {**(self._with_token if is_hub else self._without_token), "Accept-Encoding": "identity"}
             if start:
                 request_headers["Range"] = f"bytes={start}-"
-            client = get_session()
+            client = session()
             request = client.build_request("GET", url, headers=request_headers, timeout=timeout())
             response = client.send(request, stream=True, follow_redirects=False)
             try:

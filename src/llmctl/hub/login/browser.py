@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from llmctl.errors import TokenError, UnreachableError
-from llmctl.hub.http import refuse_if_offline
+from llmctl.hub.http import refuse_if_offline, session
 from llmctl.hub.login.account import Account, account_of, store
 
 
@@ -28,6 +28,7 @@ def login(show: Callable[[str, str], None], *, name: str | None = None, add_to_g
     from huggingface_hub.utils._oauth_device import poll_device_token, request_device_code
 
     refuse_if_offline("login")
+    session()  # explains variables that cannot be used
     try:
         request = request_device_code()
     except DeviceCodeError as error:

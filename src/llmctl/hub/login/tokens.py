@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.errors import MachineError, UserError
-from llmctl.hub.http import token_unreadable
+from llmctl.hub.environment import token_fault
 from llmctl.paths import write_atomically
+from llmctl.text_files import NotTextError, decode, encoding_of
 
 ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 VARIABLES = ("HF_OIDC_RESOURCE", *ENVIRONMENT)  # the first makes huggingface_hub request a token
+_STORE_AGAIN = "store the token again: llmctl login"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ class Logout:
 
 
 def token_source() -> str | None:
-    """Return the variable or the file that has the token in use; None without a token."""
+    """Return the variable or the file that has the token in use; None without a token.
+
+    Raises:
+        UserError: the file cannot be read as a token.
+    """
     if os.environ.get("HF_OIDC_RESOURCE"):
         return "HF_OIDC_RESOURCE"
     variable = overriding_variable()
@@ -63,7 +69,7 @@ def environment_token() -> str | None:
 
 def stored_tokens() -> tuple[StoredToken, ...]:
     """Return the tokens of the store, by name."""
-    active = _read(token_file())
+    active = _readable(token_file())
     return tuple(
         StoredToken(name, bool(active) and fields.get("hf_token") == active) for name, fields in _read_store().items()
     )
@@ -99,18 +105,18 @@ def logout(*, name: str | None = None) -> Logout:
     stored = _read_store()
     if name is not None and name not in stored:
         raise UserError(f"no token is stored under the name {name} (stored: {', '.join(stored) or 'none'})")
-    active = _read(token_file())
+    active = _readable(token_file())
     forgotten = (name,) if name is not None else tuple(stored)
     if name is None:
-        if active and not stored:
+        if not stored and token_file().is_file():
             forgotten = ("token",)
-        _store_file().unlink(missing_ok=True)
-        token_file().unlink(missing_ok=True)
+        _remove(_store_file())
+        _remove(token_file())
     else:
         fields = stored.pop(name)
         _write_store(stored)
         if fields.get("hf_token") == active:
-            token_file().unlink(missing_ok=True)
+            _remove(token_file())
     return Logout(forgotten=forgotten, overriding_variable=overriding_variable())
 
 
@@ -133,12 +139,50 @@ def _store_file() -> Path:
 
 
 def _read(file: Path) -> str:
+    """Return the token in a file, or an empty string. Raise UserError if huggingface_hub would not read it."""
     try:
-        return clean(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise token_unreadable(error) from error
+        raise unreadable(error) from error
+    try:
+        token = clean(decode(data))
+    except NotTextError as error:
+        raise UserError(f"the token file {file}: {error}", hint=_STORE_AGAIN) from error
+    if encoding_of(data) != "utf-8":
+        mark = encoding_of(data).removesuffix("-sig").upper()
+        raise UserError(f"the token file {file} begins with the byte order mark of {mark}", hint=_STORE_AGAIN)
+    if fault := token_fault(token, f"the token file {file}"):
+        raise fault.error()
+    return token
+
+
+def _readable(file: Path) -> str:
+    """Return the token in a file; an empty string also if it cannot be used, to replace or delete it."""
+    try:
+        return _read(file)
+    except UserError:
+        return ""
+
+
+def check_token(token: str) -> None:
+    """Check a token that is about to be sent.
+
+    Raises:
+        UserError: it has characters that no token has. The message names its origin, and no part of it.
+    """
+    variable = next((name for name in ENVIRONMENT if clean(os.environ.get(name, "")) == token), None)
+    if fault := token_fault(token, variable or "the token"):
+        raise fault.error()
+
+
+def unreadable(error: OSError) -> MachineError:
+    """Return the error for a token file that cannot be read, such as one that root made."""
+    return MachineError(
+        f"cannot read the token file {error.filename}: {error.strerror}",
+        hint="correct its owner (chown), or set HF_TOKEN or HF_TOKEN_PATH",
+    )
 
 
 def _read_store() -> dict[str, dict[str, str]]:
@@ -159,6 +203,15 @@ def _write_store(stored: dict[str, dict[str, str]]) -> None:
     text = io.StringIO()
     parser.write(text)
     _write_secret(_store_file(), text.getvalue())
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"cannot remove {file}: {error.strerror}", hint="log out as the user that owns it"
+        ) from error
 
 
 def _write_secret(file: Path, text: str) -> None:

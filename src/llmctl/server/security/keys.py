@@ -10,6 +10,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from llmctl.errors import UserError
+from llmctl.paths import expand
+from llmctl.text_files import NotTextError, decode
 
 VARIABLE = "LLMCTL_API_KEY"
 MIN_LENGTH = 16
@@ -83,16 +85,16 @@ def read_keys(file: Path | None, *, environ: Mapping[str, str] | None = None) ->
 
 def _read_text(file: Path) -> str:
     try:
-        with file.expanduser().open("rb") as opened:
+        with expand(file).open("rb") as opened:
             data = opened.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the API key file {file}: {error.strerror}") from error
     if len(data) > _MAX_FILE_BYTES:
         raise UserError(f"the API key file {file} has more than {_MAX_FILE_BYTES} bytes; is it the right file?")
     try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise UserError(f"the API key file {file} is not text") from None
+        return decode(data)
+    except NotTextError as error:
+        raise UserError(f"the API key file {file}: {error}") from None
 
 
 def check_bind_address(host: str, keys: Keys | None, *, without_key: bool) -> None:

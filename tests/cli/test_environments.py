@@ -1,0 +1,196 @@
+"""Ordinary environments: each works, or ends in one line that names what to change. None is a bug of llmctl.
+
+Where the environment is a matter of variables and files, commands run through the fork server. Streams, folders and
+users need children of their own; these run commands that import neither torch nor transformers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.hub_machine import Machine, Result, make_model
+from support.hub_standin import HubStandin
+
+Run = Callable[..., Any]
+Tiny = Callable[[str], Path]
+SECRET = "hf_good"
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and /dev/full of POSIX")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubStandin]:
+    """Serve one small model, acme/tiny."""
+    root = tmp_path_factory.mktemp("served")
+    make_model(root / "acme" / "tiny", shard_bytes=1000)
+    with HubStandin(root) as standin:
+        yield standin
+
+
+@pytest.fixture
+def machine(tmp_path: Path, hub: HubStandin) -> Machine:
+    """Return a machine with its own folders."""
+    (tmp_path / "home" / "hf").mkdir(parents=True)
+    return Machine(tmp_path / "home", hub)
+
+
+def assert_is_one_message(done: Any, code: int, *words: str) -> None:
+    """Assert that a command ended with an exit code, an error of one line and a hint, and no traceback."""
+    error = done.err if isinstance(done, Result) else done.stderr
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert (done.code if isinstance(done, Result) else done.returncode) == code, error
+    assert len(lines) == 1, error
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+    assert "bug" not in error
+    assert error.splitlines()[-1].startswith("  "), f"no next step: {error}"
+
+
+# -- variables: (variable, value, exit code, words of the message)
+
+VARIABLES: list[tuple[str, str, int, tuple[str, ...]]] = [
+    ("HF_TOKEN", "“hf_good”", 2, ("HF_TOKEN", "quotation mark")),
+    ("HF_TOKEN", '"hf_good"', 2, ("HF_TOKEN", "quotation mark")),
+    ("HF_TOKEN", "hf_go\u200bod", 2, ("HF_TOKEN", "invisible")),
+    ("HF_TOKEN", "hf_go\u00f6d", 2, ("HF_TOKEN", "letter")),
+    ("HUGGING_FACE_HUB_TOKEN", "Bearer hf_good", 2, ("HUGGING_FACE_HUB_TOKEN", "space")),
+    ("HF_TOKEN", "\u00a0hf_good\r\n", 0, ()),
+    ("HF_OIDC_RESOURCE", "acme/x", 4, ("HF_OIDC_RESOURCE", "unset it")),
+    ("ALL_PROXY", "socks5h://anna:secret@127.0.0.1:1", 3, ("ALL_PROXY", "socksio", "pip install")),
+    ("HTTP_PROXY", "socks4://127.0.0.1:1", 2, ("HTTP_PROXY", "socks5h://")),
+    ("HTTP_PROXY", "http://anna:secret@127.0.0.1:abc", 2, ("HTTP_PROXY", "port")),
+    ("HTTP_PROXY", "http://127.0.0.1:99999", 2, ("HTTP_PROXY", "port")),
+    ("http_proxy", "http://[::1:3128", 2, ("http_proxy", "not an address")),
+    ("HTTP_PROXY", "http://127.0.0.1:1 ", 2, ("HTTP_PROXY", "space")),
+    ("HTTP_PROXY", "http://", 2, ("HTTP_PROXY", "no host")),
+    ("NO_PROXY", "::1,[::1],[::1,fe80::/10,127.0.0.1, *.corp ,http://x/y", 0, ()),
+    ("SSL_CERT_FILE", "/absent.pem", 2, ("SSL_CERT_FILE", "/absent.pem")),
+    ("SSL_CERT_FILE", os.devnull, 2, ("SSL_CERT_FILE", "no certificate")),
+    ("SSL_CERT_FILE", "/", 2, ("SSL_CERT_FILE", "folder")),
+    ("REQUESTS_CA_BUNDLE", "/absent.pem", 0, ()),
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", 2, ("HF_HUB_DOWNLOAD_TIMEOUT", "whole number")),
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "1.5", 2, ("HF_HUB_DOWNLOAD_TIMEOUT", "whole number")),
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", 2, ("HF_HUB_DOWNLOAD_TIMEOUT", "whole number")),
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "", 0, ()),
+    ("HF_HUB_ETAG_TIMEOUT", "5s", 2, ("HF_HUB_ETAG_TIMEOUT", "whole number")),
+    ("HF_ENDPOINT", "huggingface.co", 2, ("HF_ENDPOINT", "https://")),
+    ("HF_ENDPOINT", "http:/huggingface.co", 2, ("HF_ENDPOINT", "https://")),
+    ("HF_ENDPOINT", " http://127.0.0.1:1", 2, ("HF_ENDPOINT", "space")),
+    ("HF_ENDPOINT", "http://anna:secret@127.0.0.1:abc", 2, ("HF_ENDPOINT", "port")),
+    ("HF_ENDPOINT", "http://[::1", 2, ("HF_ENDPOINT", "not an address")),
+    ("HF_ENDPOINT", "http://127.0.0.1:1?x=1", 2, ("HF_ENDPOINT", "?")),
+    ("LLMCTL_HOME", "~nobody-of-that-name/x", 2, ("LLMCTL_HOME", "home folder")),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "code", "words"), VARIABLES, ids=[f"{n}={v}" for n, v, _, _ in VARIABLES])
+def test_a_variable_works_or_is_named_with_the_fix(
+    name: str, value: str, code: int, words: tuple[str, ...], machine: Machine
+) -> None:
+    no_proxy = "" if name.lower().endswith("_proxy") else "127.0.0.1"
+    done = machine.run("download", "acme/tiny", **{"NO_PROXY": no_proxy, name: value})
+    if code:
+        assert_is_one_message(done, code, *words)
+        assert not list(machine.cache.rglob("blobs"))
+    else:
+        assert done.code == 0, done.err
+        assert machine.is_whole("acme/tiny")
+    for secret in (SECRET, "secret", "anna"):
+        assert secret not in done.out + done.err
+
+
+@pytest.mark.parametrize("address", ["", "{url}/", "{url}//"])
+def test_an_empty_address_of_the_hub_is_the_default_and_slashes_at_its_end_do_not_count(
+    address: str, machine: Machine
+) -> None:
+    done = machine.run("download", "acme/tiny", "--retries", "0", HF_ENDPOINT=address.format(url=machine.hub.url))
+    assert (done.code == 0) if address else ("huggingface.co" in done.err)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\ufeffhf_good".encode(), "hf_good\r\n".encode("utf-16"), b"hf_go\xf6d", "“hf_good”".encode(), b"h\0f\0_\0g\0"],
+    ids=["BOM", "UTF-16", "Latin-1", "quotes", "UTF-16 without BOM"],
+)
+def test_a_token_file_of_another_program_is_named_and_login_replaces_it(content: bytes, machine: Machine) -> None:
+    file = machine.home / "hf" / "token"
+    file.write_bytes(content)
+    for command in (("whoami",), ("download", "acme/tiny")):
+        done = machine.run(*command)
+        assert_is_one_message(done, 2, str(file), "llmctl login")
+        assert SECRET not in done.err
+    assert machine.run("login", stdin="\ufeffhf_good\r\n").code == 0
+    assert machine.run("whoami").code == 0
+    file.write_bytes(content)
+    assert machine.run("logout").code == 0
+    assert not file.exists()
+
+
+# -- standard streams
+
+
+def shell(command: str, machine: Machine, **environment: str | None) -> "subprocess.CompletedProcess[str]":
+    """Run a shell command in which `$L` is llmctl."""
+    env = machine.env | {"L": f"{sys.executable} -m llmctl"} | {k: v for k, v in environment.items() if v is not None}
+    for name in [name for name, value in environment.items() if value is None]:
+        env.pop(name, None)
+    return subprocess.run(
+        ["bash", "-c", command], env=env, cwd=machine.home, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("$L config show >&-", 2, ("standard output is closed", "> FILE")),
+        ("$L --version >&-", 2, ("standard output is closed",)),
+        ("$L config show > /dev/full", 3, ("standard output", "No space left")),
+        ("$L --help > /dev/full", 3, ("standard output", "No space left")),
+        ("$L config show --nope --json > /dev/full", 2, ()),
+        ("$L config show --json 2> /dev/full", 0, ()),
+        ("$L config show --json 2>&-", 0, ()),
+        ("$L generate <&-", 2, ("there is no prompt",)),
+        ("mkdir gone; cd gone; rmdir ../gone; $L config show", 2, ("current folder", "cd")),
+        ("$L config init --help | true; exit ${PIPESTATUS[0]}", 1, ()),
+    ],
+)
+@pytest.mark.parametrize("buffering", [None, "1"], ids=["buffered", "unbuffered"])
+def test_a_stream_that_cannot_be_used_is_named_or_not_missed(
+    command: str, code: int, words: tuple[str, ...], buffering: str | None, machine: Machine
+) -> None:
+    if buffering and "full" not in command:
+        pytest.skip("buffering matters for a full disk only")
+    done = shell(command, machine, PYTHONUNBUFFERED=buffering)
+    if words:
+        assert_is_one_message(done, code, *words)
+    assert done.returncode == code or "--nope" in command
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr
+    if code == 0:
+        assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "POSIX"},
+    ],
+    ids=lambda environment: next(iter(environment.values())),
+)
+def test_json_keeps_every_character_in_every_encoding(environment: dict[str, str], machine: Machine) -> None:
+    (machine.home / "llmctl.yaml").write_text("chat: {system: h\u00e9llo \u65e5\u672c \U0001f600}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "llmctl", "config", "show", "--json"]
+    done = subprocess.run(command, env=machine.env | environment, cwd=machine.home, capture_output=True, check=False)
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    document = json.loads(done.stdout.decode(encoding))
+    assert done.returncode == 0
+    assert "h\u00e9llo \u65e5\u672c \U0001f600" in json.dumps(document, ensure_ascii=False)
