@@ -77,9 +77,7 @@ class ConfigError(UserError):
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(
             f"the configuration has {count} problem{'s' if count != 1 else ''}:\n{lines}",
-            hint=hint
-            or ("every key with its meaning" if any(p.key for p in problems) else "a file with every key")
-            + ": llmctl config init",
+            hint=hint or ("every key with its meaning: llmctl config init" if any(p.key for p in problems) else None),
             details={
                 "problems": [{"where": p.where, "key": p.key, "message": p.message} for p in problems],
             },

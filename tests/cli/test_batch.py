@@ -181,7 +181,7 @@ def test_lines_of_text_to_standard_output(batch: Run, here: Path) -> None:
     code, out, err = batch("--input", "in.txt", "--token-ids", "--logprobs", "1")
     first, second = (json.loads(line) for line in out.splitlines())
     assert code == 0
-    names = "id text finish_reason stop_string prompt_tokens completion_tokens seed token_ids logprobs key"
+    names = "id text finish_reason length_limit stop_string prompt_tokens completion_tokens seed token_ids logprobs key"
     assert list(first) == names.split()
     assert [scored["id"] for scored in first["logprobs"]] == first["token_ids"]
     assert (first["id"], second["id"], len(first["token_ids"])) == (1, 2, first["completion_tokens"])

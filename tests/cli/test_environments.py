@@ -6,20 +6,24 @@ users need children of their own; these run commands that import neither torch n
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support import forkserver
 from support.hub_machine import Machine, Result, make_model
 from support.hub_standin import HubStandin
 
 Run = Callable[..., Any]
 Tiny = Callable[[str], Path]
 SECRET = "hf_good"
+NOBODY = 65534
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and /dev/full of POSIX")
 
 
@@ -194,3 +198,115 @@ def test_json_keeps_every_character_in_every_encoding(environment: dict[str, str
     document = json.loads(done.stdout.decode(encoding))
     assert done.returncode == 0
     assert "h\u00e9llo \u65e5\u672c \U0001f600" in json.dumps(document, ensure_ascii=False)
+
+
+# -- folders that this user may not write
+
+
+@pytest.fixture
+def guest(hub: HubStandin) -> Iterator["Guest"]:
+    """Return a user who may read a machine with acme/tiny in its cache, and may write nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        guest = Guest(Machine(Path(folder), hub))
+        assert guest.machine.run("download", "acme/tiny").code == 0
+        yield guest
+        guest.allow(Path(folder))
+
+
+class Guest:
+    """A user without rights. Root becomes another user for each command; any other user gives up its own rights."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.home = machine, machine.home
+        self._is_root = os.getuid() == 0
+
+    def allow(self, folder: Path) -> None:
+        """Let the guest write a folder and everything below it."""
+        for path in (folder, *folder.rglob("*")):
+            if self._is_root and not path.is_symlink():
+                os.chown(path, NOBODY, NOBODY)
+            if path.is_dir():
+                path.chmod(0o755)
+
+    def forbid(self, folder: Path, mode: int = 0o555) -> None:
+        """Let nobody write a folder; with mode 0, let nobody read it."""
+        if self._is_root:
+            os.chown(folder, 0, 0)
+        folder.chmod(mode)
+
+    def run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run llmctl as the guest."""
+        user = NOBODY if self._is_root else None
+        return forkserver.run(*arguments, stdin=stdin, env=self.machine.env, cwd=self.home, user=user)
+
+
+def forbid_all(guest: Guest) -> None:
+    for folder in (guest.home, *(path for path in guest.home.rglob("*") if path.is_dir())):
+        guest.forbid(folder)
+
+
+@POSIX
+def test_a_machine_that_cannot_be_written_does_what_needs_no_writing(guest: Guest) -> None:
+    (guest.home / "hf" / "token").write_text("hf_good")
+    forbid_all(guest)
+    for command in ("models list", "models info acme/tiny", "download acme/tiny --verify", "whoami", "config show"):
+        done = guest.run(*command.split())
+        assert done.returncode == 0, done.stderr
+    again = guest.run("download", "acme/tiny")
+    assert again.returncode == 0, again.stderr
+    assert "--model acme/tiny" in again.stderr, "it says how to use the model that it cannot remember"
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("use acme/tiny", ("--model acme/tiny", "LLMCTL_HOME")),
+        ("use --forget", ("current_model.json",)),
+        ("login", ("stored_tokens", "HF_HOME")),
+        ("logout", ("token",)),
+        ("models rm acme/tiny --yes", ("cache folder",)),
+        ("config init", ("llmctl.yaml", "Permission denied")),
+        ("plan acme/tiny --write plan.yaml", ("--write plan.yaml",)),
+        ("score --input rows.jsonl --output scores.jsonl", ("--output scores.jsonl",)),
+        ("generate --input rows.jsonl --output out.jsonl", ("--output out.jsonl",)),
+        ("quantize acme/tiny --quant 4bit --output new", ("new",)),
+        ("doctor --report", ("llmctl-report.md",)),
+    ],
+)
+def test_a_command_whose_work_is_to_write_names_the_place_before_it_begins(
+    command: str, words: tuple[str, ...], guest: Guest
+) -> None:
+    (guest.home / "hf" / "token").write_text("hf_good")
+    (guest.home / "rows.jsonl").write_text('{"text": "x", "prompt": "x"}\n')
+    forbid_all(guest)
+    asked = len(guest.machine.hub.asked("/resolve/"))
+    done = guest.run(*command.split(), stdin="hf_good")
+    assert_is_one_message(done, 3, *words)
+    assert len(guest.machine.hub.asked("/resolve/")) == asked
+
+
+@POSIX
+@pytest.mark.parametrize("folder", [".", "blobs", "snapshots", "refs", "llmctl"])
+def test_a_download_into_a_folder_of_another_user_ends_before_the_first_byte(folder: str, guest: Guest) -> None:
+    repo = guest.machine.repo("acme/tiny")
+    shutil.rmtree(repo)
+    (repo / folder).mkdir(parents=True)
+    guest.allow(guest.home)
+    guest.forbid(repo / folder)
+    asked = len(guest.machine.hub.asked("/resolve/"))
+    assert_is_one_message(guest.run("download", "acme/tiny"), 3, str(repo), "Permission denied", "HF_HOME")
+    assert len(guest.machine.hub.asked("/resolve/")) == asked
+
+
+@POSIX
+def test_what_cannot_be_read_is_named(guest: Guest) -> None:
+    (guest.home / "llmctl.yaml").write_text("seed: 1\n")
+    guest.forbid(guest.machine.repo("acme/tiny"), 0)
+    guest.allow(guest.home / "llmctl.yaml")
+    listed = guest.run("models", "list")
+    assert listed.returncode == 0
+    assert "acme/tiny is not listed" in listed.stderr
+    guest.forbid(guest.home / "llmctl.yaml", 0)
+    assert "llmctl.yaml: Permission denied" in guest.run("config", "show").stderr

@@ -10,6 +10,7 @@ Run as a program, this module is the server. A test process starts one on first 
 
 import array
 import atexit
+import codecs
 import contextlib
 import functools
 import gc
@@ -51,6 +52,7 @@ _CLASSES = (
     "LlamaForCausalLM",
     "PreTrainedTokenizerFast",
 )
+_CODECS = ("idna", "utf-8-sig", "utf-16", "utf-32")  # imported late, when another user may be unable to read them
 _PACKAGES = (
     "bitsandbytes",
     "llguidance",
@@ -151,12 +153,14 @@ def start(
     text: bool = False,
     terminal: bool = False,
     program: tuple[str, ...] = ("-m", "llmctl"),
+    user: int | None = None,
 ) -> "Process | subprocess.Popen[Any]":
     """Start `llmctl ARGUMENTS`; the parameters are those of `subprocess.Popen`.
 
     Args:
         terminal: Make standard input the controlling terminal of a new session.
         program: What Python runs instead of llmctl: a script, or `-c` and code.
+        user: Number of the user to become. Only root can.
     """
     env = os.environ if env is None else env
     arguments = (*program, *arguments)
@@ -177,6 +181,7 @@ def start(
         "env": dict(env),
         "cwd": str(cwd or Path.cwd()),
         "terminal": terminal,
+        "user": user,
     }
     try:
         server = _server()
@@ -199,11 +204,12 @@ def run(
     cwd: Path | str | None = None,
     timeout: float = 240,
     program: tuple[str, ...] = ("-m", "llmctl"),
+    user: int | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     """Run `llmctl ARGUMENTS`, or another program as in `start`, through pipes to its end."""
     pipe = subprocess.PIPE
     with start(
-        *arguments, env=env, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, text=True, program=program
+        *arguments, env=env, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, text=True, program=program, user=user
     ) as process:
         try:
             out, err = process.communicate(stdin, timeout)
@@ -284,6 +290,8 @@ def _import_everything() -> None:
     for module in pkgutil.walk_packages(llmctl.__path__, "llmctl."):
         if not module.name.startswith(_NOT_IMPORTED):
             importlib.import_module(module.name)
+    for name in _CODECS:
+        codecs.lookup(name)
     _read_environment_again()
     gc.collect()
     gc.freeze()  # or the first collection of a child would copy every page
@@ -363,6 +371,10 @@ def _become(request: dict[str, Any]) -> NoReturn:
 
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if request["user"] is not None:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     os.chdir(request["cwd"])
     os.environ.clear()
