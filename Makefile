@@ -11,7 +11,7 @@ FUZZ := .venv-fuzz
 VLLM   := .venv-vllm
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: test-vllm test-templates run test lint docs plan-accuracy clean faults kills schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -32,6 +32,10 @@ faults: $(VENV)/.tests-installed
 # A batch of 2,000 rows, killed 20 times
 kills: $(VENV)/.tests-installed
 	LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000 $(BIN)/python -m pytest -n0 -q -s tests/cli/test_batch.py -k killed
+
+# Each setting of a model's generation_config.json: its outcome on every path, as a table
+generation-configs: $(VENV)/.tests-installed
+	LLMCTL_GENERATION_TABLE=1 $(BIN)/python -m pytest -n0 -q -s tests/generation/test_generation_config.py
 
 # 300 JSON schemas of growing difficulty, three random answers to each: what was finished validates
 schemas: $(VENV)/.tests-installed

@@ -1,6 +1,6 @@
 """The model's generation_config.json: each setting acts the same on every path, or on none, and never breaks an answer.
 
-`LLMCTL_GENERATION_TABLE=1` prints the outcome of every case on every path.
+`make generation-configs` prints the outcome of every case on every path.
 """
 
 import asyncio
