@@ -73,6 +73,7 @@ COLUMNS = (
     "after",
     "stream",
     "marks",
+    "other",
     "reasoning",
     "json",
     "turn2",
@@ -335,8 +336,19 @@ class Checks:
                 expect(whole == by_token, f"{whole} but by token {by_token}")
 
     def marks(self) -> None:
-        """A string may contain quotes, braces, newlines and the marks of the format."""
+        """A string may contain quotes, braces, newlines and the marks of the format, and look like another type."""
         self._expect_calls(self._spoken, [self._marked()])
+        for value in ("75001", "null", "[1]", "", " ", "def f():\n    return 1\n"):
+            self._expect_calls(self._spoken, [("get_weather", {"city": value, "days": 3})])
+
+    def other(self) -> None:
+        """A call without arguments is recognised; a call of an unknown tool stays text."""
+        reader = self._reader(self._spoken, [*TOOLS, tool("stop", {"type": "object", "properties": {}})])
+        reasoning = REASON if self._spoken.think else ""
+        self._expect(reader, self._said(self._spoken, [("stop", {})]), reasoning=reasoning, calls=[("stop", {})])
+        said = self._said(self._spoken, [UNKNOWN])
+        answer = reader.read(said)
+        expect(not answer.calls and "Rome" in answer.text, f"{answer} of {said!r}")
 
     def _marked(self) -> Call:
         text = 'a "b" {c} \\ d\'s\n' + "".join(f"e {mark} f\n" for mark in self._family.marks) + "g"

@@ -183,7 +183,9 @@ FAMILIES = (
         "Apriel 1.5",
         ("unsloth-Apriel-1.5",),
         writing.json_list("<tool_calls>", "</tool_calls>"),
-        thinking=Mode(think="Here are my reasoning steps:\n{}\n[BEGIN FINAL RESPONSE]\n"),
+        thinking=Mode(
+            think="Here are my reasoning steps:\n{}\n[BEGIN FINAL RESPONSE]\n", answer="{}\n[END FINAL RESPONSE]"
+        ),
         marks=("</tool_calls>",),
     ),
     Family(
@@ -216,7 +218,7 @@ FAMILIES = (
         keeps_reasoning=True,
     ),
     Family(
-        "Command A",
+        "North Mini",
         ("Cohere2MoE",),
         writing.cohere,
         direct=Mode({"reasoning": False}, answer="<|START_TEXT|>{}<|END_TEXT|>", before=None),
