@@ -360,12 +360,15 @@ class Checks:
         return self._family.thinking
 
     def reasoning(self) -> None:
-        """Reasoning is separate from the answer, with and without tools; an answer without it is whole."""
+        """Reasoning, which may quote a call, is separate from the answer; an answer without it is whole."""
         for mode in self._family.modes:
             for tools in (self._no_tools, TOOLS):
                 said, reasoning = self._answered(mode, ANSWER), REASON if mode.think else ""
                 self._expect(self._reader(mode, tools), said, text=ANSWER, reasoning=reasoning)
-        self._thinking()
+        thinking, quoted = self._thinking(), f"I could write {self._family.write([TIME])} here."
+        if "<|channel|>" not in quoted and not self._family.calls_end_reasoning:
+            said = thinking.think.replace("{}", quoted) + thinking.answer.replace("{}", ANSWER)
+            self._expect(self._reader(thinking, TOOLS), said, text=ANSWER, reasoning=quoted)
 
     def json(self) -> None:
         """A structured answer is content, reasoning before it is free, and the grammar enforces it."""
