@@ -365,8 +365,9 @@ class Checks:
             for tools in (self._no_tools, TOOLS):
                 said, reasoning = self._answered(mode, ANSWER), REASON if mode.think else ""
                 self._expect(self._reader(mode, tools), said, text=ANSWER, reasoning=reasoning)
-        thinking, quoted = self._thinking(), f"I could write {self._family.write([TIME])} here."
-        if "<|channel|>" not in quoted and not self._family.calls_end_reasoning:
+        thinking, call = self._thinking(), self._family.write([TIME])
+        if not call.lstrip().startswith(("<|", "<｜", "[")):  # a control token that opens a call ends reasoning
+            quoted = f"I could write {call} here."
             said = thinking.think.replace("{}", quoted) + thinking.answer.replace("{}", ANSWER)
             self._expect(self._reader(thinking, TOOLS), said, text=ANSWER, reasoning=quoted)
 

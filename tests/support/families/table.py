@@ -51,7 +51,6 @@ class Family:
         only_with_tools: True if the template fails without tools.
         has_system: False if the template refuses a system message.
         keeps_reasoning: True if the template renders the reasoning of earlier turns in a loop of tool calls.
-        calls_end_reasoning: True if the model may call while it reasons, without closing its reasoning.
         direct_after_results: True if the model answers without reasoning after the results of tools.
         reasons: Why a cell is not as it should be, by column or by "template column".
     """
@@ -71,7 +70,6 @@ class Family:
     only_with_tools: bool = False
     has_system: bool = True
     keeps_reasoning: bool = False
-    calls_end_reasoning: bool = False
     direct_after_results: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -322,7 +320,6 @@ FAMILIES = (
         ("Kimi-K2-Thinking",),
         writing.kimi,
         thinking=Mode(think="<think>{}</think>"),
-        calls_end_reasoning=True,
         marks=("}",),
     ),
     Family(

@@ -135,7 +135,11 @@ class TaggedArguments:
 
     def _value(self, text: str, head: str) -> Any:
         """Return the value between its parts; bare text if nothing shows its type."""
-        text = text.removeprefix("\n").removesuffix("\n")
+        is_wrapped = text.startswith("\n") and text.endswith("\n")  # a model may put a short value on its own line
+        if is_wrapped or self.key_close.endswith("\n"):
+            text = text.removeprefix("\n")
+        if is_wrapped or self.value_close.startswith("\n"):
+            text = text.removesuffix("\n")
         if self.has_cdata and text.startswith("<![CDATA[") and text.endswith("]]>"):
             return text[len("<![CDATA[") : -len("]]>")]
         if TYPE not in self.key_close:
