@@ -99,7 +99,7 @@ def test_a_custom_template_replaces_the_models_template(tokenizer: Any, tmp_path
         ("", ChatSection(raw=True), "the prompt is empty"),
         ([], ChatSection(), "the prompt is empty"),
         ("hi", ChatSection(raw=True, system="x"), "needs a chat template"),
-        ("hi", ChatSection(template="/nowhere.jinja"), "cannot be read"),
+        ("hi", ChatSection(template="/nowhere.jinja"), "No such file"),
     ],
 )
 def test_an_invalid_prompt_is_an_error(prompt: Any, chat: ChatSection, words: str, tokenizer: Any) -> None:

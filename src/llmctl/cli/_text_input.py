@@ -20,7 +20,9 @@ def read_text_file(path: Path, *, flag: str) -> str:
     """
     try:
         return read_text(path)
-    except (OSError, NotTextError) as error:
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {reason(error)}") from error
+    except NotTextError as error:
         raise UserError(f"{flag} {path}: {reason(error)}", hint=_CONVERT) from error
 
 
