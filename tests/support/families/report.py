@@ -49,6 +49,10 @@ def _matches(name: str, patterns: list[str]) -> bool:
 def _row(name: str, family: Family, outcomes: dict[str, str], wrong: list[str]) -> tuple[list[str], list[str]]:
     """Return the cells of a row and the reasons for what is not right. Add what has no reason to `wrong`."""
     cells, notes = [], []
+    if family.only_with_tools:
+        notes.append("every check has tools: the template fails without")
+    if family.arguments:
+        notes.append(f"needs chat.template_kwargs: {', '.join(family.arguments)}")
     for column, outcome in outcomes.items():
         reason = family.reasons.get(f"{name} {column}", family.reasons.get(column))
         if outcome.startswith("- "):
