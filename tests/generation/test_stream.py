@@ -10,6 +10,7 @@ import pytest
 
 import llmctl
 from llmctl.errors import UserError
+from llmctl.generation.overrides import with_generation
 from llmctl.generation.stream import generate_many
 
 Tiny = Callable[[str], Path]
@@ -66,9 +67,23 @@ def test_equal_seeds_give_equal_text_and_different_seeds_different_text(tiny_mod
 def test_each_of_several_answers_can_be_repeated_alone(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), temperature=1.5)
     answers = generate_many(loaded, PROMPT, count=3)
-    texts = [next(chunk.completion.text for chunk in chunks if chunk.completion) for chunks in answers]
-    assert len(set(texts)) == 3
-    assert llmctl.generate(loaded, PROMPT, seed=44).text == texts[2]
+    first, second, third = (next(c.completion for c in chunks if c.completion) for chunks in answers)
+    assert len({first.text, second.text, third.text}) == 3
+    assert (second.seed, third.seed) == ((first.seed + 1) % 2**32, (first.seed + 2) % 2**32)
+    assert llmctl.generate(loaded, PROMPT, seed=third.seed).text == third.text
+
+
+def test_without_a_seed_each_answer_differs_and_can_be_repeated(tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models("llama"), temperature=1.5)
+    answers = [llmctl.generate(loaded, PROMPT) for _ in range(3)]
+    assert len({answer.text for answer in answers}) == len({answer.seed for answer in answers}) == 3
+    assert [llmctl.generate(loaded, PROMPT, seed=one.seed).text for one in answers] == [one.text for one in answers]
+    seeded = with_generation(loaded, {}, seed=7)
+    assert {llmctl.generate(seeded, PROMPT).seed for _ in range(2)} == {7}
+
+
+def test_without_sampling_there_is_no_seed_to_draw(tiny_models: Tiny) -> None:
+    assert {llmctl.generate(load_tiny(tiny_models("llama")), PROMPT).seed for _ in range(2)} == {0}
 
 
 def test_several_answers_without_sampling_are_refused(tiny_models: Tiny) -> None:

@@ -44,7 +44,7 @@ def test_overrides_replace_the_inputs_of_a_copy_only(prompt_model: PromptModel) 
     assert type(changed) is PromptModel
     assert (changed.config.generation.max_new_tokens, changed.plan.seed) == (9, 3)
     assert changed.plan.generation_kwargs["do_sample"] is False
-    assert (prompt_model.config.generation.max_new_tokens, prompt_model.plan.seed) == (5, 42)
+    assert (prompt_model.config.generation.max_new_tokens, prompt_model.plan.seed) == (5, None)
 
 
 def test_a_loaded_model_keeps_the_inputs_to_load_it_and_its_draft_again(tiny_models: Tiny) -> None:

@@ -80,10 +80,10 @@ def check_strictly(kind: type[BaseModel], value: BaseModel) -> None:
 
 
 def unknown_fields(value: Any, place: str = "") -> Iterator[str]:
-    """Yield fields that OpenAI's types lack. Reasoning has a name that many servers share."""
+    """Yield fields that OpenAI's types lack, but for reasoning and the seed, with which an answer can be repeated."""
     if isinstance(value, BaseModel):
         for name in value.model_extra or {}:
-            if name not in ("reasoning_content",):
+            if name not in ("reasoning_content", "seed"):
                 yield f"{place}.{name}"
         for name in type(value).model_fields:
             yield from unknown_fields(getattr(value, name), f"{place}.{name}")
@@ -144,6 +144,21 @@ def test_each_of_n_streamed_answers_has_its_index(client: openai.OpenAI) -> None
     assert sorted(reasons) == [0, 1, 2]
     whole = client.chat.completions.create(model="tiny", messages=USER, n=3, temperature=1.0, seed=5, max_tokens=8)
     assert [choice.message.content for choice in whole.choices] == [texts[n] for n in range(3)]
+
+
+def test_without_a_seed_each_answer_draws_and_reports_its_own(client: openai.OpenAI) -> None:
+    options: Any = {"model": "tiny", "prompt": "once upon", "temperature": 1.5, "max_tokens": 24}
+    drawn = [client.completions.create(**options).choices[0] for _ in range(3)]
+    seeds = [(choice.model_extra or {})["seed"] for choice in drawn]
+    assert len(set(seeds)) == 3
+    assert len({choice.text for choice in drawn}) == 3
+    again = client.completions.create(**options, seed=seeds[1], stream=True)
+    chunks = [chunk.choices[0] for chunk in again]
+    assert "".join(choice.text for choice in chunks) == drawn[1].text
+    assert (chunks[-1].model_extra or {})["seed"] == seeds[1]
+    several = client.chat.completions.create(model="tiny", messages=USER, n=3, temperature=1.5, max_tokens=4).choices
+    first, *others = ((choice.model_extra or {})["seed"] for choice in several)
+    assert others == [(first + 1) % 2**32, (first + 2) % 2**32]
 
 
 def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:

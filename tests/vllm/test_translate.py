@@ -46,12 +46,12 @@ def test_every_key_of_the_schema_has_a_rule() -> None:
     assert sorted(set(all_keys()) - set(RULES)) == []
 
 
-def test_defaults_translate_to_the_model_safetensors_the_seed_and_greedy_decoding() -> None:
+def test_defaults_translate_to_the_model_safetensors_and_greedy_decoding() -> None:
     translation = translated(model={"id": "org/name"})
     assert translation.problems(settings_from_mapping({})) == []
     assert translation.arguments == (
         "--model", "org/name", "--served-model-name", "org/name", "--load-format", "safetensors",
-        "--host", "127.0.0.1", "--port", "8000", "--shutdown-timeout", "30", "--seed", "42",
+        "--host", "127.0.0.1", "--port", "8000", "--shutdown-timeout", "30",
         "--generation-config", "vllm", "--override-generation-config", '{"temperature": 0.0}',
     )  # fmt: skip
     assert translation.environment == {"VLLM_NO_USAGE_STATS": "1"}
@@ -186,7 +186,7 @@ def test_an_adapter_has_the_models_name() -> None:
 def test_extra_arguments_are_passed_on_unchanged() -> None:
     more = {"enforce_eager": True, "enable_prefix_caching": False, "block-size": 16, "hf_overrides": {"a": 1}}
     arguments = " ".join(translated(vllm={"extra": more}).arguments)
-    expected = '--enforce-eager --no-enable-prefix-caching --block-size 16 --hf-overrides {"a": 1} --seed 42'
+    expected = '--enforce-eager --no-enable-prefix-caching --block-size 16 --hf-overrides {"a": 1}'
     assert expected in arguments
 
 

@@ -99,7 +99,7 @@ def _show(conversation: Conversation, _: str) -> None:
             ("system", session.system or "none"),
             ("messages", str(len(session.messages))),
             *generation,
-            ("seed", str(plan.seed)),
+            ("seed", "drawn for each answer" if plan.seed is None else str(plan.seed)),
             *((name, "on" if getattr(display, name) else "off") for name in _DISPLAY_OPTIONS),
             ("reuse", "on" if session.reuse else "off"),
             ("thinking", {None: "as the template has it", True: "on", False: "off"}[session.thinking]),

@@ -156,7 +156,7 @@ def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]
         "generation": loaded.plan.generation.document(),
         "completions": [_completion_document(loaded, completion) for completion in completions],
         "peak_memory_bytes": peak_memory_bytes(),
-        "manifest": make_manifest(loaded).document(),
+        "manifest": make_manifest(loaded, seed=completions[0].seed).document(),
         "load": asdict(loaded.measured),
     }
 

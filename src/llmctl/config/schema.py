@@ -340,7 +340,13 @@ class Config(Section):
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="Inference engine of llmctl serve and generate --input: transformers or vllm."
     )
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of all random numbers (transformers.set_seed).")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of all random numbers (transformers.set_seed). Default: each sampled answer draws its own "
+        "and reports it.",
+    )
     deterministic: bool = Field(
         False,
         description="Use torch's deterministic algorithms: slower, and repeatable on the same machine.",

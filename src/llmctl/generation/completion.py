@@ -54,7 +54,7 @@ class Completion:
         finish_reason: `stop` (an end-of-sequence token, or the end of its structure), `length` (see `length_limit`),
             `stop_string`, or `cancelled`.
         stop_string: The stop string that ended the answer, or None.
-        seed: The seed of the random generators.
+        seed: The seed of the random generators, with which the answer can be repeated.
         first_token_seconds: Time from the call to the first token, which is the prefill.
         seconds: Time from the call to the last token.
         logprobs: The log-probability of each of `token_ids`; None if not requested.

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 from llmctl.generation.marks import first_of, overlap
 from llmctl.generation.structured.lark import LarkWriter
 
+_MAX_SPACE = 8  # characters of white space before an opening tag
+
 
 class Segment(NamedTuple):
     """A piece of an answer: reasoning, text that may contain calls, or the arguments of a call of the tool `name`."""
@@ -199,7 +201,8 @@ class TagSplitter:
             self._held = text[len(mark) :]
             self._enter(mark)
             return True
-        if not final and (any(mark.startswith(text) for mark in marks) or (self._drops_space and not text)):
+        may_begin = any(mark.startswith(text) for mark in marks) and len(self._held) - len(text) <= _MAX_SPACE
+        if not final and (may_begin or (self._drops_space and not text)):
             return False
         if self._drops_space:
             self._held = text

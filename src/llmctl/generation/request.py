@@ -1,5 +1,6 @@
 """A request: one prompt with all settings that determine its answer."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def make_request(
     return Request(
         prompt=prompt,
         arguments=arguments,
-        seed=loaded.plan.seed if seed is None else seed,
+        seed=answer_seed(loaded, seed),
         budget=budget,
         stop_strings=stop_strings,
         logprobs=generation.logprobs,
@@ -124,6 +125,15 @@ def _without_models_own(
     own = UNSTRUCTURED & loaded.plan.generation.from_model
     kept = {name: value for name, value in arguments.items() if name not in own}
     return kept, () if "stop_strings" in own else stop_strings
+
+
+def answer_seed(loaded: "PromptModel", seed: int | None = None) -> int:
+    """Return the seed of an answer: `seed`, the configuration's, or else a drawn one; 0 without sampling."""
+    if seed is None:
+        seed = loaded.plan.seed
+    if seed is not None:
+        return seed
+    return secrets.randbelow(2**32) if loaded.plan.generation_kwargs.get("do_sample") else 0
 
 
 def generation_config(arguments: Mapping[str, Any]) -> "GenerationConfig":

@@ -14,7 +14,7 @@ from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.completion import Chunk, Completion
 from llmctl.generation.engine import Engine, engine_for_one
 from llmctl.generation.prompt import Messages, encode_prompt
-from llmctl.generation.request import Request, make_request
+from llmctl.generation.request import Request, answer_seed, make_request
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -32,7 +32,7 @@ def stream(
 
     Args:
         prompt: A text, or messages of the form {"role": …, "content": …}.
-        seed: Replaces the configuration's.
+        seed: Replaces the configuration's; without either, a new one is drawn, which `Completion.seed` has.
         max_new_tokens: Replaces the configuration's.
         chat: Replaces the configuration's chat section.
 
@@ -131,11 +131,11 @@ def generate_many(
     Raises:
         UserError: several answers are requested without sampling, so all would be the same.
     """
-    first = loaded.plan.seed if seed is None else seed
+    first = answer_seed(loaded, seed)
     if count > 1 and not loaded.plan.generation_kwargs.get("do_sample"):
         raise UserError(
             f"without sampling, all {count} answers would be the same",
             hint="set a temperature: --temperature 0.8",
         )
     for number in range(count):
-        yield stream(loaded, prompt, seed=first + number)
+        yield stream(loaded, prompt, seed=(first + number) % 2**32)

@@ -109,5 +109,6 @@ def _set_seed(plan: Plan) -> None:
 
     if plan.deterministic:
         # warn_only: cumsum, which top-p sampling uses, has no deterministic kernel on CUDA
-        enable_full_determinism(plan.seed, warn_only=True)
-    set_seed(plan.seed)
+        enable_full_determinism(plan.seed or 0, warn_only=True)
+    if plan.seed is not None:
+        set_seed(plan.seed)

@@ -94,7 +94,7 @@ class Plan:
         devices: Devices in use: `cuda:0`, `cpu`, `mps`.
         memory: Memory by purpose.
         decisions: All decisions with their reasons, in order.
-        seed: Seed for `transformers.set_seed`.
+        seed: Seed for `transformers.set_seed`; None to draw one for each answer.
         deterministic: True to request deterministic algorithms from torch.
         quantized_cache: Folder in the quantised cache to read instead of quantising, or None.
         fills_quantized_cache: True to write the quantised weights to the cache.
@@ -111,7 +111,7 @@ class Plan:
     devices: tuple[str, ...]
     memory: Memory
     decisions: tuple[Decision, ...]
-    seed: int
+    seed: int | None
     deterministic: bool = False
     generation: GenerationChoice = field(default_factory=lambda: GenerationChoice({}))
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -168,8 +168,9 @@ def _explain_use_fast(config: Config) -> list[Decision]:
 def _decide_seed(request: PlanRequest, generation: GenerationChoice) -> list[Decision]:
     if not generation.arguments["do_sample"]:
         return []
-    default = "configuration" if "seed" in request.config.model_fields_set else "default"
-    return [Decision("seed", request.config.seed, request.origins.get("seed", default))]
+    if request.config.seed is None:
+        return [Decision("seed", None, "each answer draws its own and reports it")]
+    return [Decision("seed", request.config.seed, request.origins.get("seed", "configuration"))]
 
 
 def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:

@@ -122,7 +122,7 @@ class Manifest(_Record):
         folder: Folder that was loaded.
         files: Every file that is read for loading.
         config: The user's configuration, without defaults.
-        seed: Seed of the first answer; each further answer adds 1.
+        seed: Seed of the first answer; each further answer adds 1. None if each answer has its own.
         deterministic: True if torch used deterministic algorithms where available.
         model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
         tokenizer_kwargs: Arguments of `AutoTokenizer.from_pretrained`.
@@ -144,7 +144,7 @@ class Manifest(_Record):
     folder: Text | None = None
     files: tuple[FileHash, ...] = Field(min_length=1, max_length=10_000)
     config: dict[str, Any]
-    seed: int = Field(ge=0, le=2**32 - 1)
+    seed: int | None = Field(ge=0, le=2**32 - 1)
     deterministic: bool
     model_kwargs: dict[str, Any]
     tokenizer_kwargs: dict[str, Any]
@@ -164,8 +164,11 @@ class Manifest(_Record):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def make_manifest(loaded: "LoadedModel") -> Manifest:
+def make_manifest(loaded: "LoadedModel", *, seed: int | None = None) -> Manifest:
     """Return the manifest of a loaded model. Local files are hashed the first time, about one second per gigabyte.
+
+    Args:
+        seed: The seed of the first answer, if it was drawn.
 
     Raises:
         OSError: a file of the model can no longer be read.
@@ -174,7 +177,7 @@ def make_manifest(loaded: "LoadedModel") -> Manifest:
     return Manifest(
         **_model(loaded),
         config=_user_config(loaded.config),
-        seed=plan.seed,
+        seed=plan.seed if seed is None else seed,
         deterministic=plan.deterministic,
         tokenizer_kwargs=dict(plan.tokenizer_kwargs),
         generation_kwargs=_generation_kwargs(loaded),

@@ -117,7 +117,8 @@ def _recordings(documents: Iterator[tuple[str, Any]]) -> Iterator[Recording]:
             raise UserError(f"{where}: completions is not a list")
         for number, row in enumerate(rows, 1):
             name = f"{where}: answer {number}" if "completions" in document else where
-            expected = manifest.seed + number - 1 if "completions" in document else None
+            is_counted = "completions" in document and manifest.seed is not None
+            expected = ((manifest.seed or 0) + number - 1) % 2**32 if is_counted else None
             yield _recording(name, manifest, _prompt(name, document), row, expected)
 
 

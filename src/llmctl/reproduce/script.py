@@ -62,7 +62,7 @@ def _head(plan: Plan) -> str:
     lines += quantization.imports
     lines.append("")
     if plan.deterministic:
-        lines.append(f"enable_full_determinism({plan.seed}, warn_only=True)")
+        lines.append(f"enable_full_determinism({plan.seed or 0}, warn_only=True)")
     return "\n".join(lines)
 
 
@@ -154,8 +154,11 @@ def _generate(prepared: Prepared, arguments: dict[str, Any], *, is_open: bool) -
     if compiling is not None:
         lines.append(f"generation_config.compile_config = CompileConfig({_keywords(compiling)})")
         lines.append("generation_config.compile_config._compile_all_devices = True  # the default is GPUs only")
+    if prepared.plan.seed is not None:
+        lines.append(f"set_seed({prepared.plan.seed})")
+    elif arguments.get("do_sample"):
+        lines.append("# set_seed(N) repeats an answer")
     lines += [
-        f"set_seed({prepared.plan.seed})",
         f"output = model.generate({', '.join(['**inputs', 'generation_config=generation_config', *options])})",
         *_decode(is_open=is_open),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import UserError
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt
-from llmctl.generation.request import NO_TOKEN, Request, make_request
+from llmctl.generation.request import NO_TOKEN, Request, answer_seed, make_request
 from llmctl.generation.tools import ToolUse
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
@@ -102,7 +102,7 @@ class ModelRegistry:
                 f"the prompt has {len(prompt)} tokens, but the model's context length is {context}: shorten the prompt",
                 code="context_length_exceeded",
             )
-        seed = _fold_seed(model.config.seed if body.seed is None else body.seed)
+        seed = answer_seed(model, None if body.seed is None else _fold_seed(body.seed))
         request = self._ending(self._structured(model, body, prompt, seed=seed, tools=tools), body)
         return [replace(request, seed=_fold_seed(seed + number)) for number in range(body.n or 1)]
 

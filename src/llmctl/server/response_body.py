@@ -149,7 +149,7 @@ class ResponseBody(ServiceFields):
     max_output_tokens: Tokens | None = Field(None, description="Maximum tokens to generate.")
     temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_p: TopP | None = Field(None, description="Sample from the most likely tokens of this total probability.")
-    seed: Seed | None = Field(None, description="Seed of the answer.")
+    seed: Seed | None = Field(None, description="Seed of the answer; by default a new one, which the response reports.")
     stream: bool | None = Field(False, description="Send the answer as server-sent events while it is generated.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Options of the stream.")
     text: ResponseText | None = Field(None, description="Structure of the answer.")

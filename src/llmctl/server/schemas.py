@@ -75,7 +75,9 @@ class Sampling(StructureFields, ServiceFields):
         1, description="Number of answers; each has the next seed."
     )
     best_of: Annotated[int | None, Refused("every answer is returned: use n; the same value as n is accepted")] = None
-    seed: Seed | None = Field(None, description="Seed of the answer.")
+    seed: Seed | None = Field(
+        None, description="Seed of the answer; by default a new one, which the answer's choice reports."
+    )
     temperature: Temperature | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_p: TopP | None = Field(None, description="Sample from the most likely tokens of this total probability.")
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(

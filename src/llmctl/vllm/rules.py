@@ -289,7 +289,7 @@ def _always(outcome: Outcome) -> Rule:
 
 
 ALWAYS_TRANSLATED = {
-    "model.id", "model.revision", "model.use_safetensors", "seed",
+    "model.id", "model.revision", "model.use_safetensors",
     "generation.typical_p", "generation.no_repeat_ngram_size", "serve.host", "serve.port", "serve.drain_seconds",
 }  # fmt: skip
 _FIXED: dict[str, Outcome] = {

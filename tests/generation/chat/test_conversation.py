@@ -95,8 +95,8 @@ def test_without_reuse_every_turn_computes_everything(tiny_models: Tiny) -> None
 
 
 def test_a_retry_uses_the_next_seed_and_a_new_message_the_first(tiny_models: Tiny) -> None:
-    loaded = load_tiny(tiny_models("llama"), temperature=1.5)
-    session = ChatSession(loaded)
+    session = ChatSession(load_tiny(tiny_models("llama"), temperature=1.5))
+    session.set_generation(seed=42)
     first = say(session, "the capital of france")
     second, third = ("".join(piece.text for piece in session.retry()) for _ in range(2))
     assert len({first, second, third}) == 3

@@ -51,7 +51,7 @@ def identity(prepared: "Prepared | PromptModel", *, engine: Mapping[str, Any] | 
     """
     plan, config = prepared.plan, prepared.config
     chat = config.chat.model_dump(mode="json") | {"template": template_text(config.chat)}
-    settings = {
+    settings: dict[str, Any] = {
         "arguments": dict(plan.generation_kwargs),
         "generation": {
             **config.generation.model_dump(mode="json", exclude=_IN_ARGUMENTS, exclude_defaults=True),

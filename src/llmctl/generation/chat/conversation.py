@@ -150,13 +150,13 @@ class ChatSession:
         raise UserError("the conversation has no message yet")
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
-        prompt, seed = self._encode(messages), self.loaded.plan.seed + attempt
+        prompt, seed = self._encode(messages), self.loaded.plan.seed
         if self._engine is None or not self.reuse:
             self._engine = engine_for_chat(self.loaded)
         self._prefilled_before = self._engine.prefilled_tokens
         pieces: list[Piece] = []
         completion = None
-        request = make_request(self.loaded, prompt, seed=seed)
+        request = make_request(self.loaded, prompt, seed=None if seed is None else (seed + attempt) % 2**32)
         if prefill := self.loaded.config.chat.prefill:
             pieces.append(TextDelta(prefill))
             yield pieces[-1]

@@ -94,11 +94,12 @@ function reasoningElement(article, message) {
 }
 
 function statisticsText(message) {
-  const { tokens, rate, first } = message.figures ?? {};
+  const { tokens, rate, first, seed } = message.figures ?? {};
   return [
     message.stopped ? "stopped" : message.cut ? "token limit reached" : "",
     tokens ? `${tokens} token${tokens === 1 ? "" : "s"}` : "",
     rate ? `${rate.toFixed(1)} tokens/s` : "",
     first ? `first after ${first.toFixed(2)} s` : "",
+    seed ? `seed ${seed}` : "", // without sampling it is 0
   ].filter(Boolean).join(" · ");
 }

@@ -187,6 +187,7 @@ async function receive(body, signal, message, article) {
   const started = performance.now();
   let first = 0;
   let last = 0;
+  let seed = null;
   let isScheduled = false;
   const draw = () => {
     isScheduled = false;
@@ -202,9 +203,10 @@ async function receive(body, signal, message, article) {
     message.content += piece.text;
     message.reasoning += piece.reasoning;
     message.cut = message.cut || piece.finish === "length";
+    seed = piece.seed ?? seed;
     if (piece.usage) {
       const tokens = piece.usage.completion_tokens;
-      message.figures = { tokens };
+      message.figures = { tokens, seed };
       if (first) message.figures.first = (first - started) / 1000;
       if (last > first) message.figures.rate = (tokens - 1) / ((piece.at - first) / 1000); // unknown if all arrived at once
     }

@@ -40,7 +40,7 @@ export async function modelName() {
 }
 
 /**
- * Yield the pieces of one answer: {text, reasoning, finish, usage, at}. `at`: the milliseconds at which it arrived.
+ * Yield the pieces of one answer: {text, reasoning, finish, seed, usage, at}. `at`: the milliseconds at which it arrived.
  * @param {object} body The body of a request to /v1/chat/completions, without stream options.
  * @param {AbortSignal} signal Aborts the answer.
  */
@@ -72,6 +72,7 @@ export async function* answer(body, signal) {
         text: choice?.delta?.content ?? "",
         reasoning: choice?.delta?.reasoning_content ?? "",
         finish: choice?.finish_reason ?? null,
+        seed: choice?.seed ?? null,
         usage: chunk.usage ?? null,
         at,
       };

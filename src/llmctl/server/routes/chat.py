@@ -70,6 +70,7 @@ class MessageWriter(ChoiceWriter):
                 **_delta_choice(update.index, {}),
                 "logprobs": logprobs,
                 "finish_reason": _chat_finish_reason(completion),
+                "seed": completion.seed,
             }
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class MessageWriter(ChoiceWriter):
             "message": message,
             "logprobs": self._logprobs(completion),
             "finish_reason": _chat_finish_reason(completion),
+            "seed": completion.seed,
         }
 
     def _logprobs(self, completion: Completion) -> dict[str, Any] | None:

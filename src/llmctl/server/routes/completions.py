@@ -155,6 +155,7 @@ class _TextWriter(ChoiceWriter):
                 "text": text,
                 "logprobs": None if completion is None else self._logprobs(None, completion.logprobs or ()),
                 "finish_reason": None if completion is None else finish_reason(completion),
+                **({} if completion is None else {"seed": completion.seed}),
             }
 
     def choice(self, index: int, completion: Completion | None) -> dict[str, Any]:
@@ -165,6 +166,7 @@ class _TextWriter(ChoiceWriter):
             "text": prompt + (completion.text if completion else ""),
             "logprobs": self._logprobs(echo, (completion.logprobs if completion else None) or ()),
             "finish_reason": finish_reason(completion) if completion else "length",
+            **({} if completion is None else {"seed": completion.seed}),
         }
 
     def _logprobs(self, echo: _Echo | None, generated: Sequence[TokenLogprob]) -> dict[str, Any] | None:

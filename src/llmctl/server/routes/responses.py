@@ -102,6 +102,7 @@ class _ResponseWriter:
             "truncation": "disabled",
             "usage": None if completion is None else self._usage(completion),
             "metadata": body.metadata or {},
+            **({} if completion is None else {"seed": completion.seed}),
         }
 
     def _usage(self, completion: Completion) -> dict[str, Any]:
