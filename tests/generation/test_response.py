@@ -19,7 +19,7 @@ from llmctl.generation.pieces import ReasoningDelta, TextDelta
 from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
-from support.families.checks import with_template
+from support.families.reader import with_template
 from support.families.table import FAMILIES
 from support.tiny import write_model
 

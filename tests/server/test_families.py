@@ -20,7 +20,7 @@ from llmctl.machine import sandbox
 from llmctl.server.app import make_app
 from llmctl.server.registry import ModelRegistry
 from llmctl.server.worker import Worker
-from support.families.checks import (
+from support.families.reader import (
     ANSWER,
     JSON,
     JSON_SCHEMA,

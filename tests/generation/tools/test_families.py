@@ -7,7 +7,8 @@ import pytest
 
 from llmctl.machine import sandbox
 from llmctl.model.tokenizer import load_tokenizer
-from support.families.checks import Checks, with_template
+from support.families.checks import Checks
+from support.families.reader import with_template
 from support.families.table import FAMILIES, Family
 from support.tiny import write_tokenizer
 

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 from llmctl.model.tokenizer import load_tokenizer
-from support.families.checks import COLUMNS, Checks, with_template
+from support.families.checks import COLUMNS, Checks
 from support.families.fetch import fetch_templates
+from support.families.reader import with_template
 from support.families.table import FAMILIES, Family
 from support.tiny import write_tokenizer
 
