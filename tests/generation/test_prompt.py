@@ -143,7 +143,7 @@ def test_the_tokenizer_pads_on_the_left_with_a_token_it_has(tokenizer: Any) -> N
 def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"the tokenizer of acme/tiny cannot be read"):
+    with pytest.raises(ModelError, match="acme/tiny"):
         load_tokenizer(tmp_path, {}, source="acme/tiny")
 
 

@@ -8,6 +8,7 @@ import pytest
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Machine
+from llmctl.model.draft import draft_config
 from llmctl.model.info import ModelInfo
 from llmctl.plan import Plan, PlanRequest, make_plan
 from support.machines import EVERYTHING, LAPTOP, RTX_4090, decoder_info
@@ -121,6 +122,13 @@ def test_the_draft_is_counted_and_reduces_the_memory_for_the_model() -> None:
     planned(tight, LARGE, load={"dtype": "bfloat16"})
     with pytest.raises(MachineError, match="RAM are free"):
         planned(tight, LARGE, beside=SMALL, load={"dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize(("corrects", "inherited"), [(False, False), (True, None)])
+def test_the_draft_reads_its_tokenizer_from_the_same_source(corrects: bool, inherited: bool | None) -> None:
+    asked = {"source": "class", "fix_mistral_regex": corrects}
+    section = draft_config(Config.model_validate({"draft": {"id": "org/small"}, "tokenizer": asked})).tokenizer
+    assert (section.source, section.fix_mistral_regex) == ("class", inherited)
 
 
 def test_trust_in_the_models_code_does_not_extend_to_the_draft() -> None:

@@ -257,3 +257,11 @@ def test_explain_writes_values_of_every_type_as_json(capfd: pytest.CaptureFixtur
     keys = {one["key"]: one["value"] for one in json.loads(capfd.readouterr().out)["keys"]}
     assert keys["model.adapters"][0]["id"] == "org/one"
     assert keys["serve.api_key_file"].endswith("keys.txt")
+
+
+def test_vllm_makes_the_tokenizer_of_a_server_itself_and_gets_token_ids_in_a_batch() -> None:
+    asked = {"source": "class", "fix_mistral_regex": True}
+    assert "tokenizer_mode" in reason_of("tokenizer.fix_mistral_regex", tokenizer=asked)
+    for target, section in ((Target(), asked | {"fix_mistral_regex": False}), (Target(purpose="batch"), asked)):
+        kinds = {one.key: one.outcome.kind for one in translated(target, tokenizer=section).keys}
+        assert {kinds[f"tokenizer.{key}"] for key in asked} == {"not needed"}

@@ -5,7 +5,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmctl.cli._loading import load_model, note_unused, prepare_model, show_download, show_hashing
+from llmctl.cli._loading import (
+    load_model,
+    note_unused,
+    prepare_model,
+    show_decisions,
+    show_download,
+    show_hashing,
+)
 from llmctl.cli._render import Output
 from llmctl.cli._serve_vllm import await_health
 from llmctl.errors import UserError
@@ -93,6 +100,7 @@ def _vllm_computer(output: Output, settings: "Settings", *, offline: bool) -> It
 
         def load() -> "PromptModel":
             loaded = load_remote(prepared)
+            show_decisions(output, loaded.plan)
             launch = make_launch(vllm, settings.config, translation, target, rules, offline=offline)
             output.note(f"vLLM {vllm.version} of {vllm.python}; its log: {launch.log}")
             process = stack.enter_context(VllmProcess(launch))

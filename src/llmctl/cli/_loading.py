@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
     from llmctl.loading.prepare import Prepared
     from llmctl.model.resolve import ResolvedModel
+    from llmctl.plan import Plan
 
 _LONG_SECONDS = 2
 
@@ -44,14 +45,22 @@ def note_unused(output: Output, names: Sequence[str]) -> None:
 
 
 def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
-    """Load the weights of a prepared model; --verbose shows the decisions."""
+    """Load the weights of a prepared model, and report the decisions: important ones, and with --verbose all."""
     from llmctl.loading.loader import load_prepared
 
     with output.waiting(f"loading {prepared.resolved.source}"):
         loaded = load_prepared(prepared)
-    for decision in loaded.plan.decisions:
-        output.detail(str(decision))
+    show_decisions(output, loaded.plan)
+    for decision in loaded.draft.plan.decisions if loaded.draft else ():
+        if decision.is_note:
+            output.note(f"draft: {decision}")
     return loaded
+
+
+def show_decisions(output: Output, plan: "Plan") -> None:
+    """Report the decisions of a plan: important ones, and with --verbose all."""
+    for decision in plan.decisions:
+        (output.note if decision.is_note else output.detail)(str(decision))
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch
 from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_FILE
-from llmctl.cli._loading import prepare_model
+from llmctl.cli._loading import prepare_model, show_decisions
 from llmctl.cli._options import Options
 from llmctl.cli._text_input import read_prompt
 
 if TYPE_CHECKING:
     from llmctl.generation.inspection import Inspection
+    from llmctl.loading.model import PromptModel
     from llmctl.loading.prepare import Prepared
 
 app = new_app()
@@ -37,7 +38,9 @@ def prompt(options: Options) -> None:
     output, settings = options.output, options.settings()
     text = read_prompt(options[PROMPT], options[PROMPT_FILE])
     prepared = prepare_model(output, settings, offline=options[OFFLINE])
-    inspected, context = _inspect(prepared, text)
+    model, inspected = _inspect(prepared, text)
+    show_decisions(output, model.plan)
+    context = model.context_length
     if output.as_json:
         output.document("llmctl.prompt/1", {**asdict(inspected), "context_length": context})
         return
@@ -56,8 +59,8 @@ def prompt(options: Options) -> None:
         output.warn(warning)
 
 
-def _inspect(prepared: "Prepared", text: str) -> "tuple[Inspection, int | None]":
-    """Return the prompt as the model sees it, and the context length."""
+def _inspect(prepared: "Prepared", text: str) -> "tuple[PromptModel, Inspection]":
+    """Return the model without its weights, and the prompt as the model sees it."""
     from llmctl.generation.inspection import inspect_prompt
     from llmctl.loading.loader import apply_environment
     from llmctl.loading.model import load_prompt_model
@@ -74,5 +77,6 @@ def _inspect(prepared: "Prepared", text: str) -> "tuple[Inspection, int | None]"
             eos_token_ids=model.eos_token_ids,
             context_length=model.context_length,
             max_new_tokens=config.generation.max_new_tokens,
+            embedding_rows=model.info.embedding_rows,
         )
-    return inspected, model.context_length
+    return model, inspected

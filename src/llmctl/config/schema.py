@@ -128,6 +128,16 @@ class LoadSection(Section):
 class TokenizerSection(Section):
     """The tokenizer."""
 
+    source: Literal["file", "class"] = Field(
+        "file",
+        description="file: tokenizer.json as it is. class: what transformers makes of the class that "
+        "tokenizer_config.json names, with its add_bos_token and add_eos_token.",
+    )
+    fix_mistral_regex: bool | None = Field(
+        None,
+        description="Replace the first pattern of the pre-tokenizer by the one of Mistral's tokenizers. Default: only "
+        "where it is known to be wrong, in older files of Mistral's models.",
+    )
     use_fast: bool | None = Field(
         None, description="Accepted and without effect: transformers 5 always uses the fast tokenizer."
     )

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
+from llmctl.errors import UserError
 from llmctl.generation.prompt import Messages, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
+from llmctl.model.vocabulary import check_ids
 from llmctl.transformers_compat import sanitising_arguments
 
 if TYPE_CHECKING:
@@ -43,11 +45,13 @@ def inspect_prompt(
     eos_token_ids: Sequence[int],
     context_length: int | None,
     max_new_tokens: int,
+    embedding_rows: int | None = None,
 ) -> Inspection:
     """Encode a prompt like `generate`, and inspect the result.
 
     Args:
         context_length: Maximum tokens of the context, or None.
+        embedding_rows: Number of token ids that the model has an embedding for, or None.
 
     Raises:
         UserError: the same errors as in `encode_prompt`.
@@ -60,6 +64,7 @@ def inspect_prompt(
         *_bos_warnings(tokenizer, ids),
         *_control_warnings(tokenizer, prompt, chat, templated=templated),
         *_length_warnings(len(ids), context_length, max_new_tokens),
+        *_embedding_warnings(tokenizer, ids, embedding_rows),
     ]
     return Inspection(
         text=str(tokenizer.decode(list(ids))),
@@ -128,6 +133,14 @@ def _control_warnings(
     if templated:
         return [f"the text contains {names}: kept as ordinary text, not as control tokens"]
     return [f"the text contains {names}: in a raw prompt these are real control tokens"]
+
+
+def _embedding_warnings(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], rows: int | None) -> list[str]:
+    try:
+        check_ids(ids, tokenizer, rows)
+    except UserError as error:
+        return [f"{error.message}: it will be refused"]
+    return []
 
 
 def _length_warnings(count: int, context_length: int | None, max_new_tokens: int) -> list[str]:

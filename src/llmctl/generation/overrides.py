@@ -57,9 +57,8 @@ def with_generation(
     )
     ends = loaded.eos_token_ids
     if "extra_eos_tokens" in values:
-        ends = tuple(
-            end_tokens(loaded.tokenizer, loaded.info.generation.eos_token_ids, config.generation.extra_eos_tokens)
-        )
+        stored, extra = loaded.info.generation.eos_token_ids, config.generation.extra_eos_tokens
+        ends = tuple(end_tokens(loaded.tokenizer, stored, extra))
     plan = replace(plan, generation_kwargs={**choice.arguments, **faster}, generation=choice, seed=config.seed)
     return replace(loaded, prepared=replace(loaded.prepared, config=config, plan=plan), eos_token_ids=ends)
 

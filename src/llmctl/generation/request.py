@@ -11,6 +11,7 @@ from llmctl.generation.prompt_length import too_long
 from llmctl.generation.response import ResponseRules, response_rules
 from llmctl.generation.structured.structure import Structure, make_structure, refuse_combinations
 from llmctl.generation.tools import ToolUse
+from llmctl.model.vocabulary import check_ids
 from llmctl.plan.generation import UNSTRUCTURED
 from llmctl.transformers_compat import compile_on_cpu
 
@@ -74,8 +75,10 @@ def make_request(
         tools: The tools that the model may call.
 
     Raises:
-        UserError: the prompt is longer than the model's context, or the structure cannot be enforced.
+        UserError: the prompt is longer than the model's context or has a token without an embedding, or the structure
+            cannot be enforced.
     """
+    check_ids(prompt.ids, loaded.tokenizer, loaded.info.embedding_rows)
     generation = loaded.config.generation
     structure = make_structure(loaded.config.structure)
     is_structured = structure is not None

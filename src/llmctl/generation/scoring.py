@@ -11,6 +11,7 @@ from llmctl.errors import UserError
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Messages, Prompt, encode_prompt, uses_template
+from llmctl.model.vocabulary import check_ids
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +248,7 @@ def _score(
         encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:
         encoded, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat)
+    check_ids(encoded.ids, loaded.tokenizer, loaded.info.embedding_rows)
     logprobs: list[TokenLogprob] = []
     count = 0
     for begin, first, end in windows.cut(len(encoded), start):

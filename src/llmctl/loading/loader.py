@@ -60,7 +60,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         prepared = check_architecture(prepared)
         _set_seed(prepared.plan)
         prompt_model = load_prompt_model(prepared)
-        prepared, model = load_weights(prepared)
+        prepared, model = load_weights(prompt_model.prepared)
     if prepared.adapters:
         with quiet_libraries():
             model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)

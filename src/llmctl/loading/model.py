@@ -1,11 +1,14 @@
 """A model without its weights, for making prompts, and a model in memory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.loading.measure import Measured
 from llmctl.loading.prepare import Prepared
-from llmctl.model.tokenizer import end_tokens, load_tokenizer
+from llmctl.model.tokenizer import end_tokens, load_tokenizer, render_turn
+from llmctl.model.tokenizer_file import TokenizerChoice
+from llmctl.model.vocabulary import check_vocabulary
+from llmctl.plan import Decision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,10 +104,22 @@ def load_prompt_model(prepared: Prepared) -> PromptModel:
     """Load the tokenizer of a prepared model, and no weights.
 
     Raises:
-        ModelError: the files of the tokenizer cannot be read.
-        UserError: a token of `generation.extra_eos_tokens` does not exist.
+        ModelError: the files of the tokenizer cannot be read, or belong to another model.
+        UserError: a token of `generation.extra_eos_tokens` does not exist, or the configuration asks for something
+            that this tokenizer lacks.
     """
-    plan = prepared.plan
-    tokenizer = load_tokenizer(prepared.resolved.folder, plan.tokenizer_kwargs, source=plan.source)
-    stored, extra = prepared.info.generation.eos_token_ids, prepared.config.generation.extra_eos_tokens
-    return PromptModel(prepared, tokenizer, tuple(end_tokens(tokenizer, stored, extra)))
+    plan, config, info = prepared.plan, prepared.config, prepared.info
+    choices: list[TokenizerChoice] = []
+    tokenizer = load_tokenizer(
+        prepared.resolved.folder,
+        plan.tokenizer_kwargs,
+        source=plan.source,
+        section=config.tokenizer,
+        info=info,
+        report=choices.append,
+    )
+    turn = None if config.chat.raw or config.chat.template is not None else render_turn(tokenizer)
+    check_vocabulary(tokenizer, info.embedding_rows, source=plan.source, turn=turn)
+    ends = end_tokens(tokenizer, info.generation.eos_token_ids, config.generation.extra_eos_tokens)
+    plan = plan.with_decisions([Decision(*choice) for choice in choices])
+    return PromptModel(replace(prepared, plan=plan), tokenizer, tuple(ends))

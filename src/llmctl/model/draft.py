@@ -26,9 +26,13 @@ def draft_config(config: Config) -> Config:
         del load["device_map"]
     if draft.bits is not None:
         quantization["bits"] = draft.bits or None
+    tokenizer: dict[str, Any] = {"source": config.tokenizer.source}
+    if config.tokenizer.fix_mistral_regex is False:  # true may not fit the draft, which then follows the default
+        tokenizer["fix_mistral_regex"] = False
     values: dict[str, Any] = {
         "model": {"id": draft.id, "revision": draft.revision},
         "load": load,
+        "tokenizer": tokenizer,
         "quantization": quantization,
         "generation": {"max_new_tokens": config.generation.max_new_tokens, "do_sample": False},
         "seed": config.seed,

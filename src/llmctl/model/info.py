@@ -40,6 +40,8 @@ BOUNDS = {
     "num_experts": 20_000,
     "n_routed_experts": 20_000,
 }
+# Names of the input embedding in families that transformers knows.
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -92,6 +94,14 @@ class ModelInfo:
         """The maximum tokens that the model attends to, or None if config.json does not state it."""
         values = (self.text_config.get(key) for key in CONTEXT_KEYS)
         return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+    @property
+    def embedding_rows(self) -> int | None:
+        """The number of token ids that the model has an embedding for, or None if its files do not state it."""
+        value = self.text_config.get("vocab_size")
+        if isinstance(value, int) and value > 0:
+            return value
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.name.endswith(_EMBEDDINGS)), None)
 
     @property
     def parameters(self) -> int:

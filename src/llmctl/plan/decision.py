@@ -1,6 +1,6 @@
 """The result of planning: decisions with their reasons, and the plan that they make."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,13 @@ class Decision:
         key: Subject, in transformers' words: `attn_implementation`.
         value: Outcome.
         reason: Reason in one line.
+        is_note: True to show it without --verbose.
     """
 
     key: str
     value: Any
     reason: str
+    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.key}={self.value}: {self.reason}"
@@ -84,7 +86,7 @@ class Plan:
         source: Hub id or folder, as the user wrote it.
         folder: Folder to load from, or None if the files are not on this machine.
         commit: Commit on the Hub, or None.
-        tokenizer_kwargs: Keyword arguments of `AutoTokenizer.from_pretrained`.
+        tokenizer_kwargs: Keyword arguments of `from_pretrained` of the tokenizer.
         model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
             `quantization_config` as the arguments of the backend's configuration.
         generation_kwargs: Arguments of `GenerationConfig` without special tokens, which the tokenizer knows.
@@ -138,3 +140,8 @@ class Plan:
     def with_decision(self, decision: Decision) -> "Plan":
         """Return the plan with the decision of the same key replaced."""
         return replace(self, decisions=tuple(decision if d.key == decision.key else d for d in self.decisions))
+
+    def with_decisions(self, decisions: Sequence[Decision]) -> "Plan":
+        """Return the plan with decisions appended that were made while loading; earlier ones of the same key go."""
+        keys = {decision.key for decision in decisions}
+        return replace(self, decisions=(*(d for d in self.decisions if d.key not in keys), *decisions))

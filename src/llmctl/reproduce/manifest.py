@@ -125,7 +125,7 @@ class Manifest(_Record):
         seed: Seed of the first answer; each further answer adds 1. None if each answer has its own.
         deterministic: True if torch used deterministic algorithms where available.
         model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
-        tokenizer_kwargs: Arguments of `AutoTokenizer.from_pretrained`.
+        tokenizer_kwargs: Arguments of `from_pretrained` of the tokenizer.
         generation_kwargs: Arguments of `GenerationConfig`, end tokens and stop strings included.
         environment: Environment variables that were set for the libraries.
         attn_implementation: Attention in use.

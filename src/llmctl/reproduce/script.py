@@ -1,14 +1,18 @@
 """A plain transformers script that does the same as llmctl, to read, to use without llmctl, or for bug reports."""
 
 import json
+from collections.abc import Iterator
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config
 from llmctl.generation.prompt import rendering, uses_template
 from llmctl.generation.structured.structure import make_structure
-from llmctl.loading.model import load_prompt_model
+from llmctl.loading.model import PromptModel, load_prompt_model
 from llmctl.loading.prepare import Prepared
+from llmctl.model.mistral_pattern import KEY as FIX_KEY
+from llmctl.model.mistral_pattern import RIGHT
+from llmctl.model.tokenizer_file import end_arguments, is_read_from_file, read_settings
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
 from llmctl.transformers_compat import sanitising_arguments
@@ -33,8 +37,11 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
     tokenizer, arguments = prompt_model.tokenizer, prompt_model.generation_arguments()
     templated = uses_template(tokenizer, config.chat, prompt)
     parts = [
-        _head(plan),
-        _load(plan, _where(prepared), pad_token=tokenizer.pad_token),
+        _head(prepared),
+        *_load_tokenizer(prompt_model),
+        "\n".join(
+            [*([_ROUNDING] if plan.kernels == "llmctl" else []), *_load_model("model", plan, _where(prepared)), ""]
+        ),
         *([_load_adapters(prepared)] if prepared.adapters else []),
         *([_load_draft(prepared, draft)] if draft else []),
         _prompt(tokenizer, config, prompt, templated=templated),
@@ -48,10 +55,12 @@ def _where(prepared: Prepared) -> str:
     return f'"{plan.source}", revision="{plan.commit}"' if plan.commit else repr(str(prepared.resolved.folder))
 
 
-def _head(plan: Plan) -> str:
+def _head(prepared: Prepared) -> str:
+    plan, draft = prepared.plan, prepared.draft
     lines = [f"# The same as llmctl does for {plan.source}, with plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
-    names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig", "set_seed"]
+    tokenizers = {_tokenizer_class(one) for one in (prepared, draft) if one is not None}
+    names = ["AutoModelForCausalLM", *sorted(tokenizers), "GenerationConfig", "set_seed"]
     quantization = _quantization_lines(plan)
     names[2:2] = quantization.classes
     if "compile_config" in plan.generation_kwargs:
@@ -66,12 +75,30 @@ def _head(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _load(plan: Plan, where: str, *, pad_token: str) -> str:
-    lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}, {_keywords(plan.tokenizer_kwargs)})"]
-    lines.append(f"tokenizer.pad_token = {pad_token!r}")
-    if plan.kernels == "llmctl":
-        lines.append(_ROUNDING)
-    return "\n".join([*lines, *_load_model("model", plan, where), ""])
+def _tokenizer_class(prepared: Prepared) -> str:
+    """Return the class of transformers that loads the tokenizer as llmctl does."""
+    trusted = bool(prepared.plan.tokenizer_kwargs.get("trust_remote_code"))
+    folder, section = prepared.resolved.folder, prepared.config.tokenizer
+    is_file = is_read_from_file(folder, section, trust_remote_code=trusted)
+    return "PreTrainedTokenizerFast" if is_file else "AutoTokenizer"
+
+
+def _load_tokenizer(prompt_model: PromptModel) -> Iterator[str]:
+    """Yield the lines that load the tokenizer."""
+    plan, tokenizer = prompt_model.plan, prompt_model.tokenizer
+    loader, folder = _tokenizer_class(prompt_model.prepared), prompt_model.resolved.folder
+    arguments = dict(plan.tokenizer_kwargs) | (end_arguments(folder) if loader == "AutoTokenizer" else {})
+    yield f"# tokenizer: {plan.reason('tokenizer')}"
+    yield f"tokenizer = {loader}.from_pretrained({_where(prompt_model.prepared)}, {_keywords(arguments)})"
+    settings = read_settings(folder)
+    for name in ("bos_token", "eos_token"):
+        if settings.get(name) is None and getattr(tokenizer, name) is not None:
+            yield f"tokenizer.{name} = {getattr(tokenizer, name)!r}"
+    yield f"tokenizer.pad_token = {tokenizer.pad_token!r}"
+    if any(decision.key == FIX_KEY and decision.value for decision in plan.decisions):
+        yield "from tokenizers import Regex, pre_tokenizers"
+        yield f"pattern = pre_tokenizers.Split(Regex({RIGHT!r}), 'isolated')"
+        yield f"tokenizer.backend_tokenizer.pre_tokenizer[0] = pattern  # {plan.reason(FIX_KEY)}"
 
 
 def _load_adapters(prepared: Prepared) -> str:
@@ -143,7 +170,8 @@ def _generate(prepared: Prepared, arguments: dict[str, Any], *, is_open: bool) -
     if draft is not None:
         options.append("assistant_model=draft")
         if draft.info.text_config.get("vocab_size") != prepared.info.text_config.get("vocab_size"):
-            lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_where(draft)}, trust_remote_code=False)")
+            loader = _tokenizer_class(draft)
+            lines.append(f"draft_tokenizer = {loader}.from_pretrained({_where(draft)}, trust_remote_code=False)")
             options.append("assistant_tokenizer=draft_tokenizer")
     if any(option.startswith(("stop_strings", "assistant_tokenizer")) for option in options):
         options.append("tokenizer=tokenizer")

@@ -1,5 +1,6 @@
 """The served model, its names, and the conversion of a request body into generation requests."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -151,8 +152,8 @@ class ModelRegistry:
         return processors
 
     def check_token_ids(self, ids: Iterable[int], *, param: str = "prompt") -> None:
-        """Raise a 400 if an id is outside the vocabulary."""
-        size = len(self.loaded.tokenizer)
+        """Raise a 400 if an id is outside the vocabulary, or the model has no embedding for it."""
+        size = min(len(self.loaded.tokenizer), self.loaded.info.embedding_rows or sys.maxsize)
         if wrong := next((token for token in ids if token >= size), None):
             raise RequestError(f"{wrong} is not a token id; the vocabulary has {size} tokens", param=param)
 

@@ -129,6 +129,14 @@ def _max_length(config: Config, _: Target) -> Outcome | None:
     return argument("--max-model-len", str(ours)) if not theirs else not_needed("vllm.max_model_len sets it")
 
 
+def _mistral_pattern(config: Config, target: Target) -> Outcome:
+    if target.purpose == "batch":
+        return not_needed("llmctl tokenises the prompts")
+    if config.tokenizer.fix_mistral_regex is False:
+        return not_needed("vLLM keeps the pattern")
+    return not_possible("vLLM reads Mistral's own tokenizer files instead: vllm.extra: {tokenizer_mode: mistral}")
+
+
 def _lookup(config: Config, _: Target) -> Outcome:
     if config.draft.id is not None:
         return not_possible("draft.id also proposes tokens; omit one of them")
@@ -298,6 +306,7 @@ _FIXED: dict[str, Outcome] = {
     "load.max_memory": not_possible("vllm.gpu_memory_utilization sets vLLM's share of each GPU"),
     "load.cpu_kernels": not_needed("vLLM has its own kernels"),
     "load.overcommit": not_needed("vLLM itself refuses models that do not fit"),
+    "tokenizer.source": not_needed("vLLM's server uses the class, and llmctl tokenises the prompts of a batch"),
     "tokenizer.use_fast": not_needed("it has no effect with any engine"),
     "quantization.backend": not_needed("quantization.bits covers it"),
     "quantization.cache": not_needed("vLLM has no quantised cache"),
@@ -328,6 +337,7 @@ RULES: dict[str, Rule] = {
     "load.device_map": _device_map,
     "load.attn_implementation": _attention,
     "tokenizer.model_max_length": _max_length,
+    "tokenizer.fix_mistral_regex": _mistral_pattern,
     "quantization.bits": _bits,
     "quantization.head_bits": _quantization_only("vLLM does not quantise the output head"),
     "quantization.quant_type": _quantization_only("vLLM's bitsandbytes supports nf4 only"),

@@ -128,6 +128,8 @@ def test_the_key_depends_on_everything_that_determines_the_answer(tiny_models: T
     assert identity(load(folder)) == run
     hot = identity(load(folder, generation={"max_new_tokens": 8, "temperature": 1.0}))
     assert (hot.model, hot.settings != run.settings) == (run.model, True)
+    by_class = identity(load(folder, tokenizer={"source": "class"}))
+    assert (by_class.model, by_class.settings != run.settings) == (run.model, True)
     half = identity(load(folder, load={"dtype": "bfloat16"}))
     assert (half.settings, half.model != run.model) == (run.settings, True)
     template = tmp_path / "t.jinja"

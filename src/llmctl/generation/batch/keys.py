@@ -61,6 +61,8 @@ def identity(prepared: "Prepared | PromptModel", *, engine: Mapping[str, Any] | 
         "seed": plan.seed,
         "context": config.tokenizer.model_max_length,
     }
+    if tokenizer := config.tokenizer.model_dump(include={"source", "fix_mistral_regex"}, exclude_defaults=True):
+        settings["tokenizer"] = tokenizer
     if structure := written_out(config.structure).model_dump(mode="json", exclude_none=True):
         settings["structure"] = json.dumps(structure)  # as text, since the order of properties matters
     arguments = plan.model_kwargs
