@@ -16,6 +16,7 @@ LAYERS = {
     "platform_support": 0,
     "paths": 1,
     "text_files": 1,
+    "yaml_reader": 1,
     "transformers_compat": 1,
     "cpu": 2,
     "quant": 2,

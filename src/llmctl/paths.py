@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,13 +27,20 @@ def expand(path: Path | str, *, name: str = "") -> Path:
         name: The variable or key that the path comes from, for the message.
 
     Raises:
-        UserError: there is no such user, or this user has no home.
+        UserError: it cannot be a path, or names the home of a user who has none.
     """
+    named = f"{name} {path}" if name else str(path)
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        if b"\0" in os.fsencode(expanded):
+            raise UserError(f"{named!r} is not a path: it has a null character in it", hint="correct it")
     except RuntimeError:
-        named = f"{name} {path}" if name else str(path)
         raise UserError(f"{named}: there is no home folder for ~ in it", hint="write the whole path") from None
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        hint = "export PYTHONUTF8=1" if encoding != "utf-8" else "correct it"
+        raise UserError(f"{named!a} is not a path in the encoding of this system, {encoding}", hint=hint) from None
+    return expanded
 
 
 def config_file() -> Path:

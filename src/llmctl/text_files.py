@@ -5,6 +5,8 @@ writes UTF-16 unless told otherwise, and older versions of Notepad write the mar
 """
 
 import codecs
+import os
+from contextlib import suppress
 from pathlib import Path
 
 # UTF-32's little-endian mark begins with that of UTF-16, so it comes first.
@@ -41,6 +43,21 @@ def decode(data: bytes) -> str:
         raise NotTextError(f"not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})") from error
     if "\0" in text:
         raise NotTextError("null bytes: it is binary, or UTF-16 without a byte order mark")
+    return text
+
+
+def as_utf8(text: str) -> str:
+    """Return an argument or a variable as text. Bytes that the locale does not know arrive as lone surrogates.
+
+    Raises:
+        NotTextError: these bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        with suppress(UnicodeError):
+            return os.fsencode(text).decode()
+        raise NotTextError("not UTF-8 text") from None
     return text
 
 

@@ -6,7 +6,7 @@ the start-up time.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from llmctl.cli._render import Output
 from llmctl.errors import UserError
 from llmctl.hub.environment import check_imports, drop_empty
 from llmctl.paths import state_dir
+from llmctl.text_files import NotTextError, as_utf8
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 NAMES_WIDTH = 26  # columns for names; longer ones get their own line
@@ -66,7 +67,7 @@ def command(
             drop_empty(os.environ)
             if not reports_faults:
                 check_imports()
-            options = Options(output, taken, values)
+            options = Options(output, taken, _as_texts(taken, values))
             options.check_combinations()
             function(options)
 
@@ -84,6 +85,25 @@ def flags_of(shown: Any) -> tuple[Flag[Any], ...]:
     """Return the flags of a command, given Typer's object for it."""
     flags: tuple[Flag[Any], ...] = shown.callback.flags
     return flags
+
+
+def _as_texts(flags: Sequence[Flag[Any]], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with texts whose bytes the locale does not know read as UTF-8. Paths keep their bytes.
+
+    Raises:
+        UserError: one of them is not UTF-8.
+    """
+    texts = dict(values)
+    for flag in flags:
+        value = values[flag.parameter]
+        try:
+            if isinstance(value, str):
+                texts[flag.parameter] = as_utf8(value)
+            elif isinstance(value, list):
+                texts[flag.parameter] = [as_utf8(one) if isinstance(one, str) else one for one in value]
+        except NotTextError as error:
+            raise UserError(f"{flag.long}: {error}", hint="give it in a file, or correct it") from None
+    return texts
 
 
 def _check_folders() -> None:

@@ -267,7 +267,7 @@ def _variant_document(variant: "Variant") -> dict[str, Any]:
 
 def _write(output: Output, file: Path, settings: "Settings", preview: "ModelPreview", best: "Variant | None") -> None:
     """Write the configuration of the recommended variant."""
-    import yaml
+    from llmctl.yaml_reader import dump
 
     if best is None or best.plan is None:
         raise UserError("nothing fits, so there is no configuration to write", hint="try a smaller model or --context")
@@ -277,7 +277,7 @@ def _write(output: Output, file: Path, settings: "Settings", preview: "ModelPrev
         values[section] = {**values.get(section, {}), **_plain(part)}
     values = {key: value for key, value in values.items() if value != {}}
     head = "\n".join(f"# {decision}" for decision in best.plan.decisions)
-    text = f"# Written by llmctl plan for {preview.info.source}\n{head}\n{yaml.safe_dump(values, sort_keys=False)}"
+    text = f"# Written by llmctl plan for {preview.info.source}\n{head}\n{dump(values, sort_keys=False)}"
     write_atomically(file.absolute(), text)
     output.note(f"written: {file}; next: llmctl generate --config {file} --prompt 'Hello'")
 

@@ -4,9 +4,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from llmctl.config.schema import Config, all_keys, default_of, field_of, sections
+from llmctl.yaml_reader import dump
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def reference_rows() -> list[Row]:
 
 
 def _default_text(key: str) -> str:
-    return yaml.safe_dump(default_of(key), default_flow_style=True).strip().removesuffix("...").strip()
+    return dump(default_of(key), default_flow_style=True).strip().removesuffix("...").strip()
 
 
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}

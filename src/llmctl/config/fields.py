@@ -1,8 +1,8 @@
 """The base of every section of the configuration, and the value types that several of them share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionName = Literal["auto", "flash_attention_2", "sdpa", "eager", "flex_attention"]
@@ -30,6 +30,18 @@ class Section(BaseModel):
     """A section of the configuration: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true where a number is expected: pydantic would take it for 1."""
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number")
+        return value
+
+
+def _is_number(annotation: Any) -> bool:
+    return set(get_args(annotation) or (annotation,)) <= {int, float, type(None)}
 
 
 def _dtype(value: Any) -> Any:

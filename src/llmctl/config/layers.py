@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
+from llmctl import yaml_reader
 from llmctl.config.last_model import CurrentModel, current_model
 from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
-from llmctl.text_files import NotTextError, read_text, reason
+from llmctl.text_files import NotTextError, as_utf8, read_text, reason
+from llmctl.yaml_reader import Leaf
 
 LOCAL_FILE = Path("llmctl.yaml")
 ENVIRONMENT_PREFIX = "LLMCTL_"
@@ -108,7 +109,10 @@ def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument")
     problems: list[Problem] = []
     layer: Layer = {}
     for key, value in _flatten(values):
-        _put(layer, key, Entry(value, where), problems)
+        if key in all_keys():
+            layer[key] = Entry(value, where)
+        else:
+            problems.append(Problem(where, key, _unknown(key)))
     return join([layer], problems)
 
 
@@ -156,56 +160,50 @@ def read_file(path: Path, problems: list[Problem]) -> Layer:
     except (OSError, NotTextError) as error:
         problems.append(Problem(str(path), "", reason(error)))
         return {}
-    loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
-        layer: Layer = {}
-        for key, value, line in _leaves(loader, root, str(path), problems):
-            value = _relative_to(path, key, value)
-            _put(layer, key, Entry(value, f"{path}:{line}"), problems)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line_text = f":{mark.line + 1}" if mark else ""
-        problems.append(Problem(f"{path}{line_text}", "", f"not YAML: {getattr(error, 'problem', None) or error}"))
+        root = yaml_reader.parse(text)
+    except yaml_reader.ValueProblem as problem:
+        problems.append(Problem(f"{path}:{problem.line}" if problem.line else str(path), "", problem.message))
         return {}
-    finally:
-        loader.dispose()
+    layer: Layer = {}
+    for leaf in _leaves(root, str(path), problems):
+        if leaf.key not in all_keys():
+            problems.append(Problem(f"{path}:{leaf.line}", leaf.key, _unknown(leaf.key)))
+            continue
+        try:
+            value = yaml_reader.read(leaf.node, field_of(leaf.key).annotation, line=leaf.line)
+        except yaml_reader.ValueProblem as problem:
+            problems.append(Problem(f"{path}:{problem.line}", leaf.key, problem.message))
+            continue
+        layer[leaf.key] = Entry(_relative_to(path, leaf.key, value), f"{path}:{leaf.line}")
     return layer
 
 
-def _leaves(
-    loader: yaml.SafeLoader, root: yaml.Node | None, path: str, problems: list[Problem]
-) -> Iterator[tuple[str, Any, int]]:
-    """Yield (dotted key, value, line) for each key; sections are opened, other mappings are values."""
+def _leaves(root: Any, path: str, problems: list[Problem]) -> Iterator[Leaf]:
+    """Yield each key with its node; sections are opened, other mappings are values."""
     if root is None:
         return
-    if not isinstance(root, yaml.MappingNode):
-        problems.append(Problem(f"{path}:{root.start_mark.line + 1}", "", "the file must be a mapping of sections"))
+    for leaf in _entries(root, path, "", problems):
+        if leaf.key not in sections():
+            yield leaf
+        elif isinstance(leaf.node.value, str):
+            if leaf.node.value not in ("", "~", "null"):
+                text = "this is a section: write its keys on the next lines, indented"
+                problems.append(Problem(f"{path}:{leaf.line}", leaf.key, text))
+        else:
+            yield from _entries(leaf.node, path, f"{leaf.key}.", problems)
+
+
+def _entries(node: Any, path: str, prefix: str, problems: list[Problem]) -> Iterator[Leaf]:
+    if not yaml_reader.is_mapping(node):
+        text = "must be a mapping of keys to values" if prefix else "the file must be a mapping of sections"
+        problems.append(Problem(f"{path}:{node.start_mark.line + 1}", prefix.removesuffix("."), text))
         return
-    names = sections()
-    for name, node in _pairs(root, path, "", problems):
-        if name not in names:
-            yield name, loader.construct_object(node, deep=True), node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode):
-            for inner, leaf in _pairs(node, path, f"{name}.", problems):
-                line = leaf.start_mark.line + 1
-                yield f"{name}.{inner}", loader.construct_object(leaf, deep=True), line
-        elif loader.construct_object(node, deep=True) is not None:
-            where = f"{path}:{node.start_mark.line + 1}"
-            problems.append(Problem(where, name, "this is a section: write its keys on the next lines, indented"))
-
-
-def _pairs(node: yaml.MappingNode, path: str, prefix: str, problems: list[Problem]) -> Iterator[tuple[str, yaml.Node]]:
-    first_lines: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in first_lines:
-            problems.append(Problem(f"{path}:{line}", prefix + name, f"given twice, first on line {first_lines[name]}"))
-            continue
-        first_lines[name] = line
-        # A block value starts on the line after its key: report the key's line.
-        value_node.start_mark.line = line - 1
-        yield name, value_node
+    for entry in yaml_reader.entries(node):
+        if isinstance(entry, Problem):
+            problems.append(Problem(f"{path}:{entry.where}", f"{prefix}{entry.key}".removesuffix("."), entry.message))
+        else:
+            yield Leaf(prefix + entry.key, entry.line, entry.node)
 
 
 def _relative_to(path: Path, key: str, value: Any) -> Any:
@@ -216,7 +214,7 @@ def _relative_to(path: Path, key: str, value: Any) -> Any:
         return [_relative_to(path, key, one) for one in value]
     if key == "model.adapters" and isinstance(value, dict) and "id" in value:
         return {**value, "id": _relative_to(path, key, value["id"])}
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value and "\0" not in value:
         is_folder = key in ("model.id", "model.adapters", "draft.id") and value.startswith(("./", "../"))
         is_text = (key == "structure.json_schema" and is_schema_text(value)) or (
             key == "structure.grammar" and is_grammar_text(value)
@@ -244,7 +242,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[Problem]) -> La
         if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_VARIABLES or not text:
             continue
         key = _SHORT_VARIABLES.get(name, name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."))
-        _put(layer, key, Entry(_parse(key, text), name), problems)
+        _put(layer, key, text, name, problems)
     return layer
 
 
@@ -255,25 +253,33 @@ def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> La
         if not equals:
             problems.append(Problem(f"--set {assignment}", "", "write it as key.path=value"))
             continue
-        _put(layer, key.strip(), Entry(_parse(key.strip(), text), "--set"), problems)
+        _put(layer, key.strip(), text, "--set", problems)
     return layer
 
 
-def _parse(key: str, text: str) -> Any:
-    """Return a value given as text: the text itself if the key takes text, otherwise its YAML value."""
-    if key in all_keys() and field_of(key).annotation in (str, str | None):
-        return None if text.lower() in ("null", "~") else text
+def _put(layer: Layer, key: str, text: str, where: str, problems: list[Problem]) -> None:
+    """Add a value given as text: the text itself if the key takes text, otherwise its YAML value."""
+    if key not in all_keys():
+        problems.append(Problem(where, key, _unknown(key)))
+        return
+    wanted = field_of(key).annotation
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _put(layer: Layer, key: str, entry: Entry, problems: list[Problem]) -> None:
-    if key in all_keys():
-        layer[key] = entry
-    else:
-        problems.append(Problem(entry.where, key, _unknown(key)))
+        text = as_utf8(text)
+    except NotTextError as error:
+        problems.append(Problem(where, key, reason(error)))
+        return
+    if wanted in (str, str | None):
+        layer[key] = Entry(None if text.lower() in ("null", "~") else text, where)
+        return
+    try:
+        node = yaml_reader.parse(text)
+    except yaml_reader.ValueProblem:
+        layer[key] = Entry(text, where)
+        return
+    try:
+        layer[key] = Entry(None if node is None else yaml_reader.read(node, wanted, line=1), where)
+    except yaml_reader.ValueProblem as problem:
+        problems.append(Problem(where, key, problem.message))
 
 
 def _unknown(key: str) -> str:

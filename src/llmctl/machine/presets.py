@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llmctl import yaml_reader
 from llmctl.errors import UserError
 from llmctl.machine.detection import Gpu, Machine
 from llmctl.text_files import read_text
@@ -116,7 +115,8 @@ def _from_file(path: Path) -> Machine:
     """Read a machine such as `{gpus: [rtx3090, rtx3090], ram: 64GiB}` or `{cores: 8, ram: 32GiB, features: [avx2]}`."""
 
     try:
-        content: Any = yaml.safe_load(read_text(path))
+        node = yaml_reader.parse(read_text(path))
+        content: Any = {} if node is None else yaml_reader.read(node, Any, line=1)
         names = list(content.get("gpus", []))
         ram = parse_bytes(content.get("ram", "32GiB"))
         cards = [CARDS[name] for name in names]
@@ -125,7 +125,7 @@ def _from_file(path: Path) -> Machine:
         unknown = set(content) - {"gpus", "ram", "features", "cores"}
     except KeyError as error:
         raise UserError(f"{path}: there is no card {error}", hint=f"known: {', '.join(CARDS)}") from error
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, OSError) as error:
+    except (yaml_reader.ValueProblem, ValueError, AttributeError, TypeError, OSError) as error:
         raise UserError(f"{path} does not describe a machine: {error}", hint="gpus: [rtx4090], ram: 64GiB") from error
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}", hint="known: gpus, ram, features, cores")
