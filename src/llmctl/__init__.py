@@ -2,8 +2,8 @@
 
     import llmctl
 
-    loaded = llmctl.load("HuggingFaceTB/SmolLM2-135M-Instruct", quantization={"bits": 4})
-    for chunk in llmctl.stream(loaded, "What is the capital of France?"):
+    model = llmctl.load("HuggingFaceTB/SmolLM2-135M-Instruct", quantization="4bit")
+    for chunk in model.stream("What is the capital of France?"):
         print(chunk.text, end="", flush=True)
 
 Importing this package imports neither torch nor transformers: names are resolved when they are used.
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from llmctl._version import __version__
 
 if TYPE_CHECKING:
-    from llmctl.api import generate, generate_batch, generate_object, load, rank, score, stream
+    from llmctl.api import Model, generate, generate_batch, generate_object, load, rank, score, stream
     from llmctl.config import Config, Settings
     from llmctl.errors import ConfigError, LlmctlError, MachineError, ModelError, RemoteError, UserError
     from llmctl.generation.batch.answers import RowAnswer
+    from llmctl.generation.chat.conversation import ChatSession
     from llmctl.generation.completion import Chunk, Completion
     from llmctl.generation.logprobs import Alternative, TokenLogprob
     from llmctl.generation.scoring import RankedChoice, Score
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from llmctl.plan import Plan, PlanRequest, make_plan
 
 _MODULE_OF = {
+    "Model": "llmctl.api",
     "load": "llmctl.api",
     "stream": "llmctl.api",
     "generate": "llmctl.api",
@@ -44,6 +46,7 @@ _MODULE_OF = {
     "MachineError": "llmctl.errors",
     "RemoteError": "llmctl.errors",
     "RowAnswer": "llmctl.generation.batch.answers",
+    "ChatSession": "llmctl.generation.chat.conversation",
     "Chunk": "llmctl.generation.completion",
     "Completion": "llmctl.generation.completion",
     "Alternative": "llmctl.generation.logprobs",
@@ -62,6 +65,7 @@ _MODULE_OF = {
 
 __all__ = [
     "Alternative",
+    "ChatSession",
     "Chunk",
     "Completion",
     "Config",
@@ -70,6 +74,7 @@ __all__ = [
     "LoadedModel",
     "Machine",
     "MachineError",
+    "Model",
     "ModelError",
     "ModelInfo",
     "Plan",

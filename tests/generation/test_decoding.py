@@ -144,7 +144,7 @@ def test_a_conversation_with_faster_decoding_has_the_same_text_and_no_prefix_reu
     for more in ({}, generation):
         session = ChatSession(load_tiny(folder, max_new_tokens=9, **more))
         for message in ("the capital of italy", "two plus two"):
-            list(session.ask(message))
+            list(session.stream(message))
         talks.append([message.content for message in session.messages])
     assert talks[0] == talks[1]
     assert session.last is not None

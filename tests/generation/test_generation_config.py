@@ -81,7 +81,7 @@ def _batch(loaded: LoadedModel) -> Answered:
 
 def _chat(loaded: LoadedModel) -> Answered:
     session = ChatSession(loaded)
-    text = "".join(piece.text for piece in session.ask(PROMPT))
+    text = "".join(piece.text for piece in session.stream(PROMPT))
     assert session.last is not None
     assert session.last.completion is not None
     return Answered(text, session.last.completion.finish_reason != "length")

@@ -180,9 +180,9 @@ def test_a_chat_begins_each_answer_with_the_prefill_and_sends_it_back(tiny_model
         tiny_models("llama"), load={"dtype": "float32"}, generation={"max_new_tokens": 6}, chat={"prefill": "of "}
     )
     session = ChatSession(loaded)
-    first = "".join(piece.text for piece in session.ask("the capital"))
+    first = "".join(piece.text for piece in session.stream("the capital"))
     assert first == "of " + llmctl.generate(loaded, "the capital").text == session.messages[-1].content
-    "".join(piece.text for piece in session.ask("and rome"))
+    "".join(piece.text for piece in session.stream("and rome"))
     assert session.last is not None
     assert session.last.completion is not None
     prompt = loaded.tokenizer.decode(session.last.completion.prompt.ids)
@@ -197,7 +197,7 @@ def test_thinking_can_be_changed_during_a_chat(tiny_copy: Callable[..., Path]) -
         session.set_thinking(True)
     loaded.tokenizer.chat_template = CHATML + "{{ enable_thinking }}"
     session.set_thinking(False)
-    list(session.ask("hi"))
+    list(session.stream("hi"))
     assert session.last is not None
     assert session.last.completion is not None
     assert loaded.tokenizer.decode(session.last.completion.prompt.ids).endswith("assistant\nFalse")

@@ -95,11 +95,11 @@ def test_chat_keeps_reasoning_apart_and_does_not_send_it_back(tiny: Any, monkeyp
 
     monkeypatch.setattr(conversation, "stream_request", stream)
     session = ChatSession(loaded)
-    pieces = list(session.ask("hi"))
+    pieces = list(session.stream("hi"))
     assert "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)) == "Hello there."
     assert "".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) == "Simple."
     assert (session.messages[-1].content, session.messages[-1].reasoning) == ("Hello there.", "Simple.")
-    list(session.ask("and now?"))
+    list(session.stream("and now?"))
     assert session.last is not None
     assert session.last.completion is not None
     sent = str(loaded.tokenizer.decode(list(session.last.completion.prompt.ids)))

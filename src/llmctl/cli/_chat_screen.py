@@ -67,7 +67,7 @@ class Conversation:
     def ask(self, text: str) -> None:
         """Send a message and show the answer."""
         self.make_room(text)
-        self.show(self.session.ask(text))
+        self.show(self.session.stream(text))
 
     def retry(self) -> None:
         """Answer the last message again and show the answer."""

@@ -91,7 +91,7 @@ def _pipe(conversation: "Conversation") -> None:
         if not text.strip():
             continue
         conversation.make_room(text)
-        for piece in session.ask(text):
+        for piece in session.stream(text):
             if isinstance(piece, TextDelta) and not output.as_json:
                 output.piece(piece.text)
         output.line(turn_document(session) if output.as_json else "")

@@ -44,7 +44,7 @@ class DecodingStats:
         return body
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Completion:
     """One answer.
 
@@ -83,6 +83,12 @@ class Completion:
     calls: tuple[ToolCall, ...] = ()
     length_limit: LengthLimit | None = None
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Completion({_short(self.text)}, {len(self.token_ids)} tokens, {self.finish_reason}, seed {self.seed})"
+
     @property
     def prompt_token_count(self) -> int:
         """Tokens of the prompt."""
@@ -95,7 +101,7 @@ class Completion:
         return decoded / decoding if decoded > 0 and decoding > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chunk:
     """A piece of an answer.
 
@@ -106,6 +112,13 @@ class Chunk:
 
     pieces: tuple[Piece, ...] = ()
     completion: Completion | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        ended = f", {self.completion!r}" if self.completion is not None else ""
+        return f"Chunk({_short(self.text)}{ended})"
 
     @property
     def text(self) -> str:
@@ -130,3 +143,8 @@ class Event:
 def reasoning_document(completion: Completion) -> dict[str, str]:
     """Return the reasoning of an answer as JSON; empty if there is none."""
     return {"reasoning": completion.reasoning} if completion.reasoning else {}
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text for a representation."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

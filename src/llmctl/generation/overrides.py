@@ -24,6 +24,7 @@ def with_generation(
     values: Mapping[str, Any],
     *,
     structure: Mapping[str, Any] | None = None,
+    chat: Mapping[str, Any] | None = None,
     seed: int | str | None = None,
     where: str = "request",
 ) -> Model:
@@ -32,6 +33,7 @@ def with_generation(
     Args:
         values: Keys of the section `generation`; they take precedence over the configuration.
         structure: Keys of the section `structure`, which replace the configured structure; empty for none.
+        chat: Keys of the section `chat`; they take precedence over the configuration.
         seed: Replaces the configuration's.
         where: The origin of `values`, to be shown with them.
 
@@ -46,6 +48,9 @@ def with_generation(
     }
     if structure is not None:
         sections["structure"] = _validated(StructureSection, "structure", structure)
+    if chat is not None:
+        configured_chat = {name: getattr(config.chat, name) for name in config.chat.model_fields_set}
+        sections["chat"] = _validated(type(config.chat), "chat", {**configured_chat, **chat})
     if seed is not None:
         sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
     config = config.model_copy(update=sections)

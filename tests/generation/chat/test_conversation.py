@@ -21,7 +21,7 @@ def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
 
 
 def say(session: ChatSession, text: str) -> str:
-    return "".join(piece.text for piece in session.ask(text))
+    return "".join(piece.text for piece in session.stream(text))
 
 
 def conversation(session: ChatSession) -> list[str]:
@@ -107,7 +107,7 @@ def test_a_retry_uses_the_next_seed_and_a_new_message_the_first(tiny_models: Tin
 def test_a_stopped_answer_is_kept_and_marked(tiny_models: Tiny) -> None:
     loaded = load_tiny(tiny_models("llama"), max_new_tokens=150)
     session = ChatSession(loaded)
-    pieces = session.ask("the capital of france")
+    pieces = session.stream("the capital of france")
     begun = next(pieces).text
     pieces.close()
     assert session.messages[-1].role == "assistant"
@@ -143,7 +143,7 @@ def test_undo_and_retry_need_a_message(tiny_models: Tiny) -> None:
     with pytest.raises(UserError, match="the conversation has no message yet"):
         list(session.retry())
     with pytest.raises(UserError, match="the message is empty"):
-        list(session.ask(" \n"))
+        list(session.stream(" \n"))
 
 
 def test_near_the_end_of_the_context_the_oldest_turns_can_be_dropped(tiny_models: Tiny) -> None:

@@ -396,7 +396,7 @@ class TestInBfloat16:
         for reuse in (True, False):
             chat = ChatSession(loaded, reuse=reuse)
             for message in ("the capital of france", "and of italy", "two plus two"):
-                list(chat.ask(message))
+                list(chat.stream(message))
             texts.append([message.content for message in chat.messages])
         assert texts[0] == texts[1]
 
@@ -407,7 +407,7 @@ class TestInBfloat16:
         chat = ChatSession(loaded)
         computed = []
         for _ in range(2):
-            list(chat.ask("the capital of france"))
+            list(chat.stream("the capital of france"))
             assert chat.last is not None
             computed.append((chat.last.prefilled_tokens, chat.last.prompt_tokens))
         assert computed[0][0] == computed[0][1]

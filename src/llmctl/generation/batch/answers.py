@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmctl.config import ChatSection
 from llmctl.errors import ConfigError, LlmctlError, UserError
@@ -48,9 +48,14 @@ class RowAnswer:
     @property
     def text(self) -> str:
         """The text of the answer. Raises the row's error if there is no answer."""
-        if self.completion is None:
-            raise self.error or AssertionError("an answer or an error")
-        return self.completion.text
+        return self.completion.text if self.completion is not None else self.raise_error()
+
+    def raise_error(self) -> NoReturn:
+        """Raise the row's error."""
+        raise self.error or AssertionError("an answer or an error")
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool = True) -> Iterator[RowAnswer]:

@@ -95,7 +95,15 @@ class ChatSession:
 
     # -- turns
 
-    def ask(self, text: str) -> Pieces:
+    def send(self, text: str) -> Completion:
+        """Send a message and return the complete answer. Errors are those of `stream`."""
+        for _ in self.stream(text):
+            pass
+        assert self.last is not None, "an answer has been recorded"  # noqa: S101
+        assert self.last.completion is not None, "it was not stopped"  # noqa: S101
+        return self.last.completion
+
+    def stream(self, text: str) -> Pieces:
         """Send a message and yield the answer, piece by piece.
 
         Closing the iterator, or Ctrl-C, stops the answer. Its text so far stays in the conversation, marked as stopped.
@@ -109,13 +117,19 @@ class ChatSession:
             raise UserError("the message is empty")
         yield from self._answer([*self.messages, Message("user", text)], attempt=0)
 
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """The conversation as messages with `role` and `content`, the system prompt first."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *({"role": message.role, "content": message.content} for message in self.messages)]
+
     def retry(self) -> Pieces:
-        """Answer the last message again, with the next seed. Errors are those of `ask`."""
+        """Answer the last message again, with the next seed. Errors are those of `stream`."""
         before, text = self._before_last()
         yield from self._answer([*before, Message("user", text)], attempt=self._attempt + 1)
 
     def edit(self, text: str) -> Pieces:
-        """Replace the last message and answer it. Errors are those of `ask`."""
+        """Replace the last message and answer it. Errors are those of `stream`."""
         before, _ = self._before_last()
         if not text.strip():
             raise UserError("the message is empty")
