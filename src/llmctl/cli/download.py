@@ -162,6 +162,10 @@ class _Job:
         verification = verify(self.model, revision=self.revision)
         for checked in verification.bad:
             self.output.warn(f"{checked.file.path} is {checked.state}")
+        if verification.unchecked:
+            names = ", ".join(verification.unchecked[:3])
+            more = len(verification.unchecked) - 3
+            self.output.warn(f"the hashes of {names}{f' and {more} more' if more > 0 else ''} are not known")
         is_repaired = bool(verification.bad) and not offline and not settings.is_offline()
         if is_repaired:
             repair(verification, progress=DownloadProgress(self.output), limits=self.limits)
@@ -176,7 +180,10 @@ def _show_verification(output: Output, verification: "Verification", *, is_repai
     if output.as_json:
         files = [{"path": c.file.path, "state": c.state, c.file.algorithm: c.file.digest} for c in verification.files]
         body = {"repo_id": repo_id, "commit": commit, "hashes_from": verification.source, "files": files}
-        output.document("llmctl.verify/1", {**body, "damaged": damaged, "is_repaired": is_repaired})
+        output.document(
+            "llmctl.verify/1",
+            {**body, "damaged": damaged, "unchecked": list(verification.unchecked), "is_repaired": is_repaired},
+        )
         return
     state = f"{damaged} damaged or missing" if damaged else "all intact"
     output.line(f"{repo_id}: {len(verification.files)} files, {state}" + (", repaired" if is_repaired else ""))

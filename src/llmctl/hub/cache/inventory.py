@@ -15,7 +15,7 @@ from pathlib import Path
 from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.hub import settings
 from llmctl.hub.cache import disk
-from llmctl.hub.cache.paths import OURS, near_names
+from llmctl.hub.cache.paths import OURS, bytes_on_disk, identities, near_names
 from llmctl.hub.cache.snapshot import cached_commit, files_of, missing_files
 from llmctl.hub.cache.writer_lock import lock_path, locked
 from llmctl.model.info import ModelInfo, read_model_info
@@ -116,7 +116,7 @@ def remove_model(repo_id: str) -> int:
     if not repo.is_dir():
         near = near_names(repo_id)
         raise UserError(f"{repo_id} is not in the cache", hint=f"there is {', '.join(near)}" if near else None)
-    size = sum(_file_size(path) for path in repo.rglob("*") if not path.is_symlink())
+    size = bytes_on_disk(repo.rglob("*"))
     try:
         with locked(repo_id, timeout_seconds=0, note=_ignore):
             shutil.rmtree(repo)
@@ -139,9 +139,12 @@ def find_waste() -> tuple[Waste, ...]:
         old = set(_old_snapshots(repo))
         used = {p.resolve() for folder in _snapshots(repo) if folder not in old for p in folder.rglob("*")}
         freed = {p.resolve() for folder in old for p in folder.rglob("*") if p.is_symlink()} - used
+        kept = identities(used)
         for folder in sorted(old):
-            blobs = {p.resolve() for p in folder.rglob("*") if p.is_symlink()} & freed
-            waste.append(Waste(folder, sum(_file_size(blob) for blob in blobs), "old revision", repo_id))
+            content = identities(p.resolve() for p in folder.rglob("*"))
+            size = sum(size for identity, size in content.items() if identity not in kept)
+            kept |= content  # each byte is freed once
+            waste.append(Waste(folder, size, "old revision", repo_id))
         for blob in sorted((repo / "blobs").glob("*")):
             if ".incomplete" in blob.name:
                 is_ours = OURS in blob.name

@@ -1,9 +1,12 @@
 """The names in the cache: blobs, the links of a snapshot, refs, and leftovers of killed downloads."""
 
 import difflib
+import errno
 import os
 import re
 import shutil
+import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llmctl.hub import settings
@@ -11,26 +14,87 @@ from llmctl.paths import write_atomically
 
 OURS = ".llmctl."  # part of the names of llmctl's unfinished files
 
-# `.NAME.PID.link` of `link` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
+# Reasons for which a link cannot be made although the file system has links.
+_OTHER_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG)
+# `.NAME.PID.link` of `_beside` below, and `.NAME.xxxxxxxx` of `paths.write_atomically`.
 _TEMPORARY = re.compile(r"\..+\.(\d+\.link|[a-z0-9_]{8})")
 
 
-def link(blob: Path, folder: Path, path: str) -> None:
-    """Make `folder/path` a link to `blob`, like huggingface_hub, or a copy if the file system has no links."""
-    name = folder / path
+def give_names(blob: Path, folder: Path, paths: Sequence[str]) -> None:
+    """Make each of `paths` in `folder` a link to `blob`, as huggingface_hub does.
+
+    Where links cannot be made (Windows without developer mode, FAT, HF_HUB_DISABLE_SYMLINKS), the blob itself is moved
+    to the first path, also as huggingface_hub does, so that no byte is stored twice.
+    """
+    for number, path in enumerate(paths):
+        if not _link(blob, folder / path):
+            move(blob, folder / path)
+            for other in paths[number + 1 :]:
+                share(folder / path, folder / other)
+            return
+
+
+def _link(blob: Path, name: Path) -> bool:
+    """Make `name` a link to `blob`; return False where links cannot be made."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_DISABLE_SYMLINKS:
+        return False
     name.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(blob, name.parent)
     if name.is_symlink() and name.readlink() == Path(target):
-        return
-    beside = name.with_name(f".{name.name}.{os.getpid()}.link")
-    beside.unlink(missing_ok=True)
+        return True
+    beside = _beside(name)
     try:
         beside.symlink_to(target)
-    except OSError:
-        if beside.is_symlink() or not blob.is_file():
+    except OSError as error:
+        if error.errno in _OTHER_REASONS:
             raise
-        shutil.copyfile(blob, beside)
+        return False
     beside.replace(name)
+    return True
+
+
+def move(file: Path, name: Path) -> None:
+    """Move a file of the cache to another name in it."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(name)
+
+
+def share(file: Path, name: Path) -> None:
+    """Give a file of a snapshot a second name: a hard link, or a copy where there are none."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(name)
+    try:
+        os.link(file, beside)
+    except OSError:
+        shutil.copyfile(file, beside)
+    beside.replace(name)
+
+
+def _beside(name: Path) -> Path:
+    """Return the name of a temporary file that does not exist, beside `name`."""
+    beside = name.with_name(f".{name.name}.{os.getpid()}.link")
+    beside.unlink(missing_ok=True)
+    return beside
+
+
+def bytes_on_disk(files: Iterable[Path]) -> int:
+    """Return the bytes of files, those with several names counted once; links count nothing."""
+    return sum(identities(files).values())
+
+
+def identities(files: Iterable[Path]) -> dict[tuple[int, int] | Path, int]:
+    """Return the sizes of the regular files among `files` by what identifies their content on the disk."""
+    sizes: dict[tuple[int, int] | Path, int] = {}
+    for file in files:
+        try:
+            status = file.lstat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):  # some file systems of Windows number nothing
+            sizes[(status.st_dev, status.st_ino) if status.st_ino else file] = status.st_size
+    return sizes
 
 
 def write_ref(repo_id: str, revision: str, commit: str) -> None:

@@ -39,6 +39,7 @@ class Verification:
         commit: Commit that was checked.
         folder: Folder of the snapshot.
         source: Origin of the hashes: `lock file`, `listing` (huggingface_hub's) or `names of the blobs`.
+        unchecked: Names of the other files of the snapshot, whose hashes are not known.
     """
 
     repo_id: str
@@ -47,6 +48,7 @@ class Verification:
     folder: Path
     files: tuple[CheckedFile, ...]
     source: str
+    unchecked: tuple[str, ...] = ()
 
     @property
     def bad(self) -> tuple[CheckedFile, ...]:
@@ -76,7 +78,8 @@ def verify(
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
         states = pool.map(lambda file: _reported(file, check(folder / file.path, file), finished), files)
         checked = tuple(CheckedFile(file, state) for file, state in zip(files, states, strict=True))
-    return Verification(repo_id, revision, commit, folder, checked, source)
+    unchecked = tuple(sorted(set(files_of(folder)) - {file.path for file in files}))
+    return Verification(repo_id, revision, commit, folder, checked, source, unchecked)
 
 
 def check(path: Path, file: RemoteFile) -> State:

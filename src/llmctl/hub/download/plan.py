@@ -1,11 +1,12 @@
 """The plan of a download: the files to fetch, and the bytes that are already on the disk."""
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmctl.hub import settings
-from llmctl.hub.cache.lockfile import Record
+from llmctl.hub.cache.lockfile import Record, read_record
 from llmctl.hub.download.partial import partial_path
 from llmctl.hub.download.progress import Progress
 from llmctl.hub.http import Patience, refuse_if_offline
@@ -36,11 +37,13 @@ class PlannedFile:
         file: Path, size and hash.
         bytes_here: Bytes that are already on the disk.
         is_here: True if the complete file is in the cache.
+        twin: A file with the same content that has no blob, because the cache has no links.
     """
 
     file: RemoteFile
     bytes_here: int
     is_here: bool
+    twin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,30 +114,51 @@ def _plan(listing: Listing, revision: str | None, patterns: Patterns) -> Downloa
     names = [file.path for file in listing.files]
     taken = set(select(listing.repo_id, names, patterns))
     folder = settings.repo_dir(listing.repo_id) / "snapshots" / listing.commit
+    wanted = [file for file in listing.files if file.path in taken]
     return DownloadPlan(
         repo_id=listing.repo_id,
         revision=revision,
         commit=listing.commit,
         patterns=patterns,
-        files=tuple(planned_file(listing.repo_id, folder, f) for f in listing.files if f.path in taken),
+        files=planned_files(listing.repo_id, folder, wanted),
         needed=needed(names, trust_remote_code=patterns.trust_remote_code),
         folder=folder,
     )
 
 
-def planned_file(repo_id: str, folder: Path, file: RemoteFile) -> PlannedFile:
-    """Return the plan for one file, with the bytes that are already on the disk."""
+def planned_files(repo_id: str, folder: Path, files: Sequence[RemoteFile]) -> tuple[PlannedFile, ...]:
+    """Return the plan for each file, with the bytes that are already on the disk."""
+    twins = _files_without_blobs(repo_id, folder, files)
+    return tuple(_planned_file(repo_id, folder, file, twins.get(file.digest)) for file in files)
+
+
+def _planned_file(repo_id: str, folder: Path, file: RemoteFile, twin: Path | None) -> PlannedFile:
     blob = blob_path(repo_id, file)
     if _size(blob) == file.size_bytes:
         return PlannedFile(file, file.size_bytes, is_here=_size(folder / file.path) == file.size_bytes)
-    if _size(folder / file.path) == file.size_bytes and not (folder / file.path).is_symlink():
-        return PlannedFile(file, file.size_bytes, is_here=True)  # a cache without symlinks has the file itself
+    if twin is not None:
+        is_here = _is_real(folder / file.path, file.size_bytes)
+        return PlannedFile(file, file.size_bytes, is_here=is_here, twin=twin)
     return PlannedFile(file, min(_size(partial_path(blob)) or 0, file.size_bytes), is_here=False)
+
+
+def _files_without_blobs(repo_id: str, folder: Path, files: Sequence[RemoteFile]) -> dict[str, Path]:
+    """Return the files that a cache without links has in this snapshot and in others of the model, by their hash."""
+    snapshots = folder.parent
+    known = [(folder, file) for file in files]
+    for path in sorted((settings.repo_dir(repo_id) / "llmctl").glob("*.json")):
+        record = read_record(repo_id, path.stem)
+        known += [(snapshots / record.commit, file) for file in record.files] if record else []
+    found: dict[str, Path] = {}
+    for place, file in known:
+        if file.digest not in found and _is_real(place / file.path, file.size_bytes):
+            found[file.digest] = place / file.path
+    return found
 
 
 def refreshed(plan: DownloadPlan) -> DownloadPlan:
     """Return the plan updated to the current disk contents, which another process may have changed."""
-    files = tuple(planned_file(plan.repo_id, plan.folder, planned.file) for planned in plan.files)
+    files = planned_files(plan.repo_id, plan.folder, [planned.file for planned in plan.files])
     return replace(plan, files=files)
 
 
@@ -150,6 +174,15 @@ def has_blob(plan: DownloadPlan, planned: PlannedFile) -> bool:
 def by_blob(files: Sequence[PlannedFile]) -> list[PlannedFile]:
     """Return one file for each content: files with the same content share a blob."""
     return list({planned.file.digest: planned for planned in files}.values())
+
+
+def _is_real(path: Path, size_bytes: int) -> bool:
+    """Return True for a file of this size that is not a link."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
 
 
 def _size(path: Path) -> int | None:

@@ -4,7 +4,7 @@ from llmctl.errors import UserError
 from llmctl.hub import settings
 from llmctl.hub.cache.lockfile import Record, read_record
 from llmctl.hub.cache.verify import Verification
-from llmctl.hub.download.plan import DownloadPlan, Limits, blob_path, planned_file
+from llmctl.hub.download.plan import DownloadPlan, Limits, blob_path, planned_files
 from llmctl.hub.download.progress import Progress
 from llmctl.hub.download.run import Downloaded, carry_out
 from llmctl.hub.http import refuse_if_offline
@@ -20,7 +20,7 @@ def plan_locked(record: Record) -> DownloadPlan:
         revision=record.commit,
         commit=record.commit,
         patterns=record.patterns,
-        files=tuple(planned_file(record.repo_id, folder, file) for file in record.files),
+        files=planned_files(record.repo_id, folder, record.files),
         needed=record.needed,
         folder=folder,
     )

@@ -2,17 +2,27 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmctl.errors import LlmctlError, MachineError, ModelError, OfflineError
 from llmctl.hub import error_translation, settings
 from llmctl.hub.cache import disk
 from llmctl.hub.cache.lockfile import read_record, write_record
-from llmctl.hub.cache.paths import leftovers, link, near_names, write_ref
+from llmctl.hub.cache.paths import give_names, leftovers, near_names, share, write_ref
 from llmctl.hub.cache.snapshot import Snapshot, cached_commit, find_snapshot, look_up, make_snapshot, shards_of
+from llmctl.hub.cache.verify import check
 from llmctl.hub.cache.writer_lock import lock_path, locked
-from llmctl.hub.download.plan import DownloadPlan, Limits, blob_path, by_blob, has_blob, plan_download, refreshed
+from llmctl.hub.download.plan import (
+    DownloadPlan,
+    Limits,
+    PlannedFile,
+    blob_path,
+    by_blob,
+    has_blob,
+    plan_download,
+    refreshed,
+)
 from llmctl.hub.download.progress import Progress, Silent
 from llmctl.hub.download.transfer import Job, Transfer
 from llmctl.hub.listing import RemoteFile, check_id
@@ -132,7 +142,8 @@ def _places(plan: DownloadPlan) -> tuple[Path, ...]:
 def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
     """Fetch and link missing files, under the lock, and return the bytes fetched."""
     plan = refreshed(plan)
-    absent = [p for p in by_blob(plan.files) if not p.is_here and not has_blob(plan, p)]
+    plan = replace(plan, files=tuple(map(_with_sound_twin, plan.files)))
+    absent = [p for p in by_blob(plan.files) if not p.is_here and p.twin is None and not has_blob(plan, p)]
     for planned in absent:
         blob_path(plan.repo_id, planned.file).parent.mkdir(parents=True, exist_ok=True)
     progress.start([(p.file.path, p.file.size_bytes, p.bytes_here) for p in absent])
@@ -144,6 +155,13 @@ def _fetch_all(plan: DownloadPlan, progress: Progress, limits: Limits) -> int:
     return sum(p.file.size_bytes - p.bytes_here for p in absent)
 
 
+def _with_sound_twin(planned: PlannedFile) -> PlannedFile:
+    """Return the plan for a file without a twin that is damaged."""
+    if planned.is_here or planned.twin is None or check(planned.twin, planned.file) == "ok":
+        return planned
+    return replace(planned, twin=None, bytes_here=0)
+
+
 def _job(plan: DownloadPlan, file: RemoteFile) -> Job:
     from huggingface_hub import hf_hub_url
 
@@ -152,10 +170,15 @@ def _job(plan: DownloadPlan, file: RemoteFile) -> Job:
 
 
 def _link(plan: DownloadPlan, digest: str) -> None:
-    """Create all links of the snapshot to a complete blob."""
-    for planned in plan.files:
-        if planned.file.digest == digest and has_blob(plan, planned):
-            link(blob_path(plan.repo_id, planned.file), plan.folder, planned.file.path)
+    """Give complete content all its names in the snapshot."""
+    same = [planned for planned in plan.files if planned.file.digest == digest]
+    if has_blob(plan, same[0]):
+        paths = [planned.file.path for planned in same]
+        give_names(blob_path(plan.repo_id, same[0].file), plan.folder, paths)
+        return
+    for planned in same:
+        if planned.twin is not None and not planned.is_here:
+            share(planned.twin, plan.folder / planned.file.path)
 
 
 def _finish_cached(plan: DownloadPlan) -> None:
