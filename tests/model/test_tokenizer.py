@@ -100,6 +100,15 @@ def test_a_class_that_fails_on_the_file_or_on_unusual_text_is_an_error_of_the_mo
         load(tmp_path, source="class")
 
 
+def test_a_file_that_stops_the_library_is_an_error_of_the_model(tmp_path: Path) -> None:
+    write_files(tmp_path, "llama3", "GPT2Tokenizer")
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    edit_json(tmp_path / "tokenizer.json", post_processor=content["post_processor"] | {"special_tokens": {}})
+    for source in ("file", "class"):
+        with pytest.raises(ModelError, match="acme/tiny"):
+            load(tmp_path, source=source)
+
+
 @pytest.mark.parametrize(("stated", "actual"), [(False, True), (True, True), (None, True)])
 def test_a_beginning_token_follows_the_file_unless_the_class_is_chosen(
     stated: bool | None, actual: bool, tmp_path: Path

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,9 @@ from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.request import make_request
 from llmctl.loading.model import PromptModel, load_prompt_model
 from llmctl.loading.prepare import prepare
+from llmctl.server.http_errors import RequestError, to_request_error
+from llmctl.server.registry import ModelRegistry
+from llmctl.server.routes.completions import CompletionBody
 from support.tiny import edit_json
 
 Tiny = Callable[[str], Path]
@@ -107,6 +110,18 @@ def test_an_added_token_without_an_embedding_is_refused_in_the_prompt_that_has_i
         embedding_rows=model.info.embedding_rows,
     )  # fmt: skip
     assert any(str(number) in warning for warning in inspected.warnings)
+
+
+def test_a_server_refuses_such_a_token_in_a_text_in_ids_and_in_a_bias(folder: Path) -> None:
+    number = add_token(folder, "<image>")
+    model: Any = load(folder)
+    registry = ModelRegistry("tiny", model, worker=cast("Any", None), created=0, request_seconds=1)
+    with pytest.raises(UserError) as error:
+        registry.requests(model, CompletionBody(model="tiny", prompt="x"), Prompt((5, number)))
+    assert to_request_error(error.value).status == 400
+    with pytest.raises(RequestError):
+        registry.check_token_ids([number], param="logit_bias")
+    registry.check_token_ids([number - 1], param="logit_bias")
 
 
 def test_a_scored_text_with_such_a_token_is_refused(folder: Path) -> None:

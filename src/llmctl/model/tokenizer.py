@@ -17,6 +17,7 @@ from llmctl.model.tokenizer_file import (
     added_tokens,
     end_arguments,
     end_choices,
+    is_failure,
     is_read_from_file,
 )
 from llmctl.transformers_compat import is_stateful
@@ -120,7 +121,9 @@ def _load(loader: Any, folder: Path, arguments: Mapping[str, Any], source: str) 
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True, **arguments)
         tokenizer(_UNUSUAL)
-    except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         hint = f"are its files complete, and does tokenizer.source suit them? They are in {folder}"
         if not (folder / FILE).is_file() and any(folder.glob("*.model")):
             hint = f"there is no {FILE}; other formats need packages: pip install sentencepiece protobuf tiktoken"

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from llmctl.model.tokenizer_file import FILE, read_settings
+from llmctl.model.tokenizer_file import FILE, is_failure, read_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +77,9 @@ def compare_class(folder: Path, backend: "Tokenizer") -> ClassTokenizer:
         _write(Path(copy), folder, settings, small)
         try:
             loaded = AutoTokenizer.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
-        except Exception:  # noqa: BLE001 (a class that does not fit the file raises anything)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             return ClassTokenizer(name, obstacle="it cannot be made from this file")
     if type(loaded) is PreTrainedTokenizerFast:
         return ClassTokenizer()
@@ -104,7 +106,9 @@ def _differences(file: "Tokenizer", loaded: Any, special: Sequence[str]) -> Iter
     for kind, (text, adds_special) in probes.items():
         try:
             tokens = loaded.tokenize(text, add_special_tokens=adds_special)
-        except Exception:  # noqa: BLE001 (the tokenizers library raises a bare Exception)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             tokens = None
         if tokens != file.encode(text, add_special_tokens=adds_special).tokens:
             yield kind

@@ -33,6 +33,14 @@ class TokenizerChoice(NamedTuple):
     is_note: bool = False
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return True for an exception that a damaged or foreign file causes in the tokenizers library or transformers.
+
+    The library raises a bare Exception, and where its Rust code panics, a BaseException of a class without a module.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def is_read_from_file(folder: Path, section: "TokenizerSection", *, trust_remote_code: bool) -> bool:
     """Return True if the tokenizer is what tokenizer.json says, and no class takes part.
 

@@ -11,6 +11,7 @@ from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import NO_TOKEN, Request, answer_seed, make_request
 from llmctl.generation.tools import ToolUse
+from llmctl.model.vocabulary import check_ids
 from llmctl.server.http_errors import RequestError
 from llmctl.server.metrics import Metrics
 from llmctl.server.penalties import MinimumLength, Penalties
@@ -96,6 +97,7 @@ class ModelRegistry:
         Raises:
             RequestError: the prompt is too long or has ids outside the vocabulary, or the structure is not possible.
         """
+        check_ids(prompt.ids, self.loaded.tokenizer, self.loaded.info.embedding_rows)
         self.check_token_ids(prompt.ids)
         context = self.loaded.context_length
         if context is not None and len(prompt) >= context:
@@ -155,7 +157,7 @@ class ModelRegistry:
         """Raise a 400 if an id is outside the vocabulary, or the model has no embedding for it."""
         size = min(len(self.loaded.tokenizer), self.loaded.info.embedding_rows or sys.maxsize)
         if wrong := next((token for token in ids if token >= size), None):
-            raise RequestError(f"{wrong} is not a token id; the vocabulary has {size} tokens", param=param)
+            raise RequestError(f"{wrong} is not a token id of this model, which has {size} tokens", param=param)
 
 
 def _fold_seed(seed: int) -> int:
