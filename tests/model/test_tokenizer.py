@@ -1,6 +1,7 @@
 """A tokenizer is what its tokenizer.json says, whatever class the other files name."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def test_a_class_that_fails_on_the_file_or_on_unusual_text_is_an_error_of_the_mo
     edit_json(tmp_path / "tokenizer.json", added_tokens=[t for t in content["added_tokens"] if t["id"] > 0])
     with pytest.raises(ModelError, match="acme/tiny"):
         load(tmp_path, source="class")
+
+
+def test_without_a_folder_for_temporary_files_only_the_comparison_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_files(tmp_path, "llama3", "GPT2Tokenizer")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    tokenizer, choices = load(tmp_path)
+    assert tokenizer(PROBE)["input_ids"] == file.encode(PROBE).ids
+    assert not choices["tokenizer"].is_note
 
 
 def test_a_file_that_stops_the_library_is_an_error_of_the_model(tmp_path: Path) -> None:

@@ -66,21 +66,25 @@ def compare_class(folder: Path, backend: "Tokenizer") -> ClassTokenizer:
 
     settings = dict(read_settings(folder))
     settings.pop("added_tokens_decoder", None)
-    name = str(settings.get("tokenizer_class") or "the class of its model type")
+    name = str(settings.get("tokenizer_class"))
+    name = name if settings.get("tokenizer_class") and name.isidentifier() else "the class of its model type"
     if settings.pop("auto_map", None):
         return ClassTokenizer(name, obstacle="it is Python code of the repository, which is not run")
     special = [one.content for one in backend.get_added_tokens_decoder().values() if one.special][:_SPECIAL_TOKENS]
     small = _small_file(backend, special)
     if small is None:
         return ClassTokenizer()
-    with TemporaryDirectory(prefix="llmctl-") as copy:
-        _write(Path(copy), folder, settings, small)
-        try:
-            loaded = AutoTokenizer.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
-        except BaseException as error:
-            if not is_failure(error):
-                raise
-            return ClassTokenizer(name, obstacle="it cannot be made from this file")
+    try:
+        with TemporaryDirectory(prefix="llmctl-") as copy:
+            _write(Path(copy), folder, settings, small)
+            try:
+                loaded = AutoTokenizer.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
+                return ClassTokenizer(name, obstacle="it cannot be made from this file")
+    except OSError:  # there is no place for the copy; only the comparison is missing
+        return ClassTokenizer()
     if type(loaded) is PreTrainedTokenizerFast:
         return ClassTokenizer()
     differences = tuple(_differences(Tokenizer.from_str(json.dumps(small)), loaded, special))

@@ -123,7 +123,7 @@ def end_choices(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Iterator[
         key, token = f"add_{name}_token", getattr(tokenizer, f"{name}_token")
         if token is not None and isinstance(settings.get(key), bool) and settings[key] != adds:
             stated = str(settings[key]).lower()
-            reason = f"{FILE} {'adds' if adds else 'does not add'} {token}; {_CONFIG} says {stated}"
+            reason = f"{FILE} {'adds' if adds else 'does not add'} {str(token)!r}; {_CONFIG} says {stated}"
             yield TokenizerChoice(key, adds, f"{reason} (tokenizer.source: class follows it)", is_note=True)
 
 

@@ -59,7 +59,8 @@ def check_ids(ids: Iterable[int], tokenizer: "PreTrainedTokenizerBase", rows: in
 
 def _text(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str:
     """Return the text of a token; ids have 32 bits in the tokenizers library."""
-    return (str(tokenizer.decode([token_id])) if token_id < 2**32 else "") or "an unknown token"
+    text = str(tokenizer.decode([token_id])) if token_id < 2**32 else ""
+    return repr(text) if text else "an unknown token"
 
 
 def _from_text(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Sequence[int]:
