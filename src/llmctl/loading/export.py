@@ -1,4 +1,4 @@
-"""Export of a quantised model as a folder that loads anywhere (`llmctl quantize`)."""
+"""Export of a quantised model as a folder that loads without quantising (`llmctl quantize`)."""
 
 import json
 import shutil
