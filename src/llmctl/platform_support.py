@@ -188,7 +188,8 @@ def confine_process(*, extra_memory_bytes: int) -> None:
     if resource is None:
         raise NotImplementedError("this system has no limits for a process")
     # Not through read_text: a forked child of a process with threads should do as little as it can.
-    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: PTH123, SIM115
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        pages = int(file.read().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + extra_memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

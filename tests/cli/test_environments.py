@@ -88,7 +88,10 @@ VARIABLES: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("HF_ENDPOINT", "http://anna:secret@127.0.0.1:abc", 2, ("HF_ENDPOINT", "port")),
     ("HF_ENDPOINT", "http://[::1", 2, ("HF_ENDPOINT", "not an address")),
     ("HF_ENDPOINT", "http://127.0.0.1:1?x=1", 2, ("HF_ENDPOINT", "?")),
+    ("HF_HUB_OFFLINE", "enabled", 2, ("HF_HUB_OFFLINE", "forbid the network")),
     ("LLMCTL_HOME", "~nobody-of-that-name/x", 2, ("LLMCTL_HOME", "home folder")),
+    ("TMPDIR", "/absent", 0, ()),
+    ("XDG_CACHE_HOME", "relative", 0, ()),
 ]
 
 
@@ -186,18 +189,82 @@ def test_a_stream_that_cannot_be_used_is_named_or_not_missed(
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "cp1252"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"LC_ALL": "POSIX"},
+        {"LC_ALL": "POSIX", "TERM": "dumb", "COLUMNS": "0"},
     ],
     ids=lambda environment: next(iter(environment.values())),
 )
-def test_json_keeps_every_character_in_every_encoding(environment: dict[str, str], machine: Machine) -> None:
-    (machine.home / "llmctl.yaml").write_text("chat: {system: h\u00e9llo \u65e5\u672c \U0001f600}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "llmctl", "config", "show", "--json"]
+def test_arguments_files_and_json_keep_every_character_in_every_encoding(
+    environment: dict[str, str], machine: Machine
+) -> None:
+    text = "h\u00e9llo \u65e5\u672c \U0001f600"
+    (machine.home / "llmctl.yaml").write_text(f"chat: {{system: {text}}}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "llmctl", "config", "show", "--json", "--set", f"generation.stop_strings={text}"]
     done = subprocess.run(command, env=machine.env | environment, cwd=machine.home, capture_output=True, check=False)
-    encoding = environment.get("PYTHONIOENCODING", "utf-8")
-    document = json.loads(done.stdout.decode(encoding))
-    assert done.returncode == 0
-    assert "h\u00e9llo \u65e5\u672c \U0001f600" in json.dumps(document, ensure_ascii=False)
+    document = json.loads(done.stdout.decode(environment.get("PYTHONIOENCODING", "utf-8")))
+    assert done.returncode == 0, done.stderr
+    assert json.dumps(document, ensure_ascii=False).count(text) == 2
+
+
+@POSIX
+def test_an_argument_of_bytes_that_are_no_text_is_named(machine: Machine) -> None:
+    done = shell("$L generate --prompt $'\\xff'", machine)
+    assert_is_one_message(done, 2, "--prompt", "UTF-8")
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONWARNINGS": "error"}, {"PYTHONDEVMODE": "1"}, {"PYTHONOPTIMIZE": "1"}, {"TZ": "Nope/Zone"}]
+)
+def test_settings_of_python_change_nothing(environment: dict[str, str], machine: Machine) -> None:
+    done = shell("$L config show --json", machine, **environment)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert json.loads(done.stdout)
+
+
+def test_python_without_docstrings_is_named(machine: Machine) -> None:
+    assert_is_one_message(shell("$L config show", machine, PYTHONOPTIMIZE="2"), 2, "PYTHONOPTIMIZE", "unset it")
+
+
+# -- the text of files and of standard input
+
+HELLO = "h\u00e9llo\r\nyou"
+READABLE = {
+    "UTF-8": HELLO.encode(),
+    "UTF-8 with BOM": HELLO.encode("utf-8-sig"),
+    "UTF-16": HELLO.encode("utf-16"),
+    "UTF-16 BE": b"\xfe\xff" + HELLO.encode("utf-16-be"),
+    "UTF-32": HELLO.encode("utf-32"),
+}
+UNREADABLE = {"Latin-1": HELLO.encode("latin-1"), "UTF-16 without BOM": HELLO.encode("utf-16-le")}
+
+
+def prompt_document(tiny_models: Tiny, machine: Machine, *arguments: str, stdin: bytes = b"") -> Any:
+    """Return the outcome of `llmctl prompt --json`, with bytes as standard input."""
+    pipe = subprocess.PIPE
+    env = machine.env | {"HF_HUB_OFFLINE": "1"}
+    command = ("prompt", "--model", str(tiny_models("llama")), "--json", *arguments)
+    process = forkserver.start(*command, env=env, cwd=machine.home, stdin=pipe, stdout=pipe, stderr=pipe)
+    out, err = process.communicate(stdin, timeout=60)
+    return subprocess.CompletedProcess(command, process.wait(), out.decode(), err.decode())
+
+
+@pytest.mark.parametrize("encoding", READABLE)
+def test_a_prompt_is_read_in_the_encodings_of_editors(encoding: str, tiny_models: Tiny, machine: Machine) -> None:
+    (machine.home / "prompt.txt").write_bytes(READABLE[encoding])
+    from_file = prompt_document(tiny_models, machine, "--prompt-file", "prompt.txt")
+    from_pipe = prompt_document(tiny_models, machine, stdin=READABLE[encoding])
+    for done in (from_file, from_pipe):
+        assert done.returncode == 0, done.stderr
+        assert "user\nh\u00e9llo\nyou<|im_end|>" in json.loads(done.stdout)["text"]
+
+
+@pytest.mark.parametrize("encoding", UNREADABLE)
+def test_a_prompt_in_another_encoding_is_refused(encoding: str, tiny_models: Tiny, machine: Machine) -> None:
+    (machine.home / "prompt.txt").write_bytes(UNREADABLE[encoding])
+    from_file = prompt_document(tiny_models, machine, "--prompt-file", "prompt.txt")
+    assert_is_one_message(from_file, 2, "prompt.txt", "iconv")
+    assert_is_one_message(
+        prompt_document(tiny_models, machine, stdin=UNREADABLE[encoding]), 2, "standard input", "iconv"
+    )
 
 
 # -- folders that this user may not write

@@ -10,6 +10,7 @@ from llmctl.config import Config
 from llmctl.doctor import Check, Findings, diagnose
 from llmctl.doctor.diagnose import is_healthy
 from llmctl.doctor.findings import Computer, Disk, HubState, Refusal, Requirements, Trial
+from llmctl.hub.environment import Fault
 from llmctl.machine.detection import Machine, NvidiaDriver
 from support.machines import H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
 
@@ -314,3 +315,44 @@ def test_a_broken_line_always_has_a_fix() -> None:
     wrong = [check for check in checks if check.status == "broken"]
     assert len(wrong) >= 5
     assert [check.name for check in wrong if not check.fix] == []
+
+
+# -- the environment
+
+
+def test_a_variable_with_which_nothing_can_be_imported_is_broken_whatever_is_configured() -> None:
+    faulty = Fault("HF_HUB_DOWNLOAD_TIMEOUT", "is 'abc'", "unset it")
+    [line] = [c for c in diagnose(findings(LAPTOP, import_faults=(faulty,))) if c.name == "environment"]
+    assert (line.status, line.fix) == ("broken", "unset it")
+    assert line.reason.startswith("HF_HUB_DOWNLOAD_TIMEOUT is 'abc'")
+
+
+@pytest.mark.parametrize(("wanted", "status"), [(None, "warning"), ("acme/model", "broken")])
+def test_a_faulty_proxy_is_broken_only_if_a_model_has_to_be_downloaded(wanted: str | None, status: str) -> None:
+    faulty = Fault("ALL_PROXY", "is a SOCKS proxy, which needs the package socksio", "pip install socksio", True)
+    found = findings(LAPTOP, connection_faults=(faulty,), hub=HubState("https://hub", seconds=0.1, wanted=wanted))
+    line = lines(found)["environment"]
+    assert (line.status, line.fix) == (status, "pip install socksio")
+
+
+def test_a_fault_that_the_hub_check_names_already_is_not_repeated() -> None:
+    faulty = Fault("HF_ENDPOINT", "is 'x': it must begin with http:// or https://", "unset it")
+    hub = HubState("x", unreachable=Refusal("user", f"HF_ENDPOINT {faulty.problem}", "unset it"))
+    found = lines(findings(LAPTOP, connection_faults=(faulty,), hub=hub))
+    assert "environment" not in found
+    assert found["Hub"].fix == "unset it"
+
+
+def test_variables_and_folders_that_only_cost_something_are_warnings() -> None:
+    found = findings(
+        H100,
+        doubts=(Fault("REQUESTS_CA_BUNDLE", "is set, and nothing reads it", "export SSL_CERT_FILE=…"),),
+        locked_folders=((Path("/state"), "Permission denied"),),
+        disk=Disk(Path("/cache/hub"), Path("/cache"), 500_000_000_000, has_links=False),
+    )
+    checks = lines(found)
+    assert is_healthy(diagnose(found))
+    assert checks["environment"].status == "warning"
+    assert "/state: Permission denied" in checks["llmctl's folders"].reason
+    assert "LLMCTL_HOME" in str(checks["llmctl's folders"].fix)
+    assert "without symbolic links" in checks["cache folder"].reason

@@ -424,3 +424,24 @@ def test_the_command_itself_imports_neither_torch_nor_transformers(tmp_path: Pat
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=True
     )
     assert json.loads(done.stderr.splitlines()[-1]) == []
+
+
+def test_faulty_variables_are_lines_and_the_packages_are_tried_without_them(doctor: Any, quick: str) -> None:
+    faulty = {"HF_HUB_ETAG_TIMEOUT": "abc", "HF_ENDPOINT": "http://[::1", "REQUESTS_CA_BUNDLE": "/absent.pem"}
+    found = doctor("--offline", **faulty, SSL_CERT_FILE="", SSL_CERT_DIR="", PYTHONPATH=quick)
+    assert found["exit_code"] == 1
+    text = " ".join(check["reason"] for check in found["checks"] if check["name"] == "environment")
+    assert all(name in text for name in faulty)
+    assert found["line"]["huggingface_hub"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("content", ["\ufeffhf_good".encode(), "hf_good".encode("utf-16")], ids=["BOM", "UTF-16"])
+def test_a_token_file_of_another_program_is_not_called_a_wrong_token(
+    content: bytes, doctor: Any, hub: Hub, tmp_path: Path, quick: str
+) -> None:
+    (tmp_path / "token").write_bytes(content)
+    asked = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN_PATH": str(tmp_path / "token")}
+    line = doctor("--model", "acme/tiny", **asked, PYTHONPATH=quick)["line"]["token"]
+    assert line["status"] == "broken"
+    assert "byte order mark" in line["reason"]
+    assert line["fix"] == "store the token again: llmctl login"

@@ -52,6 +52,7 @@ def _cache(findings: Findings, need: Need) -> Check:
         return fault("cache folder", reason, elsewhere, needed=need.download)
     wanted = hub.download_bytes if hub is not None else None
     text = f"{disk.folder} is writable, {format_bytes(disk.free_bytes)} free"
+    text += "" if disk.has_links else ", without symbolic links"
     if wanted is not None and wanted > disk.free_bytes:
         reason = f"{text}, but {hub.wanted if hub else 'the model'} takes {format_bytes(wanted)}"
         return fault("cache folder", reason, "llmctl models prune", needed=need.download)

@@ -53,9 +53,11 @@ def _environment(findings: Findings, need: Need) -> Iterator[Check]:
         text = f"{faulty.variable} {faulty.problem}"
         if faulty not in findings.import_faults and (unreachable is None or unreachable.message != text):
             yield fault(name, text, faulty.fix, needed=need.download)
-    for variable in findings.ignored_certificates:
-        reason = f"{variable} is set, and neither llmctl nor huggingface_hub reads it"
-        yield warning(name, reason, f"export SSL_CERT_FILE=${variable}")
+    for doubtful in findings.doubts:
+        yield warning(name, f"{doubtful.variable} {doubtful.problem}", doubtful.fix)
+    for folder, message in findings.locked_folders:
+        reason = f"llmctl cannot write to {folder}: {message}; it remembers nothing and keeps no quantised copies"
+        yield warning("llmctl's folders", reason, "export LLMCTL_HOME=FOLDER   (a folder that you may write to)")
 
 
 def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Check]:

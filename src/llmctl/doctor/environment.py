@@ -15,7 +15,7 @@ from llmctl.hub.cache.disk import free_bytes
 from llmctl.hub.environment import without_credentials
 from llmctl.machine.detection import container_memory, read_cpu_name
 from llmctl.machine.threads import usable_cores
-from llmctl.paths import existing_parent
+from llmctl.paths import cache_dir, check_writable, data_dir, existing_parent, state_dir
 from llmctl.platform_support import read_system_file, resource_limit
 
 DISTRIBUTION = "llmctl-hf"
@@ -71,7 +71,30 @@ def read_disk(folder: Path) -> Disk:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return Disk(folder, place, free, "full" if is_full else "read_only", error.strerror or str(error))
-    return Disk(folder, place, free)
+    return Disk(folder, place, free, has_links=_has_links(place))
+
+
+def _has_links(folder: Path) -> bool:
+    """Return True if symbolic links can be made in a folder that is writable. None is left."""
+    if os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").lower() in ("1", "on", "yes", "true"):
+        return False
+    with tempfile.TemporaryDirectory(dir=folder) as trial:
+        try:
+            Path(trial, "link").symlink_to("target")
+        except OSError:
+            return False
+    return True
+
+
+def read_locked_folders() -> tuple[tuple[Path, str], ...]:
+    """Return llmctl's own folders that cannot be written, with the system's message."""
+    locked: dict[Path, str] = {}
+    for folder in (state_dir(), cache_dir(), data_dir()):
+        try:
+            check_writable(folder)
+        except OSError as error:
+            locked[Path(error.filename)] = error.strerror or str(error)
+    return tuple(locked.items())
 
 
 def read_requirements() -> Requirements:

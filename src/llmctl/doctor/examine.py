@@ -10,14 +10,14 @@ from typing import Any
 
 from llmctl.config import Settings
 from llmctl.doctor.children import Answer, Question, ask_all
-from llmctl.doctor.environment import proxy_of, read_computer, read_disk, read_requirements
+from llmctl.doctor.environment import proxy_of, read_computer, read_disk, read_locked_folders, read_requirements
 from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
 from llmctl.doctor.privacy import scrubbed
 from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
 from llmctl.hub.environment import (
-    OTHER_CERTIFICATES,
     Fault,
     connection_faults,
+    doubts,
     endpoint_fault,
     import_faults,
     without_credentials,
@@ -87,7 +87,8 @@ def examine(
         time_limit_seconds=time_limit_seconds,
         import_faults=faults,
         connection_faults=_connection_faults(),
-        ignored_certificates=_ignored_certificates(),
+        doubts=tuple(doubts(os.environ)),
+        locked_folders=read_locked_folders(),
     )
     return _with_model(findings, hub_answer.facts, is_demo=is_demo)
 
@@ -105,12 +106,6 @@ def _questions(hub: Mapping[str, Any], time_limit_seconds: float, faults: Sequen
 def _connection_faults() -> tuple[Fault, ...]:
     endpoint = endpoint_fault(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     return (*([endpoint] if endpoint else []), *connection_faults())
-
-
-def _ignored_certificates() -> tuple[str, ...]:
-    if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
-        return ()
-    return tuple(name for name in OTHER_CERTIFICATES if os.environ.get(name))
 
 
 def _is_installed(name: str) -> bool:

@@ -94,6 +94,7 @@ class Disk:
         free_bytes: Bytes that can still be written.
         obstacle: Reason why a small file could not be written: `full`, `read_only` or `not_a_folder`; None if it could.
         message: The system's error message.
+        has_links: True if symbolic links can be made there.
     """
 
     folder: Path
@@ -101,6 +102,7 @@ class Disk:
     free_bytes: int
     obstacle: Literal["full", "read_only", "not_a_folder"] | None = None
     message: str = ""
+    has_links: bool = True
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ class Findings:
         time_limit_seconds: Time limit for an import.
         import_faults: Variables with which the libraries cannot be imported; the trials ran without them.
         connection_faults: Variables with which the Hub cannot be reached.
-        ignored_certificates: Variables for certificates that other programs read and llmctl does not.
+        doubts: Variables that probably do not do what was intended.
+        locked_folders: Folders of llmctl itself that cannot be written, with the system's message.
     """
 
     config: Config
@@ -231,7 +234,8 @@ class Findings:
     time_limit_seconds: float = 30.0
     import_faults: tuple[Fault, ...] = ()
     connection_faults: tuple[Fault, ...] = ()
-    ignored_certificates: tuple[str, ...] = ()
+    doubts: tuple[Fault, ...] = ()
+    locked_folders: tuple[tuple[Path, str], ...] = ()
 
     def version(self, package: str) -> str | None:
         """Return the installed version of a package by its import name, or None."""

@@ -15,6 +15,10 @@ from urllib.request import getproxies
 
 from llmctl.errors import LlmctlError, MachineError, UserError
 
+# huggingface_hub takes any value but these for "no": a mistake would open the network that should be closed.
+_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_SWITCH_VALUES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
+_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME", "LLMCTL_HOME")
 # huggingface_hub converts these while it is imported, so a wrong one stops every command.
 NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 OTHER_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # which other libraries read, and httpx2 does not
@@ -67,6 +71,9 @@ def import_faults(environ: Mapping[str, str]) -> Iterator[Fault]:
         if text and not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 9):
             problem = f"is {text[:40]!r}, which is not a whole number of seconds above 0"
             yield Fault(name, problem, f"export {name}=30, or unset it")
+    for name in _SWITCHES:
+        if environ.get(name, "").lower() not in _SWITCH_VALUES:
+            yield Fault(name, f"is {environ[name][:40]!r}: it is 1 to forbid the network, or 0", f"export {name}=1")
     if sys.flags.optimize > 1:
         yield Fault("PYTHONOPTIMIZE", "is 2 (or python -OO): it removes docstrings that transformers needs", "unset it")
 
@@ -79,6 +86,20 @@ def check_imports() -> None:
     """
     if fault := next(import_faults(os.environ), None):
         raise fault.error()
+
+
+def doubts(environ: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield variables that probably do not do what was intended."""
+    if not environ.get("SSL_CERT_FILE") and not environ.get("SSL_CERT_DIR"):
+        for name in OTHER_CERTIFICATES:
+            if environ.get(name):
+                problem = "is set, and neither llmctl nor huggingface_hub reads it"
+                yield Fault(name, problem, f"export SSL_CERT_FILE=${name}")
+    for name in _FOLDERS:
+        folder = environ.get(name, "")
+        if folder and not folder.startswith(("~", "$")) and not Path(folder).is_absolute():
+            problem = f"is {folder!r}: it names another folder wherever llmctl is started"
+            yield Fault(name, problem, "give the whole path")
 
 
 def endpoint_fault(address: str) -> Fault | None:

@@ -48,6 +48,8 @@ def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> M
         )
     if error.errno is None:
         return None
+    if error.errno == errno.EFBIG:
+        return MachineError("a file may not be that large here", hint="raise the limit: ulimit -f unlimited")
     return MachineError(
         f"the disk refuses {error.filename or path}: {error.strerror}",
         hint="is HF_HOME (or HF_HUB_CACHE) a folder on a healthy disk? what arrived is kept",
