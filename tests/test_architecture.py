@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "_version": 0,
     "units": 0,
+    "versions": 0,
     "platform_support": 0,
     "paths": 1,
     "text_files": 1,

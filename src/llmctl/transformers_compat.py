@@ -8,7 +8,8 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 # First release that quantises a KV cache in fp8 (cache_utils.py).
@@ -38,6 +39,23 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_packages() -> Iterator[None]:
+    """Swallow what the packages of pre-quantised formats print while they load, on both streams.
+
+    Standard output belongs to llmctl's own documents. Errors are exceptions. With a raised verbosity nothing is lost:
+    all of it goes to standard error.
+    """
+    from transformers.utils import logging
+
+    if logging.get_verbosity() < logging.ERROR:
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
 
 
 @contextmanager

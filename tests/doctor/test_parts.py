@@ -8,8 +8,8 @@ import pytest
 from llmctl.doctor.children import Question, ask_all
 from llmctl.doctor.environment import proxy_of, read_computer, read_requirements
 from llmctl.doctor.privacy import known_tokens, without_secrets
-from llmctl.doctor.versions import is_inside, release
 from llmctl.hub.environment import without_credentials
+from llmctl.versions import is_inside, release
 
 
 @pytest.mark.parametrize(

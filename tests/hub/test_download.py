@@ -63,6 +63,35 @@ def test_a_revision_is_remembered_under_its_name(machine: Machine, hub: HubStand
     assert machine.run("download", "acme/tiny", "--offline").code == 4
 
 
+def test_a_pasted_address_names_the_model_and_its_revision(machine: Machine, hub: HubStandin, settle: Settle) -> None:
+    commit = hub.repos["acme/tiny"].commit
+    settle({"repos": {"acme/tiny": {"refs": {"v1": commit}}}})
+    page = f"{hub.url}/acme/tiny"
+    done = machine.run("download", f"{page}/blob/v1/README.md?download=true", "--json").document
+    assert (done["repo_id"], done["revision"], done["commit"]) == ("acme/tiny", "v1", commit)
+    folder = machine.run("models", "path", f"{page}/tree/v1").out
+    assert Path(folder.strip()).name == commit
+    assert machine.run("models", "info", f"{page}/tree/v1", "--json").document["repo_id"] == "acme/tiny"
+    assert machine.run("models", "lock", f"{page}/tree/v1").code == 0
+    assert machine.run("use", "hf.co/acme/tiny/tree/v1").out == "acme/tiny\n"
+    shown = machine.run("config", "show").out.splitlines()
+    assert [line.split("\t")[1] for line in shown if line.startswith("model.")] == ['"acme/tiny"', '"v1"']
+    refused = machine.run("download", f"{page}/tree/v1", "--revision", "main")
+    assert refused.code == 2
+    assert machine.run("models", "rm", page, "--yes").code == 0
+
+
+def test_a_repository_of_gguf_files_cannot_be_planned_and_says_why(machine: Machine, hub: HubStandin) -> None:
+    folder = hub.root / "acme" / "tiny"
+    (folder / "model.safetensors").rename(folder / "tiny-Q4_K_M.gguf")
+    hub.reload()
+    for command in (("plan", "acme/tiny"), ("plan", f"{hub.url}/acme/tiny/blob/main/tiny-Q4_K_M.gguf")):
+        done = machine.run(*command)
+        assert done.code in (2, 4)
+        assert "GGUF" in done.err
+    assert "GGUF" in machine.run("models", "info", "acme/tiny").err
+
+
 def test_python_code_is_downloaded_only_on_request(machine: Machine, hub: HubStandin) -> None:
     (hub.root / "acme" / "tiny" / "modeling_own.py").write_text("raise SystemExit(9)\n")
     hub.reload()

@@ -65,6 +65,21 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+# Architectures that only some tests need.
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
 
 def write_tokenizer(folder: Path, *, template: str | None = CHATML, text: str = _TEXT, size: int = 400) -> int:
     """A byte-level BPE tokenizer trained on a text, with ChatML's control tokens. Returns its size."""
@@ -95,7 +110,7 @@ def write_model(folder: Path, architecture: str = "llama", *, dtype: str = "bflo
 
     folder.mkdir(parents=True, exist_ok=True)
     size = write_tokenizer(folder)
-    config_name, model_name, different = ARCHITECTURES[architecture]
+    config_name, model_name, different = (ARCHITECTURES | OTHERS)[architecture]
     arguments = {} if architecture == "gpt2" else dict(_COMMON)
     arguments |= {
         "vocab_size": size,

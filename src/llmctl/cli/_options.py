@@ -61,6 +61,18 @@ class Options:
         if given:
             raise UserError(reason, hint=f"omit {' and '.join(given)}")
 
+    def id_and_revision(
+        self, model: "Flag[str] | Flag[str | None]", revision: "Flag[str | None]"
+    ) -> tuple[str, str | None]:
+        """Return the id and the revision of a model argument, which may be a pasted address of the Hub.
+
+        Raises:
+            UserError: the address is not that of a model, or names another revision.
+        """
+        from llmctl.config.hub_address import id_and_revision
+
+        return id_and_revision(self[model] or "", self[revision])
+
     def settings(self, *, replace: Mapping[str, Any] | None = None, config: Path | None = None) -> "Settings":
         """Read every layer of the configuration, the flags on top.
 

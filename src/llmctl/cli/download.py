@@ -12,6 +12,7 @@ from llmctl.cli._flag import Flag, file, integer, switch, text, texts
 from llmctl.cli._interrupts import resumable
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
+from llmctl.config.hub_address import id_and_revision
 from llmctl.errors import EXIT_NO, MachineError, UserError
 from llmctl.units import format_bytes
 
@@ -108,7 +109,7 @@ def _resolve_name(model: str | None, revision: str | None, locked: Path | None) 
         return record.repo_id, record.commit
     if model is None:
         raise UserError("no model was named", hint="llmctl download org/name, as in: llmctl download Qwen/Qwen3-4B")
-    return model, revision
+    return id_and_revision(model, revision)
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,10 @@ def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> 
     option = getattr(error, "option_name", None)
     if option in SHARED_OPTIONS and command == "llmctl":
         hint = f"{option} goes after the command: llmctl load {option}"
+    elif (option or "").startswith("--gguf"):
+        from llmctl.model.checkpoint import GGUF_HINT
+
+        hint = f"llmctl does not read GGUF; {GGUF_HINT}"
     output.error(UserError(error.format_message().rstrip("."), hint=hint))
     return EXIT_USER
 

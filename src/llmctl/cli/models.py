@@ -80,7 +80,8 @@ def info(options: Options) -> None:
     from llmctl.hub.cache.snapshot import find_snapshot
     from llmctl.hub.describe import describe
 
-    output, model, revision = options.output, options[MODEL], options[REVISION]
+    output = options.output
+    model, revision = options.id_and_revision(MODEL, REVISION)
     if find_snapshot(model, revision=revision) is not None:
         cached = find_model(model, revision=revision)
         facts: dict[str, Any] = {"in_cache": True, "commit": cached.commit, "folder": str(cached.folder)}
@@ -110,7 +111,8 @@ def path(options: Options) -> None:
     from llmctl.hub.cache.inventory import find_model
 
     output = options.output
-    cached = find_model(options[MODEL], revision=options[REVISION])
+    model, revision = options.id_and_revision(MODEL, REVISION)
+    cached = find_model(model, revision=revision)
     if output.as_json:
         output.document("llmctl.model-path/1", {"folder": str(cached.folder), "missing": list(cached.missing)})
     else:
@@ -133,8 +135,8 @@ def lock(options: Options) -> None:
     from llmctl.hub.cache.lockfile import to_json
     from llmctl.hub.cache.snapshot import record_of
 
-    model = options[MODEL]
-    record = record_of(model, revision=options[REVISION])
+    model, revision = options.id_and_revision(MODEL, REVISION)
+    record = record_of(model, revision=revision)
     if record is None:
         raise UserError(f"{model} has no lock file: llmctl did not download it", hint=f"llmctl download {model}")
     options.output.line(json.dumps(to_json(record), indent=1))
@@ -150,7 +152,9 @@ def remove(options: Options) -> None:
 
       llmctl models rm --copies Qwen/Qwen3-4B
     """
-    output, models = options.output, options[MODELS]
+    from llmctl.config.hub_address import id_and_revision
+
+    output, models = options.output, [id_and_revision(model, None)[0] for model in options[MODELS]]
     what = "the quantised copies of " if options[COPIES] else ""
     _confirm(f"Remove {what}{', '.join(models)} from the cache?", yes=options[YES])
     freed = {model: _remove(model, only_copies=options[COPIES]) for model in models}

@@ -164,7 +164,10 @@ def _show_survey(output: Output, survey: MachineSurvey) -> None:
         extras = ", draft model, adapters" if has_extras else ""
         output.line(f"cache+: KV cache and activations{extras}; * an estimate of decoding, one sequence")
     if best is None or best.plan is None:
-        output.line(f"nothing fits: {variants[-1].reason}")
+        last = variants[-1]
+        output.line(f"{'not possible' if last.verdict == 'impossible' else 'nothing fits'}: {last.reason}")
+        if last.hint is not None:
+            output.line(f"  {last.hint}")
         return
     output.heading(f"recommended: {best.name}")
     output.pairs([(d.key, f"{d.value}  ({d.reason})") for d in best.plan.decisions])

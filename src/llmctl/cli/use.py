@@ -29,7 +29,8 @@ def use(options: Options) -> None:
     if options[FORGET]:
         forget_model()
     elif model:
-        remember_model(_checked(model), revision=options[REVISION], how="use")
+        name, revision = options.id_and_revision(MODEL, REVISION)
+        remember_model(_checked(name), revision=revision, how="use")
     current = current_model()
     if output.as_json:
         output.document("llmctl.use/1", {"model": current.model if current else None})

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from llmctl import yaml_reader
+from llmctl.config.hub_address import with_ids
 from llmctl.config.last_model import CurrentModel, current_model
 from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
@@ -129,7 +130,7 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     that sets a structure drops the structure of a lower layer.
     """
     merged: Layer = {}
-    for layer in layers:
+    for layer in (with_ids(layer, problems) for layer in layers):
         problems += _check(layer)
         for section in ("model", "draft"):
             if f"{section}.id" in layer:

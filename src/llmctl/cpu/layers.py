@@ -242,9 +242,11 @@ def use_kernels(model: nn.Module) -> int:
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
     for module in model.modules():
-        if type(module) is not nn.Linear or module.weight.device.type != "cpu":
+        # torchao's weights are tensors of a class of their own; compressed-tensors has layers without a weight
+        weight = module.weight if type(module) is nn.Linear and hasattr(module, "weight") else None
+        if type(weight) is not nn.Parameter or weight.device.type != "cpu":
             continue
-        if module.weight.dtype == torch.bfloat16 and module.weight.is_contiguous():
+        if weight.dtype == torch.bfloat16 and weight.is_contiguous():
             module.__class__ = KernelHead if module is head else KernelLinear
             count += 1
     return count

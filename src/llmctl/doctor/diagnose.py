@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from llmctl.doctor.account import check_account
+from llmctl.doctor.checkpoint_format import check_format
 from llmctl.doctor.computer import check_computer
 from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.gpu import check_gpu
@@ -22,6 +23,7 @@ def diagnose(findings: Findings) -> tuple[Check, ...]:
         *_environment(findings, need),
         *check_gpu(findings, need),
         *check_software(findings),
+        *check_format(findings, plan),
         *check_account(findings, need),
         *check_computer(findings, need, plan),
         *_model(findings, plan),

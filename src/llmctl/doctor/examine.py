@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config import Settings
+from llmctl.doctor.checkpoint_format import format_packages
 from llmctl.doctor.children import Answer, Question, ask_all
 from llmctl.doctor.environment import proxy_of, read_computer, read_disk, read_locked_folders, read_requirements
 from llmctl.doctor.findings import OWN_KERNELS, Disk, Findings, HubState, Refusal
 from llmctl.doctor.privacy import scrubbed
-from llmctl.errors import LlmctlError, OfflineError, Problem, UserError
+from llmctl.errors import LlmctlError, OfflineError, Problem
 from llmctl.hub.environment import (
     Fault,
     connection_faults,
@@ -25,8 +26,7 @@ from llmctl.hub.environment import (
 from llmctl.machine.detection import read_machine, read_nvidia_driver
 from llmctl.model import demo
 from llmctl.model.info import read_model_info
-from llmctl.model.resolve import is_path
-from llmctl.paths import expand
+from llmctl.model.resolve import EXAMPLE, check_id, is_path, local_folder
 from llmctl.quant.registry import backend_packages
 
 # Slowest first: they run in parallel, and the last one to finish determines the total time.
@@ -90,7 +90,7 @@ def examine(
         doubts=tuple(doubts(os.environ)),
         locked_folders=read_locked_folders(),
     )
-    return _with_model(findings, hub_answer.facts, is_demo=is_demo)
+    return _with_format_packages(_with_model(findings, hub_answer.facts, is_demo=is_demo))
 
 
 def _questions(hub: Mapping[str, Any], time_limit_seconds: float, faults: Sequence[Fault]) -> list[Question]:
@@ -178,20 +178,16 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, is_demo: bool) 
     """Return the findings with the model's files, if they are on this machine."""
     source = findings.source
     folder: Path | None = None
-    if is_path(source):
-        folder = expand(source).absolute()
-        if not folder.is_dir():
-            hint = "give the folder with config.json, or a Hub id of the form org/name"
-            return replace(findings, model_error=UserError(f"there is no folder {folder}", hint=hint))
-    elif source.count("/") != 1:
-        error = UserError(
-            f"{source!r} is neither a folder here nor a Hub id of the form org/name",
-            hint="for example: --model HuggingFaceTB/SmolLM2-135M-Instruct",
-        )
+    try:
+        if is_path(source):
+            folder = local_folder(source)
+        else:
+            check_id(source, EXAMPLE)
+    except LlmctlError as error:
         return replace(findings, model_error=error, hub=replace(findings.hub, wanted=None) if findings.hub else None)
-    elif facts.get("folder"):
+    if folder is None and facts.get("folder"):
         folder = Path(facts["folder"])
-    elif is_demo:
+    if folder is None and is_demo:
         folder = demo.demo_folder()
     if folder is None:
         return replace(findings, model_error=_absent(findings))
@@ -199,6 +195,13 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, is_demo: bool) 
         return replace(findings, model=read_model_info(folder, source=source, commit=facts.get("commit")))
     except LlmctlError as error:
         return replace(findings, model_error=error)
+
+
+def _with_format_packages(findings: Findings) -> Findings:
+    """Return the findings with trials of the packages that the model's format needs and that are installed."""
+    modules = [package.module for package in format_packages(findings) if _is_installed(package.module)]
+    answers = ask_all([Question(name, findings.time_limit_seconds) for name in modules])
+    return replace(findings, trials={**findings.trials, **{name: answer.trial for name, answer in answers.items()}})
 
 
 def _absent(findings: Findings) -> LlmctlError | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
 from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
-from llmctl.doctor.versions import without_local
 from llmctl.errors import LlmctlError
 from llmctl.machine.detection import Gpu
 from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
@@ -15,6 +14,7 @@ from llmctl.plan.placement import candidate_devices
 from llmctl.quant.backend import BackendPackage, QuantBackend
 from llmctl.quant.registry import backend_packages
 from llmctl.units import format_bytes
+from llmctl.versions import without_local
 
 # The oldest driver for each major version of CUDA, which also runs its later minor versions:
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from llmctl.doctor.findings import BASE_ADDRESS_BYTES, Check, Findings, Trial, fault, ok, skipped, warning
-from llmctl.doctor.versions import is_inside, lower_first, release, without_local
 from llmctl.quant.registry import backend_packages
+from llmctl.versions import is_inside, lower_first, release, without_local
 
 # The newest tested versions. Newer versions may work; the range in llmctl's metadata determines which are refused.
 TESTED_UP_TO = {
@@ -47,10 +47,11 @@ def not_importable(findings: Findings, name: str, *, needed: str | None) -> Chec
     torch = findings.trials.get("torch")
     if name in _IMPORT_TORCH and torch is not None and torch.outcome != "imported":
         return skipped(label, "it imports torch, which does not work here")
-    return fault(label, _import_failure(trial), _fix_for(findings, name, trial), needed=needed)
+    return fault(label, import_failure(trial), _fix_for(findings, name, trial), needed=needed)
 
 
-def _import_failure(trial: Trial) -> str:
+def import_failure(trial: Trial) -> str:
+    """Return why an import did not succeed, in words."""
     if trial.outcome == "crashed":
         return f"importing it kills Python ({trial.error})"
     if trial.outcome == "hung":

@@ -9,7 +9,7 @@ from llmctl.errors import LlmctlError, RemoteError
 from llmctl.hub import error_translation, settings
 from llmctl.hub.http import get_bytes, get_json, refuse_if_offline
 from llmctl.hub.listing import Listing, RemoteFile, fetch_listing
-from llmctl.hub.selection import needed
+from llmctl.hub.selection import needed, no_weights
 from llmctl.model import generation_config
 from llmctl.model.checkpoint import parse_header
 from llmctl.model.info import ModelInfo, check_bounds, check_kernels
@@ -28,7 +28,7 @@ class RemoteModel:
         gated: False, `auto` or `manual`.
         download_bytes: Size of the files needed for loading; 0 if there are no weights that llmctl can load.
         info: Properties from the configuration and the headers of the weights; None if these cannot be read.
-        why_not: Reason why `info` is None.
+        why_not: Reason why `info` is None, or why there are no weights that llmctl loads.
     """
 
     repo_id: str
@@ -52,9 +52,11 @@ def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
     sizes = {file.path: file.size_bytes for file in listing.files}
     info, why_not = None, None
     try:
+        if not needed(sizes):
+            why_not = no_weights(listing.repo_id, tuple(sizes)).message
         info = _model_info(listing)
     except LlmctlError as error:
-        why_not = error.message
+        why_not = why_not or error.message
     return RemoteModel(
         repo_id=repo_id,
         commit=listing.commit,

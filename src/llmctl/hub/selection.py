@@ -155,7 +155,7 @@ def no_weights(repo_id: str, names: Sequence[str]) -> ModelError:
         if by_kind[kind]:
             return ModelError(
                 f"{repo_id} has its weights only as {kind} ({_some(by_kind[kind])}){program}",
-                hint="its page names the original model under 'Model tree': download that one",
+                hint="use the safetensors original; the page of the repository names it under 'Model tree'",
                 details=details,
             )
     return ModelError(f"{repo_id} has no weights", hint="look at its page for the model to load", details=details)

@@ -5,6 +5,7 @@
 
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
 from llmctl.model.tokenizer import check_draft
 from llmctl.plan import Plan
+from llmctl.quant import registry
 from llmctl.transformers_compat import quiet_libraries, without_peft
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
     """Load a prepared model as its plan says. Errors are those of `load`."""
     started = time.perf_counter()
     apply_environment(prepared.plan)
-    with lean_imports(), quiet_libraries(), without_peft():
+    with _imports(prepared.plan), quiet_libraries(), without_peft():
         prepared = check_architecture(prepared)
         _set_seed(prepared.plan)
         prompt_model = load_prompt_model(prepared)
@@ -72,7 +74,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         prompt_model.tokenizer,
         prompt_model.eos_token_ids,
         model=model,
-        measured=measure(model, load_seconds=time.perf_counter() - started),
+        measured=measure(model, load_seconds=time.perf_counter() - started, parameters=_stored_parameters(prepared)),
     )
     return loaded if prepared.draft is None else _with_draft(loaded, prepared.draft)
 
@@ -89,6 +91,20 @@ def _with_draft(loaded: LoadedModel, prepared: Prepared) -> LoadedModel:
         value = getattr(options, name)
         setattr(draft.model.generation_config, name, draft.info.generation.values.get(name) if value is None else value)
     return replace(loaded, draft=draft, prepared=replace(loaded.prepared, draft=draft.prepared))
+
+
+def _stored_parameters(prepared: Prepared) -> int | None:
+    """Return the number of weights that a checkpoint keeps packed in memory; None for any other model."""
+    stored = prepared.plan.stored_quantization
+    if stored is None or stored.backend in registry.BACKENDS or stored.backend.is_unpacked(stored):
+        return None
+    return prepared.info.parameters
+
+
+def _imports(plan: Plan) -> AbstractContextManager[None]:
+    """Return the context to import transformers in: lean, unless the format of the weights needs all of torch."""
+    stored = plan.stored_quantization
+    return nullcontext() if stored is not None and stored.backend.imports_compiler else lean_imports()
 
 
 def apply_environment(plan: Plan) -> None:

@@ -37,13 +37,16 @@ class Measured:
     peak_memory_bytes: int
 
 
-def measure(model: Any, *, load_seconds: float) -> Measured:
-    """Return the facts about a model that has just been loaded."""
+def measure(model: Any, *, load_seconds: float, parameters: int | None = None) -> Measured:
+    """Return the facts about a model that has just been loaded.
+
+    `parameters` is the number of parameters where the model itself cannot tell: some formats pack them in buffers.
+    """
     devices = getattr(model, "hf_device_map", None) or {"": model.device}
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return Measured(
         model_class=type(model).__name__,
-        parameters=registry.parameter_count(model),
+        parameters=parameters or registry.parameter_count(model),
         dtype=str(dtype).removeprefix("torch."),
         attn_implementation=attention_of(model.config),
         quantization=registry.describe(model),
@@ -59,7 +62,7 @@ def _device_bytes(model: Any) -> dict[str, int]:
     sizes: dict[str, int] = {}
     counted: set[int] = set()
     for tensor in chain(model.parameters(), model.buffers()):
-        for part in (tensor, *registry.extra_tensors(tensor)):
+        for part in registry.tensors_of(tensor):
             if part.is_meta or part.data_ptr() in counted:
                 continue
             counted.add(part.data_ptr())

@@ -1,6 +1,7 @@
 """The reading of weights with `from_pretrained`, from the model's own files or from the quantised cache."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
     """Load the model, refuse weights that transformers only warns about, and install llmctl's kernels if planned."""
     plan = prepared.plan
-    model, report = _from_pretrained(prepared, cache_folder)
+    stored = plan.stored_quantization
+    with nullcontext() if stored is None else compat.quiet_packages():
+        model, report = _from_pretrained(prepared, cache_folder)
+        if stored is not None:
+            stored.backend.complete(model)
     check_keys(plan.source, report)
     check_finite(plan.source, model)
     if plan.kernels == "llmctl":
@@ -90,10 +95,7 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any
             **arguments,
         )
     except ImportError as error:
-        raise MachineError(
-            f"loading {plan.source} needs a package that cannot be imported: {first_line(error)}",
-            hint="install it, or omit the option that needs it (--attn, --quant)",
-        ) from error
+        raise _not_importable(plan, error) from error
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise out_of_memory_error(
@@ -104,6 +106,17 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any
             hint="are its files complete, and does this transformers know it? --debug shows the cause",
         ) from error
     return loaded
+
+
+def _not_importable(plan: Plan, error: ImportError) -> MachineError:
+    """Return the error for a package that is missing or broken, with the packages of the checkpoint's format."""
+    stored = plan.stored_quantization
+    packages = stored.backend.needed_packages(plan.devices) if stored is not None else ()
+    needed = f"; its format needs {', '.join(package.name for package in packages)}" if packages else ""
+    return MachineError(
+        f"loading {plan.source} needs a package that cannot be imported: {first_line(error)}{needed}",
+        hint=f"llmctl doctor --model {plan.source}",
+    )
 
 
 def _model_arguments(plan: Plan) -> dict[str, Any]:
@@ -130,4 +143,10 @@ def _read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
     compat.use_default_experts(config)
     if quantization_config is not None:
         config.quantization_config = quantization_config.to_dict()
+    stored = prepared.plan.stored_quantization
+    if stored is not None:
+        for part in (config, config.get_text_config(decoder=True)):
+            settings = getattr(part, "quantization_config", None)
+            if isinstance(settings, dict):
+                stored.backend.adapt_config(settings)
     return config

@@ -15,6 +15,7 @@ from typing import Literal
 from llmctl.cpu import kernels
 from llmctl.machine.threads import physical_cores
 from llmctl.platform_support import read_system_file
+from llmctl.quant.checkpoint_formats import packages_of_formats
 
 PACKAGES = (
     "transformers",
@@ -31,6 +32,7 @@ PACKAGES = (
     "hqq",
     "peft",
     "llguidance",
+    *(package.name for package in packages_of_formats()),
 )
 # The flags of /proc/cpuinfo on which the speed of a model depends, in Linux's spelling.
 CPU_FEATURES = (

@@ -12,11 +12,14 @@ from typing import Any
 from llmctl import yaml_reader
 from llmctl.errors import UserError
 from llmctl.machine.detection import Gpu, Machine
+from llmctl.quant.checkpoint_formats import packages_of_formats
 from llmctl.text_files import read_text
 from llmctl.units import parse_bytes
 
 GIB = 2**30
+# Hypothetical machines have what a model needs: the tested versions, and the packages of pre-quantised formats.
 _PACKAGES = {
+    **{package.name: package.minimum or "1" for package in packages_of_formats()},
     "torch": "2.13.0",
     "transformers": "5.24.0",
     "accelerate": "1.15.0",
@@ -108,6 +111,7 @@ def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Mach
         gpus,
         _PACKAGES,
         "13.0",
+        compiler="g++",
     )
 
 
@@ -140,4 +144,5 @@ def _from_file(path: Path) -> Machine:
         gpus,
         _PACKAGES if gpus else {k: v for k, v in _PACKAGES.items() if k != "flash_attn"},
         "13.0" if gpus else None,
+        compiler="g++",
     )

@@ -22,6 +22,7 @@ INDEX_FILE = "model.safetensors.index.json"
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 JSON_LIMIT_BYTES = 50_000_000
 _BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block)\.\d+)\.")
+GGUF_HINT = "use the safetensors original; the page of a GGUF repository names it under 'Model tree'"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Bits of one element, by the format's dtype names.
 DTYPE_BITS = {
@@ -161,7 +162,9 @@ def _no_safetensors(folder: Path) -> ModelError:
             details={"pickles": pickles},
         )
     if gguf:
-        return ModelError(f"{folder} has its weights only as GGUF ({gguf[0]})", hint="choose the safetensors original")
+        return ModelError(
+            f"{folder} has its weights only as GGUF ({gguf[0]}), which llmctl does not read", hint=GGUF_HINT
+        )
     return ModelError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", hint="is it the folder of a model?")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
 from llmctl.quant.backend import Quantization
+from llmctl.quant.checkpoint_formats import has_packed_weights
 from llmctl.quant.registry import stored_quantization
 
 # The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and
@@ -105,8 +107,11 @@ class ModelInfo:
 
     @property
     def parameters(self) -> int:
-        """The number of elements in the checkpoint; of packed quantised weights, the packed elements."""
-        return sum(tensor.numel for tensor in self.tensors)
+        """The number of elements in the checkpoint; a packed weight counts as those that it holds, if that is known."""
+        stored = self.stored_quantization
+        if stored is None:
+            return sum(tensor.numel for tensor in self.tensors)
+        return sum(stored.backend.stored_parameters(tensor, stored) for tensor in self.tensors)
 
     @property
     def size_bytes(self) -> int:
@@ -117,21 +122,26 @@ class ModelInfo:
     def stored_dtype(self) -> str:
         """torch's name of the dtype of most weights.
 
-        For a quantised checkpoint it is the dtype in config.json, since scales can outweigh the unquantised weights.
+        For a quantised checkpoint it is the dtype in config.json or else half precision, since scales can outweigh the
+        unquantised weights.
         """
         named = str(self.text_config.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype"))
-        if self.stored_quantization is not None and named in _TORCH_NAMES.values():
+        names = [name for name in dtype_bytes(self.tensors) if name in _TORCH_NAMES]
+        if self.stored_quantization is None:
+            return _TORCH_NAMES[names[0]] if names else "float32"
+        if named in _TORCH_NAMES.values():
             return named
-        for name in dtype_bytes(self.tensors):
-            if name in _TORCH_NAMES:
-                return _TORCH_NAMES[name]
-        return "float32"
+        return _TORCH_NAMES[next((name for name in names if name != "F32"), "BF16")]
 
-    @property
+    @cached_property
     def stored_quantization(self) -> Quantization | None:
         """The quantisation that the checkpoint is stored in, or None."""
-        stored = self.config.get("quantization_config") or self.text_config.get("quantization_config")
-        return stored_quantization(stored) if isinstance(stored, dict) else None
+        # mlx-lm has a key of its own
+        keys = (self.config.get("quantization_config"), self.text_config.get("quantization_config"))
+        stored = next((one for one in (*keys, self.config.get("quantization")) if isinstance(one, dict) and one), None)
+        if stored is None and has_packed_weights(self.tensors):
+            stored = {}  # config.json does not mention them
+        return stored_quantization(stored)
 
     @property
     def has_remote_code(self) -> bool:

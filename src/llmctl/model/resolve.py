@@ -5,15 +5,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
-from llmctl.errors import LlmctlError, MachineError, OfflineError, RemoteError, UnreachableError, UserError
+from llmctl.errors import (
+    LlmctlError,
+    MachineError,
+    ModelError,
+    OfflineError,
+    RemoteError,
+    UnreachableError,
+    UserError,
+)
 from llmctl.model import demo
 from llmctl.model.adapters import AdapterInfo, read_adapter
+from llmctl.model.checkpoint import GGUF_HINT
 from llmctl.model.draft import draft_settings
 from llmctl.model.info import ModelInfo, read_model_info
 from llmctl.paths import expand
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
+
+EXAMPLE = "--model HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def resolve_model(settings: Settings, *, offline: bool = False, progress: "Progr
     if model.id is None or (model.id == demo.MODEL_ID and model.revision is None and not is_path(model.id)):
         return _resolve_default(settings.config, _reason(settings), offline=offline, progress=progress)
     if is_path(model.id):
-        return _resolve_folder(model.id, _reason(settings))
+        return ResolvedModel(model.id, local_folder(model.id), None, _reason(settings))
     return _resolve_hub_id(
         settings.config, model.id, model.revision, _reason(settings), offline=offline, progress=progress
     )
@@ -101,14 +112,12 @@ def resolve_adapters(
 
     adapters = []
     for spec in config.model.adapters:
-        folder, commit = expand(spec.id).absolute(), None
-        if not is_path(spec.id):
-            if spec.id.count("/") != 1:
-                raise _neither_folder_nor_id(spec.id, "--adapter org/name")
+        if is_path(spec.id):
+            folder, commit = local_folder(spec.id), None
+        else:
+            check_id(spec.id, "--adapter org/name")
             snapshot = ensure(spec.id, revision=spec.revision, offline=offline, progress=progress)
             folder, commit = snapshot.folder, snapshot.commit
-        elif not folder.is_dir():
-            raise UserError(f"there is no folder {folder}", hint="give the folder of an adapter, or a Hub id")
         adapters.append(read_adapter(folder, source=spec.id, commit=commit, scale=spec.scale))
     return tuple(adapters)
 
@@ -133,20 +142,36 @@ def _reason(settings: Settings) -> str:
     return f"named by {settings.origin('model.id')}"
 
 
+def check_id(name: str, example: str) -> None:
+    """Raise UserError for a name that cannot be a Hub id."""
+    if name.count("/") != 1 or ":" in name or name.lower().endswith(".gguf"):
+        raise _neither_folder_nor_id(name, example)
+
+
 def _neither_folder_nor_id(name: str, example: str) -> UserError:
+    """Return the error for a name that is neither a folder nor a Hub id: a GGUF file, or its tag, among others."""
+    if name.lower().endswith(".gguf"):
+        return ModelError(f"{name} is a GGUF file, which llmctl does not read", hint=GGUF_HINT)
+    if ":" in name:
+        return ModelError(f"{name} names a GGUF file by its tag, and llmctl does not read GGUF", hint=GGUF_HINT)
     return UserError(
         f"{name!r} is neither a folder here nor a Hub id of the form org/name", hint=f"for example: {example}"
     )
 
 
-def _resolve_folder(name: str, reason: str) -> ResolvedModel:
+def local_folder(name: str) -> Path:
+    """Return the folder that a model's name means. Raises UserError if there is none."""
     folder = expand(name).absolute()
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}",
-            hint="give the folder that holds config.json, or a Hub id of the form org/name",
-        )
-    return ResolvedModel(name, folder, None, reason)
+    if folder.is_dir():
+        return folder
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"{name} is a GGUF file, which llmctl does not read", hint=GGUF_HINT)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", hint=f"give the folder that holds it: {folder.parent}")
+    raise UserError(
+        f"there is no folder {folder}",
+        hint="give the folder that holds config.json, or a Hub id of the form org/name",
+    )
 
 
 def _resolve_hub_id(
@@ -154,8 +179,7 @@ def _resolve_hub_id(
 ) -> ResolvedModel:
     from llmctl.hub.download.run import ensure
 
-    if repo_id.count("/") != 1:
-        raise _neither_folder_nor_id(repo_id, "--model HuggingFaceTB/SmolLM2-135M-Instruct")
+    check_id(repo_id, EXAMPLE)
     snapshot = ensure(
         repo_id,
         revision=revision,
@@ -209,6 +233,8 @@ def _preview(settings: Settings, *, offline: bool) -> ModelPreview:
 
     model = settings.config.model
     repo_id = model.id or demo.MODEL_ID
+    if not is_path(repo_id):
+        check_id(repo_id, EXAMPLE)
     is_local = is_path(repo_id) or find_snapshot(repo_id, revision=model.revision) is not None
     is_default = repo_id == demo.MODEL_ID and model.revision is None
     if not is_local and not (offline or is_offline()):
@@ -231,6 +257,6 @@ def _preview_on_hub(repo_id: str, revision: str | None, reason: str) -> ModelPre
     from llmctl.hub.describe import describe
 
     remote = describe(repo_id, revision=revision)
-    if remote.info is None:
+    if remote.info is None or remote.why_not is not None:
         raise RemoteError(f"{repo_id} cannot be planned: {remote.why_not}", hint=f"see its page: {remote.page}")
     return ModelPreview(remote.info, reason, remote.download_bytes)

@@ -133,6 +133,11 @@ class Plan:
         """True if weights are quantised while they are loaded."""
         return self.quantization is not None and not self.quantization.is_stored
 
+    @property
+    def stored_quantization(self) -> Quantization | None:
+        """The quantisation that the checkpoint is stored in, or None."""
+        return self.quantization if self.quantization is not None and self.quantization.is_stored else None
+
     def reason(self, key: str) -> str:
         """Return the reason of a decision that was made, for people to read."""
         return next(d.reason for d in self.decisions if d.key == key)

@@ -13,6 +13,15 @@ def decide_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: 
     requested = config.load.dtype
     if requested != "auto":
         return Decision("dtype", requested, "asked for")
+    decision = _best_dtype(config, machine, info, devices=devices)
+    quantization = info.stored_quantization
+    possible = quantization.backend.dtypes(devices) if quantization is not None else ()
+    if quantization is None or not possible or decision.value in possible:
+        return decision
+    return Decision("dtype", possible[0], f"weights in the format {quantization.backend.name} compute in it here")
+
+
+def _best_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> Decision:
     stored = info.stored_dtype
     half_wanted = config.quantization.bits is not None or config.load.attn_implementation == "flash_attention_2"
     if any(device.startswith("cuda") for device in devices):

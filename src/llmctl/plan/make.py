@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from llmctl.config import Config
+from llmctl.errors import MachineError
 from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
@@ -51,7 +52,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     trust = _decide_trust(config, info)
     decoding, decoding_decisions = decide_decoding(config, machine, info, devices=devices, quantization=quantization)
     adapters = decide_adapters(
-        config, machine, info, request.adapters, placement=placement, quantized=quantization is not None
+        config, machine, info, request.adapters, placement=placement, quantized=_is_packed(quantization)
     )
     kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
     loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
@@ -76,7 +77,7 @@ def _plan_model(request: PlanRequest) -> Plan:
         decisions=(*loading, trust, *adapters, *_explain_use_fast(config), *generating),
         seed=config.seed,
         deterministic=config.deterministic,
-        environment=_environment(config, devices),
+        environment=_environment(config, devices) | _stored_environment(quantization, devices),
         quantization=quantization,
         kernels=kernels,
     )
@@ -101,25 +102,48 @@ def _adapter_bytes(request: PlanRequest) -> int:
 
 def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Quantization | None) -> Placement:
     stored = quantization if quantization is not None and quantization.is_stored else None
-    return place(
-        request.config,
-        request.machine,
-        module_bytes(request.info, dtype=dtype, quantization=quantization),
-        ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
-        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
-        quantized=quantization is not stored,
-    )
+    try:
+        return place(
+            request.config,
+            request.machine,
+            module_bytes(request.info, dtype=dtype, quantization=quantization),
+            ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
+            reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
+            quantized=quantization is not stored,
+        )
+    except MachineError as error:
+        if stored is None or "weights_bytes" not in error.details:
+            raise
+        # the hint of `place` is to quantise, which a quantised checkpoint cannot be
+        hint = "try a smaller model, or the unquantised original with --quant 4bit"
+        raise MachineError(error.message, hint=hint, details=error.details) from error
 
 
 def _offload(
     quantization: Quantization | None, placement: Placement
 ) -> tuple[Quantization | None, tuple[Decision, ...]]:
-    """Return the quantisation for a model that is partly in RAM beside a GPU."""
+    """Return the quantisation for a model that is partly in RAM beside a GPU. Raises MachineError if it cannot be."""
     devices = set(placement.device_map.values())
-    if quantization is None or quantization.is_stored or "cpu" not in devices or len(devices) == 1:
+    if quantization is None or "cpu" not in devices or len(devices) == 1:
+        return quantization, ()
+    if quantization.is_stored:
+        obstacle = quantization.backend.split_obstacle()
+        if obstacle is not None:
+            raise MachineError(obstacle, hint="use --device-map cpu, or a smaller model")
         return quantization, ()
     quantization, choices = quantization.backend.offloaded(quantization)
     return quantization, as_decisions(choices)
+
+
+def _stored_environment(quantization: Quantization | None, devices: tuple[str, ...]) -> dict[str, str]:
+    if quantization is None or not quantization.is_stored:
+        return {}
+    return dict(quantization.backend.environment(devices))
+
+
+def _is_packed(quantization: Quantization | None) -> bool:
+    """Return True if weights are quantised in memory: stored ones may be unpacked while they are loaded."""
+    return quantization is not None and not (quantization.is_stored and quantization.backend.is_unpacked(quantization))
 
 
 def _quantization_kwargs(quantization: Quantization | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.quant.backend import EMBEDDINGS, Quantization
+from llmctl.quant.backend import EMBEDDINGS, FLOATS, Quantization
 
 DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # CUDA context, cuBLAS workspaces and the allocator's slack, approximately, on every card in use.
@@ -22,8 +22,10 @@ def tensor_bytes(tensor: Tensor, *, dtype: str, quantization: Quantization | Non
 
     `is_tied` means that the output head shares the weights of the embedding.
     """
-    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
-        return tensor.size_bytes  # packed or integer: stays as it is
+    if quantization is not None and quantization.is_stored:
+        return quantization.backend.stored_bytes(tensor, quantization, dtype_bytes=DTYPE_SIZE_BYTES[dtype])
+    if tensor.dtype not in FLOATS and not tensor.dtype.startswith("F8"):
+        return tensor.size_bytes  # an integer stays as it is
     if quantization is not None:
         size = quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied)
         if size is not None:
@@ -131,19 +133,23 @@ def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
     backend_bytes = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
     if backend_bytes is not None:
         return backend_bytes
-    stored_name = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     is_tied = has_tied_head(info)
     return sum(
         tensor.size_bytes
         for tensor in info.tensors
-        if tensor.dtype != stored_name or _is_converted(tensor, quantization, is_tied=is_tied)
+        if _is_converted(tensor, dtype=dtype, quantization=quantization, is_tied=is_tied)
     )
 
 
-def _is_converted(tensor: Tensor, quantization: Quantization | None, *, is_tied: bool) -> bool:
-    if quantization is None or quantization.is_stored:
-        return False
-    return quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied) is not None
+def _is_converted(tensor: Tensor, *, dtype: str, quantization: Quantization | None, is_tied: bool) -> bool:
+    if tensor.dtype in FLOATS and tensor.dtype != {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]:
+        return True
+    if quantization is not None and quantization.is_stored:
+        return tensor_bytes(tensor, dtype=dtype, quantization=quantization) != tensor.size_bytes
+    return (
+        quantization is not None
+        and quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied) is not None
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def decide_quantization(
     """
     stored, section = info.stored_quantization, config.quantization
     if stored is not None:
-        return _stored(config, machine, info, stored, devices=devices)
+        return _stored(config, machine, info, stored, dtype=dtype, devices=devices)
     if section.bits is None:
         return None, (Decision("quantization", "none", "not asked for"),)
     backend = registry.preferred(config, machine, devices=devices)
@@ -37,7 +37,7 @@ def decide_quantization(
 
 
 def _stored(
-    config: Config, machine: Machine, info: ModelInfo, stored: Quantization, *, devices: tuple[str, ...]
+    config: Config, machine: Machine, info: ModelInfo, stored: Quantization, *, dtype: str, devices: tuple[str, ...]
 ) -> Chosen:
     refusal = stored.backend.refusal(config, machine, devices=devices)
     if refusal is not None:
@@ -49,7 +49,7 @@ def _stored(
             hint="omit --quant, or use the unquantised original of the model",
             details={"quantization_method": stored.name},
         )
-    return stored, as_decisions(stored.backend.explain_stored(stored))
+    return stored, as_decisions(stored.backend.explain_stored(stored, dtype=dtype, devices=devices))
 
 
 def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:

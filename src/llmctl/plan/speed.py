@@ -48,7 +48,7 @@ def estimate_speed(
     """
     gpus = [device for device in plan.devices if device != "cpu"]
     rates = _rates(machine, gpus, ram_bandwidth)
-    if rates is None:
+    if rates is None or _is_unmeasured(plan, machine, gpus):
         return None
     device_kind = gpus[0].partition(":")[0] if gpus else "cpu"
     bandwidth, flops = rates
@@ -67,6 +67,14 @@ def estimate_speed(
     else:
         prefill = _cpu_prefill(plan, machine, work)
     return Speed((1 / slowest, 1 / fastest), prefill)
+
+
+def _is_unmeasured(plan: Plan, machine: Machine, gpus: list[str]) -> bool:
+    """Return True for packed weights that are multiplied by the layers of other packages."""
+    stored = plan.stored_quantization
+    if stored is None or stored.backend.is_unpacked(stored):
+        return False
+    return stored.backend.decode_share(stored, gpus[0].partition(":")[0] if gpus else "cpu", machine) is None
 
 
 def _decode_share(plan: Plan, machine: Machine, device_kind: str) -> tuple[float, float]:

@@ -37,6 +37,7 @@ class Variant:
         largest_context: Maximum tokens for which a variant that does not fit would fit; None if it never does.
         speed: Estimated speed, or None for an unknown device.
         reason: Why it is impossible, in one line.
+        hint: What to do about it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Variant:
     largest_context: int | None = None
     speed: Speed | None = None
     reason: str = ""
+    hint: str | None = None
 
 
 def survey(request: PlanRequest, *, ram_bandwidth: float | None = None) -> tuple[Variant, ...]:
@@ -116,10 +118,11 @@ def _variant(name: str, changes: Changes, request: PlanRequest, ram_bandwidth: f
         plan = make_plan(changed)
     except MachineError as error:
         if "weights_bytes" not in error.details:
-            return Variant(name, changes, "impossible", reason=error.message)
-        return Variant(name, changes, "too large", largest_context=_largest_context(changed), reason=error.message)
+            return Variant(name, changes, "impossible", reason=error.message, hint=error.hint)
+        largest_context = _largest_context(changed)
+        return Variant(name, changes, "too large", largest_context=largest_context, reason=error.message)
     except LlmctlError as error:
-        return Variant(name, changes, "impossible", reason=error.message)
+        return Variant(name, changes, "impossible", reason=error.message, hint=error.hint)
     if plan.model_kwargs["dtype"] in _HALF and request.config.load.dtype == "auto":
         plan = plan.with_decision(_half_dtype(request))  # the variant set the dtype; this is the reason for it
     in_ram = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]

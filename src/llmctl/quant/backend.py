@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmctl.config import Config
     from llmctl.machine.detection import Machine
     from llmctl.model.checkpoint import Tensor
+    from llmctl.quant.stored_format import Package
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class WeightFormat(Protocol):
         can_compile: True if transformers can compile models with its layers.
         slows_prompts: True if reading a prompt on a CPU is much slower than with unquantised weights.
         cache_versions: Packages whose versions change the quantised bytes, with the number of version parts to compare.
+        imports_compiler: True if transformers' support of stored weights imports parts of torch.compile.
         vllm_method: vLLM's name of weights that are stored in this format; None if vLLM cannot read them.
     """
 
@@ -121,6 +123,7 @@ class WeightFormat(Protocol):
     can_compile: bool = False
     slows_prompts: bool = False
     cache_versions: Mapping[str, int] = MappingProxyType({})
+    imports_compiler: bool = False
     vllm_method: str | None = None
 
     # -- decisions: pure
@@ -129,20 +132,51 @@ class WeightFormat(Protocol):
         """Return the error, with a hint, if it cannot serve this configuration on this machine."""
         return None
 
-    def explain_stored(self, quantization: Quantization) -> tuple[Choice, ...]:
+    def explain_stored(self, quantization: Quantization, *, dtype: str, devices: tuple[str, ...]) -> tuple[Choice, ...]:
         """Return the decisions for a checkpoint that is stored this way."""
         return (Choice("quantization", quantization.label, STORED),)
+
+    def needed_packages(self, devices: tuple[str, ...]) -> tuple["Package", ...]:
+        """Return the packages that a checkpoint stored this way needs; see also `QuantBackend.package`."""
+        return ()
+
+    def dtypes(self, devices: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the dtypes in which its layers compute, the preferred one first; empty for all."""
+        return ()
+
+    def environment(self, devices: tuple[str, ...]) -> Mapping[str, str]:
+        """Return the environment variables that a checkpoint stored this way needs."""
+        return {}
+
+    def split_obstacle(self) -> str | None:
+        """Return the reason if a checkpoint stored this way cannot be partly in RAM beside a GPU."""
+        return None
+
+    def is_unpacked(self, quantization: Quantization) -> bool:
+        """Return True if the weights of a checkpoint stored this way are unpacked to the model's dtype."""
+        return False
 
     def offloaded(self, quantization: Quantization) -> tuple[Quantization, tuple[Choice, ...]]:
         """Return the quantisation for a model that is partly in RAM beside a GPU, and the reasons."""
         return quantization, ()
 
     def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
-        """Return the bytes of a tensor once it is loaded; None if it gets the model's dtype.
+        """Return the bytes of a tensor once it is quantised; None if it gets the model's dtype.
 
         `is_tied` means that the output head shares the weights of the embedding.
         """
         return None
+
+    def stored_bytes(self, tensor: "Tensor", quantization: Quantization, *, dtype_bytes: int) -> int:
+        """Return the bytes of a tensor of a checkpoint that is stored this way, once it is loaded.
+
+        `dtype_bytes` is the size of the model's dtype.
+        """
+        return tensor.numel * dtype_bytes if tensor.dtype in FLOATS else tensor.size_bytes
+
+    def stored_parameters(self, tensor: "Tensor", quantization: Quantization) -> int:
+        """Return the number of weights in a tensor of a checkpoint that is stored this way."""
+        return tensor.numel
 
     def mapped_bytes(self, quantization: Quantization) -> int | None:
         """Return the bytes of weight files in memory beside the weights while loading; None: all converted ones."""
@@ -176,6 +210,14 @@ class WeightFormat(Protocol):
     def transformers_config(self, quantization: Quantization) -> Any:
         """Return the object for `from_pretrained(quantization_config=…)`; None if the checkpoint has its own."""
         return None
+
+    def adapt_config(self, settings: dict[str, Any]) -> None:
+        """Change the `quantization_config` that transformers reads from a checkpoint stored this way."""
+        return
+
+    def complete(self, model: Any) -> None:
+        """Finish a model that transformers has loaded from a checkpoint stored this way."""
+        return
 
     def describe(self, model: Any) -> str | None:
         """Return the quantisation of a loaded model, read from its layers; None if none of them is in this format."""
@@ -237,6 +279,7 @@ class QuantBackend(WeightFormat, Protocol):
 
 
 STORED = "the checkpoint is stored this way"
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that are converted to the model's dtype
 EMBEDDINGS = (
     "embed_tokens",
     "wte",

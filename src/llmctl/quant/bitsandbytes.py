@@ -111,7 +111,7 @@ class BitsAndBytes(QuantBackend):
         recognised = _four_bits(stored) if stored.get("load_in_4bit") else _eight_bits(stored)
         return replace(recognised, arguments=stored, is_stored=True)
 
-    def explain_stored(self, quantization: Quantization) -> tuple[Choice, ...]:
+    def explain_stored(self, quantization: Quantization, *, dtype: str, devices: tuple[str, ...]) -> tuple[Choice, ...]:
         choice = Choice("quantization", quantization.label, STORED)
         if quantization.bits != 4:
             return (choice,)
@@ -130,8 +130,6 @@ class BitsAndBytes(QuantBackend):
         quantisation stores those scales in 8 bits, with one float32 per 256 of them (QLoRA, arXiv:2305.14314,
         section 3).
         """
-        if quantization.is_stored:
-            return tensor.size_bytes if tensor.name.endswith(_SCALES) else None
         arguments = quantization.arguments
         if not is_linear_weight(tensor) or is_skipped(tensor, arguments.get("llm_int8_skip_modules") or ()):
             return None
@@ -140,6 +138,16 @@ class BitsAndBytes(QuantBackend):
         blocks = -(-tensor.numel // 64)
         double = bool(arguments.get("bnb_4bit_use_double_quant"))
         return -(-tensor.numel // 2) + (blocks + 4 * -(-blocks // 256) if double else 4 * blocks)
+
+    def stored_bytes(self, tensor: "Tensor", quantization: Quantization, *, dtype_bytes: int) -> int:
+        if tensor.name.endswith(_SCALES):
+            return tensor.size_bytes
+        return super().stored_bytes(tensor, quantization, dtype_bytes=dtype_bytes)
+
+    def stored_parameters(self, tensor: "Tensor", quantization: Quantization) -> int:
+        if tensor.name.endswith(_SCALES) or ".quant_state." in tensor.name:
+            return 0
+        return tensor.numel * 2 if tensor.dtype == "U8" else tensor.numel
 
     def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
         fast_cpu = device == "cpu" and "avx512f" in machine.cpu_features

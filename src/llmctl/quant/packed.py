@@ -81,7 +81,7 @@ class PackedBackend(QuantBackend):
         return Variant("8-bit", {"bits": 8}), Variant("4-bit", {"bits": 4})
 
     def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:
-        bits = None if quantization.is_stored else self._weight_bits(tensor, quantization, is_tied=is_tied)
+        bits = self._weight_bits(tensor, quantization, is_tied=is_tied)
         if bits is None:
             return None
         *leading, outputs, inputs = tensor.shape

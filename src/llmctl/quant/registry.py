@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmctl.quant import bitsandbytes, native, torch_packed
-from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization, WeightFormat
+from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization
+from llmctl.quant.checkpoint_formats import find_format
 
 if TYPE_CHECKING:
     from llmctl.config import Config
@@ -13,15 +14,6 @@ if TYPE_CHECKING:
 
 # In the order in which `quantization.backend: auto` tries them; the last is the most general.
 BACKENDS: tuple[QuantBackend, ...] = (native.BACKEND, torch_packed.BACKEND, bitsandbytes.BACKEND)
-
-
-class StoredFormat(WeightFormat):
-    """A format that llmctl does not quantise to but transformers can load: gptq, awq, fp8, mxfp4 and others."""
-
-    can_compile = True
-
-    def __init__(self, method: str) -> None:
-        self.name = self.vllm_method = method
 
 
 def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> QuantBackend:
@@ -47,8 +39,7 @@ def stored_quantization(stored: Mapping[str, Any] | None) -> Quantization | None
         recognised = backend.recognise(stored)
         if recognised is not None:
             return recognised
-    method = str(stored.get("quant_method", "unknown"))
-    return Quantization(StoredFormat(method), None, method, stored, is_stored=True)
+    return find_format(stored)
 
 
 def describe(model: Any) -> str:
@@ -70,9 +61,11 @@ def scales(model: Any) -> Iterator[tuple[str, Any]]:
         yield from backend.scales(model)
 
 
-def extra_tensors(parameter: Any) -> list[Any]:
-    """Return the tensors that a quantised parameter keeps beside itself."""
-    return [tensor for backend in BACKENDS for tensor in backend.extra_tensors(parameter)]
+def tensors_of(parameter: Any) -> list[Any]:
+    """Return the tensors that hold a parameter: itself and those beside it, or the parts of a wrapper (torchao)."""
+    if hasattr(parameter, "__tensor_flatten__"):  # torch's protocol for tensors made of others
+        return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
+    return [parameter, *(tensor for backend in BACKENDS for tensor in backend.extra_tensors(parameter))]
 
 
 def check_saveable(model: Any) -> None:
