@@ -6,7 +6,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from llmctl.errors import GatedError, LlmctlError, NotFoundError, RateLimitedError, TokenError, UnreachableError
+from llmctl.errors import (
+    GatedError,
+    LlmctlError,
+    NotFoundError,
+    RateLimitedError,
+    TokenError,
+    UnreachableError,
+    UserError,
+)
 from llmctl.hub import error_translation, settings
 from llmctl.hub.listing import fetch_listing
 from support.hub_standin import HubStandin
@@ -108,3 +116,42 @@ def test_an_invalid_listing_is_refused(answer: Any) -> None:
 
     with pytest.raises(UnreachableError, match="not the Hub's"):
         listing._listing("acme/tiny", answer)
+
+
+def test_a_folder_of_certificates_that_does_not_exist_is_named_instead_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", "/absent")
+    error = error_translation.translate(_tls(20))
+    assert isinstance(error, UserError)
+    assert error.message.startswith("SSL_CERT_DIR names /absent")
+
+
+def test_a_bundle_that_httpx_does_not_read_is_part_of_the_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/corp.pem")
+    assert error_translation.translate(_tls(20)).hint == (
+        "SSL_CERT_FILE is what counts here: export SSL_CERT_FILE=$REQUESTS_CA_BUNDLE"
+    )
+
+
+def test_an_answer_that_is_not_of_a_socks_proxy_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ProtocolError(Exception):
+        """As socksio raises it, which need not be installed."""
+
+    ProtocolError.__module__ = "socksio.exceptions"
+    monkeypatch.setenv("HTTP_PROXY", "http://anna:secret@proxy:1")
+    monkeypatch.setenv("NO_PROXY", "")
+    error = error_translation.translate(ProtocolError("Malformed reply"))
+    assert isinstance(error, UnreachableError)
+    assert "http://proxy:1 does not answer" in error.message
+
+
+def test_the_address_of_the_hub_is_shown_without_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://anna:secret@mirror/hub")
+    assert settings.model_page("acme/x") == "https://mirror/hub/acme/x"
+    assert settings.endpoint() == "https://anna:secret@mirror/hub"

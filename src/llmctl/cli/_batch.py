@@ -13,6 +13,7 @@ from llmctl.cli._completion import acceptance_text
 from llmctl.cli._interrupts import HeldInterrupts, resumable
 from llmctl.cli._progress import BatchProgress
 from llmctl.cli._render import Output
+from llmctl.cli._text_input import stdin_bytes
 from llmctl.errors import UserError
 from llmctl.paths import check_output
 
@@ -128,7 +129,7 @@ def _run(
 @contextmanager
 def _open_input(files: BatchFiles) -> Iterator[BinaryIO]:
     if str(files.input) == "-":
-        yield sys.stdin.buffer
+        yield stdin_bytes()
         return
     output = files.output
     if output is not None and output.exists() and files.input.exists() and output.samefile(files.input):

@@ -12,7 +12,7 @@ from prompt_toolkit.application.current import get_app
 from prompt_toolkit.completion import Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 _BLOCK = '"""'
@@ -27,11 +27,8 @@ class Editor:
     """
 
     def __init__(self, history: Path, words: dict[str, Sequence[str]]) -> None:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(history, os.O_CREAT | os.O_WRONLY, 0o600))
-        history.chmod(0o600)
         self._session: PromptSession[str] = PromptSession(
-            history=FileHistory(str(history)),
+            history=_history(history),
             completer=_Words(words),
             complete_while_typing=False,
             key_bindings=_keys(),
@@ -54,6 +51,18 @@ class Editor:
         session: PromptSession[str] = PromptSession()
         with _no_interrupt_between_keys():
             return session.prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+
+
+def _history(file: Path) -> History:
+    """Return the history in a file, or one that ends with the process if the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+        file.chmod(0o600)
+        file.read_bytes()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))
 
 
 @contextmanager

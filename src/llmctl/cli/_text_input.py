@@ -1,9 +1,11 @@
 """Text from flags, files and standard input."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from llmctl.errors import UserError
 from llmctl.platform_support import stdin_has_input
@@ -32,7 +34,22 @@ def read_stdin() -> str:
     Raises:
         UserError: it is not text.
     """
-    return _as_text(sys.stdin.buffer.read()).replace("\r\n", "\n")
+    return _as_text(stdin_bytes().read()).replace("\r\n", "\n")
+
+
+def stdin_bytes() -> BinaryIO:
+    """Return standard input as a stream of bytes.
+
+    Raises:
+        UserError: it cannot be read, such as a file that is open for writing only.
+    """
+    try:
+        os.read(sys.stdin.fileno(), 0)
+    except OSError as error:
+        raise UserError(
+            f"standard input cannot be read: {error.strerror or error}", hint="give the text with < FILE or a pipe"
+        ) from error
+    return sys.stdin.buffer
 
 
 def stdin_lines() -> Iterator[str]:
@@ -41,7 +58,7 @@ def stdin_lines() -> Iterator[str]:
     Raises:
         UserError: a line is not text.
     """
-    for number, line in enumerate(sys.stdin.buffer):
+    for number, line in enumerate(stdin_bytes()):
         if not number and (encoding := encoding_of(line)) not in ("utf-8", "utf-8-sig"):
             raise UserError(f"standard input is {encoding.upper()} text; lines are read as UTF-8", hint=_CONVERT)
         yield _as_text(line).rstrip("\r\n")

@@ -100,6 +100,7 @@ def _version(value: bool) -> None:
 
 _PERMISSIONS = "correct its owner or permissions, or choose another place"
 _PLACE = "choose another place"
+_LONGEST_PATH = 300  # in a message
 # Errors of the system that no change of llmctl would prevent, with the next step.
 _REFUSALS = {
     errno.EACCES: _PERMISSIONS,
@@ -195,7 +196,7 @@ def _refusal(error: OSError) -> MachineError | None:
     hint = _REFUSALS.get(error.errno or 0)
     if hint is None:
         return None
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{str(error.filename)[:_LONGEST_PATH]}: " if error.filename else ""
     details = {"path": str(error.filename)} if error.filename else {}
     return MachineError(f"{where}{error.strerror}", hint=hint, details=details)
 

