@@ -53,9 +53,10 @@ def test_serve_prints_its_address_and_ends_without_a_traceback(
             assert child.stderr is not None
             said = json.loads("".join(takewhile(lambda line: line != "}\n", child.stdout)) + "}")
             assert (said["schema"], said["model"]) == ("llmctl.serve/1", model.name)
-            for line in child.stderr:
-                if line.startswith("serving"):
-                    break
+            assert said["url"] == f"{said['page']}v1"
+            address = next(line for line in child.stderr if "http://" in line)
+            assert address.split()[-1] == said["page"]  # the page comes first
+            assert said["url"] in child.stderr.readline()
             assert [one["id"] for one in models(said["url"])["data"]] == [model.name]
             child.send_signal(number)
             assert child.wait(20) in (0, 130)

@@ -26,8 +26,10 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture
-def page(browser: "Browser") -> Iterator["Page"]:
+def page(browser: "Browser", request: pytest.FixtureRequest) -> Iterator["Page"]:
     """Yield a new browser page. Fail if it logs an error or sends a request to another origin."""
+    if "scripted" in request.fixturenames:
+        request.getfixturevalue("scripted")  # started first, so that it ends after the page
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     one = context.new_page()
     errors: list[str] = []

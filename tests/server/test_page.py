@@ -22,6 +22,16 @@ HOSTILE = """Look: <script>window.owned = 1</script> <img src=x onerror="window.
 <script>window.owned = 4</script>
 ```
 
+```python
+@cached
+def f(x): return "text" * 2  # a comment
+```
+
+```diff
+-old
++new
+```
+
 | a | b |
 | - | - |
 | <b>x</b> | **bold** |
@@ -100,7 +110,7 @@ def test_hostile_text_is_shown_and_has_no_effect(page: "Page", scripted: tuple[S
     assert page.locator(".prose img, .prose script, .text img").count() == 0
     assert page.eval_on_selector_all(".prose a", "links => links.map(a => a.href)") == ["https://example.com/a?b=c"]
     assert page.locator(".prose td strong").inner_text() == "bold"
-    assert page.locator(".prose pre").inner_text() == "<script>window.owned = 4</script>"
+    assert page.locator(".prose pre").first.inner_text() == "<script>window.owned = 4</script>"
 
 
 def test_settings_and_the_system_prompt_are_sent(page: "Page", scripted: tuple[Scripted, str]) -> None:
@@ -176,10 +186,11 @@ def test_everything_works_by_keyboard(page: "Page", scripted: tuple[Scripted, st
     answered(page, 1)
     assert page.locator(".user .text").inner_text() == "hello\nyou"
     reached = set()
-    for _ in range(30):
+    for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')"))
-    assert {"new", "export", "theme", "settings-open", "Copy", "Edit", "Another answer", "prompt"} <= reached
+    assert {"new", "import", "search", "export", "theme", "settings-open", "attach", "prompt"} <= reached
+    assert {"Copy", "Edit", "Another answer", "Details", "Rename: hello", "Delete: hello"} <= reached
     page.focus("#settings-open")
     page.keyboard.press("Enter")
     assert page.locator("#settings").is_visible()
@@ -194,14 +205,27 @@ def test_axe_finds_no_serious_problem(
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-page installs it").Axe()
     script, address = scripted
-    script.says, script.reasoning = [HOSTILE], "Let me think."
+    script.says, script.reasoning, script.seed = [HOSTILE], "Let me think.", 7
+    script.logprobs = [{"token": "a", "logprob": -1.0, "top_logprobs": []}]
+    script.defaults |= {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "max_tokens": 512}
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page.goto(address)
     responses = {"empty": axe.run(page).response}
     say(page, "hello")
     answered(page, 1)
     responses["answered"] = axe.run(page).response
+    page.click("[aria-label='Another answer']")
+    page.wait_for_selector(".version")
     page.click(".reasoning summary")
+    page.click("[aria-label=Details]")
+    file = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"text"}
+    page.set_input_files("#attach-files", files=[file, file | {"name": "wrong.bin", "buffer": b"\xff"}])
+    page.wait_for_selector("#attached li")
+    responses["details, an attached file and an error"] = axe.run(page).response
+    say(page, "look at this")
+    answered(page, 2)
+    page.click(".attachment summary")
+    responses["sent file"] = axe.run(page).response
     for dialog, opens in (("settings", "#settings-open"), ("exporting", "#export")):
         page.click(opens)
         responses[dialog] = axe.run(page).response
@@ -213,6 +237,12 @@ def test_axe_finds_no_serious_problem(
         page.click("#drawer-open")
         page.wait_for_timeout(300)
         responses["drawer"] = axe.run(page).response
+        page.click("[aria-label='Rename: hello']")
+        responses["renaming"] = axe.run(page).response
+        page.keyboard.press("Escape")
+        page.fill("#search", "nothing has this")
+        responses["search"] = axe.run(page).response
+        page.fill("#search", "")
         page.click("[aria-label='Delete: hello']")
         responses["deleting"] = axe.run(page).response
         page.keyboard.press("Escape")

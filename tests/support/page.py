@@ -16,7 +16,12 @@ class Scripted:
         self.reasoning = ""
         self.wait_seconds = 0.0
         self.breaks_off = False
+        self.finish, self.seed, self.tokens, self.prompt_tokens = "stop", 0, 9, 3
+        self.logprobs: list[dict[str, Any]] = []
+        self.model = "org/scripted"
+        self.defaults: dict[str, Any] = {"max_model_len": 100}
         self.bodies: list[dict[str, Any]] = []
+        self.counted: list[dict[str, Any]] = []
 
     def app(self) -> Any:
         from fastapi import FastAPI, Request
@@ -30,7 +35,15 @@ class Scripted:
 
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
-            return {"data": [{"id": "org/scripted"}]}
+            return {"data": [{"id": self.model}]}
+
+        @app.get("/defaults")
+        async def defaults() -> dict[str, Any]:
+            return self.defaults
+
+        async def tokenize(request: Request) -> dict[str, Any]:
+            self.counted.append(await request.json())
+            return {"count": 42, "max_model_len": 100, "tokens": []}
 
         async def chat(request: Request) -> StreamingResponse:
             self.bodies.append(await request.json())
@@ -42,12 +55,15 @@ class Scripted:
                     await asyncio.sleep(self.wait_seconds)
                 if self.breaks_off:
                     return
-                yield _event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-                yield _event({"choices": [], "usage": {"completion_tokens": 9, "prompt_tokens": 3}})
+                last = {"delta": {}, "finish_reason": self.finish, "seed": self.seed}
+                yield _event({"choices": [{**last, "logprobs": {"content": self.logprobs} if self.logprobs else None}]})
+                usage = {"completion_tokens": self.tokens, "prompt_tokens": self.prompt_tokens}
+                yield _event({"choices": [], "usage": usage})
                 yield "data: [DONE]\n\n"
 
             return StreamingResponse(events(), media_type="text/event-stream")
 
+        app.add_api_route("/tokenize", tokenize, methods=["POST"], response_model=None)
         app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)
         return Guard(app, Rules(hosts=frozenset({"127.0.0.1"}), open_paths=page.OPEN_PATHS))
 

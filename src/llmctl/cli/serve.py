@@ -120,10 +120,11 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
             "this chat template's format of tool calls is not known to llmctl; it was guessed from the template: "
             f"{form.begin.strip()}...{form.end.strip()}"
         )
-    address = f"{url(section.host, port_of(sockets))}/v1"
+    page = f"{url(section.host, port_of(sockets))}/"
     if output.as_json:
-        output.document("llmctl.serve/1", {"url": address, "model": name})
-    output.note(f"serving {name} at {address}; Ctrl-C ends it")
+        output.document("llmctl.serve/1", {"page": page, "url": f"{page}v1", "model": name})
+    output.note(f"chat page: {page}")
+    output.note(f"serving {name} at {page}v1; Ctrl-C ends it")
     # uvicorn shuts down and then raises the signal again: a server that has drained ends with exit code 0
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(config)

@@ -12,16 +12,19 @@ export function recall(name) {
 }
 
 /** Store a value. Return false if the browser has no space for it or forbids storage. */
-export function remember(name, value) {
+export function remember(name, value, replacer = null) {
   try {
-    localStorage.setItem(`llmctl.${name}`, JSON.stringify(value));
+    localStorage.setItem(`llmctl.${name}`, JSON.stringify(value, replacer));
     return true;
   } catch {
     return false;
   }
 }
 
-/** Return all conversations, newest first: {id, title, system, messages: [{role, content, reasoning, stopped, figures}]}. */
+/**
+ * Return all conversations, newest first: {id, title, isNamed, system, messages}. A message of the user has {role, content,
+ * attachments: [{name, text, bytes}]}; one of the model {role, content, reasoning, stopped, cut, figures, before, after}.
+ */
 export function allConversations() {
   const stored = recall(STORAGE_KEY);
   return Array.isArray(stored) ? stored.filter((one) => one && Array.isArray(one.messages)) : [];
@@ -31,35 +34,26 @@ export function newConversation() {
   return { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", system: "", messages: [] };
 }
 
-/** Store a conversation. Return false if the browser has no space for it. */
+/** Store a conversation. Return false if the browser has no space for it. Log-probabilities are too large to be kept. */
 export function saveConversation(conversation) {
-  const first = conversation.messages.find((message) => message.role === "user");
-  conversation.title = (first?.content ?? "").trim().split("\n")[0].slice(0, 80);
-  return remember(STORAGE_KEY, [conversation, ...allConversations().filter((one) => one.id !== conversation.id)]);
+  if (!conversation.isNamed) conversation.title = titleFrom(conversation.messages);
+  return store([conversation, ...allConversations().filter((one) => one.id !== conversation.id)]);
+}
+
+function store(conversations) {
+  return remember(STORAGE_KEY, conversations, (key, value) => (key === "logprobs" ? undefined : value));
+}
+
+function titleFrom(messages) {
+  const first = messages.find((message) => message.role === "user");
+  return (first?.content || first?.attachments?.[0]?.name || "").trim().split("\n")[0].slice(0, 80);
+}
+
+/** Give a conversation a title that later messages do not change. */
+export function renameConversation(id, title) {
+  return store(allConversations().map((one) => (one.id === id ? { ...one, title, isNamed: true } : one)));
 }
 
 export function deleteConversation(id) {
-  remember(STORAGE_KEY, allConversations().filter((one) => one.id !== id));
-}
-
-/** Return a conversation in the file format of `llmctl chat`: a header, then one message per line. */
-export function toJsonLines(conversation, model) {
-  const header = { schema: "llmctl.chat/1", model, commit: null, system: conversation.system || null };
-  const lines = conversation.messages.map(({ role, content, reasoning, stopped }) => ({
-    role,
-    content,
-    ...(reasoning ? { reasoning } : {}),
-    ...(stopped ? { stopped: true } : {}),
-  }));
-  return [header, ...lines].map((line) => `${JSON.stringify(line)}\n`).join("");
-}
-
-/** Return a conversation as Markdown, without reasoning. */
-export function toMarkdown(conversation, model) {
-  const parts = [`# Conversation with ${model}`];
-  if (conversation.system) parts.push(`## System\n\n${conversation.system}`);
-  for (const { role, content, stopped } of conversation.messages) {
-    parts.push(`## ${role === "user" ? "User" : "Assistant"}${stopped ? " (stopped)" : ""}\n\n${content.trim()}`);
-  }
-  return `${parts.join("\n\n")}\n`;
+  store(allConversations().filter((one) => one.id !== id));
 }

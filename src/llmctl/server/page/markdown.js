@@ -1,5 +1,7 @@
 // Rendering of Markdown to elements. Text only becomes text nodes, links must be http or https, and nothing is fetched.
 
+import { highlight } from "./highlight.js";
+
 const INLINE = /\\([\\`*_#~|>])|(`+)([^`]|[^`][\s\S]*?[^`])\2(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|__(?=\S)([\s\S]*?\S)__(?!\w)|\*(?=\S)([^*\n]*?\S)\*|(?<!\w)_(?=\S)([^_\n]*?\S)_(?!\w)|~~(?=\S)([\s\S]*?\S)~~|!?\[([^\]\n]*)\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
 const LIST = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^`]*)$/;
@@ -67,14 +69,15 @@ function code(lines, at, [, indent, mark, info], to) {
   box.className = "code";
   const head = box.appendChild(document.createElement("div"));
   head.className = "code-head";
-  head.append(textElement("span", info.trim().split(/\s/)[0] || "text"));
+  const language = info.trim().split(/\s/)[0];
+  head.append(textElement("span", language || "text"));
   const copy = head.appendChild(textElement("button", "Copy"));
   copy.type = "button";
   copy.dataset.copy = "";
   copy.setAttribute("aria-label", "Copy the code");
   const pre = box.appendChild(document.createElement("pre"));
   pre.tabIndex = 0;
-  pre.append(textElement("code", text));
+  pre.appendChild(document.createElement("code")).append(...highlight(text, language));
   return end + 1;
 }
 
@@ -107,19 +110,30 @@ function list(lines, at, to, depth) {
 }
 
 function table(lines, at, to) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replace(/\\\|/g, "|"));
+  const cells = (line) => line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replace(/\\\|/g, "|"));
   const end = until(lines, at + 2, (one) => !one.includes("|"));
+  const alignments = cells(lines[at + 1]).map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "center" : "right") : ""));
   const box = to.appendChild(document.createElement("div"));
   box.className = "table";
-  box.tabIndex = 0;
+  box.tabIndex = 0; // so that it can be scrolled with the keyboard
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "Table");
   const element = box.appendChild(document.createElement("table"));
   const row = (section, kind, values) => {
     const line = section.appendChild(document.createElement("tr"));
-    values.forEach((value) => line.append(inlineElement(kind, value)));
+    values.forEach((value, column) => {
+      const cell = line.appendChild(inlineElement(kind, value));
+      if (alignments[column]) cell.className = `align-${alignments[column]}`;
+      if (kind === "th") cell.scope = "col";
+    });
   };
-  row(element.appendChild(document.createElement("thead")), "th", cells(lines[at]));
+  const head = cells(lines[at]);
+  row(element.appendChild(document.createElement("thead")), "th", head);
   const body = element.appendChild(document.createElement("tbody"));
-  lines.slice(at + 2, end).forEach((line) => row(body, "td", cells(line)));
+  lines.slice(at + 2, end).forEach((line) => {
+    const values = cells(line);
+    row(body, "td", [...values, ...Array(Math.max(0, Math.min(head.length, 100) - values.length)).fill("")]);
+  });
   return end;
 }
 

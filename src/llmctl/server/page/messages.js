@@ -1,51 +1,64 @@
 // Elements for messages, with statistics and buttons.
 
+import { attachmentElements } from "./attachments.js";
+import { detailsElement } from "./details.js";
+import { button, element } from "./elements.js";
 import { plain, render } from "./markdown.js";
 
-const ICONS = {
-  copy: "M9 9h10v10H9zM5 15V5h10",
-  retry: "M5 12a7 7 0 1 1 2 5M5 20v-4h4",
-  edit: "M5 19l1-4L16 5l3 3L9 18z",
-  remove: "M6 7h12M10 7V5h4v2M8 7l1 12h6l1-12",
-};
 const openReasoning = new WeakSet(); // messages whose reasoning is expanded
+const openDetails = new WeakSet(); // messages whose details are shown
 
-/** Return an icon button with an accessible name. */
-export function button(label, icon, action) {
-  const element = document.createElement("button");
-  element.type = "button";
-  element.setAttribute("aria-label", label);
-  element.title = label;
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("aria-hidden", "true");
-  svg.appendChild(document.createElementNS(svg.namespaceURI, "path")).setAttribute("d", ICONS[icon]);
-  element.append(svg);
-  element.addEventListener("click", action);
-  return element;
-}
-
-/** Return the element of a message with a row of [label, icon, action] buttons. No buttons: it is still arriving. */
-export function messageElement(message, actions) {
-  const article = document.createElement("article");
-  article.className = `message ${message.role}`;
-  article.setAttribute("aria-label", message.role === "user" ? "You" : "Model");
-  if (message.role === "user") {
-    const text = article.appendChild(document.createElement("div"));
-    text.className = "text";
-    text.textContent = plain(message.content);
+/**
+ * Return the element of a message.
+ * @param {object} message The message.
+ * @param {Array} actions Its buttons as [label, icon, action]. No buttons: it is still arriving.
+ * @param {object} options `version`: {number, count, go(step)} of an answer; `useSeed`: called with a seed to repeat.
+ */
+export function messageElement(message, actions, { version = null, useSeed = null } = {}) {
+  const isUser = message.role === "user";
+  const article = element("article", { className: `message ${message.role}`, attributes: { "aria-label": isUser ? "You" : "Model" } });
+  if (isUser) {
+    if (message.content) article.append(element("div", { className: "text", text: plain(message.content) }));
+    article.append(...attachmentElements(message.attachments ?? []));
   } else {
     updateAnswer(article, message, { pending: !actions.length });
   }
-  const tools = article.appendChild(document.createElement("div"));
-  tools.className = "tools";
+  const tools = article.appendChild(element("div", { className: "tools" }));
+  if (!actions.length) return article;
+  if (version?.count > 1) tools.append(...versionElements(version));
   tools.append(...actions.map(([label, icon, action]) => button(label, icon, action)));
-  if (actions.length && message.role === "assistant") {
-    const figures = tools.appendChild(document.createElement("span"));
-    figures.className = "figures";
-    figures.textContent = statisticsText(message);
-  }
+  if (isUser) return article;
+  tools.append(detailsButton(article, message, useSeed), element("span", { className: "figures", text: statisticsText(message) }));
   return article;
+}
+
+/** Return the buttons that show another version. At an end they stay focusable, so that the focus is not lost. */
+function versionElements({ number, count, go }) {
+  const one = (label, icon, step, isEnd) => {
+    const made = button(label, icon, () => { if (!isEnd) go(step); });
+    if (isEnd) made.setAttribute("aria-disabled", "true");
+    return made;
+  };
+  return [
+    one("Previous version", "previous", -1, number === 1),
+    element("span", { className: "version", text: `${number} of ${count}` }),
+    one("Next version", "next", 1, number === count),
+  ];
+}
+
+function detailsButton(article, message, useSeed) {
+  const show = () => {
+    const isShown = openDetails.has(message);
+    made.setAttribute("aria-expanded", String(isShown));
+    article.querySelector(".details")?.remove();
+    if (isShown) article.append(detailsElement(message, useSeed));
+  };
+  const made = button("Details", "details", () => {
+    if (!openDetails.delete(message)) openDetails.add(message);
+    show();
+  });
+  show();
+  return made;
 }
 
 /** Show new text of an answer. Unchanged nodes are kept, and with them selection, focus and scroll position. */
@@ -65,20 +78,6 @@ export function updateAnswer(article, message, { pending }) {
   prose.append(...fresh.slice(kept));
 }
 
-/** Replace all children. The focus stays on the element with the same name in the same row, or goes to `fallback`. */
-export function replaceChildren(parent, elements, fallback) {
-  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
-  const row = [...parent.children].findIndex((child) => child.contains(focused));
-  parent.replaceChildren(...elements);
-  if (!focused) return;
-  const candidates = [...(parent.children[row]?.querySelectorAll("button, summary, a") ?? [])];
-  (candidates.find((candidate) => accessibleName(candidate) === accessibleName(focused)) ?? fallback).focus();
-}
-
-function accessibleName(element) {
-  return element.getAttribute("aria-label") ?? element.textContent;
-}
-
 function reasoningElement(article, message) {
   let details = article.querySelector(".reasoning");
   if (!details) {
@@ -94,12 +93,10 @@ function reasoningElement(article, message) {
 }
 
 function statisticsText(message) {
-  const { tokens, rate, first, seed } = message.figures ?? {};
+  const { tokens, rate } = message.figures ?? {};
   return [
     message.stopped ? "stopped" : message.cut ? "token limit reached" : "",
     tokens ? `${tokens} token${tokens === 1 ? "" : "s"}` : "",
     rate ? `${rate.toFixed(1)} tokens/s` : "",
-    first ? `first after ${first.toFixed(2)} s` : "",
-    seed ? `seed ${seed}` : "", // without sampling it is 0
   ].filter(Boolean).join(" · ");
 }

@@ -1,14 +1,22 @@
 // The page: a conversation with the model of this server.
 
-import { allConversations, deleteConversation, newConversation, recall, remember, saveConversation, toJsonLines, toMarkdown } from "./conversations.js";
+import { messageText, setUpAttachments } from "./attachments.js";
+import { announce, byId, copyText, download } from "./browser.js";
+import { allConversations, newConversation, saveConversation } from "./conversations.js";
+import { ask } from "./dialogs.js";
+import { drawerIsShown, setUpDrawer, showDrawer, showList } from "./drawer.js";
+import { replaceChildren } from "./elements.js";
 import { plain } from "./markdown.js";
-import { button, messageElement, replaceChildren, updateAnswer } from "./messages.js";
-import { answer, modelName, useKey } from "./server.js";
-
-const byId = (id) => document.getElementById(id);
-const SETTINGS = ["temperature", "top_p", "max_tokens", "seed"];
+import { messageElement, updateAnswer } from "./messages.js";
+import { showContext } from "./meter.js";
+import { receive } from "./receive.js";
+import { countTokens, modelName, serverDefaults, useKey } from "./server.js";
+import { requestSettings, setUpSettings, setUpTheme, showDefaults, useSeed } from "./settings.js";
+import { readConversation, toJsonLines, toMarkdown } from "./transcript.js";
+import { newVersion, position, switched, withoutShown } from "./versions.js";
 
 let model = "";
+let contextLength = null;
 let conversation = allConversations()[0] ?? newConversation();
 let running = null; // {controller, conversation, message} while an answer arrives
 let editing = null; // the index of the message that is being edited
@@ -18,52 +26,36 @@ let editing = null; // the index of the message that is being edited
 function actionsOf(message, index) {
   const isLast = index === conversation.messages.length - 1;
   if (running && isLast && message.role === "assistant") return [];
-  const actions = [["Copy", "copy", () => copy(message.content)]];
+  const actions = [["Copy", "copy", () => copy(message.content || messageText(message))]];
   const lastUser = conversation.messages.findLastIndex((one) => one.role === "user");
   if (index === lastUser) actions.push(["Edit", "edit", () => edit(index)]);
+  if (isLast && canContinue(message)) actions.push(["Continue", "resume", continueAnswer]);
   if (isLast) actions.push([message.role === "user" ? "Answer" : "Another answer", "retry", retry]);
   return actions;
 }
 
+/** Return true for an answer that ended early. The server can continue text, but not reasoning without text. */
+function canContinue(message) {
+  return message.role === "assistant" && Boolean(message.cut || message.stopped) && message.content.trim() !== "";
+}
+
+function elementOf(message, index) {
+  const options = { version: { ...position(message), go: (step) => showVersion(index, step) }, useSeed: repeatSeed };
+  return messageElement(message, actionsOf(message, index), options);
+}
+
 function showAll() {
-  replaceChildren(byId("log"), conversation.messages.map((message, index) => messageElement(message, actionsOf(message, index))), fallbackFocus());
+  replaceChildren(byId("log"), conversation.messages.map(elementOf), fallbackFocus());
   byId("empty").hidden = conversation.messages.length > 0;
-  document.title = conversation.title ? `${conversation.title} · llmctl` : "llmctl";
   const last = conversation.messages.findLast((one) => one.figures);
   byId("speed").textContent = last?.figures.rate ? `${last.figures.rate.toFixed(1)} tokens/s` : "";
   byId("export").disabled = !conversation.messages.length;
+  showTitle();
   showList();
 }
 
-function showList() {
-  const entries = allConversations().map((one) => {
-    const title = plain(one.title) || "Untitled";
-    const entry = document.createElement("li");
-    entry.classList.toggle("current", one.id === conversation.id);
-    const open = entry.appendChild(document.createElement("button"));
-    open.className = "open";
-    open.type = "button";
-    open.textContent = title;
-    if (one.id === conversation.id) open.setAttribute("aria-current", "true");
-    open.addEventListener("click", () => openConversation(allConversations().find(({ id }) => id === one.id) ?? one));
-    const deletion = entry.appendChild(button(`Delete: ${title}`, "remove", () => askToDelete(one)));
-    deletion.classList.add("icon", "remove");
-    return entry;
-  });
-  replaceChildren(byId("conversations"), entries, byId("new"));
-}
-
-function askToDelete(one) {
-  byId("deleting-name").textContent = plain(one.title) || "Untitled";
-  byId("deleting").returnValue = "";
-  byId("deleting").showModal();
-  byId("deleting").onclose = () => {
-    if (byId("deleting").returnValue !== "delete") return;
-    deleteConversation(one.id);
-    if (one.id === conversation.id) openConversation(allConversations()[0] ?? newConversation());
-    else showList();
-    announce("Deleted");
-  };
+function showTitle() {
+  document.title = conversation.title ? `${plain(conversation.title)} · llmctl` : "llmctl";
 }
 
 // Return the element to focus if the focused one has been removed: not the prompt if that would open an on-screen keyboard.
@@ -76,10 +68,6 @@ function scrollDown(always) {
   if (always || view.scrollHeight - view.scrollTop - view.clientHeight < 120) view.scrollTop = view.scrollHeight;
 }
 
-function announce(text) {
-  byId("status").textContent = text;
-}
-
 function showError(error) {
   byId("problem").textContent = plain(error.message);
   scrollDown(false); // the error takes room from the conversation
@@ -89,8 +77,29 @@ function showRunning() {
   const hadFocus = [byId("stop"), byId("send")].includes(document.activeElement);
   byId("stop").hidden = running === null;
   byId("send").hidden = running !== null;
-  byId("send").disabled = !byId("prompt").value.trim();
+  byId("send").disabled = !byId("prompt").value.trim() && !attachments.files.length;
   if (hadFocus) fallbackFocus().focus();
+}
+
+/** Show how full the context is: as the last answer reported, or else as the server counts. */
+async function updateContext() {
+  const { messages } = conversation;
+  const shown = conversation;
+  const draft = attachments.files;
+  const last = messages.at(-1);
+  if (running || !contextLength) return;
+  if (!messages.length && !draft.length) showContext(0, contextLength);
+  else if (!draft.length && last.figures?.context && !last.stopped) showContext(last.figures.context, contextLength);
+  else {
+    const asked = draft.length ? [...messages, { role: "user", content: byId("prompt").value, attachments: draft }] : messages;
+    try {
+      const tokens = await countTokens(requestMessages(asked));
+      if (conversation === shown && conversation.messages === messages && attachments.files === draft && !running) showContext(tokens, contextLength);
+    } catch (error) {
+      showContext(0, contextLength);
+      if (draft.length && error.status === 400) showError(error); // it is too long
+    }
+  }
 }
 
 // -- actions
@@ -105,50 +114,90 @@ function openConversation(to) {
   scrollDown(true);
   if (drawerIsShown()) showDrawer(false);
   fallbackFocus().focus();
+  updateContext();
 }
 
 function send() {
   const content = byId("prompt").value.trim();
-  if (!content || running) return;
+  const files = attachments.files;
+  if (running || (!content && !files.length)) return;
   if (editing !== null) conversation.messages.splice(editing);
   editing = null;
-  conversation.messages.push({ role: "user", content });
-  byId("prompt").value = "";
-  fitPrompt();
-  reply();
+  conversation.messages.push({ role: "user", content, ...(files.length ? { attachments: files } : {}) });
+  fillPrompt("", []);
+  reply(newAnswer());
+}
+
+function newAnswer() {
+  return { role: "assistant", content: "", reasoning: "" };
 }
 
 function retry() {
+  if (running || !conversation.messages.length) return;
+  const last = conversation.messages.at(-1);
+  if (last.role !== "assistant") reply(newAnswer());
+  else {
+    conversation.messages.pop();
+    reply(newVersion(last));
+  }
+}
+
+function continueAnswer() {
   if (running) return;
-  if (conversation.messages.at(-1)?.role === "assistant") conversation.messages.pop();
-  if (conversation.messages.length) reply();
+  reply(conversation.messages.pop(), { isContinued: true });
+}
+
+function showVersion(index, step) {
+  if (running) return;
+  conversation.messages = switched(conversation.messages, index, step);
+  editing = null;
+  save(conversation);
+  showAll();
+  updateContext();
+  const { number, count } = position(conversation.messages[index]);
+  announce(`Version ${number} of ${count}: ${plain(conversation.messages[index].content).slice(0, 2000)}`);
+}
+
+function repeatSeed(seed) {
+  useSeed(seed);
+  announce(`The seed ${seed} is set for the next answers`);
 }
 
 function edit(index) {
   editing = index;
-  byId("prompt").value = conversation.messages[index].content;
-  fitPrompt();
-  showRunning();
+  const { content, attachments: files = [] } = conversation.messages[index];
+  fillPrompt(content, files);
   byId("prompt").focus();
   announce("The message is in the input field. Sending it replaces the message and everything after it.");
 }
 
-function requestBody(messages) {
-  const body = { model, messages: messages.map(({ role, content }) => ({ role, content })) };
-  if (conversation.system) body.messages.unshift({ role: "system", content: conversation.system });
-  for (const name of SETTINGS) {
-    const field = byId(name);
-    if (field.value.trim() !== "" && field.checkValidity()) body[name] = field.valueAsNumber;
-  }
-  return body;
+function fillPrompt(text, files) {
+  byId("prompt").value = text;
+  attachments.set(files);
+  fitPrompt();
+  showRunning();
 }
 
-async function reply() {
+/** Return messages in the form of a request. An answer that is to be continued keeps its reasoning. */
+function requestMessages(messages) {
+  const last = messages.at(-1);
+  const sent = messages.map((message) => ({
+    role: message.role,
+    content: messageText(message),
+    ...(message === last && message.role === "assistant" && message.reasoning ? { reasoning_content: message.reasoning } : {}),
+  }));
+  return conversation.system ? [{ role: "system", content: conversation.system }, ...sent] : sent;
+}
+
+/** Request an answer and add it to the conversation. `isContinued`: the message has its beginning. */
+async function reply(message, { isContinued = false } = {}) {
   const mine = conversation;
-  const message = { role: "assistant", content: "", reasoning: "" };
-  const body = requestBody(mine.messages);
+  const before = { ...message };
+  const messages = requestMessages(isContinued ? [...mine.messages, message] : mine.messages);
+  const body = { messages, ...requestSettings() };
   byId("problem").textContent = "";
-  save(mine);
+  if (isContinued) Object.assign(message, { stopped: false, cut: false });
+  else if (!message.before) save(mine); // an answer with earlier versions is stored already
   mine.messages.push(message);
   const controller = new AbortController();
   running = { controller, conversation: mine, message };
@@ -157,17 +206,30 @@ async function reply() {
   scrollDown(true);
   announce("Answering");
   try {
-    if (!model) await fetchModelName();
-    await receive({ ...body, model }, controller.signal, message, byId("log").lastElementChild);
+    if (!model) await fetchModel();
+    const article = byId("log").lastElementChild;
+    await receive({ model, ...body }, controller.signal, message, () => drawAnswer(article, message));
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
     else {
-      message.stopped = Boolean(message.content || message.reasoning);
+      message.stopped = !isEmpty(message);
       if (error.status === 401) askForKey(error);
       showError(error);
     }
+    if (isContinued && message.content === before.content) Object.assign(message, { stopped: false, cut: false, figures: undefined }, before);
   }
-  if (isEmpty(message)) mine.messages.pop();
+  finish(mine, message, controller);
+}
+
+function drawAnswer(article, message) {
+  if (!article.isConnected) return;
+  updateAnswer(article, message, { pending: running?.message === message });
+  scrollDown(false);
+}
+
+/** Keep an answer that has ended. Of an empty one, nothing is kept but its earlier versions. */
+function finish(mine, message, controller) {
+  if (isEmpty(message)) mine.messages.splice(-1, 1, ...[withoutShown(message)].filter(Boolean));
   if (running?.controller === controller) running = null;
   if (allConversations().some((one) => one.id === mine.id)) save(mine);
   if (conversation === mine) {
@@ -175,6 +237,7 @@ async function reply() {
     scrollDown(false);
   } else showList();
   showRunning();
+  updateContext();
   announce(message.stopped ? "Stopped" : byId("problem").textContent ? "" : `Answered: ${plain(message.content).slice(0, 2000)}`);
 }
 
@@ -182,83 +245,48 @@ function isEmpty(message) {
   return !message.content && !message.reasoning && !message.figures;
 }
 
-/** Receive an answer into its message; update its element at most once per screen refresh. */
-async function receive(body, signal, message, article) {
-  const started = performance.now();
-  let first = 0;
-  let last = 0;
-  let seed = null;
-  let isScheduled = false;
-  const draw = () => {
-    isScheduled = false;
-    if (!article.isConnected) return;
-    updateAnswer(article, message, { pending: running?.message === message });
-    scrollDown(false);
-  };
-  for await (const piece of answer(body, signal)) {
-    if (piece.text || piece.reasoning) {
-      first ||= piece.at;
-      last = piece.at;
-    }
-    message.content += piece.text;
-    message.reasoning += piece.reasoning;
-    message.cut = message.cut || piece.finish === "length";
-    seed = piece.seed ?? seed;
-    if (piece.usage) {
-      const tokens = piece.usage.completion_tokens;
-      message.figures = { tokens, seed };
-      if (first) message.figures.first = (first - started) / 1000;
-      if (last > first) message.figures.rate = (tokens - 1) / ((piece.at - first) / 1000); // unknown if all arrived at once
-    }
-    if (!isScheduled) {
-      isScheduled = true;
-      requestAnimationFrame(draw);
-    }
-  }
-}
-
 function save(one) {
   if (!saveConversation(one)) showError(new Error("This browser has no storage left. The conversation will be lost when the page is closed."));
 }
 
 async function copy(text) {
+  if (await copyText(text)) announce("Copied");
+  else showError(new Error("The browser does not allow this page to copy."));
+}
+
+async function exportConversation() {
+  const format = await ask("exporting");
+  const title = conversation.title;
+  if (format === "jsonl") download(toJsonLines(conversation, model), { type: "application/jsonl", title, extension: "jsonl" });
+  if (format === "md") download(toMarkdown(conversation, model), { type: "text/markdown", title, extension: "md" });
+}
+
+async function importConversation(file) {
   try {
-    await navigator.clipboard.writeText(text);
-  } catch { // browsers deny clipboard access to pages loaded over plain HTTP from another machine
-    if (!copyFromField(text)) return showError(new Error("The browser does not allow this page to copy."));
+    const imported = await readConversation(file);
+    openConversation(imported);
+    save(imported);
+    showAll();
+    announce(`Imported: ${imported.messages.length} messages`);
+  } catch (error) {
+    if (drawerIsShown()) showDrawer(false); // the error is under it
+    showError(error);
   }
-  announce("Copied");
 }
 
-function copyFromField(text) {
-  const focused = document.activeElement;
-  const field = document.body.appendChild(document.createElement("textarea"));
-  field.className = "hidden";
-  field.value = text;
-  field.select();
-  const isCopied = document.execCommand("copy");
-  field.remove();
-  focused?.focus();
-  return isCopied;
-}
-
-function download(text, type, extension) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
-  link.download = `${(conversation.title || "conversation").replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 40) || "conversation"}.${extension}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
-async function fetchModelName() {
+async function fetchModel() {
   model = await modelName();
   byId("model").textContent = plain(model);
+  const defaults = await serverDefaults();
+  contextLength = defaults?.max_model_len ?? null;
+  showDefaults(defaults);
 }
 
 async function connect() {
   try {
-    await fetchModelName();
+    await fetchModel();
     byId("problem").textContent = "";
+    updateContext();
   } catch (error) {
     if (error.status === 401) askForKey(error);
     else showError(error);
@@ -278,18 +306,6 @@ function fitPrompt() {
   field.rows = 1;
   const line = parseFloat(getComputedStyle(field).lineHeight);
   field.rows = Math.max(1, Math.min(12, Math.round((field.scrollHeight - 12) / line)));
-}
-
-function showDrawer(isShown) {
-  byId("drawer").classList.toggle("shown", isShown);
-  byId("shade").hidden = !isShown;
-  byId("app").inert = isShown; // elements under the open drawer cannot be reached
-  byId("drawer-open").setAttribute("aria-expanded", String(isShown));
-  byId(isShown ? "drawer-close" : "drawer-open").focus();
-}
-
-function drawerIsShown() {
-  return byId("drawer").classList.contains("shown");
 }
 
 byId("composer").addEventListener("submit", (event) => {
@@ -312,9 +328,7 @@ document.addEventListener("keydown", (event) => {
   else if (running) running.controller.abort();
   else if (editing !== null) {
     editing = null;
-    byId("prompt").value = "";
-    fitPrompt();
-    showRunning();
+    fillPrompt("", []);
   }
 });
 byId("stop").addEventListener("click", () => {
@@ -322,31 +336,13 @@ byId("stop").addEventListener("click", () => {
   byId("prompt").focus();
 });
 byId("new").addEventListener("click", () => openConversation(newConversation()));
-byId("drawer-open").addEventListener("click", () => showDrawer(true));
-byId("drawer-close").addEventListener("click", () => showDrawer(false));
-byId("shade").addEventListener("click", () => showDrawer(false));
-byId("theme").addEventListener("click", () => {
-  const isDark = document.documentElement.dataset.theme
-    ? document.documentElement.dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = isDark ? "light" : "dark";
-  remember("theme", document.documentElement.dataset.theme);
+byId("import").addEventListener("click", () => byId("import-file").click());
+byId("import-file").addEventListener("change", (event) => {
+  const file = event.target.files[0];
+  event.target.value = ""; // so that the same file can be chosen again
+  if (file) importConversation(file);
 });
-byId("settings-open").addEventListener("click", () => byId("settings").showModal());
-byId("settings").addEventListener("close", () => {
-  conversation.system = byId("system").value.trim();
-  if (conversation.messages.length) save(conversation);
-  remember("settings", Object.fromEntries(SETTINGS.map((name) => [name, byId(name).value])));
-});
-byId("export").addEventListener("click", () => {
-  byId("exporting").returnValue = "";
-  byId("exporting").showModal();
-});
-byId("exporting").addEventListener("close", () => {
-  const format = byId("exporting").returnValue;
-  if (format === "jsonl") download(toJsonLines(conversation, model), "application/jsonl", "jsonl");
-  if (format === "md") download(toMarkdown(conversation, model), "text/markdown", "md");
-});
+byId("export").addEventListener("click", exportConversation);
 byId("key").addEventListener("close", () => {
   const key = byId("key-value").value.trim();
   byId("key-value").value = "";
@@ -365,12 +361,29 @@ window.addEventListener("pagehide", () => { // keep a partial answer when the pa
   const { conversation: one, message } = running;
   saveConversation({ ...one, messages: [...one.messages.slice(0, -1), { ...message, stopped: true }] });
 });
-window.addEventListener("storage", showList); // changed by another tab
 
-const theme = recall("theme");
-if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-const settings = recall("settings");
-SETTINGS.forEach((name) => { byId(name).value = settings?.[name] ?? ""; });
+setUpTheme();
+setUpSettings((system) => {
+  conversation.system = system;
+  if (conversation.messages.length) save(conversation);
+});
+setUpDrawer({
+  current: () => conversation.id,
+  open: openConversation,
+  deleted: (id) => { if (id === conversation.id) openConversation(allConversations()[0] ?? newConversation()); },
+  renamed: (id, title) => {
+    if (id !== conversation.id) return;
+    Object.assign(conversation, { title, isNamed: true });
+    showTitle();
+  },
+});
+const attachments = setUpAttachments({
+  changed: () => {
+    showRunning();
+    queueMicrotask(updateContext); // not while a message is being sent
+  },
+  failed: showError,
+});
 if (!["localhost", "127.0.0.1", "[::1]"].includes(location.hostname)) byId("place").textContent = location.hostname;
 byId("system").value = conversation.system;
 showAll();

@@ -39,8 +39,28 @@ export async function modelName() {
   return data[0].id;
 }
 
+/** Return the server's settings for requests that set none; null if it does not tell them. */
+export async function serverDefaults() {
+  try {
+    return await (await request("/defaults")).json();
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
+/** Return the number of tokens of a conversation. */
+export async function countTokens(messages) {
+  const response = await request("/tokenize", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ messages }),
+  });
+  return (await response.json()).count;
+}
+
 /**
- * Yield the pieces of one answer: {text, reasoning, finish, seed, usage, at}. `at`: the milliseconds at which it arrived.
+ * Yield the pieces of one answer: {text, reasoning, finish, seed, logprobs, usage, at}. `at`: the milliseconds at which it arrived.
  * @param {object} body The body of a request to /v1/chat/completions, without stream options.
  * @param {AbortSignal} signal Aborts the answer.
  */
@@ -73,6 +93,7 @@ export async function* answer(body, signal) {
         reasoning: choice?.delta?.reasoning_content ?? "",
         finish: choice?.finish_reason ?? null,
         seed: choice?.seed ?? null,
+        logprobs: choice?.logprobs?.content?.map(({ token, logprob, top_logprobs: top }) => ({ token, logprob, top })) ?? [],
         usage: chunk.usage ?? null,
         at,
       };

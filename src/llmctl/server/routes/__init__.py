@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmctl.server.registry import ModelRegistry
 
 # The order in the OpenAPI document. Other modules follow in alphabetical order.
-_ORDER = ("chat", "completions", "responses", "tokenizer", "models", "metrics", "health", "page")
+_ORDER = ("chat", "completions", "responses", "tokenizer", "models", "defaults", "metrics", "health", "page")
 
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:

@@ -9,15 +9,31 @@ if TYPE_CHECKING:
 
     from llmctl.server.registry import ModelRegistry
 
+_MODULES = (
+    "page",
+    "attachments",
+    "browser",
+    "conversations",
+    "details",
+    "dialogs",
+    "drawer",
+    "elements",
+    "highlight",
+    "markdown",
+    "messages",
+    "meter",
+    "receive",
+    "server",
+    "settings",
+    "transcript",
+    "versions",
+)
 # Path -> file and media type. No other file of the folder is served.
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{
-        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("page", "messages", "markdown", "server", "conversations")
-    },
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _MODULES},
 }
 OPEN_PATHS = frozenset(FILES)
 
