@@ -10,7 +10,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmctl.generation.marks import NAME, first_of, is_open_json, overlap
+from llmctl.generation.marks import NAME, ObjectScanner, first_of, overlap
 from llmctl.generation.reasoning import Segment
 from llmctl.generation.structured.lark import LarkWriter
 
@@ -114,7 +114,9 @@ class ChannelSplitter:
         self._form, self._tools = form, tools
         self._part: Literal["header", "body", "between"] = "header"
         self._kind: Literal["reasoning", "text", "call"] = "text"
-        self._name, self._body_text = "", ""  # the recipient and the text of the current message
+        self._name, self._has_body = "", False  # the recipient of the current message, and True if text has come
+        self._scanner, self._scanned = ObjectScanner(), 0  # the arguments of a call, and how much of the held text
+        self._start = ""  # the mark before the header, if it may be text
         self._held = header
         self._given = len(header)  # characters of the held text that are in the prompt
         if header:
@@ -141,28 +143,42 @@ class ChannelSplitter:
 
     def _header(self, *, final: bool) -> Generator[Segment, None, bool]:
         """Read a header. Text that is not a header is an answer without one."""
-        at, mark = first_of(self._held, self._form.bodies)
+        at, mark = first_of(self._held[:_MAX_HEADER], self._form.bodies)
         header = self._held[: at + len(mark or "")]
         if mark is not None and re.fullmatch(self._form.header, header):
             yield from self._enter(header)
             return True
-        if mark is None and not final and len(header) <= _MAX_HEADER and re.fullmatch(self._form.header_begun, header):
-            return False
-        self._kind, self._held, self._part = "text", self._held[self._given :], "body"
-        self._given = 0
+        if mark is None and len(header) < _MAX_HEADER and re.fullmatch(self._form.header_begun, header):
+            if not final:
+                return False
+            if self._form.json_calls and "<|" in header:  # the answer ends within a header
+                self._held = ""
+                return False
+        yield from self._restore_start()
+        self._kind, self._held, self._given, self._part = "text", self._held[self._given :], 0, "body"
+        self._has_body = False
         return True
 
     def _enter(self, header: str) -> Iterator[Segment]:
         """Begin the message of a header."""
         form, name = self._form, self._form.recipient_of(header)
         is_call = form.json_calls and name in self._tools
-        self._kind = "call" if is_call else "reasoning" if re.search(form.reasoning, header) else "text"
         is_unknown = bool(name) and name not in (*self._tools, "all", "user", "self", "assistant")
         keeps_header = is_unknown and "<|" not in header  # without control tokens, it may be ordinary text
-        self._name, self._body_text = (name if is_call else ""), ""
-        self._held, self._given, self._part = self._held[0 if keeps_header else len(header) :], 0, "body"
+        if keeps_header:
+            yield from self._restore_start()
+        self._kind = "call" if is_call else "reasoning" if re.search(form.reasoning, header) else "text"
+        self._held, self._given = self._held[self._given if keeps_header else len(header) :], 0
+        self._name, self._part, self._start, self._has_body = (name if is_call else ""), "body", "", False
+        self._scanner, self._scanned = ObjectScanner(), 0
         if is_call:
-            yield Segment("call", "", name)
+            yield Segment("recipient", "" if "<|" in header else header, name)
+
+    def _restore_start(self) -> Iterator[Segment]:
+        """Yield the mark before what turned out not to be a header."""
+        if self._start:
+            yield Segment("text", self._start)
+        self._start = ""
 
     def _body(self, *, final: bool) -> Generator[Segment, None, bool]:
         marks = (*self._form.ends, *self._form.starts)
@@ -171,27 +187,29 @@ class ChannelSplitter:
         end = at if mark is not None else len(self._held) - keep
         if text := self._unspaced(self._held[:end]):
             yield Segment(self._kind, text, self._name)
-        self._body_text += self._held[:end]
+        self._has_body, self._scanned = self._has_body or end > 0, max(self._scanned - end, 0)
         self._held = self._held[end + len(mark or "") :]
         if mark is None:
             return False
         self._part = "header" if mark in self._form.starts else "between"
+        self._start = mark if self._part == "header" and "<|" not in mark else ""
         return True
 
     def _next_mark(self, marks: Sequence[str]) -> tuple[int, str | None]:
-        """Return the position and text of the first mark. In a JSON string, a mark without control tokens is text."""
+        """Return the position and text of the first mark. Within arguments, a mark without control tokens is text."""
         start = 0
         while True:
-            at, mark = first_of(self._held[start:], marks)
-            at += start
-            may_be_text = mark is not None and self._kind == "call" and "<|" not in mark
-            if mark is None or not may_be_text or not is_open_json(self._body_text + self._held[:at]):
+            at, mark = first_of(self._held, marks, start)
+            if self._kind == "call" and at > self._scanned and not self._scanner.is_whole:
+                self._scanner.take(self._held[self._scanned : at])
+                self._scanned = at
+            if mark is None or self._kind != "call" or "<|" in mark or not self._scanner.is_open:
                 return at, mark
             start = at + len(mark)
 
     def _unspaced(self, text: str) -> str:
         """Remove the space that some tokenizers write after the header."""
-        return text.removeprefix(" ") if self._form.is_spaced and not self._body_text else text
+        return text.removeprefix(" ") if self._form.is_spaced and not self._has_body else text
 
     def _between(self, *, final: bool) -> bool:
         """Skip from the end of a message to the header of the next one."""
@@ -206,11 +224,15 @@ class ChannelSplitter:
         return True
 
 
+# Parts of headers. No two of them can match the same white space, so that matching takes linear time.
+_SPACE = r"\s*"
+_TO = rf"(?:to=[^\s<]+{_SPACE})?"
+_CHANNEL = rf"(?:<\|channel\|>\s*\w+{_SPACE})?"
 _HARMONY = Channels(
     starts=("<|start|>assistant", "<|start|> assistant"),
     bodies=("<|message|>",),
     ends=("<|end|>", "<|call|>", "<|return|>"),
-    header=r"\s*(?:to=\S+?)?\s*(?:<\|channel\|>\s*\w+)?\s*(?:to=\S+)?\s*(?:<\|constrain\|>)?\s*\w*\s*<\|message\|>",
+    header=_SPACE + _TO + _CHANNEL + _TO + rf"(?:<\|constrain\|>{_SPACE})?(?:\w+{_SPACE})?<\|message\|>",
     header_begun=r"\s*(?:<.*|to=.*|to?)?",
     recipient=r"to=(?:functions\.)?([\w-]+)",
     reasoning=r"<\|channel\|>\s*analysis",
@@ -232,7 +254,7 @@ _RECIPIENTS = Channels(
     starts=("<|start|>assistant",),
     bodies=("<|message|>",),
     ends=("<|eom|>", "<|eot|>"),
-    header=r"\s*(?:to=\S+?)?\s*<\|message\|>",
+    header=rf"{_SPACE}{_TO}<\|message\|>",
     header_begun=r"\s*(?:<.*|to=.*|to?)?",
     recipient=r"to=([\w-]+)",
     reasoning="to=self",

@@ -1,6 +1,5 @@
 """Marks: fixed texts that separate the parts of an answer."""
 
-import re
 from collections.abc import Sequence
 
 # Characters of the private use area that stand in a fixed text for what the model chooses: an id, a number, the type of
@@ -8,9 +7,9 @@ from collections.abc import Sequence
 ID, INDEX, TYPE, NAME = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
-def first_of(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
-    """Return the position and the text of the first mark in a text; None if there is none."""
-    present = [(at, mark) for mark in marks if (at := text.find(mark)) >= 0]
+def first_of(text: str, marks: Sequence[str], start: int = 0) -> tuple[int, str | None]:
+    """Return the position and the text of the first mark in a text from `start`; None if there is none."""
+    present = [(at, mark) for mark in marks if (at := text.find(mark, start)) >= 0]
     return min(present) if present else (len(text), None)
 
 
@@ -19,18 +18,35 @@ def overlap(text: str, mark: str) -> int:
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-n:])), 0)
 
 
-def is_open_json(text: str) -> bool:
-    """Return True if a text may be the beginning of a JSON object or list that is not complete."""
-    if not text.strip():
-        return True
-    if text.lstrip()[0] not in "[{":
-        return False
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text, flags=re.DOTALL)
-    if bare.count('"') % 2:  # within a string
-        return True
-    depth = 0
-    for character in re.sub(r"[^\[\]{}]", "", bare):
-        depth += 1 if character in "[{" else -1
-        if depth == 0:
-            return False
-    return True
+class ObjectScanner:
+    """Finds the end of a JSON object or list in text that arrives in pieces.
+
+    Its state: the nesting depth, and flags for being in a string or after a backslash.
+    """
+
+    def __init__(self) -> None:
+        self._depth, self._in_string, self._escaped = 0, False, False
+        self.is_whole = False
+
+    @property
+    def is_open(self) -> bool:
+        """True within the value."""
+        return self._depth > 0
+
+    def take(self, text: str) -> int:
+        """Return the number of characters of `text` that belong to the value."""
+        for position, character in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string:
+                self._escaped, self._in_string = character == "\\", character != '"'
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_whole = True
+                    return position + 1
+        return len(text)

@@ -94,11 +94,12 @@ def join_text(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 def assemble(pieces: Iterable[Piece]) -> Assembled:
     """Join the pieces of an answer."""
     pieces = list(pieces)
-    calls: list[ToolCall] = []
+    calls = [(piece, list[str]()) for piece in pieces if isinstance(piece, CallStart)]
     for piece in pieces:
-        if isinstance(piece, CallStart):
-            calls.append(ToolCall(piece.id, piece.name, ""))
-        elif isinstance(piece, ArgumentsDelta):
-            call = calls[piece.index]
-            calls[piece.index] = replace(call, arguments=call.arguments + piece.text)
-    return Assembled(text_of(pieces), reasoning_of(pieces), tuple(calls))
+        if isinstance(piece, ArgumentsDelta):
+            calls[piece.index][1].append(piece.text)
+    return Assembled(
+        text_of(pieces),
+        reasoning_of(pieces),
+        tuple(ToolCall(start.id, start.name, "".join(arguments)) for start, arguments in calls),
+    )

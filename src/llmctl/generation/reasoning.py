@@ -15,9 +15,15 @@ _MAX_SPACE = 8  # characters of white space before an opening tag
 
 
 class Segment(NamedTuple):
-    """A piece of an answer: reasoning, text that may contain calls, or the arguments of a call of the tool `name`."""
+    """A piece of an answer.
 
-    kind: Literal["reasoning", "text", "call"]
+    Attributes:
+        kind: Reasoning, text that may contain calls, the header of a call, or a piece of its arguments.
+        text: The text of the piece. That of a header is empty if the header cannot be ordinary text.
+        name: The name of the tool, for the parts of a call.
+    """
+
+    kind: Literal["reasoning", "text", "recipient", "call"]
     text: str
     name: str = ""
 

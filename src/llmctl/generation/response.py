@@ -92,7 +92,8 @@ class ResponseSplitter:
         interrupts = [tools.form.open] if tools and tools.form.open.startswith(("<|", "<｜", "[")) else []
         names = tools.names if tools else []
         self._segments = rules.reasoning.splitter(rules.prompt_tail, interrupts, names)
-        self._call: tuple[str, str] | None = None  # the name and arguments of a call in a message of its own
+        self._call: Segment | None = None  # the header of a call in a message of its own
+        self._arguments: list[str] = []
 
     @property
     def call_count(self) -> int:
@@ -111,14 +112,12 @@ class ResponseSplitter:
 
     def _pieces(self, segment: Segment) -> Iterator[Piece]:
         if segment.kind == "call":
-            if not segment.text:  # the header of a new call
-                yield from self._end_of_call()
-                self._call = (segment.name, "")
-            elif self._call is not None:
-                self._call = (segment.name, self._call[1] + segment.text)
+            self._arguments.append(segment.text)
             return
         yield from self._end_of_call()
-        if segment.kind == "reasoning":
+        if segment.kind == "recipient":
+            self._call = segment
+        elif segment.kind == "reasoning":
             yield ReasoningDelta(segment.text)
         elif self._calls is None:
             yield TextDelta(segment.text)
@@ -128,6 +127,5 @@ class ResponseSplitter:
     def _end_of_call(self) -> Iterator[Piece]:
         """Yield the call whose message has ended."""
         if self._call is not None and self._calls is not None:
-            name, arguments = self._call
-            yield from self._calls.add_call(name, arguments)
-        self._call = None
+            yield from self._calls.add_call(self._call.name, "".join(self._arguments), header=self._call.text)
+        self._call, self._arguments = None, []

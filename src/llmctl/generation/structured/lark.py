@@ -2,7 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from llmctl.generation.structured.schema_check import check_schema
+from llmctl.generation.structured.structure import JSON_OPTIONS
 
 ANY_TEXT = r"/(.|\n)*/"
 
@@ -18,6 +22,8 @@ class LarkWriter:
     def __init__(self, special: Mapping[str, int], values: Mapping[str, str] | None = None) -> None:
         self._special, self._values = special, values or {}
         self._rules = [f"TEXT: {ANY_TEXT}"]
+        self._names = {"TEXT"}
+        self._shared: dict[Hashable, str] = {}
 
     @property
     def space(self) -> str:
@@ -29,10 +35,31 @@ class LarkWriter:
     def add(self, rule: str) -> None:
         """Add a rule."""
         self._rules.append(rule)
+        self._names.add(rule.partition(":")[0].partition("[")[0])
 
     def has(self, name: str) -> bool:
         """Return True if there is a rule of that name."""
-        return any(rule.startswith(f"{name}:") for rule in self._rules)
+        return name in self._names
+
+    def shared(self, name: str, key: Hashable, body: Callable[[], str]) -> str:
+        """Return the name of the rule with a key. The first time, add it; its body may refer to itself."""
+        if key not in self._shared:
+            self._shared[key] = name
+            self.add(f"{name}: {body()}")
+        return self._shared[key]
+
+    def json(self, schema: Any, root: Mapping[str, Any]) -> str:
+        """Return the symbol for a JSON value.
+
+        Args:
+            schema: Its schema, with keywords that can be enforced.
+            root: The schema to which its references refer.
+        """
+        if '"$ref"' in json.dumps(schema):
+            inner = {key: value for key, value in root.items() if key not in ("$schema", "$id", "id")}
+            schema = {**_within_root(schema), "$defs": {"root": _within_root(inner)}}
+        checked = check_schema(schema)
+        return f"%json {json.dumps({**checked, 'x-guidance': JSON_OPTIONS}, ensure_ascii=False)}"
 
     def begins_with_special(self, text: str) -> bool:
         """Return True if a text begins with a special token, which `TEXT` cannot contain."""
@@ -62,7 +89,7 @@ class LarkWriter:
             elif part in self._values:
                 parts.append(f"/{self._values[part]}/")
             elif part:
-                parts.append(json.dumps(part, ensure_ascii=False))
+                parts.append(json.dumps(part, ensure_ascii=False).replace("\x7f", "\\u007f"))
         return " ".join(parts)
 
     def text(self, start: str) -> str:
@@ -73,3 +100,15 @@ class LarkWriter:
 def _escaped(text: str) -> str:
     """Return a pattern in Lark that matches a text."""
     return re.escape(text).replace("\\\n", r"\n").replace("/", r"\/")
+
+
+def _within_root(schema: Any) -> Any:
+    """Return a schema whose references refer to the definition `root`, and not to the whole schema."""
+    if isinstance(schema, list):
+        return [_within_root(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = {key: value if key in ("enum", "const") else _within_root(value) for key, value in schema.items()}
+    if isinstance(reference := changed.get("$ref"), str) and reference.startswith("#"):
+        changed["$ref"] = f"#/$defs/root{reference[1:]}"
+    return changed

@@ -19,7 +19,7 @@ from llmctl.generation.structured.schema_check import check_schema, schema_text,
 
 Kind = Literal["json_schema", "regex", "choices", "grammar"]
 # One space, or a newline with indentation: enough for any JSON style, and never endless white space.
-_JSON_OPTIONS = {
+JSON_OPTIONS = {
     "whitespace_pattern": r"\n[ \t]{0,40}| ",
     "json_allowed_escapes": 'nrbtf\\"',  # with \uXXXX, a name could be written in two ways
 }
@@ -69,6 +69,20 @@ def make_structure(section: StructureSection) -> Structure | None:
     if section.grammar is not None:
         return _text_structure("grammar", section.grammar)
     return None
+
+
+def grammar_structure(grammar: str) -> Structure:
+    """Return the structure of a grammar in Lark that llmctl wrote, whose schemas have been checked.
+
+    Raises:
+        UserError: llguidance refuses it.
+    """
+    from llguidance import LLMatcher
+
+    structure = Structure("grammar", str(LLMatcher.grammar_from_lark(grammar)))
+    if problem := _problem(structure.grammar):
+        raise UserError(f"structure.grammar: {core_message(problem)}")
+    return structure
 
 
 def check_structure(config: Config) -> None:
@@ -163,7 +177,7 @@ def _json_structure(text: str) -> Structure:
 def _json_grammar(schema: Mapping[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    options: Any = _JSON_OPTIONS
+    options: Any = JSON_OPTIONS
     return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
 
 
@@ -174,9 +188,8 @@ def _text_structure(kind: Kind, text: str) -> Structure:
     if len(text) > MAX_BYTES:
         raise UserError(f"structure.{kind}: it has {len(text)} characters, the limit is {MAX_BYTES}")
     if kind == "grammar":
-        structure = Structure(kind, str(LLMatcher.grammar_from_lark(_with_checked_schemas(text))))
-    else:
-        structure = Structure(kind, str(LLMatcher.grammar_from_regex(text)))
+        return grammar_structure(_with_checked_schemas(text))
+    structure = Structure(kind, str(LLMatcher.grammar_from_regex(text)))
     if problem := _problem(structure.grammar):
         raise UserError(f"structure.{kind}: {core_message(problem)}")
     return structure
@@ -229,6 +242,6 @@ def _with_checked_schemas(grammar: str) -> str:
             schema, end = json.JSONDecoder().raw_decode(rest[match.end() :])
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"structure.grammar: the schema after %json is not JSON: {error}") from error
-        parts.append(json.dumps({**check_schema(schema), "x-guidance": _JSON_OPTIONS}))
+        parts.append(json.dumps({**check_schema(schema), "x-guidance": JSON_OPTIONS}))
         rest = rest[match.end() + end :]
     return "".join([*parts, rest])

@@ -1,4 +1,6 @@
-"""The syntaxes in which models write the arguments of a call: JSON, tagged values, Python, and Gemma's objects.
+"""The syntaxes in which models write the arguments of a call: JSON and tagged values.
+
+`literal_arguments` and `elements` have the others.
 
 Each syntax scans the arguments of an arriving call, writes the arguments of an earlier call, and writes the grammar of
 a constrained call.
@@ -6,15 +8,27 @@ a constrained call.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from llmctl.generation.marks import TYPE
 from llmctl.generation.structured.lark import LarkWriter
-from llmctl.generation.tools.literals import python_keywords
 from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip, skip_any
-from llmctl.generation.tools.schema import Bare, Parameter, allowed_types, parameters_of
+from llmctl.generation.tools.schema import (
+    ANY_NAME,
+    Parameter,
+    additional_of,
+    alternatives_of,
+    convert,
+    is_any_text,
+    parameters_of,
+    properties_of,
+)
+
+_KEY = re.compile(r"[^<>\"\n=]*")  # a key that the tool does not have
+_CDATA = ("<![CDATA[", "]]>")
+_OTHER_TYPES = ("boolean", "number", "null", "array", "object")
 
 
 class ArgumentSyntax(Protocol):
@@ -24,11 +38,21 @@ class ArgumentSyntax(Protocol):
     def marks(self) -> Sequence[str]:
         """Fixed parts of the syntax, whose special tokens must not be removed from the answer."""
 
-    def scan(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[Mapping[str, Any], int]:
+    @property
+    def json_values(self) -> Literal["all", "values", "others", "scalars"]:
+        """The values that are JSON, so that their schemas are enforced exactly.
+
+        They are `all`, with the object of arguments; all `values` in it; all `others` than its strings; or `scalars`.
+        """
+
+    def scan(
+        self, text: str, at: int, *, following: Sequence[str], schema: Mapping[str, Any], final: bool
+    ) -> tuple[Mapping[str, Any], int]:
         """Return the arguments that begin at `at`, and the position after them.
 
         Args:
             following: The fixed parts that may follow the arguments.
+            schema: The tool's parameter schema, which may be malformed.
             final: True if the text is complete.
 
         Raises:
@@ -57,11 +81,18 @@ class JsonArguments:
         """There are no fixed parts."""
         return ()
 
-    def scan(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[Mapping[str, Any], int]:
+    @property
+    def json_values(self) -> Literal["all"]:
+        """Everything is JSON."""
+        return "all"
+
+    def scan(
+        self, text: str, at: int, *, following: Sequence[str], schema: Mapping[str, Any], final: bool
+    ) -> tuple[Mapping[str, Any], int]:
         """Return the arguments at `at`, and the position after them. A JSON text that contains the object counts."""
         value, end = json_value(text, at)
         if isinstance(value, str):
-            value, _ = json_value(value, 0)
+            value = json.loads(value)
         if not isinstance(value, dict):
             raise NotACallError("arguments are an object")
         return value, end
@@ -72,7 +103,7 @@ class JsonArguments:
 
     def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
         """Return the symbol for the arguments."""
-        return f"%json {json.dumps(schema if is_enforced else {'type': 'object'}, ensure_ascii=False)}"
+        return lark.json(schema if is_enforced else {"type": "object"}, schema)
 
 
 @dataclass(frozen=True)
@@ -100,30 +131,58 @@ class TaggedArguments:
         """The parts around keys and values."""
         return (self.key_open, self.key_close, self.value_close)
 
-    def scan(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[Mapping[str, Any], int]:
+    @property
+    def json_values(self) -> Literal["others"]:
+        """Strings are written as they are."""
+        return "others"
+
+    def scan(
+        self, text: str, at: int, *, following: Sequence[str], schema: Mapping[str, Any], final: bool
+    ) -> tuple[Mapping[str, Any], int]:
         """Return the arguments at `at`, and the position after them."""
         arguments: dict[str, Any] = {}
+        properties = properties_of(schema)
+        keys = sorted(properties, key=len, reverse=True)
         while not (final and not text[at:].strip()) and matches(text, at, self.key_open):
-            start = skip(text, at, self.key_open)
-            key = re.compile(r"[^<>\"\n=]*").match(text, start)
-            assert key is not None  # noqa: S101 (it may be empty)
-            value_at = skip(text, key.end(), self.key_close)
-            end, at = self._value_end(text, value_at, following, final=final)
-            arguments[key[0].strip()] = self._value(text[value_at:end], text[key.end() : value_at])
+            key, value_at = self._head(text, at, keys)
+            end, after = self._value_end(text, value_at, following, keys, final=final)
+            value = self._bare(text[value_at:end])
+            known = alternatives_of(properties[key], schema) if key in properties else [{}]
+            arguments[key] = self._typed(value, text[at:value_at], known)
+            at = after
         return arguments, at
 
-    def _value_end(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[int, int]:
+    def _head(self, text: str, at: int, keys: Sequence[str]) -> tuple[str, int]:
+        """Return the key that begins at `at`, and the position of its value."""
+        start, is_incomplete = skip(text, at, self.key_open), False
+        for key in (*keys, _KEY.match(text, start)[0].strip()):  # type: ignore[index]
+            if not text.startswith(key, start):
+                is_incomplete = is_incomplete or key.startswith(text[start : start + len(key)])
+                continue
+            try:
+                return key, skip(text, start + len(key), self.key_close)
+            except IncompleteError:
+                is_incomplete = True
+            except NotACallError:
+                continue
+        raise IncompleteError if is_incomplete else NotACallError
+
+    def _value_end(
+        self, text: str, at: int, following: Sequence[str], keys: Sequence[str], *, final: bool
+    ) -> tuple[int, int]:
         """Return the end of the value at `at`, and the position after its closing part.
 
         A value may contain the text of the closing part. It ends where the next parameter or the end of the call
         follows.
         """
         mark = self.value_close.strip()
+        if self.has_cdata and text.startswith(_CDATA[0], at) and (close := text.find(_CDATA[1], at)) >= 0:
+            at = close
         position = text.find(mark, at)
         while position >= 0:
             after = position + len(mark)
             try:
-                skip_any(text, after, (self.key_open, *following))
+                self._check_followed(text, after, following, keys)
             except NotACallError:
                 position = text.find(mark, after)
                 continue
@@ -133,20 +192,29 @@ class TaggedArguments:
             return position, after
         raise IncompleteError
 
-    def _value(self, text: str, head: str) -> Any:
-        """Return the value between its parts; bare text if nothing shows its type."""
+    def _check_followed(self, text: str, at: int, following: Sequence[str], keys: Sequence[str]) -> None:
+        """Raise NotACallError unless a parameter or the end of the call is at `at`."""
+        try:
+            self._head(text, at, keys)
+        except NotACallError:
+            skip_any(text, at, following)
+
+    def _bare(self, text: str) -> str:
+        """Return the text of a value without what belongs to the format."""
         is_wrapped = text.startswith("\n") and text.endswith("\n")  # a model may put a short value on its own line
         if is_wrapped or self.key_close.endswith("\n"):
             text = text.removeprefix("\n")
         if is_wrapped or self.value_close.startswith("\n"):
             text = text.removesuffix("\n")
-        if self.has_cdata and text.startswith("<![CDATA[") and text.endswith("]]>"):
-            return text[len("<![CDATA[") : -len("]]>")]
+        if self.has_cdata and text.startswith(_CDATA[0]) and text.endswith(_CDATA[1]):
+            return text[len(_CDATA[0]) : -len(_CDATA[1])]
+        return text
+
+    def _typed(self, text: str, head: str, known: Sequence[Mapping[str, Any]]) -> Any:
+        """Return the value of a text. The part before it or the schema shows its type."""
         if TYPE not in self.key_close:
-            return Bare(text)
-        if f'"{self.string_type}"' in head:
-            return text
-        return json_value(text, 0)[0]
+            return convert(text, known)
+        return text if f'"{self.string_type}"' in head else json_value(text, 0)[0]
 
     def write(self, arguments: Mapping[str, Any]) -> str:
         """Return the text of arguments."""
@@ -154,10 +222,14 @@ class TaggedArguments:
             self.key_open
             + key
             + self.key_close.replace(TYPE, self._type_of(value))
-            + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            + self._written(value)
             + self.value_close
             for key, value in arguments.items()
         )
+
+    def _written(self, value: Any) -> str:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return f"{_CDATA[0]}{text}{_CDATA[1]}" if self.has_cdata and re.search(r"[<&\n]", text) else text
 
     def _type_of(self, value: Any) -> str:
         """Return the text for the type of a value."""
@@ -168,218 +240,51 @@ class TaggedArguments:
 
     def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
         """Return the symbols for the arguments: the parameters in the order of the schema."""
-        parameters = parameters_of(schema)
+        parameters = parameters_of(schema, schema) if is_enforced else []
         symbols = []
         for number, parameter in enumerate(parameters):
             symbol = f"{name}_{number}"
-            is_text = parameter.is_text
-            type_name = self.string_type if is_text else self.other_type or TYPE
-            head = self.key_open + parameter.name + self.key_close.replace(TYPE, type_name)
-            lark.add(f"{symbol}: {lark.literal(head)} {self._value_rule(lark, symbol, parameter, schema)}")
-            symbols.append(symbol if parameter.is_required and is_enforced else f"{symbol}?")
-        if not parameters and schema.get("additionalProperties") is not False:
-            close = self.key_close.replace(TYPE, self.string_type)
-            lark.add_until(f"{name}_any_value", self.value_close)
-            lark.add(
-                f"{name}_any: {lark.literal(self.key_open)} /[a-zA-Z0-9_-]+/ {lark.literal(close)} {name}_any_value"
-            )
+            pairs = [
+                f"{lark.literal(self.key_open + parameter.name + head)} {value}"
+                for head, value in self._values(lark, symbol, parameter, schema)
+            ]
+            lark.add(f"{symbol}: {' | '.join(pairs)}")
+            symbols.append(symbol if parameter.is_required else f"{symbol}?")
+        further = additional_of(schema) if is_enforced else {}
+        if not parameters and further is not None:
+            any_one = Parameter("", further, alternatives_of(further, schema), is_required=False)
+            pairs = [
+                f"{lark.literal(self.key_open)} {ANY_NAME} {lark.literal(head)} {value}"
+                for head, value in self._values(lark, f"{name}_any", any_one, schema)
+            ]
+            lark.add(f"{name}_any: {' | '.join(pairs)}")
             symbols.append(f"{name}_any*")
         return " ".join(symbols)
 
-    def _value_rule(self, lark: LarkWriter, name: str, parameter: Parameter, root: Mapping[str, Any]) -> str:
-        """Return the symbols for a value and its closing part."""
-        close = lark.literal(self.value_close)
-        if parameter.choices is not None:
-            return f"({' | '.join(lark.literal(choice) for choice in parameter.choices)}) {close}"
+    def _values(
+        self, lark: LarkWriter, name: str, parameter: Parameter, root: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the ways to write a value: the part before it, and the symbols for it and its closing part."""
+        close, head = lark.literal(self.value_close), self.key_close
+        texts = [text for one in parameter.alternatives if one.get("type") == "string" for text in one.get("enum", ())]
+        others = [one for one in parameter.alternatives if one.get("type", "") != "string" and not is_any_text(one)]
         if parameter.is_text:
-            lark.add_until(f"{name}_value", self.value_close)
-            return f"{name}_value"
-        return f"%json {_with_definitions(parameter.schema, root)} {close}"
+            lark.add_until(f"{name}_text", self.value_close)
+            yield head.replace(TYPE, self.string_type), f"{name}_text"
+        elif texts:
+            yield head.replace(TYPE, self.string_type), f"({' | '.join(map(lark.literal, texts))}) {close}"
+        if {} in parameter.alternatives:
+            others = [{"type": list(_OTHER_TYPES)}]
+        if others and (not parameter.is_text or TYPE in self.key_close):
+            schema = {"anyOf": others} if parameter.is_text or texts else parameter.schema
+            for kind in dict.fromkeys(kind for one in others for kind in self._other_types(one)):
+                yield head.replace(TYPE, kind), f"{lark.json(schema, root)} {close}"
 
-
-@dataclass(frozen=True)
-class PythonArguments:
-    """Arguments as keywords of a call in Python: city="Rome", days=3."""
-
-    @property
-    def marks(self) -> Sequence[str]:
-        """There are no fixed parts."""
-        return ()
-
-    def scan(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[Mapping[str, Any], int]:
-        """Return the arguments at `at`, and the position of the closing parenthesis."""
-        end = _closing(text, at, ")")
-        return python_keywords(text[at:end]), end
-
-    def write(self, arguments: Mapping[str, Any]) -> str:
-        """Return the text of arguments."""
-        return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-
-    def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
-        """Return the symbols for the arguments."""
-        symbols = []
-        for number, parameter in enumerate(parameters_of(schema)):
-            symbol = f"{name}_{number}"
-            lark.add(f"{symbol}: {lark.literal(parameter.name + '=')} {self._value_rule(parameter, schema)}")
-            symbols.append((symbol, parameter.is_required and is_enforced))
-        return _separated(lark, name, symbols, lark.literal(", "))
-
-    def _value_rule(self, parameter: Parameter, root: Mapping[str, Any]) -> str:
-        if allowed_types(parameter.schema) == {"boolean"}:
-            return '("True" | "False")'
-        return f"%json {_with_definitions(parameter.schema, root)}"
-
-
-@dataclass(frozen=True)
-class GemmaArguments:
-    """Arguments as an object with bare keys and marked strings: city:<|"|>Rome<|"|>,days:3."""
-
-    quote: str = '<|"|>'
-
-    @property
-    def marks(self) -> Sequence[str]:
-        """The mark around strings."""
-        return (self.quote,)
-
-    def scan(self, text: str, at: int, following: Sequence[str], *, final: bool) -> tuple[Mapping[str, Any], int]:
-        """Return the arguments at `at`, and the position of the closing brace."""
-        strings: list[str] = []
-
-        def keep(match: re.Match[str]) -> str:
-            strings.append(match[3] if match[3] is not None else json.dumps(match[1] if match[2] is None else match[2]))
-            return f"\0{len(strings) - 1}\0"
-
-        quote = re.escape(self.quote)
-        literal = rf'{quote}(.*?){quote}|<escape>(.*?)<escape>|("(?:\\.|[^"\\])*")'
-        end = _closing(text, at, "}", strings=re.compile(literal, flags=re.DOTALL), quotes=(self.quote, "<escape>"))
-        if "\0" in text[at:end]:
-            raise NotACallError
-        marked = re.sub(literal, keep, text[at:end], flags=re.DOTALL)
-        keyed = re.sub(r"(^|[{,])\s*([\w.-]+)\s*:", r'\1"\2":', marked)
-        named = re.sub(r"\b(None|True|False)\b", lambda m: {"None": "null"}.get(m[1], m[1].lower()), keyed)
-        inner = re.sub(r"\0(\d+)\0", lambda match: strings[int(match[1])], named)
-        value, length = json_value("{" + inner + "}", 0)
-        if length != len(inner) + 2:
-            raise NotACallError
-        return dict(value), end
-
-    def write(self, arguments: Mapping[str, Any]) -> str:
-        """Return the text of arguments."""
-        return ",".join(f"{key}:{self._written(value)}" for key, value in arguments.items())
-
-    def _written(self, value: Any) -> str:
-        if isinstance(value, str):
-            return f"{self.quote}{value}{self.quote}"
-        if isinstance(value, Mapping):
-            return "{" + self.write(value) + "}"
-        if isinstance(value, list):
-            return "[" + ",".join(map(self._written, value)) + "]"
-        return json.dumps(value)
-
-    def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
-        """Return the symbols for the arguments."""
-        self._add_any(lark)
-        return self._object_rule(lark, name, schema, schema, is_enforced=is_enforced)
-
-    def _add_any(self, lark: LarkWriter) -> None:
-        """Add the rules for any value."""
-        if lark.has("gemma_value"):
+    def _other_types(self, alternative: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the texts for the types of values that are not strings."""
+        if "enum" in alternative:
+            yield from map(self._type_of, alternative["enum"])
             return
-        quote = lark.literal(self.quote)
-        lark.add_until("gemma_text", self.quote)
-        lark.add(f"gemma_string: {quote} gemma_text")
-        lark.add(
-            'gemma_value: gemma_string | %json {"type": ["number", "boolean", "null"]} | gemma_list | gemma_object'
-        )
-        lark.add('gemma_list: "[" (gemma_value ("," gemma_value)*)? "]"')
-        lark.add('gemma_object: "{" (gemma_pair ("," gemma_pair)*)? "}"')
-        lark.add('gemma_pair: /[a-zA-Z0-9_-]+/ ":" gemma_value')
-
-    def _object_rule(
-        self, lark: LarkWriter, name: str, schema: Mapping[str, Any], root: Mapping[str, Any], *, is_enforced: bool
-    ) -> str:
-        parameters = parameters_of(
-            {**schema, "$defs": root.get("$defs", {}), "definitions": root.get("definitions", {})}
-        )
-        if not parameters:
-            return '(gemma_pair ("," gemma_pair)*)?' if schema.get("additionalProperties") is not False else ""
-        symbols = []
-        for number, parameter in enumerate(parameters):
-            symbol = f"{name}_{number}"
-            value = self._value_rule(lark, symbol, parameter, root)
-            lark.add(f"{symbol}: {lark.literal(parameter.name + ':')} {value}")
-            symbols.append((symbol, parameter.is_required and is_enforced))
-        return _separated(lark, name, symbols, '","')
-
-    def _value_rule(self, lark: LarkWriter, name: str, parameter: Parameter, root: Mapping[str, Any]) -> str:
-        quote, types = lark.literal(self.quote), allowed_types(parameter.schema)
-        if parameter.choices is not None:
-            return f"{quote} ({' | '.join(map(lark.literal, parameter.choices))}) {quote}"
-        if types == {"string"}:
-            return "gemma_string"
-        if types == {"object"}:
-            return f'"{{" {self._object_rule(lark, name, parameter.schema, root, is_enforced=True)} "}}"'
-        if types == {"array"}:
-            items = Parameter("", parameter.schema.get("items") or {}, is_required=True)
-            lark.add(f"{name}_item: {self._value_rule(lark, f'{name}_item', items, root)}")
-            return f'"[" ({name}_item ("," {name}_item)*)? "]"'
-        if types and types <= {"number", "integer", "boolean", "null", "other"}:
-            return f"%json {_with_definitions(parameter.schema, root)}"
-        return "gemma_value"
-
-
-def _closing(
-    text: str, at: int, bracket: str, *, strings: re.Pattern[str] | None = None, quotes: Sequence[str] = ()
-) -> int:
-    """Return the position of the bracket that closes the one before `at`, outside of strings.
-
-    Args:
-        strings: A pattern for complete strings; by default those of Python.
-        quotes: The marks that begin strings; by default quotation marks.
-
-    Raises:
-        IncompleteError: it has not arrived.
-        NotACallError: another bracket is closed first.
-    """
-    pattern = strings or re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", flags=re.DOTALL)
-    quotes = (*quotes, '"') if quotes else ("'", '"')
-    pairs = {"(": ")", "[": "]", "{": "}"}
-    waiting = [bracket]
-    while at < len(text):
-        if any(text.startswith(quote, at) for quote in quotes):
-            string = pattern.match(text, at)
-            if string is None:
-                raise IncompleteError
-            at = string.end()
-            continue
-        if text[at] in pairs:
-            waiting.append(pairs[text[at]])
-        elif text[at] in ")]}":
-            if text[at] != waiting.pop():
-                raise NotACallError
-            if not waiting:
-                return at
-        at += 1
-    raise IncompleteError
-
-
-def _separated(lark: LarkWriter, name: str, symbols: Sequence[tuple[str, bool]], separator: str) -> str:
-    """Return a symbol for a list in order, some of whose items are required, with separators between those present."""
-    if not symbols:
-        return ""
-    for number, (symbol, is_required) in enumerate(symbols):
-        is_last = number + 1 == len(symbols)
-        tail = "" if is_last else f" {name}_after{number + 1}"
-        following = f"{separator} {symbol}" if is_required else f"({separator} {symbol})?"
-        lark.add(f"{name}_after{number}: {following}{tail}")
-        first = f"{symbol}{tail}"
-        if not is_required:
-            first = f"{symbol}?" if is_last else f"{first} | {name}_from{number + 1}"
-        lark.add(f"{name}_from{number}: {first}")
-    return f"{name}_from0"
-
-
-def _with_definitions(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-    """Return a schema as JSON, with the definitions that it may refer to."""
-    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    return json.dumps({**shared, **schema}, ensure_ascii=False)
+        kinds = alternative["type"] if isinstance(alternative["type"], list) else [alternative["type"]]
+        for kind in kinds:
+            yield self.other_type or ("number" if kind == "integer" else str(kind))

@@ -7,13 +7,20 @@ answer is constrained to the format of a call with JSON arguments, they are emit
 from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 
-from llmctl.generation.marks import ID, INDEX, overlap
+from llmctl.generation.marks import ID, INDEX, ObjectScanner, overlap
 from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, TextDelta, new_id
 from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.families import ToolFormat
 from llmctl.generation.tools.reading import ParsedCall, parse_calls
 from llmctl.generation.tools.scan import IncompleteError, json_value
 from llmctl.generation.tools.schema import arguments_json
+
+_STRETCH = 4096  # characters: longer text is read in stretches, so that its rest is not copied for every call
+# Limits that keep the time for an answer proportional to its length, whatever the model writes. A block is parsed again
+# while the characters read in all attempts are less than a minimum plus a multiple of its length; a closing character
+# allows some more.
+_FREE_WORK, _WORK_PER_CHARACTER, _MORE_AT_END = 65_536, 2, 4
+_MAX_UNFINISHED = 16  # blocks without an end that are searched for other calls
 
 
 class CallSplitter:
@@ -38,7 +45,10 @@ class CallSplitter:
     ) -> None:
         self._form, self._tools, self._max_calls = form, tools, max_calls
         self._held, self._gap, self._count = "", "", 0  # gap: white space before a possible call
+        self._arrived: list[str] = []  # text that is not yet in the held text
         self._in_block = False  # True if the held text begins with the opening marker
+        self._work = self._unfinished = 0  # see the limits above
+        self._last = (form.end.rstrip() or "}")[-1]
         self._has_text = False
         self._has_text_since_call = False
         exact = exact and _can_follow(form)
@@ -52,29 +62,43 @@ class CallSplitter:
 
     def add(self, text: str) -> list[Piece]:
         """Add new text. Return the pieces that are final."""
-        self._held += text
-        return list(self._advance(final=False))
+        pieces: list[Piece] = []
+        for at in range(0, len(text), _STRETCH):
+            self._arrived.append(text[at : at + _STRETCH])
+            if not self._in_block or self._is_due(self._arrived[-1]):
+                pieces += self._advance(final=False)
+        return pieces
 
     def finish(self) -> list[Piece]:
         """End the answer. Return the pieces of the text held back."""
-        return list(self._advance(final=True))
+        return [*self._advance(final=False), *self._advance(final=True)]
 
-    def add_call(self, name: str, arguments: str) -> list[Piece]:
-        """Add a complete call that is marked by the header of its message. Without JSON arguments it is text."""
+    def add_call(self, name: str, arguments: str, *, header: str = "") -> list[Piece]:
+        """Add a complete call that is marked by the header of its message. Without JSON arguments it is text.
+
+        Args:
+            header: The header, if it is text without control tokens.
+        """
         pieces = self.finish()
         try:
-            value, _ = json_value(arguments, 0) if arguments.strip() else ({}, 0)
+            value, end = json_value(arguments, 0) if arguments.strip() else ({}, 0)
             call = ParsedCall(name, arguments_json(value))
         except (IncompleteError, ValueError):
-            return [*pieces, *self._emit_text(arguments)]
+            return [*pieces, *self._emit_text(header + arguments)]
         if not isinstance(value, dict):
-            return [*pieces, *self._emit_text(arguments)]
-        return [*pieces, *self._emit_call(call)]
+            return [*pieces, *self._emit_text(header + arguments)]
+        return [*pieces, *self._emit_call(call), *self._emit_text(arguments[end:])]
+
+    def _is_due(self, text: str) -> bool:
+        """Return True if the held block is to be parsed again after the arrival of a text."""
+        allowed = _FREE_WORK + _WORK_PER_CHARACTER * len(self._held)
+        return self._work <= allowed * (_MORE_AT_END if self._last in text else 1)
 
     def _advance(self, *, final: bool) -> Iterator[Piece]:
+        self._held, self._arrived = "".join([self._held, *self._arrived]), []
         while True:
             if self._exact:
-                yield from self._follow()
+                yield from self._follow(final=final)
                 if self._exact:
                     return
             elif self._in_block:
@@ -122,11 +146,12 @@ class CallSplitter:
 
     def _uncertain_length(self) -> int:
         """Return the number of trailing characters that may belong to an opening marker or white space before it."""
-        opened = self._form.open
+        text, opened = self._held, self._form.open
         if not opened:
             may_open = self._form.is_json_object and not self._has_text_since_call
-            return len(self._held) if may_open and "<|python_tag|>".startswith(self._held.lstrip()) else 0
-        text = self._held
+            if may_open and "<|python_tag|>".startswith(text.lstrip()):
+                return len(text)
+            return len(text) - len(text.rstrip()) if self._count else 0
         part = overlap(text, opened)
         before = text[: len(text) - part]
         return part + len(before) - len(before.rstrip())
@@ -135,7 +160,11 @@ class CallSplitter:
 
     def _parse_block(self, *, final: bool) -> Generator[Piece, None, bool]:
         """Parse the held block. Return True if text remains to be processed."""
-        parsed = parse_calls(self._held, self._form, self._tools, final=final)
+        if self._unfinished > _MAX_UNFINISHED:
+            parsed: tuple[list[ParsedCall], int] | None = ([], len(self._held))
+        else:
+            self._work += len(self._held)
+            parsed = parse_calls(self._held, self._form, self._tools, final=final)
         if parsed is None:
             return False
         calls, length = parsed
@@ -144,8 +173,9 @@ class CallSplitter:
                 yield from self._emit_call(call)
             self._has_text_since_call = False
         else:
+            self._unfinished += final
             yield from self._emit_text(self._gap + self._held[:length])
-        self._held, self._in_block = self._held[length:], False
+        self._held, self._in_block, self._work = self._held[length:], False, 0
         return bool(self._held)
 
     def _emit_call(self, call: ParsedCall) -> Iterator[Piece]:
@@ -157,17 +187,19 @@ class CallSplitter:
 
     # -- constrained calls
 
-    def _follow(self) -> Iterator[Piece]:
+    def _follow(self, *, final: bool) -> Iterator[Piece]:
         assert self._follower is not None  # noqa: S101
         for piece in self._follower.add(self._held):
             if isinstance(piece, CallStart):
                 self._count += 1
             yield piece
+        if final:
+            self._follower.finish()
         self._held = ""
         if self._follower.rest is not None:  # the calls have ended
             self._held, self._exact = self._follower.rest, False
             self._has_text_since_call = not self._follower.has_called
-            if self._has_text_since_call:  # the marker did not open a call
+            if self._has_text_since_call and self._held:  # the marker did not open a call
                 yield from self._emit_text(self._gap + self._held[:1])
                 self._held = self._held[1:]
             self._follower = _Follower(self._form, self._tools, first=self._count)
@@ -195,7 +227,7 @@ class _Follower:
         if form.between is not None:
             self._next_heads = {f"{form.between}{name}{form.middle}": name for name in names}
         self._held = ""
-        self._scanner: _ObjectScanner | None = None
+        self._scanner: ObjectScanner | None = None
         self.rest: str | None = None
 
     @property
@@ -216,43 +248,23 @@ class _Follower:
                 if not self._scanner.is_whole:
                     return
                 self._scanner, self._heads = None, self._next_heads
-            head = max((head for head in self._heads if self._held.startswith(head)), key=len, default=None)
-            if head is not None:
+            matching = [head for head in self._heads if self._held.startswith(head)]
+            if self._may_grow():
+                return
+            if matching:
+                head = max(matching, key=len)
                 self._index += 1
                 yield CallStart(self._index, new_id(), self._heads[head])
-                self._held, self._scanner = self._held[len(head) :], _ObjectScanner()
-            elif any(head.startswith(self._held) for head in self._heads) or self._form.end.startswith(self._held):
-                if self._held != self._form.end:
-                    return
-                self.rest = ""
+                self._held, self._scanner = self._held[len(head) :], ObjectScanner()
             else:
                 self.rest = self._held.removeprefix(self._form.end)
 
+    def _may_grow(self) -> bool:
+        """Return True if the held text may be the beginning of a fixed part."""
+        return any(part != self._held and part.startswith(self._held) for part in (*self._heads, self._form.end))
 
-class _ObjectScanner:
-    """Finds the end of a JSON object in text that arrives in pieces.
-
-    Its state: the nesting depth, and flags for being in a string or after a backslash.
-    """
-
-    def __init__(self) -> None:
-        self._depth, self._in_string, self._escaped = 0, False, False
-        self.is_whole = False
-
-    def take(self, text: str) -> int:
-        """Return the number of characters of `text` that belong to the object."""
-        for position, character in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._escaped, self._in_string = character == "\\", character != '"'
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.is_whole = True
-                    return position + 1
-        return len(text)
+    def finish(self) -> None:
+        """End the text. A fixed part of which only the beginning has come is dropped."""
+        if self.rest is None:
+            is_after = self._scanner is None and self.has_called and self._held.startswith(self._form.end)
+            self.rest = self._held[len(self._form.end) :] if is_after else ""

@@ -11,7 +11,7 @@ from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import ReasoningFormat
 from llmctl.generation.structured.lark import LarkWriter
-from llmctl.generation.structured.structure import Structure, make_structure
+from llmctl.generation.structured.structure import Structure, grammar_structure, make_structure
 from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.families import ToolFormat
@@ -81,7 +81,7 @@ class ToolUse:
             return None
         names = "|".join(self.names)
         lark = LarkWriter(special, {ID: "[a-zA-Z0-9]{9}", INDEX: "[0-9]{1,3}", TYPE: "[a-z]{4,9}", NAME: f"({names})"})
-        return make_structure(StructureSection(grammar=lark.text(_Rules(self, lark).start(reasoning, prompt_tail))))
+        return grammar_structure(lark.text(_Rules(self, lark).start(reasoning, prompt_tail)))
 
 
 def tool_use(

@@ -11,12 +11,11 @@ from typing import Literal
 from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 from llmctl.generation.tools.arguments import (
     ArgumentSyntax,
-    GemmaArguments,
     JsonArguments,
-    PythonArguments,
     TaggedArguments,
 )
 from llmctl.generation.tools.elements import ElementArguments
+from llmctl.generation.tools.literal_arguments import GemmaArguments, PythonArguments
 
 Placement = Literal["argument", "message", "system", "user"]
 

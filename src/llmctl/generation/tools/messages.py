@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.generation.marks import ID, INDEX
+from llmctl.generation.marks import ID, INDEX, NAME
 from llmctl.generation.tools.families import HERMES, ToolFormat
 from llmctl.generation.tools.format import template_call
 
@@ -151,13 +151,13 @@ def calls_text(calls: Sequence[Mapping[str, Any]], form: ToolFormat) -> str:
         before = form.begin if number == 0 else form.between if form.between is not None else form.end + form.begin
         name, arguments = str(call["function"]["name"]), _arguments_of(call)
         name = json.dumps(name, ensure_ascii=False)[1:-1] if form.is_json_object else name
-        text += _filled(before, number) + name + _filled(form.middle, number) + form.syntax.write(arguments)
+        text += _filled(before, number, name) + name + _filled(form.middle, number, name) + form.syntax.write(arguments)
     return text + form.end
 
 
-def _filled(part: str, number: int) -> str:
+def _filled(part: str, number: int, name: str) -> str:
     """Return a fixed part of a call with the values that the model chooses."""
-    return part.replace(INDEX, str(number)).replace(ID, f"call{number:05}")
+    return part.replace(INDEX, str(number)).replace(ID, f"call{number:05}").replace(NAME, name)
 
 
 def _call_instruction(form: ToolFormat) -> str:

@@ -8,11 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.families import ToolFormat
-from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip, skip_any
-from llmctl.generation.tools.schema import arguments_json, with_types
+from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip
+from llmctl.generation.tools.schema import arguments_json
 
 _PYTHON_TAG = "<|python_tag|>"  # Llama 3 writes it before calls
+_BRACKETS = re.compile(r"[\s}\])]*")
+_FIRST_MARK = re.compile(r"[\s}\])]*(?:.*?(?:</[^<>]*>|<\|close\|>\w+<\|sep\|>))?", flags=re.DOTALL)
 
 
 class ParsedCall(NamedTuple):
@@ -74,8 +77,8 @@ class _Exact:
         form = self._form
         name, at = _name_at(text, at, form.middle, tools)
         following = (form.end,) if form.between is None else (form.end, form.between)
-        arguments, at = form.syntax.scan(text, at, following, final=final)
-        return ParsedCall(name, arguments_json(with_types(arguments, tools[name]))), at
+        arguments, at = form.syntax.scan(text, at, following=following, schema=tools[name], final=final)
+        return ParsedCall(name, arguments_json(arguments)), at
 
     def _further(self, text: str, at: int, *, final: bool) -> int | None:
         """Return the position of the next call of the same block; None if the calls end here."""
@@ -95,15 +98,18 @@ class _Exact:
         return matches(text, at, self._form.end)
 
     def _end(self, text: str, at: int, *, final: bool) -> int:
-        """Return the position after the end of the calls. At the end of the answer, marks may be missing."""
+        """Return the position after the end of the calls. At the end of the answer, marks may be missing.
+
+        The parts that show that the arguments are complete may not.
+        """
         try:
             return skip(text, at, self._form.end)
         except IncompleteError:
-            brackets = re.match(r"[\s}\])]*", self._form.end)
-            if final and brackets is not None:
-                skip(text, at, brackets[0])
-                return len(text)
-            raise
+            if not final:
+                raise
+            needed = _BRACKETS if isinstance(self._form.syntax, JsonArguments) else _FIRST_MARK
+            skip(text, at, needed.match(self._form.end)[0])  # type: ignore[index]
+            return len(text)
 
 
 def _name_at(text: str, at: int, middle: str, tools: Mapping[str, Any]) -> tuple[str, int]:
@@ -121,7 +127,7 @@ def _name_at(text: str, at: int, middle: str, tools: Mapping[str, Any]) -> tuple
                 continue
             else:
                 return name, end
-        is_incomplete = is_incomplete or name.startswith(text[at:])
+        is_incomplete = is_incomplete or name.startswith(text[at : at + len(name)])
     raise IncompleteError if is_incomplete else NotACallError
 
 
@@ -133,36 +139,29 @@ class _Objects:
 
     def read(self, text: str, tools: Mapping[str, Any], *, final: bool) -> tuple[list[ParsedCall], int]:
         """Return the calls at the beginning of a text, and their length."""
-        opened, closed = self._form.open, self._form.close
-        at = len(opened) if opened else 0
-        at += len(_PYTHON_TAG) if text.startswith(_PYTHON_TAG, at) else 0
+        at = len(self._form.open)
+        at = skip(text, at, _PYTHON_TAG) if matches(text, at, _PYTHON_TAG) else at
         calls: list[ParsedCall] = []
         while True:
             value, at = json_value(text, at)
             for call in value if isinstance(value, list) else [value]:
                 calls.append(self._call(call, tools))
-            end = self._after(text, at, closed)
-            if end is not None:
-                return calls, end
-            further = len(text) - len(text[at:].lstrip(" \t\r\n;,"))
-            if further == len(text):
-                if final or not closed:
-                    return calls, at
-                raise IncompleteError
-            if text[further] not in "[{":
-                if final or not closed:
-                    return calls, at
+            if not calls:
                 raise NotACallError
-            at = further
+            if (end := self._end(text, at, final=final)) is not None:
+                return calls, end
+            at = len(text) - len(text[at:].lstrip(" \t\r\n;,"))
 
-    def _after(self, text: str, at: int, closed: str) -> int | None:
-        """Return the position after the closing marker, or None if something else follows."""
-        if not closed:
-            return None
+    def _end(self, text: str, at: int, *, final: bool) -> int | None:
+        """Return the position after the closing marker, if there is one; None if something else follows."""
         try:
-            return skip_any(text, at, (closed,))
+            return skip(text, at, self._form.close)
         except NotACallError:
             return None
+        except IncompleteError:
+            if final:
+                return len(text)
+            raise
 
     def _call(self, value: Any, tools: Mapping[str, Any]) -> ParsedCall:
         if not isinstance(value, dict):

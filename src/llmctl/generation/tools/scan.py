@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.generation.marks import ID, INDEX, NAME, TYPE, is_open_json
+from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 
 _VALUE = re.compile(r"[\w.-]{1,64}")
+# what is not yet valid at the end of a JSON text: the beginning of a fraction, an exponent, or a name
+_CUT_OFF = re.compile(r"\s*|-|\.|[eE][+-]?|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?")
 
 
 class IncompleteError(Exception):
@@ -85,12 +87,17 @@ def json_value(text: str, at: int) -> tuple[Any, int]:
     try:
         value, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, at)
     except json.JSONDecodeError as error:
-        if is_open_json(text[at:]):
-            raise IncompleteError from error
-        raise NotACallError from error
+        raise (IncompleteError if _is_cut_off(text, error) else NotACallError) from error
     except RecursionError as error:
         raise NotACallError from error
     return value, end
+
+
+def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+    """Return True if the error is at the end of the text, so that more text could mend it."""
+    if "\\u" in error.msg:  # an escape of six characters
+        return len(text) - error.pos < 6
+    return error.msg.startswith("Unterminated string") or _CUT_OFF.fullmatch(text, error.pos) is not None
 
 
 def _no_constant(name: str) -> Any:
