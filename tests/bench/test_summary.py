@@ -11,7 +11,6 @@ from llmctl.bench.compare import Bound, Run
 from llmctl.bench.plot import draw
 from llmctl.bench.summary import is_off, ratio
 from llmctl.bench.task import Cell, Spread, spread
-from llmctl.bench.work import decode_bytes, prefill_operations
 from llmctl.cli._bench_report import show, spread_text
 from llmctl.cli._render import Output
 from llmctl.config import Settings, settings_from_mapping
@@ -20,6 +19,7 @@ from llmctl.loading.prepare import prepare
 from llmctl.machine.detection import read_machine
 from llmctl.model.info import ModelInfo, read_model_info
 from llmctl.plan.speed import Speed
+from llmctl.plan.work import decode_bytes, prefill_operations
 
 TASK = Task(prompt_tokens=(10,), batches=(1, 4), new_tokens=4, runs=3)
 
@@ -47,7 +47,7 @@ def comparison_of(folder: Path) -> Comparison:
         )
         for rate, share in ((300.0, 0.0), (100.0, 0.0), (200.0, 0.5))
     )
-    expected = {Cell(10, 1): Speed(decode=(50.0, 100.0), prefill=(10.0, 30.0))}
+    expected = {Cell(10, 1): Speed(decode=(50.0, 100.0), prefill=(10.0, 30.0), decode_at_end=(40.0, 90.0))}
     good = Outcome(contender, expected, runs)
     bad = Outcome(replace(contender, name="other"), failure=MachineError("no\nmemory  left"))
     return Comparison(TASK, machine, {"cpu": Bound(1e9, {"float32": 1e9}, 2)}, 0.1, (good, bad))
@@ -81,13 +81,13 @@ def test_a_prefill_counts_blocks_for_every_token_and_the_head_once(tiny_models: 
     vocabulary = info.text_config["vocab_size"] * 64
     blocks = info.parameters - 2 * vocabulary
     attention = 4 * 10 * (2 * 5) * 4 * 16
-    counted = prefill_operations(info, parameters=info.parameters, prompt_tokens=10)
+    counted = sum(prefill_operations(info, parameters=info.parameters, prompt_tokens=10))
     assert counted == 2 * blocks * 10 + 2 * vocabulary + attention
 
 
 def test_a_tied_table_is_read_as_the_head(tiny_models: Callable[[str], Path]) -> None:
     info = info_of(tiny_models("qwen3"))
-    with_cache = decode_bytes(info, Cell(10, 1), weights_bytes=5000, new_tokens=0, dtype="float32")
+    with_cache = decode_bytes(info, context=10, weights_bytes=5000, dtype="float32")
     assert with_cache == 5000 + 10 * 2 * 2 * 2 * 16 * 4
 
 
@@ -95,9 +95,7 @@ def test_a_mixture_of_experts_is_compared_with_the_bandwidth_only_for_one_sequen
     tiny_models: Callable[[str], Path],
 ) -> None:
     info = info_of(tiny_models("mixtral"))
-    one, two = (
-        decode_bytes(info, Cell(4, batch), weights_bytes=10**6, new_tokens=2, dtype="float32") for batch in (1, 2)
-    )
+    one, two = (decode_bytes(info, context=5, batch=batch, weights_bytes=10**6, dtype="float32") for batch in (1, 2))
     assert one is not None
     assert one < 10**6
     assert two is None

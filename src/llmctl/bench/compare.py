@@ -14,6 +14,7 @@ from llmctl.bench.measure import job
 from llmctl.bench.task import Cell, Task
 from llmctl.errors import LlmctlError
 from llmctl.loading.prepare import Prepared
+from llmctl.machine.cpu_rates import read_cpu_rates
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.plan.speed import Speed
 
@@ -119,11 +120,11 @@ def compare(contenders: Sequence[Contender], task: Task, *, on_step: OnStep = la
         if not any(runs.values()):
             raise
         interrupted = True
-    ram = bounds["cpu"].bandwidth if "cpu" in bounds else None
+    rates = read_cpu_rates() if "cpu" in bounds else None
     outcomes = [
         Outcome(
             contender=one,
-            expected=estimates(one.prepared, machine, task, ram_bandwidth=ram) if one.prepared else {},
+            expected=estimates(one.prepared, machine, task, cpu_rates=rates) if one.prepared else {},
             runs=tuple(runs[one.name]),
             failure=failures[one.name],
         )

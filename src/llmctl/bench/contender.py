@@ -7,6 +7,7 @@ from llmctl.bench.task import Cell, Task
 from llmctl.config import Config
 from llmctl.errors import LlmctlError
 from llmctl.loading.prepare import Prepared
+from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
 from llmctl.plan import PlanRequest, make_plan
 from llmctl.plan.speed import Speed, estimate_speed
@@ -65,14 +66,14 @@ def proposes(prepared: Prepared) -> bool:
     return prepared.draft is not None or "prompt_lookup_num_tokens" in prepared.plan.generation_kwargs
 
 
-def estimates(prepared: Prepared, machine: Machine, task: Task, *, ram_bandwidth: float | None) -> Mapping[Cell, Speed]:
+def estimates(prepared: Prepared, machine: Machine, task: Task, *, cpu_rates: CpuRates | None) -> Mapping[Cell, Speed]:
     """Return the plan's estimates for the cells with one sequence, where there is an estimate."""
     speeds: dict[Cell, Speed] = {}
     for cell in task.cells:
         if cell.batch == 1 and not proposes(prepared):
             context = cell.prompt_tokens + task.new_tokens
             plan = make_plan(PlanRequest(prepared.config, machine, prepared.info, context=context))
-            speed = estimate_speed(plan, machine, prepared.info, ram_bandwidth=ram_bandwidth)
+            speed = estimate_speed(plan, machine, prepared.info, cpu_rates=cpu_rates, prompt_tokens=cell.prompt_tokens)
             if speed is not None:
                 speeds[cell] = speed
     return speeds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmctl.bench.compare import Bound, Comparison, Outcome
 from llmctl.bench.contender import bounding_device, dtype_of, proposes
 from llmctl.bench.task import ONE_BY_ONE, Cell, Spread, spread
-from llmctl.bench.work import decode_bytes, prefill_operations
+from llmctl.plan.work import decode_bytes, prefill_operations
 
 # The report mentions estimates that are off by more than this.
 _TOLERANCE = 0.3
@@ -140,15 +140,17 @@ def _shares(
     """Return operations and bytes per second as shares of the limits."""
     prepared, loaded = outcome.contender.prepared, outcome.runs[0].loaded
     assert prepared is not None  # noqa: S101 (it ran)
-    operations = prefill_operations(prepared.info, parameters=loaded["parameters"], prompt_tokens=cell.prompt_tokens)
+    operations = sum(
+        prefill_operations(prepared.info, parameters=loaded["parameters"], prompt_tokens=cell.prompt_tokens)
+    )
     flops = bound.flops.get(dtype_of(prepared))
     prefill_share = operations / cell.prompt_tokens * prefill.median / flops if flops else None
     together = 1 if outcome.runs[0].cells[cell]["through"] == ONE_BY_ONE else cell.batch
     read_bytes = decode_bytes(
         prepared.info,
-        Cell(cell.prompt_tokens, together),
+        context=cell.prompt_tokens + comparison.task.new_tokens // 2,
+        batch=together,
         weights_bytes=sum(loaded["device_bytes"].values()),
-        new_tokens=comparison.task.new_tokens,
         dtype=dtype_of(prepared),
     )
     decode_share = (

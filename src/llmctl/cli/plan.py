@@ -34,11 +34,13 @@ MACHINES = texts(
     default_text="this machine",
 )
 WRITE = file("--write", help="YAML file to write with the recommended configuration")
+MEASURE = switch("--measure", help="Measure this computer's speed again")
 FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
 
 @command(
-    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, WRITE, FORCE, "Model", "--attn", "--device-map", "--draft",
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, MEASURE, WRITE, FORCE, "Model", "--attn", "--device-map",
+    "--draft",
 )  # fmt: skip
 def plan(options: Options) -> None:
     """Show how a model would run here, before downloading it.
@@ -68,7 +70,8 @@ def plan(options: Options) -> None:
         output.note(f"the context of {preview.info.source} ends at {limit} tokens")
         context = limit
     surveys = [
-        _survey(name, settings, preview, context=context, batch=options[BATCH]) for name in options[MACHINES] or [""]
+        _survey(name, settings, preview, context=context, batch=options[BATCH], measure=options[MEASURE])
+        for name in options[MACHINES] or [""]
     ]
     if output.as_json:
         body = {"context": context, "batch": options[BATCH], "machines": [_survey_document(one) for one in surveys]}
@@ -93,16 +96,19 @@ class MachineSurvey:
     recommended: "Variant | None"
 
 
-def _survey(name: str, settings: "Settings", preview: "ModelPreview", *, context: int, batch: int) -> MachineSurvey:
+def _survey(
+    name: str, settings: "Settings", preview: "ModelPreview", *, context: int, batch: int, measure: bool
+) -> MachineSurvey:
     from llmctl.loading.quantized_cache import plan_cache
-    from llmctl.machine.detection import measure_ram_bandwidth, read_machine
+    from llmctl.machine.cpu_rates import read_cpu_rates
+    from llmctl.machine.detection import read_machine
     from llmctl.machine.presets import preset_machine
     from llmctl.plan import PlanRequest
     from llmctl.plan.survey import recommended, survey
 
     info, config = preview.info, settings.config
     machine = preset_machine(name) if name else read_machine()
-    bandwidth = measure_ram_bandwidth() if not name and not machine.gpus else None
+    rates = read_cpu_rates(again=measure) if not name and not machine.gpus else None
     request = PlanRequest(
         config,
         machine,
@@ -119,7 +125,7 @@ def _survey(name: str, settings: "Settings", preview: "ModelPreview", *, context
         plan = plan_cache(variant.plan, config, info, machine, download_bytes=preview.download_bytes)
         return replace(variant, plan=plan)
 
-    variants = tuple(with_cache(variant) for variant in survey(request, ram_bandwidth=bandwidth))
+    variants = tuple(with_cache(variant) for variant in survey(request, cpu_rates=rates))
     return MachineSurvey(name or "this machine", machine, context, batch, variants, recommended(variants))
 
 

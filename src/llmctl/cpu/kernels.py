@@ -35,6 +35,11 @@ def missing() -> str | None:
     return _library()[1]
 
 
+def build_key() -> str:
+    """Return the version of the library's interface and the time of its compilation, which change with its speed."""
+    return f"{_VERSION} {int(_path().stat().st_mtime)}"
+
+
 @cache
 def _library() -> tuple[Kernels | None, str | None]:
     try:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 
+_FLOAT32, _BFLOAT16 = 0, 1  # Dtype in native/kernels.h
+
+
 class Kernels:
     """The kernels of one instruction set.
 
@@ -190,6 +193,25 @@ class Kernels:
             self.threads(),
         )
         return top_experts, top_weights
+
+    def multiply_addresses(
+        self, kind: str, x: Any, weight: int, y: Any, *, rows: int, inputs: int, outputs: int, threads: int
+    ) -> None:
+        """Multiply x [rows, inputs] by weights at an address, without torch and unchecked, to measure the kernels.
+
+        Args:
+            kind: `float32` or `bfloat16` for x, weights and y; `8-bit` or `4-bit` for the weights, whose scales follow
+                them, with x and y in bfloat16.
+        """
+        if kind in ("8-bit", "4-bit"):
+            bits = int(kind[0])
+            scales = weight + outputs * inputs * bits // 8
+            self._library.llmctl_linear_quantized(
+                bits, x, _BFLOAT16, rows, inputs, weight, scales, outputs, None, 0, y, _BFLOAT16, threads
+            )
+        else:
+            dtype = _BFLOAT16 if kind == "bfloat16" else _FLOAT32
+            self._library.llmctl_linear(x, dtype, rows, inputs, weight, dtype, outputs, None, 0, y, dtype, threads)
 
     def run_program(self, operations: "ctypes.Array[Operation]", data: Pass) -> None:
         """Run a forward pass that `llmctl.cpu.program` has prepared."""

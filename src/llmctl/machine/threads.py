@@ -27,6 +27,14 @@ def usable_cores() -> int:
     return int(min(usable_cpus(), limit))
 
 
+def computing_threads() -> int:
+    """Return the threads that torch will use: OMP_NUM_THREADS, else the physical cores this process may use."""
+    variable = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if variable.isdecimal() and int(variable):
+        return int(variable)
+    return max(min(physical_cores(), usable_cpus()), 1)
+
+
 def use_threads_of_recording(count: int) -> None:
     """Let torch use `count` threads if this computer has that many: the order of summation depends on the number."""
     import torch

@@ -1,27 +1,42 @@
 """The expected speed of a plan, estimated as a range.
 
-Decoding reads every active weight and the KV cache once per token: the speed is the bandwidth divided by these bytes,
-times the share of the bandwidth that is reached. Prefill takes two operations per active weight and token: the speed is
-the device's rate divided by these operations, times the share of the rate that is reached. The shares are ranges from
-measurements of transformers 5 (2 Zen 3 and Zen 4 cores) and, for GPUs, which were not measured, from published figures
-of eager decoding.
+Decoding reads every active weight and the KV cache once per token; prefill takes two operations per active weight and
+token. On a CPU, the rates of llmctl's own kernels are measured (machine/cpu_rates.py), and the time between the
+products is added: with them, the estimate is within a factor of 1.5 of `llmctl bench` (SmolLM2 135M and a Llama of 1.24
+billion parameters in 16, 8 and 4 bits on 2 Zen 5 cores). Otherwise the speed is the device's rate times the share of it
+that is reached: ranges from measurements of transformers 5 (2 Zen 3 and Zen 4 cores) and, for GPUs, which were not
+measured, from published figures of eager decoding.
 """
 
 from dataclasses import dataclass
 
+from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
 from llmctl.machine.presets import MACS, card_of
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Plan
+from llmctl.plan.memory import kv_cache_bytes
+from llmctl.plan.work import active_share, prefill_operations, weight_reads
 
+Range = tuple[float, float]
+
+# Tokens of a short conversation, for which speeds are given unless stated otherwise.
+SHORT_CONTEXT = 256
 # Share of the memory bandwidth while decoding in 16 bits, by device; each quantisation backend has its own.
-_DECODE_SHARES = {"cuda": (0.45, 0.85), "mps": (0.4, 0.8), "cpu": (0.3, 0.85)}
-_DECODE_SHARE_OF_KERNELS = (0.5, 1.0)
-# Billions of operations per second and core on a CPU during prefill.
+_DECODE_SHARES = {"cuda": (0.45, 0.85), "mps": (0.4, 0.8), "cpu": (0.35, 0.7)}
+# Shares of the measured rates of llmctl's kernels, measured with the two models named above.
+_KERNEL_DECODE_SHARE, _KERNEL_PREFILL_SHARE = (0.88, 1.05), (0.8, 1.1)
+_CACHE_SHARE = (0.2, 0.4)  # of the rate for 16 bits, reading keys and values
+_ATTENTION_SHARE = (0.1, 0.25)  # of the rate for 16 bits, in the attention of a prompt
+# Seconds for a block beside its products while decoding, in a program of llmctl's kernels and in transformers' modules;
+# for a block of a whole prompt; and for a token beside the blocks.
+_BLOCK_SECONDS, _MODULE_SECONDS, _PROMPT_BLOCK_SECONDS = (50e-6, 30e-6), (0.7e-3, 0.3e-3), (0.4e-3, 0.2e-3)
+_TOKEN_SECONDS = (0.5e-3, 0.2e-3)
+# Billions of operations per second and core on a CPU during prefill by torch.
 _CPU_GIGAFLOPS = {"bf16 instructions": (80.0, 240.0), "bfloat16": (12.0, 30.0), "float32": (25.0, 70.0)}
 _GPU_PREFILL_SHARE = (0.2, 0.6)
 # Seconds to launch the kernels of one block from Python on a GPU.
-_BLOCK_LAUNCH = (0.0002, 0.0006)
+_BLOCK_LAUNCH = (0.0006, 0.0002)
 _SPILL_BANDWIDTH = 12e9  # bytes per second of the bus: weights in RAM cross it for every token
 
 
@@ -30,76 +45,149 @@ class Speed:
     """The lowest and highest expected tokens per second.
 
     Attributes:
-        decode: Range for decoding one sequence.
-        prefill: Range for reading the prompt.
+        decode: Range for decoding one sequence after a short prompt.
+        prefill: Range for reading a short prompt.
+        decode_at_end: Range for decoding when the context is full.
     """
 
-    decode: tuple[float, float]
-    prefill: tuple[float, float]
+    decode: Range
+    prefill: Range
+    decode_at_end: Range
 
 
 def estimate_speed(
-    plan: Plan, machine: Machine, info: ModelInfo, *, ram_bandwidth: float | None = None
+    plan: Plan,
+    machine: Machine,
+    info: ModelInfo,
+    *,
+    cpu_rates: CpuRates | None = None,
+    prompt_tokens: int = SHORT_CONTEXT,
 ) -> Speed | None:
-    """Estimate the speed of `plan`; None if the device's bandwidth is not known.
+    """Estimate the speed of `plan`; None if the device's rates are not known.
 
     Args:
-        ram_bandwidth: Measured bytes per second of the RAM, for models on the CPU.
+        cpu_rates: Measured rates of this computer, for models on the CPU.
+        prompt_tokens: Length of the prompt.
     """
-    gpus = [device for device in plan.devices if device != "cpu"]
-    rates = _rates(machine, gpus, ram_bandwidth)
-    if rates is None or _is_unmeasured(plan, machine, gpus):
+    if _is_unmeasured(plan, machine):
         return None
-    device_kind = gpus[0].partition(":")[0] if gpus else "cpu"
+    context = plan.memory.context
+    prompt = min(prompt_tokens, context)
+    if any(device != "cpu" for device in plan.devices):
+        return _gpu_speed(plan, machine, info, prompt=prompt)
+    if cpu_rates is None:
+        return None
+    if not cpu_rates.decode or not _uses_own_kernels(plan):
+        return _torch_speed(plan, machine, info, cpu_rates, prompt=prompt)
+    decode, at_end = (_kernel_decode(plan, info, cpu_rates, tokens) for tokens in (prompt, context))
+    return Speed(decode, _kernel_prefill(plan, info, cpu_rates, prompt), at_end)
+
+
+def _uses_own_kernels(plan: Plan) -> bool:
+    """Return True if llmctl's kernels multiply the weights."""
+    quantization = plan.quantization
+    if quantization is None or (quantization.is_stored and quantization.backend.is_unpacked(quantization)):
+        return plan.kernels == "llmctl"
+    return quantization.backend.uses_own_kernels
+
+
+def _kernel_decode(plan: Plan, info: ModelInfo, rates: CpuRates, tokens: int) -> Range:
+    """Return the range for decoding with llmctl's kernels, with `tokens` in the cache."""
+    reads = weight_reads(info, dtype=_dtype(plan), quantization=plan.quantization)
+    weights = sum(size / rates.decode.get(kind, rates.decode["bfloat16"]) for kind, size in reads.items())
+    cache = kv_cache_bytes(info, context=tokens, dtype=_dtype(plan)) / rates.decode["bfloat16"]
+    low, high = (
+        weights / share + cache / cache_share + info.layer_count * block + token
+        for share, cache_share, block, token in zip(
+            _KERNEL_DECODE_SHARE, _CACHE_SHARE, _BLOCK_SECONDS, _TOKEN_SECONDS, strict=True
+        )
+    )
+    return 1 / low, 1 / high
+
+
+def _kernel_prefill(plan: Plan, info: ModelInfo, rates: CpuRates, prompt: int) -> Range:
+    kind = f"{plan.quantization.bits or 4}-bit" if plan.quantization is not None else _dtype(plan)
+    weights, attention = prefill_operations(info, parameters=info.parameters, prompt_tokens=prompt)
+    low, high = (
+        weights / rates.prefill.get(kind, rates.prefill["bfloat16"]) / share
+        + attention / rates.prefill["bfloat16"] / attention_share
+        + info.layer_count * block
+        for share, attention_share, block in zip(
+            _KERNEL_PREFILL_SHARE, _ATTENTION_SHARE, _PROMPT_BLOCK_SECONDS, strict=True
+        )
+    )
+    return prompt / low, prompt / high
+
+
+def _torch_speed(plan: Plan, machine: Machine, info: ModelInfo, rates: CpuRates, *, prompt: int) -> Speed:
+    """Estimate a model on the CPU whose products other kernels compute."""
+    shares = _decode_share(plan, machine, "cpu")
+    size = sum(weight_reads(info, dtype=_dtype(plan), quantization=plan.quantization).values())
+
+    def decode(tokens: int) -> Range:
+        total = size + kv_cache_bytes(info, context=tokens, dtype=_dtype(plan))
+        low, high = (
+            total / rates.bandwidth / share + info.layer_count * block
+            for share, block in zip(shares, _MODULE_SECONDS, strict=True)
+        )
+        return 1 / low, 1 / high
+
+    key = "bf16 instructions" if _dtype(plan) == "bfloat16" and machine.cpu_multiplies_bf16 else _dtype(plan)
+    low, high = _CPU_GIGAFLOPS.get(key, _CPU_GIGAFLOPS["bfloat16"])
+    if plan.quantization is not None and plan.quantization.backend.slows_prompts:
+        low, high = low / 10, high / 1.5
+    per_second = 1e9 * machine.physical_cores / (2 * info.parameters * active_share(info))
+    return Speed(decode(prompt), (low * per_second, high * per_second), decode(plan.memory.context))
+
+
+def _gpu_speed(plan: Plan, machine: Machine, info: ModelInfo, *, prompt: int) -> Speed | None:
+    gpus = [device for device in plan.devices if device != "cpu"]
+    rates = _gpu_rates(machine, gpus)
+    if rates is None:
+        return None
     bandwidth, flops = rates
     active = active_share(info)
-    low, high = _decode_share(plan, machine, device_kind)
-    resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu" or not gpus)
+    resident = sum(size for device, size in plan.memory.weights.items() if device != "cpu")
     spilled = sum(plan.memory.weights.values()) - resident
-    bytes_per_token = resident * active + plan.memory.kv_cache_bytes / max(plan.memory.batch, 1)
-    bus = spilled * active / _SPILL_BANDWIDTH
-    launch = _BLOCK_LAUNCH if gpus else (0.0, 0.0)
-    slowest = bytes_per_token / bandwidth / low + bus + info.layer_count * launch[1]
-    fastest = bytes_per_token / bandwidth / high + bus + info.layer_count * launch[0]
-    work = 2 * info.parameters * active
-    if gpus:
-        prefill = (_GPU_PREFILL_SHARE[0] * flops / work, _GPU_PREFILL_SHARE[1] * flops / work)
-    else:
-        prefill = _cpu_prefill(plan, machine, work)
-    return Speed((1 / slowest, 1 / fastest), prefill)
+
+    def decode(tokens: int) -> Range:
+        total = resident * active + kv_cache_bytes(info, context=tokens, dtype=_dtype(plan))
+        low, high = (
+            total / bandwidth / share + spilled * active / _SPILL_BANDWIDTH + info.layer_count * launch
+            for share, launch in zip(
+                _decode_share(plan, machine, gpus[0].partition(":")[0]), _BLOCK_LAUNCH, strict=True
+            )
+        )
+        return 1 / low, 1 / high
+
+    per_second = flops / (2 * info.parameters * active)
+    prefill = (_GPU_PREFILL_SHARE[0] * per_second, _GPU_PREFILL_SHARE[1] * per_second)
+    return Speed(decode(prompt), prefill, decode(plan.memory.context))
 
 
-def _is_unmeasured(plan: Plan, machine: Machine, gpus: list[str]) -> bool:
+def _is_unmeasured(plan: Plan, machine: Machine) -> bool:
     """Return True for packed weights that are multiplied by the layers of other packages."""
     stored = plan.stored_quantization
-    if stored is None or stored.backend.is_unpacked(stored):
+    if stored is None or stored.backend.uses_own_kernels or stored.backend.is_unpacked(stored):
         return False
+    gpus = [device for device in plan.devices if device != "cpu"]
     return stored.backend.decode_share(stored, gpus[0].partition(":")[0] if gpus else "cpu", machine) is None
 
 
-def _decode_share(plan: Plan, machine: Machine, device_kind: str) -> tuple[float, float]:
+def _dtype(plan: Plan) -> str:
+    return str(plan.model_kwargs["dtype"])
+
+
+def _decode_share(plan: Plan, machine: Machine, device_kind: str) -> Range:
     if plan.quantization is not None:
         share = plan.quantization.backend.decode_share(plan.quantization, device_kind, machine)
         if share is not None:
             return share
-    return _DECODE_SHARE_OF_KERNELS if plan.kernels == "llmctl" else _DECODE_SHARES[device_kind]
+    return _DECODE_SHARES[device_kind]
 
 
-def active_share(info: ModelInfo) -> float:
-    """Return the share of the weights that one token uses: in a mixture of experts only some of the experts."""
-    text = info.text_config
-    count = text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts")
-    active = text.get("num_experts_per_tok")
-    if not isinstance(count, int) or not isinstance(active, int) or not count or not info.parameters:
-        return 1.0
-    experts = sum(tensor.numel for tensor in info.tensors if tensor.is_expert)
-    return 1 - experts / info.parameters * (1 - min(active / count, 1))
-
-
-def _rates(machine: Machine, gpus: list[str], ram_bandwidth: float | None) -> tuple[float, float] | None:
-    """Return the bytes and operations per second of the slowest device in use."""
-    if not gpus:
-        return (ram_bandwidth, 0.0) if ram_bandwidth else None
+def _gpu_rates(machine: Machine, gpus: list[str]) -> tuple[float, float] | None:
+    """Return the bytes and operations per second of the slowest GPU in use."""
     rates = []
     for gpu in machine.gpus:
         if gpu.kind == "mps":
@@ -109,12 +197,3 @@ def _rates(machine: Machine, gpus: list[str], ram_bandwidth: float | None) -> tu
         elif gpu.device in gpus and (card := card_of(gpu)) is not None:
             rates.append((card.bandwidth_gb * 1e9, card.half_tflops * 1e12))
     return min(rates) if rates else None
-
-
-def _cpu_prefill(plan: Plan, machine: Machine, work: float) -> tuple[float, float]:
-    dtype = plan.model_kwargs["dtype"]
-    key = "bf16 instructions" if dtype == "bfloat16" and machine.cpu_multiplies_bf16 else str(dtype)
-    low, high = _CPU_GIGAFLOPS.get(key, _CPU_GIGAFLOPS["bfloat16"])
-    if plan.quantization is not None and plan.quantization.backend.slows_prompts:
-        low, high = low / 10, high / 1.5
-    return (low * 1e9 * machine.physical_cores / work, high * 1e9 * machine.physical_cores / work)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
+from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
@@ -53,13 +54,13 @@ class Variant:
     hint: str | None = None
 
 
-def survey(request: PlanRequest, *, ram_bandwidth: float | None = None) -> tuple[Variant, ...]:
+def survey(request: PlanRequest, *, cpu_rates: CpuRates | None = None) -> tuple[Variant, ...]:
     """Plan every variant of the requested model, the most exact first.
 
     Args:
-        ram_bandwidth: Bytes per second of the RAM, for the estimate of speed.
+        cpu_rates: Measured rates of this computer, for the estimate of speed on its CPU.
     """
-    return tuple(_variant(name, changes, request, ram_bandwidth) for name, changes in _candidates(request))
+    return tuple(_variant(name, changes, request, cpu_rates) for name, changes in _candidates(request))
 
 
 def recommended(variants: tuple[Variant, ...]) -> Variant | None:
@@ -111,7 +112,7 @@ def _changed(config: Config, changes: Changes) -> Config:
     return Config.model_validate(values)
 
 
-def _variant(name: str, changes: Changes, request: PlanRequest, ram_bandwidth: float | None) -> Variant:
+def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRates | None) -> Variant:
     machine, info = request.machine, request.info
     changed = replace(request, config=_changed(request.config, changes))
     try:
@@ -136,7 +137,7 @@ def _variant(name: str, changes: Changes, request: PlanRequest, ram_bandwidth: f
         unquantised_bytes=unquantised_bytes(info, plan.quantization),
         spilled_blocks=_count_blocks(in_ram, info) if spills else 0,
         largest_context=_largest_context(changed, on_gpu=True) if spills else None,
-        speed=estimate_speed(plan, machine, info, ram_bandwidth=ram_bandwidth),
+        speed=estimate_speed(plan, machine, info, cpu_rates=cpu_rates),
     )
 
 

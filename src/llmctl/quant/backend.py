@@ -114,6 +114,7 @@ class WeightFormat(Protocol):
         name: The first word of every description.
         can_compile: True if transformers can compile models with its layers.
         slows_prompts: True if reading a prompt on a CPU is much slower than with unquantised weights.
+        uses_own_kernels: True if llmctl's own kernels multiply its weights, so that their speed is measured.
         cache_versions: Packages whose versions change the quantised bytes, with the number of version parts to compare.
         imports_compiler: True if transformers' support of stored weights imports parts of torch.compile.
         vllm_method: vLLM's name of weights that are stored in this format; None if vLLM cannot read them.
@@ -122,6 +123,7 @@ class WeightFormat(Protocol):
     name: str
     can_compile: bool = False
     slows_prompts: bool = False
+    uses_own_kernels: bool = False
     cache_versions: Mapping[str, int] = MappingProxyType({})
     imports_compiler: bool = False
     vllm_method: str | None = None

@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from llmctl.config import Config
     from llmctl.machine.detection import Machine
 
-# Share of the memory bandwidth while decoding, by bits.
-_DECODE_SHARES = {8: (0.5, 1.0), 4: (0.4, 1.0)}
-
 
 class Native(PackedBackend):
     """The backend `llmctl`."""
 
     name = "llmctl"
+    uses_own_kernels = True
     kernels_name = "llmctl's own kernels"
     bits_text = MappingProxyType({4: "4.5", 8: "8.5"})
 
@@ -45,9 +43,6 @@ class Native(PackedBackend):
         bits = stored.get("bits", 4) if stored.get("bits") in (None, 4, 8) else None
         label = self.name if bits is None else f"{self.name} {bits}-bit"
         return Quantization(self, bits, label, stored, is_stored=True)
-
-    def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
-        return _DECODE_SHARES[quantization.bits or 4]
 
 
 BACKEND = Native()
