@@ -40,6 +40,10 @@ sets a structure drops the structure of a lower layer. Unknown keys, wrong types
 every layer; all of them are reported together, with file and line. Values of variables and of `--set` are read as YAML,
 unless the key takes text.
 
+Names that other tools use are accepted where they mean exactly the same, inside the section of the key:
+`generation.stop` is `generation.stop_strings`, `load.torch_dtype` is `load.dtype`, `--num-predict` is
+`--max-new-tokens`. The error for any other name says what to write.
+
 YAML is read for the key where it stands. A key that takes text gets what was written: `choices: [yes, no]` and
 `revision: 1.10` need no quotes. A value that YAML 1.1 and 1.2 read differently (`010`, `1:30`; `no` where any value is
 allowed) is an error. Files may be UTF-8, with or without a byte order mark, or UTF-16.

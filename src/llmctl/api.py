@@ -3,13 +3,14 @@
 import asyncio
 import difflib
 import gc
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.config.schema import sections
+from llmctl.config.synonyms import find_synonym
 from llmctl.errors import UserError
 from llmctl.generation import scoring
 from llmctl.generation import stream as streaming
@@ -29,7 +30,6 @@ __all__ = ["Model", "generate", "generate_batch", "generate_object", "load", "ra
 T = TypeVar("T")
 LoadedT = TypeVar("LoadedT", bound=LoadedModel)
 _SECTIONS = ("generation", "structure", "chat")
-_SHORT = {"stop": "stop_strings", "max_tokens": "max_new_tokens", "think": "thinking"}
 
 
 class Model(LoadedModel):
@@ -226,6 +226,26 @@ def generate_object(loaded: LoadedModel, prompt: str | Messages, shape: type[T],
 score, rank = scoring.score, scoring.rank
 
 
+def _setting(name: str, known: Collection[str]) -> str:
+    """Return the key of a setting, given its name or the name that other tools have for it.
+
+    Raises:
+        UserError: there is no such setting, or it is none of a single call.
+    """
+    if name in known:
+        return name
+    if synonym := find_synonym(name):
+        section, _, leaf = synonym.key.rpartition(".")
+        if leaf in known and section in ("", *_SECTIONS) and synonym.value is None:
+            return leaf
+        raise UserError(
+            f"{name} is no setting of a call",
+            hint=synonym.advice or f"llmctl.load takes it with the model: {synonym.instead()}",
+        )
+    close = difflib.get_close_matches(name, known, n=1)
+    raise UserError(f"there is no setting {name}" + (f"; did you mean {close[0]}?" if close else ""))
+
+
 def _with_settings(loaded: LoadedT, settings: Mapping[str, Any]) -> LoadedT:
     """Return the model with the settings of one call.
 
@@ -238,15 +258,14 @@ def _with_settings(loaded: LoadedT, settings: Mapping[str, Any]) -> LoadedT:
     values: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
     seed = None
     for name, value in settings.items():
-        key = _SHORT.get(name, name)
+        key = _setting(name, (*known, "seed"))
+        if key != name and key in settings:
+            raise UserError(f"{name} means {key}, which is given as well", hint=f"omit {name}")
         if key == "seed":
             seed = value
-        elif key in known:
+        else:
             is_one_stop = key == "stop_strings" and isinstance(value, str)
             values[known[key]][key] = [value] if is_one_stop else value
-        else:
-            close = difflib.get_close_matches(name, [*known, *_SHORT, "seed"], n=1)
-            raise UserError(f"there is no setting {name}" + (f"; did you mean {close[0]}?" if close else ""))
     if not settings:
         return loaded
     return with_generation(

@@ -66,6 +66,14 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.where}: {self.key}: {self.message}" if self.key else f"{self.where}: {self.message}"
 
+    @property
+    def is_on_command_line(self) -> bool:
+        """True for a flag or an argument."""
+        return self.where.startswith("--") or (self.where.isupper() and "_" not in self.where)
+
+
+_EVERY_KEY = "every key with its value: llmctl config show --all"
+
 
 class ConfigError(UserError):
     """All problems of a configuration at once."""
@@ -73,16 +81,30 @@ class ConfigError(UserError):
     kind = "config"
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
-        count = len(problems)
-        lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(
-            f"the configuration has {count} problem{'s' if count != 1 else ''}:\n{lines}",
-            hint=hint or ("every key with its meaning: llmctl config init" if any(p.key for p in problems) else None),
+            _report(problems),
+            hint=hint or (_EVERY_KEY if any(map(_is_about_key, problems)) else None),
             details={
                 "problems": [{"where": p.where, "key": p.key, "message": p.message} for p in problems],
             },
         )
         self.problems = tuple(problems)
+
+
+def _is_about_key(problem: Problem) -> bool:
+    """Return True for a problem with a key that the user wrote, rather than with a flag that stands for one."""
+    return bool(problem.key) and (not problem.is_on_command_line or problem.where.startswith("--set"))
+
+
+def _report(problems: Sequence[Problem]) -> str:
+    """Return the problems as text: one line for a single one of the command line, else a list under a heading."""
+    is_typed = all(problem.is_on_command_line for problem in problems)
+    if is_typed and len(problems) == 1:
+        [problem] = problems
+        return str(problem) if _is_about_key(problem) else f"{problem.where}: {problem.message}"
+    subject = "the command line" if is_typed else "the configuration"
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return f"{subject} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}"
 
 
 class ModelError(UserError):

@@ -337,3 +337,22 @@ def test_a_draft_is_reported_for_each_answer_and_for_the_run(batch: Run, here: P
     code, _, err = batch("--input", "in.jsonl", "--output", "lookup.jsonl", "--prompt-lookup", "2")
     assert (code, "proposed" in err) == (0, True), err
     assert [one["text"] for one in read(here / "lookup.jsonl")] == [one["text"] for one in answers]
+
+
+def test_requests_of_the_batch_api_are_answered_in_its_form_and_resumed(batch: Run, here: Path) -> None:
+    body = {"model": "any", "messages": [{"role": "user", "content": "the capital"}], "max_tokens": 3}
+    ask = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    write_rows(here / "in.jsonl", [ask, {**ask, "custom_id": "b", "url": "/v1/embeddings"}])
+    code, _, _ = batch("--input", "in.jsonl", "--output", "out.jsonl")
+    assert code == 1
+    good, bad = read(here / "out.jsonl")
+    assert (good["custom_id"], good["error"], good["response"]["status_code"]) == ("a", None, 200)
+    choice = good["response"]["body"]["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": good["text"]}
+    assert good["response"]["body"]["usage"]["completion_tokens"] == good["completion_tokens"] <= 3
+    assert (bad["custom_id"], bad["response"]) == ("b", None)
+    assert {"code", "message"} <= bad["error"].keys()
+    code, _, said = batch("--input", "in.jsonl", "--output", "out.jsonl")
+    assert code == 1
+    assert "1 of them answered before" in said
+    assert read(here / "out.jsonl") == [good, bad]

@@ -143,6 +143,10 @@ def test_what_is_typed_on_a_terminal(
     assert "of 256" in chat.prompt()
     assert "max_new_tokens  4" in chat.say("/show")
     assert "the configuration has 1 problem" in chat.say("/set temperature minus")
+    chat.say("/set parameter num_predict 3")
+    assert "max_new_tokens  3" in chat.say("/show")
+    assert "tokenizer.model_max_length" in chat.say("/set num_ctx 4096")
+    assert "/system" in chat.say("/set system_prompt short")
     chat.say("/set stats on")
     chat.child.send("two\x1b\rlines\\\rand three\r")
     chat.child.expect("tokens in")
@@ -156,7 +160,7 @@ def test_what_is_typed_on_a_terminal(
     assert "the conversation has no message yet" in chat.say("/undo")
     history = Path(os.environ["LLMCTL_HOME"]) / "state" / "chat_history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
-    chat.child.sendeof()
+    chat.child.send("/bye\r")
     chat.child.expect(pexpect.EOF)
 
 

@@ -17,6 +17,22 @@ MISTAKES: tuple[tuple[str, ...], ...] = (
     ("generate", "--nope"),
     ("--quiet", "load"),
     ("genrate",),
+    ("acme/tiny",),
+    ("search", "llama"),
+    ("generate", "--num-ctx", "4096", "x"),
+    ("generate", "--ngl", "99", "x"),
+    ("generate", "--num-samples", "2", "x"),
+    ("generate", "--load-in-4bit", "--quant", "8bit", "x"),
+    ("generate", "What", "is", "this?"),
+    ("generate", "x", "--prompt", "y"),
+    ("serve", "--temperature", "0.7"),
+    ("serve", "acme/x", "--model", "acme/y"),
+    ("download", "--model", "acme/x"),
+    ("models", "rmm", "x"),
+    ("doctor", "report.md"),
+    ("generate", "--temperature", "hot", "--top-k", "-1", "x"),
+    ("generate", "--set", "generation.num_ctx=4096", "x"),
+    ("generate", "--input", "x.csv", "--prompt-template", "Summarise this"),
     ("generate", "--quant", "5bit", "--prompt", "x"),
     ("generate", "--set", "x", "--prompt", "x"),
     ("generate", "--config", "none.yaml", "--prompt", "x"),
@@ -29,6 +45,7 @@ MISTAKES: tuple[tuple[str, ...], ...] = (
     ("download", "acme/x", "--verify", "--dry-run"),
     ("use", "--revision", "v1"),
     ("use", "nonsense"),
+    ("use", "nothere/x"),
     ("load", "--model", "acme/absent"),
 )
 GOLDEN = Path(__file__).parent / "golden" / "errors.txt"
@@ -55,7 +72,7 @@ def test_a_bad_file_is_one_report_with_all_problems_and_lines(run: Run, tmp_path
         ":4: generation.temprature: unknown key; did you mean generation.temperature?",
         ":5: generation.max_new_tokens: must be a valid integer, it is 'lots'",
         ":6: generation.top_p: must be at most 1, it is 3",
-        "every key with its meaning: llmctl config init",
+        "every key with its value: llmctl config show --all",
     ]
 
 

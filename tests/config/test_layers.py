@@ -47,7 +47,12 @@ def test_reports_every_problem_at_once_with_lines_and_what_was_meant(tmp_path: P
         ("load:\n  device_map: gpu\n", ":2", "load.device_map", "use auto, cpu, cuda"),
         ("load:\n  device_map: {model: disk}\n", ":2", "load.device_map", "not disk"),
         ("load:\n  max_memory: {0: plenty}\n", ":2", "load.max_memory", "not a size such as 20GiB"),
-        ("quantization:\n  bnb_4bit_quant_type: nf4\n", ":2", "quantization.bnb_4bit_quant_type", "quant_type?"),
+        (
+            "quantization:\n  load_in_4bit: true\n",
+            ":2",
+            "quantization.load_in_4bit",
+            "did you mean quantization.bits: 4bit?",
+        ),
         ("temperature: 1\n", ":1", "temperature", "did you mean generation.temperature?"),
         ("model: acme/tiny\n", ":1", "model", "this is a section"),
         ("model:\n  use_safetensors: false\n", ":2", "model.use_safetensors", "pickled weights can run code"),

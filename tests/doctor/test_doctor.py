@@ -368,6 +368,7 @@ def test_the_report_has_useful_facts_and_no_secret(
     file = tmp_path / "report.md"
     done = doctor.raw(
         "--report",
+        "--output",
         str(file),
         "--config",
         str(home / "llmctl.yaml"),
@@ -403,7 +404,7 @@ def test_a_report_has_a_unique_name_and_is_written_only_on_request(doctor: Any, 
     assert refused.returncode == 2
     assert "--report" in refused.stderr
     (tmp_path / "file").write_text("")
-    assert doctor.raw("--report", str(tmp_path / "file" / "x.md"), PYTHONPATH=quick).returncode == 3
+    assert doctor.raw("--report", "--output", str(tmp_path / "file" / "x.md"), PYTHONPATH=quick).returncode == 3
 
 
 def test_quiet_shows_only_problems(doctor: Any, quick: str) -> None:

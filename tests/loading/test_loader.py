@@ -171,6 +171,25 @@ def test_a_model_that_does_not_generate_text_is_refused(tiny_copy: Copy) -> None
         llmctl.load(folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True, "model_type": "whisper"},
+        {"architectures": ["BertForMaskedLM"], "model_type": "bert"},
+        {"architectures": ["LlamaForSequenceClassification"]},
+    ],
+)
+def test_a_model_for_another_input_or_output_is_refused_before_its_weights_are_read(
+    changes: dict[str, Any], tiny_copy: Copy
+) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", **changes)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
+    with pytest.raises(ModelError, match=str(changes["architectures"][0])):
+        llmctl.load(folder)
+
+
 def test_bitsandbytes_cannot_fetch_a_kernel_while_it_is_imported(tmp_path: Path) -> None:
     """Plant a `kernels` package that leaves a mark when it is asked for a kernel."""
     import subprocess

@@ -1,11 +1,12 @@
 """The choice of generation settings: precedence of the user over the model, and the origin of each value."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmctl.config import settings_from_mapping
+from llmctl.config import read_settings, settings_from_mapping
 from llmctl.errors import UserError
 from llmctl.model.generation_config import check_generation_defaults
 from llmctl.plan.decision import GenerationChoice
@@ -55,6 +56,30 @@ def test_a_temperature_of_zero_in_the_model_is_greedy_unless_the_user_samples(te
 
 def test_a_temperature_in_the_model_alone_does_not_sample() -> None:
     assert choose({"temperature": 0.7}).arguments == {"max_new_tokens": 512, "do_sample": False}
+
+
+@pytest.mark.parametrize("key", ["temperature", "top_k", "top_p", "min_p", "typical_p"])
+def test_greedy_beside_a_key_that_only_sampling_uses_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=f"do_sample is false.*generation.{key}"):
+        choose({}, generation={"do_sample": False, key: 1})
+    assert choose({}, generation={"do_sample": False, "temperature": 0}).arguments["do_sample"] is False
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "samples"),
+    [
+        ("temperature: 0.7\n  top_p: 0.9", "do_sample=false", False),
+        ("do_sample: false", "temperature=0.7", True),
+        ("do_sample: true", "temperature=0", False),
+    ],
+)
+def test_a_later_layer_decides_between_sampling_and_greedy(
+    lower: str, upper: str, samples: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"generation:\n  {lower}\n")
+    settings = read_settings(config=file, assignments=[f"generation.{upper}"], environ={}, folder=tmp_path)
+    assert decide_generation(settings.config, LLAMA3_8B).arguments["do_sample"] is samples
 
 
 def test_an_empty_list_of_stop_strings_turns_off_those_of_the_model() -> None:

@@ -35,6 +35,7 @@ class BatchFiles:
         output: The file of answers; None and `-` are standard output.
         input_format: The format of the input, if the file name does not determine it.
         column: The column or field that holds the prompt.
+        template: A text with names of columns in braces, which makes the prompt.
         unordered: Write answers in the order in which they finish.
         overwrite: Replace answers made with a different model or settings.
         with_ids: Write the token ids of each answer.
@@ -45,6 +46,7 @@ class BatchFiles:
     output: Path | None = None
     input_format: str | None = None
     column: str | None = None
+    template: str | None = None
     unordered: bool = False
     overwrite: bool = False
     with_ids: bool = False
@@ -62,16 +64,18 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
     Raises:
         LlmctlError: the files, the model or the machine prevent it. Answers so far are kept.
     """
+    from llmctl.generation.batch.prompt_template import parse_template
     from llmctl.generation.batch.rows import choose_format, count_rows, read_rows
 
     if files.to_stdout and output.as_json:
         raise UserError("--json describes the run on standard output, where the answers go", hint="give --output FILE")
     if files.output is not None and not files.to_stdout and (files.output.is_file() or not files.output.exists()):
         check_output(files.output, flag="--output")
+    template = parse_template(files.template) if files.template is not None else None
     input_format = choose_format(None if str(files.input) == "-" else files.input, files.input_format)
     with ExitStack() as stack:
         stream = stack.enter_context(_open_input(files))
-        rows = read_rows(stream, input_format, column=files.column)
+        rows = read_rows(stream, input_format, column=files.column, template=template)
         computer = stack.enter_context(
             open_computer(output, settings, offline=offline, with_manifest=files.with_manifest)
         )

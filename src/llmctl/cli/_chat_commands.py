@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from llmctl.cli._chat_screen import Conversation, DisplayOptions
 from llmctl.cli._flags import generation_keys
+from llmctl.config.synonyms import CHAT_COMMANDS, find_synonym
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 from llmctl.paths import expand
 from llmctl.plan.decision import shortened
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
+_ELSEWHERE = {"chat.system": "/system", "chat.thinking": "/set thinking", "model.id": "/model"}
 _LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
 _DISPLAY_OPTIONS = tuple(DisplayOptions.__dataclass_fields__)
 _SESSION_OPTIONS = ("reuse", "thinking")
@@ -38,9 +40,9 @@ def run(conversation: Conversation, line: str) -> None:
         Leave: the command is `/exit`.
     """
     name, _, argument = line.strip().partition(" ")
-    entry = COMMANDS.get(name)
+    entry = COMMANDS.get(CHAT_COMMANDS.get(name, name))
     if entry is None:
-        close = get_close_matches(name, COMMANDS, n=1)
+        close = get_close_matches(name, (*COMMANDS, *CHAT_COMMANDS), n=1)
         hint = f"did you mean {close[0]}?" if close else "/help lists them; a space before / sends it as a message"
         raise UserError(f"there is no command {name}", hint=hint)
     entry.act(conversation, argument.strip())
@@ -68,8 +70,9 @@ def _system(conversation: Conversation, text: str) -> None:
 
 
 def _set(conversation: Conversation, argument: str) -> None:
+    argument = argument.removeprefix("parameter ")  # /set parameter NAME VALUE, as ollama has it
     name, _, value = argument.partition(" ")
-    value = value.strip()
+    name, value = _own_name(name), value.strip()
     if not name:
         _show(conversation, "")
     elif not value:
@@ -85,6 +88,24 @@ def _set(conversation: Conversation, argument: str) -> None:
         raise UserError(f"/set {name}: fixed when the model is loaded", hint=f"start with --set generation.{name}=[…]")
     else:
         conversation.session.set_generation(**{generation_keys().get(name, name): value})
+
+
+def _own_name(name: str) -> str:
+    """Return the name that `/set` takes for a name of another tool.
+
+    Raises:
+        UserError: the name means something that cannot be set during a conversation.
+    """
+    synonym = None if name in generation_keys() else find_synonym(name)
+    if synonym is None:
+        return name
+    section, _, leaf = synonym.key.rpartition(".")
+    if synonym.value is None and (section == "generation" or synonym.key == "seed"):
+        return leaf
+    if synonym.key in _ELSEWHERE:
+        raise UserError(f"/set {name}: not a setting of this name", hint=f"did you mean {_ELSEWHERE[synonym.key]}?")
+    hint = f"instead: {synonym.advice}" if synonym.advice else f"start with --set {synonym.key}=VALUE"
+    raise UserError(f"/set {name}: fixed when the model is loaded", hint=hint)
 
 
 def _show(conversation: Conversation, _: str) -> None:

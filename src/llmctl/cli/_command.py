@@ -18,12 +18,18 @@ from llmctl.cli._flag import Flag, by_group
 from llmctl.cli._flags import FLAGS, select
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
+from llmctl.cli._suggestions import unknown_command
+from llmctl.config.synonyms import COMMANDS
 from llmctl.errors import UserError
 from llmctl.hub.environment import check_imports, drop_empty
 from llmctl.paths import state_dir
 from llmctl.text_files import NotTextError, as_utf8
 
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "token_normalize_func": lambda name: name.replace("_", "-"),  # --top_k is --top-k
+}
 NAMES_WIDTH = 26  # columns for names; longer ones get their own line
 HELP_ROW = ("-h, --help", "Show this message and exit")
 _FIELDS = {"json": "as_json", "quiet": "quiet", "verbose": "verbose", "debug": "debug", "no_color": "no_color"}
@@ -72,7 +78,8 @@ def command(
             function(options)
 
         context = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = Signature([context, *(flag.signature() for flag in taken)])  # type: ignore[attr-defined]
+        spelled = {name for flag in taken for name in flag.spellings}
+        run.__signature__ = Signature([context, *(flag.signature(spelled) for flag in taken)])  # type: ignore[attr-defined]
         run.__doc__, run.__name__ = function.__doc__, function.__name__
         run.flags = taken  # type: ignore[attr-defined]
         app.command(name, cls=Command)(run)
@@ -128,7 +135,7 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         all_flags = flags_of(self)
-        width = max(len(flag.spelling()) for flag in all_flags)  # one width for all sections
+        width = max(len(flag.spelling()) for flag in all_flags if not flag.is_hidden)  # one width for all sections
         for title, flags in by_group(all_flags):
             rows = [(flag.spelling().ljust(min(width, NAMES_WIDTH)), flag.description()) for flag in flags]
             write_section(formatter, title, [*rows, HELP_ROW] if title == "Output" else rows)
@@ -136,6 +143,23 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group whose help shows the whole first line of each command, wrapped instead of cut."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            ctx.find_root().obj.as_json |= "--json" in args
+            args = [self._named(args[0]), *args[1:]]
+        return super().resolve_command(ctx, args)
+
+    def _named(self, name: str) -> str:
+        """Return the command that a name of another tool means here: `models ls` is `models list`.
+
+        Raises:
+            UserError: there is no such command.
+        """
+        name = COMMANDS.get(name, (name,))[-1].replace("_", "-")
+        if name not in self.commands and not name.startswith("-"):
+            raise unknown_command(name, self.commands)
+        return name
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         write_section(formatter, "Options", [HELP_ROW])

@@ -4,13 +4,15 @@ Values of flags with a key stay the text that was typed: the schema checks them 
 that one mistake gives one message.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
+
+from llmctl.config.synonyms import names_of, values_of
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -34,6 +36,8 @@ class Flag(Generic[T_co]):
         minimum: The lowest number.
         maximum: The highest number.
         is_required: True for an argument or an option that must be given.
+        value: The value of its key that a switch stands for, as --load-in-4bit does.
+        is_hidden: True for a flag that works and is not in the help.
     """
 
     names: tuple[str, ...]
@@ -50,6 +54,8 @@ class Flag(Generic[T_co]):
     minimum: float | None = None
     maximum: float | None = None
     is_required: bool = False
+    value: Any = None
+    is_hidden: bool = False
 
     @property
     def long(self) -> str:
@@ -58,22 +64,45 @@ class Flag(Generic[T_co]):
 
     @property
     def parameter(self) -> str:
-        """The name among a command's parameters: `quant_cache`."""
-        return self.long.removeprefix("--").replace("-", "_").lower()
+        """The name among a command's parameters: `quant_cache`, or `file_argument` for an argument."""
+        name = self.long.removeprefix("--").replace("-", "_").lower()
+        return f"{name}_argument" if self.is_argument else f"as_{name}" if name[0].isdecimal() else name
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every name that is in the help, those of a switch one by one."""
+        return tuple(part for name in self.names for part in name.split("/"))
+
+    def aliases(self, taken: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the names that other tools have for this flag, without those in `taken`."""
+        options = (f"--{name.replace('_', '-')}" for name in names_of(self.key or ""))
+        return () if self.is_argument or self.is_hidden else tuple(name for name in options if name not in taken)
+
+    def value_switches(self, taken: Collection[str] = ()) -> "Iterator[Flag[Any]]":
+        """Yield a hidden switch for each name that stands for one value of this flag's key, as --load-in-4bit does."""
+        for name, value in () if self.is_argument else values_of(self.key or "").items():
+            option = f"--{name.replace('_', '-')}"
+            if option not in taken:
+                yield Flag(
+                    names=(option,), key=self.key, value=value, is_hidden=True, excludes=(self.long,),
+                    help=f"The same as {self.long} {value}", annotation=bool, default=False,
+                )  # fmt: skip
 
     @property
     def is_argument(self) -> bool:
         """True for a positional argument."""
         return not self.long.startswith("-")
 
-    def signature(self) -> Parameter:
-        """Return the parameter from which Typer makes the option."""
+    def signature(self, taken: Collection[str] = ()) -> Parameter:
+        """Return the parameter from which Typer makes the option; it has no alias that is in `taken`."""
         info: Any
         if self.is_argument:
             info = typer.Argument(metavar=self.metavar, help=self.help, show_default=False)
         else:
             info = typer.Option(
                 *self.names,
+                *self.aliases(taken),
+                hidden=self.is_hidden,
                 metavar=self.metavar,
                 help=self.help,
                 min=self.minimum,
@@ -180,6 +209,7 @@ def settings_list(*names: str, key: str, metavar: str = "TEXT", **row: Any) -> F
 
 def by_group(flags: Sequence[Flag[Any]]) -> Iterator[tuple[str, list[Flag[Any]]]]:
     """Yield the sections of a command's help, in the order of their first flags; arguments come first."""
+    flags = [flag for flag in flags if not flag.is_hidden]
     titles = dict.fromkeys("Arguments" if flag.is_argument else flag.group for flag in flags)
     for title in sorted(titles, key=lambda title: title != "Arguments"):
         yield title, [flag for flag in flags if ("Arguments" if flag.is_argument else flag.group) == title]

@@ -21,7 +21,7 @@ NUM_RETURN = integer(
     default=1,
     minimum=1,
     maximum=1000,
-    not_in=("chat",),
+    not_in=("chat", "run"),
     excludes=("--input",),
 )
 INPUT = file("--input", "-i", group="Batch", help="File of prompts: JSONL, text, CSV or TSV; - reads standard input")
@@ -48,6 +48,13 @@ COLUMN = text(
     help="Column or JSON field that holds the prompt",
     default_text="prompt",
     needs="--input",
+)
+PROMPT_TEMPLATE = text(
+    "--prompt-template",
+    group="Batch",
+    help='Prompt made of columns in braces: "Summarise: {text}"',
+    needs="--input",
+    excludes=("--column",),
 )
 UNORDERED = switch("--unordered", group="Batch", help="Write answers in the order they finish", needs="--input")
 OVERWRITE = switch(
@@ -106,8 +113,15 @@ VLLM_PYTHON = setting(
     help="Python of the environment that has vLLM",
     default_text="this one",
 )
-# The model as a positional argument, for commands that are about one model.
-MODEL_ARGUMENT = setting("MODEL", key="model.id", metavar="MODEL", help=MODEL_HELP, default_text=_REMEMBERED)
+# The model and the prompt as positional arguments. A command that takes one takes the flag as well.
+MODEL_ARGUMENT = setting(
+    "MODEL", key="model.id", metavar="MODEL", help=MODEL_HELP, default_text=_REMEMBERED, excludes=("--model",)
+)
+PROMPT_ARGUMENT = text(
+    "PROMPT", metavar="PROMPT", help="Prompt text; - reads standard input", excludes=("--prompt", "--input")
+)
+# Answers always stream, so this has no effect; it is the habit of users of other tools.
+STREAM = switch("--stream", help="Stream the answer, as always", is_hidden=True)
 
 FLAGS: tuple[Flag[Any], ...] = (
     PROMPT,
@@ -121,12 +135,18 @@ FLAGS: tuple[Flag[Any], ...] = (
             help="Turn the model's thinking on or off", default_text="the template's", excludes=("--raw",)),
     setting("--prefill", key="chat.prefill", group="Prompt",
             help="Beginning of the answer, which the model continues", excludes=("--raw",)),
-    setting("--max-new-tokens", "-n", key="generation.max_new_tokens", metavar="INTEGER", group="Sampling",
-            help="Maximum tokens to generate"),
+    setting("--max-new-tokens", "-n", "--max-tokens", key="generation.max_new_tokens", metavar="INTEGER",
+            group="Sampling", help="Maximum tokens to generate"),
     setting("--temperature", "-t", key="generation.temperature", metavar="NUMBER", group="Sampling",
             help="Sampling temperature; 0 is greedy", default_text="greedy"),
     setting("--top-p", key="generation.top_p", metavar="NUMBER", group="Sampling",
             help="Sample from the most likely tokens of this total probability", default_text="the model's"),
+    setting("--top-k", key="generation.top_k", metavar="INTEGER", group="Sampling",
+            help="Sample from this many most likely tokens; 0 means all", default_text="the model's"),
+    setting("--min-p", key="generation.min_p", metavar="NUMBER", group="Sampling",
+            help="Exclude tokens less likely than this fraction of the most likely", default_text="the model's"),
+    setting("--repetition-penalty", key="generation.repetition_penalty", metavar="NUMBER", group="Sampling",
+            help="Penalty for tokens that have appeared; 1 is none", default_text="the model's"),
     settings_list("--stop", key="generation.stop_strings", group="Sampling",
                   help="Text that ends the answer and is not part of it"),
     NUM_RETURN,
@@ -145,6 +165,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     OUTPUT,
     INPUT_FORMAT,
     COLUMN,
+    PROMPT_TEMPLATE,
     UNORDERED,
     OVERWRITE,
     TOKEN_IDS,
@@ -165,7 +186,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--dtype", key="load.dtype", metavar="NAME", group="Loading", help="Data type: auto, fp32, fp16 or bf16"),
     setting("--attn", key="load.attn_implementation", metavar="NAME", group="Loading",
             help="Attention: auto, flash_attention_2, sdpa, eager or flex_attention"),
-    setting("--device-map", key="load.device_map", metavar="NAME", group="Loading",
+    setting("--device-map", "--device", key="load.device_map", metavar="NAME", group="Loading",
             help="Device: auto, cpu, cuda, cuda:N, mps, balanced or sequential"),
     OVERCOMMIT,
     setting("--deterministic", key="deterministic", metavar=None, group="Loading",
@@ -198,7 +219,8 @@ FLAGS: tuple[Flag[Any], ...] = (
 def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
     """Return the flags that a command takes: groups by title, rows by long name, and flags of its own.
 
-    A flag of its own replaces the row of the same parameter, as the argument MODEL replaces --model.
+    A flag of its own replaces the row of the same parameter. Switches for one value of a flag, which other tools have,
+    are added.
 
     Raises:
         KeyError: the table has no such group or flag.
@@ -213,7 +235,8 @@ def select(*names: "str | Flag[Any]", command: str) -> tuple[Flag[Any], ...]:
         if not rows:
             raise KeyError(name)
         selected |= dict.fromkeys(flag for flag in rows if flag.parameter not in command_flags)
-    return tuple(selected)
+    spelled = {name for flag in selected for name in flag.spellings}
+    return (*selected, *(switch for flag in selected for switch in flag.value_switches(spelled)))
 
 
 def flag_of(key: str) -> Flag[Any] | None:

@@ -34,6 +34,10 @@ class Options:
         value: T | None = self.values[flag.parameter]
         return flag.default if value is None else value
 
+    def either(self, first: Flag[T], second: Flag[T]) -> T:
+        """Return the value of an argument or of the flag of the same meaning."""
+        return self[first] if self.is_given(first) else self[second]
+
     def is_given(self, flag: Flag[Any]) -> bool:
         """Return True if a flag was given with a value other than its default."""
         return flag in self.flags and self[flag] not in (flag.default, [], ())
@@ -83,10 +87,10 @@ class Options:
         Raises:
             ConfigError: every problem of every layer.
         """
-        from llmctl.config.layers import Entry, read_settings
+        from llmctl.config.layers import LOCAL_FILE, Entry, read_settings
 
         entries = {
-            flag.key: Entry(self[flag], flag.long)
+            flag.key: Entry(flag.value or self[flag], flag.long)
             for flag in self.flags
             if flag.key is not None and self.is_given(flag)
         }
@@ -97,4 +101,7 @@ class Options:
         if CONFIG in self.flags:
             config = self[CONFIG]
         assignments = self[SET] if SET in self.flags else []
-        return read_settings(config=config, flags=entries, assignments=assignments)
+        settings = read_settings(config=config, flags=entries, assignments=assignments)
+        if any(where.startswith(f"{LOCAL_FILE}:") for where in settings.origins.values()):
+            self.output.note_once(f"configuration: {LOCAL_FILE} in the current folder")
+        return settings

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmctl.cli._streams import silence
@@ -35,13 +35,14 @@ def visible(text: str) -> str:
 
 @dataclass
 class Output:
-    """The output of one run of the command line. Changed only while the command line is parsed."""
+    """The output of one run of the command line. Its flags change only while the command line is parsed."""
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
     no_color: bool = False
+    _noted: set[str] = field(default_factory=set, repr=False)
 
     # -- data: standard output
 
@@ -139,6 +140,12 @@ class Output:
         """Report something worth knowing. Silent with --quiet."""
         if not self.quiet:
             self._say(text, "dim")
+
+    def note_once(self, text: str) -> None:
+        """Report something that several steps of a run find out, once."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """Report something for --verbose only."""

@@ -91,5 +91,5 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         parts.append(read_stdin() if prompt == "-" or not parts or stdin_has_input() else "")
     text = "\n\n".join(part.rstrip("\n") for part in parts if part.strip())
     if not text:
-        raise UserError("there is no prompt", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
+        raise UserError("there is no prompt", hint="give a PROMPT, --prompt-file FILE, or text on standard input")
     return text

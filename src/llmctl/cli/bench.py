@@ -41,7 +41,7 @@ _VARIED = {"load.dtype": DTYPE, "quantization.bits": QUANT, "load.attn_implement
 
 @command(
     app, MODEL_ARGUMENT, CONFIGS, QUANT, DTYPE, ATTENTION, PROMPT_TOKENS, BATCH, NEW_TOKENS, RUNS, QUICK, PLOT,
-    "--revision", "--trust-remote-code", "--set", "--offline", "--device-map", "--overcommit",
+    "--model", "--revision", "--trust-remote-code", "--set", "--offline", "--device-map", "--overcommit",
 )  # fmt: skip
 def bench(options: Options) -> None:
     """Measure how fast a model runs here in several configurations.

@@ -1,18 +1,19 @@
 """`llmctl chat`."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import file, switch
-from llmctl.cli._flags import ADAPTER, MODEL, OFFLINE, REVISION, SYSTEM
+from llmctl.cli._flags import ADAPTER, MODEL, MODEL_ARGUMENT, OFFLINE, REVISION, STREAM, SYSTEM
 from llmctl.cli._loading import load_model, prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._text_input import stdin_lines
 from llmctl.errors import LlmctlError, UserError
 
 if TYPE_CHECKING:
-    from llmctl.cli._chat_screen import Conversation
+    from llmctl.cli._chat_screen import Conversation, DisplayOptions
     from llmctl.generation.chat.transcript import Transcript
     from llmctl.loading.model import LoadedModel
 
@@ -24,8 +25,8 @@ NO_STATS = switch("--no-stats", group="Chat", help="Omit the line of statistics 
 
 
 @command(
-    app, RESUME, SYSTEM, "--template", "--think", HIDE_REASONING, NO_STATS, "Sampling", "Structure", "Model", "Loading",
-    "Speed",
+    app, MODEL_ARGUMENT, STREAM, RESUME, SYSTEM, "--template", "--think", HIDE_REASONING, NO_STATS, "Sampling",
+    "Structure", "Model", "Loading", "Speed",
 )  # fmt: skip
 def chat(options: Options) -> None:
     """Chat with a model on the terminal, without a server.
@@ -38,26 +39,37 @@ def chat(options: Options) -> None:
 
       llmctl chat
 
+      llmctl chat Qwen/Qwen3-4B
+
       llmctl chat --system "Answer in one sentence." --temperature 0.7
 
       llmctl chat --resume talk.jsonl
 
       printf 'Hello\\nAnd in French?\\n' | llmctl chat --no-stats
     """
+    from llmctl.cli._chat_screen import DisplayOptions
+
+    display = DisplayOptions(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
+    converse(options, resume=options[RESUME], display=display)
+
+
+def converse(options: Options, *, resume: Path | None, display: "DisplayOptions") -> None:
+    """Hold a conversation, a saved one if there is one, on the terminal or through pipes."""
     from llmctl.generation.chat import transcript
 
-    resume = options[RESUME]
     saved = transcript.read(resume) if resume is not None else None
-    conversation = _start(options, saved)
+    conversation = _start(options, saved, display=display, file=resume)
     if options.output.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         _pipe(conversation)
     else:
         _talk(conversation, saved)
 
 
-def _start(options: Options, saved: "Transcript | None") -> "Conversation":
+def _start(
+    options: Options, saved: "Transcript | None", *, display: "DisplayOptions", file: Path | None
+) -> "Conversation":
     """Load the model and return the conversation, saved messages included."""
-    from llmctl.cli._chat_screen import Conversation, DisplayOptions
+    from llmctl.cli._chat_screen import Conversation
     from llmctl.generation.chat.conversation import ChatSession
 
     def load(name: str | None, revision: str | None = None) -> "LoadedModel":
@@ -66,10 +78,11 @@ def _start(options: Options, saved: "Transcript | None") -> "Conversation":
         )
         return load_model(options.output, prepare_model(options.output, settings, offline=options[OFFLINE]))
 
-    if saved is not None and options[MODEL] is None:
+    model = options.either(MODEL_ARGUMENT, MODEL)
+    if saved is not None and model is None:
         loaded = load(saved.model, options[REVISION] or saved.commit)
     else:
-        loaded = load(options[MODEL], options[REVISION])
+        loaded = load(model, options[REVISION])
     if loaded.config.chat.raw:
         raise UserError("chat.raw: a conversation needs the chat template", hint="omit chat.raw")
     session = ChatSession(
@@ -77,8 +90,7 @@ def _start(options: Options, saved: "Transcript | None") -> "Conversation":
         system=saved.system if saved is not None and options[SYSTEM] is None else None,
         messages=saved.messages if saved is not None else (),
     )
-    display = DisplayOptions(stats=not options[NO_STATS], reasoning=not options[HIDE_REASONING])
-    return Conversation(session, options.output, load, display=display, file=options[RESUME])
+    return Conversation(session, options.output, load, display=display, file=file)
 
 
 def _pipe(conversation: "Conversation") -> None:

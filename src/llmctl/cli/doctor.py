@@ -10,11 +10,11 @@ import typer
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import file, number, switch
-from llmctl.cli._flags import OFFLINE
+from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.config import Config, Settings
-from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, Problem
+from llmctl.errors import EXIT_NO, EXIT_OK, ConfigError, Problem, UserError
 from llmctl.paths import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 app = new_app()
 DEFAULT_REPORT = Path("llmctl-report.md")
 
-FILE = file("FILE", metavar="FILE", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
+FILE = file("--output", "-o", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
 REPORT = switch("--report", help="Write a report to paste, without secrets")
 TIME_LIMIT = number("--time-limit", help="Maximum seconds of one import", default=30.0, minimum=1, maximum=600)
 
 
-@command(app, FILE, REPORT, TIME_LIMIT, "--model", "--config", "--set", "--offline", reports_faults=True)
+@command(
+    app, MODEL_ARGUMENT, REPORT, FILE, TIME_LIMIT, "--model", "--config", "--set", "--offline", reports_faults=True
+)
 def doctor(options: Options) -> None:
     """Find what prevents a model from running here, and the fix.
 
@@ -40,12 +42,15 @@ def doctor(options: Options) -> None:
 
       llmctl doctor --config configs/llama3-8b-4bit.yaml
 
+      llmctl doctor Qwen/Qwen3-4B
+
       llmctl doctor --model Qwen/Qwen3-4B --set load.device_map=cuda --report
     """
     from llmctl.doctor import diagnose, examine
     from llmctl.doctor.diagnose import is_healthy
 
     output = options.output
+    _refuse_file_as_model(options)
     if options[REPORT]:
         check_output(options[FILE] or DEFAULT_REPORT, flag="--report")
     problems: tuple[Problem, ...] = ()
@@ -65,6 +70,13 @@ def doctor(options: Options) -> None:
     else:
         _show(output, checks)
     raise typer.Exit(EXIT_OK if is_healthy(checks) else EXIT_NO)
+
+
+def _refuse_file_as_model(options: Options) -> None:
+    """Raise UserError if the argument is the name of a file for the report."""
+    name = options[MODEL_ARGUMENT]
+    if name and Path(name).suffix in (".md", ".txt") and not Path(name).is_dir():
+        raise UserError(f"{name} is no model", hint=f"the file of a report: llmctl doctor --report --output {name}")
 
 
 def document(findings: "Findings", checks: "Sequence[Check]") -> dict[str, Any]:

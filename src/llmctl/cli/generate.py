@@ -25,7 +25,10 @@ from llmctl.cli._flags import (
     OUTPUT,
     OVERWRITE,
     PROMPT,
+    PROMPT_ARGUMENT,
     PROMPT_FILE,
+    PROMPT_TEMPLATE,
+    STREAM,
     TOKEN_IDS,
     UNORDERED,
     VLLM_PYTHON,
@@ -44,27 +47,31 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, "Prompt", "Sampling", "Structure", "Batch", "Model", "Loading", "Speed", "Engine")
+@command(
+    app, PROMPT_ARGUMENT, STREAM, "Prompt", "Sampling", "Structure", "Batch", "Model", "Loading", "Speed", "Engine"
+)
 def generate(options: Options) -> None:
     """Generate text from a prompt.
 
-    The prompt comes from --prompt, --prompt-file or standard input. Several of them are joined, standard input last.
-    The model's chat template is applied if it has one, and the answer streams to standard output.
+    The prompt comes from PROMPT or --prompt, --prompt-file or standard input. Several of them are joined, standard
+    input last. The model's chat template is applied if it has one, and the answer streams to standard output.
 
     With --input, every prompt of a file is answered. An interrupted run continues when the same command runs again.
     --engine vllm answers files with vLLM.
 
     Examples:
 
-      llmctl generate --prompt "What is the capital of France?"
+      llmctl generate "What is the capital of France?"
 
-      llmctl generate --quant 4bit --prompt "Write a haiku" -t 0.8 --seed 7
+      llmctl generate --quant 4bit "Write a haiku" -t 0.8 --seed 7
 
-      cat report.txt | llmctl generate --prompt "Summarise this:" --json
+      cat report.txt | llmctl generate "Summarise this:" --json
 
-      llmctl generate --prompt "Is the sky blue?" --choices yes,no
+      llmctl generate "Is the sky blue?" --choices yes,no
 
       llmctl generate --input prompts.jsonl --output answers.jsonl
+
+      llmctl generate --input reviews.csv --prompt-template "Translate to {language}: {text}"
     """
     settings = options.settings()
     if settings.config.engine != "vllm":
@@ -76,8 +83,8 @@ def generate(options: Options) -> None:
         raise UserError(
             "--engine vllm answers files of prompts: --input FILE", hint="for one prompt: --engine transformers"
         )
-    text = read_prompt(options[PROMPT], options[PROMPT_FILE])
-    _answer(options.output, settings, text, count=options[NUM_RETURN], offline=options[OFFLINE])
+    text = read_prompt(options.either(PROMPT_ARGUMENT, PROMPT), options[PROMPT_FILE])
+    answer(options.output, settings, text, count=options[NUM_RETURN], offline=options[OFFLINE])
 
 
 def _answer_file(options: Options, settings: "Settings") -> None:
@@ -88,6 +95,7 @@ def _answer_file(options: Options, settings: "Settings") -> None:
         output=options[OUTPUT],
         input_format=options[INPUT_FORMAT],
         column=options[COLUMN],
+        template=options[PROMPT_TEMPLATE],
         unordered=options[UNORDERED],
         overwrite=options[OVERWRITE],
         with_ids=options[TOKEN_IDS],
@@ -99,7 +107,7 @@ def _answer_file(options: Options, settings: "Settings") -> None:
         raise typer.Exit(EXIT_NO)
 
 
-def _answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool) -> None:
+def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool) -> None:
     """Answer one prompt `count` times."""
     from llmctl.generation.stream import generate_many
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch, text
-from llmctl.cli._flags import OFFLINE
+from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
 from llmctl.cli._loading import load_model, prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
@@ -22,13 +22,13 @@ SHOW_CODE = switch("--show-code", help="Print the equivalent plain transformers 
 PROMPT = text("--prompt", "-p", help="Prompt to use in the script", needs="--show-code")
 
 
-@command(app, SHOW_CODE, PROMPT, "Model", "Loading", "--seed", "--draft")
+@command(app, MODEL_ARGUMENT, SHOW_CODE, PROMPT, "Model", "Loading", "--seed", "--draft")
 def load(options: Options) -> None:
     """Load a model and show what was requested, decided and measured.
 
     Examples:
 
-      llmctl load --model Qwen/Qwen3-4B --quant 4bit
+      llmctl load Qwen/Qwen3-4B --quant 4bit
 
       llmctl load --config configs/llama3-8b-4bit.yaml --json
 

@@ -19,9 +19,10 @@ from typer.core import TyperCommand
 from typer.exceptions import Abort
 
 from llmctl._version import __version__
-from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Group, write_section
+from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Command, Group, flags_of, write_section
 from llmctl.cli._render import Output
 from llmctl.cli._streams import StandardOutput, open_closed_streams
+from llmctl.config.synonyms import COMMANDS as COMMAND_SYNONYMS
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_NO, EXIT_USER, LlmctlError, MachineError, UserError
 
 
@@ -42,6 +43,7 @@ class Entry(NamedTuple):
 _RUN, _MANAGE, _INSPECT, _ACCOUNT = "Run a model", "Manage models", "Inspect and measure", "Account"
 COMMANDS = {
     "generate": Entry("generate", _RUN, "Generate text from a prompt."),
+    "run": Entry("run", _RUN, "Answer a prompt with a model, or chat with it."),
     "chat": Entry("chat", _RUN, "Chat with a model on the terminal, without a server."),
     "serve": Entry("serve", _RUN, "Serve a model to OpenAI clients and browsers."),
     "score": Entry("score", _RUN, "Show how likely a text is to a model, or rank several answers."),
@@ -49,7 +51,7 @@ COMMANDS = {
     "download": Entry("download", _MANAGE, "Download the files that loading a model needs, and nothing else."),
     "models": Entry("models", _MANAGE, "List, describe and remove cached models."),
     "use": Entry("use", _MANAGE, "Choose the model that commands use by default."),
-    "quantize": Entry("quantize", _MANAGE, "Quantise a model once, into a folder that loads anywhere."),
+    "quantize": Entry("quantize", _MANAGE, "Quantise a model once, into a folder that loads without quantising."),
     "plan": Entry("plan", _INSPECT, "Show how a model would run here, before downloading it."),
     "load": Entry("load", _INSPECT, "Load a model and show what was requested, decided and measured."),
     "prompt": Entry("prompt", _INSPECT, "Show a prompt as the model sees it, and its problems."),
@@ -61,6 +63,9 @@ COMMANDS = {
     "whoami": Entry("whoami", _ACCOUNT, "Show the owner of the token in use, and its source."),
     "use-token": Entry("use_token", _ACCOUNT, "Choose which of the stored tokens is used."),
 }
+
+
+_NO_SERVICE = "no model stays loaded: each runs as long as its command; these are the models on this machine"
 
 
 def typer_command(name: str) -> Any:
@@ -86,6 +91,10 @@ class LazyGroup(Group):
         write_section(formatter, "Options", [(name, text.rstrip(".")) for name, text in filter(None, records)])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] == "ps":
+            ctx.find_root().obj.note(_NO_SERVICE)
+        if args[0] not in COMMANDS:
+            args = [*COMMAND_SYNONYMS.get(args[0], args[:1]), *args[1:]]
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None or listed is None:
             return name, listed, rest
@@ -123,7 +132,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=CONTEXT_SETTINGS,
-    epilog="Start here: llmctl generate --prompt 'What is the capital of France?'",
+    epilog="Start here: llmctl generate 'What is the capital of France?'",
 )
 
 
@@ -211,16 +220,24 @@ def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> 
         return EXIT_USER
     output.as_json = output.as_json or "--json" in arguments
     command = context.command_path if context is not None else "llmctl"
-    hint = f"see: {command} --help"
-    option = getattr(error, "option_name", None)
-    if option in SHARED_OPTIONS and command == "llmctl":
-        hint = f"{option} goes after the command: llmctl load {option}"
-    elif (option or "").startswith("--gguf"):
-        from llmctl.model.checkpoint import GGUF_HINT
-
-        hint = f"llmctl does not read GGUF; {GGUF_HINT}"
-    output.error(UserError(error.format_message().rstrip("."), hint=hint))
+    output.error(_explained(error, context, command))
     return EXIT_USER
+
+
+def _explained(error: Any, context: Any, command: str) -> UserError:
+    """Return a usage error of Typer in llmctl's words, with the name that was probably meant."""
+    from llmctl.cli._suggestions import surplus_argument, unknown_flag
+
+    flags = flags_of(context.command) if isinstance(getattr(context, "command", None), Command) else ()
+    option, hint = getattr(error, "option_name", None), f"see: {command} --help"
+    if type(error).__name__ == "NoSuchOption":
+        if option in SHARED_OPTIONS and command == "llmctl":
+            return UserError(f"No such option: {option}", hint=f"{option} goes after the command: llmctl load {option}")
+        return unknown_flag(str(option), flags, command)
+    message = error.format_message().rstrip(".")
+    if "unexpected extra argument" in message:
+        hint = surplus_argument(flags, command)
+    return UserError(message, hint=hint)
 
 
 def _bug(error: Exception, arguments: Sequence[str], output: Output) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch
-from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_FILE
+from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_ARGUMENT, PROMPT_FILE
 from llmctl.cli._loading import prepare_model, show_decisions
 from llmctl.cli._options import Options
 from llmctl.cli._text_input import read_prompt
@@ -20,7 +20,7 @@ app = new_app()
 TOKENS = switch("--tokens", group="Prompt", help="Show each token id beside its text")
 
 
-@command(app, "Prompt", TOKENS, "--model", "--revision", "--config", "--set", "--offline")
+@command(app, PROMPT_ARGUMENT, "Prompt", TOKENS, "--model", "--revision", "--config", "--set", "--offline")
 def prompt(options: Options) -> None:
     """Show a prompt as the model sees it, and its problems.
 
@@ -29,14 +29,14 @@ def prompt(options: Options) -> None:
 
     Examples:
 
-      llmctl prompt --prompt "What is the capital of France?"
+      llmctl prompt "What is the capital of France?"
 
-      llmctl prompt --system "Be brief." --prompt "Hello" --tokens
+      llmctl prompt --system "Be brief." "Hello" --tokens
 
       llmctl prompt --prompt-file question.txt --template mine.jinja --json
     """
     output, settings = options.output, options.settings()
-    text = read_prompt(options[PROMPT], options[PROMPT_FILE])
+    text = read_prompt(options.either(PROMPT_ARGUMENT, PROMPT), options[PROMPT_FILE])
     prepared = prepare_model(output, settings, offline=options[OFFLINE])
     model, inspected = _inspect(prepared, text)
     show_decisions(output, model.plan)

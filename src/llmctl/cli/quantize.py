@@ -1,5 +1,6 @@
 """`llmctl quantize`."""
 
+import shlex
 from dataclasses import asdict
 
 from llmctl.cli._command import command, new_app
@@ -20,8 +21,8 @@ FOLDER = required_path("--output", "-o", metavar="FOLDER", help="Folder to write
 
 
 @command(
-    app, MODEL_ARGUMENT, FOLDER, FORMAT, "--revision", "--trust-remote-code", "--config", "--set", "--offline",
-    "--quant", "--dtype", "--device-map", "--overcommit",
+    app, MODEL_ARGUMENT, FOLDER, FORMAT, "--model", "--revision", "--trust-remote-code", "--config", "--set",
+    "--offline", "--quant", "--dtype", "--device-map", "--overcommit",
 )  # fmt: skip
 def quantize(options: Options) -> None:
     """Quantise a model once, into a folder that loads without quantising.
@@ -36,7 +37,7 @@ def quantize(options: Options) -> None:
 
       llmctl quantize Qwen/Qwen3-4B --quant 4bit --format bitsandbytes --output ./qwen3-4b-nf4
 
-      llmctl generate --model ./qwen3-4b-4bit --prompt "Hello"
+      llmctl run ./qwen3-4b-4bit "Hello"
     """
     from llmctl.loading.export import check_output
     from llmctl.loading.export import quantize as quantize_prepared
@@ -56,4 +57,6 @@ def quantize(options: Options) -> None:
         return
     output.line(str(exported.folder))
     sizes = f"{format_bytes(exported.size_bytes)} instead of {format_bytes(exported.original_bytes)}"
-    output.note(f"{exported.quantization}, {sizes}, {exported.seconds:.1f} s; next: llmctl generate --model {folder}")
+    output.note(
+        f"{exported.quantization}, {sizes}, {exported.seconds:.1f} s; next: llmctl run {shlex.quote(str(folder))}"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import Flag, file, files, optional_integer, text, texts
-from llmctl.cli._flags import OFFLINE
+from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
 from llmctl.cli._loading import load_model, prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
@@ -72,8 +72,8 @@ class Job:
 
 
 @command(
-    app, TEXT, FILES, PROMPT, TOKENS, WINDOW, STRIDE, CHOICES, CHOICE, BY, ROWS, RESULTS, "--system", "--raw",
-    "--template", "--logprobs", "Model", "Loading",
+    app, MODEL_ARGUMENT, TEXT, FILES, PROMPT, TOKENS, WINDOW, STRIDE, CHOICES, CHOICE, BY, ROWS, RESULTS, "--system",
+    "--raw", "--template", "--logprobs", "Model", "Loading",
 )  # fmt: skip
 def score(options: Options) -> None:
     """Show how likely a text is to a model, or rank several answers.
@@ -86,6 +86,8 @@ def score(options: Options) -> None:
     Examples:
 
       llmctl score --file chapter.txt
+
+      llmctl score Qwen/Qwen3-4B --file chapter.txt
 
       llmctl score --prompt "Is the sky green?" --choices yes,no
 

@@ -38,9 +38,8 @@ def serve(options: Options) -> None:
 
       llmctl serve --config configs/llama3-70b-two-machines.yaml --engine vllm
     """
-    from llmctl.server.listen_address import bind
-
     output, settings, offline = options.output, options.settings(), options[OFFLINE]
+    _check_packages()
     section = settings.config.serve
     rules = rules_of(settings)
     if settings.config.engine == "vllm":
@@ -49,7 +48,8 @@ def serve(options: Options) -> None:
         serve_vllm(output, settings, rules, offline=offline)
         return
     options.refuse(VLLM_PYTHON, reason="--vllm-python works only with --engine vllm")
-    _check_packages()
+    from llmctl.server.listen_address import bind
+
     sockets = bind(section.host, section.port)
     loaded = load_model(output, prepare_model(output, settings, offline=offline))
     _serve(output, loaded, rules, sockets)

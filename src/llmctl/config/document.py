@@ -27,7 +27,14 @@ class Row:
 
 def starter_file() -> str:
     """Return a YAML file that has every key commented out at its default, with its meaning above it."""
-    lines = ["# Configuration of llmctl. Every key is shown with its default; remove the # to change one.", ""]
+    lines = [
+        "# yaml-language-server: $schema=llmctl.schema.json",
+        "# Editors with a YAML language server complete and check the keys once the schema is beside this file:",
+        "# llmctl config schema > llmctl.schema.json",
+        "#",
+        "# Configuration of llmctl. Every key is shown with its default; remove the # to change one.",
+        "",
+    ]
     section = ""
     for key in all_keys():
         name, _, inner = key.rpartition(".")

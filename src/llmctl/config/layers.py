@@ -6,20 +6,21 @@ Every value carries its origin (`llmctl.yaml:12`, `LLMCTL_SEED`, `--dtype`), so 
 `llmctl config show` the layer. All problems of all layers are reported together.
 """
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from llmctl import yaml_reader
 from llmctl.config.hub_address import with_ids
 from llmctl.config.last_model import CurrentModel, current_model
+from llmctl.config.messages import invalid_value, unknown_key
 from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
+from llmctl.config.synonyms import same_key
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
 from llmctl.text_files import NotTextError, as_utf8, read_text, reason
@@ -31,6 +32,7 @@ ENVIRONMENT_PREFIX = "LLMCTL_"
 RESERVED_VARIABLES = frozenset(
     {"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY", "LLMCTL_API_KEY"}
 )
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # keys that turn sampling on
 _FILE_KEYS = ("chat.template", "structure.json_schema", "structure.grammar")  # relative to the configuration file
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
@@ -110,10 +112,13 @@ def settings_from_mapping(values: Mapping[str, Any], *, where: str = "argument")
     problems: list[Problem] = []
     layer: Layer = {}
     for key, value in _flatten(values):
-        if key in all_keys():
-            layer[key] = Entry(value, where)
+        name = same_key(key)
+        if name not in all_keys():
+            problems.append(Problem(where, key, unknown_key(key)))
+        elif name in layer:
+            problems.append(Problem(where, key, f"{name} has this meaning and is given too"))
         else:
-            problems.append(Problem(where, key, _unknown(key)))
+            layer[name] = Entry(value, where)
     return join([layer], problems)
 
 
@@ -127,7 +132,8 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     """Check each layer on its own, then merge them; later layers take precedence.
 
     A layer that names a model drops the revision and the adapters that a lower layer gave to another model. A layer
-    that sets a structure drops the structure of a lower layer.
+    that sets a structure drops the structure of a lower layer. One that chooses between sampling and greedy drops what
+    a lower layer says against it.
     """
     merged: Layer = {}
     for layer in (with_ids(layer, problems) for layer in layers):
@@ -139,10 +145,23 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
             merged.pop("model.adapters", None)
         if any(key.startswith("structure.") for key in layer):
             merged = {key: entry for key, entry in merged.items() if not key.startswith("structure.")}
+        sampling = {k.rpartition(".")[2]: entry.value for k, entry in layer.items() if k.startswith("generation.")}
+        for name in superseded_sampling(sampling):
+            merged.pop(f"generation.{name}", None)
         merged |= layer
     if problems:
         raise ConfigError(sorted(problems, key=_by_line))
     return Settings(Config.model_validate(_nest(merged)), {key: entry.where for key, entry in merged.items()})
+
+
+def superseded_sampling(later: Mapping[str, Any]) -> set[str]:
+    """Return the keys of `generation` that those of a later layer or request supersede.
+
+    A later temperature supersedes an earlier `do_sample`, and a later `do_sample: false` an earlier temperature.
+    """
+    if later.get("do_sample") is False:
+        return set(SAMPLING_KEYS)
+    return {"do_sample"} if any(later.get(name) is not None for name in SAMPLING_KEYS) else set()
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:
@@ -168,15 +187,19 @@ def read_file(path: Path, problems: list[Problem]) -> Layer:
         return {}
     layer: Layer = {}
     for leaf in _leaves(root, str(path), problems):
-        if leaf.key not in all_keys():
-            problems.append(Problem(f"{path}:{leaf.line}", leaf.key, _unknown(leaf.key)))
+        key, where = same_key(leaf.key), f"{path}:{leaf.line}"
+        if key not in all_keys():
+            problems.append(Problem(where, leaf.key, unknown_key(leaf.key)))
+            continue
+        if key in layer:
+            problems.append(Problem(where, leaf.key, f"{layer[key].where} gives {key}, which has this meaning"))
             continue
         try:
-            value = yaml_reader.read(leaf.node, field_of(leaf.key).annotation, line=leaf.line)
+            value = yaml_reader.read(leaf.node, field_of(key).annotation, line=leaf.line)
         except yaml_reader.ValueProblem as problem:
             problems.append(Problem(f"{path}:{problem.line}", leaf.key, problem.message))
             continue
-        layer[leaf.key] = Entry(_relative_to(path, leaf.key, value), f"{path}:{leaf.line}")
+        layer[key] = Entry(_relative_to(path, key, value), where)
     return layer
 
 
@@ -260,9 +283,10 @@ def _from_assignments(assignments: Sequence[str], problems: list[Problem]) -> La
 
 def _put(layer: Layer, key: str, text: str, where: str, problems: list[Problem]) -> None:
     """Add a value given as text: the text itself if the key takes text, otherwise its YAML value."""
-    if key not in all_keys():
-        problems.append(Problem(where, key, _unknown(key)))
+    if same_key(key) not in all_keys():
+        problems.append(Problem(where, key, unknown_key(key)))
         return
+    key = same_key(key)
     wanted = field_of(key).annotation
     try:
         text = as_utf8(text)
@@ -283,34 +307,6 @@ def _put(layer: Layer, key: str, text: str, where: str, problems: list[Problem])
         problems.append(Problem(where, key, problem.message))
 
 
-def _unknown(key: str) -> str:
-    """Return a message for an unknown key, with the most similar known one."""
-    section, _, inner = key.partition(".")
-    names = sections()
-    leaves = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
-    if not inner and key in leaves:  # a key without its section takes precedence over a similar section
-        return f"unknown key; did you mean {leaves[key]}?"
-    if not inner:
-        close = difflib.get_close_matches(key, names, n=1)
-        same = difflib.get_close_matches(key, leaves, n=1, cutoff=0.7)
-        nearest = difflib.get_close_matches(key, [*close, *same], n=1)
-        if nearest and nearest == close:
-            return f"unknown section; did you mean {close[0]}?"
-        if nearest:
-            return f"unknown key; did you mean {leaves[same[0]]}?"
-        return f"unknown section or key; the sections are {', '.join(names)}"
-    bare = inner.removeprefix("bnb_4bit_").removeprefix("llm_int8_")
-    candidates = list(names[section].model_fields) if section in names else []
-    for text in (inner, bare):
-        if matches := difflib.get_close_matches(text, candidates, n=1, cutoff=0.6):
-            return f"unknown key; did you mean {section}.{matches[0]}?"
-    if matches := difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.7):
-        return f"unknown key; did you mean {matches[0]}?"
-    if inner in leaves:
-        return f"unknown key; did you mean {leaves[inner]}?"
-    return f"unknown key; {section} has {', '.join(candidates)}" if candidates else "unknown section"
-
-
 def _check(layer: Layer) -> list[Problem]:
     """Validate one layer and return pydantic's errors in llmctl's words, one per key."""
     try:
@@ -326,7 +322,7 @@ def _check(layer: Layer) -> list[Problem]:
             key = next(k for k in candidates if k in layer)
             entry = layer[key]
             if key not in problems:
-                problems[key] = Problem(entry.where, key, _message(key, item, entry.value))
+                problems[key] = Problem(entry.where, key, invalid_value(key, item, entry.value))
         return list(problems.values())
     return []
 
@@ -334,51 +330,6 @@ def _check(layer: Layer) -> list[Problem]:
 def _keys_of_section(layer: Layer, section: Any) -> list[str]:
     """Return the keys of a section that a layer sets, the last one first: it is usually the surplus one."""
     return [key for key in reversed(layer) if key.startswith(f"{section}.")]
-
-
-def _message(key: str, item: Any, value: Any) -> str:
-    context = item.get("ctx", {})
-    error_type = item["type"]
-    bounds = {
-        "greater_than_equal": f"must be at least {_number(context.get('ge'))}",
-        "greater_than": f"must be greater than {_number(context.get('gt'))}",
-        "less_than_equal": f"must be at most {_number(context.get('le'))}",
-        "less_than": f"must be less than {_number(context.get('lt'))}",
-    }
-    shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
-    if error_type in bounds:
-        return f"{bounds[error_type]}, it is {shown}"
-    if key == "quantization.bits":
-        return f"must be 8bit, 4bit or none, it is {shown}"
-    if error_type == "literal_error":
-        expected = [str(option) for option in _literal_values(key)]
-        close = difflib.get_close_matches(str(value), expected, n=1)
-        suggestion = f"; did you mean {close[0]}?" if close else ""
-        return f"must be one of {', '.join(expected)}, it is {shown}{suggestion}"
-    if key == "vllm.extra" and error_type == "value_error":  # its values may be secrets
-        return str(context.get("error", item["msg"]))
-    if error_type == "value_error":
-        return f"{context.get('error', item['msg'])}; it is {shown}"
-    plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]
-    return f"must be {plain}, it is {shown}"
-
-
-def _number(value: Any) -> str:
-    """Return a bound without a needless `.0`."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _literal_values(key: str) -> list[Any]:
-    """Return the values of the Literal in a key's annotation."""
-
-    def walk(annotation: Any) -> Iterator[Any]:
-        for part in get_args(annotation):
-            if isinstance(part, str | int):
-                yield part
-            else:
-                yield from walk(part)
-
-    return list(walk(field_of(key).annotation))
 
 
 def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

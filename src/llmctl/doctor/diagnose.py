@@ -37,7 +37,7 @@ def is_healthy(checks: tuple[Check, ...]) -> bool:
 
 def _configuration(findings: Findings) -> Iterator[Check]:
     for problem in findings.problems:
-        yield Check("configuration", "broken", str(problem), "every key with its meaning: llmctl config init")
+        yield Check("configuration", "broken", str(problem), "every key with its value: llmctl config show --all")
     if findings.problems:
         yield skipped("configuration", "the checks below use the defaults")
     else:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmctl.config import settings_from_mapping
+from llmctl.config.layers import superseded_sampling
 from llmctl.config.structure import StructureSection
+from llmctl.config.synonyms import renamed
 from llmctl.model.tokenizer import end_tokens
 from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.generation import decide_generation
@@ -42,7 +44,9 @@ def with_generation(
         UserError: settings that contradict each other.
     """
     plan, config = loaded.plan, loaded.config
-    configured = {name: getattr(config.generation, name) for name in config.generation.model_fields_set}
+    values = renamed("generation", values)
+    kept = config.generation.model_fields_set - superseded_sampling(values)
+    configured = {name: getattr(config.generation, name) for name in kept}
     sections: dict[str, Any] = {
         "generation": _validated(type(config.generation), "generation", {**configured, **values})
     }

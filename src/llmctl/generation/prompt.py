@@ -162,7 +162,7 @@ def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, A
     """Return the conversation of a prompt, the system prompt first."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     if not messages or (isinstance(prompt, str) and not prompt.strip()):
-        raise UserError("the prompt is empty", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
+        raise UserError("the prompt is empty", hint="give a PROMPT, --prompt-file FILE, or text on standard input")
     if chat.system is not None and messages[0].get("role") != "system":
         messages.insert(0, {"role": "system", "content": chat.system})
     return messages
@@ -174,7 +174,7 @@ def _encode_raw(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: ChatSec
     doubled = bool(bos) and prompt.startswith(str(bos))
     ids = list(tokenizer(prompt, add_special_tokens=not doubled)["input_ids"])
     if not ids:
-        raise UserError("the prompt is empty", hint="give --prompt TEXT, --prompt-file FILE, or text on standard input")
+        raise UserError("the prompt is empty", hint="give a PROMPT, --prompt-file FILE, or text on standard input")
     return ids
 
 
@@ -209,7 +209,8 @@ def template_text(chat: ChatSection) -> str | None:
     try:
         return read_text(file)
     except (OSError, NotTextError) as error:
-        raise UserError(f"chat.template: {file}: {reason(error)}") from error
+        hint = "for prompts made of columns: --prompt-template" if "{" in chat.template else None
+        raise UserError(f"chat.template: {file}: {reason(error)}", hint=hint) from error
 
 
 def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> str:

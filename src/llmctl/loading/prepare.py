@@ -8,7 +8,7 @@ from llmctl.loading.quantized_cache import plan_cache
 from llmctl.machine.detection import Machine, read_machine
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.draft import draft_settings
-from llmctl.model.info import ModelInfo, read_model_info
+from llmctl.model.info import ModelInfo, check_generates_text, read_model_info
 from llmctl.model.resolve import ResolvedModel, resolve_adapters, resolve_model
 from llmctl.plan import Plan, PlanRequest, make_plan
 
@@ -81,4 +81,6 @@ def prepare(
 
 def _resolve(settings: Settings, *, offline: bool, progress: "Progress | None") -> tuple[ResolvedModel, ModelInfo]:
     resolved = resolve_model(settings, offline=offline, progress=progress)
-    return resolved, read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
+    info = read_model_info(resolved.folder, source=resolved.source, commit=resolved.commit)
+    check_generates_text(info)
+    return resolved, info

@@ -44,6 +44,8 @@ BOUNDS = {
 }
 # Names of the input embedding in families that transformers knows.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+# Ends of the names of classes that do not continue a text.
+_OTHER_HEADS = ("ForMaskedLM", "Classification", "QuestionAnswering", "ForCTC", "ForNextSentencePrediction")
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -188,6 +190,24 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
     )
     check_layers(info)
     return info
+
+
+def check_generates_text(info: ModelInfo) -> None:
+    """Refuse a model that needs another input than text, or gives another output, before its weights are read.
+
+    Raises:
+        ModelError: it has an encoder for its input, or a head that classifies or fills gaps.
+    """
+    if info.config.get("is_encoder_decoder"):
+        kind = "an encoder-decoder model, which needs an input for its encoder (text, speech or an image)"
+    elif info.architecture.endswith(_OTHER_HEADS):
+        kind = "a model that classifies, or fills gaps in a text"
+    else:
+        return
+    raise ModelError(
+        f"{info.source}: {info.architecture} is {kind}; llmctl runs decoder-only models that continue a text",
+        hint="choose another model; https://huggingface.co/models?pipeline_tag=text-generation lists them",
+    )
 
 
 def check_bounds(config: Mapping[str, Any], *, name: str) -> None:

@@ -18,7 +18,7 @@ from llmctl.model import demo
 from llmctl.model.adapters import AdapterInfo, read_adapter
 from llmctl.model.checkpoint import GGUF_HINT
 from llmctl.model.draft import draft_settings
-from llmctl.model.info import ModelInfo, read_model_info
+from llmctl.model.info import ModelInfo, check_generates_text, read_model_info
 from llmctl.paths import expand
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def preview_model(settings: Settings, *, offline: bool = False) -> ModelPreview:
         LlmctlError: the Hub refuses, or the files cannot be used.
     """
     preview = _preview(settings, offline=offline)
+    check_generates_text(preview.info)
     preview = replace(preview, adapters=resolve_adapters(settings.config, offline=offline))
     if settings.config.draft.id is None:
         return preview

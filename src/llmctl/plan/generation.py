@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmctl.config import Config
+from llmctl.config.layers import SAMPLING_KEYS
 from llmctl.errors import UserError
 from llmctl.model.generation_config import GenerationDefaults, LeftOut
 from llmctl.model.generation_fields import FIELDS
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import GenerationChoice, shortened
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 # A smaller temperature could make logits infinite, and the most likely token has all the probability anyway.
 GREEDY_BELOW = 1e-6
 # Settings of a model that could break an answer with a structure; a user's own are refused.
@@ -108,7 +108,7 @@ class _Chosen:
 
 
 def _decide_sampling(chosen: _Chosen, model: GenerationDefaults) -> tuple[bool, str]:
-    configured = [name for name in _SAMPLING if chosen.user_value(name) is not None]
+    configured = [name for name in SAMPLING_KEYS if chosen.user_value(name) is not None]
     do_sample, temperature = chosen.user_value("do_sample"), chosen.user_value("temperature")
     is_zero = temperature is not None and temperature < GREEDY_BELOW
     if is_zero and do_sample:
@@ -118,6 +118,12 @@ def _decide_sampling(chosen: _Chosen, model: GenerationDefaults) -> tuple[bool, 
         )
     if is_zero:
         return False, f"temperature is {temperature:g} ({chosen.origin('temperature')})"
+    if do_sample is False and configured:
+        raise UserError(
+            f"generation.do_sample is false ({chosen.origin('do_sample')}), and only sampling uses "
+            f"{', '.join(f'generation.{name} ({chosen.origin(name)})' for name in configured)}",
+            hint="omit one of them; --temperature 0 is greedy",
+        )
     if do_sample is not None:
         return do_sample, f"asked for ({chosen.origin('do_sample')})"
     if configured:

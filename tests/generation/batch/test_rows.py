@@ -1,12 +1,14 @@
 """The rows of a batch: every input format, and errors of single rows."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmctl.errors import UserError
+from llmctl.generation.batch.prompt_template import parse_template
 from llmctl.generation.batch.rows import Row, choose_format, count_rows, read_rows
 
 
@@ -129,3 +131,74 @@ def test_rows_are_counted_if_that_is_quick(tmp_path: Path) -> None:
     file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}')
     assert count_rows(file, "jsonl") == 2
     assert count_rows(file, "csv") is None
+
+
+def template(text: str) -> Any:
+    return {"template": parse_template(text)}
+
+
+def test_a_template_makes_the_prompt_of_several_columns() -> None:
+    [row] = rows("id,text,n\n7,{a} b,2\n", "csv", **template("{{{n}}} {text}!"))
+    assert (row.id, row.prompt, row.fields) == ("7", "{2} {a} b!", {"text": "{a} b", "n": "2"})
+    [row] = rows('{"a": [1], "prompt": "p", "seed": 3}', **template("{a} {prompt}"))
+    assert (row.prompt, row.fields, row.settings) == ("[1] p", {"a": [1], "prompt": "p"}, {"seed": 3})
+    [row] = rows("one\n", "text", **template("Say {text}"))
+    assert row.prompt == "Say one"
+
+
+def test_a_template_that_the_input_cannot_fill_is_an_error() -> None:
+    first, second = rows('{"b": 1}\n{"a": null}', **template("{a}"))
+    assert first.error is not None
+    assert second.error is not None
+    [row] = rows('{"a": "x", "messages": []}', **template("{a}"))
+    assert row.error is not None
+    for kind in ("csv", "text"):
+        with pytest.raises(UserError, match="'nope'"):
+            rows("a,b\n1,2\n", kind, **template("{nope}"))
+
+
+@pytest.mark.parametrize("text", ["no column", "{}", "{a:>9}", "{a!r}", "{a", "a}"])
+def test_a_template_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--prompt-template"):
+        parse_template(text)
+
+
+def request(**changes: Any) -> str:
+    body = {"model": "any", "messages": [{"role": "user", "content": "Hi"}], **changes.pop("body", {})}
+    return json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body, **changes})
+
+
+def test_a_request_of_the_batch_api_is_a_row() -> None:
+    schema = {"type": "object", "properties": {}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    sampling = {"temperature": 0.5, "max_tokens": 7, "stop": "END", "seed": 3, "logprobs": True, "top_logprobs": 2}
+    [row] = rows(request(body={**sampling, "response_format": form, "n": 1, "stream": False, "user": None}))
+    assert row.error is None
+    assert (row.id, row.is_openai, row.prompt) == ("a", True, ({"role": "user", "content": "Hi"},))
+    assert row.settings == {
+        "seed": 3,
+        "generation": {"temperature": 0.5, "max_new_tokens": 7, "stop_strings": ["END"], "logprobs": 2},
+        "structure": {"json_schema": schema},
+    }
+    [plain] = rows(request())
+    assert (plain.settings, plain.fields) == ({"generation": {}}, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"url": "/v1/embeddings"}, "/v1/embeddings"),
+        ({"method": "GET"}, "GET"),
+        ({"body": {"tools": [{}]}}, "body.tools"),
+        ({"body": {"n": 2}}, "body.n"),
+        ({"body": {"max_tokens": 1, "max_completion_tokens": 2}}, "differ"),
+        ({"body": {"top_logprobs": 2}}, "logprobs"),
+        ({"body": {"response_format": {"type": "json_schema"}}}, "response_format"),
+        ({"body": {"messages": None}}, "messages"),
+    ],
+)
+def test_a_request_that_a_batch_does_not_answer_is_an_error_of_its_row(changes: dict[str, Any], words: str) -> None:
+    [row] = rows(request(**changes))
+    assert row.error is not None
+    assert words in row.error.message
+    assert (row.id, row.is_openai) == ("a", True)

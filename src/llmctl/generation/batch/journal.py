@@ -92,7 +92,7 @@ class Journal:
         """Record an answer that can be reused, or count it in `mismatches` if its settings or model differ."""
         try:
             document = json.loads(line)
-            key, is_error = document.get("key"), "error" in document
+            key, is_error = document.get("key"), document.get("error") is not None
             row, settings, model = str(key).split("-") if not is_error else ("0", *_parts(self._run))
             part = int(row, 16)
         except (ValueError, AttributeError):

@@ -1,12 +1,13 @@
 """The rows of a batch, read one at a time from JSON Lines, plain text, or CSV. A bad row has an error.
 
-A row of JSON Lines is an object with `prompt` or `messages`. It may have `id`, `seed`, `system`, and the keys of the
-sections `generation` and `structure` as mappings. All other fields belong to the user and are passed through.
+A row of JSON Lines is an object with `prompt` or `messages`, or a request of OpenAI's Batch API. An object may have
+`id`, `seed`, `system`, and the keys of the sections `generation` and `structure` as mappings. All other fields belong
+to the user and are passed through.
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO, Literal
 from llmctl.config.schema import GenerationSection
 from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
+from llmctl.generation.batch import openai_rows
+from llmctl.generation.batch.prompt_template import PromptTemplate
 from llmctl.generation.prompt import Media
 from llmctl.text_files import encoding_of
 
@@ -39,6 +42,7 @@ class Row:
         id: The user's id; by default, the row number.
         prompt: A text, or messages; empty in a bad row.
         media: Media of the prompt.
+        is_openai: True for a request of OpenAI's Batch API, whose fields the answer has too.
         settings: The row's `seed`, `system`, `generation` and `structure`.
         fields: All other fields, which belong to the user.
         error: The error of a bad row.
@@ -52,6 +56,7 @@ class Row:
     fields: Mapping[str, Any] = field(default_factory=dict)
     error: LlmctlError | None = None
     media: tuple[Media, ...] = ()
+    is_openai: bool = False
 
 
 def choose_format(path: Path | None, requested: str | None) -> Format:
@@ -75,11 +80,14 @@ def choose_format(path: Path | None, requested: str | None) -> Format:
     return _SUFFIXES[path.suffix.lower()]
 
 
-def read_rows(stream: BinaryIO, input_format: Format, *, column: str | None = None) -> Iterator[Row]:
+def read_rows(
+    stream: BinaryIO, input_format: Format, *, column: str | None = None, template: PromptTemplate | None = None
+) -> Iterator[Row]:
     """Yield the rows of an open binary file as they are read.
 
     Args:
         column: The column (CSV) or field (JSON Lines) of the prompt; by default, `prompt`.
+        template: Makes the prompt from several columns or fields. A line of plain text is the column `text`.
 
     Raises:
         UserError: a CSV file has no such column, or a column was given for plain text.
@@ -87,10 +95,11 @@ def read_rows(stream: BinaryIO, input_format: Format, *, column: str | None = No
     if input_format == "text":
         if column is not None:
             raise UserError("--column names a column of CSV or a field of JSON Lines; plain text has none")
-        return _numbered(_text_rows(stream))
+        return _numbered(_text_rows(stream, template))
     if input_format == "jsonl":
-        return _numbered(_json_rows(stream, column))
-    return _numbered(_csv_rows(stream, column or "prompt", "\t" if input_format == "tsv" else ","))
+        return _numbered(_json_rows(stream, column, template))
+    delimiter = "\t" if input_format == "tsv" else ","
+    return _numbered(_csv_rows(stream, template or column or "prompt", delimiter))
 
 
 def count_rows(path: Path, input_format: Format) -> int | None:
@@ -145,14 +154,52 @@ def _refuse_wide(start: bytes) -> None:
 _NO_TEXT = f"not UTF-8 text, or longer than {LINE_LIMIT_BYTES >> 20} MiB"
 
 
-def _text_rows(stream: BinaryIO) -> Iterator[Parsed]:
+def _text_rows(stream: BinaryIO, template: PromptTemplate | None) -> Iterator[Parsed]:
+    _check_columns(template, ["text"])
     for line, text in _lines(stream):
-        yield _bad_row(line, _NO_TEXT) if text is None else (line, None, {"prompt": text})
+        if text is None:
+            yield _bad_row(line, _NO_TEXT)
+        else:
+            yield line, None, {"prompt": text if template is None else template.render({"text": text})}
 
 
-def _json_rows(stream: BinaryIO, column: str | None) -> Iterator[Parsed]:
+def _json_rows(stream: BinaryIO, column: str | None, template: PromptTemplate | None) -> Iterator[Parsed]:
     for line, value, problem in json_lines(stream):
-        yield _bad_row(line, problem) if problem is not None else parse_object(value, line=line, column=column)
+        if problem is not None:
+            yield _bad_row(line, problem)
+        elif template is not None:
+            yield _templated_object(value, template, line)
+        elif column is None and isinstance(value, Mapping) and openai_rows.is_request(value):
+            yield _openai_row(value, line)
+        else:
+            yield parse_object(value, line=line, column=column)
+
+
+def _templated_object(value: Any, template: PromptTemplate, line: int) -> Parsed:
+    """Parse an object whose fields a template joins to the prompt; they remain the user's."""
+    if not isinstance(value, Mapping):
+        return _bad_row(line, "not an object with fields")
+    if "messages" in value:
+        return _bad_row(line, "messages cannot be combined with --prompt-template", value.get("id"), value)
+    try:
+        prompt = template.render(value)
+    except KeyError:
+        missing = next(name for name in template.columns if value.get(name) is None)
+        return _bad_row(line, f"no {missing}", value.get("id"), value)
+    own = {name: value[name] for name in template.columns}
+    parsed_line, row_id, attributes = parse_object({**value, "prompt": prompt}, line=line)
+    return parsed_line, row_id, {**attributes, "fields": {**own, **attributes.get("fields", {})}}
+
+
+def _openai_row(value: Mapping[str, Any], line: int) -> Parsed:
+    """Parse a request of OpenAI's Batch API."""
+    try:
+        row = openai_rows.as_row(value)
+    except ValueError as error:
+        parsed = _bad_row(line, str(error), value["custom_id"])
+    else:
+        parsed = parse_object(row, line=line)
+    return parsed[0], parsed[1], {**parsed[2], "is_openai": True}
 
 
 def json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any, str | None]]:
@@ -176,10 +223,20 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]:
+def _check_columns(template: PromptTemplate | None, header: Sequence[str]) -> None:
+    """Raise UserError if a template names a column that the input does not have."""
+    for name in () if template is None else template.columns:
+        if name not in header:
+            raise UserError(
+                f"--prompt-template names {name!r}; the input has {', '.join(map(repr, header)) or 'no column'}",
+                hint="name columns of the input in braces",
+            )
+
+
+def _csv_rows(stream: BinaryIO, prompt: str | PromptTemplate, delimiter: str) -> Iterator[Parsed]:
     csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT_BYTES))
     reader = csv.reader(_csv_lines(stream), delimiter=delimiter, strict=True)
-    header = _header(reader, column)
+    header = _header(reader, prompt)
     while True:
         line = reader.line_num + 1
         try:
@@ -190,32 +247,35 @@ def _csv_rows(stream: BinaryIO, column: str, delimiter: str) -> Iterator[Parsed]
         if cells is None:
             return
         if cells:
-            yield _csv_row(cells, header, column, line)
+            yield _csv_row(cells, header, prompt, line)
 
 
-def _csv_row(cells: list[str], header: list[str], column: str, line: int) -> Parsed:
+def _csv_row(cells: list[str], header: list[str], prompt: str | PromptTemplate, line: int) -> Parsed:
     fields: dict[str, Any] = dict(zip(header, cells, strict=False))
-    row_id = (fields.pop("id", None) or None) if column != "id" else None
+    columns = prompt.columns if isinstance(prompt, PromptTemplate) else (prompt,)
+    row_id = (fields.pop("id", None) or None) if "id" not in columns else None
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
         return _bad_row(line, _NO_TEXT)
     if len(cells) != len(header):
         return _bad_row(line, f"{len(cells)} cells, but the header has {len(header)}", row_id, fields)
-    prompt = fields.pop(column)
-    if not prompt.strip():
-        return _bad_row(line, f"{column} is empty", row_id, fields)
-    return line, row_id, {"prompt": prompt, "fields": fields}
+    text = prompt.render(fields) if isinstance(prompt, PromptTemplate) else fields.pop(prompt)
+    if not text.strip():
+        return _bad_row(line, f"{columns[0]} is empty", row_id, fields)
+    return line, row_id, {"prompt": text, "fields": fields}
 
 
-def _header(reader: Iterator[list[str]], column: str) -> list[str]:
+def _header(reader: Iterator[list[str]], prompt: str | PromptTemplate) -> list[str]:
     header = next(reader, [])
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"the input has two columns {twice!r}", hint="give each column a different name")
-    if column not in header:
+    if isinstance(prompt, PromptTemplate):
+        _check_columns(prompt, header)
+    elif prompt not in header:
         raise UserError(
-            f"the input has no column {column!r}; it has {', '.join(map(repr, header)) or 'none'}",
+            f"the input has no column {prompt!r}; it has {', '.join(map(repr, header)) or 'none'}",
             hint="name the column of the prompt: --column NAME",
         )
     return header

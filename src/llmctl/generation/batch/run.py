@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmctl.errors import LlmctlError
 from llmctl.generation.batch.answers import RowOutcome, RowRequest, answers, one_line
 from llmctl.generation.batch.keys import Identity, row_key
+from llmctl.generation.batch.openai_rows import response_fields
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion, DecodingStats, reasoning_document
 from llmctl.generation.logprobs import logprob_document
@@ -180,6 +181,8 @@ class _Run:
             "completion_tokens": len(completion.token_ids),
             "seed": completion.seed,
         }
+        if row.is_openai:
+            document |= response_fields(row.id, completion, model=request.loaded.plan.source)
         if completion.decoding_stats is not None:
             document["gains"] = completion.decoding_stats.document(len(completion.token_ids))
         if "token_ids" in self._extra_fields:
@@ -206,9 +209,9 @@ class _Run:
     def fail(self, row: Row, error: LlmctlError) -> None:
         """Write an error in place of the row's answer. The next run tries the row again."""
         message = one_line(error)
-        self._sink.append(
-            row.number, {**_head(row), "error": {"kind": error.kind, "message": message, "line": row.line}}
-        )
+        problem = {"kind": error.kind, "message": message, "line": row.line}
+        openai = {"response": None, "error": {"code": error.kind, **problem}} if row.is_openai else {}
+        self._sink.append(row.number, {**_head(row), "error": problem, **openai})
         self.counts.errors += 1
         self._listener.row_failed(row, message)
         self._row_done()
@@ -220,4 +223,5 @@ class _Run:
 
 def _head(row: Row) -> dict[str, Any]:
     """Return the fields that an output row copies from its input row: the id, and other fields under `input`."""
-    return {"id": row.id, "input": dict(row.fields)} if row.fields else {"id": row.id}
+    head = {"id": row.id, "custom_id": row.id} if row.is_openai else {"id": row.id}
+    return {**head, "input": dict(row.fields)} if row.fields else head
