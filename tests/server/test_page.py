@@ -86,7 +86,7 @@ def test_an_exported_conversation_can_be_read_by_chat(
 
 def test_escape_stops_an_answer_and_keeps_its_text(page: "Page", scripted: tuple[Scripted, str]) -> None:
     script, address = scripted
-    script.says, script.wait_seconds = ["word "] * 500, 0.02
+    script.says, script.wait_seconds, script.seed = ["word "] * 500, 0.02, 4711
     page.goto(address)
     say(page, "go on and on")
     page.wait_for_function("() => document.querySelector('.assistant .prose')?.textContent.includes('word word')")
@@ -94,6 +94,8 @@ def test_escape_stops_an_answer_and_keeps_its_text(page: "Page", scripted: tuple
     text = answered(page, 1)
     assert 2 <= text.count("word") < 500
     assert "stopped" in page.inner_text(".assistant .figures")
+    page.click("[aria-label=Details]")
+    assert "4711" in page.inner_text(".details")
     page.reload()
     assert page.locator(".assistant .prose").inner_text() == text
 

@@ -184,28 +184,42 @@ def test_the_context_meter_follows_the_conversation(page: "Page", scripted: Serv
     page.wait_for_selector("#context", state="hidden")
 
 
-def test_a_real_server_continues_and_gives_defaults_seeds_and_probabilities(
+def test_a_real_servers_answers_vary_are_repeated_by_their_seed_and_continued(
     page: "Page", tiny_models: Callable[[str], Path]
 ) -> None:
-    settings = ["--set", "generation.max_new_tokens=6", "--set", "generation.temperature=0.9"]
+    settings = ["--set", "generation.max_new_tokens=12", "--set", "generation.temperature=1"]
     with served(str(tiny_models("llama")), *settings, OMP_NUM_THREADS="1") as address:
         page.goto(address)
-        page.wait_for_function("() => document.getElementById('temperature').placeholder === '0.9'")
+        page.wait_for_function("() => document.getElementById('temperature').placeholder === '1'")
         page.click("#settings-open")
         page.check("#logprobs")
         page.click("#settings button[value=done]")
         say(page, "the capital of france")
-        first = answered(page, 1)
+        texts, seeds = [answered(page, 1)], [seed_of(page)]
+        for number in (2, 3):
+            another(page, number)
+            texts.append(answered(page, 1))
+            seeds.append(seed_of(page))
+        assert len(set(seeds)) == len(set(texts)) == 3
+        assert page.locator(".logprobs tbody tr").count() >= 1
+        page.click("text=Use this seed")
+        another(page, 4)
+        assert (answered(page, 1), seed_of(page)) == (texts[-1], seeds[-1])
+        assert page.is_visible("#context")
         if page.locator("[aria-label=Continue]").count():  # the model may have ended its answer
             button(page, "Continue")
-            page.wait_for_function("() => document.getElementById('send').hidden === false")
-            assert answered(page, 1).startswith(first.rstrip())
-        button(page, "Details")
-        details = page.inner_text(".details dl")
-        assert "Seed" in details
-        assert "unknown" not in details
-        assert page.locator(".logprobs tbody tr").count() >= 1
-        assert page.is_visible("#context")
+            assert answered(page, 1).startswith(texts[-1].rstrip())
         before = page.evaluate("document.getElementById('context-bar').value")
         page.set_input_files("#attach-files", files=[{"name": "a.txt", "mimeType": "text/plain", "buffer": b"text"}])
         page.wait_for_function("n => document.getElementById('context-bar').value !== n", arg=before)
+
+
+def another(page: "Page", number: int) -> None:
+    button(page, "Another answer")
+    page.wait_for_function("n => document.querySelector('.version')?.textContent === n", arg=f"{number} of {number}")
+
+
+def seed_of(page: "Page") -> str:
+    """Open the details of the answer, and return the seed in them."""
+    button(page, "Details")
+    return page.locator(".details dl div").last.locator("dd").inner_text().split()[0]

@@ -32,6 +32,8 @@ def test_an_exported_conversation_can_be_imported_again(page: "Page", scripted: 
     assert page.inner_text(".user .text") == "<b>hello</b>"
     assert "stopped" in page.inner_text(".assistant .figures")
     page.wait_for_function("() => document.getElementById('context-bar').value === 42")  # counted by the server
+    page.click("[aria-label=Details]")
+    assert "Nothing is known" in page.inner_text(".details")
     page.reload()
     assert page.input_value("#system") == "Be brief."
     page.click("#export")
@@ -137,6 +139,18 @@ def test_attached_files_are_sent_as_text(page: "Page", scripted: Server) -> None
     page.click("#send")  # files alone are a message
     answered(page, 1)
     assert script.bodies[-1]["messages"][0]["content"] == "File: b <i>.txt\n```\ngröße\n```"
+
+
+def test_files_are_attached_by_dropping_them(page: "Page", scripted: Server) -> None:
+    _, address = scripted
+    page.goto(address)
+    page.evaluate(
+        "for (const type of ['dragover', 'drop']) {"
+        " const data = new DataTransfer(); data.items.add(new File(['text'], 'dropped.txt'));"
+        " const event = new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true });"
+        " if (document.getElementById('main').dispatchEvent(event)) throw new Error('not handled'); }"
+    )
+    page.wait_for_selector("[aria-label='Remove: dropped.txt']")
 
 
 def test_files_that_cannot_be_attached_are_named(page: "Page", scripted: Server) -> None:

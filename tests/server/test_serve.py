@@ -107,6 +107,15 @@ def test_a_conversation_is_answered_and_streamed(server: Running) -> None:
     assert pieces[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
 
 
+def test_a_stream_reports_its_seeds_at_the_beginning_so_that_a_stopped_answer_can_be_repeated(server: Running) -> None:
+    messages = [{"role": "user", "content": "two plus two"}]
+    body = {"messages": messages, "max_tokens": 8, "temperature": 1, "n": 2, "stream": True}
+    choices = [one["choices"][0] for one in streamed(server.post("/v1/chat/completions", **body))]
+    opening = {choice["index"]: choice["seed"] for choice in choices if choice["delta"].get("role")}
+    assert opening == {choice["index"]: choice["seed"] for choice in choices if choice["finish_reason"]}
+    assert opening[1] == (opening[0] + 1) % 2**32
+
+
 def test_each_of_n_answers_has_its_own_seed_and_a_seed_repeats_answers(server: Running) -> None:
     body = {"prompt": "the", "max_tokens": 12, "n": 3, "temperature": 2, "seed": 5}
     first = json.loads(server.post("/v1/completions", **body).body)

@@ -49,6 +49,8 @@ class Scripted:
             self.bodies.append(await request.json())
 
             async def events() -> Any:
+                opening = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None, "seed": self.seed}
+                yield _event({"choices": [opening]})
                 deltas = [{"reasoning_content": self.reasoning}] if self.reasoning else []
                 for delta in [*deltas, *({"content": piece} for piece in self.says)]:
                     yield _event({"choices": [{"delta": delta, "finish_reason": None}]})

@@ -23,7 +23,7 @@ export function remember(name, value, replacer = null) {
 
 /**
  * Return all conversations, newest first: {id, title, isNamed, system, messages}. A message of the user has {role, content,
- * attachments: [{name, text, bytes}]}; one of the model {role, content, reasoning, stopped, cut, figures, before, after}.
+ * attachments: [{name, text, bytes}]}; one of the model {role, content, reasoning, stopped, cut, seeds, figures, before, after}.
  */
 export function allConversations() {
   const stored = recall(STORAGE_KEY);

@@ -8,8 +8,13 @@ const number = new Intl.NumberFormat("en");
 
 /** Return the details of an answer. `useSeed` is called with the seed that its button names. */
 export function detailsElement(message, useSeed) {
-  const { tokens, prompt, rate, first, seeds = [] } = message.figures ?? {};
+  const { seeds = [], figures } = message;
+  const { tokens, prompt, rate, first } = figures ?? {};
   const box = element("div", { className: "details", attributes: { role: "group", "aria-label": "Details of the answer" } });
+  if (!figures && !seeds.length) {
+    box.append(element("p", { text: "Nothing is known about how this answer was generated." }));
+    return box;
+  }
   const list = element("dl");
   const add = (name, ...values) => list.append(element("div", {}, element("dt", { text: name }), element("dd", {}, ...values)));
   if (prompt) add("Tokens read", number.format(prompt));
@@ -24,7 +29,7 @@ export function detailsElement(message, useSeed) {
 }
 
 function seedValues(seeds, useSeed) {
-  if (!seeds.length) return ["unknown: the server reports it at the end of an answer"];
+  if (!seeds.length) return ["not reported"];
   if (!seeds.some(Boolean)) return ["none: greedy decoding"];
   const use = element("button", { text: "Use this seed", attributes: { type: "button" } });
   use.addEventListener("click", () => useSeed(seeds[0]));

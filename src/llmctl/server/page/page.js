@@ -216,7 +216,7 @@ async function reply(message, { isContinued = false } = {}) {
       if (error.status === 401) askForKey(error);
       showError(error);
     }
-    if (isContinued && message.content === before.content) Object.assign(message, { stopped: false, cut: false, figures: undefined }, before);
+    if (isContinued && message.content === before.content) Object.assign(message, { stopped: false, cut: false, figures: null, seeds: [] }, before);
   }
   finish(mine, message, controller);
 }

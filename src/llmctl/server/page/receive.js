@@ -15,9 +15,9 @@ export async function receive(body, signal, message, draw) {
   const hasBeginning = message.content !== "";
   let first = 0;
   let last = 0;
-  let seed = null;
   let isScheduled = false;
-  if (hasBeginning) message.figures = { seeds: earlier?.seeds ?? [] }; // its counts are those of a whole answer again at the end
+  const seeds = message.seeds ?? [];
+  message.figures = null;
   for await (const piece of answer(body, signal)) {
     if (piece.text || piece.reasoning) {
       first ||= piece.at;
@@ -27,9 +27,9 @@ export async function receive(body, signal, message, draw) {
     message.reasoning += piece.reasoning;
     message.cut = message.cut || piece.finish === "length";
     if (piece.logprobs.length) message.logprobs = [...(message.logprobs ?? []), ...piece.logprobs];
-    seed = piece.seed ?? seed;
+    if (piece.seed !== null) message.seeds = [...seeds, piece.seed];
     if (piece.usage) {
-      message.figures = figuresOf(piece.usage, { seed, earlier, hasBeginning });
+      message.figures = figuresOf(piece.usage, { earlier, hasBeginning });
       if (first) message.figures.first = (first - started) / 1000;
       if (last > first) message.figures.rate = (piece.usage.completion_tokens - 1) / ((piece.at - first) / 1000); // unknown if all arrived at once
     }
@@ -44,7 +44,7 @@ export async function receive(body, signal, message, draw) {
 }
 
 /** Return the counts of an answer. Those of a part that was stopped are unknown, and so is the sum. */
-function figuresOf({ prompt_tokens: prompt, completion_tokens: generated }, { seed, earlier, hasBeginning }) {
+function figuresOf({ prompt_tokens: prompt, completion_tokens: generated }, { earlier, hasBeginning }) {
   const tokens = hasBeginning ? (earlier?.tokens ? earlier.tokens + generated : null) : generated;
-  return { tokens, prompt, context: prompt + generated, seeds: [...(earlier?.seeds ?? []), ...(seed === null ? [] : [seed])] };
+  return { tokens, prompt, context: prompt + generated };
 }

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: continue a conversation, with tools, separate reasoning and structured answers."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
@@ -46,19 +46,19 @@ def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission
     )
     requests = registry.requests(model, body, prompt, tools=use)
     submission = Submission([(request, registry.processors(body, request)) for request in requests], len(prompt))
-    return submission, MessageWriter(registry, count=len(requests))
+    return submission, MessageWriter(registry, seeds=[request.seed for request in requests])
 
 
 class MessageWriter(ChoiceWriter):
     """Writes the choices of a chat completion."""
 
-    def __init__(self, registry: "ModelRegistry", *, count: int) -> None:
+    def __init__(self, registry: "ModelRegistry", *, seeds: Sequence[int]) -> None:
         super().__init__(registry, "chat.completion", id_prefix="chatcmpl", chunk_object="chat.completion.chunk")
-        self._count = count
+        self._seeds = seeds
 
     def opening_choices(self) -> Iterator[dict[str, Any]]:
-        for index in range(self._count):
-            yield _delta_choice(index, {"role": "assistant", "content": ""})
+        for index, seed in enumerate(self._seeds):  # so that an answer that is stopped can be repeated, too
+            yield {**_delta_choice(index, {"role": "assistant", "content": ""}), "seed": seed}
 
     def chunk_choices(self, update: "AnswerUpdate") -> Iterator[dict[str, Any]]:
         completion = update.completion
