@@ -13,8 +13,8 @@ import stat
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,6 +26,10 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 # Forking a process that has loaded torch is safe only on Linux.
 CAN_FORK_SAFELY = sys.platform == "linux" and resource is not None
@@ -286,6 +290,28 @@ def peak_memory_bytes() -> int:
 
     memory = psutil.Process().memory_info()
     return int(getattr(memory, "peak_wset", memory.rss))
+
+
+@contextmanager
+def unechoed_input() -> Iterator[Callable[[], bytes]]:
+    """Keep typed keys out of the terminal's output; yield a function that returns those typed so far.
+
+    Ctrl-C still interrupts, and keeps what was typed before it. Without a terminal, and on Windows, where nothing is
+    echoed and the keys wait for the next reader, the function returns nothing.
+    """
+    if termios is None or not sys.stdin.isatty():
+        yield lambda: b""
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    mode = [*before[:6], list(before[6])]
+    mode[3] = (mode[3] & ~(termios.ECHO | termios.ICANON)) | termios.NOFLSH
+    mode[6][termios.VMIN] = mode[6][termios.VTIME] = 0  # a read does not wait
+    termios.tcsetattr(terminal, termios.TCSANOW, mode)
+    try:
+        yield lambda: b"".join(iter(lambda: os.read(terminal, 4096), b""))
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 # -- /proc and /sys, which only Linux has

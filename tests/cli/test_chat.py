@@ -51,8 +51,8 @@ class Chat:
         self.prompt()
         return figures
 
-    def leave(self) -> int:
-        self.child.send("/exit\r")
+    def leave(self, command: str = "/exit") -> int:
+        self.child.send(f"{command}\r")
         self.child.expect(pexpect.EOF)
         self.child.close()
         return int(self.child.exitstatus)
@@ -114,9 +114,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     chat.child.send("Tell me a long story about a dragon and a mouse.\r")
     chat.child.expect(r"\x1b\[\?2004l")  # the message is taken; what follows is the answer
     chat.child.expect(r"[a-z]{3,},? [a-z]{3,},? [a-z]{3,}\W.*[a-z]{3,}[, ]")
+    chat.child.send("/show typed\x7f\x7f\x7f\x7f\x7f\x7f")
     chat.child.sendintr()
     chat.child.expect("stopped; the partial answer is kept")
+    assert "/show" not in chat.shown, "typed text is not echoed into the answer"
     chat.prompt()
+    chat.child.expect("> /show")
+    assert "max_new_tokens  3000" in chat.say(""), "it waited at the prompt"
     chat.say("/set max_new_tokens 8")
     chat.ask("Thank you.")
     chat.say("/save talk.jsonl")
@@ -158,6 +162,13 @@ def test_what_is_typed_on_a_terminal(
     chat.child.send("\x03")
     assert "the conversation is empty" in chat.say("/clear")
     assert "the conversation has no message yet" in chat.say("/undo")
+    (tmp_path / "other.jsonl").write_text("mine")
+    chat.child.send("/save other.jsonl\r")
+    chat.child.expect(r"Replace it\? \[y/N\]")
+    chat.child.send("\r")
+    chat.child.expect("was not changed")
+    chat.prompt()
+    assert (tmp_path / "other.jsonl").read_text() == "mine"
     history = Path(os.environ["LLMCTL_HOME"]) / "state" / "chat_history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     chat.child.send("/bye\r")
@@ -176,6 +187,9 @@ def test_another_model_continues_the_conversation(
     tokens, computed = chat.ask("of france")
     assert tokens == computed, "nothing of the other model is used"
     assert "max_new_tokens  3" in chat.say("/show"), "what /set changed stays"
+    tokens, computed = chat.ask("/continue")
+    assert computed == 1, "a continued answer is not read again"
+    assert chat.leave("/bye") == 0
 
 
 def test_a_nearly_full_context_is_reported_and_the_oldest_turns_are_dropped_after_a_yes(
@@ -189,6 +203,20 @@ def test_a_nearly_full_context_is_reported_and_the_oldest_turns_are_dropped_afte
     chat.child.send("\r")
     chat.child.expect("dropped the oldest 2 messages")
     chat.child.expect("tokens in")
+
+
+@pytest.mark.smollm
+def test_an_answer_that_repeats_itself_stops_and_says_so(terminal: Callable[..., Chat], smollm: Path) -> None:
+    chat = terminal("--model", str(smollm), "--regex", "( responsibilities){60}")
+    chat.child.send("x\r")
+    chat.child.expect("stopped: the answer repeats itself")
+    chat.prompt()
+    shown = chat.say("/show")
+    assert "rest of the context" in shown
+    assert "loop_guard" in shown
+    chat.say("/set loop_guard off")
+    chat.child.send("/retry\r")
+    chat.child.expect("end of answer")
 
 
 def every_answer(folder: Path, text: str) -> str:
@@ -271,7 +299,7 @@ def test_a_block_is_sent_without_its_quotes() -> None:
 def test_tab_completes_every_command_and_every_setting() -> None:
     words = chat_commands.completions()
     assert " ".join(words) == (
-        "/help /system /set /show /retry /undo /edit /save /load /export /tokens /clear /model /exit"
+        "/help /system /set /show /continue /retry /undo /edit /save /load /export /tokens /clear /model /exit"
     )
     assert {"stats", "temperature", "seed"} <= set(words["/set"])
 

@@ -27,7 +27,7 @@ def test_this_machine_is_clean_for_a_model_on_the_cpu(doctor: Any, tiny_models: 
 
 
 def test_every_check_is_a_line_with_a_status_and_a_reason_and_a_summary_follows(doctor: Any, quick: str) -> None:
-    done = doctor.raw(PYTHONPATH=quick)
+    done = doctor.raw("--verbose", PYTHONPATH=quick)
     lines = done.stdout.splitlines()
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "warning", "broken", "skipped", "fix:"}
     assert lines[-1].startswith("nothing is broken")

@@ -24,11 +24,14 @@ def show(output: Output, comparison: Comparison) -> None:
     output.pairs([*_machine_rows(comparison), *_decided_rows(comparison)])
     output.line("")
     columns = ("", "load s", "cold s", "weights", "held", "anonymous", "peak")
-    output.table(columns, [_memory_row(outcome, summary) for outcome, summary in pairs])
+    output.table(
+        columns, [_memory_row(outcome, summary) for outcome, summary in pairs], drop=("anonymous", "held", "cold s")
+    )
     if summaries:
         output.line("")
         speed_columns = ("", "prompt", "first s", "prefill/s", "GEMM", "decode/s", "RAM", "plan")
-        output.table(speed_columns, [_speed_row(one, cell) for one in summaries for cell in one.cells])
+        rows = [_speed_row(one, cell) for one in summaries for cell in one.cells]
+        output.table(speed_columns, rows, drop=("plan", "RAM", "GEMM"))
         output.line("")
         output.heading("decode, tokens per second, all sequences together")
         output.bars(list(_bars(summaries)))

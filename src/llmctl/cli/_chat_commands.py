@@ -17,7 +17,7 @@ _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _ELSEWHERE = {"chat.system": "/system", "chat.thinking": "/set thinking", "model.id": "/model"}
 _LOAD_TIME_KEY = "extra_eos_tokens"  # fixed when the model is loaded
 _DISPLAY_OPTIONS = tuple(DisplayOptions.__dataclass_fields__)
-_SESSION_OPTIONS = ("reuse", "thinking")
+_SESSION_OPTIONS = {"reuse": "reuse", "loop_guard": "stops_loops"}  # names for `/set`, and attributes of the session
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -50,7 +50,7 @@ def run(conversation: Conversation, line: str) -> None:
 
 def completions() -> dict[str, Sequence[str]]:
     """Return the completions: the commands, and the names that `/set` takes."""
-    names = (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS, *generation_keys())
+    names = (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS, "thinking", *generation_keys())
     return {name: names if name == "/set" else () for name in COMMANDS}
 
 
@@ -77,13 +77,15 @@ def _set(conversation: Conversation, argument: str) -> None:
         _show(conversation, "")
     elif not value:
         raise UserError(f"/set {name}: the value is missing")
-    elif name in (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS):
+    elif name in (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS, "thinking"):
         if value not in _SWITCHES:
             raise UserError(f"/set {name}: expected on, off, show or hide, not {value}")
         if name == "thinking":
             conversation.session.set_thinking(_SWITCHES[value])
+        elif name in _SESSION_OPTIONS:
+            setattr(conversation.session, _SESSION_OPTIONS[name], _SWITCHES[value])
         else:
-            setattr(conversation.session if name == "reuse" else conversation.display, name, _SWITCHES[value])
+            setattr(conversation.display, name, _SWITCHES[value])
     elif name == _LOAD_TIME_KEY:
         raise UserError(f"/set {name}: fixed when the model is loaded", hint=f"start with --set generation.{name}=[…]")
     else:
@@ -112,7 +114,8 @@ def _show(conversation: Conversation, _: str) -> None:
     session, display = conversation.session, conversation.display
     plan = session.loaded.plan
     choice = plan.generation
-    generation = [(name, f"{shortened(value)} ({choice.sources[name]})") for name, value in choice.values.items()]
+    values = {**choice.values, **({"max_new_tokens": "rest of the context"} if session.fills_context else {})}
+    generation = [(name, f"{shortened(value)} ({choice.sources[name]})") for name, value in values.items()]
     generation += [(name, str(value)) for name, value in plan.generation_kwargs.items() if name not in choice.values]
     conversation.output.pairs(
         [
@@ -122,7 +125,7 @@ def _show(conversation: Conversation, _: str) -> None:
             *generation,
             ("seed", "drawn for each answer" if plan.seed is None else str(plan.seed)),
             *((name, "on" if getattr(display, name) else "off") for name in _DISPLAY_OPTIONS),
-            ("reuse", "on" if session.reuse else "off"),
+            *((name, "on" if getattr(session, key) else "off") for name, key in _SESSION_OPTIONS.items()),
             ("thinking", {None: "as the template has it", True: "on", False: "off"}[session.thinking]),
         ]
     )
@@ -147,6 +150,8 @@ def _save(conversation: Conversation, argument: str) -> None:
     file = _file(argument) if argument else conversation.file
     if file is None:
         raise UserError("/save: the file is missing", hint="/save FILE")
+    if file != conversation.file:
+        _check_overwriting(conversation, file)
     transcript.save(conversation.session.transcript(), file)
     conversation.file = file
     conversation.output.line(f"saved {len(conversation.session.messages)} messages in {file}")
@@ -170,8 +175,19 @@ def _export(conversation: Conversation, argument: str) -> None:
     if not argument:
         raise UserError("/export: the file is missing", hint="/export FILE.md")
     file = _file(argument)
+    _check_overwriting(conversation, file)
     transcript.export_markdown(conversation.session.transcript(), file)
     conversation.output.line(f"exported to {file}")
+
+
+def _check_overwriting(conversation: Conversation, file: Path) -> None:
+    """Ask before a file is replaced. Raise UserError if the answer is no."""
+    if file.exists() and not conversation.confirm(f"{file} exists. Replace it?", False):
+        raise UserError(f"{file} was not changed", hint="give another name")
+
+
+def _continue(conversation: Conversation, _: str) -> None:
+    conversation.continue_answer()
 
 
 def _tokens(conversation: Conversation, _: str) -> None:
@@ -203,9 +219,12 @@ COMMANDS = {
     "/help": Entry("", "List the commands.", _help),
     "/system": Entry("[TEXT]", "Show or set the system prompt; none removes it.", _system),
     "/set": Entry(
-        "NAME VALUE", "Set stats, markdown, reasoning, reuse or thinking (on, off), or a sampling flag.", _set
+        "NAME VALUE",
+        "Set stats, markdown, reasoning, reuse, loop_guard or thinking (on, off), or a sampling flag.",
+        _set,
     ),
     "/show": Entry("", "Show the model and every setting.", _show),
+    "/continue": Entry("", "Continue an answer that a limit or Ctrl-C has ended.", _continue),
     "/retry": Entry("", "Answer the last message again, with the next seed.", _retry),
     "/undo": Entry("", "Remove the last message and its answer.", _undo),
     "/edit": Entry("[TEXT]", "Edit the last message and answer it again.", _edit),

@@ -17,14 +17,24 @@ from llmctl.cli._completion import (
     statistics_lines,
 )
 from llmctl.cli._markdown import MarkdownStream
-from llmctl.cli._render import Output
+from llmctl.cli._render import Output, terminal_columns
+from llmctl.cli._text_input import typed_text
 from llmctl.errors import LlmctlError
 from llmctl.generation.pieces import ReasoningDelta, TextDelta
+from llmctl.platform_support import unechoed_input
 
 if TYPE_CHECKING:
-    from llmctl.generation.chat.conversation import ChatSession, Pieces, Turn
+    from llmctl.generation.chat.conversation import ChatSession, Pieces
+    from llmctl.generation.chat.turn import Turn
     from llmctl.generation.pieces import Piece
     from llmctl.loading.model import LoadedModel
+
+
+LOOP_TEXT = "stopped: the answer repeats itself"
+_LOOP_COMMANDS = (
+    "/continue continues it, /retry answers again; /set repetition_penalty 1.1 makes repetition less likely, "
+    "/set loop_guard off never stops"
+)
 
 
 @dataclass
@@ -50,19 +60,21 @@ class Conversation:
         session: The conversation.
         output: The output of this run.
         load: Loads another model by name, for `/model`.
-        confirm: Asks a question; without a terminal the answer is yes.
+        confirm: Asks a question, with the answer that an empty line gives; without a terminal that is the answer.
         edit: Lets the user edit a text.
         display: The parts of an answer that are shown.
         file: The file of `/save` without a name.
+        typed: The text that was typed during the last answer.
     """
 
     session: "ChatSession"
     output: Output
     load: "Callable[[str], LoadedModel]"
-    confirm: Callable[[str], bool] = lambda _: True
+    confirm: Callable[[str, bool], bool] = lambda _, default: default
     edit: Callable[[str], str] = lambda text: text
     display: DisplayOptions = field(default_factory=DisplayOptions)
     file: Path | None = None
+    typed: str = ""
 
     def ask(self, text: str) -> None:
         """Send a message and show the answer."""
@@ -74,44 +86,69 @@ class Conversation:
         self.make_room(self.session.last_text, replace_last=True)
         self.show(self.session.retry())
 
+    def continue_answer(self) -> None:
+        """Continue the last answer and show the rest."""
+        if self.session.messages:
+            self.make_room(continues=True)
+        before = self.session.messages[-1].content if self.session.messages else ""
+        self.show(self.session.continue_answer(), before=before)
+
     def replace(self, text: str) -> None:
         """Replace the last message and show the answer."""
         if text.strip():
             self.make_room(text, replace_last=True)
         self.show(self.session.edit(text))
 
-    def show(self, pieces: "Pieces") -> None:
-        """Show an answer as it arrives. Ctrl-C stops it; the partial answer is kept."""
-        printer, stopped = _Printer(self.output, self.display), False
-        before = self.session.last
-        with _first_interrupt_only():
+    def show(self, pieces: "Pieces", *, before: str = "") -> None:
+        """Show an answer as it arrives. Ctrl-C stops it; the partial answer is kept.
+
+        Text typed meanwhile is not echoed into the answer; it is kept for the next message.
+
+        Args:
+            before: The beginning of the answer, which was shown earlier.
+        """
+        printer, stopped = _Printer(self.output, self.display, before=before), False
+        earlier = self.session.last
+        with unechoed_input() as typed, _first_interrupt_only():
             try:
                 with closing(pieces):
                     for piece in pieces:
                         printer.add(piece)
             except KeyboardInterrupt:
                 stopped = True
-            printer.finish()
+            finally:
+                printer.finish()
+                self.typed += typed_text(typed())
         if stopped:
-            kept = self.session.last is not before
+            kept = self.session.last is not earlier
             self.output.note("stopped; " + ("the partial answer is kept" if kept else "there was no answer yet"))
-        elif self.display.stats and self.session.last is not None:
-            self.output.note(statistics(self.session.last))
-        if not stopped and self.session.last is not None and self.session.last.completion is not None:
-            note_logprobs(self.output, self.session.loaded, self.session.last.completion)
+        elif self.session.last is not None:
+            self._report(self.session.last)
 
-    def make_room(self, text: str, *, replace_last: bool = False) -> None:
+    def _report(self, turn: "Turn") -> None:
+        """Report how an answer ended."""
+        if self.display.stats:
+            self.output.note(statistics(self.session, turn))
+        if turn.is_loop:
+            self.output.warn(f"{LOOP_TEXT}. {_LOOP_COMMANDS}")
+        if turn.completion is None:
+            return
+        note_logprobs(self.output, self.session.loaded, turn.completion)
+        if turn.completion.length_limit == "max_new_tokens":
+            self.output.note("/continue continues the answer")
+
+    def make_room(self, text: str = "", *, replace_last: bool = False, continues: bool = False) -> None:
         """Warn if the context is nearly full, and offer to drop the oldest turns if there are any."""
         usage = self.session.context_usage(text, replace_last=replace_last)
         turns = sum(message.role == "user" for message in self.session.messages)
-        if not usage.is_tight or turns <= replace_last:
+        if not usage.is_tight or turns <= (replace_last or continues):
             return
         left = max(usage.left or 0, 0)
         self.output.warn(
             f"the context is nearly full: {usage.prompt_tokens} of {usage.context_length} tokens, {left} left"
         )
-        if self.confirm("drop the oldest turns?"):
-            dropped = self.session.drop_oldest(text, replace_last=replace_last)
+        if self.confirm("drop the oldest turns?", True):
+            dropped = self.session.drop_oldest(text, replace_last=replace_last, continues=continues)
             self.output.note(f"dropped the oldest {dropped} messages")
 
     def switch_model(self, name: str) -> None:
@@ -128,34 +165,40 @@ class Conversation:
 
 
 class _Printer:
-    """Shows one answer. Its state: the Markdown so far, and if reasoning came last."""
+    """Shows one answer. Its state: the Markdown so far, and if reasoning came last.
 
-    def __init__(self, output: Output, display: DisplayOptions) -> None:
-        self._output, self._display = output, display
-        self._markdown = MarkdownStream()
+    Args:
+        before: The text of the answer that is on the screen already.
+    """
+
+    def __init__(self, output: Output, display: DisplayOptions, *, before: str = "") -> None:
+        self._display, self._prose = display, output.prose()
+        self._markdown = MarkdownStream(terminal_columns)
+        for _ in self._markdown.add(before):
+            pass
         self._after_reasoning = False
 
     def add(self, piece: "Piece") -> None:
         if isinstance(piece, ReasoningDelta):
             if self._display.reasoning:
                 self._after_reasoning = True
-                self._output.styled(piece.text, "dim")
+                self._prose.write(piece.text, "dim")
             return
         if not isinstance(piece, TextDelta):
             return
         if self._after_reasoning:
-            self._output.piece("\n\n")
+            self._prose.write("\n\n")
         self._after_reasoning = False
         if not self._display.markdown:
-            self._output.piece(piece.text)
+            self._prose.write(piece.text)
             return
         for span in self._markdown.add(piece.text):
-            self._output.styled(span.text, span.style)
+            self._prose.write(span.text, span.style)
 
     def finish(self) -> None:
         for span in self._markdown.finish():
-            self._output.styled(span.text, span.style)
-        self._output.piece("\n")
+            self._prose.write(span.text, span.style)
+        self._prose.write("\n")
 
 
 @contextmanager
@@ -173,13 +216,14 @@ def _first_interrupt_only() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def statistics(turn: "Turn") -> str:
+def statistics(session: "ChatSession", turn: "Turn") -> str:
     """Return the line of statistics after an answer."""
     prompt = f"{turn.prompt_tokens} tokens in, {turn.prefilled_tokens} of them new"
     completion = turn.completion
     if completion is None:
         return f"{prompt}; stopped"
-    line = f"{prompt}, {len(completion.token_ids)} out, {speed_text(completion)}; {finish_text(completion)}"
+    seed = f", seed {turn.seed}" if session.loaded.plan.generation_kwargs.get("do_sample") else ""
+    line = f"{prompt}, {len(completion.token_ids)} out, {speed_text(completion)}{seed}; {finish_text(completion)}"
     return "\n".join([line, *statistics_lines(completion)])
 
 
@@ -192,6 +236,8 @@ def turn_document(session: "ChatSession") -> str:
     document: dict[str, Any] = {"schema": "llmctl.chat_turn/1", "text": message.content}
     if message.reasoning:
         document["reasoning"] = message.reasoning
+    if turn is not None and turn.is_loop:
+        document["finish_reason"] = "repetition"
     if turn is not None and completion is not None:
         document |= parsed_value(completion)
         document |= {

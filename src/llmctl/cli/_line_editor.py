@@ -46,11 +46,12 @@ class Editor:
         with _no_interrupt_between_keys():
             return without_quotes(self._session.prompt("> ", default=default))
 
-    def confirm(self, question: str) -> bool:
-        """Ask a question; an empty answer means yes. Raises the errors of `message`."""
+    def confirm(self, question: str, default: bool) -> bool:
+        """Ask a question; an empty answer means `default`. Raises the errors of `message`."""
         session: PromptSession[str] = PromptSession()
         with _no_interrupt_between_keys():
-            return session.prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+            answer = session.prompt(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+        return answer in ("y", "yes") if answer else default
 
 
 def _history(file: Path) -> History:

@@ -6,9 +6,10 @@ closed is shown as written.
 """
 
 import re
-from collections.abc import Generator, Iterator
-from typing import NamedTuple
-from unicodedata import combining, east_asian_width
+from collections.abc import Callable, Generator, Iterator
+
+from llmctl.cli._markdown_table import table_spans
+from llmctl.cli._wrap import Styled
 
 _LINE_START = re.compile(r"\s*(#{0,6}|`{0,2}|~{0,2}|[-*+>])")  # the start of a heading, a list or a fence
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -22,17 +23,15 @@ _MAX_TABLE_LINES = 200  # lines to hold back for the end of the table
 _STYLES = {"`": "code", "**": "bold", "*": "italic", "_": "italic"}
 
 
-class Span(NamedTuple):
-    """Text and its style: ``, `bold`, `italic`, `code`, `heading` or `dim`."""
-
-    text: str
-    style: str
-
-
 class MarkdownStream:
-    """Renders one answer. Its state: the pending text, and the kind of the current line and block."""
+    """Renders one answer. Its state: the pending text, and the kind of the current line and block.
 
-    def __init__(self) -> None:
+    Args:
+        width: Returns the columns of the terminal, for tables.
+    """
+
+    def __init__(self, width: Callable[[], int] = lambda: 10_000) -> None:
+        self._width = width
         self._pending = ""
         self._in_fence = False
         self._at_line_start = True
@@ -40,17 +39,17 @@ class MarkdownStream:
         self._previous = ""  # the last character shown in this line
         self._table: list[str] = []
 
-    def add(self, text: str) -> Iterator[Span]:
+    def add(self, text: str) -> Iterator[Styled]:
         """Add text and yield the spans that can be shown."""
         self._pending += text
         yield from self._take(final=False)
 
-    def finish(self) -> Iterator[Span]:
+    def finish(self) -> Iterator[Styled]:
         """End the text and yield the pending spans."""
         yield from self._take(final=True)
         yield from self._end_table()
 
-    def _take(self, *, final: bool) -> Iterator[Span]:
+    def _take(self, *, final: bool) -> Iterator[Styled]:
         while self._pending:
             line, newline, _ = self._pending.partition("\n")
             whole = final or bool(newline)
@@ -69,7 +68,7 @@ class MarkdownStream:
                     return
                 if _FENCE.match(line):
                     self._in_fence = not self._in_fence
-                    yield Span(line, "dim")
+                    yield Styled(line, "dim")
                     line = ""
                 else:
                     yield from self._begin(line)
@@ -79,11 +78,11 @@ class MarkdownStream:
             if held or not newline:
                 self._pending = held
                 return
-            yield Span("\n", "")
+            yield Styled("\n", "")
             self._pending = self._pending.partition("\n")[2]
             self._at_line_start, self._style, self._previous = True, "", ""
 
-    def _begin(self, line: str) -> Iterator[Span]:
+    def _begin(self, line: str) -> Iterator[Styled]:
         """Consume the mark at the start of a line and set the line's style."""
         self._style = "code" if self._in_fence else ""
         if self._in_fence:
@@ -91,17 +90,17 @@ class MarkdownStream:
         if match := _HEADING.match(line):
             self._style = "heading"
         elif match := _BULLET.match(line):
-            yield Span(f"{match[1]}• ", "")
+            yield Styled(f"{match[1]}• ", "")
         elif match := _QUOTE.match(line):
             self._style = "dim"
-            yield Span("▏ ", "dim")
+            yield Styled("▏ ", "dim")
         if match:
             self._pending = self._pending[match.end() :]
 
-    def _inline(self, line: str, *, whole: bool) -> Generator[Span, None, str]:
+    def _inline(self, line: str, *, whole: bool) -> Generator[Styled, None, str]:
         """Yield the spans of a line; return the rest that needs more text to be decided."""
         if self._in_fence:
-            yield Span(line, self._style)
+            yield Styled(line, self._style)
             return ""
         at = 0
         while at < len(line):
@@ -123,10 +122,10 @@ class MarkdownStream:
         yield from self._text(line, self._style)
         return ""
 
-    def _text(self, text: str, style: str) -> Iterator[Span]:
+    def _text(self, text: str, style: str) -> Iterator[Styled]:
         if text:
             self._previous = text[-1]
-            yield Span(text, style)
+            yield Styled(text, style)
 
     def _mark(self, line: str, at: int, *, whole: bool) -> str | None:
         """Return the mark that opens a span at `at`: empty for none, None if the next character decides."""
@@ -144,11 +143,11 @@ class MarkdownStream:
         inside = before.isalnum() or before in ("*", "_")
         return "" if inside or following in ("", character) or following.isspace() else character
 
-    def _end_table(self) -> Iterator[Span]:
+    def _end_table(self) -> Iterator[Styled]:
         """Yield the lines held back as a table: aligned if they form one, unchanged otherwise."""
         lines, self._table = self._table, []
         if len(lines) > 1 and _RULE.fullmatch(lines[1].rstrip("\n")) and "-" in lines[1]:
-            yield from _table([_cells(line) for line in lines])
+            yield from self._aligned([_cells(line) for line in lines])
             if not lines[-1].endswith("\n"):
                 return
         else:
@@ -156,9 +155,16 @@ class MarkdownStream:
                 yield from self._inline(line.rstrip("\n"), whole=True)
                 self._previous = ""
                 if line.endswith("\n"):
-                    yield Span("\n", "")
+                    yield Styled("\n", "")
             return
-        yield Span("\n", "")
+        yield Styled("\n", "")
+
+    def _aligned(self, rows: list[list[str]]) -> Iterator[Styled]:
+        """Yield a table; its second row has the alignment of the columns."""
+        count = max(len(row) for row in rows)
+        right = [cell.endswith(":") and not cell.startswith(":") for cell in rows[1]] + [False] * count
+        cells = [[_cell(cell) for cell in [*row, *[""] * (count - len(row))]] for row in (rows[0], *rows[2:])]
+        yield from table_spans(cells, right=right[:count], width=self._width())
 
 
 def _closing(line: str, start: int, mark: str, *, whole: bool) -> int | None:
@@ -187,33 +193,5 @@ def _cells(line: str) -> list[str]:
     return parts[:-1] if parts and not parts[-1] else parts
 
 
-def _table(rows: list[list[str]]) -> Iterator[Span]:
-    """Yield a table with aligned columns: a bold head, a rule, the rows."""
-    head, rule, *body = rows
-    count = max(len(row) for row in rows)
-    right = [cell.endswith(":") and not cell.startswith(":") for cell in rule] + [False] * count
-    shown = [[_cell(cell) for cell in [*row, *[""] * (count - len(row))]] for row in (head, *body)]
-    widths = [max(_width(row[column]) for row in shown) for column in range(count)]
-    for number, row in enumerate(shown):
-        if number == 1:
-            yield Span("\n" + "  ".join("─" * width for width in widths), "dim")
-        if number:
-            yield Span("\n", "")
-        for column, spans in enumerate(row):
-            space = " " * (widths[column] - _width(spans))
-            if right[column]:
-                yield Span(space, "")
-            yield from (Span(span.text, "bold" if number == 0 else span.style) for span in spans)
-            last = column == count - 1
-            yield Span(("" if right[column] or last else space) + ("" if last else "  "), "")
-    if len(shown) == 1:
-        yield Span("\n" + "  ".join("─" * width for width in widths), "dim")
-
-
-def _cell(text: str) -> list[Span]:
+def _cell(text: str) -> list[Styled]:
     return list(MarkdownStream()._inline(text, whole=True))
-
-
-def _width(spans: list[Span]) -> int:
-    """Return the number of terminal columns that the text takes."""
-    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for span in spans for c in span.text)

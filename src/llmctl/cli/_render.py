@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmctl.cli._streams import silence
+from llmctl.cli._table import table_lines
+from llmctl.cli._wrap import Styled, WordWrap, text_width, wrapped
 from llmctl.errors import LlmctlError
 
 if TYPE_CHECKING:
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 # C0 and C1 except newline and tab, DEL, and the marks that reorder text on the screen (bidirectional overrides).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-_STYLES = {"bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim", "italic": "italic"}
+_STYLES = {
+    "bold": "bold", "heading": "bold", "code": "cyan", "dim": "dim", "italic": "italic", "good": "green",
+    "doubtful": "yellow", "bad": "bold red",
+}  # fmt: skip
+
+
+def terminal_columns() -> int:
+    """Return the width of the terminal now."""
+    return shutil.get_terminal_size().columns
 
 
 def visible(text: str) -> str:
@@ -59,66 +68,79 @@ class Output:
         sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
-    def styled(self, text: str, style: str) -> None:
-        """Print a piece of streamed text in a style: `bold`, `heading`, `code`, `dim`, or an empty string for none."""
-        if not style or self.plain or not sys.stdout.isatty():
-            self.piece(text)
-            return
-        self._styled(sys.stdout, text, style)
+    def prose(self, *, wraps: bool = True) -> "Prose":
+        """Return a writer of streamed text, which wraps at words on a terminal.
 
-    def _styled(self, stream: TextIO, text: str, style: str) -> None:
-        console = self.console(stream)
-        console.print(
-            visible(text), style=_STYLES[style], end="", markup=False, highlight=False, emoji=False, soft_wrap=True
-        )
+        Args:
+            wraps: Wrap at words; otherwise the terminal folds long lines.
+        """
+        return Prose(self, sys.stdout, wraps=wraps and sys.stdout.isatty())
 
-    def reasoning(self, text: str) -> None:
-        """Show a piece of a model's reasoning, which is not part of its answer, on a terminal."""
-        if not text or self.quiet or not sys.stderr.isatty():
-            return
-        if self.plain:
-            sys.stderr.write(visible(text))
-            sys.stderr.flush()
-        else:
-            self._styled(sys.stderr, text, "dim")
+    def reasoning_prose(self) -> "Prose | None":
+        """Return a writer of a model's reasoning, which is not part of its answer; None where it is not shown."""
+        return None if self.quiet or not sys.stderr.isatty() else Prose(self, sys.stderr, wraps=True)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-        """Print a table: drawn on a terminal, tab-separated in a pipe."""
+    def write_styled(self, stream: TextIO, parts: Iterable[Styled]) -> None:
+        """Write text in styles: `bold`, `heading`, `code`, `dim`, … (`_STYLES`), or an empty string for none."""
+        for text, style in parts:
+            if not style or self.plain or not stream.isatty():
+                stream.write(text)
+            else:
+                self.console(stream).print(
+                    text, style=_STYLES[style], end="", markup=False, highlight=False, emoji=False, soft_wrap=True
+                )
+        stream.flush()
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        drop: Sequence[str] = (),
+        wrap: Sequence[str] = (),
+    ) -> None:
+        """Print a table: fitted to a terminal, tab-separated in a pipe.
+
+        Args:
+            drop: Columns to omit on a narrow terminal, the first one first.
+            wrap: Columns of prose, which may be broken at spaces.
+        """
         if not sys.stdout.isatty():
             for row in [columns, *rows]:
                 print("\t".join(row))
             return
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(title=title, box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(visible(cell)) for cell in row))
-        self.console(sys.stdout).print(table)
+        cells = [[visible(cell) for cell in row] for row in rows]
+        lines, omitted = table_lines(columns, cells, width=terminal_columns(), drop=drop, wrap=wrap)
+        for line in lines:
+            self.write_styled(sys.stdout, [*line, Styled("\n")])
+        if omitted:
+            self.note(f"not shown on this width: {', '.join(omitted)}; --json has everything")
 
     def heading(self, text: str) -> None:
         """Print the title of a group of lines."""
-        if sys.stdout.isatty() and not self.plain:
-            self.console(sys.stdout).print(visible(text), style="bold", markup=False)
-        else:
-            print(visible(text))
+        self.write_styled(sys.stdout, [Styled(visible(text), "heading"), Styled("\n")])
 
-    def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Print names and values in two columns; long values wrap within theirs."""
-        width = max((len(name) for name, _ in rows), default=0)
-        room = max(shutil.get_terminal_size().columns - width - 4, 30) if sys.stdout.isatty() else 10_000
-        for name, value in rows:
-            first, *rest = textwrap.wrap(visible(value), room, break_on_hyphens=False) or [""]
-            print(f"  {name:<{width}}  {first}")
-            for line in rest:
+    def pairs(self, rows: Sequence[tuple[str, str]], *, styles: Sequence[str] = ()) -> None:
+        """Print names and values in two columns; long values wrap within theirs.
+
+        Args:
+            styles: The style of each name.
+        """
+        width = max((text_width(name) for name, _ in rows), default=0)
+        is_terminal = sys.stdout.isatty()
+        for number, (name, value) in enumerate(rows):
+            text = " ".join(visible(value).split())
+            lines = wrapped(text, max(terminal_columns() - width - 4, 30)) if is_terminal else [text]
+            style = styles[number] if styles else ""
+            space = " " * (width - text_width(name))
+            self.write_styled(sys.stdout, [Styled("  "), Styled(name, style), Styled(f"{space}  {lines[0]}\n")])
+            for line in lines[1:]:
                 print(f"  {'':<{width}}  {line}")
 
     def bars(self, rows: Sequence[tuple[str, float, float]]) -> None:
         """Print a bar for each name: solid up to the first value, shaded up to the second, larger one."""
         names = max((len(name) for name, _, _ in rows), default=0)
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+        width = terminal_columns() if sys.stdout.isatty() else 80
         room, maximum = max(width - names - 12, 10), max((high for _, _, high in rows), default=0) or 1
         for name, value, high in rows:
             solid, shaded = round(value / maximum * room), round(high / maximum * room)
@@ -171,12 +193,14 @@ class Output:
 
     def _say(self, text: str, style: str | None) -> None:
         try:
-            if sys.stderr.isatty() and style and not self.plain:
-                self.console(sys.stderr).print(
-                    visible(text), style=style, markup=False, highlight=False, soft_wrap=True
-                )
-            else:
+            if not sys.stderr.isatty():
                 print(visible(text), file=sys.stderr, flush=True)
+                return
+            for line in wrapped(visible(text), terminal_columns(), indent=2):
+                if style and not self.plain:
+                    self.console(sys.stderr).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+                else:
+                    print(line, file=sys.stderr, flush=True)
         except OSError:  # nobody can read the message; the work goes on
             silence(sys.stderr)
 
@@ -198,3 +222,25 @@ class Output:
         from rich.console import Console
 
         return Console(file=stream, no_color=self.plain, highlight=False)
+
+
+class Prose:
+    """Writes one streamed text. Its state: what the word wrap holds back.
+
+    Without `wraps`, and outside terminals, every piece is written at once and unchanged.
+    """
+
+    def __init__(self, output: Output, stream: TextIO, *, wraps: bool) -> None:
+        self._output, self._stream = output, stream
+        self._wrap = WordWrap(terminal_columns) if wraps else None
+
+    def write(self, text: str, style: str = "") -> None:
+        """Write a piece in a style."""
+        shown = visible(text) if self._stream.isatty() else text
+        parts = [Styled(shown, style)] if self._wrap is None else self._wrap.add(shown, style)
+        self._output.write_styled(self._stream, parts)
+
+    def finish(self) -> None:
+        """Write what is held back."""
+        if self._wrap is not None:
+            self._output.write_styled(self._stream, self._wrap.flush())

@@ -1,6 +1,7 @@
 """Text from flags, files and standard input."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from llmctl.errors import UserError
 from llmctl.platform_support import stdin_has_input
 from llmctl.text_files import NotTextError, decode, encoding_of, read_text, reason
 
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O.|.|$)", re.DOTALL)
 _CONVERT = "save it as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8"
 
 
@@ -93,3 +95,18 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if not text:
         raise UserError("there is no prompt", hint="give a PROMPT, --prompt-file FILE, or text on standard input")
     return text
+
+
+def typed_text(keys: bytes) -> str:
+    """Return the text that keys have typed. Arrow keys and other commands are left out; backspace and Ctrl-U erase."""
+    text = ""
+    for character in _ESCAPE_SEQUENCE.sub("", keys.decode("utf-8", "replace")):
+        if character in "\x08\x7f":
+            text = text[:-1]
+        elif character == "\x15":
+            text = text[: text.rfind("\n") + 1]
+        elif character in "\r\n":
+            text += "\n"
+        elif character.isprintable() or character == "\t":
+            text += character
+    return text.strip("\n")

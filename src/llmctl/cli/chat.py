@@ -89,13 +89,14 @@ def _start(
         loaded,
         system=saved.system if saved is not None and options[SYSTEM] is None else None,
         messages=saved.messages if saved is not None else (),
+        stops_loops=True,
     )
     return Conversation(session, options.output, load, display=display, file=file)
 
 
 def _pipe(conversation: "Conversation") -> None:
     """Answer one message per line of standard input; the answers go to standard output, without reasoning."""
-    from llmctl.cli._chat_screen import statistics, turn_document
+    from llmctl.cli._chat_screen import LOOP_TEXT, statistics, turn_document
     from llmctl.generation.pieces import TextDelta
 
     session, output = conversation.session, conversation.output
@@ -108,7 +109,9 @@ def _pipe(conversation: "Conversation") -> None:
                 output.piece(piece.text)
         output.line(turn_document(session) if output.as_json else "")
         if conversation.display.stats and session.last is not None:
-            output.note(statistics(session.last))
+            output.note(statistics(session, session.last))
+        if session.last is not None and session.last.is_loop:
+            output.warn(LOOP_TEXT)
 
 
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
@@ -125,7 +128,8 @@ def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
     output.note("/help shows the commands, Ctrl-D exits")
     while True:
         try:
-            text = editor.message()
+            typed, conversation.typed = conversation.typed, ""
+            text = editor.message(typed)
         except (EOFError, KeyboardInterrupt):
             return
         try:

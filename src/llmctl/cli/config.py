@@ -47,7 +47,8 @@ def show(options: Options) -> None:
         values = {key: {"value": _value(settings, key), "from": settings.origin(key)} for key in keys}
         output.document("llmctl.config/1", {"values": values})
         return
-    output.table(("key", "value", "from"), [(k, json.dumps(_value(settings, k)), settings.origin(k)) for k in keys])
+    rows = [(k, json.dumps(_value(settings, k)), settings.origin(k)) for k in keys]
+    output.table(("key", "value", "from"), rows, drop=("from",), wrap=("value", "from"))
     if not options[ALL]:
         output.note(f"{len(all_keys()) - len(keys)} more keys have their defaults; --all shows them")
 

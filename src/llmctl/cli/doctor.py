@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 DEFAULT_REPORT = Path("llmctl-report.md")
+_STYLES = {"broken": "bad", "warning": "doubtful", "ok": "good", "skipped": "dim"}
 
 FILE = file("--output", "-o", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
 REPORT = switch("--report", help="Write a report to paste, without secrets")
@@ -103,17 +104,35 @@ def _write_report(output: Output, findings: "Findings", checks: "Sequence[Check]
 
 
 def _show(output: Output, checks: "Sequence[Check]") -> None:
-    shown = [check for check in checks if not output.quiet or check.status in ("broken", "warning")]
+    """Print problems first, and the other checks in a line for each status, or each of them with --verbose."""
+    problems = [check for status in ("broken", "warning") for check in checks if check.status == status]
+    others = [check for check in checks if check not in problems]
+    shown = [*problems, *(others if output.verbose and not output.quiet else [])]
     width = max((len(check.name) for check in shown), default=0)
-    rows = []
+    rows, styles = [], []
     for check in shown:
         rows.append((f"{check.status:<7}  {check.name:<{width}}", check.reason))
-        if check.fix and check.status in ("broken", "warning"):
+        styles.append(_STYLES[check.status])
+        if check.fix and check in problems:
             rows.append(("", f"fix: {check.fix}"))
-    output.pairs(rows)
+            styles.append("")
+    output.pairs(rows, styles=styles)
+    if not output.verbose and not output.quiet:
+        _show_names(output, others)
     broken = [check.name for check in checks if check.status == "broken"]
     warnings = sum(check.status == "warning" for check in checks)
     warnings_text = f"; {warnings} warning{'s' if warnings != 1 else ''}" if warnings else ""
     output.line(
         f"broken: {', '.join(dict.fromkeys(broken))}{warnings_text}" if broken else f"nothing is broken{warnings_text}"
     )
+
+
+def _show_names(output: Output, checks: "Sequence[Check]") -> None:
+    """Print the names of checks in one line for each status."""
+    names: dict[str, list[str]] = {}
+    for check in checks:
+        names.setdefault(check.status, []).append(check.name)
+    rows = [(f"{status:<7}", ", ".join(dict.fromkeys(each))) for status, each in names.items()]
+    output.pairs(rows, styles=[_STYLES[status] for status in names])
+    if rows:
+        output.note("--verbose shows each check with its finding")

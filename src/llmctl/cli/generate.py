@@ -1,8 +1,9 @@
 """`llmctl generate`."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -112,18 +113,18 @@ def answer(output: Output, settings: "Settings", text: str, *, count: int, offli
     from llmctl.generation.stream import generate_many
 
     loaded = load_model(output, prepare_model(output, settings, offline=offline))
+    is_prose = not settings.config.structure.model_fields_set  # a line break within a JSON string would be wrong
     completions = []
     for number, chunks in enumerate(generate_many(loaded, text, count=count)):
         if number and not output.as_json:
             output.line("")
-        is_thinking = False
-        for chunk in chunks:
-            if not output.as_json:
-                is_thinking = _show(output, chunk, is_thinking=is_thinking)
-            if chunk.completion is not None:
-                completions.append(chunk.completion)
+        with nullcontext() if output.as_json else _Printer(output, wraps=is_prose) as printer:
+            for chunk in chunks:
+                if printer is not None:
+                    printer.add(chunk)
+                if chunk.completion is not None:
+                    completions.append(chunk.completion)
         if not output.as_json:
-            output.piece("\n")
             _note_completion(output, loaded, completions[-1])
     if output.as_json:
         with show_hashing(output, loaded.resolved):
@@ -131,15 +132,32 @@ def answer(output: Output, settings: "Settings", text: str, *, count: int, offli
         output.document("llmctl.generate/1", body)
 
 
-def _show(output: Output, chunk: "Chunk", *, is_thinking: bool) -> bool:
-    """Show a piece of an answer. Return True if reasoning came last."""
-    output.reasoning(chunk.reasoning)
-    if not chunk.text:
-        return is_thinking or bool(chunk.reasoning)
-    if is_thinking or chunk.reasoning:
-        output.reasoning("\n\n")
-    output.piece(chunk.text)
-    return False
+class _Printer:
+    """Shows one answer: its text on standard output, its reasoning on a terminal. Its state: if reasoning came last."""
+
+    def __init__(self, output: Output, *, wraps: bool) -> None:
+        self._text, self._reasoning = output.prose(wraps=wraps), output.reasoning_prose()
+        self._is_thinking = False
+
+    def add(self, chunk: "Chunk") -> None:
+        if chunk.reasoning and self._reasoning is not None:
+            self._is_thinking = True
+            self._reasoning.write(chunk.reasoning, "dim")
+        if not chunk.text:
+            return
+        if self._is_thinking and self._reasoning is not None:
+            self._reasoning.write("\n\n")
+        self._is_thinking = False
+        self._text.write(chunk.text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the line, with the word that is held back, also when the answer is interrupted."""
+        if self._reasoning is not None:
+            self._reasoning.finish()
+        self._text.write("\n")
 
 
 def _note_completion(output: Output, loaded: "LoadedModel", completion: "Completion") -> None:

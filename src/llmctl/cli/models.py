@@ -57,7 +57,12 @@ def list_models(options: Options) -> None:
         output.document("llmctl.models/1", listed)
         return
     columns = ("model", "revision", "size", "dtype", "parameters", "quantised", "complete", "last used")
-    output.table(columns, [*map(_row, models), *map(_copy_row, copies)])
+    output.table(
+        columns,
+        [*map(_row, models), *map(_copy_row, copies)],
+        drop=("dtype", "parameters", "quantised", "revision", "complete", "last used"),
+        wrap=("complete",),
+    )
     total = sum(model.size_bytes for model in models)
     plural = "" if len(models) == 1 else "s"
     kept = f"; {len(copies)} quantised, {format_bytes(sum(c.size_bytes for c in copies))}" if copies else ""
@@ -95,9 +100,8 @@ def info(options: Options) -> None:
     if output.as_json:
         output.document("llmctl.model/1", {"repo_id": model, **facts})
         return
-    output.table(
-        ("property", "value"), [("model", model), *((k.replace("_", " "), _text(k, v)) for k, v in facts.items())]
-    )
+    rows = [("model", model), *((k.replace("_", " "), _text(k, v)) for k, v in facts.items())]
+    output.table(("property", "value"), rows, wrap=("value",))
 
 
 @command(app, MODEL, REVISION, name="path")
@@ -183,7 +187,7 @@ def prune(options: Options) -> None:
     total = sum(item.size_bytes for item in waste)
     rows = [(item.repo_id, item.why, format_bytes(item.size_bytes), item.path.name) for item in waste]
     if not output.as_json and waste:
-        output.table(("model", "what", "size", "name"), rows)
+        output.table(("model", "what", "size", "name"), rows, drop=("name",), wrap=("what",))
     freed = 0
     if waste and not dry_run:
         _confirm(f"Remove these {len(waste)}, {format_bytes(total)}?", yes=options[YES])

@@ -258,6 +258,8 @@ def _show_choices(
             )
             for r in ranked
         ],
+        drop=("per byte", "per token"),
+        wrap=("choice",),
     )
     for choice in ranked if tokens else ():
         output.heading(_head(choice.score.text))

@@ -10,6 +10,7 @@ import pytest
 import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
+from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
 from llmctl.generation.prompt import Media, encode_prompt
 
@@ -73,6 +74,103 @@ def test_a_retry_computes_one_token_of_the_prompt(tiny_models: Tiny) -> None:
     first = say(session, "the capital of france")
     assert "".join(piece.text for piece in session.retry()) == first
     assert prefilled(session) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.8}, {"seed": 5}, {"max_new_tokens": 9}, {"top_k": 5}, {"min_p": 0.1}, {"stop_strings": ["zz"]},
+     {"repetition_penalty": 1.2}, {"logprobs": 1}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_changed_setting_computes_only_new_tokens(change: dict[str, Any], tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=4))
+    say(session, "the capital of france")
+    assert session.last is not None
+    before = session.last.prompt_tokens
+    session.set_generation(**change)
+    say(session, "and of italy ?")
+    assert prefilled(session) <= session.last.prompt_tokens - before
+
+
+def test_a_continued_answer_is_the_one_with_a_higher_limit(architecture: str, tiny_models: Tiny) -> None:
+    loaded = load_tiny(tiny_models(architecture))
+    whole = say(ChatSession(with_limit(loaded, 18)), "the capital of france")
+    session = ChatSession(with_limit(loaded, 6))
+    say(session, "the capital of france")
+    for _ in range(2):
+        list(session.continue_answer())
+        assert prefilled(session) == 1
+    assert session.messages[-1].content == whole
+    assert len(session.messages) == 2
+
+
+def with_limit(loaded: llmctl.LoadedModel, tokens: int) -> llmctl.LoadedModel:
+    session = ChatSession(loaded)
+    session.set_generation(max_new_tokens=tokens)
+    return session.loaded
+
+
+def test_a_sampled_answer_continues_with_the_next_seed(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=4, temperature=1.5))
+    session.set_generation(seed=7)
+    say(session, "the capital of france")
+    list(session.continue_answer())
+    assert session.last is not None
+    assert session.last.seed == 8
+    say(session, "and of italy ?")
+    assert session.last.seed == 7
+
+
+def test_a_stopped_and_a_saved_answer_continue_from_their_text(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama"), max_new_tokens=150))
+    pieces = session.stream("the capital of france")
+    next(pieces)
+    pieces.close()
+    begun = session.messages[-1].content
+    session.set_generation(max_new_tokens=12)
+    resumed = ChatSession(session.loaded, messages=session.messages)
+    for one in (session, resumed):
+        list(one.continue_answer())
+        assert one.messages[-1].content.startswith(begun)
+        assert len(one.messages[-1].content) > len(begun)
+    assert session.messages == resumed.messages
+
+
+def test_only_an_answer_without_an_end_and_a_structure_can_be_continued(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("llama")))
+    with pytest.raises(UserError, match="no answer"):
+        list(session.continue_answer())
+    first = say(session, "the capital of france")
+    session.undo()
+    session.set_generation(stop_strings=[first[3:6]])
+    say(session, "the capital of france")
+    with pytest.raises(UserError, match="complete"):
+        list(session.continue_answer())
+    chosen = llmctl.load(tiny_models("llama"), structure={"regex": "[a-z]{200}"}, generation={"max_new_tokens": 3})
+    session = ChatSession(chosen)
+    say(session, "the capital of france")
+    with pytest.raises(UserError, match="structure"):
+        list(session.continue_answer())
+
+
+def test_without_a_configured_limit_an_answer_may_fill_the_context(tiny_models: Tiny) -> None:
+    loaded = llmctl.load(tiny_models("llama"), load={"dtype": "float32"}, structure={"regex": "[a-z]{2000}"})
+    completion = ChatSession(loaded).send("the capital of france")
+    assert completion.prompt_token_count + len(completion.token_ids) == loaded.context_length
+    assert completion.length_limit == "context"
+
+
+@pytest.mark.parametrize("unit", ["no ", "This is the same sentence, over and over. ", "-" * 90 + "\n"])
+def test_a_text_that_repeats_itself_is_a_loop_however_it_arrives(unit: str) -> None:
+    guard = LoopGuard()
+    assert any(guard.add(part) for part in ["It begins well. ", *[unit] * 400])
+
+
+def test_lists_rules_and_tables_are_no_loop() -> None:
+    rows = [f"| {number} | the row {number} | yes |\n" for number in range(200)]
+    text = ["-" * 80, *("\n", "# Head\n"), *rows, *(f"{number}, " for number in range(1000)), "ha " * 50]
+    guard = LoopGuard()
+    assert not any(guard.add(part) for part in text)
 
 
 def test_a_full_sliding_window_continues_and_is_recomputed_after_an_undo(tiny_models: Tiny) -> None:

@@ -3,18 +3,20 @@
 import gc
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
+from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript
+from llmctl.generation.chat.turn import Context, ContextUsage, Task, Turn
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.pieces import Piece, TextDelta, reasoning_of, text_of
 from llmctl.generation.prompt import Ending, Prompt, check_chat, encode_prompt
 from llmctl.generation.prompt_length import check_length
-from llmctl.generation.request import make_request
+from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
 
 if TYPE_CHECKING:
@@ -25,53 +27,16 @@ if TYPE_CHECKING:
 Pieces = Generator[Piece, None, None]
 
 
-@dataclass(frozen=True)
-class Turn:
-    """The measurements of one answer.
-
-    Attributes:
-        prompt_tokens: Tokens of the whole conversation before the answer.
-        prefilled_tokens: Prompt tokens computed in this turn; the others were cached from earlier turns.
-        completion: The complete answer; None if it was stopped.
-    """
-
-    prompt_tokens: int
-    prefilled_tokens: int
-    completion: Completion | None
-
-
-@dataclass(frozen=True)
-class ContextUsage:
-    """The use of the context.
-
-    Attributes:
-        prompt_tokens: Tokens of the conversation, including the next message.
-        context_length: Maximum tokens, including the answer; None if the model does not state it.
-        answer_tokens: Minimum tokens that should be left for the answer.
-    """
-
-    prompt_tokens: int
-    context_length: int | None
-    answer_tokens: int
-
-    @property
-    def left(self) -> int | None:
-        """Tokens left for the answer; negative if the conversation itself does not fit."""
-        return None if self.context_length is None else self.context_length - self.prompt_tokens
-
-    @property
-    def is_tight(self) -> bool:
-        """True if the answer may be cut off because the context is full."""
-        return self.left is not None and self.left < self.answer_tokens
-
-
 class ChatSession:
     """A conversation. Its state: the messages, the engine, and the measurements of the last turn.
+
+    Without an explicit `generation.max_new_tokens`, an answer may fill the rest of the context.
 
     Args:
         system: The system prompt; None for the configured one.
         messages: A conversation to continue.
         reuse: Keep keys and values between turns; otherwise every turn computes the whole conversation.
+        stops_loops: Stop an answer that repeats itself, as if its iterator had been closed.
     """
 
     def __init__(
@@ -81,8 +46,10 @@ class ChatSession:
         system: str | None = None,
         messages: Sequence[Message] = (),
         reuse: bool = True,
+        stops_loops: bool = False,
     ) -> None:
         self.loaded = loaded
+        self.stops_loops = stops_loops
         self.system = loaded.config.chat.system if system is None else system
         self.thinking = loaded.config.chat.thinking
         self.messages = list(messages)
@@ -91,6 +58,8 @@ class ChatSession:
         self._engine: Engine | None = None
         self._prefilled_before = 0
         self._attempt = 0
+        self._answered: Context | None = None  # the context after the last turn
+        self._cut: Prompt | None = None  # the tokens of the last answer, after its prompt, if a limit ended it
         self._changed: dict[str, Any] = {}  # the changes by `set_generation`, to apply to the next model
 
     # -- turns
@@ -135,6 +104,29 @@ class ChatSession:
             raise UserError("the message is empty")
         yield from self._answer([*before, Message("user", text)], attempt=0)
 
+    def continue_answer(self) -> Pieces:
+        """Continue the last answer, which a limit or Ctrl-C has ended, and yield the new pieces.
+
+        An answer that ended at its limit continues after its last token. Any other is read again as text. With a
+        configured seed, the next seed is used.
+
+        Raises:
+            UserError: there is no answer, it is complete, or it cannot be continued.
+        """
+        if not self.messages or self.messages[-1].role != "assistant":
+            raise UserError("there is no answer to continue", hint="send a message")
+        is_last = self.last is not None and self._answered == self._context()
+        completion = self.last.completion if is_last and self.last is not None else None
+        if completion is not None and completion.finish_reason != "length":
+            raise UserError("the answer is complete", hint="/retry answers again")
+        if self.loaded.config.structure.model_dump(exclude_none=True):
+            raise UserError("an answer with a structure cannot be continued", hint="raise max_new_tokens, then /retry")
+        prompt = self._cut if is_last else None
+        if prompt is None and not self.messages[-1].content.strip():
+            raise UserError("the answer has no text yet that could be continued", hint="/retry answers again")
+        prompt = prompt or self._encode(self.messages, continues=True)
+        yield from self._take(Task(prompt, self.messages[:-1], self._attempt + 1, self.messages[-1]))
+
     def undo(self) -> str:
         """Remove the last message and its answer; return the message.
 
@@ -164,14 +156,17 @@ class ChatSession:
         raise UserError("the conversation has no message yet")
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
-        prompt, seed = self._encode(messages), self.loaded.plan.seed
+        yield from self._take(Task(self._encode(messages), messages, attempt))
+
+    def _take(self, task: Task) -> Pieces:
+        """Yield the pieces of an answer, and record it."""
         if self._engine is None or not self.reuse:
             self._engine = engine_for_chat(self.loaded)
         self._prefilled_before = self._engine.prefilled_tokens
+        request = self._request(self._engine, task)
         pieces: list[Piece] = []
-        completion = None
-        request = make_request(self.loaded, prompt, seed=None if seed is None else (seed + attempt) % 2**32)
-        if prefill := self.loaded.config.chat.prefill:
+        completion, guard, is_loop = None, LoopGuard(), False
+        if (prefill := self.loaded.config.chat.prefill) and task.continued is None:
             pieces.append(TextDelta(prefill))
             yield pieces[-1]
         try:
@@ -180,29 +175,76 @@ class ChatSession:
                     pieces += chunk.pieces
                     yield from chunk.pieces
                     completion = chunk.completion
+                    is_loop = self.stops_loops and guard.add(chunk.text or chunk.reasoning) and completion is None
+                    if is_loop:
+                        break
         except (KeyboardInterrupt, GeneratorExit):
             if pieces:
-                self._record(messages, pieces, len(prompt), completion, attempt=attempt)
+                self._record(task, request, pieces, completion)
             raise
-        self._record(messages, pieces, len(prompt), completion, attempt=attempt)
+        self._record(task, request, pieces, completion, is_loop=is_loop)
+
+    def _request(self, engine: Engine, task: Task) -> Request:
+        """Return the request of a turn. By default, the answer may fill the context, as far as the memory allows."""
+        prompt, seed, limit = task.prompt, self.loaded.plan.seed, self._default_limit()
+        seed = None if seed is None else (seed + task.attempt) % 2**32
+        request = make_request(self.loaded, prompt, seed=seed, max_new_tokens=limit)
+        room = engine.token_limit(request)
+        if limit is None or room is None or not len(prompt) < room < len(prompt) + request.budget:
+            return request
+        request = make_request(self.loaded, prompt, seed=request.seed, max_new_tokens=room - len(prompt))
+        return replace(request, fills_context=True)
+
+    @property
+    def fills_context(self) -> bool:
+        """True if only the context limits an answer."""
+        return self._default_limit() is not None
+
+    def _default_limit(self) -> int | None:
+        """Return the limit of an answer without a configured one; None for that of the schema.
+
+        A static cache reserves its memory before the answer, and a draft is only used within its own context.
+        """
+        loaded = self.loaded
+        reserves = {"compile_config", "cache_implementation"} & loaded.plan.generation_kwargs.keys()
+        if "max_new_tokens" in loaded.config.generation.model_fields_set or reserves or loaded.draft is not None:
+            return None
+        return loaded.context_length
 
     def _record(
-        self, messages: list[Message], pieces: list[Piece], prompt_tokens: int, done: Completion | None, *, attempt: int
+        self, task: Task, request: Request, pieces: list[Piece], done: Completion | None, *, is_loop: bool = False
     ) -> None:
-        text, reasoning = text_of(pieces), reasoning_of(pieces)
-        self.messages = [*messages, Message("assistant", text, reasoning=reasoning, stopped=done is None)]
+        text, reasoning, before = text_of(pieces), reasoning_of(pieces), task.continued
+        if before is not None:
+            text, reasoning = before.content + text, before.reasoning + reasoning
+        self.messages = [*task.messages, Message("assistant", text, reasoning=reasoning, stopped=done is None)]
         assert self._engine is not None  # noqa: S101 (it has answered)
-        self.last = Turn(prompt_tokens, self._engine.prefilled_tokens - self._prefilled_before, done)
-        self._attempt = attempt
+        prefilled = self._engine.prefilled_tokens - self._prefilled_before
+        self.last = Turn(len(request.prompt), prefilled, done, request.seed, is_loop)
+        self._attempt, self._answered, self._cut = task.attempt, self._context(), None
+        if done is not None and done.finish_reason == "length":
+            self._cut = self._continued(request.prompt, done.token_ids)
 
-    def _encode(self, messages: Sequence[Message]) -> Prompt:
-        """Encode a conversation without reasoning, as the templates of reasoning models expect."""
+    def _continued(self, prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
+        """Return the prompt that continues an answer after its last token."""
+        text = str(self.loaded.tokenizer.decode(list(token_ids)))
+        return replace(prompt.followed_by(token_ids), is_open=True, prefill=prompt.prefill + text)
+
+    def _context(self) -> Context:
+        return Context(tuple(self.messages), self.system, self.thinking, self.loaded.tokenizer)
+
+    def _encode(self, messages: Sequence[Message], *, continues: bool = False) -> Prompt:
+        """Encode a conversation without reasoning, as the templates of reasoning models expect.
+
+        Args:
+            continues: The final message is an answer to continue.
+        """
         sent = [{"role": message.role, "content": message.content} for message in messages]
         chat = self.loaded.config.chat.model_copy(update={"system": self.system or None, "thinking": self.thinking})
         for message in messages:  # alone: too long a conversation loses its oldest turns
             check_length(self.loaded.tokenizer, [message.content], self.loaded.context_length)
         # the tokens of a conversation are also counted after an answer, which is not to be continued
-        ending: Ending | None = "turn" if sent[-1]["role"] == "assistant" else None
+        ending: Ending | None = "turn" if sent[-1]["role"] == "assistant" and not continues else None
         return encode_prompt(self.loaded.tokenizer, sent, chat, ending=ending)
 
     # -- the context
@@ -222,12 +264,13 @@ class ChatSession:
         used = len(self._encode(messages)) if messages else 0
         return ContextUsage(used, context, wanted if context is None else min(wanted, context // 4))
 
-    def drop_oldest(self, text: str = "", *, replace_last: bool = False) -> int:
+    def drop_oldest(self, text: str = "", *, replace_last: bool = False, continues: bool = False) -> int:
         """Drop the oldest turns until `text` and its answer fit, with a quarter of the context free where possible.
 
         Args:
             text: The next message.
             replace_last: `text` replaces the last message, which is kept until the new one is answered.
+            continues: The last answer is to be continued; its turn is kept.
 
         Returns:
             The number of dropped messages.
@@ -235,9 +278,9 @@ class ChatSession:
         Raises:
             UserError: `text` alone does not fit; the conversation is unchanged.
         """
-        new = [Message("user", text)] if text else []
-        rest = self._before_last()[0] if replace_last else list(self.messages)
+        rest = self._before_last()[0] if replace_last or continues else list(self.messages)
         last = self.messages[len(rest) :]
+        new = last if continues else [Message("user", text)] if text else []
         while rest:
             usage = self._usage_of([*rest, *new])
             if usage.left is None or usage.left >= max(usage.answer_tokens, (usage.context_length or 0) // 4):
