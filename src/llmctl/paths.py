@@ -15,9 +15,16 @@ from llmctl.errors import MachineError, UserError
 _DIRS = PlatformDirs("llmctl", appauthor=False)
 
 
-def _folder(kind: str, default: str) -> Path:
+def _folder(kind: str) -> Path:
     home = os.environ.get("LLMCTL_HOME")
-    return expand(home, name="LLMCTL_HOME") / kind if home else Path(default)
+    if home:
+        return expand(home, name="LLMCTL_HOME") / kind
+    try:
+        return Path(getattr(_DIRS, f"user_{kind}_dir"))
+    except RuntimeError:
+        raise UserError(
+            "HOME is not set, and this user has no home folder", hint="export HOME=FOLDER, or LLMCTL_HOME=FOLDER"
+        ) from None
 
 
 def expand(path: Path | str, *, name: str = "") -> Path:
@@ -45,27 +52,27 @@ def expand(path: Path | str, *, name: str = "") -> Path:
 
 def config_file() -> Path:
     """Return the user's configuration file, which may not exist."""
-    return _folder("config", _DIRS.user_config_dir) / "config.yaml"
+    return _folder("config") / "config.yaml"
 
 
 def data_dir() -> Path:
     """Return the folder of files that are costly to make again: the converted demo model."""
-    return _folder("data", _DIRS.user_data_dir)
+    return _folder("data")
 
 
 def cache_dir() -> Path:
     """Return the folder of files that only save time: the quantised cache."""
-    return _folder("cache", _DIRS.user_cache_dir)
+    return _folder("cache")
 
 
 def state_dir() -> Path:
     """Return the folder of state that is kept between commands."""
-    return _folder("state", _DIRS.user_state_dir)
+    return _folder("state")
 
 
 def log_dir() -> Path:
     """Return the folder of bug reports."""
-    return _folder("log", _DIRS.user_log_dir)
+    return _folder("log")
 
 
 def check_writable(*paths: Path) -> None:

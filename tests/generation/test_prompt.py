@@ -9,6 +9,7 @@ import pytest
 
 from llmctl.config import ChatSection
 from llmctl.errors import ModelError, UserError
+from llmctl.generation import prompt_length
 from llmctl.generation.prompt import Media, Prompt, encode_prompt
 from llmctl.model.tokenizer import end_of_turn_token, end_tokens, load_tokenizer
 from support.tiny import write_tokenizer
@@ -186,3 +187,11 @@ def test_a_prompt_without_media_is_recorded_by_its_ids_alone() -> None:
     assert Prompt((1, 2)).document() == {"prompt_ids": [1, 2]}
     recorded = Prompt((1,), (PICTURE,)).document()
     assert recorded == {"prompt_ids": [1], "prompt_media": [{"kind": "image", "sha256": "aa"}]}
+
+
+def test_a_long_prompt_has_time_for_its_tokens_beside_the_template(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_length, "SECONDS", 0)  # the time for the template alone
+    text = "the capital of france is paris. " * 7_000
+    assert len(encode_prompt(tokenizer, text, ChatSection(), context_length=10**6)) > 40_000

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, UserError
-from llmctl.generation.prompt_length import check_length
+from llmctl.generation.prompt_length import check_length, is_long, limits_for
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
 from llmctl.paths import expand
@@ -152,10 +152,23 @@ def encode_prompts(
                 encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)), is_open=True)
         except LlmctlError as error:
             encoded[number] = error
-    works = [partial(render, tokenizer, one) for one in renderings.values()]
-    for (number, one), result in zip(renderings.items(), run_bounded_each(works), strict=True):
+    short = {number: one for number, one in renderings.items() if not is_long(_texts(one.messages))}
+    works = [partial(render, tokenizer, one) for one in short.values()]
+    for (number, one), result in zip(short.items(), run_bounded_each(works), strict=True):
         encoded[number] = template_error(result) if isinstance(result, Exception) else one.prompt(result)
+    for number in renderings.keys() - short.keys():
+        encoded[number] = _render_long(tokenizer, renderings[number])
     return [encoded[number] for number in range(len(prompts))]
+
+
+def _render_long(tokenizer: "PreTrainedTokenizerBase", conversation: "Rendering") -> Prompt | LlmctlError:
+    """Render and tokenise a long conversation, with more time and memory than a template alone may use."""
+    seconds, extra_bytes = limits_for(_texts(conversation.messages))
+    work = partial(render, tokenizer, conversation)
+    [result] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
+    if isinstance(result, Exception):
+        return template_error(result, seconds=seconds, extra_bytes=extra_bytes)
+    return conversation.prompt(result)
 
 
 def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, Any]]:

@@ -8,13 +8,27 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llmctl.errors import UserError
+from llmctl.machine.sandbox import EXTRA_BYTES, SECONDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LONG_CHARACTERS = 200_000  # shorter texts are tokenised in a fraction of a second
 _PIECE_CHARACTERS = 50_000
+_CHARACTERS_PER_SECOND = 100_000  # a tenth of what one core of 2024 tokenises
+_BYTES_PER_CHARACTER = 1000  # the tokenizer keeps text, offsets and words of each token until all are there
 _TOKENS_PER_CUT = 16  # a cut between two pieces can split a token into a few
+
+
+def is_long(texts: Iterable[str]) -> bool:
+    """Return True if tokenising the texts takes longer than a chat template should."""
+    return sum(map(len, texts)) >= _LONG_CHARACTERS
+
+
+def limits_for(texts: Iterable[str]) -> tuple[float, int]:
+    """Return the seconds and the bytes in which a long prompt must be rendered and tokenised."""
+    characters = sum(map(len, texts))
+    return SECONDS + characters / _CHARACTERS_PER_SECOND, EXTRA_BYTES + characters * _BYTES_PER_CHARACTER
 
 
 def check_length(

@@ -63,12 +63,12 @@ def read_variables(source: str) -> dict[str, list[str]]:
     return {name: sorted(texts) for name, texts in sorted(reader.variables.items()) if name not in own}
 
 
-def template_error(error: Exception) -> LlmctlError:
-    """Return the error for a template that failed."""
+def template_error(error: Exception, *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES) -> LlmctlError:
+    """Return the error for a template that failed, or exceeded these limits."""
     result: LlmctlError
     if isinstance(error, LimitExceededError):
         result = ModelError(
-            f"the chat template takes more than {SECONDS} seconds or {EXTRA_BYTES // 10**9} GB for this prompt",
+            f"the chat template takes more than {seconds:.0f} seconds or {extra_bytes // 10**9} GB for this prompt",
             hint="it was stopped; --raw omits the template, --template FILE uses another one",
         )
     else:

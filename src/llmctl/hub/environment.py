@@ -18,6 +18,7 @@ from llmctl.errors import LlmctlError, MachineError, UserError
 # huggingface_hub takes any value but these for "no": a mistake would open the network that should be closed.
 _SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _SWITCH_VALUES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
+_CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")  # without them and without a home, the cache would be ./~
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME", "LLMCTL_HOME")
 # huggingface_hub converts these while it is imported, so a wrong one stops every command.
 NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
@@ -71,11 +72,21 @@ def import_faults(environ: Mapping[str, str]) -> Iterator[Fault]:
         if text and not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 9):
             problem = f"is {text[:40]!r}, which is not a whole number of seconds above 0"
             yield Fault(name, problem, f"export {name}=30, or unset it")
+    if not _has_home() and not any(environ.get(name) for name in _CACHES):
+        yield Fault("HOME", "is not set, and this user has no home folder", "export HOME=FOLDER, or HF_HOME=FOLDER")
     for name in _SWITCHES:
         if environ.get(name, "").lower() not in _SWITCH_VALUES:
             yield Fault(name, f"is {environ[name][:40]!r}: it is 1 to forbid the network, or 0", f"export {name}=1")
     if sys.flags.optimize > 1:
         yield Fault("PYTHONOPTIMIZE", "is 2 (or python -OO): it removes docstrings that transformers needs", "unset it")
+
+
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_imports() -> None:

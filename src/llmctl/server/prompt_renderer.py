@@ -19,7 +19,7 @@ from llmctl.generation.prompt import (
     texts_of,
     uses_template,
 )
-from llmctl.generation.prompt_length import check_length
+from llmctl.generation.prompt_length import is_long
 from llmctl.generation.template_variables import template_error, template_variables
 from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError
 from llmctl.transformers_compat import chat_template_source
@@ -57,9 +57,9 @@ class PromptRenderer:
         ending: Ending | None = None,
     ) -> Prompt:
         """Encode a prompt. Arguments and errors are those of `encode_prompt`."""
-        if not uses_template(self._tokenizer, chat, prompt):
-            return encode_prompt(self._tokenizer, prompt, chat, context_length=self._context_length)
-        check_length(self._tokenizer, texts_of(prompt, chat, tools), self._context_length)
+        if not uses_template(self._tokenizer, chat, prompt) or is_long(texts_of(prompt, chat, tools)):
+            context = self._context_length
+            return encode_prompt(self._tokenizer, prompt, chat, tools=tools, ending=ending, context_length=context)
         conversation = rendering(self._tokenizer, prompt, chat, tools=tools, ending=ending)
         try:
             ids = self._child(asdict(conversation))
