@@ -109,6 +109,19 @@ def test_a_new_version_that_fails_leaves_the_earlier_one(page: "Page", scripted:
     page.reload()
     shown(page, "Hello.")
     assert page.locator(".version").count() == 0
+    script.says, script.breaks_off = ["Second."], False
+    button(page, "Another answer")
+    shown(page, "Second.")
+    answered(page, 1)
+    say(page, "go on")
+    answered(page, 2)
+    page.locator("[aria-label='Previous version']").click()
+    script.says, script.breaks_off = [], True
+    button(page, "Another answer")
+    page.wait_for_function("() => document.getElementById('problem').textContent")
+    assert answered(page, 1) == "Hello."
+    page.locator("[aria-label='Next version']").click()
+    assert page.locator(".user .text").all_inner_texts() == ["hello", "go on"]
 
 
 def test_details_have_the_seed_and_the_probabilities_of_tokens(page: "Page", scripted: Server) -> None:

@@ -209,6 +209,37 @@ def test_code_is_coloured_and_stays_text(page: "Page", scripted: Server) -> None
     assert page.evaluate("window.owned") is None
 
 
+COLOURED = {
+    "json": (
+        '{"key": "text", "n": -1.5e3, "b": true}',
+        'name:"key" string:"text" name:"n" number:1.5e3 name:"b" keyword:true',
+    ),
+    "ts": ("const s: Set = new Map(`a${b}`); // x", "keyword:const keyword:new name:Map string:`a${b}` comment:// x"),
+    "rust": ("fn f<'a>(x: &'a str) -> char { 'x' }", "keyword:fn string:'x'"),
+    "cpp": ("/* a\n b */ return f('\\n', 0xff);", "comment:/* a\n b */ keyword:return name:f string:'\\n' number:0xff"),
+    "go": ("func main() { s := `raw` }", "keyword:func name:main string:`raw`"),
+    "bash": ('if [ "$#" -gt 0 ]; then # it\'s', 'keyword:if string:"$#" number:0 keyword:then comment:# it\'s'),
+    "sql": ("SELECT count(*) FROM t -- all", "keyword:SELECT keyword:count keyword:FROM comment:-- all"),
+    "yaml": ("key: it's true # yes", "name:key keyword:true comment:# yes"),
+    "css": ("a { color: red } /* x */", "name:color comment:/* x */"),
+    "html": ('<a href="x">&amp;</a>', 'keyword:<a string:"x" keyword:> number:&amp; keyword:</a keyword:>'),
+    "diff": ("-a\n+b\n c", "removed:-a\n string:+b\n"),
+    "brainfuck": ("if + 1", ""),
+}
+
+
+def test_languages_are_coloured_by_their_own_rules(page: "Page", scripted: Server) -> None:
+    _, address = scripted
+    page.goto(address)
+    for language, (code, expected) in COLOURED.items():
+        parts = page.evaluate(
+            """async ([code, language]) => (await import("./highlight.js")).highlight(code, language)
+                .filter((node) => node.className).map((node) => `${node.className.slice(5)}:${node.textContent}`)""",
+            [code, language],
+        )
+        assert (language, " ".join(parts)) == (language, expected)
+
+
 def test_no_code_makes_highlighting_slow_or_loses_text(page: "Page", scripted: Server) -> None:
     _, address = scripted
     page.goto(address)

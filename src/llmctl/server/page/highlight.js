@@ -22,7 +22,11 @@ const LANGUAGES = {
 const NAMES = new Map(Object.entries(LANGUAGES).flatMap(([name, [, , others]]) => [name, ...others.split(" ")].map((one) => [one, name])));
 
 // An unclosed string or comment ends with its line or with the text, so that nothing is searched for twice.
-const STRING = String.raw`"(?:[^"\\\n]|\\[\s\S])*"?|'(?:[^'\\\n]|\\[\s\S])*'?`;
+const DOUBLE = String.raw`"(?:[^"\\\n]|\\[\s\S])*"?`;
+const SINGLE = String.raw`'(?:[^'\\\n]|\\[\s\S])*'?`;
+const CHARACTER = String.raw`'(?:[^'\\\n]|\\[^\n]{1,10}?)'`; // not the lifetimes of Rust
+const QUOTED = String.raw`(?<![\p{L}\p{N}])${SINGLE}`; // not the apostrophe in a word
+const SINGLES = { python: SINGLE, javascript: SINGLE, c: CHARACTER, go: CHARACTER, rust: CHARACTER };
 const TICKS = "|`(?:[^`\\\\]|\\\\[\\s\\S])*`?";
 const TRIPLE = String.raw`"""(?:[^"\\]|\\[\s\S]|"(?!""))*(?:""")?|'''(?:[^'\\]|\\[\s\S]|'(?!''))*(?:''')?|`;
 const BLOCK = String.raw`\/\*(?:[^*]|\*(?!\/))*(?:\*\/)?`;
@@ -35,7 +39,7 @@ function patternOf(name) {
     return String.raw`(?<comment><!--(?:[^-]|-(?!->))*(?:-->)?)|(?<string>"[^"\n<>]*"|'[^'\n<>]*')|(?<word><[\/!?]?[A-Za-z][\w:.-]*|\/?>)|(?<number>&\w{1,12};)`;
   }
   const comment = name === "css" ? BLOCK : LINE[LANGUAGES[name][1]];
-  const string = `${name === "python" ? TRIPLE : ""}${STRING}${["javascript", "go", "bash"].includes(name) ? TICKS : ""}`;
+  const string = `${name === "python" ? TRIPLE : ""}${DOUBLE}|${SINGLES[name] ?? QUOTED}${["javascript", "go", "bash"].includes(name) ? TICKS : ""}`;
   return `(?<comment>${comment})|(?<string>${string})|(?<number>(?<![\\p{L}\\p{N}_$.])${NUMBER})|(?<word>${WORD})`;
 }
 
@@ -71,7 +75,7 @@ function kindOf({ groups, index, input, 0: whole }, name) {
   const word = name === "sql" ? whole.toLowerCase() : whole;
   if (LANGUAGES[name][0].has(word)) return "keyword";
   if (input[index + whole.length] === "(" || whole.startsWith("@")) return "name";
-  return name === "yaml" && /^[\w.-]{0,80}\s{0,8}[:=]/.test(input.slice(index + whole.length, index + whole.length + 90)) ? "name" : null;
+  return ["yaml", "css"].includes(name) && /^[\w.-]{0,80}\s{0,8}[:=]/.test(input.slice(index + whole.length, index + whole.length + 90)) ? "name" : null;
 }
 
 function diffNodes(code) {

@@ -13,10 +13,10 @@ export function position(message) {
   return { number: before + 1, count: before + 1 + (message.after?.length ?? 0) };
 }
 
-/** Return a new, empty last version of an answer. The others are kept. */
+/** Return a new, empty version of an answer, next to the one that is shown. All others are kept. */
 export function newVersion(message) {
   const { role, before = [], after = [] } = message;
-  return { role, content: "", reasoning: "", before: [...before, fields(message), ...after], after: [] };
+  return { role, content: "", reasoning: "", before: [...before, fields(message)], after };
 }
 
 /** Return the answer without the version that is shown: the one before it is shown instead; null if there is none. */
