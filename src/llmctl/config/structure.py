@@ -31,7 +31,7 @@ def _choices(value: Any) -> Any:
         value = [part.strip() for part in value.split(",")]
     if isinstance(value, list):
         if any(isinstance(choice, bool) for choice in value):
-            raise ValueError("put yes, no, true and false in quotes: YAML reads them as truth values")
+            raise ValueError("put true and false in quotes: YAML reads them as truth values")
         return [str(choice) if isinstance(choice, int | float) else choice for choice in value]
     return value
 

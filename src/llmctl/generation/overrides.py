@@ -1,6 +1,6 @@
 """Request overrides: generation settings for one row of a batch, one HTTP request, or the rest of a conversation."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,16 +45,12 @@ def with_generation(
     """
     plan, config = loaded.plan, loaded.config
     values = renamed("generation", values)
-    kept = config.generation.model_fields_set - superseded_sampling(values)
-    configured = {name: getattr(config.generation, name) for name in kept}
-    sections: dict[str, Any] = {
-        "generation": _validated(type(config.generation), "generation", {**configured, **values})
-    }
+    superseded = superseded_sampling(values)
+    sections: dict[str, Any] = {"generation": _changed(config.generation, "generation", values, without=superseded)}
     if structure is not None:
         sections["structure"] = _validated(StructureSection, "structure", structure)
     if chat is not None:
-        configured_chat = {name: getattr(config.chat, name) for name in config.chat.model_fields_set}
-        sections["chat"] = _validated(type(config.chat), "chat", {**configured_chat, **chat})
+        sections["chat"] = _changed(config.chat, "chat", chat)
     if seed is not None:
         sections["seed"] = settings_from_mapping({"seed": seed}).config.seed
     config = config.model_copy(update=sections)
@@ -70,6 +66,12 @@ def with_generation(
         ends = tuple(end_tokens(loaded.tokenizer, stored, extra))
     plan = replace(plan, generation_kwargs={**choice.arguments, **faster}, generation=choice, seed=config.seed)
     return replace(loaded, prepared=replace(loaded.prepared, config=config, plan=plan), eos_token_ids=ends)
+
+
+def _changed(section: SectionT, name: str, values: Mapping[str, Any], *, without: Collection[str] = ()) -> SectionT:
+    """Return a section with `values` on top of the keys that are set, except those in `without`."""
+    kept = {key: getattr(section, key) for key in section.model_fields_set if key not in without}
+    return _validated(type(section), name, {**kept, **values})
 
 
 def _validated(section: type[SectionT], name: str, values: Mapping[str, Any]) -> SectionT:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import LengthLimit
@@ -79,33 +79,36 @@ def make_request(
             cannot be enforced.
     """
     check_ids(prompt.ids, loaded.tokenizer, loaded.info.embedding_rows)
-    generation = loaded.config.generation
-    structure = make_structure(loaded.config.structure)
-    is_structured = structure is not None
-    rules = response_rules(loaded.tokenizer, loaded.config.chat, prompt, tools) if prompt.templated else None
-    if rules is not None:
-        structure = rules.structure(loaded.tokenizer, structure)
-    wanted = max_new_tokens or generation.max_new_tokens
+    wanted = max_new_tokens or loaded.config.generation.max_new_tokens
     budget = _budget(loaded, len(prompt), wanted)
-    arguments, stop_strings = _arguments(loaded, len(prompt), budget), loaded.plan.generation.stop_strings
-    if structure is not None:
-        from llmctl.generation.structured.constraint import check_for
-
-        arguments, stop_strings = _without_models_own(loaded, arguments, stop_strings)
-        if is_structured:
-            refuse_combinations({**arguments, "stop_strings": stop_strings})
-        check_for(structure, loaded.tokenizer)
-    return Request(
+    rules = response_rules(loaded.tokenizer, loaded.config.chat, prompt, tools) if prompt.templated else None
+    request = Request(
         prompt=prompt,
-        arguments=arguments,
+        arguments=_arguments(loaded, len(prompt), budget),
         seed=answer_seed(loaded, seed),
         budget=budget,
-        stop_strings=stop_strings,
-        logprobs=generation.logprobs,
-        structure=structure,
+        stop_strings=loaded.plan.generation.stop_strings,
+        logprobs=loaded.config.generation.logprobs,
         response=rules,
         fills_context=budget < wanted,
     )
+    return _with_structure(loaded, request)
+
+
+def _with_structure(loaded: "PromptModel", request: Request) -> Request:
+    """Return a request with the configured structure, and with that of required tools."""
+    configured = make_structure(loaded.config.structure)
+    rules = request.response
+    structure = configured if rules is None else rules.structure(loaded.tokenizer, configured)
+    if structure is None:
+        return request
+    from llmctl.generation.structured.constraint import check_for
+
+    arguments, stop_strings = _without_models_own(loaded, dict(request.arguments), request.stop_strings)
+    if configured is not None:
+        refuse_combinations({**arguments, "stop_strings": stop_strings})
+    check_for(structure, loaded.tokenizer)
+    return replace(request, arguments=arguments, stop_strings=stop_strings, structure=structure)
 
 
 def _arguments(loaded: "PromptModel", prompt_tokens: int, budget: int) -> dict[str, Any]:

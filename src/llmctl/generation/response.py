@@ -89,7 +89,8 @@ class ResponseSplitter:
     def __init__(self, rules: ResponseRules) -> None:
         tools = rules.tools
         self._calls = tools.splitter() if tools else None
-        interrupts = [tools.form.open] if tools and tools.form.open.startswith(("<|", "<｜", "[")) else []
+        # Kimi's models may call a tool without closing their reasoning; others may quote a call in it
+        interrupts = [tools.form.open] if tools and tools.form.name == "kimi" else []
         names = tools.names if tools else []
         self._segments = rules.reasoning.splitter(rules.prompt_tail, interrupts, names)
         self._call: Segment | None = None  # the header of a call in a message of its own

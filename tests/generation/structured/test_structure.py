@@ -478,7 +478,7 @@ def test_one_structure_at_a_time_and_the_later_layer_wins(tmp_path: Path) -> Non
     settings = read_settings(config=file, flags=flags, environ={}, folder=tmp_path)
     assert settings.config.structure == StructureSection(choices=["a", "b"])
     flags["structure.regex"] = Entry("x", "--regex")
-    with pytest.raises(ConfigError, match=r"--regex: structure\.regex: only one of regex, choices can be set"):
+    with pytest.raises(ConfigError, match="--regex: only one of regex, choices can be set"):
         read_settings(flags=flags, environ={}, folder=tmp_path)
 
 
@@ -491,8 +491,11 @@ def test_a_configuration_file_can_contain_the_schema_or_the_grammar(tmp_path: Pa
     file.write_text("structure:\n  json_schema: {type: integer}\n")
     assert read_settings(config=file, environ={}, folder=tmp_path).config.structure.json_schema == {"type": "integer"}
     file.write_text("structure:\n  choices: [yes, no]\n")
-    with pytest.raises(ConfigError, match="put yes, no, true and false in quotes"):
+    assert read_settings(config=file, environ={}, folder=tmp_path).config.structure.choices == ["yes", "no"]
+    file.write_text("structure:\n  choices: [true, false]\n")
+    with pytest.raises(ConfigError) as error:
         read_settings(config=file, environ={}, folder=tmp_path)
+    assert error.value.problems[0].key == "structure.choices"
 
 
 def test_a_number_too_large_for_a_float_does_not_become_infinity() -> None:

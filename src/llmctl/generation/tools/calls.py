@@ -10,7 +10,7 @@ from typing import Any
 from llmctl.generation.marks import ID, INDEX, ObjectScanner, overlap
 from llmctl.generation.pieces import ArgumentsDelta, CallStart, Piece, TextDelta, new_id
 from llmctl.generation.tools.arguments import JsonArguments
-from llmctl.generation.tools.families import ToolFormat
+from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.reading import ParsedCall, parse_calls
 from llmctl.generation.tools.scan import IncompleteError, json_value
 from llmctl.generation.tools.schema import arguments_json

@@ -14,9 +14,9 @@ from llmctl.generation.structured.lark import LarkWriter
 from llmctl.generation.structured.structure import Structure, grammar_structure, make_structure
 from llmctl.generation.tools.arguments import JsonArguments
 from llmctl.generation.tools.calls import CallSplitter
-from llmctl.generation.tools.families import ToolFormat
-from llmctl.generation.tools.format import tool_format
+from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.messages import for_template
+from llmctl.generation.tools.recognition import tool_format
 from llmctl.generation.tools.schema import unenforced_keywords
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl.generation.marks import ID, INDEX, NAME
-from llmctl.generation.tools.families import HERMES, ToolFormat
-from llmctl.generation.tools.format import template_call
+from llmctl.generation.tools.format import HERMES, ToolFormat
+from llmctl.generation.tools.recognition import template_call
 
 Message = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmctl.generation.tools.arguments import JsonArguments
-from llmctl.generation.tools.families import ToolFormat
+from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.scan import IncompleteError, NotACallError, json_value, matches, skip
 from llmctl.generation.tools.schema import arguments_json
 
