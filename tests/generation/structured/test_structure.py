@@ -492,10 +492,8 @@ def test_a_configuration_file_can_contain_the_schema_or_the_grammar(tmp_path: Pa
     assert read_settings(config=file, environ={}, folder=tmp_path).config.structure.json_schema == {"type": "integer"}
     file.write_text("structure:\n  choices: [yes, no]\n")
     assert read_settings(config=file, environ={}, folder=tmp_path).config.structure.choices == ["yes", "no"]
-    file.write_text("structure:\n  choices: [true, false]\n")
-    with pytest.raises(ConfigError) as error:
-        read_settings(config=file, environ={}, folder=tmp_path)
-    assert error.value.problems[0].key == "structure.choices"
+    file.write_text("structure:\n  choices: [true, 010]\n")
+    assert read_settings(config=file, environ={}, folder=tmp_path).config.structure.choices == ["true", "010"]
 
 
 def test_a_number_too_large_for_a_float_does_not_become_infinity() -> None:
