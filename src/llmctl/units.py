@@ -17,6 +17,16 @@ def format_bytes(count: int) -> str:
     return f"{value:.4g} TB"
 
 
+def format_count(count: int) -> str:
+    """Return a number of parameters with three digits: `8.03 billion`, `135 million`."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= 0.9995 * size:
+            value = count / size
+            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:,.{digits}f} {name}"
+    return f"{count:,}"
+
+
 def parse_bytes(size: int | str) -> int:
     """Return `20GiB`, `500MB` or a plain number as bytes.
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from llmctl.cli.plan import verdict_text
+from llmctl.plan.survey import Variant
 from support import hub_standin
 from support.hub_standin import HubStandin
 from support.machines import LLAMA3_8B
@@ -85,13 +87,33 @@ def test_the_verdicts_are_shown_in_words(hub: HubStandin, run: Run) -> None:
     more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     text = run("plan", "acme/llama3-8b", "--machine", "t4", "--machine", "2xh100", **more).stdout
     rows = {tuple(line.split("\t")[1:2]): line.split("\t") for line in text.splitlines() if "\t" in line}
-    assert "fits with" in rows["float16",][-1]
+    assert "4 blocks in RAM" in rows["float16",][-1]
     assert "blocks in RAM" in rows["float16",][-1]
     assert rows["bfloat16",][-1] == "fits"
     assert "recommended: 8-bit" in text
     assert "recommended: bfloat16" in text
     assert "Tesla T4 has compute capability 7.5" in text
     assert "█" in text
+
+
+@pytest.mark.parametrize(
+    ("variant", "text"),
+    [
+        (Variant("a", {}, "fits"), "fits"),
+        (Variant("a", {}, "spills", spilled_blocks=1, spilled_modules=("lm_head",)), "1 block in RAM"),
+        (Variant("a", {}, "spills", spilled_modules=("lm_head",)), "lm_head in RAM"),
+        (Variant("a", {}, "spills", spilled_modules=("model.norm", "lm_head")), "model.norm and lm_head in RAM"),
+        (Variant("a", {}, "spills", spilled_blocks=3, largest_context=70), "3 blocks in RAM; fits: 70 tokens"),
+        (Variant("a", {}, "too large", missing_bytes=2 * 10**9), "2 GB missing"),
+        (
+            Variant("a", {}, "too large", missing_bytes=10**9, largest_context=70, largest_batch=2),
+            "1 GB missing; fits: 2 sequences or 70 tokens",
+        ),
+        (Variant("a", {}, "impossible", reason="why"), "not possible: why"),
+    ],
+)
+def test_each_verdict_has_words(variant: Variant, text: str) -> None:
+    assert verdict_text(variant) == text
 
 
 def test_the_recommended_configuration_is_written_and_valid(hub: HubStandin, run: Run, tmp_path: Path) -> None:
@@ -115,6 +137,7 @@ def test_a_local_model_is_planned_for_this_machine(run: Run, tiny_models: Tiny) 
     assert "the context of" in done.stderr
     assert "ends at 256 tokens" in done.stderr
     assert "this machine, context 256" in done.stdout
+    assert "tokens per second of one sequence after a short prompt, measured on " in done.stdout
     assert "nothing: the model is on this machine" in done.stdout
 
 
@@ -133,6 +156,18 @@ def test_a_model_that_cannot_be_planned_is_an_error(
     done = run(*arguments, LLMCTL_HOME=str(smollm.parents[2]))
     assert done.returncode == code
     assert words in done.stderr
+
+
+def test_quantisation_and_dtype_choose_the_variants(hub: HubStandin, run: Run) -> None:
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    done = run("plan", "acme/llama3-8b", "--machine", "t4", "--quant", "4bit", "--batch", "64", "--json", **more)
+    [machine] = json.loads(done.stdout)["machines"]
+    assert [way["name"] for way in machine["ways"]] == ["4-bit nf4", "4-bit nf4 double"]
+    way = machine["ways"][0]
+    assert way["verdict"] == "too large"
+    assert way["missing_bytes"] > 0
+    assert way["memory"]["total_bytes"] > way["free_bytes"]
+    assert 0 < machine["recommended_batch"] < 64
 
 
 def test_a_model_on_the_hub_that_names_a_kernel_is_refused(hub: HubStandin, run: Run, tmp_path: Path) -> None:

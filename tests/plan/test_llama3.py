@@ -22,7 +22,7 @@ attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more
 device_map=cuda:0: all 6.03 GB of weights fit on it, and 798 MB for KV cache and activations
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
 attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
-quantization=bitsandbytes 4-bit nf4: asked for
+quantization=bitsandbytes 4-bit nf4: asked for: nf4 of bitsandbytes
 bnb_4bit_compute_dtype=float16: the model's half precision; the library's default, float32, is several times slower
 """,
     "RTX 4090": """\

@@ -340,7 +340,7 @@ def test_planning_is_pure_and_repeatable() -> None:
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else
                      [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
     }  # fmt: skip
-    assert imported <= {"llmctl", "collections", "dataclasses", "math", "re", "typing", "pathlib"}
+    assert imported <= {"llmctl", "collections", "dataclasses", "functools", "math", "re", "typing", "pathlib"}
 
 
 def test_options_that_save_memory_are_counted() -> None:

@@ -4,15 +4,17 @@ Weights: nf4 takes 4 bits and one float32 for 64 of them, 4.5 bits; embedding, h
 (keys and values) times layers, KV heads, head size, tokens and 2 bytes.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from llmctl.config import Config, settings_from_mapping
-from llmctl.errors import UserError
+from llmctl.errors import MachineError, UserError
 from llmctl.machine.presets import card_of, preset_machine
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan import PlanRequest
-from llmctl.plan.survey import Variant, recommended, survey
+from llmctl.plan import PlanRequest, make_plan
+from llmctl.plan.survey import Variant, recommended, survey, with_fewer_sequences
 from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
 
 CONFIG: Config = settings_from_mapping({}).config
@@ -249,3 +251,109 @@ def test_a_card_is_known_by_the_name_that_its_driver_gives(name: str) -> None:
 def test_an_apple_gpu_is_surveyed_in_its_ram() -> None:
     found = survey(PlanRequest(CONFIG, MAC, LLAMA3_8B, context=4096))
     assert {way.name: way.verdict for way in found}["float16"] == "fits"
+
+
+def test_a_variant_that_does_not_fit_has_what_it_would_need_and_what_is_missing() -> None:
+    way = ways(LLAMA3_70B, "rtx4090")["bfloat16"]
+    assert way.needed is not None
+    assert sum(way.needed.weights.values()) == 2 * LLAMA3_70B.parameters
+    # 25.2 GB of the card and 44 GB of RAM, less what runtime, cache and activations take
+    assert 72e9 < way.missing_bytes < 80e9
+    larger = replace(preset_machine("rtx4090"), ram_available_bytes=int((44.2e9 + way.missing_bytes) / 0.95 * 1.05))
+    assert survey(PlanRequest(CONFIG, larger, LLAMA3_70B, context=4096))[1].verdict == "spills"
+
+
+def test_what_is_missing_counts_quantised_weights_as_they_lie_in_ram() -> None:
+    way = ways(LLAMA3_70B, "rtx4090")["4-bit nf4"]
+    assert way.needed is not None
+    assert way.needed.total_bytes < way.free_bytes
+    assert way.missing_bytes > 20e9
+
+
+def test_only_the_head_in_ram_is_no_block() -> None:
+    card = preset_machine("rtx4090").gpus[0]
+    for step in range(60):
+        smaller = replace(
+            preset_machine("rtx4090"), gpus=(replace(card, free_bytes=17_000_000_000 + step * 20_000_000),)
+        )
+        way = survey(PlanRequest(CONFIG, smaller, LLAMA3_8B, context=512))[1]
+        if way.verdict == "spills" and way.spilled_blocks == 0:
+            assert way.spilled_modules[-1] == "lm_head"
+            return
+    pytest.fail("no size of the card leaves only the head in RAM")
+
+
+@pytest.mark.parametrize(
+    ("machine", "batch", "best", "fewer"), [("h100", 32, "bfloat16", True), ("2xh100", 32, "bfloat16", False)]
+)
+def test_a_large_batch_stays_in_16_bits_with_fewer_sequences(
+    machine: str, batch: int, best: str, *, fewer: bool
+) -> None:
+    request = PlanRequest(CONFIG, preset_machine(machine), LLAMA3_8B, context=8192, batch=batch)
+    chosen = recommended(survey(request))
+    assert chosen is not None
+    assert chosen.name == best
+    assert (chosen.verdict != "fits") == fewer
+    if fewer:
+        assert chosen.largest_batch is not None
+        again = with_fewer_sequences(chosen, request)
+        assert again.verdict == "fits"
+        assert again.plan is not None
+        assert again.plan.memory.batch == chosen.largest_batch
+        assert with_fewer_sequences(replace(chosen, largest_batch=chosen.largest_batch + 1), request).verdict != "fits"
+
+
+def test_nothing_is_asked_for_that_the_comparison_proposes() -> None:
+    for machine in ("t4", "h100", "m3-max-128"):
+        for way in ways(LLAMA3_8B, machine).values():
+            assert way.plan is not None
+            assert not [d for d in way.plan.decisions if d.reason.startswith("asked for")], way.name
+
+
+def test_what_the_user_sets_is_asked_for_and_chooses_the_variants() -> None:
+    def names(**load: object) -> list[str]:
+        bits = load.pop("bits", "unset")
+        section = {} if bits == "unset" else {"bits": bits}
+        config = settings_from_mapping({"load": load, "quantization": section}).config
+        return [way.name for way in survey(PlanRequest(config, preset_machine("h100"), LLAMA3_8B, context=512))]
+
+    assert names(bits=4) == ["4-bit nf4", "4-bit nf4 double"]
+    assert names(bits=None) == ["float32", "bfloat16"]
+    assert names(dtype="float32") == ["float32"]
+    assert names(dtype="float16") == ["float16", "8-bit", "4-bit nf4", "4-bit nf4 double"]
+    assert names(dtype="bfloat16", bits=8) == ["8-bit"]
+    assert names(dtype="float32", bits=8) == ["8-bit, float32"]
+    config = settings_from_mapping({"quantization": {"bits": 8}}).config
+    [way] = survey(PlanRequest(config, preset_machine("h100"), LLAMA3_8B, context=512))
+    assert way.plan is not None
+    assert way.plan.reason("quantization").startswith("asked for")
+
+
+def test_nothing_is_installed_on_a_machine_that_is_only_described() -> None:
+    for machine in ("t4", "h100", "m3-max-128"):
+        for way in ways(LLAMA3_8B, machine).values():
+            assert way.plan is not None
+            assert not [d for d in way.plan.decisions if "is installed" in d.reason]
+
+
+@pytest.mark.parametrize("machine", ["t4", "rtx3060", "rtx4090", "a100-80"])
+@pytest.mark.parametrize("info", [LLAMA3_8B, LLAMA3_70B, MIXTRAL, GEMMA], ids=lambda info: info.source)
+@pytest.mark.parametrize("device_map", ["auto", "cuda", "cpu"])
+def test_an_error_suggests_only_what_has_a_plan(info: ModelInfo, machine: str, device_map: str) -> None:
+    config = settings_from_mapping({"load": {"device_map": device_map}}).config
+    request = PlanRequest(config, preset_machine(machine), info, context=2048)
+    try:
+        make_plan(request)
+    except MachineError as error:
+        hint = error.hint or ""
+        flags = {
+            "--quant 8bit": {"quantization": {"bits": 8}},
+            "--quant 4bit": {"quantization": {"bits": 4}},
+            "--device-map auto": {"load": {"device_map": "auto"}},
+        }
+        for flag, changes in flags.items():
+            if flag in hint:
+                make_plan(request.with_changes(changes))
+            elif flag != "--device-map auto" or device_map == "cuda":
+                with pytest.raises(MachineError):
+                    make_plan(request.with_changes(changes))

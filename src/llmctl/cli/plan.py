@@ -1,6 +1,6 @@
 """`llmctl plan`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.errors import UserError
 from llmctl.paths import check_output, write_atomically
-from llmctl.units import format_bytes
+from llmctl.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from llmctl.config import Settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmctl.plan.survey import Variant
 
 app = new_app()
-_BAR_WIDTH = 40
+_BAR_WIDTH = 32
 DEFAULT_CONTEXT = 4096
 
 CONTEXT = integer("--context", help="Tokens of prompt and answer together", default=DEFAULT_CONTEXT, minimum=1)
@@ -39,7 +39,8 @@ FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
 
 @command(
-    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, MEASURE, WRITE, FORCE, "Model", "--attn", "--device-map",
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, MEASURE, WRITE, FORCE, "Model", "--quant", "--dtype", "--attn",
+    "--device-map",
     "--draft",
 )  # fmt: skip
 def plan(options: Options) -> None:
@@ -86,7 +87,12 @@ def plan(options: Options) -> None:
 
 @dataclass(frozen=True)
 class MachineSurvey:
-    """The variants of a model on one machine."""
+    """The variants of a model on one machine.
+
+    Attributes:
+        batch: Concurrent sequences that the user wants; the recommended variant may be planned for fewer.
+        measured: Date on which the speed of this computer's processor was measured; None if it was not.
+    """
 
     name: str
     machine: "Machine"
@@ -94,6 +100,7 @@ class MachineSurvey:
     batch: int
     variants: "tuple[Variant, ...]"
     recommended: "Variant | None"
+    measured: str | None = None
 
 
 def _survey(
@@ -104,7 +111,7 @@ def _survey(
     from llmctl.machine.detection import read_machine
     from llmctl.machine.presets import preset_machine
     from llmctl.plan import PlanRequest
-    from llmctl.plan.survey import recommended, survey
+    from llmctl.plan.survey import recommended, survey, with_fewer_sequences
 
     info, config = preview.info, settings.config
     machine = preset_machine(name) if name else read_machine()
@@ -125,8 +132,19 @@ def _survey(
         plan = plan_cache(variant.plan, config, info, machine, download_bytes=preview.download_bytes)
         return replace(variant, plan=plan)
 
-    variants = tuple(with_cache(variant) for variant in survey(request, cpu_rates=rates))
-    return MachineSurvey(name or "this machine", machine, context, batch, variants, recommended(variants))
+    variants = survey(request, cpu_rates=rates)
+    best = recommended(variants)
+    if best is not None and best.verdict != "fits" and best.largest_batch is not None:
+        best = with_fewer_sequences(best, request, cpu_rates=rates)
+    return MachineSurvey(
+        name or "this machine",
+        machine,
+        context,
+        batch,
+        tuple(with_cache(variant) for variant in variants),
+        with_cache(best) if best is not None else None,
+        rates.measured if rates is not None else None,
+    )
 
 
 def _show_model(output: Output, preview: "ModelPreview") -> None:
@@ -137,7 +155,7 @@ def _show_model(output: Output, preview: "ModelPreview") -> None:
     rows = [
         ("model", f"{info.source} ({preview.reason})"),
         ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
-        ("parameters", f"{info.parameters / 1e6:,.0f} million"),
+        ("parameters", format_count(info.parameters)),
         ("weights", stored),
         ("download", _download_text(preview)),
     ]
@@ -145,7 +163,7 @@ def _show_model(output: Output, preview: "ModelPreview") -> None:
         rows.append(("adapter", f"{adapter.source}: {format_bytes(adapter.size_bytes)}; counted in the totals"))
     if preview.draft is not None:
         draft = preview.draft.info
-        rows.append(("draft", f"{draft.source}: {draft.parameters / 1e6:,.3g} million; counted in the totals"))
+        rows.append(("draft", f"{draft.source}: {format_count(draft.parameters)}; counted in the totals"))
     output.heading(info.source)
     output.pairs(rows)
 
@@ -164,30 +182,47 @@ def _show_survey(output: Output, survey: MachineSurvey) -> None:
     sequences = f", {survey.batch} sequences" if survey.batch > 1 else ""
     output.heading(f"{survey.name}, context {survey.context}{sequences}")
     columns = ("", "variant", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict")
-    output.table(columns, [_row(variant, best) for variant in variants])
-    if any(variant.speed for variant in variants):
-        has_extras = any(variant.plan and variant.plan.memory.draft_and_adapter_bytes for variant in variants)
-        extras = ", draft model, adapters" if has_extras else ""
-        output.line(f"cache+: KV cache and activations{extras}; * an estimate of decoding, one sequence")
+    rows = [_row(variant, is_best=_is_same(variant, best)) for variant in variants]
+    output.table(columns, rows, drop=("in half", "cache+", "free", "weights"), wrap=("verdict",))
+    output.pairs(list(_notes(survey)))
     if best is None or best.plan is None:
         last = variants[-1]
-        output.line(f"{'not possible' if last.verdict == 'impossible' else 'nothing fits'}: {last.reason}")
-        if last.hint is not None:
-            output.line(f"  {last.hint}")
+        text = last.reason if last.hint is None else f"{last.reason}: {last.hint}"
+        output.pairs([("not possible" if last.verdict == "impossible" else "nothing fits", text)])
         return
-    output.heading(f"recommended: {best.name}")
-    output.pairs([(d.key, f"{d.value}  ({d.reason})") for d in best.plan.decisions])
-    for line in _bars(best):
+    batch = best.plan.memory.batch
+    fewer = f", {batch} of the {survey.batch} sequences at a time" if batch < survey.batch else ""
+    output.heading(f"recommended: {best.name}{fewer}")
+    decisions = [(d.key, f"{d.value}  ({d.reason})") for d in best.plan.decisions]
+    output.pairs([*_speed_rows(best), *decisions])
+    for line in _bars(best, survey.machine):
         output.line(line)
 
 
-def _row(variant: "Variant", best: "Variant | None") -> tuple[str, ...]:
-    mark = "->" if variant is best else ""
-    verdict = verdict_text(variant)
-    if variant.plan is None:
+def _is_same(variant: "Variant", best: "Variant | None") -> bool:
+    """Return True if `best` is this variant, perhaps with fewer sequences."""
+    return best is not None and variant.name == best.name
+
+
+def _notes(survey: MachineSurvey) -> Iterator[tuple[str, str]]:
+    """Yield what the columns mean."""
+    variants = survey.variants
+    if not any(variant.needed for variant in variants):
+        return
+    has_extras = any(variant.needed and variant.needed.draft_and_adapter_bytes for variant in variants)
+    yield "cache+", f"KV cache and activations{', draft model, adapters' if has_extras else ''}"
+    if any(variant.speed for variant in variants):
+        measured = f", measured on {survey.measured}; --measure repeats it" if survey.measured else ""
+        yield "tok/s*", f"estimate: tokens per second of one sequence after a short prompt{measured}"
+    has_cuda = any(gpu.kind == "cuda" for gpu in survey.machine.gpus)
+    if has_cuda and any("-bit" in variant.name and variant.verdict in ("spills", "too large") for variant in variants):
+        yield "RAM", "weights that are quantised on loading stay in half precision in the RAM beside a GPU"
+
+
+def _row(variant: "Variant", *, is_best: bool) -> tuple[str, ...]:
+    mark, verdict, memory = "->" if is_best else "", verdict_text(variant), variant.needed
+    if memory is None:
         return (mark, variant.name, "", "", "", "", "", "", verdict)
-    memory = variant.plan.memory
-    speed = f"{variant.speed.decode[0]:.3g}-{variant.speed.decode[1]:.3g}" if variant.speed else "?"
     return (
         mark,
         variant.name,
@@ -196,39 +231,69 @@ def _row(variant: "Variant", best: "Variant | None") -> tuple[str, ...]:
         format_bytes(memory.working_bytes + memory.draft_and_adapter_bytes),
         format_bytes(memory.total_bytes),
         format_bytes(variant.free_bytes),
-        speed,
+        _range_text(variant.speed.decode) if variant.speed else "" if variant.verdict == "too large" else "?",
         verdict,
     )
+
+
+def _range_text(value: tuple[float, float]) -> str:
+    """Return `41-51`: three digits and never an exponent."""
+    low, high = (f"{end:,.0f}" if end >= 9.95 else f"{end:.2g}" for end in value)
+    return low if low == high else f"{low}-{high}"
 
 
 def verdict_text(variant: "Variant") -> str:
     """Return the verdict of a variant in words."""
     if variant.verdict == "fits":
         return "fits"
+    if variant.verdict == "impossible":
+        return f"not possible: {variant.reason}"
+    smaller = []
+    if variant.largest_batch is not None:
+        smaller.append(f"{variant.largest_batch} sequence{'s' if variant.largest_batch > 1 else ''}")
+    if variant.largest_context is not None:
+        smaller.append(f"{variant.largest_context} tokens")
     if variant.verdict == "spills":
-        whole = f"; entirely on the GPU up to {variant.largest_context} tokens" if variant.largest_context else ""
-        return f"fits with {variant.spilled_blocks} blocks in RAM{whole}"
-    if variant.verdict == "too large":
-        return (
-            f"does not fit; would with {variant.largest_context} tokens" if variant.largest_context else "does not fit"
-        )
-    return f"not possible: {variant.reason}"
+        in_ram = f"{_spilled_text(variant)} in RAM"
+        return f"{in_ram}; fits: {' or '.join(smaller)}" if smaller else in_ram
+    missing = f"{format_bytes(variant.missing_bytes)} missing"
+    return f"{missing}; fits: {' or '.join(smaller)}" if smaller else missing
 
 
-def _bars(variant: "Variant") -> list[str]:
-    """Return a bar per device: its share of the weights, and its modules."""
+def _spilled_text(variant: "Variant") -> str:
+    """Return what is in RAM beside a GPU: `3 blocks`, or the modules around the blocks."""
+    blocks, others = variant.spilled_blocks, variant.spilled_modules
+    if blocks:
+        return f"{blocks} block{'s' if blocks > 1 else ''}"
+    return " and ".join(others) if len(others) < 3 else f"{len(others)} modules"
+
+
+def _speed_rows(best: "Variant") -> list[tuple[str, str]]:
+    """Return the estimates of speed as a row of the decisions."""
+    if best.speed is None or best.plan is None:
+        return []
+    speed, context = best.speed, best.plan.memory.context
+    prompt = _range_text(speed.prefill)
+    text = f"{_range_text(speed.decode)} tokens/s, {_range_text(speed.decode_at_end)} at {context} tokens"
+    return [("speed", f"{text}; prompt {prompt} tokens/s  (estimated for one sequence)")]
+
+
+def _bars(variant: "Variant", machine: "Machine") -> Iterator[str]:
+    """Yield a bar per device: how full it gets, and its modules."""
     assert variant.plan is not None  # noqa: S101 (the caller checks)
-    total = sum(variant.plan.memory.weights.values()) or 1
+    memory = variant.plan.memory
+    free = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     modules: dict[str, list[str]] = {}
     for module, device in variant.plan.model_kwargs["device_map"].items():
         modules.setdefault(str(device), []).append(module)
-    lines = []
-    for device, size in variant.plan.memory.weights.items():
-        filled = max(round(size / total * _BAR_WIDTH), 1)
+    for device in memory.weights:
+        used, room = memory.bytes_on(device), free.get(device, machine.ram_available_bytes)
+        filled = min(max(round(used / room * _BAR_WIDTH), 1), _BAR_WIDTH) if room else _BAR_WIDTH
         names = modules.get(device, [""])
         content = "everything" if names == [""] else f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
-        lines.append(f"  {device:<7} {'█' * filled}{'·' * (_BAR_WIDTH - filled)} {format_bytes(size):>8}  {content}")
-    return lines
+        bar = f"{'█' * filled}{'·' * (_BAR_WIDTH - filled)}"
+        yield f"  {device:<7} {bar} {format_bytes(used)} of {format_bytes(room)} free"
+        yield f"          {content}"
 
 
 def _model_document(preview: "ModelPreview") -> dict[str, Any]:
@@ -250,21 +315,25 @@ def _model_document(preview: "ModelPreview") -> dict[str, Any]:
 
 
 def _survey_document(survey: MachineSurvey) -> dict[str, Any]:
+    best = survey.recommended
     return {
         "machine": survey.name,
         "gpus": [gpu.name for gpu in survey.machine.gpus],
         "recommended": survey.recommended.name if survey.recommended else None,
+        "recommended_batch": best.plan.memory.batch if best is not None and best.plan is not None else None,
+        "speed_measured": survey.measured,
         "ways": [_variant_document(variant) for variant in survey.variants],
     }
 
 
 def _variant_document(variant: "Variant") -> dict[str, Any]:
-    body: dict[str, Any] = asdict(replace(variant, plan=None))
-    del body["plan"]
+    body: dict[str, Any] = asdict(replace(variant, plan=None, needed=None))
+    del body["plan"], body["needed"]
     if variant.plan is not None:
-        memory = variant.plan.memory
         body["model_kwargs"] = dict(variant.plan.model_kwargs)
         body["decisions"] = [asdict(decision) for decision in variant.plan.decisions]
+    if variant.needed is not None:
+        memory = variant.needed
         body["memory"] = {
             **asdict(memory),
             "overhead_bytes": memory.overhead_bytes,

@@ -96,6 +96,7 @@ class Machine:
         idle_gpus: GPUs that the driver shows but this build of torch cannot use.
         kernels: Instruction set of llmctl's own kernels for CPUs; None without them.
         compiler: C++ compiler that torch.compile would call, or an empty string.
+        is_hypothetical: True for a machine that is only described; its packages are those that it should have.
     """
 
     system: str
@@ -110,6 +111,7 @@ class Machine:
     idle_gpus: tuple[Gpu, ...] = ()
     compiler: str = ""
     kernels: str | None = None
+    is_hypothetical: bool = False
 
     @property
     def cpu_multiplies_bf16(self) -> bool:

@@ -17,6 +17,10 @@ from llmctl.text_files import read_text
 from llmctl.units import parse_bytes
 
 GIB = 2**30
+_KERNELS = (
+    ("avx512_bf16", "avx512bf16"), ("avx512_vnni", "avx512vnni"), ("avx512f", "avx512vl"), ("avx_vnni", "avxvnni"),
+    ("avx2", "avx2"), ("asimd", "neon"),
+)  # fmt: skip
 # Hypothetical machines have what a model needs: the tested versions, and the packages of pre-quantised formats.
 _PACKAGES = {
     **{package.name: package.minimum or "1" for package in packages_of_formats()},
@@ -88,7 +92,9 @@ def preset_machine(name: str) -> Machine:
         memory = MACS[name][0] * GIB
         gpu = Gpu(0, f"Apple {name}", (0, 0), memory, int(memory * 0.75), kind="mps")
         packages = {k: v for k, v in _PACKAGES.items() if k != "flash_attn"}
-        return Machine("Darwin", "arm64", memory, int(memory * 0.75), 8, gpus=(gpu,), packages=packages)
+        return Machine(
+            "Darwin", "arm64", memory, int(memory * 0.75), 8, gpus=(gpu,), packages=packages, is_hypothetical=True
+        )
     if Path(name).is_file():
         return _from_file(Path(name))
     raise UserError(
@@ -112,7 +118,14 @@ def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Mach
         _PACKAGES,
         "13.0",
         compiler="g++",
+        is_hypothetical=True,
     )
+
+
+def _kernels(features: frozenset[str]) -> str:
+    """Return the instruction set of llmctl's kernels on a processor with these features, as native/isa_*.cpp choose."""
+    chosen = (isa for feature, isa in _KERNELS if feature in features)
+    return next(chosen, "portable")
 
 
 def _from_file(path: Path) -> Machine:
@@ -144,5 +157,7 @@ def _from_file(path: Path) -> Machine:
         gpus,
         _PACKAGES if gpus else {k: v for k, v in _PACKAGES.items() if k != "flash_attn"},
         "13.0" if gpus else None,
+        kernels=_kernels(features),
         compiler="g++",
+        is_hypothetical=True,
     )

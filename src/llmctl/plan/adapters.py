@@ -41,7 +41,7 @@ def decide_adapters(
     if placement.spilled or ("cpu" in placement.weights and len(placement.weights) > 1):
         raise UserError(
             "adapters cannot be put on a model that is partly in RAM beside a GPU",
-            hint="use --device-map cpu, --quant 4bit or a smaller model",
+            hint="use --device-map cpu or a smaller model",
         )
     replaced = [name for adapter in adapters for name in adapter.settings.get("modules_to_save", ())]
     if len(replaced) > len(set(replaced)):

@@ -34,11 +34,9 @@ def decide_attention(
     if requested != "auto":
         return Decision("attn_implementation", requested, "asked for")
     if not obstacles:
-        return Decision(
-            "attn_implementation",
-            "flash_attention_2",
-            f"flash_attn is installed, the GPU is new enough, {dtype}",
-        )
+        package = "given the package flash-attn" if machine.is_hypothetical else "flash_attn is installed"
+        reason = f"{package}, the GPU is new enough, {dtype}"
+        return Decision("attn_implementation", "flash_attention_2", reason)
     return Decision("attn_implementation", "sdpa", f"flash_attention_2 {obstacles[0].message}")
 
 
@@ -92,7 +90,7 @@ def _model_obstacles(info: ModelInfo, *, dtype: str) -> list[LlmctlError]:
 
 
 _SDPA = "use --attn sdpa, which runs everywhere"
-_SMALLER = "use --attn sdpa, or make the model fit: --quant 4bit"
+_SMALLER = "use --attn sdpa or a smaller model"
 
 
 def _no_gpu(machine: Machine) -> str:

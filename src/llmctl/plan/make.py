@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from llmctl.config import Config
-from llmctl.errors import MachineError
+from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
@@ -16,6 +16,7 @@ from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
 from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
+from llmctl.plan.options import hint_for
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import as_decisions, decide_quantization
 from llmctl.plan.request import PlanRequest
@@ -27,8 +28,29 @@ def make_plan(request: PlanRequest) -> Plan:
 
     Raises:
         UserError: the configuration contradicts itself or the model.
-        MachineError: the machine cannot do what the configuration asks.
+        MachineError: the machine cannot do what the configuration asks. If the model does not fit, the hint names the
+            options with which it would.
     """
+    try:
+        return plan_without_advice(request)
+    except MachineError as error:
+        if "missing_bytes" not in error.details:
+            raise
+        hint = hint_for(request, has_plan, is_in_ram="ram_bytes" in error.details)
+        raise MachineError(error.message, hint=hint, details=error.details) from error
+
+
+def has_plan(request: PlanRequest) -> bool:
+    """Return True if the model can run as requested."""
+    try:
+        plan_without_advice(request)
+    except LlmctlError:
+        return False
+    return True
+
+
+def plan_without_advice(request: PlanRequest) -> Plan:
+    """Do the same as `make_plan`, without looking for options if the model does not fit."""
     if request.draft is None:
         return _plan_model(request)
     draft = _plan_model(request.for_draft(request.draft))
@@ -41,7 +63,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     devices = candidate_devices(config, machine)
     dtype = decide_dtype(config, machine, info, devices=devices)
     quantization, quantization_decisions = decide_quantization(
-        config, machine, info, dtype=dtype.value, devices=devices
+        config, machine, info, dtype=dtype.value, devices=devices, is_asked=not request.proposes_quantization
     )
     memory = _memory_without_weights(request, dtype=dtype.value, quantization=quantization)
     placement = _place(request, memory, dtype=dtype.value, quantization=quantization)
@@ -83,6 +105,17 @@ def _plan_model(request: PlanRequest) -> Plan:
     )
 
 
+def required_memory(request: PlanRequest) -> Memory:
+    """Return the memory that a model needs, whether there is so much or not; all weights on the first device."""
+    config, machine, info = request.config, request.machine, request.info
+    devices = candidate_devices(config, machine)
+    dtype = decide_dtype(config, machine, info, devices=devices).value
+    quantization, _ = decide_quantization(config, machine, info, dtype=dtype, devices=devices)
+    total = sum(module_bytes(info, dtype=dtype, quantization=quantization).values())
+    memory = _memory_without_weights(request, dtype=dtype, quantization=quantization)
+    return replace(memory, weights={**dict.fromkeys(devices, 0), devices[0]: total})
+
+
 def _memory_without_weights(request: PlanRequest, *, dtype: str, quantization: Quantization | None) -> Memory:
     info, context, batch = request.info, request.context_tokens, request.batch
     return Memory(
@@ -102,21 +135,14 @@ def _adapter_bytes(request: PlanRequest) -> int:
 
 def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Quantization | None) -> Placement:
     stored = quantization if quantization is not None and quantization.is_stored else None
-    try:
-        return place(
-            request.config,
-            request.machine,
-            module_bytes(request.info, dtype=dtype, quantization=quantization),
-            ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
-            reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
-            quantized=quantization is not stored,
-        )
-    except MachineError as error:
-        if stored is None or "weights_bytes" not in error.details:
-            raise
-        # the hint of `place` is to quantise, which a quantised checkpoint cannot be
-        hint = "try a smaller model, or the unquantised original with --quant 4bit"
-        raise MachineError(error.message, hint=hint, details=error.details) from error
+    return place(
+        request.config,
+        request.machine,
+        module_bytes(request.info, dtype=dtype, quantization=quantization),
+        ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
+        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
+        quantized=quantization is not stored,
+    )
 
 
 def _offload(

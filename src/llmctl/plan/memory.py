@@ -197,6 +197,19 @@ class Memory:
         """All bytes together, once the model is loaded."""
         return sum(self.weights.values()) + self.working_bytes + self.draft_and_adapter_bytes + self.overhead_bytes
 
+    def bytes_on(self, device: str) -> int:
+        """Return the bytes on one of the devices in use, the runtime included.
+
+        The GPUs have equal parts of the KV cache and the activations; without a GPU, they are in RAM.
+        """
+        gpus = [name for name in self.weights if name != "cpu"]
+        working = self.working_bytes + self.draft_and_adapter_bytes
+        size = self.weights[device]
+        if device != "cpu":
+            overhead = GPU_OVERHEAD_BYTES if device.startswith("cuda") else RUNTIME_BYTES
+            return size + working // len(gpus) + overhead
+        return size + (0 if gpus else working) + RUNTIME_BYTES
+
     @property
     def peak_ram_bytes(self) -> int:
         """The peak resident memory of the process, loading included, for a model in RAM."""

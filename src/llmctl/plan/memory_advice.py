@@ -1,5 +1,6 @@
 """Advice for out-of-memory errors: options that make a plan smaller, with the bytes that each saves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmctl.config import Config
@@ -7,7 +8,10 @@ from llmctl.errors import MachineError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Plan
+from llmctl.plan.make import has_plan
 from llmctl.plan.memory import kv_cache_bytes, module_bytes
+from llmctl.plan.options import fitting_options, quantization_options, smaller_options
+from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import QuantBackend, Quantization
 from llmctl.quant.registry import preferred
 from llmctl.units import format_bytes
@@ -43,20 +47,26 @@ def possible_savings(plan: Plan, info: ModelInfo, backend: QuantBackend) -> tupl
 
 
 def _smaller_weights(plan: Plan, info: ModelInfo, backend: QuantBackend) -> list[Saving]:
-    if info.stored_quantization is not None:
-        return []
     dtype = plan.model_kwargs["dtype"]
     bits = plan.quantization.bits if plan.quantization is not None else None
     options: list[tuple[str, Quantization | None]] = []
     if dtype == "float32" and bits is None:
         options.append(("--dtype bf16", None))
-    options += [(f"--quant {fewer}bit", backend.scheme(fewer)) for fewer in (8, 4) if fewer < (bits or 16)]
+    options += [(option, backend.scheme(fewer)) for option, fewer in quantization_options(info, bits)]
     half = "bfloat16" if dtype == "float32" else dtype
     weights = sum(plan.memory.weights.values())
     return [
         Saving(option, weights - sum(module_bytes(info, dtype=half, quantization=quantization).values()))
         for option, quantization in options
     ]
+
+
+def _fitting(savings: Sequence[Saving], plan: Plan, info: ModelInfo, machine: Machine, config: Config) -> list[Saving]:
+    """Return the savings without variants that have no plan on this machine."""
+    memory = plan.memory
+    request = PlanRequest(config, machine, info, context=memory.context, batch=memory.batch)
+    excluded = set(smaller_options(request)) - set(fitting_options(request, has_plan))
+    return [saving for saving in savings if saving.option not in excluded]
 
 
 def out_of_memory_error(plan: Plan, info: ModelInfo, machine: Machine, config: Config, *, doing: str) -> MachineError:
@@ -71,7 +81,9 @@ def out_of_memory_error(plan: Plan, info: ModelInfo, machine: Machine, config: C
     free = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     free["cpu"] = machine.ram_available_bytes
     free = {device: free[device] for device in plan.devices if device in free}
-    savings = possible_savings(plan, info, preferred(config, machine, devices=plan.devices))
+    savings = _fitting(
+        possible_savings(plan, info, preferred(config, machine, devices=plan.devices)), plan, info, machine, config
+    )
     hints = [f"{saving.option} saves {format_bytes(saving.bytes)}" for saving in savings[:3]]
     on_gpu = any(device.startswith("cuda") for device in plan.devices)
     if on_gpu and config.load.device_map not in ("auto", "cpu"):

@@ -18,6 +18,7 @@ from llmctl.units import format_bytes, parse_bytes
 QUANTIZING_SHARE = 0.9
 # Usable share of the free RAM; the rest is for the process itself.
 RAM_SHARE = 0.95
+SMALLER_MODEL = "choose a smaller model"
 
 
 Filled = tuple[dict[str, int | str], dict[str, int]]  # device of each module, bytes on each device
@@ -117,14 +118,14 @@ def place(
         return whole
     if requested != "sequential":
         budgets |= _even_budgets(sizes, gpus)
-    return _spread(sizes, ram_sizes or sizes, budgets, requested=requested)
+    return _spread(sizes, ram_sizes or sizes, budgets)
 
 
 def _place_on_one_gpu(requested: str, total: int, gpus: Mapping[str, int], *, reserved_bytes: int) -> Placement | None:
     """Place everything on one GPU, or return None if the model has to be spread over several devices."""
     best = max(gpus, key=lambda device: gpus[device])
     if requested.startswith("cuda") and gpus[best] < total:
-        raise _too_large(total, gpus, where=best, requested=requested)
+        raise _too_large(total, gpus, where=best, missing_bytes=total - gpus[best])
     first = next(iter(gpus))
     candidate = first if requested == "sequential" else best
     if gpus[candidate] >= total and (requested not in ("balanced", "balanced_low_0") or len(gpus) == 1):
@@ -193,8 +194,13 @@ def _place_whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
         raise MachineError(
             f"the weights take {format_bytes(total)}, cache and activations {format_bytes(ram.working_bytes)}; "
             f"{format_bytes(ram.usable_bytes)} of RAM are {limited}",
-            hint="try --quant 4bit, --dtype bf16 or a smaller model; --overcommit loads it regardless",
-            details={"weights_bytes": total, "working_bytes": ram.working_bytes, "ram_bytes": ram.usable_bytes},
+            hint=SMALLER_MODEL,
+            details={
+                "weights_bytes": total,
+                "working_bytes": ram.working_bytes,
+                "ram_bytes": ram.usable_bytes,
+                "missing_bytes": total + ram.working_bytes - ram.usable_bytes,
+            },
         )
     return Placement({"": device}, {device: total}, (), Decision("device_map", device, reason))
 
@@ -246,14 +252,15 @@ def _fill(sizes: Mapping[str, int], budgets: Mapping[str, int], last: Mapping[st
     return device_map, weights
 
 
-def _spread(
-    sizes: Mapping[str, int], ram_sizes: Mapping[str, int], budgets: Mapping[str, int], *, requested: str
-) -> Placement:
+def _spread(sizes: Mapping[str, int], ram_sizes: Mapping[str, int], budgets: Mapping[str, int]) -> Placement:
     """Fill the GPUs, then RAM; nothing goes to disk."""
     total = sum(sizes.values())
     filled = _fill(sizes, budgets, ram_sizes)
     if filled is None:
-        raise _too_large(total, budgets, where="the GPUs and RAM", requested=requested)
+        *_, last = budgets
+        _, unlimited = _fill(sizes, {**budgets, last: 2**62}, ram_sizes) or ({}, {last: total})
+        missing = unlimited[last] - budgets[last]
+        raise _too_large(total, budgets, where="the GPUs and RAM", missing_bytes=missing)
     device_map, weights = filled
     spilled = tuple(module for module, device in device_map.items() if device == "cpu")
     used = {device: size for device, size in weights.items() if size}
@@ -262,11 +269,10 @@ def _spread(
     return Placement(device_map, used, spilled, Decision("device_map", split, reason))
 
 
-def _too_large(total: int, budgets: Mapping[str, int], *, where: str, requested: str) -> MachineError:
+def _too_large(total: int, budgets: Mapping[str, int], *, where: str, missing_bytes: int) -> MachineError:
     room = ", ".join(f"{device} has room for {format_bytes(size)}" for device, size in budgets.items())
-    other = "" if requested == "auto" else "--device-map auto, "
     return MachineError(
         f"the weights take {format_bytes(total)}, too much for {where}: {room}",
-        hint=f"try --quant 4bit or 8bit, {other}or a smaller model",
-        details={"weights_bytes": total, "room_bytes": dict(budgets)},
+        hint=SMALLER_MODEL,
+        details={"weights_bytes": total, "room_bytes": dict(budgets), "missing_bytes": missing_bytes},
     )

@@ -12,9 +12,12 @@ Chosen = tuple[Quantization | None, tuple[Decision, ...]]
 
 
 def decide_quantization(
-    config: Config, machine: Machine, info: ModelInfo, *, dtype: str, devices: tuple[str, ...]
+    config: Config, machine: Machine, info: ModelInfo, *, dtype: str, devices: tuple[str, ...], is_asked: bool = True
 ) -> Chosen:
     """Return the quantisation, or None for none, and the reasons.
+
+    Args:
+        is_asked: False if a comparison set the quantisation, not the user.
 
     Raises:
         UserError: the checkpoint is quantised already, or the configuration contradicts itself.
@@ -31,9 +34,8 @@ def decide_quantization(
         raise refusal
     quantization, choices = backend.plan(config, machine, dtype=dtype)
     first, *rest = choices
-    return quantization, as_decisions(
-        (first._replace(reason=first.reason + _unquantised_experts(quantization, info)), *rest)
-    )
+    reason = ("asked for: " if is_asked else "") + first.reason + _unquantised_experts(quantization, info)
+    return quantization, as_decisions((first._replace(reason=reason), *rest))
 
 
 def _stored(

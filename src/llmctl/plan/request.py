@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llmctl.config import Config
 from llmctl.machine.detection import Machine
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.draft import draft_config
 from llmctl.model.info import ModelInfo
+
+Changes = Mapping[str, Mapping[str, Any]]
 
 # Tokens reserved for a prompt of unknown length.
 PROMPT_ALLOWANCE = 2048
@@ -27,6 +30,7 @@ class PlanRequest:
         draft: The model that `config.draft` names, or None.
         adapters: The adapters that `config.model.adapters` names.
         origins: The origins of the user's values by dotted key, to be shown with them.
+        proposes_quantization: True if a comparison set the quantisation, not the user.
     """
 
     config: Config
@@ -37,12 +41,20 @@ class PlanRequest:
     draft: ModelInfo | None = None
     adapters: Sequence[AdapterInfo] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    proposes_quantization: bool = False
 
     @property
     def context_tokens(self) -> int:
         """Tokens to reserve memory for, at most the model's context length."""
         wanted = self.context or self.config.generation.max_new_tokens + PROMPT_ALLOWANCE
         return min(wanted, self.info.context_length or wanted)
+
+    def with_changes(self, changes: Changes) -> "PlanRequest":
+        """Return the request with keys of the configuration replaced, by section."""
+        values = self.config.model_dump(exclude_unset=True)
+        for section, part in changes.items():
+            values[section] = {**values.get(section, {}), **part}
+        return replace(self, config=Config.model_validate(values))
 
     def for_draft(self, draft: ModelInfo) -> "PlanRequest":
         """Return the request for the draft model: alone on the machine, one sequence, no adapters."""

@@ -1,8 +1,9 @@
 """The variants of a model on a machine, with their memory and speed, and the recommended one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
@@ -11,15 +12,15 @@ from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision, Plan
 from llmctl.plan.dtype import decide_dtype
-from llmctl.plan.make import make_plan
-from llmctl.plan.memory import unquantised_bytes
+from llmctl.plan.make import plan_without_advice, required_memory
+from llmctl.plan.memory import Memory, unquantised_bytes
+from llmctl.plan.options import largest
 from llmctl.plan.placement import candidate_devices
-from llmctl.plan.request import PlanRequest
+from llmctl.plan.request import Changes, PlanRequest
 from llmctl.plan.speed import Speed, estimate_speed
 from llmctl.quant.registry import preferred
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
-Changes = Mapping[str, Mapping[str, Any]]
 _HALF = ("bfloat16", "float16")
 
 
@@ -37,6 +38,10 @@ class Variant:
         spilled_blocks: Number of blocks in RAM because the GPUs are full.
         largest_context: Maximum tokens for which a variant that does not fit would fit; None if it never does.
         speed: Estimated speed, or None for an unknown device.
+        needed: Memory that it needs, whether it fits or not; None if it is impossible.
+        missing_bytes: Bytes of RAM or GPU memory that are missing if it is too large.
+        spilled_modules: Names of the modules in RAM that are not blocks.
+        largest_batch: Maximum sequences for which a variant that does not fit would fit; None if it never does.
         reason: Why it is impossible, in one line.
         hint: What to do about it.
     """
@@ -50,6 +55,10 @@ class Variant:
     spilled_blocks: int = 0
     largest_context: int | None = None
     speed: Speed | None = None
+    needed: Memory | None = None
+    missing_bytes: int = 0
+    spilled_modules: tuple[str, ...] = ()
+    largest_batch: int | None = None
     reason: str = ""
     hint: str | None = None
 
@@ -64,21 +73,29 @@ def survey(request: PlanRequest, *, cpu_rates: CpuRates | None = None) -> tuple[
 
 
 def recommended(variants: tuple[Variant, ...]) -> Variant | None:
-    """Return the most exact variant that fits, or else the one that spills least.
+    """Return the most exact variant that fits; else the most exact one that fits with fewer sequences at a time.
 
-    float32 costs twice the memory of half precision for a difference that answers do not show, so it is only chosen if
-    nothing else fits.
+    The last resort is the variant that spills least. float32 costs twice the memory of half precision for a difference
+    that answers do not show, so it is only chosen if nothing else fits.
     """
-    fitting = [variant for variant in variants if variant.verdict == "fits"]
-    preferred = [variant for variant in fitting if variant.name != "float32"] or fitting
-    if preferred:
-        return preferred[0]
+    for candidates in (
+        [variant for variant in variants if variant.verdict == "fits"],
+        [variant for variant in variants if variant.largest_batch is not None],
+    ):
+        if preferred := [variant for variant in candidates if variant.name != "float32"] or candidates:
+            return preferred[0]
     spilling = [variant for variant in variants if variant.verdict == "spills"]
     return min(spilling, key=lambda variant: variant.spilled_blocks, default=None)
 
 
+def with_fewer_sequences(variant: Variant, request: PlanRequest, *, cpu_rates: CpuRates | None = None) -> Variant:
+    """Return a variant planned for its `largest_batch`."""
+    smaller = replace(request, batch=variant.largest_batch or request.batch)
+    return _variant(variant.name, variant.changes, smaller, cpu_rates)
+
+
 def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
-    """Return the name of each variant with the keys that select it."""
+    """Return the name of each variant with the keys that select it, without those that the user has excluded."""
     if request.info.stored_quantization is not None:
         return [(f"as stored ({request.info.stored_quantization.name})", {})]
     half = {"dtype": str(_half_dtype(request).value)}
@@ -87,58 +104,96 @@ def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
     except LlmctlError:
         devices = ()  # every variant is impossible, and its reason explains it
     backend = preferred(request.config, request.machine, devices=devices)
-    return [
+    candidates: list[tuple[str, Changes]] = [
         ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
         (half["dtype"], {"load": half, "quantization": {"bits": None}}),
         *((variant.name, {"load": half, "quantization": variant.section}) for variant in backend.variants()),
     ]
+    config = request.config
+    agreeing = [(name, changes) for name, changes in candidates if _agrees(config, changes)]
+    bits = f"{config.quantization.bits}-bit, " if config.quantization.bits else ""
+    return agreeing or [(f"{bits}{config.load.dtype}", {})]
+
+
+def _agrees(config: Config, changes: Changes) -> bool:
+    """Return True if the changes contradict nothing that the user has set."""
+    for section, part in changes.items():
+        chosen = getattr(config, section)
+        for key, value in part.items():
+            if key in chosen.model_fields_set and getattr(chosen, key) not in (value, "auto"):
+                return False
+    return True
 
 
 def _half_dtype(request: PlanRequest) -> Decision:
     """Return the half-precision dtype for this machine, with the reason."""
     dtype = request.config.load.dtype if request.config.load.dtype in _HALF else "auto"
-    config = _changed(request.config, {"load": {"dtype": dtype}, "quantization": {"bits": 4}})
+    changed = request.with_changes({"load": {"dtype": dtype}, "quantization": {"bits": 4}})
     try:
-        devices = candidate_devices(config, request.machine)
-        return decide_dtype(config, request.machine, request.info, devices=devices)
+        devices = candidate_devices(changed.config, request.machine)
+        return decide_dtype(changed.config, request.machine, request.info, devices=devices)
     except LlmctlError:
         return Decision("dtype", "bfloat16", "the usual half precision")
 
 
-def _changed(config: Config, changes: Changes) -> Config:
-    values = config.model_dump(exclude_unset=True)
-    for section, part in changes.items():
-        values[section] = {**values.get(section, {}), **part}
-    return Config.model_validate(values)
-
-
 def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRates | None) -> Variant:
     machine, info = request.machine, request.info
-    changed = replace(request, config=_changed(request.config, changes))
+    is_asked = request.config.quantization.bits is not None
+    changed = replace(request.with_changes(changes), proposes_quantization=not is_asked)
     try:
-        plan = make_plan(changed)
+        plan = plan_without_advice(changed)
     except MachineError as error:
-        if "weights_bytes" not in error.details:
+        if "missing_bytes" not in error.details:
             return Variant(name, changes, "impossible", reason=error.message, hint=error.hint)
-        largest_context = _largest_context(changed)
-        return Variant(name, changes, "too large", largest_context=largest_context, reason=error.message)
+        return _too_large(name, changes, changed, error)
     except LlmctlError as error:
         return Variant(name, changes, "impossible", reason=error.message, hint=error.hint)
-    if plan.model_kwargs["dtype"] in _HALF and request.config.load.dtype == "auto":
-        plan = plan.with_decision(_half_dtype(request))  # the variant set the dtype; this is the reason for it
+    plan = _with_reason_for_dtype(plan, request)
     in_ram = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]
     spills = bool(in_ram) and bool(machine.gpus) and changed.config.load.device_map != "cpu"
+    fits_on_gpu = partial(_fits, on_gpu=True)
     return Variant(
         name,
         changes,
         "spills" if spills else "fits",
         plan=plan,
-        free_bytes=_free_bytes(plan, machine),
+        needed=plan.memory,
+        free_bytes=_free_bytes(plan.devices, machine),
         unquantised_bytes=unquantised_bytes(info, plan.quantization),
         spilled_blocks=_count_blocks(in_ram, info) if spills else 0,
-        largest_context=_largest_context(changed, on_gpu=True) if spills else None,
+        spilled_modules=tuple(module for module in in_ram if module and not module[-1].isdigit()) if spills else (),
+        largest_context=_largest_context(changed, fits_on_gpu) if spills else None,
+        largest_batch=_largest_batch(changed, fits_on_gpu) if spills else None,
         speed=estimate_speed(plan, machine, info, cpu_rates=cpu_rates),
     )
+
+
+def _too_large(name: str, changes: Changes, changed: PlanRequest, error: MachineError) -> Variant:
+    """Return a variant that does not fit, with what it would need."""
+    needed = required_memory(changed)
+    devices = tuple(needed.weights)
+    on_gpus = devices[0].startswith("cuda")
+    spills = on_gpus and changed.config.load.device_map == "auto"
+    return Variant(
+        name,
+        changes,
+        "too large",
+        needed=needed,
+        missing_bytes=error.details["missing_bytes"],
+        free_bytes=_free_bytes((*devices, "cpu") if spills else devices, changed.machine),
+        largest_context=_largest_context(changed, _fits),
+        largest_batch=_largest_batch(changed, partial(_fits, on_gpu=on_gpus)),
+        reason=error.message,
+    )
+
+
+def _with_reason_for_dtype(plan: Plan, request: PlanRequest) -> Plan:
+    """Return the plan with the reason for the dtype, which the variant set and not the user."""
+    if request.config.load.dtype != "auto" or request.info.stored_quantization is not None:
+        return plan
+    if plan.model_kwargs["dtype"] in _HALF:
+        return plan.with_decision(_half_dtype(request))
+    return plan.with_decision(Decision("dtype", "float32", "the most exact; half precision takes half the memory"))
 
 
 def _count_blocks(modules: list[str], info: ModelInfo) -> int:
@@ -146,25 +201,27 @@ def _count_blocks(modules: list[str], info: ModelInfo) -> int:
     return info.layer_count if "" in modules else sum(module[-1].isdigit() for module in modules)
 
 
-def _free_bytes(plan: Plan, machine: Machine) -> int:
+def _free_bytes(devices: tuple[str, ...], machine: Machine) -> int:
     gpus = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
-    return sum(gpus.get(device, machine.ram_available_bytes) for device in plan.devices)
+    return sum(gpus.get(device, machine.ram_available_bytes) for device in devices)
 
 
-def _largest_context(request: PlanRequest, *, on_gpu: bool = False) -> int | None:
-    """Return the maximum tokens below the requested context that have a plan (with `on_gpu`, one that uses no RAM)."""
+def _fits(request: PlanRequest, *, on_gpu: bool = False) -> bool:
+    """Return True if there is a plan; with `on_gpu`, one that uses no RAM."""
+    try:
+        plan = plan_without_advice(request)
+    except LlmctlError:
+        return False
+    return not on_gpu or "cpu" not in plan.devices
 
-    def fits(context: int) -> bool:
-        try:
-            plan = make_plan(replace(request, context=context))
-        except LlmctlError:
-            return False
-        return not on_gpu or "cpu" not in plan.devices
 
-    if not fits(1):
+def _largest_context(request: PlanRequest, fits: Callable[[PlanRequest], bool]) -> int | None:
+    """Return the maximum tokens below the requested context that fit."""
+    return largest(lambda context: fits(replace(request, context=context)), request.context_tokens)
+
+
+def _largest_batch(request: PlanRequest, fits: Callable[[PlanRequest], bool]) -> int | None:
+    """Return the maximum sequences below the requested number that fit."""
+    if request.batch == 1:
         return None
-    low, high = 1, request.context_tokens
-    while high - low > 16:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return largest(lambda batch: fits(replace(request, batch=batch)), request.batch, step=1)

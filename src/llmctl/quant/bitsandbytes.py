@@ -74,7 +74,7 @@ class BitsAndBytes(QuantBackend):
             kept[_OFFLOAD] = True
         if section.bits == 8:
             quantization = _eight_bits({"llm_int8_threshold": section.llm_int8_threshold, **kept})
-            reason = "asked for: LLM.int8 of bitsandbytes" + _cpu_warning(machine)
+            reason = "LLM.int8 of bitsandbytes" + _cpu_warning(machine)
             return quantization, (Choice("quantization", quantization.label, reason),)
         compute: str = section.compute_dtype
         compute_reason = "asked for"
@@ -91,7 +91,7 @@ class BitsAndBytes(QuantBackend):
             }
         )
         return quantization, (
-            Choice("quantization", quantization.label, "asked for" + _cpu_warning(machine)),
+            Choice("quantization", quantization.label, f"{section.quant_type} of bitsandbytes" + _cpu_warning(machine)),
             Choice("bnb_4bit_compute_dtype", compute, compute_reason),
         )
 

@@ -58,8 +58,8 @@ class PackedBackend(QuantBackend):
         quantization = Quantization(self, section.bits, f"{self.name} {section.bits}-bit", arguments)
         head_bits = arguments["head_bits"]
         head = f"the output head in {head_bits}" if head_bits else "the output head unquantised"
-        why = "asked for" + (self.chosen_because() if section.backend == "auto" else "")
-        reason = f"{why}: {self.bits_text[section.bits]} bits per weight with the scales, {head}"
+        why = self.chosen_because() if section.backend == "auto" else ""
+        reason = f"{self.bits_text[section.bits]} bits per weight with the scales, {head}{why}"
         return quantization, (Choice("quantization", quantization.label, reason),)
 
     def packing_arguments(self, bits: int, head_bits: int | None) -> dict[str, Any]:
