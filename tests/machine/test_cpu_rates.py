@@ -64,6 +64,13 @@ def test_a_measurement_that_was_disturbed_is_used_but_repeated(plant: Plant) -> 
     assert read_cpu_rates().bandwidth == 2e9
 
 
+def test_disturbed_measurements_add_up_to_the_fastest(plant: Plant) -> None:
+    plant(rates_of(2e9, is_disturbed=True), rates_of(1e9, is_disturbed=True), rates_of(1e9, is_disturbed=True))
+    assert read_cpu_rates().decode["8-bit"] == 2e9
+    assert read_cpu_rates().prefill["8-bit"] == 4e9
+    assert read_cpu_rates(again=True).bandwidth == 1e9
+
+
 def test_each_machine_has_its_own(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = plant(rates_of(1e9), rates_of(2e9))
     for threads, rate in (("1", 1e9), ("2", 2e9), ("1", 1e9)):
