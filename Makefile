@@ -9,9 +9,10 @@ PROMPT ?= What is the capital of France?
 CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 VLLM   := .venv-vllm
+PREQUANTIZED := .packages-prequantized
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -91,6 +92,16 @@ $(VLLM)/.installed: constraints.txt
 	$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# Tiny checkpoints of every pre-quantised format, with the packages that the package index has for CPUs: what plan, doctor
+# and load say, planned against loaded bytes, and text against transformers. gptqmodel compiles its kernels for minutes.
+test-prequantized: $(VENV)/.tests-installed $(PREQUANTIZED)/.installed
+	LLMCTL_PREQUANTIZED_PACKAGES=$(abspath $(PREQUANTIZED)) \
+		$(BIN)/python -m pytest -n0 -q -s -m prequantized tests/loading/test_prequantized_packages.py
+
+$(PREQUANTIZED)/.installed: tests/loading/prequantized-packages.txt
+	DISABLE_CUDA=1 $(PIP) --no-deps --no-build-isolation --target $(PREQUANTIZED) --requirement $<
+	@touch $@
+
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n0 -q -s -m "" tests/plan/test_accuracy.py
@@ -124,4 +135,4 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) $(PREQUANTIZED) build .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,7 @@ from llmctl.doctor.diagnose import is_healthy
 from llmctl.doctor.findings import Computer, Disk, HubState, Refusal, Requirements, Trial
 from llmctl.hub.environment import Fault
 from llmctl.machine.detection import Machine, NvidiaDriver
+from llmctl.model.info import ModelInfo
 from support.machines import H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "flash_attn", "psutil")
@@ -356,3 +357,38 @@ def test_variables_and_folders_that_only_cost_something_are_warnings() -> None:
     assert "/state: Permission denied" in checks["llmctl's folders"].reason
     assert "LLMCTL_HOME" in str(checks["llmctl's folders"].fix)
     assert "without symbolic links" in checks["cache folder"].reason
+
+
+# -- pre-quantised checkpoints
+
+
+def stored_in(method: str, **settings: Any) -> ModelInfo:
+    config = {**LLAMA3_8B.config, "quantization_config": {"quant_method": method, **settings}}
+    return replace(LLAMA3_8B, config=config, tensors=LLAMA3_8B.tensors[:1])
+
+
+def test_a_format_that_loads_shows_what_becomes_of_its_weights() -> None:
+    checks = lines(findings(LAPTOP, model=stored_in("fp8")))
+    assert (checks["format"].status, checks["plan"].status) == ("ok", "ok")
+    assert "unpacked to bfloat16" in checks["format"].reason
+    assert "format" not in lines(findings(LAPTOP)), "an unquantised model has none"
+
+
+def test_a_format_that_nothing_loads_breaks_the_plan() -> None:
+    found = findings(LAPTOP, model=stored_in("hqq"))
+    checks = lines(found)
+    assert (checks["plan"].status, is_healthy(diagnose(found))) == ("broken", False)
+    assert "format" not in checks
+
+
+def test_the_packages_of_a_format_are_checked_one_by_one() -> None:
+    with_optimum = replace(LAPTOP, packages={**LAPTOP.packages, "optimum": "2.3.0"})
+    checks = lines(findings(with_optimum, model=stored_in("gptq", bits=4)))
+    assert (checks["optimum"].status, checks["gptqmodel"].status) == ("ok", "broken")
+    both = replace(with_optimum, packages={**with_optimum.packages, "gptqmodel": "7.7.0"})
+    crashed = {"gptqmodel": Trial("failed", error="ImportError: no such symbol")}
+    checks = lines(findings(both, model=stored_in("gptq", bits=4), trials=crashed))
+    assert checks["gptqmodel"].status == "broken"
+    assert "no such symbol" in checks["gptqmodel"].reason
+    checks = lines(findings(both, model=stored_in("gptq", bits=4)))
+    assert (checks["gptqmodel"].status, checks["format"].status) == ("ok", "ok")

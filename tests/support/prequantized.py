@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from support import packing
+from support.packing import Parts
 from support.tiny import edit_json, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Parts = dict[str, "Tensor"]  # the tensors that replace the weight of one linear layer, by their names in it
 # Widths that every format takes: blocks of 128, two blocks in the feed-forward.
 WIDTHS: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "max_position_embeddings": 256}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,11 +42,13 @@ class Format:
 
 
 def write_checkpoint(folder: Path, name: str) -> Path:
-    """Write the tiny checkpoint of a format of `FORMATS`."""
+    """Write the tiny checkpoint of a format of `FORMATS` or, with the package itself, of `BITSANDBYTES`."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    if name in BITSANDBYTES:
+        return _write_bitsandbytes(folder, BITSANDBYTES[name])
     stored = FORMATS[name]
     write_model(folder, stored.architecture, **WIDTHS)
     torch.manual_seed(1)
@@ -64,287 +67,6 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     save_file(tensors, folder / "model.safetensors", {"format": "pt", **_metadata(name, tensors)})
     edit_json(folder / "config.json", **{stored.key: {**stored.config, **_layer_settings(name, tensors)}})
     return folder
-
-
-# -- integers
-
-
-def _grouped(weight: "Tensor", group: int, bits: int) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """Return codes [n, k], scales and zero points [n, k/group] of an asymmetric quantisation."""
-    import torch
-
-    n, k = weight.shape
-    groups = weight.float().view(n, k // group, group)
-    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
-    top = 2**bits - 1
-    scale = ((high - low) / top).clamp(min=1e-6)
-    zero = (-low / scale).round().clamp(0, top)
-    codes = ((groups / scale[..., None]).round() + zero[..., None]).clamp(0, top).view(n, k)
-    return codes.to(torch.int32), scale, zero.to(torch.int32)
-
-
-def _pack32(codes: "Tensor", bits: int, order: tuple[int, ...] | None = None) -> "Tensor":
-    """Pack codes [rows, columns] along the columns into int32."""
-    import torch
-
-    count = 32 // bits
-    split = codes.view(codes.shape[0], -1, count).to(torch.int64)
-    words = sum(split[..., source] << (bits * place) for place, source in enumerate(order or range(count)))
-    assert not isinstance(words, int)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
-def _gptq(weight: "Tensor", *, bits: int = 4, group: int = 128, with_order: bool = True) -> Parts:
-    import torch
-
-    codes, scale, zero = _grouped(weight, group, bits)
-    order = {"g_idx": torch.arange(weight.shape[1], dtype=torch.int32) // group} if with_order else {}
-    return {
-        "qweight": _pack32(codes, bits).T,
-        "qzeros": _pack32(zero.T - 1 & 2**bits - 1, bits),
-        "scales": scale.T.half(),
-        **order,
-    }
-
-
-def _awq(weight: "Tensor") -> Parts:
-    codes, scale, zero = _grouped(weight, 128, 4)
-    order = (0, 2, 4, 6, 1, 3, 5, 7)
-    return {
-        "qweight": _pack32(codes.T.contiguous(), 4, order),
-        "qzeros": _pack32(zero.T.contiguous(), 4, order),
-        "scales": scale.T.half(),
-    }
-
-
-def _symmetric(weight: "Tensor", top: int) -> tuple["Tensor", "Tensor"]:
-    """Return codes [n, k] and scales [n, 1]."""
-    scale = (weight.float().abs().amax(1, keepdim=True) / top).clamp(min=1e-6)
-    return (weight.float() / scale).round().clamp(-top, top), scale
-
-
-def _ct_int4(weight: "Tensor") -> Parts:
-    import torch
-
-    n, k = weight.shape
-    codes, scale = _symmetric(weight.reshape(-1, 128), 7)
-    return {
-        "weight_packed": _pack32((codes + 8).view(n, k), 4),
-        "weight_scale": scale.view(n, -1).bfloat16(),
-        "weight_shape": torch.tensor([n, k]),
-    }
-
-
-def _int8(weight: "Tensor") -> Parts:
-    import torch
-
-    codes, scale = _symmetric(weight, 127)
-    return {"weight": codes.to(torch.int8), "weight_scale": scale.bfloat16()}
-
-
-def _bitnet(weight: "Tensor", *, divides: bool = True) -> Parts:
-    """Four ternary weights in each byte. `BitLinear` divides by the scale, `AutoBitLinear` multiplies by it."""
-    import torch
-
-    scale = weight.float().abs().mean().clamp(min=1e-5)
-    ternary = (weight.float() / scale).round().clamp(-1, 1).add(1).to(torch.uint8)
-    quarter = len(weight) // 4
-    first, second, third, fourth = (ternary[place * quarter : (place + 1) * quarter] for place in range(4))
-    stored_scale = 1 / scale if divides else scale
-    return {
-        "weight": first | second << 2 | third << 4 | fourth << 6,
-        "weight_scale": stored_scale.reshape(1).bfloat16(),
-    }
-
-
-def _affine(weight: "Tensor", *, biases: str) -> Parts:
-    """MLX's layout: codes from the lowest bits on, `scale * code + bias`."""
-    import torch
-
-    n, k = weight.shape
-    groups = weight.float().view(n, -1, 64)
-    low = groups.amin(2)
-    scale = ((groups.amax(2) - low) / 15).clamp(min=1e-6)
-    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).view(n, k)
-    packed = _pack32(codes, 4).view(torch.uint32)
-    return {"weight": packed, "scales": scale.bfloat16(), biases: low.bfloat16()}
-
-
-def _gemma(weight: "Tensor") -> Parts:
-    import torch
-
-    codes, scale = _symmetric(weight, 127)
-    uncalibrated = {f"{side}_activation_scale": torch.zeros(()) for side in ("input", "output")}
-    return {"weight": codes.to(torch.int8), "weight_scale": scale, **uncalibrated}
-
-
-# -- floating point in 8 and 4 bits
-
-
-def _ct_fp8(weight: "Tensor") -> Parts:
-    import torch
-
-    scale = (weight.float().abs().amax(1, keepdim=True) / 448).clamp(min=1e-6)
-    return {"weight": (weight.float() / scale).to(torch.float8_e4m3fn), "weight_scale": scale.bfloat16()}
-
-
-def _fbgemm(weight: "Tensor") -> Parts:
-    import torch
-
-    parts = _ct_fp8(weight)
-    return {"weight": parts["weight"], "weight_scale": parts["weight_scale"].float(), "input_scale_ub": torch.ones(1)}
-
-
-def _fp8(weight: "Tensor", *, block: tuple[int, int] = (128, 128), exponents: bool = False) -> Parts:
-    import torch
-
-    n, k = weight.shape
-    rows, columns = min(block[0], n), block[1]
-    blocks = weight.float().view(n // rows, rows, k // columns, columns)
-    scale = (blocks.abs().amax((1, 3)) / 448).clamp(min=1e-6)
-    if exponents:
-        scale = scale.log2().ceil().exp2()
-    codes = (blocks / scale[:, None, :, None]).view(n, k).to(torch.float8_e4m3fn)
-    return {
-        "weight": codes,
-        "weight_scale_inv": (scale.log2() + 127).to(torch.uint8) if exponents else scale,
-    }
-
-
-_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def _fp4_codes(values: "Tensor") -> "Tensor":
-    """Return two 4-bit floating-point codes in each byte, the first in the low bits."""
-    import torch
-
-    table = torch.tensor([*_FP4, *(-value for value in _FP4)])
-    nearest = (values[..., None] - table).abs().argmin(-1).to(torch.uint8)
-    return nearest[..., 0::2] | nearest[..., 1::2] << 4
-
-
-def _mxfp4(weight: "Tensor") -> Parts:
-    """The experts of gpt-oss: weight [experts, inputs, outputs] as blocks [experts, outputs, inputs/32, 16]."""
-    import torch
-
-    blocks = weight.float().transpose(1, 2).unflatten(2, (-1, 32))
-    exponent = (blocks.abs().amax(3) / 6).clamp(min=1e-6).log2().ceil()
-    codes = _fp4_codes(blocks / exponent.exp2()[..., None])
-    return {"_blocks": codes, "_scales": (exponent + 127).to(torch.uint8)}
-
-
-def _nvfp4(weight: "Tensor", *, names: tuple[str, str, str, str]) -> Parts:
-    import torch
-
-    n, k = weight.shape
-    blocks = weight.float().view(n, k // 16, 16)
-    whole = blocks.abs().amax() / (6 * 448)
-    scale = (blocks.abs().amax(2) / 6 / whole).to(torch.float8_e4m3fn)
-    codes = _fp4_codes(blocks / (scale.float() * whole).clamp(min=1e-9)[..., None]).view(n, k // 2)
-    inverse = names[2].endswith("global_scale")  # compressed-tensors divides by it
-    parts = {names[0]: codes, names[1]: scale, names[2]: (1 / whole if inverse else whole).reshape(1)}
-    return {**parts, names[3]: torch.ones(1)} if names[3] else parts
-
-
-# -- formats of which only names, dtypes and shapes are right
-
-
-def _random(weight: "Tensor", kind: Callable[[int, int], Mapping[str, tuple[str, tuple[int, ...]]]]) -> Parts:
-    import torch
-
-    parts = {}
-    for name, (dtype_name, shape) in kind(*weight.shape).items():
-        dtype = getattr(torch, dtype_name)
-        small = torch.rand(shape) * 0.1
-        parts[name] = small.to(dtype) if dtype.is_floating_point else torch.randint(0, 100, shape).to(dtype)
-    return parts
-
-
-def _aqlm(weight: "Tensor") -> Parts:
-    """Two codebooks of 256 vectors of 8 weights: random weights, as large as the original's."""
-    import torch
-
-    n, k = weight.shape
-    return {
-        "codes": torch.randint(-128, 128, (n, k // 8, 2)).to(torch.int8),
-        "codebooks": (torch.randn(2, 256, 1, 8) * 0.2).half(),
-        "scales": torch.ones(n, 1, 1, 1).half(),
-    }
-
-
-def _only(kind: Callable[[int, int], Mapping[str, tuple[str, tuple[int, ...]]]]) -> Callable[["Tensor"], Parts]:
-    return lambda weight: _random(weight, kind)
-
-
-_EETQ = _only(lambda n, k: {"weight": ("int8", (k, n)), "weight_scales": ("float16", (n,))})
-_HQQ = _only(
-    lambda n, k: {
-        "W_q": ("uint8", (n // 2, k)),
-        "scale": ("float16", (n * k // 64, 1)),
-        "zero": ("float16", (n * k // 64, 1)),
-        **dict.fromkeys(("nbits", "group_size", "axis", "packing", "view_as_float"), ("int32", (1,))),
-        "shape": ("int32", (2,)),
-    }
-)
-_QUANTO = _only(
-    lambda n, k: {
-        "weight._data": ("int8", (n, k)),
-        "weight._scale": ("bfloat16", (n, 1)),
-        "input_scale": ("float32", ()),
-        "output_scale": ("float32", ()),
-    }
-)
-_HIGGS = _only(
-    lambda n, k: {
-        "weight": ("int16", (n // 4, k)),
-        "scales": ("float16", (n, max(k // 256, 1))),
-        "tables": ("float16", (16,)),
-        "tables2": ("float16", (16, 16, 2)),
-    }
-)
-_SPQR = _only(
-    lambda n, k: {
-        "dense_weights": ("int64", (n * k // 16,)),
-        "row_offsets": ("int32", (n + 1,)),
-        "col_vals": ("int32", (n,)),
-        "in_perm": ("int32", (k,)),
-    }
-)
-_VPTQ = _only(
-    lambda n, k: {
-        "centroids.weight": ("bfloat16", (1, 256 * 8)),
-        "indices": ("int16", (1, k, n // 16)),
-        "perm": ("int16", (k,)),
-        "weight_scale": ("bfloat16", (k,)),
-        "weight_bias": ("bfloat16", (k,)),
-    }
-)
-_FP_QUANT = _only(
-    lambda n, k: {
-        "qweight": ("uint8", (n, k // 2)),
-        "scales": ("uint8", (n, k // 32)),
-        "forward_hadamard_matrix": ("bfloat16", (32, 32)),
-        "backward_hadamard_matrix": ("bfloat16", (32, 32)),
-        "weight_global_scale": ("float32", (1,)),
-        "act_global_scale": ("float32", (1,)),
-    }
-)
-_SINQ = _only(
-    lambda n, k: {
-        "W_q": ("uint8", (n, k // 2)),
-        "meta.scale": ("float16", (n, k // 64)),
-        "meta.zero": ("float16", (n, k // 64)),
-        "meta.scale2": ("float16", (1, k)),
-    }
-)
-_FOUR_OVER_SIX = _only(
-    lambda n, k: {
-        "quantized_weight_values": ("uint8", (n, k // 2)),
-        "quantized_weight_scale_factors": ("uint8", (n, k // 16)),
-        "quantized_weight_amax": ("float32", (1,)),
-        "quantized_weight_metadata": ("int32", (4,)),
-    }
-)
 
 
 def _ct_config(layout: str, weights: Mapping[str, Any], activations: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -387,107 +109,108 @@ _QUARK_SPEC = {
     "scale_type": "float",
     "symmetric": None,
 }
+_GROUPS = {"bits": 4, "group_size": 128}
+_DYNAMIC = {"activation_scheme": "dynamic"}
+BITSANDBYTES: dict[str, dict[str, Any]] = {
+    "bitsandbytes 8-bit": {"load_in_8bit": True},
+    "bitsandbytes 4-bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
 FORMATS: dict[str, Format] = {
-    "awq": Format(_awq, {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}),
-    "gptq": Format(_gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False, "desc_act": False}),
+    "awq": Format(packing.awq, {"quant_method": "awq", **_GROUPS, "zero_point": True, "version": "gemm"}),
+    "gptq": Format(packing.gptq, {"quant_method": "gptq", **_GROUPS, "sym": False, "desc_act": False}),
     "auto-round": Format(
-        lambda weight: _gptq(weight, with_order=False),
-        {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": False, "data_type": "int", "iters": 200,
+        lambda weight: packing.gptq(weight, with_order=False),
+        {"quant_method": "auto-round", **_GROUPS, "sym": False, "data_type": "int", "iters": 200,
          "autoround_version": "0.9.2", "packing_format": "auto_round:auto_gptq"},
     ),
     "compressed-tensors int4": Format(
-        _ct_int4, _ct_config("pack-quantized", _ct_weights(4, "int", "group", group_size=128))
+        packing.ct_int4, _ct_config("pack-quantized", _ct_weights(4, "int", "group", group_size=128))
     ),
     "compressed-tensors int8": Format(
-        _int8,
+        packing.int8,
         _ct_config("int-quantized", _ct_weights(8, "int", "channel"), {"num_bits": 8, "type": "int", **_PER_TOKEN}),
     ),
     "compressed-tensors fp8": Format(
-        _ct_fp8,
+        packing.ct_fp8,
         _ct_config(
             "float-quantized", _ct_weights(8, "float", "channel"), {"num_bits": 8, "type": "float", **_PER_TOKEN}
         ),
     ),
     "compressed-tensors nvfp4": Format(
-        lambda weight: _nvfp4(weight, names=_CT_NVFP4),
+        lambda weight: packing.nvfp4(weight, names=_CT_NVFP4),
         _ct_config("nvfp4-pack-quantized", _ct_weights(4, "float", "tensor_group", group_size=16)),
     ),
-    "bitnet": Format(_bitnet, _TERNARY),
+    "bitnet": Format(packing.bitnet, _TERNARY),
     "bitnet autobitlinear": Format(
-        lambda weight: _bitnet(weight, divides=False), {**_TERNARY, "linear_class": "autobitlinear"}
+        lambda weight: packing.bitnet(weight, divides=False), {**_TERNARY, "linear_class": "autobitlinear"}
     ),
     "hqq": Format(
-        _HQQ,
+        packing.hqq,
         {"quant_method": "hqq", "skip_modules": ["lm_head"],
          "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64, "axis": 1}}},
     ),
-    "eetq": Format(_EETQ, {"quant_method": "eetq", "weights": "int8"}),
+    "eetq": Format(packing.eetq, {"quant_method": "eetq", "weights": "int8"}),
     "torchao": Format(
-        lambda weight: _torchao(weight),
+        packing.torchao,
         _TORCHAO,
     ),
     "quark": Format(
-        lambda weight: _quark(weight),
+        packing.quark,
         {"quant_method": "quark", "export": {"pack_method": "reorder", "weight_format": "real_quantized"},
          "global_quant_config": {"weight": _QUARK_SPEC, "input_tensors": _QUARK_SPEC, "output_tensors": None,
                                  "bias": None, "target_device": None}, "exclude": ["lm_head"],
          "layer_quant_config": {}, "layer_type_quant_config": {}, "quant_mode": "eager_mode", "algo_config": None},
     ),
-    "fbgemm_fp8": Format(_fbgemm, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
-    "fp8": Format(_fp8, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}),
+    "fbgemm_fp8": Format(packing.fbgemm, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    "fp8": Format(packing.fp8, {"quant_method": "fp8", **_DYNAMIC, "weight_block_size": [128, 128]}),
     "mxfp8": Format(
-        lambda weight: _fp8(weight, block=(1, 32), exponents=True),
-        {"quant_method": "mxfp8", "activation_scheme": "dynamic", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"},
+        lambda weight: packing.fp8(weight, block=(1, 32), exponents=True),
+        {"quant_method": "mxfp8", **_DYNAMIC, "weight_block_size": [1, 32], "scale_fmt": "ue8m0"},
     ),
     "mxfp4": Format(
-        _mxfp4,
+        packing.mxfp4,
         {"quant_method": "mxfp4",
          "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]},
         architecture="gpt_oss",
         packs_experts=True,
     ),
     "modelopt": Format(
-        lambda weight: _nvfp4(weight, names=_MODELOPT),
+        lambda weight: packing.nvfp4(weight, names=_MODELOPT),
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"],
          "producer": {"name": "modelopt", "version": "0.29.0"}},
     ),
-    "nvfp4": Format(lambda weight: _nvfp4(weight, names=_MODELOPT), {"quant_method": "nvfp4"}),
-    "mlx": Format(lambda weight: _affine(weight, biases="biases"), {"group_size": 64, "bits": 4}, key="quantization"),
-    "metal": Format(
-        lambda weight: _affine(weight, biases="qbiases"), {"quant_method": "metal", "bits": 4, "group_size": 64}
+    "nvfp4": Format(lambda weight: packing.nvfp4(weight, names=_MODELOPT), {"quant_method": "nvfp4"}),
+    "mlx": Format(
+        lambda weight: packing.affine(weight, biases="biases"), {"group_size": 64, "bits": 4}, key="quantization"
     ),
-    "quanto": Format(_QUANTO, {"quant_method": "quanto", "weights": "int8"}),
-    "higgs": Format(_HIGGS, {"quant_method": "higgs", "bits": 4, "group_size": 256, "hadamard_size": 512}),
-    "spqr": Format(_SPQR, {"quant_method": "spqr", "bits": 3, "beta1": 16, "beta2": 16}),
-    "vptq": Format(_VPTQ, {"quant_method": "vptq"}),
+    "metal": Format(
+        lambda weight: packing.affine(weight, biases="qbiases"), {"quant_method": "metal", "bits": 4, "group_size": 64}
+    ),
+    "quanto": Format(packing.quanto, {"quant_method": "quanto", "weights": "int8"}),
+    "higgs": Format(packing.higgs, {"quant_method": "higgs", "bits": 4, "group_size": 256, "hadamard_size": 512}),
+    "spqr": Format(packing.spqr, {"quant_method": "spqr", "bits": 3, "beta1": 16, "beta2": 16}),
+    "vptq": Format(packing.vptq, {"quant_method": "vptq"}),
     "aqlm": Format(
-        _aqlm,
+        packing.aqlm,
         {"quant_method": "aqlm", "in_group_size": 8, "out_group_size": 1, "num_codebooks": 2, "nbits_per_codebook": 8,
          "linear_weights_not_to_quantize": ["lm_head.weight"]},
     ),
-    "fp_quant": Format(_FP_QUANT, {"quant_method": "fp_quant", "forward_dtype": "mxfp4"}),
-    "sinq": Format(_SINQ, {"quant_method": "sinq", "nbits": 4, "group_size": 64}),
-    "fouroversix": Format(_FOUR_OVER_SIX, {"quant_method": "fouroversix", "dtype": "nvfp4"}),
-    "gemma": Format(_gemma, {"quant_method": "gemma", "num_bits": 8}),
+    "fp_quant": Format(packing.fp_quant, {"quant_method": "fp_quant", "forward_dtype": "mxfp4"}),
+    "sinq": Format(packing.sinq, {"quant_method": "sinq", "nbits": 4, "group_size": 64}),
+    "fouroversix": Format(packing.four_over_six, {"quant_method": "fouroversix", "dtype": "nvfp4"}),
+    "gemma": Format(packing.gemma, {"quant_method": "gemma", "num_bits": 8}),
 }  # fmt: skip
 
 
-def _torchao(weight: "Tensor") -> Parts:
+def _write_bitsandbytes(folder: Path, settings: Mapping[str, Any]) -> Path:
     import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    codes, scale = _symmetric(weight, 127)
-    return {"_weight_qdata": codes.to(torch.int8), "_weight_scale": scale.bfloat16()}
-
-
-def _quark(weight: "Tensor") -> Parts:
-    import torch
-
-    scale = weight.float().abs().amax() / 448
-    return {
-        "weight": (weight.float() / scale).to(torch.float8_e4m3fn),
-        "weight_scale": scale,
-        "input_scale": torch.ones(()),
-    }
+    write_model(folder, **WIDTHS)
+    config = BitsAndBytesConfig(**settings)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
+    model.save_pretrained(str(folder))
+    return folder
 
 
 def _metadata(name: str, tensors: Mapping[str, "Tensor"]) -> dict[str, str]:
