@@ -17,6 +17,7 @@ import pytest
 from support.prequantized import BITSANDBYTES, FORMATS, write_checkpoint
 
 pytestmark = [pytest.mark.prequantized, pytest.mark.timeout(900)]
+PACKAGES = os.environ.get("LLMCTL_PREQUANTIZED_PACKAGES", "")  # every test removes such variables
 PROMPTS = ("the capital of france", "once upon a time there")
 NOTHING = ("fp8", "mxfp8", "mxfp4", "metal", "gemma", "bitnet", "bitnet autobitlinear", *BITSANDBYTES)
 WITH_PACKAGE = (
@@ -84,8 +85,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 def child(code: str, *arguments: str, packages: bool) -> dict[str, Any]:
     """What a child process found, or the last line of its traceback."""
-    folder = os.environ["LLMCTL_PREQUANTIZED_PACKAGES"]
-    paths = [folder] if packages else []
+    paths = [PACKAGES] if packages else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NUMBA_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
