@@ -33,9 +33,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return make
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", [*LOADS, *COMPILES])
-def test_a_format_that_needs_no_package_takes_the_planned_bytes(name: str, checkpoints: Checkpoints) -> None:
-    loaded = llmctl.load(checkpoints(name), load={"dtype": "bfloat16"})
+def test_a_format_that_needs_no_package_takes_the_planned_bytes(
+    name: str, dtype: str, checkpoints: Checkpoints
+) -> None:
+    loaded = llmctl.load(checkpoints(name), load={"dtype": dtype})
     planned, found = sum(loaded.plan.memory.weights.values()), sum(loaded.measured.device_bytes.values())
     assert planned == pytest.approx(found, rel=0.02)
     base = 984_976 if name == "mxfp4" else 388_224
@@ -48,10 +51,11 @@ def test_its_text_is_that_of_transformers(name: str, checkpoints: Checkpoints) -
     from transformers import AutoModelForCausalLM
 
     folder, prompt = checkpoints(name), "once upon a time there"
-    loaded = llmctl.load(folder, load={"dtype": "float32"}, chat={"raw": True})
+    dtype = "bfloat16" if name in ("metal", *BITSANDBYTES) else "float32"  # transformers 5.24 ignores float32 for these
+    loaded = llmctl.load(folder, load={"dtype": dtype, "cpu_kernels": False}, chat={"raw": True})
     done = llmctl.generate(loaded, prompt, max_new_tokens=12)
     ids = torch.tensor([loaded.tokenizer(prompt).input_ids])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": "cpu"})
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=0
     )
@@ -90,6 +94,6 @@ def test_doctor_finds_the_missing_package(checkpoints: Checkpoints, run: Run) ->
     examined = run("doctor", "--model", str(checkpoints("awq")), "--offline", "--json")
     checks = {check["name"]: check for check in json.loads(examined.stdout)["checks"]}
     assert examined.returncode == 1
-    assert {name for name, check in checks.items() if check["status"] == "broken"} == {"gptqmodel", "plan"}
+    assert {name for name, check in checks.items() if check["status"] == "broken"} >= {"gptqmodel", "plan"}
     assert checks["gptqmodel"]["fix"] == checks["plan"]["fix"]
     assert checks["gptqmodel"]["fix"].startswith("pip install ")

@@ -30,8 +30,8 @@ WITH_PACKAGE = (
     "quark",
 )
 NEVER = tuple(FORMATS.keys() - {*NOTHING, *WITH_PACKAGE})
-# transformers itself fails on these in float32; it loads them in bfloat16 only
-ONLY_BFLOAT16 = ("bitnet autobitlinear", "compressed-tensors nvfp4")
+# transformers itself fails on these in float32, or leaves them in bfloat16
+ONLY_BFLOAT16 = ("bitnet autobitlinear", "compressed-tensors nvfp4", "metal", *BITSANDBYTES)
 
 OURS = """
 import contextlib, io, json, sys
@@ -43,7 +43,7 @@ def run(*arguments):
     return code, json.loads(out.getvalue())
 folder, dtype, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 facts = {"plan": run("plan", folder)[1]["machines"][0]["ways"][0]}
-facts["doctor"] = run("doctor", "--model", folder, "--offline")[0]
+facts["doctor"] = run("doctor", "--model", folder, "--offline", "--time-limit", "300")[0]
 facts["code"], facts["load"] = run("load", "--model", folder, "--dtype", dtype)
 if facts["code"] == 0:
     import llmctl

@@ -21,6 +21,7 @@ from llmctl.quant.backend import (
     is_linear_weight,
     is_skipped,
 )
+from llmctl.quant.stored_weights import use_requested_dtype
 
 if TYPE_CHECKING:
     from llmctl.config import Config
@@ -202,6 +203,9 @@ class BitsAndBytes(QuantBackend):
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(**quantization.arguments)
+
+    def complete(self, model: Any) -> None:
+        use_requested_dtype(model)
 
     def describe(self, model: Any) -> str | None:
         descriptions: dict[str, None] = {}

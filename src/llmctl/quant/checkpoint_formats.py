@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.quant.backend import FLOATS, Quantization
 from llmctl.quant.stored_format import Layout, Package, Settings, StoredFormat, Support
-from llmctl.quant.stored_weights import decompress, keep_named_modules, unpack_while_loading
+from llmctl.quant.stored_weights import decompress, keep_named_modules, unpack_while_loading, use_requested_dtype
 
 if TYPE_CHECKING:
     from llmctl.model.checkpoint import Tensor
@@ -113,8 +113,7 @@ _COMPRESSED = Support(
 )
 _UNPACKING_LAYERS = Support(reason="layers of transformers that unpack at every product: slow")
 _AUTO_BITNET = "bitnet (autobitlinear)"
-# transformers 5.24 loads all of such a checkpoint in the stored dtype, whatever is asked for
-_AUTO_TERNARY = Support(reason="its layers in transformers multiply in 16 bits", dtypes=("bfloat16",))
+_AUTO_TERNARY = Support(reason="its layers in transformers multiply by unpacked weights")
 _TERNARY_LAYOUT = Layout(("weight",), ("weight_scale",), lambda tensor, settings: 2)
 _GPTQ_LAYOUT = Layout(("qweight",), ("qzeros", "scales", "g_idx"), _bits)
 _GPTQ_SUPPORT = Support(packages=(OPTIMUM, GPTQMODEL), reason="layers of gptqmodel, compiled at the first use")
@@ -157,6 +156,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         Layout(("weight",), ("scales", "qbiases"), _bits),
         unpacks=True,
         adapt=unpack_while_loading,
+        finish=use_requested_dtype,
         can_split=True,
         imports_compiler=False,
     ),
@@ -181,6 +181,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         _TERNARY_LAYOUT,
         label_of=lambda settings: "bitnet 1.58-bit (autobitlinear)",
         unpacks=True,
+        finish=use_requested_dtype,
     ),
     StoredFormat(
         "gemma",

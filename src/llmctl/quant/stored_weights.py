@@ -26,6 +26,18 @@ def keep_named_modules(settings: dict[str, Any]) -> None:
         settings[key] = [str(name).removesuffix(".weight") for name in names]
 
 
+def use_requested_dtype(model: Any) -> None:
+    """Convert half-precision weights to the requested dtype.
+
+    transformers 5.24 leaves all weights of a Metal, AutoBitLinear or bitsandbytes checkpoint in the checkpoint's dtype.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.to(model.config.dtype)
+
+
 def decompress(model: Any) -> None:
     """Unpack the weights of compressed-tensors, as transformers would before the first forward pass.
 
