@@ -4,14 +4,12 @@ The libraries report a mistake in one of them as a ValueError, ImportError or OS
 """
 
 import os
-import ssl
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from llmctl.errors import LlmctlError, MachineError, UserError
 
@@ -167,6 +165,8 @@ def without_credentials(address: str) -> str:
 
 
 def _proxy_faults(environ: Mapping[str, str], schemes: tuple[str, ...]) -> Iterator[Fault]:
+    from urllib.request import getproxies  # slow to import
+
     proxies = getproxies() if environ is os.environ else {}
     for scheme in schemes:
         names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
@@ -204,6 +204,8 @@ def _address_problem(address: str, *, schemes: tuple[str, ...]) -> str | None:
 
 
 def _certificate_problem(file: Path) -> str | None:
+    import ssl
+
     if file.is_dir():
         return "it is a folder (SSL_CERT_DIR takes one)"
     try:
