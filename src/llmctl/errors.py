@@ -49,6 +49,9 @@ class UserError(LlmctlError):
     kind = "user"
 
 
+_TYPED = ("/set", "argument")
+
+
 @dataclass(frozen=True)
 class Problem:
     """A problem in a configuration.
@@ -67,9 +70,9 @@ class Problem:
         return f"{self.where}: {self.key}: {self.message}" if self.key else f"{self.where}: {self.message}"
 
     @property
-    def is_on_command_line(self) -> bool:
-        """True for a flag or an argument."""
-        return self.where.startswith("--") or (self.where.isupper() and "_" not in self.where)
+    def is_typed(self) -> bool:
+        """True for a flag or an argument of the command line, `/set` in chat, and a keyword in Python."""
+        return self.where in _TYPED or self.where.startswith("--") or (self.where.isupper() and "_" not in self.where)
 
 
 _EVERY_KEY = "every key with its value: llmctl config show --all"
@@ -93,16 +96,17 @@ class ConfigError(UserError):
 
 def _is_about_key(problem: Problem) -> bool:
     """Return True for a problem with a key that the user wrote, rather than with a flag that stands for one."""
-    return bool(problem.key) and (not problem.is_on_command_line or problem.where.startswith("--set"))
+    return bool(problem.key) and (not problem.is_typed or problem.where.startswith("--set"))
 
 
 def _report(problems: Sequence[Problem]) -> str:
     """Return the problems as text: one line for a single one of the command line, else a list under a heading."""
-    is_typed = all(problem.is_on_command_line for problem in problems)
-    if is_typed and len(problems) == 1:
+    are_typed = all(problem.is_typed for problem in problems)
+    if are_typed and len(problems) == 1:
         [problem] = problems
-        return str(problem) if _is_about_key(problem) else f"{problem.where}: {problem.message}"
-    subject = "the command line" if is_typed else "the configuration"
+        is_flag = problem.where.startswith("--") and not _is_about_key(problem)
+        return f"{problem.where}: {problem.message}" if is_flag else str(problem)
+    subject = "the command" if are_typed else "the configuration"
     lines = "\n".join(f"  {problem}" for problem in problems)
     return f"{subject} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}"
 

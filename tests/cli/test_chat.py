@@ -146,7 +146,7 @@ def test_what_is_typed_on_a_terminal(
     chat.child.send("\r")
     assert "of 256" in chat.prompt()
     assert "max_new_tokens  4" in chat.say("/show")
-    assert "the configuration has 1 problem" in chat.say("/set temperature minus")
+    assert "/set: generation.temperature: must be" in chat.say("/set temperature minus")
     chat.say("/set parameter num_predict 3")
     assert "max_new_tokens  3" in chat.say("/show")
     assert "tokenizer.model_max_length" in chat.say("/set num_ctx 4096")

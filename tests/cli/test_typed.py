@@ -91,6 +91,15 @@ def test_commands_of_other_tools_run_those_of_llmctl(run: Run, tiny_models: Call
         assert "No such command" not in refused.stderr
 
 
+def test_help_and_version_are_commands_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*arguments: str) -> str:
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    assert printed("help", "models", "rm") == printed("models", "rm", "--help")
+    assert printed("version") == printed("--version")
+
+
 def test_no_name_of_another_tool_hides_a_command_or_leads_to_none() -> None:
     assert not {*COMMAND_SYNONYMS, *COMMAND_ADVICE} & COMMANDS.keys()
     for command, *inner in COMMAND_SYNONYMS.values():

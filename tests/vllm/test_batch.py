@@ -156,7 +156,7 @@ def test_no_vllm_is_started_if_every_row_is_answered(batch: Run, fake_vllm: Path
     [
         (["--manifest"], "replay"),
         (["--set", "generation.num_beams=2"], "generation.num_beams"),
-        (["--cache", "static"], "generation.cache_implementation"),
+        (["--cache", "static"], "--cache: "),
     ],
 )
 def test_unsupported_settings_are_an_error_before_vllm_starts(

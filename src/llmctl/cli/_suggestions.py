@@ -12,7 +12,7 @@ from llmctl.errors import UserError
 
 def unknown_flag(name: str, flags: Sequence[Flag[Any]], command: str) -> UserError:
     """Return the error for a flag that a command does not have."""
-    hint = _instead(name, flags) or _similar(name, (part for flag in flags for part in _long_names(flag)))
+    hint = _instead(name, flags, command) or _similar(name, (part for flag in flags for part in _long_names(flag)))
     return UserError(f"No such option: {name}", hint=hint or f"see: {command} --help")
 
 
@@ -20,7 +20,7 @@ def _long_names(flag: Flag[Any]) -> list[str]:
     return [] if flag.is_argument or flag.is_hidden else [name for name in flag.spellings if name.startswith("--")]
 
 
-def _instead(name: str, flags: Sequence[Flag[Any]]) -> str | None:
+def _instead(name: str, flags: Sequence[Flag[Any]], command: str) -> str | None:
     """Return what to type instead of a flag that other tools or other commands have."""
     longs = {flag.long for flag in flags}
     if name.startswith("--gguf"):
@@ -28,7 +28,7 @@ def _instead(name: str, flags: Sequence[Flag[Any]]) -> str | None:
 
         return f"llmctl does not read GGUF; {GGUF_HINT}"
     if name in ("--model", "-m") and any(flag.long == "MODEL" for flag in flags):
-        return "give the model without a flag: MODEL"
+        return f"give the model without a flag: {command} MODEL"
     synonym = find_synonym(name)
     if synonym is not None and synonym.advice:
         return f"instead: {synonym.advice}"

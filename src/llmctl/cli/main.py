@@ -147,7 +147,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Every error ends here, as one message."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _as_flags(list(sys.argv[1:] if arguments is None else arguments))
     output, stdout = Output(), StandardOutput()
     try:
         open_closed_streams()
@@ -168,6 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = sys.stdout.encoding
         output.note(f"standard output is {name}: other characters became \\uXXXX; PYTHONIOENCODING=utf-8 keeps them")
     return code
+
+
+def _as_flags(arguments: list[str]) -> list[str]:
+    """Return `help COMMAND` and `version` as the flags that they mean."""
+    if arguments[:1] == ["help"]:
+        return [*arguments[1:], "--help"]
+    return ["--version", *arguments[1:]] if arguments[:1] == ["version"] else arguments
 
 
 def _run(arguments: Sequence[str], output: Output, stdout: StandardOutput) -> int:

@@ -160,8 +160,6 @@ COMMAND_ADVICE = {
     "cache": "llmctl models list",
     "estimate": "llmctl plan MODEL",
     "init": "llmctl config init",
-    "help": "llmctl --help",
-    "version": "llmctl --version",
 }
 CHAT_COMMANDS = {
     "/bye": "/exit",

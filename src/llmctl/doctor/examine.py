@@ -25,7 +25,7 @@ from llmctl.hub.environment import (
 )
 from llmctl.machine.detection import read_machine, read_nvidia_driver
 from llmctl.model import demo
-from llmctl.model.info import read_model_info
+from llmctl.model.info import check_generates_text, read_model_info
 from llmctl.model.resolve import EXAMPLE, check_id, is_path, local_folder
 from llmctl.quant.registry import backend_packages
 
@@ -192,7 +192,9 @@ def _with_model(findings: Findings, facts: Mapping[str, Any], *, is_demo: bool) 
     if folder is None:
         return replace(findings, model_error=_absent(findings))
     try:
-        return replace(findings, model=read_model_info(folder, source=source, commit=facts.get("commit")))
+        info = read_model_info(folder, source=source, commit=facts.get("commit"))
+        check_generates_text(info)
+        return replace(findings, model=info)
     except LlmctlError as error:
         return replace(findings, model_error=error)
 
