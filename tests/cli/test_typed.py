@@ -91,6 +91,15 @@ def test_commands_of_other_tools_run_those_of_llmctl(run: Run, tiny_models: Call
         assert "No such command" not in refused.stderr
 
 
+def test_a_shell_completes_only_the_names_in_the_help() -> None:
+    command = typer_command("generate")
+    with command.make_context("generate", ["x"], resilient_parsing=True) as context:
+        found = {item.value for item in command.shell_complete(context, "--te")}
+        device = {item.value for item in command.shell_complete(context, "--dev")}
+    assert found == {"--temperature", "--template"}
+    assert device == {"--device", "--device-map"}
+
+
 def test_help_and_version_are_commands_too(capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*arguments: str) -> str:
         assert main(arguments) == 0

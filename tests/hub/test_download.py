@@ -26,6 +26,13 @@ def test_the_downloaded_model_becomes_the_current_one(machine: Machine) -> None:
     assert machine.run("use").out == "acme/tiny\n"
 
 
+def test_a_model_chosen_with_use_is_on_the_hub(machine: Machine) -> None:
+    assert machine.run("use", "acme/absent").code == 4
+    assert "none chosen" in machine.run("use").out
+    assert machine.run("use", "acme/tiny").code == 0
+    assert machine.run("use").out == "acme/tiny\n"
+
+
 def test_a_part_of_a_model_does_not_become_the_current_one(machine: Machine) -> None:
     done = machine.run("download", "acme/tiny", "--include", "tokenizer*")
     assert done.code == 0

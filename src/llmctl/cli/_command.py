@@ -130,6 +130,12 @@ def _check_folders() -> None:
 class Command(TyperCommand):
     """A command whose help has one section for each group of flags."""
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return the completions without the names that only other tools have."""
+        shown = {name for flag in flags_of(self) if not flag.is_hidden for name in flag.spellings}
+        items = super().shell_complete(ctx, incomplete)
+        return [item for item in items if not item.value.startswith("-") or item.value in {*shown, "-h", "--help"}]
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["[OPTIONS]", *(flag.spelling() for flag in flags_of(self) if flag.is_argument)]
 
