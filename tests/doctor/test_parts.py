@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.cli._render import Output
+from llmctl.cli.doctor import _show as show_checks
 from llmctl.doctor.children import Question, ask_all
 from llmctl.doctor.environment import proxy_of, read_computer, read_requirements
+from llmctl.doctor.findings import Check
 from llmctl.doctor.privacy import known_tokens, without_secrets
 from llmctl.hub.environment import without_credentials
 from llmctl.versions import is_inside, release
@@ -111,3 +114,13 @@ def test_this_computer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_computer()
     assert found.usable_cores >= 1
     assert "secret" not in str(found)
+
+
+def test_problems_come_first_and_the_other_checks_are_names_unless_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = [Check("torch", "ok", "2.13"), Check("threads", "warning", "idle cores"), Check("GPU", "broken", "none")]
+    show_checks(Output(), checks)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines[:3]] == [["broken", "GPU"], ["warning", "threads"], ["ok", "torch"]]
+    assert "2.13" not in str(lines)
+    show_checks(Output(verbose=True), checks)
+    assert "2.13" in capsys.readouterr().out

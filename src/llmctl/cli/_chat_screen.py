@@ -176,9 +176,10 @@ class _Printer:
         self._markdown = MarkdownStream(terminal_columns)
         for _ in self._markdown.add(before):
             pass
-        self._after_reasoning = False
+        self._after_reasoning = self._has_text = False
 
     def add(self, piece: "Piece") -> None:
+        self._has_text = True
         if isinstance(piece, ReasoningDelta):
             if self._display.reasoning:
                 self._after_reasoning = True
@@ -198,7 +199,8 @@ class _Printer:
     def finish(self) -> None:
         for span in self._markdown.finish():
             self._prose.write(span.text, span.style)
-        self._prose.write("\n")
+        if self._has_text:
+            self._prose.write("\n")
 
 
 @contextmanager

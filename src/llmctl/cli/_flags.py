@@ -136,7 +136,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--prefill", key="chat.prefill", group="Prompt",
             help="Beginning of the answer, which the model continues", excludes=("--raw",)),
     setting("--max-new-tokens", "-n", "--max-tokens", key="generation.max_new_tokens", metavar="INTEGER",
-            group="Sampling", help="Maximum tokens to generate"),
+            group="Sampling", help="Maximum tokens to generate", default_text="512; in chat, the rest of the context"),
     setting("--temperature", "-t", key="generation.temperature", metavar="NUMBER", group="Sampling",
             help="Sampling temperature; 0 is greedy", default_text="greedy"),
     setting("--top-p", key="generation.top_p", metavar="NUMBER", group="Sampling",

@@ -18,7 +18,10 @@ def table_spans(rows: Sequence[Sequence[Cell]], *, right: Sequence[bool], width:
     """
     columns = list(zip(*rows, strict=True))
     natural = [max(_width(cell) for cell in column) for column in columns]
-    minimum = [max(_width(line) for cell in column for line in _lines(cell, 1)) for column in columns]
+    minimum = [
+        high if is_right else max(_width(line) for cell in column for line in _lines(cell, 1))  # numbers have spaces
+        for column, high, is_right in zip(columns, natural, right, strict=True)
+    ]
     room = width - _GAP * (len(columns) - 1)
     if sum(minimum) > room:
         yield from _records(rows, width)

@@ -75,7 +75,10 @@ def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int
     for number, row in enumerate(rows):
         lines += [[]] if number else []
         for name, value in zip(columns, row, strict=True):
-            first, *rest = wrapped(value, max(width - names - _GAP, 1)) if value else [""]
+            first, *rest = wrapped(value, max(width - names - _GAP, 1))
+            if text_width(first) > width - names - _GAP:  # a line of its own, so that the terminal does not fold it
+                lines += [[Styled(name, "bold")], *([Styled(line)] for line in wrapped(value, width))]
+                continue
             space = " " * (names - text_width(name) + _GAP)
             lines.append([Styled(name + space, "bold"), Styled(first)])
             lines += [[Styled(" " * (names + _GAP) + line)] for line in rest]

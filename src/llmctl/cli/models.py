@@ -60,7 +60,7 @@ def list_models(options: Options) -> None:
     output.table(
         columns,
         [*map(_row, models), *map(_copy_row, copies)],
-        drop=("dtype", "parameters", "quantised", "revision", "complete", "last used"),
+        drop=("dtype", "parameters", "quantised", "revision", "last used", "complete"),
         wrap=("complete",),
     )
     total = sum(model.size_bytes for model in models)

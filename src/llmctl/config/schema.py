@@ -198,7 +198,12 @@ class QuantizationSection(Section):
 class GenerationSection(Section):
     """Sampling and stopping. Empty keys follow the model's generation_config.json."""
 
-    max_new_tokens: int = Field(512, ge=1, le=1_000_000, description="Maximum tokens to generate.")
+    max_new_tokens: int = Field(
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Maximum tokens to generate. In a chat, the default is the rest of the context.",
+    )
     do_sample: bool | None = Field(
         None,
         description="Sample (true) or always choose the most likely token (false). Default: true if a temperature is "
