@@ -15,6 +15,7 @@ from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan import PlanRequest, make_plan
 from llmctl.plan.survey import Variant, recommended, survey, with_fewer_sequences
+from llmctl.units import format_count
 from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
 
 CONFIG: Config = settings_from_mapping({}).config
@@ -357,3 +358,30 @@ def test_an_error_suggests_only_what_has_a_plan(info: ModelInfo, machine: str, d
             elif flag != "--device-map auto" or device_map == "cuda":
                 with pytest.raises(MachineError):
                     make_plan(request.with_changes(changes))
+
+
+@pytest.mark.parametrize(("machine", "devices"), [("a100-80", 1), ("2xh100", 2), ("rtx4090", 2), ("m3-max-128", 1)])
+def test_the_devices_hold_all_that_is_planned(machine: str, devices: int) -> None:
+    info = LLAMA3_70B if machine == "2xh100" else GEMMA
+    ways_here = [way for way in ways(info, machine).values() if way.name in ("bfloat16", "float16")]
+    assert ways_here[0].plan is not None
+    memory = ways_here[0].plan.memory
+    assert len(memory.weights) == devices
+    held = sum(memory.bytes_on(device) for device in memory.weights)
+    # the process takes RAM even if no weights are there
+    assert held == pytest.approx(memory.total_bytes, abs=400_000_001)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (8_030_261_248, "8.03 billion"),
+        (70_553_706_496, "70.6 billion"),
+        (405_853_388_800, "406 billion"),
+        (999_900_000, "1.00 billion"),
+        (134_515_008, "135 million"),
+        (12_345, "12,345"),
+    ],
+)
+def test_parameters_are_counted_in_words(count: int, text: str) -> None:
+    assert format_count(count) == text
