@@ -161,11 +161,13 @@ def decided(machine: Any, folder: Path, **quantization: Any) -> str:
 def test_the_backend_depends_on_the_machine_and_the_configuration(tiny_models: Tiny) -> None:
     folder = tiny_models("llama")
     cpu = replace(machines.LAPTOP, kernels="avx2", packages={"bitsandbytes": "0.50.2"})
-    assert decided(cpu, folder).startswith("quantization=llmctl 4-bit: asked for; on a CPU by llmctl's own kernels")
+    assert decided(cpu, folder).startswith("quantization=llmctl 4-bit: asked for: 4.5 bits per weight")
+    assert decided(cpu, folder).endswith("; on a CPU by llmctl's own kernels")
     assert decided(cpu, folder, quant_type="nf4").startswith("quantization=bitsandbytes 4-bit nf4")
     bare = replace(cpu, kernels=None)
     without = "by torch's packed kernels: llmctl's own, which are faster, were not compiled"
-    assert decided(bare, folder).startswith(f"quantization=torch 4-bit: asked for; {without}")
+    assert decided(bare, folder).startswith("quantization=torch 4-bit: asked for: 5 bits per weight")
+    assert decided(bare, folder).endswith(without)
     assert "unlike quantization.backend: torch" in decided(bare, folder, backend="bitsandbytes")
     assert decided(machines.H100, folder).startswith("quantization=bitsandbytes 4-bit nf4")
     with pytest.raises(MachineError):
