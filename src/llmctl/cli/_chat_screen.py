@@ -177,8 +177,12 @@ class _Printer:
         for _ in self._markdown.add(before):
             pass
         self._after_reasoning = self._has_text = False
+        self._continues = bool(before)
 
     def add(self, piece: "Piece") -> None:
+        if self._continues and isinstance(piece, TextDelta):  # it begins a line on the screen
+            self._continues = not (text := piece.text.lstrip(" "))
+            piece = TextDelta(text)
         self._has_text = True
         if isinstance(piece, ReasoningDelta):
             if self._display.reasoning:

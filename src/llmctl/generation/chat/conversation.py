@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import UserError
+from llmctl.errors import ConfigError, UserError
 from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.chat.turn import Context, ContextUsage, Task, Turn
@@ -304,7 +304,10 @@ class ChatSession:
         Raises:
             UserError: an unknown key, or a value that the schema refuses.
         """
-        self.loaded = with_generation(self.loaded, values, seed=seed, where="/set")
+        try:
+            self.loaded = with_generation(self.loaded, values, seed=seed, where="/set")
+        except ConfigError as error:
+            raise ConfigError([replace(problem, where="/set") for problem in error.problems]) from None
         self._changed |= values if seed is None else {**values, "seed": seed}
 
     def set_thinking(self, value: bool | None) -> None:
