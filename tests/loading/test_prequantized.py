@@ -14,6 +14,7 @@ import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.errors import LlmctlError, MachineError, ModelError
 from llmctl.loading.prepare import prepare
+from llmctl.reproduce.script import transformers_script
 from support.prequantized import BITSANDBYTES, FORMATS, write_checkpoint
 
 Checkpoints = Callable[[str], Path]
@@ -97,3 +98,21 @@ def test_doctor_finds_the_missing_package(checkpoints: Checkpoints, run: Run) ->
     assert {name for name, check in checks.items() if check["status"] == "broken"} >= {"gptqmodel", "plan"}
     assert checks["gptqmodel"]["fix"] == checks["plan"]["fix"]
     assert checks["gptqmodel"]["fix"].startswith("pip install ")
+
+
+def test_the_script_for_plain_transformers_gives_the_same_text(
+    checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_from_mapping(
+        {
+            "model": {"id": str(checkpoints("fp8"))},
+            "load": {"dtype": "float32"},
+            "chat": {"raw": True},
+            "generation": {"max_new_tokens": 12},
+        }
+    )
+    script = transformers_script(prepare(settings, offline=True), prompt="once upon a time there")
+    assert 'settings["dequantize"] = True' in script
+    exec(compile(script, "script", "exec"), {})
+    expected = llmctl.generate(llmctl.load(config=settings), "once upon a time there")
+    assert capsys.readouterr().out == f"{expected.text}\n"

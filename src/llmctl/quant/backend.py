@@ -70,11 +70,13 @@ class ScriptLines(NamedTuple):
         classes: Names to import from transformers.
         imports: Further lines of imports.
         config: The expression for `quantization_config=`; None if the checkpoint has its own.
+        edits: Statements that change the checkpoint's own settings, a dict named `settings`.
     """
 
     classes: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     config: str | None = None
+    edits: tuple[str, ...] = ()
 
 
 class BackendPackage(NamedTuple):

@@ -34,6 +34,7 @@ FOUR_OVER_SIX = Package("fouroversix", "fouroversix", "1.0", options="--no-build
 _NEEDS_GPU = "can be loaded on an NVIDIA GPU only"
 _APPLE = Support(refusal="are not supported on an Apple GPU")
 _HUB_KERNELS = Support(reason="layers for it are compiled code from the Hub, which llmctl does not download")
+_UNPACK = ('settings["dequantize"] = True',)
 _FP8 = {"cpu": Support(reason="transformers multiplies in it on GPUs only"), "cuda": _HUB_KERNELS, "mps": _APPLE}
 
 
@@ -126,6 +127,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         Layout(("weight",), ("weight_scale_inv", "activation_scale", ".scale", ".qscale_weight"), _fp8_bits),
         unpacks=True,
         adapt=unpack_while_loading,
+        edits=_UNPACK,
         can_split=True,
         imports_compiler=False,
         vllm_method="fp8",
@@ -136,6 +138,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         Layout(("weight",), ("weight_scale_inv",), _fp8_bits),
         unpacks=True,
         adapt=unpack_while_loading,
+        edits=_UNPACK,
         can_split=True,
         imports_compiler=False,
         vllm_method="mxfp8",
@@ -146,6 +149,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         Layout(("_blocks",), ("_scales",), lambda tensor, settings: 4),
         unpacks=True,
         adapt=unpack_while_loading,
+        edits=_UNPACK,
         can_split=True,
         imports_compiler=False,
         vllm_method="mxfp4",
@@ -156,6 +160,7 @@ FORMATS: tuple[StoredFormat, ...] = (
         Layout(("weight",), ("scales", "qbiases"), _bits),
         unpacks=True,
         adapt=unpack_while_loading,
+        edits=_UNPACK,
         finish=use_requested_dtype,
         can_split=True,
         imports_compiler=False,
@@ -230,6 +235,10 @@ FORMATS: tuple[StoredFormat, ...] = (
             "mps": _APPLE,
         },
         adapt=keep_named_modules,
+        edits=(
+            'names = settings["linear_weights_not_to_quantize"]',
+            'settings["linear_weights_not_to_quantize"] = [name.removesuffix(".weight") for name in names]',
+        ),
     ),
     StoredFormat(
         "quark",

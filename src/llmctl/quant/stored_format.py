@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmctl.errors import LlmctlError, MachineError, ModelError, UserError
-from llmctl.quant.backend import FLOATS, Choice, Quantization, WeightFormat
+from llmctl.quant.backend import FLOATS, Choice, Quantization, ScriptLines, WeightFormat
 from llmctl.versions import is_inside
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class StoredFormat(WeightFormat):
         label_of: Returns the label for a configuration.
         unpacks: True if the weights are unpacked while loading.
         adapt: Changes the configuration that transformers reads; None for none.
+        edits: The same change as statements on a dict named `settings`, for a script.
         finish: Completes a model that transformers has loaded; None for none.
         can_split: True if a part of the model can be in RAM beside a GPU.
         imports_compiler: True if its layers import parts of torch.compile.
@@ -126,6 +127,7 @@ class StoredFormat(WeightFormat):
     label_of: Callable[[Settings], str] | None = None
     unpacks: bool = False
     adapt: Callable[[dict[str, Any]], None] | None = None
+    edits: tuple[str, ...] = ()
     finish: Callable[[Any], None] | None = None
     can_split: bool = False
     imports_compiler: bool = True
@@ -261,6 +263,9 @@ class StoredFormat(WeightFormat):
 
     def _is_beside(self, tensor: "Tensor") -> bool:
         return bool(self.layout.beside) and tensor.name.endswith(self.layout.beside)
+
+    def script(self, quantization: Quantization) -> ScriptLines:
+        return ScriptLines(classes=("AutoConfig",), edits=self.edits) if self.edits else ScriptLines()
 
     # -- actions
 

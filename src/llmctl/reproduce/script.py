@@ -137,7 +137,16 @@ def _quantization_lines(plan: Plan) -> ScriptLines:
 
 def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     reasons = {decision.key: decision.reason for decision in plan.decisions}
+    edits = _quantization_lines(plan).edits
     lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
+    if edits:
+        lines = [
+            f"config = AutoConfig.from_pretrained({where})",
+            "settings = config.quantization_config",
+            *edits,
+            *lines,
+        ]
+        lines.append("    config=config,")
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
             shown = _quantization_lines(plan).config
