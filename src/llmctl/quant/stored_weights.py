@@ -29,7 +29,8 @@ def keep_named_modules(settings: dict[str, Any]) -> None:
 def use_requested_dtype(model: Any) -> None:
     """Convert half-precision weights to the requested dtype.
 
-    transformers 5.24 leaves all weights of a Metal, AutoBitLinear or bitsandbytes checkpoint in the checkpoint's dtype.
+    transformers 5.24 leaves all weights of a Metal, AutoBitLinear or bitsandbytes checkpoint in the checkpoint's dtype,
+    and 5.18 unpacks MXFP4 to bfloat16.
     """
     import torch
 
