@@ -10,7 +10,7 @@ import pytest
 
 import llmctl
 from llmctl.cli._render import Output
-from llmctl.cli.generate import _show, document
+from llmctl.cli.generate import _Printer, document
 from llmctl.config import ChatSection
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Chunk, reasoning_document
@@ -120,8 +120,8 @@ def test_the_document_of_generate_and_a_row_of_a_batch_have_the_reasoning(tiny: 
 
 
 def test_generate_writes_only_the_answer_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    output, is_thinking = Output(), False
-    for pieces in ((ReasoningDelta("Simple."),), (ReasoningDelta(" So"), TextDelta("Hello"))):
-        is_thinking = _show(output, Chunk(pieces), is_thinking=is_thinking)
-    assert capsys.readouterr().out == "Hello"
-    assert not is_thinking
+    with _Printer(Output(), wraps=True) as printer:
+        for pieces in ((ReasoningDelta("Simple."),), (ReasoningDelta(" So"), TextDelta("Hello"))):
+            printer.add(Chunk(pieces))
+        assert capsys.readouterr().out == "Hello"
+    assert capsys.readouterr().out == "\n"
