@@ -5,15 +5,18 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import llmctl
 from llmctl.config import settings_from_mapping
 from llmctl.errors import LlmctlError, MachineError, ModelError
+from llmctl.loading.loader import load_prepared
 from llmctl.loading.prepare import prepare
+from llmctl.quant.stored_format import Package, StoredFormat, Support
 from llmctl.reproduce.script import transformers_script
 from support.prequantized import BITSANDBYTES, FORMATS, write_checkpoint
 
@@ -116,3 +119,24 @@ def test_the_script_for_plain_transformers_gives_the_same_text(
     exec(compile(script, "script", "exec"), {})
     expected = llmctl.generate(llmctl.load(config=settings), "once upon a time there")
     assert capsys.readouterr().out == f"{expected.text}\n"
+
+
+def test_a_package_that_fails_is_no_bug_of_llmctl(checkpoints: Checkpoints) -> None:
+    """compressed-tensors as it would be with another interface: the format's own function meets what is not there."""
+    prepared = prepare(settings_from_mapping({"model": {"id": str(checkpoints("fp8"))}}), offline=True)
+    stored = prepared.plan.stored_quantization
+    assert stored is not None
+    package = Package("some-package", "some_package")
+    broken = replace(
+        cast("StoredFormat", stored.backend),
+        support={"cpu": Support(packages=(package,))},
+        finish=lambda model: model.no_such_attribute,
+    )
+    plan = replace(prepared.plan, quantization=replace(stored, backend=broken))
+    with pytest.raises(MachineError) as failed:
+        load_prepared(replace(prepared, plan=plan))
+    assert "some-package" in failed.value.message
+    assert "no_such_attribute" in failed.value.message
+    without = replace(broken, support={"cpu": Support()})
+    with pytest.raises(AttributeError):
+        load_prepared(replace(prepared, plan=replace(plan, quantization=replace(stored, backend=without))))

@@ -189,3 +189,19 @@ def test_a_hypothetical_machine_has_the_packages() -> None:
     assert variant.plan is not None
     assert "gptqmodel" in variant.plan.reason("quantization")
     assert variant.speed is None, "layers of other packages were not measured"
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 0, 10**9, 1.5, "4", [], [4], {}, {"a": [1]}, {"a": {"weights": {}}}])
+def test_odd_settings_of_a_repository_are_no_bugs(value: Any) -> None:
+    keys = ("bits", "config_groups", "format", "linear_class", "num_bits", "sym", "linear_weights_not_to_quantize")
+    names = ("weight", "weight_packed", "qweight", "qzeros", "scales", "embedding_quantized")
+    tensors = tuple(Tensor(f"model.layers.0.a.{name}", "I32", (8, 4)) for name in names)
+    for method in METHODS:
+        settings = {"quant_method": method, **dict.fromkeys(keys, value)}
+        info = stored(settings, tensors=tensors)
+        quantization = info.stored_quantization
+        assert quantization is not None
+        assert info.parameters >= 0
+        for tensor in tensors:
+            assert quantization.backend.stored_bytes(tensor, quantization, dtype_bytes=2) >= 0
+        quantization.backend.adapt_config(dict(settings))

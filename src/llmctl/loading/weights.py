@@ -1,13 +1,12 @@
 """The reading of weights with `from_pretrained`, from the model's own files or from the quantised cache."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmctl import transformers_compat as compat
-from llmctl.errors import MachineError, ModelError, first_line
+from llmctl.errors import LlmctlError, MachineError, ModelError, first_line
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.quantized_cache import fill_cache, refill_cache
@@ -55,12 +54,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
     """Load the model, refuse weights that transformers only warns about, and install llmctl's kernels if planned."""
     plan = prepared.plan
-    stored = plan.stored_quantization
-    with nullcontext() if stored is None else compat.quiet_packages():
-        model, report = _from_pretrained(prepared, cache_folder)
-        if stored is not None:
-            stored.backend.complete(model)
-    check_keys(plan.source, report)
+    with nullcontext() if plan.stored_quantization is None else compat.quiet_packages():
+        model = _from_pretrained(prepared, cache_folder)
     check_finite(plan.source, model)
     if plan.kernels == "llmctl":
         from llmctl.cpu.layers import use_kernels
@@ -72,28 +67,15 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
     return model
 
 
-def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any, Mapping[str, Any]]:
-    """Call `from_pretrained`, and return the model with the report on its weights.
-
-    Only the weights are read from the quantised cache; the configuration is the model's own.
-    """
+def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> Any:
+    """Return the model with its weights, checked to be complete; translate every error of the libraries."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, GenerationConfig
 
     plan = prepared.plan
     try:
-        if plan.quantization is not None:
-            plan.quantization.backend.import_package()
-        arguments = _model_arguments(plan)
-        quantization = arguments.pop("quantization_config") if cache_folder is not None else None
-        loaded: tuple[Any, Mapping[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            str(cache_folder or prepared.resolved.folder),
-            config=_read_config(prepared, quantization),
-            generation_config=GenerationConfig(),  # the model's own is read and checked in model/generation_config.py
-            local_files_only=True,
-            output_loading_info=True,
-            **arguments,
-        )
+        return _read_weights(prepared, cache_folder)
+    except LlmctlError:
+        raise
     except ImportError as error:
         raise _not_importable(plan, error) from error
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -105,7 +87,34 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> tuple[Any
             f"{plan.source} cannot be loaded: {first_line(error)}",
             hint="are its files complete, and does this transformers know it? --debug shows the cause",
         ) from error
-    return loaded
+    except Exception as error:
+        raise _package_failure(plan, error) or error from error
+
+
+def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:
+    """Call `from_pretrained`, check its report, and complete a model of a pre-quantised format.
+
+    Only the weights are read from the quantised cache; the configuration is the model's own.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    plan = prepared.plan
+    if plan.quantization is not None:
+        plan.quantization.backend.import_package()
+    arguments = _model_arguments(plan)
+    quantization = arguments.pop("quantization_config") if cache_folder is not None else None
+    model, report = AutoModelForCausalLM.from_pretrained(
+        str(cache_folder or prepared.resolved.folder),
+        config=_read_config(prepared, quantization),
+        generation_config=GenerationConfig(),  # the model's own is read and checked in model/generation_config.py
+        local_files_only=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    check_keys(plan.source, report)
+    if plan.stored_quantization is not None:
+        plan.stored_quantization.backend.complete(model)
+    return model
 
 
 def _not_importable(plan: Plan, error: ImportError) -> MachineError:
@@ -116,6 +125,18 @@ def _not_importable(plan: Plan, error: ImportError) -> MachineError:
     return MachineError(
         f"loading {plan.source} needs a package that cannot be imported: {first_line(error)}{needed}",
         hint=f"llmctl doctor --model {plan.source}",
+    )
+
+
+def _package_failure(plan: Plan, error: Exception) -> MachineError | None:
+    """Return the error of a package that reads the checkpoint's format; None if the format needs no package."""
+    stored = plan.stored_quantization
+    names = [package.name for package in stored.backend.needed_packages(plan.devices)] if stored is not None else []
+    if not names:
+        return None
+    return MachineError(
+        f"loading {plan.source} with {', '.join(names)} fails: {type(error).__name__}: {first_line(error)}",
+        hint=f"another version may work: pip install --upgrade --no-deps {' '.join(names)}; --debug shows the cause",
     )
 
 

@@ -53,7 +53,7 @@ def _everywhere(support: Support, *, on_apple: bool = True) -> dict[str, Support
 def _bits(tensor: "Tensor", settings: Settings) -> int:
     """Return the `bits` of a configuration."""
     bits = settings.get("bits")
-    return bits if isinstance(bits, int) else 0
+    return bits if isinstance(bits, int) and 1 <= bits <= 16 else 0
 
 
 def _fp8_bits(tensor: "Tensor", settings: Settings) -> int:
@@ -71,8 +71,10 @@ def _compressed_bits(tensor: "Tensor", settings: Settings) -> int:
 def _schemes(settings: Settings) -> list[tuple[int, str]]:
     """Return bits and type, `int` or `float`, of the weights of each group of compressed-tensors."""
     groups = settings.get("config_groups")
-    schemes = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
-    return [(scheme["num_bits"], scheme["type"]) for scheme in schemes if isinstance(scheme, dict)]
+    values = groups.values() if isinstance(groups, dict) else ()
+    schemes = [group.get("weights") for group in values if isinstance(group, dict)]
+    found = [(scheme.get("num_bits"), str(scheme.get("type"))) for scheme in schemes if isinstance(scheme, dict)]
+    return [(bits, kind) for bits, kind in found if isinstance(bits, int) and 1 <= bits <= 16]
 
 
 def _compressed_label(settings: Settings) -> str:
@@ -82,7 +84,7 @@ def _compressed_label(settings: Settings) -> str:
 
 def _gemma_bits(tensor: "Tensor", settings: Settings) -> int:
     bits = settings.get("num_bits")
-    return 8 if tensor.dtype == "I8" else bits if isinstance(bits, int) else 4
+    return 8 if tensor.dtype == "I8" else bits if bits in (2, 4, 8) else 4
 
 
 def _auto_round_bytes(tensor: "Tensor", settings: Settings) -> int | None:

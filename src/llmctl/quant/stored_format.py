@@ -137,7 +137,7 @@ class StoredFormat(WeightFormat):
     def recognise(self, stored: Settings) -> Quantization:
         """Return the quantisation that a configuration of this format means."""
         bits = None if self.unpacks else stored.get("bits")
-        bits = bits if isinstance(bits, int) and 1 <= bits <= 8 else None
+        bits = bits if isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= 8 else None
         label = self.label_of(stored) if self.label_of is not None else self.name
         if bits is not None:
             label += f" {bits}-bit"
