@@ -1,5 +1,6 @@
 """Mistakes end in one clear message, the right exit code, and no traceback."""
 
+import errno
 import json
 import os
 import shlex
@@ -123,6 +124,28 @@ def test_a_bug_looks_like_a_bug_and_leaves_a_report(
     report = Path(captured.err.strip().rpartition("details in ")[2]).read_text()
     assert "transformers 5" in report
     assert "Traceback" in report
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.EACCES, 3, "/a/file: Permission denied"),
+        (errno.EAGAIN, 3, "ulimit -u"),
+        (errno.EMFILE, 3, "ulimit -n"),
+        (errno.EBADF, 70, "this is a bug"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(
+    number: int, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmctl.cli import use
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number), "/a/file")
+
+    monkeypatch.setattr(use, "current_model", refuse)
+    assert boundary.main(["use"]) == code
+    assert words in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,8 @@ _REFUSALS = {
     errno.ENOSPC: "make room on that disk: llmctl models prune",
     errno.EDQUOT: "make room: the quota of this user is used up",
     errno.EFBIG: "a file may not be that large here: see ulimit -f",
+    errno.EAGAIN: "this user may not start more processes: see ulimit -u",
+    errno.ENOMEM: "close other programs, or allow more memory: see ulimit -v",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
     errno.ENFILE: "too many files are open on this computer: close other programs",
     errno.EIO: "the disk has an error: see its log (dmesg)",
