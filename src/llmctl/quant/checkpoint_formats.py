@@ -311,5 +311,6 @@ def find_format(stored: Mapping[str, Any]) -> Quantization:
     if row is None and method is None:
         row = StoredFormat("unknown", _refused("are packed, and config.json does not say how (quantization_config)"))
     elif row is None:
-        row = StoredFormat(str(method)[:40], _refused("are not known to llmctl, and transformers may not read them"))
+        reason = "are not known to llmctl, and transformers may not read them"
+        row = StoredFormat(str(method)[:40], _refused(reason), vllm_method=str(method)[:40])
     return row.recognise(stored)
