@@ -12,6 +12,7 @@ PACKAGE = Path(llmctl.__file__).parent
 LAYERS = {
     "errors": 0,
     "_version": 0,
+    "synonyms": 0,
     "units": 0,
     "versions": 0,
     "platform_support": 0,

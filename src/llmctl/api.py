@@ -10,7 +10,6 @@ from typing import Any, Self, TypeVar, overload
 from llmctl.config import Config, Settings, settings_from_mapping
 from llmctl.config.layers import read_only_file
 from llmctl.config.schema import sections
-from llmctl.config.synonyms import find_synonym
 from llmctl.errors import UserError
 from llmctl.generation import scoring
 from llmctl.generation import stream as streaming
@@ -24,6 +23,7 @@ from llmctl.generation.structured import objects
 from llmctl.hub.environment import check_imports
 from llmctl.loading import loader
 from llmctl.loading.model import LoadedModel
+from llmctl.synonyms import find_synonym
 
 __all__ = ["Model", "generate", "generate_batch", "generate_object", "load", "rank", "score", "stream"]
 

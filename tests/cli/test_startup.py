@@ -43,6 +43,12 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_table_of_commands_imports_no_configuration() -> None:
+    code = "import llmctl.cli.main, sys; print([m for m in ('pydantic', 'yaml', 'llmctl.config') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_listed_line_of_a_command_is_the_first_line_of_its_own_help() -> None:
     own = {name: typer_command(name).help.splitlines()[0] for name in COMMANDS}
     assert own == {name: entry.summary for name, entry in COMMANDS.items()}

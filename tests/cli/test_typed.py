@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llmctl.cli.main import COMMANDS, main, typer_command
-from llmctl.config.synonyms import COMMAND_ADVICE
-from llmctl.config.synonyms import COMMANDS as COMMAND_SYNONYMS
+from llmctl.synonyms import COMMAND_ADVICE
+from llmctl.synonyms import COMMANDS as COMMAND_SYNONYMS
 
 Run = Callable[..., Any]
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from llmctl.cli._chat_screen import Conversation, DisplayOptions
 from llmctl.cli._flags import generation_keys
-from llmctl.config.synonyms import CHAT_COMMANDS, find_synonym
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 from llmctl.paths import expand
 from llmctl.plan.decision import shortened
+from llmctl.synonyms import CHAT_COMMANDS, find_synonym
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _ELSEWHERE = {"chat.system": "/system", "chat.thinking": "/set thinking", "model.id": "/model"}

@@ -19,10 +19,10 @@ from llmctl.cli._flags import FLAGS, select
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.cli._suggestions import unknown_command
-from llmctl.config.synonyms import COMMANDS
 from llmctl.errors import UserError
 from llmctl.hub.environment import check_imports, drop_empty
 from llmctl.paths import state_dir
+from llmctl.synonyms import COMMANDS
 from llmctl.text_files import NotTextError, as_utf8
 
 CONTEXT_SETTINGS = {

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from llmctl.config.synonyms import names_of, values_of
+from llmctl.synonyms import names_of, values_of
 
 T_co = TypeVar("T_co", covariant=True)
 

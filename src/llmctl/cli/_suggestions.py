@@ -6,8 +6,8 @@ from typing import Any
 
 from llmctl.cli._flag import Flag
 from llmctl.cli._flags import FLAGS, MODEL_ARGUMENT, SET, flag_of
-from llmctl.config.synonyms import COMMAND_ADVICE, COMMANDS, find_synonym
 from llmctl.errors import UserError
+from llmctl.synonyms import COMMAND_ADVICE, COMMANDS, find_synonym
 
 
 def unknown_flag(name: str, flags: Sequence[Flag[Any]], command: str) -> UserError:

@@ -22,8 +22,8 @@ from llmctl._version import __version__
 from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Command, Group, flags_of, write_section
 from llmctl.cli._render import Output
 from llmctl.cli._streams import StandardOutput, open_closed_streams
-from llmctl.config.synonyms import COMMANDS as COMMAND_SYNONYMS
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_NO, EXIT_USER, LlmctlError, MachineError, UserError
+from llmctl.synonyms import COMMANDS as COMMAND_SYNONYMS
 
 
 class Entry(NamedTuple):

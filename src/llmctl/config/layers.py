@@ -20,9 +20,9 @@ from llmctl.config.last_model import CurrentModel, current_model
 from llmctl.config.messages import invalid_value, unknown_key
 from llmctl.config.schema import Config, all_keys, field_of, sections
 from llmctl.config.structure import is_grammar_text, is_schema_text
-from llmctl.config.synonyms import same_key
 from llmctl.errors import ConfigError, Problem
 from llmctl.paths import config_file
+from llmctl.synonyms import same_key
 from llmctl.text_files import NotTextError, as_utf8, read_text, reason
 from llmctl.yaml_reader import Leaf
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from llmctl.config.schema import all_keys, field_of, sections
-from llmctl.config.synonyms import find_synonym
+from llmctl.synonyms import find_synonym
 
 
 def unknown_key(key: str) -> str:

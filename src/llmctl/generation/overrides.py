@@ -9,10 +9,10 @@ from pydantic import BaseModel, ValidationError
 from llmctl.config import settings_from_mapping
 from llmctl.config.layers import superseded_sampling
 from llmctl.config.structure import StructureSection
-from llmctl.config.synonyms import renamed
 from llmctl.model.tokenizer import end_tokens
 from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.generation import decide_generation
+from llmctl.synonyms import renamed
 
 if TYPE_CHECKING:
     from llmctl.loading.model import PromptModel

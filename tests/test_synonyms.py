@@ -9,8 +9,8 @@ import pytest
 import llmctl
 from llmctl.config.layers import read_only_file, read_settings, settings_from_mapping
 from llmctl.config.schema import all_keys
-from llmctl.config.synonyms import COMMAND_ADVICE, COMMANDS, find_synonym, names_of, same_key, values_of
 from llmctl.errors import ConfigError
+from llmctl.synonyms import COMMAND_ADVICE, COMMANDS, find_synonym, names_of, same_key, values_of
 
 
 def test_every_name_means_a_key_of_the_schema_and_is_none_itself() -> None:
