@@ -80,14 +80,13 @@ class Channels:
         header += f" {lark.space}" if self.is_spaced and not before_calls else ""
         if not self.reasoning_header:
             return header
-        if not lark.has("thought"):
-            lark.add_until("message_body", self.ends[0] + self.starts[0])
-            lark.add(f"thought: {lark.literal(self.reasoning_header)} message_body")
+        message = lark.until(self.ends[0] + self.starts[0])
+        thought = f"{lark.literal(self.reasoning_header)} {message}"
         if with_preamble and self.preamble_header:
-            return f"(thought | {lark.literal(self.preamble_header)} message_body)* {header}"
-        return f"thought* {header}"
+            return f"({thought} | {lark.literal(self.preamble_header)} {message})* {header}"
+        return f"({thought})* {header}"
 
-    def postlude(self, lark: LarkWriter) -> str:
+    def postlude(self, lark: LarkWriter, *, after_calls: bool = False) -> str:
         """Return an empty text: the answer ends with an end token."""
         return ""
 
@@ -151,7 +150,7 @@ class ChannelSplitter:
         if mark is None and len(header) < _MAX_HEADER and re.fullmatch(self._form.header_begun, header):
             if not final:
                 return False
-            if self._form.json_calls and "<|" in header:  # the answer ends within a header
+            if "<|" in header:  # the answer ends within a header
                 self._held = ""
                 return False
         yield from self._restore_start()
@@ -196,14 +195,18 @@ class ChannelSplitter:
         return True
 
     def _next_mark(self, marks: Sequence[str]) -> tuple[int, str | None]:
-        """Return the position and text of the first mark. Within arguments, a mark without control tokens is text."""
+        """Return the position and text of the first mark.
+
+        A mark in a string of a call's arguments is text, and so is one anywhere in them that is not a control token.
+        """
         start = 0
         while True:
             at, mark = first_of(self._held, marks, start)
             if self._kind == "call" and at > self._scanned and not self._scanner.is_whole:
                 self._scanner.take(self._held[self._scanned : at])
                 self._scanned = at
-            if mark is None or self._kind != "call" or "<|" in mark or not self._scanner.is_open:
+            is_text = self._scanner.is_in_string or (self._scanner.is_open and "<|" not in (mark or ""))
+            if mark is None or self._kind != "call" or not is_text:
                 return at, mark
             start = at + len(mark)
 
@@ -224,16 +227,21 @@ class ChannelSplitter:
         return True
 
 
-# Parts of headers. No two of them can match the same white space, so that matching takes linear time.
-_SPACE = r"\s*"
-_TO = rf"(?:to=[^\s<]+{_SPACE})?"
-_CHANNEL = rf"(?:<\|channel\|>\s*\w+{_SPACE})?"
+def _begun(*literals: str) -> str:
+    """Return a pattern for the beginnings of literals."""
+    return "|".join(re.escape(literal[:end]) for literal in literals for end in range(1, len(literal)))
+
+
+# Parts of headers. Each takes all it can, so that matching takes linear time.
+_TO, _WORD = r"to=[^\s<]+(?![^\s<])\s*", r"\w+(?!\w)\s*"
+_CHANNEL = rf"<\|channel\|>\s*{_WORD}"
+_PARTS = rf"\s*(?:(?:{_TO}|{_CHANNEL})(?:{_TO}|{_CHANNEL}|<\|constrain\|>\s*|{_WORD})*)?"
 _HARMONY = Channels(
     starts=("<|start|>assistant", "<|start|> assistant"),
     bodies=("<|message|>",),
     ends=("<|end|>", "<|call|>", "<|return|>"),
-    header=_SPACE + _TO + _CHANNEL + _TO + rf"(?:<\|constrain\|>{_SPACE})?(?:\w+{_SPACE})?<\|message\|>",
-    header_begun=r"\s*(?:<.*|to=.*|to?)?",
+    header=rf"{_PARTS}<\|message\|>",
+    header_begun=rf"{_PARTS}(?:{_begun('to=.', '<|channel|>', '<|constrain|>', '<|message|>')}|<\|channel\|>\s*)?",
     recipient=r"to=(?:functions\.)?([\w-]+)",
     reasoning=r"<\|channel\|>\s*analysis",
     final_header="<|channel|>final<|message|>",
@@ -254,8 +262,8 @@ _RECIPIENTS = Channels(
     starts=("<|start|>assistant",),
     bodies=("<|message|>",),
     ends=("<|eom|>", "<|eot|>"),
-    header=rf"{_SPACE}{_TO}<\|message\|>",
-    header_begun=r"\s*(?:<.*|to=.*|to?)?",
+    header=rf"\s*(?:{_TO})?<\|message\|>",
+    header_begun=rf"\s*(?:{_TO})?(?:{_begun('to=.', '<|message|>')})?",
     recipient=r"to=([\w-]+)",
     reasoning="to=self",
     final_header=" to=user<|message|>",
@@ -270,7 +278,7 @@ _SOLAR = Channels(
     bodies=("<|think|>", "<|content|>"),
     ends=("<|end|>", "<|calls|>"),
     header=r"\s*(?:<\|think\|>|<\|content\|>)",
-    header_begun=r"\s*(?:<.*)?",
+    header_begun=rf"\s*(?:{_begun('<|think|>', '<|content|>')})?",
     recipient=r"(?!)",
     reasoning=r"<\|think\|>",
     final_header="<|content|>",

@@ -21,12 +21,16 @@ def overlap(text: str, mark: str) -> int:
 class ObjectScanner:
     """Finds the end of a JSON object or list in text that arrives in pieces.
 
-    Its state: the nesting depth, and flags for being in a string or after a backslash.
+    Its state: the nesting depth, and a flag for being after a backslash.
+
+    Attributes:
+        is_in_string: True within a string.
+        is_whole: True after the end of the value.
     """
 
     def __init__(self) -> None:
-        self._depth, self._in_string, self._escaped = 0, False, False
-        self.is_whole = False
+        self._depth, self._escaped = 0, False
+        self.is_in_string = self.is_whole = False
 
     @property
     def is_open(self) -> bool:
@@ -38,10 +42,10 @@ class ObjectScanner:
         for position, character in enumerate(text):
             if self._escaped:
                 self._escaped = False
-            elif self._in_string:
-                self._escaped, self._in_string = character == "\\", character != '"'
+            elif self.is_in_string:
+                self._escaped, self.is_in_string = character == "\\", character != '"'
             elif character == '"':
-                self._in_string = True
+                self.is_in_string = True
             elif character in "{[":
                 self._depth += 1
             elif character in "}]":

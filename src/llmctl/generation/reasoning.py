@@ -63,8 +63,12 @@ class ReasoningFormat(Protocol):
             before_calls: True if tool calls follow, and not text.
         """
 
-    def postlude(self, lark: LarkWriter) -> str:
-        """Return the symbols for what may follow a constrained answer; empty if there is nothing."""
+    def postlude(self, lark: LarkWriter, *, after_calls: bool = False) -> str:
+        """Return the symbols for what may follow a constrained answer; empty if there is nothing.
+
+        Args:
+            after_calls: True if the answer is tool calls.
+        """
 
     def free_text(self, lark: LarkWriter) -> str:
         """Return the symbols for an answer without a structure, after `prelude`."""
@@ -126,14 +130,15 @@ class TaggedReasoning:
             wrapper = f"({lark.literal(tags.wrapper[0])} {lark.literal(tags.wrapper[1])})?"
         if is_in_wrapper or (opened is None and end.endswith(tags.close.rstrip())):
             return f"{lark.space} {wrapper}"
-        lark.add_until("reasoning", tags.close)
-        thought = "reasoning" if opened else f"({lark.space} {lark.literal(tags.open)} reasoning)?"
+        reasoning = lark.until(tags.close)
+        thought = reasoning if opened else f"({lark.space} {lark.literal(tags.open)} {reasoning})?"
         return f"{thought} {lark.space} {wrapper}"
 
-    def postlude(self, lark: LarkWriter) -> str:
+    def postlude(self, lark: LarkWriter, *, after_calls: bool = False) -> str:
         """Return the symbols for the marks after the answer."""
         tags = self.tags[0]
-        return " ".join(f"({lark.literal(mark)})?" for mark in (tags.wrapper[1], *tags.dropped) if mark)
+        marks = (*([] if after_calls else [tags.wrapper[1]]), *tags.dropped)
+        return " ".join(f"({lark.literal(mark)})?" for mark in marks if mark)
 
     def free_text(self, lark: LarkWriter) -> str:
         """Return the symbols for an answer without a structure."""
@@ -176,7 +181,8 @@ class TagSplitter:
         self._held = ""
         self._drops_space = is_after  # white space between reasoning and answer is dropped
         self._wrapper_end = ""
-        self._dropped = tuple(mark for one in tags for mark in one.dropped)
+        wrapping = [mark for one in tags if one.is_control for mark in one.wrapper if mark]
+        self._dropped = (*wrapping, *(mark for one in tags for mark in one.dropped))
         if wrapper is not None:
             self._part, self._wrapper_end = "answer", wrapper[1]
 

@@ -22,6 +22,7 @@ from llmctl.generation.stream import stream_request
 from llmctl.generation.structured.constraint import _vocabulary
 from llmctl.generation.structured.structure import Structure
 from llmctl.generation.tools import ToolUse, tool_use
+from llmctl.generation.tools.messages import calls_text
 from support.generation_config import with_generation_config
 from support.tiny import write_model
 
@@ -225,3 +226,70 @@ def test_a_choice_of_an_unknown_tool_is_refused(loaded: llmctl.LoadedModel) -> N
     with pytest.raises(UserError) as error:
         tool_use(loaded.tokenizer, ChatSection(), [STOP], choice="required", only=["nothing"])
     assert error.value.details["param"] == "tool_choice"
+
+
+NODE = {
+    "type": "object",
+    "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+EVERYTHING = {
+    "type": "object",
+    "properties": {
+        "a b>c": {"type": "integer"},
+        "from": {"anyOf": [{"enum": ["x", "y"]}, {"type": "null"}]},
+        "mixed": {"enum": [1, "one", None, True]},
+        "node": {"$ref": "#/$defs/node"},
+        "list": {"type": "array", "items": {"enum": ["p", "q"]}},
+        "map": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "described": {"type": "integer", "description": 'see [x, temperature = 3] %json {"a": 1}'},
+    },
+    "required": ["a b>c", "from", "mixed", "node", "list", "map", "described"],
+    "additionalProperties": False,
+    "$defs": {"node": NODE},
+}
+GOOD = {
+    "a b>c": 3,
+    "from": None,
+    "mixed": "one",
+    "node": {"value": 1, "next": {"value": 2, "next": None}},
+    "list": ["p", "q"],
+    "map": {"k": 1},
+    "described": 4,
+}
+BAD: list[dict[str, Any]] = [
+    {"a b>c": "x"},
+    {"from": "z"},
+    {"mixed": "two"},
+    {"node": {"value": 1, "next": {"value": "x"}}},
+    {"list": ["r"]},
+    {"map": {"k": "x"}},
+]
+
+
+@pytest.mark.parametrize("family", ["qwen", "mistral", "gemma", "qwen_coder", "glm", "lfm"])
+@pytest.mark.parametrize("options", [{"choice": "required"}, {}])
+def test_every_schema_is_enforced_in_every_syntax(family: str, options: Any, with_template: WithTemplate) -> None:
+    tokenizer = with_template(family).tokenizer
+    tools = [tool("get", EVERYTHING, strict=True), tool("get_more", {"$ref": "#/$defs/node", "$defs": {"node": NODE}})]
+    use = tool_use(tokenizer, ChatSection(), tools, **options)
+    structure = structure_of(tokenizer, use)
+
+    def is_accepted(name: str, arguments: Any) -> bool:
+        call = {"function": {"name": name, "arguments": json.dumps(arguments)}}
+        return accepts(tokenizer, structure, calls_text([call], use.form), whole=True)
+
+    assert is_accepted("get", GOOD)
+    assert is_accepted("get_more", {"value": 1})
+    for wrong in BAD:
+        assert not is_accepted("get", {**GOOD, **wrong}), wrong
+
+
+@pytest.mark.parametrize("family", ["gemma", "lfm"])
+def test_a_name_that_a_format_cannot_write_is_an_error_with_its_param(family: str, with_template: WithTemplate) -> None:
+    tools = [tool("f", {"properties": {" a": {"type": "integer"}}})]
+    tool_use(with_template(family).tokenizer, ChatSection(), tools)
+    with pytest.raises(UserError, match="' a'") as error:
+        tool_use(with_template(family).tokenizer, ChatSection(), tools, choice="required")
+    assert error.value.details["param"] == "tools[0].function.parameters"

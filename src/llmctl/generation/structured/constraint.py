@@ -218,4 +218,6 @@ def _raise_problem(problem: str, structure: Structure) -> None:
     first = core_message(problem)
     if "NoExtension" in first:
         first = "no text has this form"
+    if first.startswith("panic: assertion failed: grammar.symbols.len()"):
+        first = "it has too many rules"
     raise UserError(f"structure.{structure.kind}: {first}")

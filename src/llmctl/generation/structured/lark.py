@@ -56,27 +56,30 @@ class LarkWriter:
             root: The schema to which its references refer.
         """
         if '"$ref"' in json.dumps(schema):
-            inner = {key: value for key, value in root.items() if key not in ("$schema", "$id", "id")}
-            schema = {**_within_root(schema), "$defs": {"root": _within_root(inner)}}
-        checked = check_schema(schema)
-        return f"%json {json.dumps({**checked, 'x-guidance': JSON_OPTIONS}, ensure_ascii=False)}"
+            schema = {**_within_root(schema), "$defs": {"root": _within_root(_referenced(schema, root))}}
+        text = json.dumps({**check_schema(schema), "x-guidance": JSON_OPTIONS}, ensure_ascii=False)
+        return self.shared(f"json_{len(self._shared)}", text, lambda: f"%json {text}")
 
     def begins_with_special(self, text: str) -> bool:
         """Return True if a text begins with a special token, which `TEXT` cannot contain."""
         return any(text.startswith(token) for token in self._special)
 
-    def add_until(self, name: str, text: str) -> None:
-        """Add a rule for any text up to and including `text`."""
+    def until(self, text: str) -> str:
+        """Return the symbol for any text up to and including `text`."""
+        name = f"until_{len(self._shared)}"
+        return self.shared(name, ("until", text), lambda: self._until(name, text))
+
+    def _until(self, name: str, text: str) -> str:
         special = [at for token in self._special if (at := text.find(token)) >= 0]
         if not special:
-            self.add(f"{name}[lazy]: TEXT {self.literal(text)}")
-        elif min(special) == 0:
-            self.add(f"{name}: TEXT {self.literal(text)}")
-        else:
-            # a lexeme cannot contain a special token: it ends with what is before the first one
-            before, after = text[: min(special)], text[min(special) :]
-            self.add(rf"{name.upper()}_HEAD: /(.|\n)*{_escaped(before)}/")
-            self.add(f"{name}: {name.upper()}_HEAD {self.literal(after)}")
+            self.add(f"{name}_lazy[lazy]: TEXT {self.literal(text)}")
+            return f"{name}_lazy"
+        if min(special) == 0:
+            return f"TEXT {self.literal(text)}"
+        # a lexeme cannot contain a special token: it ends with what is before the first one
+        before, after = text[: min(special)], text[min(special) :]
+        self.add(rf"{name.upper()}_HEAD: /(.|\n)*{_escaped(before)}/")
+        return f"{name.upper()}_HEAD {self.literal(after)}"
 
     def literal(self, text: str) -> str:
         """Return the symbols for a text; empty for an empty text."""
@@ -112,3 +115,12 @@ def _within_root(schema: Any) -> Any:
     if isinstance(reference := changed.get("$ref"), str) and reference.startswith("#"):
         changed["$ref"] = f"#/$defs/root{reference[1:]}"
     return changed
+
+
+def _referenced(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parts of a root schema to which a schema may refer."""
+    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    references = re.findall(r'"\$ref": "([^"]*)"', json.dumps([schema, shared]))
+    if all(reference.startswith(("#/$defs/", "#/definitions/")) for reference in references):
+        return shared
+    return {key: value for key, value in root.items() if key not in ("$schema", "$id", "id")}

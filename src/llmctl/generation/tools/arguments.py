@@ -141,13 +141,13 @@ class TaggedArguments:
     ) -> tuple[Mapping[str, Any], int]:
         """Return the arguments at `at`, and the position after them."""
         arguments: dict[str, Any] = {}
-        properties = properties_of(schema)
+        properties, further = properties_of(schema), additional_of(schema)
         keys = sorted(properties, key=len, reverse=True)
         while not (final and not text[at:].strip()) and matches(text, at, self.key_open):
             key, value_at = self._head(text, at, keys)
             end, after = self._value_end(text, value_at, following, keys, final=final)
             value = self._bare(text[value_at:end])
-            known = alternatives_of(properties[key], schema) if key in properties else [{}]
+            known = alternatives_of(properties.get(key, further), schema)
             arguments[key] = self._typed(value, text[at:value_at], known)
             at = after
         return arguments, at
@@ -246,7 +246,7 @@ class TaggedArguments:
             symbol = f"{name}_{number}"
             pairs = [
                 f"{lark.literal(self.key_open + parameter.name + head)} {value}"
-                for head, value in self._values(lark, symbol, parameter, schema)
+                for head, value in self._values(lark, parameter, schema)
             ]
             lark.add(f"{symbol}: {' | '.join(pairs)}")
             symbols.append(symbol if parameter.is_required else f"{symbol}?")
@@ -255,23 +255,21 @@ class TaggedArguments:
             any_one = Parameter("", further, alternatives_of(further, schema), is_required=False)
             pairs = [
                 f"{lark.literal(self.key_open)} {ANY_NAME} {lark.literal(head)} {value}"
-                for head, value in self._values(lark, f"{name}_any", any_one, schema)
+                for head, value in self._values(lark, any_one, schema)
             ]
             lark.add(f"{name}_any: {' | '.join(pairs)}")
             symbols.append(f"{name}_any*")
         return " ".join(symbols)
 
-    def _values(
-        self, lark: LarkWriter, name: str, parameter: Parameter, root: Mapping[str, Any]
-    ) -> Iterator[tuple[str, str]]:
+    def _values(self, lark: LarkWriter, parameter: Parameter, root: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield the ways to write a value: the part before it, and the symbols for it and its closing part."""
         close, head = lark.literal(self.value_close), self.key_close
         texts = [text for one in parameter.alternatives if one.get("type") == "string" for text in one.get("enum", ())]
         others = [one for one in parameter.alternatives if one.get("type", "") != "string" and not is_any_text(one)]
         if parameter.is_text:
-            lark.add_until(f"{name}_text", self.value_close)
-            yield head.replace(TYPE, self.string_type), f"{name}_text"
+            yield head.replace(TYPE, self.string_type), lark.until(self.value_close)
         elif texts:
+            texts += [self._written(text) for text in texts if self._written(text) != text]
             yield head.replace(TYPE, self.string_type), f"({' | '.join(map(lark.literal, texts))}) {close}"
         if {} in parameter.alternatives:
             others = [{"type": list(_OTHER_TYPES)}]

@@ -4,20 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmctl.config import ChatSection, StructureSection
+from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.channels import Channels
 from llmctl.generation.marks import ID, INDEX, NAME, TYPE
 from llmctl.generation.prompt import as_messages
 from llmctl.generation.reasoning import ReasoningFormat
 from llmctl.generation.structured.lark import LarkWriter
-from llmctl.generation.structured.structure import Structure, grammar_structure, make_structure
-from llmctl.generation.tools.arguments import JsonArguments
+from llmctl.generation.structured.structure import Structure, grammar_structure
 from llmctl.generation.tools.calls import CallSplitter
 from llmctl.generation.tools.format import ToolFormat
 from llmctl.generation.tools.messages import for_template
+from llmctl.generation.tools.parameter_check import argument_schema, check_parameters, function_of, is_strict
 from llmctl.generation.tools.recognition import tool_format
-from llmctl.generation.tools.schema import unenforced_keywords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,12 +45,12 @@ class ToolUse:
     @property
     def is_exact(self) -> bool:
         """True if every call is constrained to the template's format."""
-        return bool(self.tools) and (self.choice == "required" or any(_is_strict(tool) for tool in self.tools))
+        return bool(self.tools) and (self.choice == "required" or any(is_strict(tool) for tool in self.tools))
 
     @property
     def names(self) -> list[str]:
         """The names of the tools."""
-        return [str(_function(tool)["name"]) for tool in self.tools]
+        return [str(function_of(tool)["name"]) for tool in self.tools]
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the messages and the arguments for the chat template."""
@@ -63,7 +62,7 @@ class ToolUse:
             return None
         return CallSplitter(
             self.form,
-            {str(_function(tool)["name"]): _parameters(tool) for tool in self.tools},
+            {str(function_of(tool)["name"]): argument_schema(tool) for tool in self.tools},
             max_calls=None if self.parallel else 1,
             calls_only=self.choice == "required",
             exact=self.is_exact,
@@ -81,7 +80,14 @@ class ToolUse:
             return None
         names = "|".join(self.names)
         lark = LarkWriter(special, {ID: "[a-zA-Z0-9]{9}", INDEX: "[0-9]{1,3}", TYPE: "[a-z]{4,9}", NAME: f"({names})"})
-        return grammar_structure(lark.text(_Rules(self, lark).start(reasoning, prompt_tail)))
+        try:
+            return grammar_structure(lark.text(_Rules(self, lark).start(reasoning, prompt_tail)))
+        except UserError as error:
+            raise UserError(
+                f"the tools are too large for enforced calls: {error}",
+                hint="give fewer tools or smaller schemas, or omit strict and a required tool_choice",
+                details={**error.details, "param": "tools"},
+            ) from error
 
 
 def tool_use(
@@ -107,57 +113,15 @@ def tool_use(
             details have `param`.
     """
     form = tool_format(tokenizer, chat)
-    names = [_function(tool)["name"] for tool in tools]
+    names = [function_of(tool)["name"] for tool in tools]
     for name in only or ():
         if name not in names:
             raise UserError(f"tool_choice names {name}, which is not in tools", details={"param": "tool_choice"})
-    chosen = () if choice == "none" else tuple(t for t in tools if only is None or _function(t)["name"] in only)
+    chosen = () if choice == "none" else tuple(t for t in tools if only is None or function_of(t)["name"] in only)
     for index, tool in enumerate(tools):
-        if tool in chosen and (choice == "required" or _is_strict(tool)):
-            _check_parameters(tool, index, form)
+        if tool in chosen and (choice == "required" or is_strict(tool)):
+            check_parameters(tool, index, form)
     return ToolUse(chat, form, chosen, choice, parallel and form.between is not None)
-
-
-def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function: Mapping[str, Any] = tool["function"]
-    return function
-
-
-def _is_strict(tool: Mapping[str, Any]) -> bool:
-    return bool(_function(tool).get("strict"))
-
-
-def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a tool's arguments, whose type is object."""
-    schema = _function(tool).get("parameters")
-    if not schema:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    if schema.get("properties") == {} and not {"additionalProperties", "patternProperties", "$ref"} & schema.keys():
-        schema = {**schema, "additionalProperties": False}  # explicitly empty properties allow no arguments
-    return {"type": "object", **schema}
-
-
-def _check_parameters(tool: Mapping[str, Any], index: int, form: ToolFormat) -> None:
-    param = f"tools[{index}].function.parameters"
-    schema = _parameters(tool)
-    if schema["type"] != "object":
-        raise UserError(f"{param}: the schema must describe an object", details={"param": param})
-    try:
-        make_structure(StructureSection(json_schema=schema))
-    except UserError as error:
-        raise UserError(
-            str(error).replace("structure.json_schema:", f"{param}:"),
-            hint=error.hint,
-            details={**error.details, "param": param},
-        ) from error
-    if _is_strict(tool) and not isinstance(form.syntax, JsonArguments):
-        place = next(unenforced_keywords(schema), None)
-        if place is not None:
-            raise UserError(
-                f"{param}.{place} cannot be enforced: this model writes text arguments without quotes",
-                hint="remove it from the schema, or omit strict",
-                details={"param": param},
-            )
 
 
 class _Rules:
@@ -171,7 +135,7 @@ class _Rules:
         self._add_tools()
         form, lark, calls = self._form, self._lark, self._calls(self._form.begin)
         if self._use.choice == "required":
-            end = reasoning.postlude(lark)
+            end = reasoning.postlude(lark, after_calls=True)
             return f"{reasoning.prelude(prompt_tail, lark, before_calls=True)} {calls} {end}"
         text = reasoning.free_text(lark)
         if isinstance(reasoning, Channels):
@@ -183,8 +147,8 @@ class _Rules:
             return f"{before} ({calls} | FREE?)"
         if text != "TEXT" and lark.begins_with_special(form.begin):
             return f"{before} ({text} {calls})* {text}"
-        lark.add_until("opened", form.open)
-        return f"{before} (opened {self._calls(form.begin.removeprefix(form.open))})* TEXT"
+        opened = lark.until(form.open)
+        return f"{before} ({opened} {self._calls(form.begin.removeprefix(form.open))})* TEXT"
 
     def _calls(self, begin: str) -> str:
         """Return the symbols for `begin` followed by one or several calls."""
@@ -197,7 +161,7 @@ class _Rules:
         tools, form, lark = self._use.tools, self._form, self._lark
         lark.add(f"call: {' | '.join(f'call_{n}' for n in range(len(tools)))}")
         for number, tool in enumerate(tools):
-            is_enforced = self._use.choice == "required" or _is_strict(tool)
-            head = lark.literal(_function(tool)["name"] + form.middle)
-            arguments = form.syntax.rule(lark, f"call_{number}", _parameters(tool), is_enforced=is_enforced)
+            is_enforced = self._use.choice == "required" or is_strict(tool)
+            head = lark.literal(function_of(tool)["name"] + form.middle)
+            arguments = form.syntax.rule(lark, f"call_{number}", argument_schema(tool), is_enforced=is_enforced)
             lark.add(f"call_{number}: {head} {arguments}")

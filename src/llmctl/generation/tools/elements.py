@@ -15,6 +15,7 @@ from llmctl.generation.tools.schema import (
     is_any_text,
     parameters_of,
     properties_of,
+    schema_key,
 )
 
 _Schema = Mapping[str, Any]
@@ -87,18 +88,18 @@ class ElementArguments:
                 self._value_rule(lark, f"{name}_{number}x", one, root) for number, one in enumerate(alternatives)
             )
 
-        value = lark.shared(f"{name}_value", (id(root), json.dumps(schema, sort_keys=True)), options)
+        value = lark.shared(f"{name}_value", schema_key(schema, root), options)
         lark.add(f'{name}: {lark.literal(self.mark)} "<" {key} ">" {value} "</" {key} ">"')
 
     def _value_rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         """Return the symbols for a value and the mark after it."""
         mark, kind = lark.literal(self.mark), schema.get("type")
         if is_any_text(schema):
-            if not lark.has("element_text"):
-                lark.add_until("element_text", self.mark)
+            text = lark.until(self.mark)
+            if not lark.has("element_any"):
                 lark.add(f'element_any: {mark} "<" {ANY_NAME} ">" element_value "</" {ANY_NAME} ">"')
-                lark.add(f"element_value: element_text | element_any+ {mark}")
-            return "element_text" if kind == "string" else "element_value"
+                lark.add(f"element_value: {text} | element_any+ {mark}")
+            return text if kind == "string" else "element_value"
         if kind == "string":
             return f"({' | '.join(map(lark.literal, schema['enum']))}) {mark}"
         if kind == "object":
@@ -134,15 +135,21 @@ class _Reader:
                 raise IncompleteError
             if not text.startswith(opening, at) or text.startswith("/", at + len(opening)):
                 return pairs, at
-            key_at = at + len(opening)
-            key_end = text.find(">", key_at)
-            if key_end < 0:
-                raise IncompleteError
-            key = text[key_at:key_end]
-            if not key or "<" in key or "\n" in key:
-                raise NotACallError
-            value, at = self._value(key_end + 1, key, self._known(key, known), depth + 1)
+            key = self._key(at + len(opening), known)
+            value, at = self._value(at + len(opening) + len(key) + 1, key, self._known(key, known), depth + 1)
             pairs.append((key, value))
+
+    def _key(self, at: int, known: Sequence[_Schema]) -> str:
+        """Return the name in the opening tag whose name begins at `at`."""
+        names = {name for one in known for name in properties_of(one)}
+        listed = max((name for name in names if self._text.startswith(f"{name}>", at)), key=len, default=None)
+        end = self._text.find(">", at)
+        if end < 0 or (listed is None and any(name.startswith(self._text[at:]) for name in names)):
+            raise IncompleteError
+        key = self._text[at:end] if listed is None else listed
+        if not key or "\n" in key:
+            raise NotACallError
+        return key
 
     def _known(self, key: str, known: Sequence[_Schema]) -> Sequence[Mapping[str, Any]]:
         """Return the alternatives of the value of an element, given those of the value around it."""

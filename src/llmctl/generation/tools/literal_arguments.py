@@ -14,7 +14,10 @@ from llmctl.generation.tools.schema import (
     is_any_text,
     parameters_of,
     properties_of,
+    schema_key,
 )
+
+_CONSTANTS: Mapping[str, Sequence[Any]] = {"boolean": (True, False), "null": (None,)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class PythonArguments:
 
     def write(self, arguments: Mapping[str, Any]) -> str:
         """Return the text of arguments."""
-        return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
 
     def rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], *, is_enforced: bool) -> str:
         """Return the symbols for the arguments."""
@@ -61,13 +64,21 @@ class PythonArguments:
     def _value_rule(
         self, lark: LarkWriter, schema: Any, alternatives: Sequence[Mapping[str, Any]], root: Mapping[str, Any]
     ) -> str:
-        constants = {"boolean": '"True" | "False"', "null": '"None"'}
-        plain = [one["type"] for one in alternatives if one.get("type") in constants and "enum" not in one]
-        others = [one for one in alternatives if one.get("type") not in constants or "enum" in one]
-        options = [constants[kind] for kind in plain]
-        if others:
-            options.append(lark.json({"anyOf": others} if plain else schema, root))
-        return f"({' | '.join(options)})"
+        constants, others = dict[str, None](), list[Mapping[str, Any]]()
+        for one in alternatives:
+            values = one.get("enum", _CONSTANTS.get(one.get("type", ""), ()))
+            constants.update((f'"{value!r}"', None) for value in values if isinstance(value, bool | None))
+            if rest := [value for value in one.get("enum", ()) if not isinstance(value, bool | None)]:
+                others.append({**one, "enum": rest})
+            elif not values:
+                others.append(one)
+        json_value = [lark.json({"anyOf": others} if constants else schema, root)] if others else []
+        return f"({' | '.join([*constants, *json_value])})"
+
+
+def _python(value: Any) -> str:
+    """Return a value in Python's syntax, as far as that differs, with the strings of JSON."""
+    return repr(value) if isinstance(value, bool | None) else json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,7 @@ class GemmaArguments:
     def _any_rule(self, lark: LarkWriter) -> str:
         """Return the symbol for any value."""
         if not lark.has("gemma_value"):
-            lark.add_until("gemma_text", self.quote)
-            lark.add(f"gemma_string: {lark.literal(self.quote)} gemma_text")
+            lark.add(f"gemma_string: {lark.literal(self.quote)} {lark.until(self.quote)}")
             lark.add("gemma_value: gemma_string | gemma_scalar | gemma_list | gemma_object")
             lark.add(f"gemma_scalar: {lark.json({'type': ['number', 'boolean', 'null']}, {})}")
             lark.add('gemma_list: "[" (gemma_value ("," gemma_value)*)? "]"')
@@ -148,7 +158,7 @@ class GemmaArguments:
                 self._alternative_rule(lark, f"{name}_{number}x", one, root) for number, one in enumerate(alternatives)
             )
 
-        return lark.shared(f"{name}_value", (id(root), json.dumps(schema, sort_keys=True)), options)
+        return lark.shared(f"{name}_value", schema_key(schema, root), options)
 
     def _alternative_rule(self, lark: LarkWriter, name: str, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         quote, kind = lark.literal(self.quote), schema.get("type")

@@ -8,6 +8,7 @@ from typing import Any
 from llmctl.generation.marks import ID, INDEX, NAME
 from llmctl.generation.tools.format import HERMES, ToolFormat
 from llmctl.generation.tools.recognition import template_call
+from llmctl.generation.tools.schema import object_schema, properties_of
 
 Message = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def for_template(
         converted = _merge_user_turns(converted)
     if not tools:
         return converted, {}
-    plain = [dict(tool) for tool in tools]
+    plain = [_with_parameters(tool) for tool in tools]
     if form.placement == "argument":
         return converted, {"tools": plain}
     role = "user" if form.placement == "user" else "system"
@@ -59,6 +60,15 @@ def for_template(
     parts = (described, content) if form.placement == "user" else (content, described)
     converted[0]["content"] = "\n\n".join(part for part in parts if part)
     return converted, {}
+
+
+def _with_parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool with parameters that have a type and properties, without which many templates fail."""
+    parameters = object_schema(tool["function"].get("parameters"))
+    return {
+        **tool,
+        "function": {**tool["function"], "parameters": {**parameters, "properties": properties_of(parameters)}},
+    }
 
 
 def _merge_user_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -146,13 +156,18 @@ def calls_text(calls: Sequence[Mapping[str, Any]], form: ToolFormat) -> str:
         calls: Calls in OpenAI's format.
         form: The family's format.
     """
-    text = ""
+    text, is_after = "", int(ID in form.end)  # the id of a call is after it in some formats
     for number, call in enumerate(calls):
         before = form.begin if number == 0 else form.between if form.between is not None else form.end + form.begin
         name, arguments = str(call["function"]["name"]), _arguments_of(call)
         name = json.dumps(name, ensure_ascii=False)[1:-1] if form.is_json_object else name
-        text += _filled(before, number, name) + name + _filled(form.middle, number, name) + form.syntax.write(arguments)
-    return text + form.end
+        text += (
+            _filled(before, number - is_after, name)
+            + name
+            + _filled(form.middle, number, name)
+            + form.syntax.write(arguments)
+        )
+    return text + _filled(form.end, len(calls) - is_after, "")
 
 
 def _filled(part: str, number: int, name: str) -> str:

@@ -4,7 +4,7 @@ Only schemas that are enforced have been checked; any other may be malformed.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ ANY_NAME = "/[a-zA-Z0-9_.-]+/"  # a name that a schema does not list, in a gramm
 _MAX_REFERENCES = 20  # references may refer to references, or to each other
 _AS_JSON = {"True": "true", "False": "false", "None": "null"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-# keywords of a string's schema that a grammar of bare text does not enforce
-_UNENFORCED = ("pattern", "format", "minLength", "maxLength")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,15 @@ class Parameter:
     def is_text(self) -> bool:
         """True if its value may be any string, which is then written without quotes."""
         return any(is_any_text(one) for one in self.alternatives)
+
+
+def object_schema(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the schema of a tool's arguments with its type and properties, and without a reference at the top."""
+    schema = dict(parameters or {})
+    if "$ref" in schema:
+        schema = {**schema, **resolve(schema, schema)}
+        del schema["$ref"]
+    return {"type": "object", **schema}
 
 
 def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,15 +72,6 @@ def additional_of(schema: Mapping[str, Any]) -> Any:
     return None if further is False else {} if further is True else further
 
 
-def unenforced_keywords(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the places in a schema that only a JSON format can enforce."""
-    for parameter in parameters_of(schema, schema):
-        for alternative in parameter.alternatives if parameter.is_text else ():
-            for keyword in _UNENFORCED:
-                if keyword in alternative:
-                    yield f"properties.{parameter.name}.{keyword}"
-
-
 def resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a schema with its own reference replaced by what it refers to in `root`."""
     for _ in range(_MAX_REFERENCES):
@@ -85,6 +83,12 @@ def resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
             target = target.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
         schema = target
     return schema if isinstance(schema, Mapping) else {}
+
+
+def schema_key(schema: Any, root: Mapping[str, Any]) -> Hashable:
+    """Return a key that equal schemas share, if their references refer to the same."""
+    text = json.dumps(schema, sort_keys=True)
+    return (text, id(root) if '"$ref"' in text else None)
 
 
 def alternatives_of(schema: Any, root: Mapping[str, Any], *, depth: int = 0) -> list[Mapping[str, Any]]:
