@@ -226,12 +226,18 @@ def template_text(chat: ChatSection) -> str | None:
         raise UserError(f"chat.template: {file}: {reason(error)}", hint=hint) from error
 
 
-def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> str:
-    """Return the source of the chat template in use, all of several; empty if there is none."""
+def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, *, with_tools: bool) -> str:
+    """Return the source of the chat template that is used with or without tools; empty if there is none.
+
+    A tokenizer with several templates has one named `tool_use` for tools (transformers: get_chat_template).
+    """
     if (text := template_text(chat)) is not None:
         return text
     templates = tokenizer.chat_template or ""
-    return templates if isinstance(templates, str) else "\0".join(map(str, templates.values()))
+    if isinstance(templates, str):
+        return templates
+    name = "tool_use" if with_tools and "tool_use" in templates else "default"
+    return str(templates.get(name, ""))
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def response_rules(
     ids = list(prompt.ids[-_TAIL_TOKENS - len(prompt.prefill) :])
     tail, prefill = str(tokenizer.decode(ids)).rstrip(), prompt.prefill.strip()  # templates may strip messages
     tail = tail.removesuffix(prefill) if prefill else str(tokenizer.decode(ids))
-    source, tokens = template_source(tokenizer, chat), added_tokens(tokenizer)
-    reasoning: ReasoningFormat = channels_of(source) or tagged_reasoning(source + tail, tokens.text)
     tools = tools if tools is not None and tools.tools else None
+    source, tokens = template_source(tokenizer, chat, with_tools=tools is not None), added_tokens(tokenizer)
+    reasoning: ReasoningFormat = channels_of(source) or tagged_reasoning(source + tail, tokens.text)
     marks = "\0".join([*reasoning.marks, *(tools.form.marks if tools else ())])
     shown = frozenset(id_ for content, id_ in tokens.special.items() if content in marks)
     return ResponseRules(reasoning, tail, prefill, tools, shown)

@@ -173,3 +173,12 @@ def test_the_tokenizers_patterns_are_never_run(tmp_path: Path) -> None:
     spec = {"open_pattern": "(a+)+$", "close": "x", "content": "json"}
     tokenizer.response_template = {"fields": {"tool_calls": spec}}
     assert tool_format(tokenizer, ChatSection()).open == "<tool_call>"
+
+
+def test_of_several_templates_the_one_for_tools_shows_the_format(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, "qwen_coder")
+    templates = {name: (TEMPLATES / f"{name}.jinja").read_text() for name in ("mistral", "qwen_coder")}
+    tokenizer.chat_template = {"default": templates["mistral"], "tool_use": templates["qwen_coder"]}
+    form = tool_format(tokenizer, ChatSection())
+    assert (form.name, form.open, form.renders_calls) == ("qwen-xml", "<tool_call>", True)
+    assert "<parameter=city>" in rendered(tokenizer, TURNS, [WEATHER])

@@ -44,7 +44,12 @@ def tool_format(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> Tool
     formats = _formats.setdefault(tokenizer, {})
     if template not in formats:
         rendered = _renderings(tokenizer, template)
-        source, response = template_source(tokenizer, chat), getattr(tokenizer, "response_template", None)
+        source = template_source(tokenizer, chat, with_tools=True)
+        if template is None and not isinstance(tokenizer.chat_template, str | None):
+            # of several templates, the one for tools is used with tools only
+            is_calls = re.compile("(one|two)_")
+            rendered = {n: text for n, text in rendered.items() if n.endswith("_tools") or not is_calls.match(n)}
+        response = getattr(tokenizer, "response_template", None)
         formats[template] = _recognise(source, rendered, response, vocabulary=added_tokens(tokenizer).text)
     return formats[template]
 
