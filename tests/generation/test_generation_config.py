@@ -54,7 +54,8 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def loaded(request: pytest.FixtureRequest, tiny_models: Callable[[str], Path]) -> LoadedModel:
-    return llmctl.load(tiny_models("llama"), load={"dtype": request.param}, generation={"max_new_tokens": COUNT})
+    generation = {"max_new_tokens": COUNT}
+    return llmctl.load(tiny_models("llama"), load={"dtype": request.param}, generation=generation, seed=42)
 
 
 @pytest.fixture(autouse=True)
