@@ -71,7 +71,7 @@ def test_verbose_shows_each_value_with_its_origin_and_each_one_left_out_with_the
 
 def test_load_shows_the_same_and_the_end_tokens(run: Run, model: Path) -> None:
     shown = run("load", "--model", str(model)).stdout
-    assert "0.7  (the model's generation_config.json, written as '0.7')" in shown
+    assert "0.7 (the model's generation_config.json, written as '0.7')" in shown
     assert "3 '!'" in shown
     decided = json.loads(run("load", "--model", str(model), "--json").stdout)["decided"]
     assert decided["generation"]["settings"]["temperature"]["value"] == 0.7
