@@ -1,4 +1,4 @@
-"""What users of other tools type: prompts and models without flags, other names of flags and commands."""
+"""Habits of other tools work: prompts and models without flags, other names of flags and commands."""
 
 import json
 from collections.abc import Callable

@@ -88,7 +88,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 def child(code: str, *arguments: str, packages: bool) -> dict[str, Any]:
-    """What a child process found, or the last line of its traceback."""
+    """Return the findings of a child process, or the last line of its traceback."""
     paths = [PACKAGES] if packages else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NUMBA_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmctl.generation.marks import NAME, ObjectScanner, first_of, overlap
-from llmctl.generation.reasoning import Segment
+from llmctl.generation.reasoning import Segment, Splitter
 from llmctl.generation.structured.lark import LarkWriter
 
 _MAX_HEADER = 200  # characters
@@ -100,7 +100,7 @@ class Channels:
         return found[1] if found is not None else ""
 
 
-class ChannelSplitter:
+class ChannelSplitter(Splitter):
     """Splits one answer into messages. Its state: the text held back, the current header, and the kind of its message.
 
     Args:
@@ -120,17 +120,6 @@ class ChannelSplitter:
         self._given = len(header)  # characters of the held text that are in the prompt
         if header:
             list(self._header(final=False))
-
-    def add(self, text: str) -> Iterator[Segment]:
-        """Add text and yield the segments that are final."""
-        self._held += text
-        while self._held and (yield from self._step(final=False)):
-            pass
-
-    def finish(self) -> Iterator[Segment]:
-        """End the text and yield the part that was held back."""
-        while self._held and (yield from self._step(final=True)):
-            pass
 
     def _step(self, *, final: bool) -> Generator[Segment, None, bool]:
         """Process the held text in the current part. Return True if the next part begins."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation.prompt import Messages, encode_prompt, rendering, uses_template
+from llmctl.generation.prompt import Messages, added_tokens, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 from llmctl.model.vocabulary import check_ids
 from llmctl.transformers_compat import sanitising_arguments
@@ -125,7 +125,7 @@ def _control_warnings(
 ) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
     texts.append(chat.prefill or "")
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = added_tokens(tokenizer).special
     present = sorted({token for token in special for text in texts if token in text})
     if not present:
         return []

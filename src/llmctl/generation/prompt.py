@@ -371,7 +371,7 @@ def _encode_space(tokenizer: "PreTrainedTokenizerBase", space: str) -> list[int]
 
 def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
     """Refuse control tokens in messages: older transformers cannot keep them apart from the template's own."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = added_tokens(tokenizer).special
     for text in _texts(given):
         token = next((token for token in special if token in text), None)
         if token is not None:

@@ -28,14 +28,25 @@ class Segment(NamedTuple):
     name: str = ""
 
 
-class Splitter(Protocol):
-    """Splits one answer into segments."""
+class Splitter:
+    """Splits one answer into segments, part by part. Its state: the text held back."""
+
+    _held = ""
 
     def add(self, text: str) -> Iterator[Segment]:
         """Add text and yield the segments that are final."""
+        self._held += text
+        while self._held and (yield from self._step(final=False)):
+            pass
 
     def finish(self) -> Iterator[Segment]:
         """End the text and yield the part that was held back."""
+        while self._held and (yield from self._step(final=True)):
+            pass
+
+    def _step(self, *, final: bool) -> Generator[Segment, None, bool]:
+        """Process the held text in the current part. Return True if the next part begins."""
+        raise NotImplementedError
 
 
 class ReasoningFormat(Protocol):
@@ -151,7 +162,7 @@ class TaggedReasoning:
         return next((tags for tags in self.tags if end.endswith(tags.open.rstrip())), None)
 
 
-class TagSplitter:
+class TagSplitter(Splitter):
     """Splits one answer at tags. Its state: the text held back, and the part of the answer that it belongs to.
 
     Args:
@@ -185,17 +196,6 @@ class TagSplitter:
         self._dropped = (*wrapping, *(mark for one in tags for mark in one.dropped))
         if wrapper is not None:
             self._part, self._wrapper_end = "answer", wrapper[1]
-
-    def add(self, text: str) -> Iterator[Segment]:
-        """Add text and yield the segments that are final."""
-        self._held += text
-        while self._held and (yield from self._step(final=False)):
-            pass
-
-    def finish(self) -> Iterator[Segment]:
-        """End the text and yield the part that was held back."""
-        while self._held and (yield from self._step(final=True)):
-            pass
 
     def _step(self, *, final: bool) -> Generator[Segment, None, bool]:
         """Process the held text in the current part. Return True if the next part begins."""

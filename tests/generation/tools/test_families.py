@@ -1,4 +1,4 @@
-"""What the models of each family write is read, streamed and enforced, with small templates of the same structure."""
+"""The answers of each model family are read, streamed and enforced, with small templates of the same structure."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""What the models of each family write, and checks of everything that reads it."""
+"""The answers that models of each family write, and checks of everything that reads them."""

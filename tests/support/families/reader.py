@@ -103,7 +103,7 @@ def with_template(tokenizer: Any, template: str, family: Family) -> Any:
 
 @dataclass(frozen=True)
 class Answer:
-    """What llmctl made of an answer."""
+    """The parts into which llmctl split an answer."""
 
     text: str
     reasoning: str

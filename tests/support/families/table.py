@@ -1,4 +1,4 @@
-"""What the models of each family write after the generation prompt, and the chat templates that they share.
+"""The text that models of each family write after the generation prompt, and the chat templates that they share.
 
 The texts come from the templates' own renderings, the models' documentation and llama.cpp's tests of these templates.
 `make test-templates` and the tests compare llmctl with them.
