@@ -147,6 +147,14 @@ def takes_registered_attention(model: Any) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False))
 
 
+def has_attention_sinks(model: Any) -> bool:
+    """Return True if the only special feature of a model's attention are sinks, which it passes as `s_aux`.
+
+    transformers has no SDPA for these models, because torch's SDPA has no sinks.
+    """
+    return str(model.config.model_type) in ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
+
+
 def attention_of(config: Any) -> str:
     """Return the attention implementation that a configuration selects."""
     return str(config._attn_implementation)

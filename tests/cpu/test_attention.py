@@ -1,6 +1,7 @@
 """Paged attention: correct up to rounding, and bitwise equal for every split of a prompt and every batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def sequence(length: int, queries: int, heads: Heads, *, dtype: torch.dtype, see
     return Sequence(q.to(dtype), k.to(dtype), v.to(dtype))
 
 
-def attend(kernels: Kernels, sequences: list[Sequence], **how: float) -> list[torch.Tensor]:
+def attend(kernels: Kernels, sequences: list[Sequence], **how: Any) -> list[torch.Tensor]:
     """Put keys and values into pages in random order and compute attention. All slots that must not be read are NaN."""
     counts = [-(-len(one.keys) // PAGE_TOKENS) for one in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(7)).int()
@@ -58,7 +59,9 @@ def attend(kernels: Kernels, sequences: list[Sequence], **how: float) -> list[to
     return list(out.split([len(one.queries) for one in sequences]))
 
 
-def reference(one: Sequence, *, scale: float, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+def reference(
+    one: Sequence, *, scale: float, window: int = 0, softcap: float = 0.0, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     length, queries = len(one.keys), len(one.queries)
     group = one.queries.shape[1] // one.keys.shape[1]
     k, v = (t.double().repeat_interleave(group, dim=1) for t in (one.keys, one.values))
@@ -67,7 +70,10 @@ def reference(one: Sequence, *, scale: float, window: int = 0, softcap: float = 
         scores = softcap * torch.tanh(scores / softcap)
     at, key = torch.arange(length - queries, length)[:, None], torch.arange(length)[None]
     seen = (key <= at) & ((at - key < window) if window else True)
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, queries, 1)], -1)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :length], v)
 
 
 def relative_error(y: torch.Tensor, expected: torch.Tensor) -> float:
@@ -105,6 +111,30 @@ def test_a_query_gets_the_same_bits_however_its_prompt_is_cut_and_batched(
             assert torch.equal(attend(kernels, [part], scale=0.1, **how)[0], together[end - queries : end]), end
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [0, 33])
+def test_a_sink_of_a_head_takes_a_share_of_the_softmax(kernels: Kernels, window: int, dtype: torch.dtype) -> None:
+    heads = Heads(6, 2, 64, 64)
+    sinks = torch.tensor([-30.0, -1.0, 0.0, 2.0, 8.0, 60.0]).to(dtype)
+    how = {"scale": 0.3, "window": window, "sinks": sinks}
+    sequences = [sequence(length, queries, heads, dtype=dtype) for length, queries in ((1, 1), (150, 150), (90, 3))]
+    together = attend(kernels, sequences, **how)
+    for one, out in zip(sequences, together, strict=True):
+        expected = reference(one, **how)
+        for head in range(5):
+            assert relative_error(out[:, head], expected[:, head]) < 2 * ROUNDING[dtype], head
+        assert out[:, 5].float().abs().max() < 1e-10  # the sink of the last head takes everything
+    whole = sequences[1]
+    part = Sequence(whole.queries[70:100], whole.keys[:100], whole.values[:100])
+    assert torch.equal(attend(kernels, [part], **how)[0], together[1][70:100])
+
+
+def test_sinks_must_have_one_number_per_head(best: Kernels) -> None:
+    one = sequence(3, 1, Heads(), dtype=torch.float32)
+    with pytest.raises(ValueError, match="sinks must be"):
+        attend(best, [one], scale=1.0, sinks=torch.zeros(3))
 
 
 def test_the_kv_cache_may_have_any_strides(best: Kernels) -> None:

@@ -259,6 +259,7 @@ class Kernels:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        sinks: "Tensor | None" = None,
     ) -> "Tensor":
         """Compute causal attention of each sequence's last tokens over its keys and values in pages.
 
@@ -274,6 +275,7 @@ class Kernels:
             scale: The factor of q·k.
             window: The number of tokens that a token sees, including itself; 0 means all.
             softcap: Scores s become softcap * tanh(s / softcap); 0 leaves them unchanged.
+            sinks: [query heads]: a further logit in the softmax of every query of a head, which takes no value.
 
         Returns:
             [tokens, query heads, value size] in q's dtype.
@@ -281,6 +283,8 @@ class Kernels:
         codes = dtype_codes()
         check_paged_attention(q, keys, values, page_table, query_start, kv_length, window=window)
         tokens, query_heads, size = q.shape
+        check_vector(sinks, query_heads, "sinks")
+        sinks = None if sinks is None else sinks.float()
         _, page_tokens, kv_heads, value_size = values.shape
         out = q.new_empty((tokens, query_heads, value_size))
         sizes = (ctypes.c_int64 * 14)(
@@ -308,6 +312,7 @@ class Kernels:
             sizes,
             scale,
             softcap,
+            None if sinks is None else sinks.data_ptr(),
             self.threads(),
         )
         return out

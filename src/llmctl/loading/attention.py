@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.cpu import kernels
-from llmctl.transformers_compat import attention_of, set_attention, takes_registered_attention
+from llmctl.transformers_compat import attention_of, has_attention_sinks, set_attention, takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,11 +67,15 @@ class _SinglePages:
 
 @dataclass(frozen=True)
 class _Score:
-    """The computation of scores from q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none)."""
+    """The computation of scores from q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none).
+
+    `sinks` [heads] are further logits in the softmax, which take no value; None for none.
+    """
 
     scale: float
     window: int
     softcap: float
+    sinks: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,17 @@ class UnsupportedAttentionError(Exception):
     """The attention of a model needs something that a packed pass cannot do."""
 
 
-def use_attention(model: Any) -> None:
-    """Select llmctl's attention for a model on the CPU that uses SDPA."""
+def use_attention(model: Any, *, is_requested: bool = False) -> None:
+    """Select llmctl's attention for a model on the CPU that uses SDPA, or that cannot because of attention sinks.
+
+    Args:
+        is_requested: True if the user named the attention implementation; only SDPA is replaced then.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if attention_of(model.config) != "sdpa" or not takes_registered_attention(model):
+    replaced = {"sdpa"} if is_requested or not has_attention_sinks(model) else {"sdpa", "eager"}
+    if attention_of(model.config) not in replaced or not takes_registered_attention(model):
         return
     AttentionInterface.register(CPU_ATTENTION, _attention_forward)
     AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)
@@ -130,6 +139,7 @@ def _attention_forward(
         scale=size**-0.5 if scaling is None else scaling,
         window=int(arguments.get("sliding_window") or 0),
         softcap=arguments.get("softcap") or 0.0,
+        sinks=arguments.get("s_aux"),
     )
     unsupported = _unsupported(module, arguments)
     packed = _PACKED_PASS.get()
@@ -138,6 +148,10 @@ def _attention_forward(
             raise UnsupportedAttentionError(unsupported or type(module).__name__)
         tables, (keys, values) = packed.layout.on(query.device), packed.pages[module.layer_idx]
     elif unsupported or arguments.get("dropout") or not _fits_kernel(query, key, attention_mask, score.window):
+        if score.sinks is not None and not unsupported:
+            if attention_mask is None and tokens > 1:
+                attention_mask = _visible(tokens, key.shape[2], score.window, query.device)
+            return _attend_with_mask(query, key, value, attention_mask, score).transpose(1, 2), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         arguments.setdefault("dropout", 0.0)
@@ -154,7 +168,10 @@ def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
     is_causal = arguments.get("is_causal")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         return f"{type(module).__name__} is not causal"
-    return ", ".join(name for name in ("s_aux", "position_bias") if arguments.get(name) is not None)
+    sinks = arguments.get("s_aux")
+    has_other_sinks = sinks is not None and sinks.dim() != 1
+    names = ("sinks", "position_bias", *(["s_aux"] if has_other_sinks else []))
+    return ", ".join(name for name in names if arguments.get(name) is not None)
 
 
 def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", window: int) -> bool:
@@ -208,6 +225,7 @@ def _paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: 
         scale=score.scale,
         window=score.window,
         softcap=score.softcap,
+        sinks=None if score.sinks is None else score.sinks.detach(),
     )
 
 
@@ -244,10 +262,10 @@ def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: _Sc
     if tokens > 1 and (tokens != key_count or (window and key_count > window)):
         mask = _visible(tokens, key_count, window, query.device)
     q = query.transpose(0, 1)
-    if score.softcap:
+    if score.softcap or score.sinks is not None:
         if mask is None and tokens > 1:
             mask = _visible(tokens, key_count, 0, query.device)
-        return _attend_with_softcap(q, keys, values, mask, score).transpose(0, 1)
+        return _attend_with_mask(q, keys, values, mask, score).transpose(0, 1)
     out = scaled_dot_product_attention(
         q[None],
         keys[None],
@@ -261,18 +279,23 @@ def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: _Sc
     return attended
 
 
-def _attend_with_softcap(
+def _attend_with_mask(
     query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None", score: _Score
 ) -> "Tensor":
+    """Attend from [..., heads, tokens, size] with soft cap and sinks, which torch's own attention lacks."""
     import torch
 
-    groups = query.shape[0] // keys.shape[0]
-    scores = query @ keys.repeat_interleave(groups, 0).transpose(1, 2) * score.scale
-    scores = torch.tanh(scores / score.softcap) * score.softcap
+    groups = query.shape[-3] // keys.shape[-3]
+    scores = query @ keys.repeat_interleave(groups, -3).transpose(-1, -2) * score.scale
+    if score.softcap:
+        scores = torch.tanh(scores / score.softcap) * score.softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if score.sinks is not None:
+        sinks = score.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], -1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    return weights @ values.repeat_interleave(groups, 0)
+    return weights[..., : keys.shape[-2]] @ values.repeat_interleave(groups, -3)
 
 
 def _visible(tokens: int, key_count: int, window: int, device: Any = None) -> "Tensor":

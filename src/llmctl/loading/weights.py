@@ -62,7 +62,7 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
         from llmctl.loading.attention import use_attention
 
         use_kernels(model)
-        use_attention(model)
+        use_attention(model, is_requested=prepared.config.load.attn_implementation != "auto")
     model.eval()
     return model
 

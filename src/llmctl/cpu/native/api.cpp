@@ -28,7 +28,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 }  // namespace
 
 // Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
-LLMCTL_EXPORT int llmctl_version() { return 3; }
+LLMCTL_EXPORT int llmctl_version() { return 4; }
 
 // The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
@@ -80,14 +80,14 @@ LLMCTL_EXPORT void llmctl_quantize(int bits, const void* w, int dtype, Size n, S
 }
 
 // `sizes`: sequences, max_blocks, block_size, query_heads, kv_heads, width, value_width, then the strides of keys and of
-// values (block, slot, head), in elements, then the window (0: none).
+// values (block, slot, head), in elements, then the window (0: none). `sinks`: [query_heads] or null.
 LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, const void* v, int kv_dtype, void* out,
                                     const int32_t* block_table, const int32_t* query_start, const int32_t* kv_length,
-                                    const Size* sizes, float scale, float softcap, int threads) {
+                                    const Size* sizes, float scale, float softcap, const float* sinks, int threads) {
     const Attention job{q, q_dtype, k, v, kv_dtype, out, block_table, query_start, kv_length,
                   Size(sizes[0]), Size(sizes[1]), Size(sizes[2]), Size(sizes[3]), Size(sizes[4]), Size(sizes[5]),
                   Size(sizes[6]), Size(sizes[7]), Size(sizes[8]), Size(sizes[9]), Size(sizes[10]), Size(sizes[11]),
-                  Size(sizes[12]), scale, softcap, Size(sizes[13])};
+                  Size(sizes[12]), scale, softcap, Size(sizes[13]), sinks};
     attend(job, threads);
 }
 

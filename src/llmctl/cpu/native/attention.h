@@ -236,8 +236,9 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
         const State state = state_of(head);
         for (Size t = 0; t < rows; ++t) {
             load_row(job.q, job.q_dtype, query_of(head, t) * job.width, job.width, state.q + t * width, width);
-            state.peaks[t] = kLowest;
-            state.sums[t] = 0.0f;
+            const Size query_head = (piece.head_begin + head) * group + (piece.row_begin + t) % group;
+            state.peaks[t] = job.sinks ? job.sinks[query_head] : kLowest;
+            state.sums[t] = job.sinks ? 1.0f : 0.0f;
         }
         std::memset(state.out, 0, static_cast<size_t>(rows * value_width) * 4);
     }

@@ -65,6 +65,7 @@ struct Attention {
     Size v_block_stride, v_slot_stride, v_head_stride;
     float scale, softcap;  // softcap 0: none
     Size window;           // 0: none
+    const float* sinks;    // [query_heads], or null: a logit in the softmax of every query that takes no value
 };
 
 // Some rows of some key heads of one sequence; rows times heads do not exceed kQueryRows.
@@ -118,7 +119,7 @@ struct Operation {
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
     const void* scales;
-    const void* bias;
+    const void* bias;                               // kAttention: float32 sinks
     Size bias_dtype;
     const void* down_weight;                        // kExperts: down_proj, likewise
     float epsilon, scale;

@@ -57,7 +57,8 @@ struct Runner {
                             buffer(op.output), pass.page_table, pass.query_start,  pass.kv_length,        pass.sequences,
                             pass.max_pages,   pass.page_tokens, op.heads,          op.kv_heads,           op.head_size,
                             op.head_size,     page,           slot,                op.head_size,          page,
-                            slot,             op.head_size,   op.scale,            0.0f,                  op.window};
+                            slot,             op.head_size,   op.scale,            0.0f,                  op.window,
+                            static_cast<const float*>(op.bias)};
         attend(job, threads);
     }
 

@@ -19,7 +19,7 @@ void llmctl_linear_quantized(int, const void*, int, Size, Size, const void*, con
 void llmctl_linear(const void*, int, Size, Size, const void*, int, Size, const void*, int, void*, int, int);
 void llmctl_quantize(int, const void*, int, Size, Size, void*, void*, int);
 void llmctl_attention(const void*, int, const void*, const void*, int, void*, const int32_t*, const int32_t*,
-                      const int32_t*, const Size*, float, float, int);
+                      const int32_t*, const Size*, float, float, const float*, int);
 void llmctl_run_program(const llmctl::Operation*, Size, const llmctl::Pass*);
 }
 
@@ -104,7 +104,7 @@ void try_linear(const char* isa, Size n, Size k, Size rows, int dtype) {
     }
 }
 
-void try_attention(const char* isa, Size length, Size queries, Size width, Size window, int dtype) {
+void try_attention(const char* isa, Size length, Size queries, Size width, Size window, const float* sinks, int dtype) {
     const Size heads = 4, kv_heads = 2, block_size = 16, blocks = llmctl::ceil_div(length, block_size);
     Numbers q(dtype, queries * heads * width), k(dtype, blocks * block_size * kv_heads * width),
         v(dtype, blocks * block_size * kv_heads * width), out(dtype, queries * heads * width);
@@ -114,13 +114,13 @@ void try_attention(const char* isa, Size length, Size queries, Size width, Size 
     const Size block = block_size * kv_heads * width, slot = kv_heads * width;
     const Size sizes[] = {1, blocks, block_size, heads, kv_heads, width, width, block, slot, width, block, slot, width, window};
     llmctl_attention(q.data(), dtype, k.data(), v.data(), dtype, out.data(), table.data(), starts, lengths, sizes, 0.2f, 0.0f,
-                     2);
+                     sinks, 2);
     std::vector<double> expected(queries * heads * width);
     for (Size t = 0; t < queries; ++t)
         for (Size h = 0; h < heads; ++h) {
             const Size at = length - queries + t;
             const auto place = [&](Size p) { return table[p / 16] * block + p % 16 * slot + h / 2 * width; };
-            double sum = 0;
+            double sum = sinks ? std::exp(sinks[h]) : 0;
             for (Size p = window && at - window + 1 > 0 ? at - window + 1 : 0; p <= at; ++p) {
                 double score = 0;
                 for (Size d = 0; d < width; ++d) score += q[(t * heads + h) * width + d] * k[place(p) + d];
@@ -303,9 +303,11 @@ int main() {
             try_linear(isa, 70, 64, 131, dtype);
             for (const Size bits : {0, 4, 8}) try_program(isa, dtype, bits);
             for (const Size width : {8, 24, 64}) {
-                try_attention(isa, 1, 1, width, 0, dtype);
-                try_attention(isa, 70, 70, width, 0, dtype);
-                try_attention(isa, 150, 3, width, 20, dtype);
+                const float sinks[] = {-1.0f, 0.0f, 2.0f, 9.0f};
+                try_attention(isa, 1, 1, width, 0, nullptr, dtype);
+                try_attention(isa, 70, 70, width, 0, nullptr, dtype);
+                try_attention(isa, 150, 3, width, 20, nullptr, dtype);
+                try_attention(isa, 150, 30, width, 20, sinks, dtype);
             }
         }
         std::printf("%s done\n", isa);
