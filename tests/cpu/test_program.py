@@ -14,7 +14,8 @@ import llmctl
 from llmctl.cpu import kernels
 from llmctl.cpu.layers import use_kernels
 from llmctl.cpu.program import compile_model, compiled, families
-from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.forward import Segment, forward, lay_out
 from llmctl.loading.model import LoadedModel
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
@@ -83,7 +84,7 @@ def change_vectors(model: torch.nn.Module) -> None:
 def logits(loaded: LoadedModel) -> torch.Tensor:
     """Return logits [prompts, vocabulary], computed for all prompts in one pass of the engine."""
     segments = [Segment(ids, 0, [2 * number, 2 * number + 1]) for number, ids in enumerate(PROMPTS)]
-    return forward(loaded.model, lay_out(segments, page_tokens=16), KVCachePool(6, 16))
+    return forward(loaded.model, lay_out(segments, page_tokens=16), CachePool(6, 16))
 
 
 def logits_of_modules(model: torch.nn.Module) -> torch.Tensor:
@@ -109,7 +110,7 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     assert compiled(loaded.model) is not None
     together = logits(loaded)
     assert torch.equal(together, logits_of_modules(loaded.model))
-    one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), KVCachePool(1, 16))
+    one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), CachePool(1, 16))
     assert torch.equal(one[0], together[2])  # a single token takes another code path in MoE layers
 
 
@@ -216,6 +217,6 @@ def test_two_threads_that_generate_at_once_do_not_disturb_each_other(tiny_models
 def test_tables_with_entries_out_of_range_are_refused(tiny_models: Callable[[str], Path]) -> None:
     loaded = llmctl.load(tiny_models("llama"), load={"dtype": "bfloat16"})
     with pytest.raises(ValueError, match="vocabulary"):
-        forward(loaded.model, lay_out([Segment([100_000], 0, [0])], page_tokens=16), KVCachePool(1, 16))
+        forward(loaded.model, lay_out([Segment([100_000], 0, [0])], page_tokens=16), CachePool(1, 16))
     with pytest.raises(ValueError, match="KV cache"):
-        forward(loaded.model, lay_out([Segment([5], 0, [3])], page_tokens=16), KVCachePool(1, 16))
+        forward(loaded.model, lay_out([Segment([5], 0, [3])], page_tokens=16), CachePool(1, 16))

@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from llmctl.cpu import kernels
-from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.forward import Segment, forward, lay_out
 from llmctl.loading.attention import UnsupportedAttentionError, use_attention
 
 PROMPTS = [[3, 5, 7, 11, 13, 17, 19, 23, 29] * 3, [2, 4, 6], [9]]
@@ -70,7 +71,7 @@ def test_packed_sequences_have_the_same_logits_as_each_one_alone(
         monkeypatch.setattr(kernels, "load", lambda: None)
     elif kernels.load() is None:
         pytest.skip(str(kernels.missing()))
-    pool = KVCachePool(6, 16)
+    pool = CachePool(6, 16)
     pages = [[2 * number, 2 * number + 1] for number in range(len(PROMPTS))]
     forward(model, lay_out([Segment(PROMPTS[0][:10], 0, pages[0])], page_tokens=16), pool)
     rest = [Segment(PROMPTS[0][10:], 10, pages[0]), Segment(PROMPTS[1], 0, pages[1]), Segment(PROMPTS[2], 0, pages[2])]
@@ -84,7 +85,7 @@ def test_attention_that_is_not_causal_is_refused(model: torch.nn.Module) -> None
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
     with pytest.raises(UnsupportedAttentionError):
-        forward(model, lay_out([Segment([5], 0, [0])], page_tokens=16), KVCachePool(1, 16))
+        forward(model, lay_out([Segment([5], 0, [0])], page_tokens=16), CachePool(1, 16))
 
 
 def test_a_model_with_sinks_gets_the_same_logits_from_the_kernel_and_from_padded_batches() -> None:

@@ -17,7 +17,8 @@ from llmctl.errors import MachineError, UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, EngineCapacity
-from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.forward import Segment, forward, lay_out
 from llmctl.generation.engine.packable import is_packable
 from llmctl.generation.engine.prefix_cache import PrefixCache
 from llmctl.generation.overrides import with_generation
@@ -382,7 +383,7 @@ class TestInBfloat16:
         for ids in prompts:
             rows.append(Segment(ids, 0, range(pages, pages + 3)))
             pages += 3
-        packed = forward(loaded.model, lay_out(rows, page_tokens=16), KVCachePool(pages, 16))
+        packed = forward(loaded.model, lay_out(rows, page_tokens=16), CachePool(pages, 16))
         for ids, found in zip(prompts, packed, strict=True):
             with torch.inference_mode():
                 one = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]

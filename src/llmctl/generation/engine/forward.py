@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.loading.attention import packed_attention
 from llmctl.transformers_compat import cache_argument
 
@@ -23,11 +24,13 @@ class Segment:
         ids: The new tokens.
         start: The position of the first new token, which equals the number of tokens in the pool.
         pages: The pages of the sequence, including those for the new tokens.
+        slot: The slot of the sequence's recurrent state. Models without such a state do not use it.
     """
 
     ids: Sequence[int]
     start: int
     pages: Sequence[int]
+    slot: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Layout:
         kv_length: [sequences], tokens of each sequence, including the new ones.
         page_table: [sequences, maximum pages of a sequence], padded with 0.
         last: [sequences], the index of each sequence's last token.
+        state_slots: [sequences], the slot of each sequence's recurrent state. A sequence whose first token is in this
+            pass begins without a state, whatever its slot holds.
     """
 
     input_ids: "Tensor"
@@ -51,6 +56,7 @@ class Layout:
     kv_length: "Tensor"
     page_table: "Tensor"
     last: "Tensor"
+    state_slots: "Tensor"
     query_starts: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
@@ -58,7 +64,8 @@ class Layout:
     def on(self, device: Any) -> "Layout":
         """Return the layout on another device."""
         if device not in self._placed:
-            names = ("input_ids", "position_ids", "slots", "query_start", "kv_length", "page_table", "last")
+            tables = ("slots", "query_start", "kv_length", "page_table", "last", "state_slots")
+            names = ("input_ids", "position_ids", *tables)
             moved = {name: getattr(self, name).to(device) for name in names}
             self._placed[device] = Layout(**moved, query_starts=self.query_starts, kv_lengths=self.kv_lengths)
         return self._placed[device]
@@ -89,56 +96,13 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
         kv_length=torch.tensor(lengths, dtype=torch.int32),
         page_table=torch.tensor(table, dtype=torch.int32),
         last=torch.tensor([start - 1 for start in starts[1:]]),
+        state_slots=torch.tensor([segment.slot for segment in segments], dtype=torch.int32),
         query_starts=tuple(starts),
         kv_lengths=tuple(lengths),
     )
 
 
-class KVCachePool:
-    """The paged KV cache of all layers. Its state: two tensors per layer, allocated when the layer first writes.
-
-    Each has the shape [pages, tokens of a page, heads, head size]. On a CPU, pages take memory only once written.
-    """
-
-    def __init__(self, pages: int, page_tokens: int) -> None:
-        self._pages, self._page_tokens = pages, page_tokens
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def of_shapes(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
-        """Return the key and value tensors of all layers on the CPU, given (heads, head size) of each layer."""
-        import torch
-
-        for layer, (heads, size) in enumerate(shapes):
-            if layer not in self.layers:
-                shape = (self._pages, self._page_tokens, heads, size)
-                self.layers[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
-        return [self.layers[layer] for layer in range(len(shapes))]
-
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` tokens of one page to another, in every layer."""
-        import torch
-
-        with torch.inference_mode():
-            for pair in self.layers.values():
-                for pool in pair:
-                    pool[target, :tokens] = pool[source, :tokens]
-
-    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
-        """Write the keys and values of this pass, [1, heads, tokens, head size], to their slots."""
-        if layer not in self.layers:
-            self.layers[layer] = (self._new(keys), self._new(values))
-        slots = layout.on(keys.device).slots
-        for pool, new in zip(self.layers[layer], (keys, values), strict=True):
-            pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, new[0].transpose(0, 1))
-
-    def _new(self, like: "Tensor") -> "Tensor":
-        import torch
-
-        _, heads, _, size = like.shape
-        return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
-
-
-def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
+def forward(model: Any, layout: Layout, pool: CachePool) -> "Tensor":
     """Run the model and return the logits [sequences, vocabulary] after the last token of each sequence.
 
     Raises:
@@ -150,9 +114,9 @@ def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
 
     program = compiled(model)
     if program is not None:
-        return program.forward(layout, pool.of_shapes(program.program.kv_shapes, program.program.dtype))
+        return program.forward(layout, pool.kv_tensors(program.program.kv_shapes, program.program.dtype))
     moved = layout.on(model.device)
-    with packed_attention(model, pool.layers, layout), torch.inference_mode():
+    with packed_attention(model, pool.kv, layout), torch.inference_mode():
         output = model(
             input_ids=moved.input_ids,
             position_ids=moved.position_ids,
@@ -164,7 +128,7 @@ def forward(model: Any, layout: Layout, pool: KVCachePool) -> "Tensor":
     return logits
 
 
-def _packed_cache(layout: Layout, pool: KVCachePool) -> Any:
+def _packed_cache(layout: Layout, pool: CachePool) -> Any:
     """Return a transformers cache that writes new keys and values to the pool."""
     from transformers import Cache
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.forward import Segment, forward, lay_out
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention import UnsupportedAttentionError
 from llmctl.transformers_compat import takes_registered_attention
@@ -35,7 +36,7 @@ def _packing_keeps_logits(model: Any) -> bool:
     prompts = [[n * 7 % size for n in range(1, 6)], [n * 5 % size for n in range(2, 5)]]
     segments = [Segment(ids, 0, [page]) for page, ids in enumerate(prompts)]
     try:
-        packed = forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), KVCachePool(2, PAGE_TOKENS))
+        packed = forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), CachePool(2, PAGE_TOKENS))
     except UnsupportedAttentionError:
         return False
     for ids, logits in zip(prompts, packed.float(), strict=True):

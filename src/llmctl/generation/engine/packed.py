@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Event
+from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.capacity import EngineCapacity
-from llmctl.generation.engine.forward import KVCachePool, Segment, forward, lay_out
+from llmctl.generation.engine.forward import Segment, forward, lay_out
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
 from llmctl.generation.engine.sampler import Sampler, Samplers
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
@@ -72,7 +73,7 @@ class PackedRunner:
         idle = self.capacity.idle_tokens
         pages = max(2, self.capacity.kv_tokens // PAGE_TOKENS)
         self.prefix_cache = PrefixCache(pages, max_idle=None if idle is None else idle // PAGE_TOKENS)
-        self._kv = KVCachePool(pages, PAGE_TOKENS)
+        self._kv = CachePool(pages, PAGE_TOKENS)
 
     @property
     def is_busy(self) -> bool:
@@ -179,7 +180,7 @@ class PackedRunner:
             return
         page = self.prefix_cache.take()
         if page is not None:
-            self._kv.copy(shared.partial, page, shared.partial_tokens)
+            self._kv.copy_page(shared.partial, page, shared.partial_tokens)
             sequence.pages.append(page)
             sequence.computed += shared.partial_tokens
         self.prefix_cache.release([shared.partial])

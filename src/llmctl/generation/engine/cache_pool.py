@@ -1,0 +1,81 @@
+"""The memory of packed sequences: pages of keys and values, and slots of recurrent states."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SlotTable(Protocol):
+    """The positions of a pass's tokens in the pages."""
+
+    @property
+    def slots(self) -> "Tensor":
+        """int64 [tokens]: page * tokens per page + position in the page."""
+
+
+class SlotLayout(Protocol):
+    """The layout of a pass, which every device needs."""
+
+    def on(self, device: Any) -> SlotTable:
+        """Return the layout on a device."""
+
+
+class CachePool:
+    """The paged KV cache and the recurrent states of all layers.
+
+    Its state: tensors, allocated when a layer first uses them. On a CPU, pages and slots take memory only once written.
+
+    Attributes:
+        kv: Keys and values by layer, each [pages, tokens of a page, heads, head size].
+        states: The state tensors of a compiled model, each [slots, ...].
+        layer_states: For a model that runs module by module, transformers' cache layers by slot and layer.
+    """
+
+    def __init__(self, pages: int, page_tokens: int, *, slots: int = 1) -> None:
+        self._pages, self._page_tokens, self._slots = pages, page_tokens, slots
+        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states: list[Tensor] = []
+        self.layer_states: dict[int, dict[int, Any]] = {}
+
+    def kv_tensors(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
+        """Return the key and value tensors of all layers on the CPU, given (heads, head size) of each layer."""
+        import torch
+
+        for layer, (heads, size) in enumerate(shapes):
+            if layer not in self.kv:
+                shape = (self._pages, self._page_tokens, heads, size)
+                self.kv[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+        return [self.kv[layer] for layer in range(len(shapes))]
+
+    def state_tensors(self, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> "list[Tensor]":
+        """Return the state tensors [slots, *shape] on the CPU, given (shape, dtype) of each."""
+        import torch
+
+        if not self.states:
+            self.states = [torch.empty((self._slots, *shape), dtype=dtype) for shape, dtype in shapes]
+        return self.states
+
+    def copy_page(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` tokens of one page to another, in every layer."""
+        import torch
+
+        with torch.inference_mode():
+            for pair in self.kv.values():
+                for pages in pair:
+                    pages[target, :tokens] = pages[source, :tokens]
+
+    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: SlotLayout) -> None:
+        """Write the keys and values of this pass, [1, heads, tokens, head size], to their slots."""
+        if layer not in self.kv:
+            self.kv[layer] = (self._new(keys), self._new(values))
+        slots = layout.on(keys.device).slots
+        for pages, new in zip(self.kv[layer], (keys, values), strict=True):
+            pages.view(-1, *pages.shape[2:]).index_copy_(0, slots, new[0].transpose(0, 1))
+
+    def _new(self, like: "Tensor") -> "Tensor":
+        import torch
+
+        _, heads, _, size = like.shape
+        return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
