@@ -34,6 +34,15 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
     "Gemma3ForCausalLM": "gemma3",
     "Phi3ForCausalLM": "phi3",
     "SmolLM3ForCausalLM": ("SmolLM3Config", {"no_rope_layers": [1, 0], "use_sliding_window": False}),
+    "Lfm2ForCausalLM": (
+        "Lfm2Config",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "conv_bias": True,
+            "block_auto_adjust_ff_dim": False,
+        },
+    ),
     "GraniteForCausalLM": (
         "GraniteConfig",
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
@@ -41,6 +50,7 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
 }
 MIXTURES = ("MixtralForCausalLM", "Qwen3MoeForCausalLM")
 DENSE = tuple(name for name in FAMILIES if name not in MIXTURES)
+RECURRENT = ("Lfm2ForCausalLM",)  # families whose layers continue a state
 CASES = [(name, None) for name in DENSE] + [
     (name, bits)
     for name, row in FAMILIES.items()
@@ -83,8 +93,8 @@ def change_vectors(model: torch.nn.Module) -> None:
 
 def logits(loaded: LoadedModel) -> torch.Tensor:
     """Return logits [prompts, vocabulary], computed for all prompts in one pass of the engine."""
-    segments = [Segment(ids, 0, [2 * number, 2 * number + 1]) for number, ids in enumerate(PROMPTS)]
-    return forward(loaded.model, lay_out(segments, page_tokens=16), CachePool(6, 16))
+    segments = [Segment(ids, 0, [2 * number, 2 * number + 1], number) for number, ids in enumerate(PROMPTS)]
+    return forward(loaded.model, lay_out(segments, page_tokens=16), CachePool(6, 16, slots=3))
 
 
 def logits_of_modules(model: torch.nn.Module) -> torch.Tensor:
@@ -112,6 +122,25 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     assert torch.equal(together, logits_of_modules(loaded.model))
     one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), CachePool(1, 16))
     assert torch.equal(one[0], together[2])  # a single token takes another code path in MoE layers
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", *RECURRENT])
+def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequences(
+    folder_of: Callable[[str], Path], name: str
+) -> None:
+    model = load(folder_of(name)).model
+    pool = CachePool(6, 16, slots=3)
+
+    def run(*parts: tuple[list[int], int, int]) -> torch.Tensor:
+        segments = [Segment(ids, start, [2 * slot, 2 * slot + 1], slot) for ids, start, slot in parts]
+        return forward(model, lay_out(segments, page_tokens=16), pool)
+
+    first, second, third = PROMPTS
+    expected = [run((ids, 0, slot))[0] for slot, ids in enumerate(PROMPTS)]
+    run((first[:11], 0, 2), (third, 0, 0))
+    run((second[:1], 0, 0), (first[11:12], 11, 2))
+    result = run((first[12:], 12, 2), (second[1:], 1, 0), (third, 0, 1))
+    assert torch.equal(result, torch.stack(expected))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

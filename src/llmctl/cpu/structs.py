@@ -17,9 +17,10 @@ OperationKind = Literal[
     "gather_last",
     "route",
     "experts",
+    "causal_conv",
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity"]
 Destination = Literal["buffer", "logits", "keys", "values"]
 # The index of a value is its number in C++.
 OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
@@ -46,6 +47,8 @@ class Operation(ctypes.Structure):
         *_sizes("destination", "output", "n", "k", "bits", "same_input"),
         *_sizes("norm_flavour", "activation"),
         *_sizes("heads", "kv_heads", "head_size", "layer", "window"),
+        *_sizes("head_stride", "output_offset", "output_stride"),
+        *_sizes("state", "kernel_size"),
         *_sizes("rope", "rotary_size"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
         *_pointers("weight"),
@@ -64,6 +67,6 @@ class Pass(ctypes.Structure):
     _fields_ = (
         *_sizes("dtype", "tokens", "sequences"),
         *_pointers("buffers", "logits", "token_ids", "slots", "last_tokens", "rope_cos", "rope_sin"),
-        *_pointers("keys", "values", "page_table", "query_start", "kv_length"),
+        *_pointers("keys", "values", "page_table", "query_start", "kv_length", "states", "state_slots"),
         *_sizes("max_pages", "page_tokens", "threads"),
     )

@@ -5,6 +5,7 @@
 #include "dense.h"
 #include "quantize.h"
 #include "quantized.h"
+#include "recurrent.h"
 #include "rows.h"
 
 #ifdef LLMCTL_BF16_DOT
@@ -19,4 +20,5 @@
     const llmctl::Isa llmctl_isa_##name = {                                                                           \
         LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT,  quantize_rows,    linear_quantized, linear_dense,  \
         attention,            quantize_weight,  convert_to_f32,       convert_from_f32, rms_norm_row,                    \
-        prepare_heads_row,    gated_activation_row, route_row,        add_row,          embedding_row};
+        prepare_heads_row,    gated_activation_row, route_row,        add_row,          embedding_row,                   \
+        causal_conv};

@@ -82,6 +82,15 @@ struct WeightToQuantize {
     uint16_t* scales;
 };
 
+// The new tokens of one sequence in an operation with a state. Rows are `..._stride` elements apart.
+struct Recurrence {
+    Size tokens;
+    bool begins;  // the state is taken as zeros
+    const void* input;
+    void* output;
+    void* state;
+};
+
 // One operation of a program (program.cpp), or the part of it that a row needs. cpu/structs.py has the same fields in the
 // same order; when the library is loaded, llmctl_operation_size() is compared with the size there.
 enum OperationKind : Size {
@@ -95,12 +104,13 @@ enum OperationKind : Size {
     kGatherLast,
     kRoute,
     kExperts,
+    kCausalConv,  // a convolution over the tokens of each channel, with a state of kernel_size - 1 rows
 };
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then multiplied by the weights
     kOnePlusWeight,   // Gemma: multiplied by 1 + weights, rounded once
 };
-enum Activation : Size { kSilu, kGeluTanh };
+enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity };
 enum Destination : Size { kBuffer, kLogits, kKeys, kValues };
 struct Operation {
     Size kind;
@@ -114,6 +124,8 @@ struct Operation {
     Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
     Size heads, kv_heads, head_size, layer, window; // window 0: none
+    Size head_stride, output_offset, output_stride; // kPrepareHeads: elements from head to head; place in the output's rows
+    Size state, kernel_size;                        // of operations with a state: its number in the pass
     Size rope, rotary_size;                         // index of the RoPE in the pass; elements of a head that it rotates
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
@@ -144,6 +156,7 @@ struct Isa {
                       float* work);
     void (*add_row)(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work);
     void (*embedding_row)(const Operation& op, int dtype, Size id, void* out, float* work);
+    void (*causal_conv)(const Operation& op, int dtype, const Recurrence& sequence, Size begin, Size end, float* work);
 };
 
 // Scratch memory that one thread needs, in bytes.
@@ -158,6 +171,10 @@ inline Size attention_scratch(Size width, Size value_width) {
     const Size w = padded(width), v = padded(value_width);
     return (kQueryRows * (w + v + kKeyBlock + 2) + kKeyBlock * (w + v)) * 4 + 256;
 }
+
+constexpr Size kConvChannels = 256;   // channels in one piece of a convolution
+constexpr Size kRecurrentTokens = 16; // tokens of a recurrent operation that are converted to float32 together
+inline Size causal_conv_scratch(Size kernel_size) { return (2 * kernel_size + kRecurrentTokens + 1) * kConvChannels * 4; }
 
 inline Size row_scratch(const Operation& op) {
     return (2 * op.n + op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;

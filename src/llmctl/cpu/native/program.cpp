@@ -47,7 +47,7 @@ struct Runner {
             const Size place = is_buffer ? row : pass.slots[row];
             isa->prepare_heads_row(op, dtype, input(op, row), rotates ? rope_cos + bytes(row * op.rotary_size) : nullptr,
                                    rotates ? rope_sin + bytes(row * op.rotary_size) : nullptr,
-                                   to + bytes(place * op.heads * op.head_size), work);
+                                   to + bytes(place * op.output_stride + op.output_offset), work);
         });
     }
 
@@ -60,6 +60,25 @@ struct Runner {
                             slot,             op.head_size,   op.scale,            0.0f,                  op.window,
                             static_cast<const float*>(op.bias)};
         attend(job, threads);
+    }
+
+    // The new tokens of a sequence for an operation whose state has `state_bytes` in each slot.
+    Recurrence recurrence(const Operation& op, Size sequence, Size state_bytes) const {
+        const Size first = pass.query_start[sequence], tokens = pass.query_start[sequence + 1] - first;
+        char* state = static_cast<char*>(pass.states[op.state]) + pass.state_slots[sequence] * state_bytes;
+        return {tokens, tokens == pass.kv_length[sequence], input(op, first), output(op, first), state};
+    }
+
+    void causal_conv(const Operation& op) const {
+        const Size blocks = ceil_div(op.n, kConvChannels), state_bytes = bytes((op.kernel_size - 1) * op.n);
+        parallel_for(pass.sequences * blocks, 1, threads, [&](Size begin, Size end) {
+            float* work = static_cast<float*>(scratch(kWork, causal_conv_scratch(op.kernel_size)));
+            for (Size piece = begin; piece < end; ++piece) {
+                const Size channel = piece % blocks * kConvChannels;
+                const Size channel_end = channel + kConvChannels < op.n ? channel + kConvChannels : op.n;
+                isa->causal_conv(op, dtype, recurrence(op, piece / blocks, state_bytes), channel, channel_end, work);
+            }
+        });
     }
 
     // The top experts of a token and their weights, in the row of a buffer.
@@ -209,6 +228,9 @@ struct Runner {
                 break;
             case kExperts:
                 experts(op);
+                break;
+            case kCausalConv:
+                causal_conv(op);
                 break;
             case kGatherLast:
                 for (Size s = 0; s < pass.sequences; ++s) {

@@ -21,6 +21,8 @@ struct Pass {
     const int32_t* page_table;    // [sequences][max_pages]
     const int32_t* query_start;   // [sequences + 1]
     const int32_t* kv_length;     // [sequences]
+    void* const* states;          // [state], each with one element per slot; an operation knows its size
+    const int32_t* state_slots;   // [sequences], the slot of each sequence in every state
     Size max_pages, page_tokens, threads;
 };
 

@@ -56,7 +56,7 @@ inline void prepare_heads_row(const Operation& op, int dtype, const void* in, co
         convert_to_f32(rope_sin, dtype, sine, rotary);
     }
     for (Size h = 0; h < op.heads; ++h) {
-        convert_to_f32(advanced(in, dtype, h * size), dtype, head, size);
+        convert_to_f32(advanced(in, dtype, h * op.head_stride), dtype, head, size);
         if (op.weight) rms_norm(head, size, dtype, op, rotated);
         if (rotary) {
             for (Size i = 0; i < half; ++i) {
@@ -81,6 +81,8 @@ inline Simd::F sigmoid(Simd::F x) {
 
 inline Simd::F activate(Size activation, Simd::F x) {
     if (activation == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
+    if (activation == llmctl::kSigmoid) return sigmoid(x);
+    if (activation == llmctl::kIdentity) return x;
     // GELU by tanh: 0.5 (1 + tanh(z)) is the sigmoid of 2 z, z = sqrt(2 / pi) (x + 0.044715 x^3)
     const Simd::F cube = Simd::mul(Simd::mul(x, x), x);
     const Simd::F z = Simd::mul(Simd::set(1.5957691216057308f), Simd::fma(Simd::set(0.044715f), cube, x));

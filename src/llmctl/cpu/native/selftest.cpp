@@ -181,6 +181,8 @@ void try_program(const char* isa, int dtype, Size bits) {
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
     Numbers weights(dtype, hidden), head_norm(dtype, width);
+    const Size kernel_size = 3;
+    Numbers conv(dtype, kernel_size * hidden), conv_bias(dtype, hidden), conv_state(dtype, 2 * (kernel_size - 1) * hidden);
     std::vector<Operation> ops;
     const auto add = [&](Size kind, Size in, Size in_stride, Size out, Size n) -> Operation& {
         Operation op{};
@@ -195,7 +197,8 @@ void try_program(const char* isa, int dtype, Size bits) {
     };
     const auto prepare_heads = [&](Size in, Size count, Size destination, bool rotates) {
         Operation& op = add(kPrepareHeads, in, count * width, kQuery, 0);
-        op.destination = destination, op.heads = count, op.head_size = width;
+        op.destination = destination, op.heads = count, op.head_size = width, op.head_stride = width;
+        op.output_stride = count * width;
         op.rotary_size = rotates ? rotary : 0, op.weight = rotates ? head_norm.data() : nullptr;
     };
     ops.push_back(words_in.op(kEmbedding, 0, kX));
@@ -214,6 +217,10 @@ void try_program(const char* isa, int dtype, Size bits) {
         Operation& op = add(kAdd, kX, hidden, kX, hidden);
         op.other = kSublayerOutput, op.other_stride = hidden, op.scale = 0.5f;
     };
+    add_residual();
+    Operation& causal_conv = add(kCausalConv, kX, hidden, kSublayerOutput, hidden);
+    causal_conv.weight = conv.data(), causal_conv.bias = conv_bias.data(), causal_conv.bias_dtype = dtype;
+    causal_conv.kernel_size = kernel_size;
     add_residual();
     norm(kX, kNormed, kOnePlusWeight);
     ops.push_back(gate.op(kLinear, kNormed, kGate));
@@ -246,7 +253,7 @@ void try_program(const char* isa, int dtype, Size bits) {
     };
     const auto run = [&](const std::vector<Sequence>& sequences) {
         std::vector<Size> ids, slots, last;
-        std::vector<int32_t> starts{0}, lengths, table;
+        std::vector<int32_t> starts{0}, lengths, table, state_slots;
         std::vector<Size> places;
         for (const Sequence& sequence : sequences) {
             for (Size p = sequence.first; p < sequence.end; ++p) {
@@ -256,6 +263,7 @@ void try_program(const char* isa, int dtype, Size bits) {
             }
             starts.push_back(int32_t(ids.size()));
             lengths.push_back(int32_t(sequence.end));
+            state_slots.push_back(int32_t(sequence.page / 4));
             last.push_back(Size(ids.size()) - 1);
             for (Size i = 0; i < 4; ++i) table.push_back(int32_t(sequence.page + i));
         }
@@ -272,9 +280,11 @@ void try_program(const char* isa, int dtype, Size bits) {
         }
         const void *rope_cos[] = {cosine.get()}, *rope_sin[] = {sine.get()};
         void *keys_of[] = {keys.data()}, *values_of[] = {values.data()};
+        void* states[] = {conv_state.data()};
         std::vector<float> logits(sequences.size() * words);
         const Pass pass{dtype, tokens, Size(sequences.size()), pointers.data(), logits.data(), ids.data(), slots.data(), last.data(),
-                        rope_cos, rope_sin, keys_of, values_of, table.data(), starts.data(), lengths.data(), 4, page, 2};
+                        rope_cos, rope_sin, keys_of, values_of, table.data(), starts.data(), lengths.data(), states,
+                        state_slots.data(), 4, page, 2};
         llmctl_run_program(ops.data(), Size(ops.size()), &pass);
         return logits;
     };

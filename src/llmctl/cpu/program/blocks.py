@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from llmctl.cpu.program.modules import gated_mlp_forward, norm_forward, router_forward
+from llmctl.cpu.program.modules import MlpNames, gated_mlp_forward, norm_forward, router_forward
 from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, Routing, View, Weight
 from llmctl.cpu.structs import Activation, NormFlavour
 
@@ -82,17 +82,14 @@ class Blocks:
             raise UnexpectedModuleError("RoPEs of several sizes")
         return Rope(self.ropes.index((rotary_emb, layer_type)), sizes.pop())
 
-    def attention(
-        self, module: Any, x: View, *, layer: int, scale: float, window: int = 0, rope: Rope | None = None
-    ) -> View:
+    def attention(self, module: Any, x: View, *, scale: float, window: int = 0, rope: Rope | None = None) -> View:
         """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
 
-        Heads are normalised if the module has q_norm and k_norm.
+        Heads are normalised if the module has q_norm and k_norm, or q_layernorm and k_layernorm.
 
         Args:
-            module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, and o_proj.
+            module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, and o_proj or out_proj.
             x: The normalised hidden states.
-            layer: The layer's index in the KV cache.
             scale: The factor of q·k.
             window: The number of tokens that a token sees, including itself; 0 means all.
             rope: The RoPE of queries and keys.
@@ -101,10 +98,8 @@ class Blocks:
         if rope is not None and rope.rotary_size > heads.size:
             raise UnexpectedModuleError("a RoPE that is larger than a head")
         q, k, v = self._project_qkv(module, x, heads)
-        norms = [
-            self._norm(getattr(module, name), heads.size) if hasattr(module, name) else None
-            for name in ("q_norm", "k_norm")
-        ]
+        norms = [self._head_norm(module, name, heads.size) for name in ("q", "k")]
+        layer = self.writer.kv_layer(heads.kv, heads.size)
         query = self._buffer("query", heads.query * heads.size)
         attended = self._buffer("attended", heads.query * heads.size)
         write = self.writer
@@ -112,29 +107,29 @@ class Blocks:
         write.prepare_heads(k, CacheView("keys", layer), heads=heads.kv, size=heads.size, norm=norms[1], rope=rope)
         write.prepare_heads(v, CacheView("values", layer), heads=heads.kv, size=heads.size, norm=None, rope=None)
         write.attention(query, attended, heads, layer=layer, scale=scale, window=window)
-        return self._linear(module.o_proj, attended, "sublayer_output")
+        output = module.o_proj if hasattr(module, "o_proj") else module.out_proj
+        return self._linear(output, attended, "sublayer_output")
 
     def gated_mlp(self, module: Any, x: View) -> View:
-        """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with separate projections or the fused gate_up_proj."""
-        names = {name for name, _ in module.named_children()}
-        is_fused = "gate_up_proj" in names
-        activation_name = "activation_fn" if "activation_fn" in names else "act_fn"
-        projections = ("gate_up_proj",) if is_fused else ("gate_proj", "up_proj")
-        expect_children(module, *projections, "down_proj", activation_name)
-        activation = _activation(getattr(module, activation_name))
-        width: int = module.down_proj.in_features
+        """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with separate projections or the fused gate_up_proj.
+
+        The projections may have any of the names in `_MLPS`.
+        """
+        names = _mlp_names(module)
+        down = getattr(module, names.down)
+        width: int = down.in_features
+        is_fused = len(names.gate_up) == 1
         if is_fused:
-            gate = self._linear(module.gate_up_proj, x, "gate_up")
+            gate = self._linear(getattr(module, names.gate_up[0]), x, "gate_up")
             up = gate.after(width)
         else:
-            gate = self._linear(module.gate_proj, x, "gate")
-            up = self._linear(module.up_proj, x, "up")
+            gate, up = (self._linear(getattr(module, name), x, name) for name in names.gate_up)
         if gate.stride != (2 * width if is_fused else width) or up.stride != gate.stride:
             raise UnexpectedModuleError("projections with different sizes")
         inner = self._buffer("inner", width)
-        self.writer.gated_activation(gate, up, inner, width=width, activation=activation)
-        self.forwards.append((module, partial(gated_mlp_forward, module, activation)))
-        return self._linear(module.down_proj, inner, "sublayer_output")
+        self.writer.gated_activation(gate, up, inner, width=width, activation=names.activation)
+        self.forwards.append((module, partial(gated_mlp_forward, module, names)))
+        return self._linear(down, inner, "sublayer_output")
 
     def moe(self, module: Any, x: View, *, router_class: str, normalize: bool, round_weights: bool) -> View:
         """Compute a mixture of experts (MoE) whose experts are packed.
@@ -191,7 +186,8 @@ class Blocks:
         names = {name for name, _ in module.named_children()}
         is_fused = "qkv_proj" in names
         projections = ("qkv_proj",) if is_fused else ("q_proj", "k_proj", "v_proj")
-        expect_children(module, *projections, "o_proj", *(names & {"q_norm", "k_norm"}))
+        norms = names & {"q_norm", "k_norm", "q_layernorm", "k_layernorm"}
+        expect_children(module, *projections, *(names & {"o_proj", "out_proj"}), *norms)
         query, kv = heads.query * heads.size, heads.kv * heads.size
         if is_fused:
             q = self._linear(module.qkv_proj, x, "qkv")
@@ -210,6 +206,11 @@ class Blocks:
         self.writer.linear(weight, x, view, _bias(module))
         return view
 
+    def _head_norm(self, attention: Any, part: str, size: int) -> RmsNorm | None:
+        """Return the norm of queries ("q") or keys ("k"), if the attention has it."""
+        names = [name for name in (f"{part}_norm", f"{part}_layernorm") if hasattr(attention, name)]
+        return self._norm(getattr(attention, names[0]), size) if names else None
+
     def _norm(self, module: Any, size: int) -> RmsNorm:
         _expect_untouched(module)
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -222,6 +223,24 @@ class Blocks:
         if (name, width) not in self._buffers:
             self._buffers[name, width] = self.writer.buffer(width)
         return self._buffers[name, width]
+
+
+# projections of gated MLPs: gate and up, or a fused one; the output; the activation, which has a module except in LFM2
+_MLPS: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
+    (("gate_proj", "up_proj"), "down_proj", "act_fn"),
+    (("gate_up_proj",), "down_proj", "activation_fn"),
+    (("w1", "w3"), "w2", None),
+)
+
+
+def _mlp_names(module: Any) -> MlpNames:
+    """Return the parts of a gated MLP. Raises UnexpectedModuleError if it has others."""
+    children = {name for name, _ in module.named_children()}
+    for gate_up, down, activation in _MLPS:
+        if children >= {*gate_up, down}:
+            expect_children(module, *gate_up, down, *([] if activation is None else [activation]))
+            return MlpNames(gate_up, down, "silu" if activation is None else _activation(getattr(module, activation)))
+    raise UnexpectedModuleError(f"{type(module).__name__} as an MLP")
 
 
 def expect_children(module: Any, *names: str) -> None:

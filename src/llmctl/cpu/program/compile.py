@@ -1,5 +1,6 @@
 """Compilation of a model of a supported family into a program. All other models run module by module."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.cpu import kernels
-from llmctl.cpu.program.blocks import Blocks, UnexpectedModuleError
+from llmctl.cpu.program.blocks import UnexpectedModuleError
 from llmctl.cpu.program.llama import Llama
+from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.run import Layout, Pair, Program
 from llmctl.cpu.program.writer import ProgramWriter
 
@@ -23,17 +25,20 @@ class CompiledModel:
         program: The computation from token ids to logits.
     """
 
-    def __init__(self, program: Program, blocks: Blocks) -> None:
+    def __init__(self, program: Program, blocks: RecurrentBlocks) -> None:
         self.program = program
         self._ropes = tuple(blocks.ropes)
         self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
 
-    def forward(self, layout: Layout, kv_cache: list[Pair]) -> "Tensor":
-        """Return the logits in float32 [sequences, vocabulary] after the last token of each sequence."""
+    def forward(self, layout: Layout, kv_cache: list[Pair], states: "Sequence[Tensor]" = ()) -> "Tensor":
+        """Return the logits in float32 [sequences, vocabulary] after the last token of each sequence.
+
+        `Program.run` explains the arguments.
+        """
         import torch
 
         with torch.inference_mode():
-            logits = self.program.run(layout, self._rope_tables(layout.position_ids), kv_cache)
+            logits = self.program.run(layout, self._rope_tables(layout.position_ids), kv_cache, states)
             if self._multiplier != 1.0:
                 logits = logits * self._multiplier
             if self._softcap:
@@ -81,7 +86,7 @@ def compile_model(model: Any) -> bool:
         return False
     if any(tensor.device.type != "cpu" for tensor in model.parameters()):
         return False
-    blocks = Blocks(model, ProgramWriter(model.dtype), family.norm_flavour)
+    blocks = RecurrentBlocks(model, ProgramWriter(model.dtype), family.norm_flavour)
     try:
         family(model, blocks).build()
     except UnexpectedModuleError:

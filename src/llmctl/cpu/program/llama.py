@@ -13,10 +13,14 @@ class Llama:
     Attributes:
         transformers_class: The name of transformers' class of the model.
         norm_flavour: The way in which RMS norms apply their weights.
+        final_norm: The name of the norm before the output head.
+        rotary_emb: The name of the module that computes cosines and sines.
     """
 
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
     norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
+    final_norm: ClassVar[str] = "norm"
+    rotary_emb: ClassVar[str] = "rotary_emb"
 
     def __init__(self, model: Any, blocks: Blocks) -> None:
         self.model, self.config, self.blocks = model, model.config, blocks
@@ -25,13 +29,13 @@ class Llama:
         """Write the program."""
         body = self.model.model
         expect_children(self.model, "model", "lm_head")
-        expect_children(body, "embed_tokens", "layers", "norm", "rotary_emb")
+        expect_children(body, "embed_tokens", "layers", self.final_norm, self.rotary_emb)
         if len(body.layers) != self.config.num_hidden_layers:
             raise UnexpectedModuleError(f"{len(body.layers)} layers")
         hidden = self.embedding(body.embed_tokens)
         for index, layer in enumerate(body.layers):
             self.decoder_layer(layer, hidden, index)
-        self.output_head(body.norm, self.model.lm_head, hidden)
+        self.output_head(getattr(body, self.final_norm), self.model.lm_head, hidden)
 
     def embedding(self, embed_tokens: Any) -> View:
         """Return the hidden states before the first layer."""
@@ -50,7 +54,7 @@ class Llama:
         """Return the output of a layer's attention."""
         scale = self.attention_scale(module.head_dim)
         window, rope = self.sliding_window(index), self.rope(index)
-        return self.blocks.attention(module, x, layer=index, scale=scale, window=window, rope=rope)
+        return self.blocks.attention(module, x, scale=scale, window=window, rope=rope)
 
     def attention_scale(self, head_size: int) -> float:
         """Return the factor of q·k."""
@@ -62,7 +66,7 @@ class Llama:
 
     def rope(self, index: int) -> Rope | None:
         """Return the RoPE of a layer."""
-        return self.blocks.rope(self.model.model.rotary_emb)
+        return self.blocks.rope(getattr(self.model.model, self.rotary_emb))
 
     def mlp(self, module: Any, x: View) -> View:
         """Return the output of a layer's MLP."""

@@ -3,6 +3,7 @@
 Beam search, drafts and training run the modules; the engine runs the program.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from llmctl.cpu import kernels
@@ -11,6 +12,21 @@ from llmctl.cpu.structs import Activation, NormFlavour
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MlpNames:
+    """The parts of a gated MLP.
+
+    Attributes:
+        gate_up: The names of the projections: a fused one, or gate and up.
+        down: The name of the output projection.
+        activation: The activation of the gate.
+    """
+
+    gate_up: tuple[str, ...]
+    down: str
+    activation: Activation
 
 
 def norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor") -> "Tensor":
@@ -23,18 +39,16 @@ def norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor")
     return native.rms_norm(x, module.weight.detach(), epsilon, flavour)
 
 
-def gated_mlp_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor":
+def gated_mlp_forward(module: Any, names: MlpNames, x: "Tensor") -> "Tensor":
     """Compute a gated MLP of x [..., hidden]."""
     import torch
 
     native = kernels.load()
     if native is None or (torch.is_grad_enabled() and x.requires_grad):
         return cast("Tensor", type(module).forward(module, x))
-    if hasattr(module, "gate_up_proj"):
-        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
-    else:
-        gate, up = module.gate_proj(x), module.up_proj(x)
-    return cast("Tensor", module.down_proj(native.gated_activation(gate, up, activation)))
+    projected = [getattr(module, name)(x) for name in names.gate_up]
+    gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
+    return cast("Tensor", getattr(module, names.down)(native.gated_activation(gate, up, names.activation)))
 
 
 def router_forward(module: Any, routing: Routing, x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":

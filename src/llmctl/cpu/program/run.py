@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.cpu.operations import Kernels
-from llmctl.cpu.program.writer import ProgramWriter
+from llmctl.cpu.program.writer import ProgramWriter, StateShape
 from llmctl.cpu.structs import Operation, Pass
 from llmctl.cpu.tensors import dtype_codes
 
@@ -47,48 +47,61 @@ class Layout(Protocol):
     def kv_length(self) -> "Tensor":
         """int32 [sequences]."""
 
+    @property
+    def state_slots(self) -> "Tensor":
+        """int32 [sequences], the slot of each sequence in every state. Only programs with states read it."""
+
 
 class Program:
     """A finished program, which runs forward passes. Its state: the buffers, which grow with the largest pass.
 
     Attributes:
         dtype: The dtype of activations, keys and values.
-        kv_shapes: The number of key heads and their size, for each layer.
+        kv_shapes: The number of key heads and their size, for each layer with attention.
+        state_shapes: The shape and the dtype of a sequence's part of each state.
     """
 
     def __init__(self, kernels: Kernels, written: ProgramWriter) -> None:
         self.dtype, self.kv_shapes = written.dtype, tuple(written.kv_shapes)
+        self.state_shapes = tuple(written.state_shapes)
         self._kernels, self._written = kernels, written
         self._operations = (Operation * len(written.operations))(*written.operations)
         self._buffers: list[Tensor] = []
         self._rows = 0
         self._lock = threading.Lock()  # one pass at a time uses the buffers
 
-    def run(self, layout: Layout, ropes: Sequence[Pair], kv_cache: Sequence[Pair]) -> "Tensor":
+    def run(
+        self, layout: Layout, ropes: Sequence[Pair], kv_cache: Sequence[Pair], states: "Sequence[Tensor]" = ()
+    ) -> "Tensor":
         """Run one pass.
 
         Args:
             layout: The tokens.
             ropes: Cosines and sines [tokens, rotary size] of each RoPE, in `dtype`.
-            kv_cache: Keys and values of each layer, [pages, tokens per page, heads, size] in `dtype`.
+            kv_cache: Keys and values of each layer with attention, [pages, tokens per page, heads, size] in `dtype`.
+            states: One tensor [slots, *shape] for each of `state_shapes`. Each sequence's slot is updated; its old
+                content is ignored when the sequence begins, that is, when all its tokens are in this pass.
 
         Returns:
             Logits in float32 [sequences, vocabulary] after each sequence's last token.
 
         Raises:
-            ValueError: a token id is outside of the vocabulary, or a table refers to a page outside of the KV cache.
+            ValueError: a token id is outside of the vocabulary, or a table refers to anything outside of the KV cache
+                or the states.
         """
         import torch
 
         tokens, sequences = layout.input_ids.numel(), layout.kv_length.numel()
         pages, page_tokens = kv_cache[0][0].shape[:2]
         check_layout(layout, pages=pages, page_tokens=page_tokens, vocabulary=self._written.embedding_rows)
+        check_states(layout, states, self.state_shapes)
         logits = torch.empty((sequences, self._written.vocabulary_size), dtype=torch.float32)
         with self._lock:
             self._grow_buffers(max(tokens, sequences))
             cosines, sines = ([rope[part].contiguous() for rope in ropes] for part in (0, 1))
-            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, *zip(*kv_cache, strict=True))]
-            names = ("buffers", "rope_cos", "rope_sin", "keys", "values")
+            keys, values = zip(*kv_cache, strict=True)
+            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, keys, values, states)]
+            names = ("buffers", "rope_cos", "rope_sin", "keys", "values", "states")
             data = Pass(
                 dtype=dtype_codes()[self.dtype],
                 tokens=tokens,
@@ -98,6 +111,7 @@ class Program:
                 page_tokens=page_tokens,
                 threads=self._kernels.threads(),
                 **{name: ctypes.addressof(pointers) for name, pointers in zip(names, lists, strict=True)},
+                state_slots=layout.state_slots.data_ptr() if states else None,
                 **_table_pointers(layout),
             )
             self._kernels.run_program(self._operations, data)
@@ -132,6 +146,22 @@ def check_layout(layout: Layout, *, pages: int, page_tokens: int, vocabulary: in
         used = table[: -(-length // page_tokens)]
         if not 0 < end - first <= length <= len(table) * page_tokens or not 0 <= min(used) <= max(used) < pages:
             raise ValueError("a page table refers to a page outside of the KV cache")
+
+
+def check_states(layout: Layout, states: "Sequence[Tensor]", shapes: Sequence[StateShape]) -> None:
+    """Raise ValueError if the states or their slots do not match."""
+    if len(states) != len(shapes):
+        raise ValueError(f"the program has {len(shapes)} states, not {len(states)}")
+    if not shapes:
+        return
+    slots = layout.state_slots.tolist()
+    for state, (shape, dtype) in zip(states, shapes, strict=True):
+        if state.shape[1:] != shape or state.dtype != dtype or not state.is_contiguous() or state.device.type != "cpu":
+            raise ValueError(f"a state must be a contiguous CPU tensor of {dtype} with slots of the shape {shape}")
+        if not 0 <= min(slots) <= max(slots) < len(state) or len(set(slots)) != layout.kv_length.numel():
+            raise ValueError(f"every sequence needs a slot of its own among the {len(state)} of the states")
+    if str(layout.state_slots.dtype) != "torch.int32" or not layout.state_slots.is_contiguous():
+        raise ValueError("state_slots must be a contiguous int32 tensor")
 
 
 def _table_pointers(layout: Layout) -> dict[str, int]:

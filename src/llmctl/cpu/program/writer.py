@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 
+StateShape = tuple[tuple[int, ...], "dtype"]  # of a sequence's part of a state
+
+
 @dataclass(frozen=True)
 class View:
     """A range of elements in every row of a buffer.
@@ -119,7 +122,8 @@ class ProgramWriter:
         dtype: The dtype of activations, keys and values.
         operations: The operations so far.
         buffer_widths: The row length of each buffer.
-        kv_shapes: The number of key heads and their size, for each layer.
+        kv_shapes: The number of key heads and their size, for each layer with attention.
+        state_shapes: The shape and the dtype of a sequence's part of each state.
         vocabulary_size: The number of logits.
         embedding_rows: The number of token ids that have an embedding.
         tensors: References that keep alive the tensors to which the operations point.
@@ -130,6 +134,7 @@ class ProgramWriter:
         self.operations: list[Operation] = []
         self.buffer_widths: list[int] = []
         self.kv_shapes: list[tuple[int, int]] = []
+        self.state_shapes: list[StateShape] = []
         self.vocabulary_size = self.embedding_rows = 0
         self.tensors: list[Tensor] = []
 
@@ -137,6 +142,16 @@ class ProgramWriter:
         """Add a buffer with rows of `width` elements."""
         self.buffer_widths.append(width)
         return View(len(self.buffer_widths) - 1, 0, width)
+
+    def state(self, shape: tuple[int, ...], dtype: "dtype") -> int:
+        """Add a state of `shape` for every sequence, which operations continue from pass to pass. Return its number."""
+        self.state_shapes.append((shape, dtype))
+        return len(self.state_shapes) - 1
+
+    def kv_layer(self, heads: int, size: int) -> int:
+        """Add a layer with `heads` keys and values of `size` elements per token to the KV cache. Return its number."""
+        self.kv_shapes.append((heads, size))
+        return len(self.kv_shapes) - 1
 
     def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0) -> None:
         """Look up the rows of the token ids."""
@@ -157,23 +172,34 @@ class ProgramWriter:
         self._linear(weight, x, "logits", 0, bias)
 
     def prepare_heads(
-        self, x: View, out: View | CacheView, *, heads: int, size: int, norm: RmsNorm | None, rope: Rope | None
+        self,
+        x: View,
+        out: View | CacheView,
+        *,
+        heads: int,
+        size: int,
+        norm: RmsNorm | None = None,
+        rope: Rope | None = None,
+        head_stride: int | None = None,
     ) -> None:
-        """Apply norm and RoPE to each head of a token's heads [heads, size], and store them in `out`."""
-        fields: dict[str, Any] = {"heads": heads, "head_size": size}
+        """Apply norm and RoPE to each head of a token's heads [heads, size], and store them in `out`.
+
+        Args:
+            head_stride: The distance of the heads in x, if other elements lie between them.
+        """
+        fields: dict[str, Any] = {"heads": heads, "head_size": size, "head_stride": head_stride or size}
         if norm is not None:
             fields |= self._norm(norm)
         if rope is not None:
             fields |= {"rope": rope.index, "rotary_size": rope.rotary_size}
         if isinstance(out, CacheView):
-            fields |= {"destination": DESTINATIONS.index(out.part), "layer": out.layer}
+            fields |= {"destination": DESTINATIONS.index(out.part), "layer": out.layer, "output_stride": heads * size}
         else:
-            fields["output"] = out.buffer
+            fields |= {"output": out.buffer, "output_offset": out.offset, "output_stride": out.stride}
         self._add("prepare_heads", **_input(x), **fields)
 
     def attention(self, q: View, out: View, heads: Heads, *, layer: int, scale: float, window: int) -> None:
         """Compute attention of q over its sequence's keys and values, as `Kernels.paged_attention` does."""
-        self.kv_shapes.append((heads.kv, heads.size))
         self._add(
             "attention",
             **_input(q),
@@ -245,6 +271,33 @@ class ProgramWriter:
             down_weight=down_proj.tensor.data_ptr(),
         )
 
+    def causal_conv(
+        self, x: View, out: View, weight: "Tensor", bias: "Tensor | None", *, activation: Activation
+    ) -> None:
+        """Convolve each channel over a sequence's tokens, and apply an activation.
+
+        Args:
+            x: The channels.
+            out: The results.
+            weight: [kernel size, channels]; the last row is the weight of the token itself.
+            bias: [channels].
+        """
+        kernel_size, channels = weight.shape
+        fields: dict[str, Any] = {}
+        if bias is not None:
+            fields = self._bias(bias)
+        self._add(
+            "causal_conv",
+            **_input(x),
+            output=out.buffer,
+            n=channels,
+            kernel_size=kernel_size,
+            state=self.state((kernel_size - 1, channels), self.dtype),
+            activation=ACTIVATIONS.index(activation),
+            **self._plain_weight(weight),
+            **fields,
+        )
+
     def add(self, a: View, b: View, out: View, *, width: int, multiplier: float = 1.0) -> None:
         """Compute a + multiplier * b."""
         self._add("add", **_input(a), **_other(b), output=out.buffer, n=width, scale=multiplier)
@@ -259,8 +312,7 @@ class ProgramWriter:
         same_input = is_linear and (last.input, last.input_offset) == (x.buffer, x.offset)
         fields = {**_input(x), "n": weight.n, "k": weight.k, "same_input": same_input, "output": output}
         if bias is not None:
-            self.tensors.append(bias)
-            fields |= {"bias": bias.data_ptr(), "bias_dtype": dtype_codes()[bias.dtype]}
+            fields |= self._bias(bias)
         self._add("linear", destination=DESTINATIONS.index(destination), **fields, **self._weight(weight))
 
     def _add(self, kind: OperationKind, **fields: Any) -> None:
@@ -274,6 +326,10 @@ class ProgramWriter:
         check_quantized(weight.bits, weight.tensor, weight.scales, weight.n, weight.k)
         self.tensors += [weight.tensor, weight.scales]
         return {"weight": weight.tensor.data_ptr(), "scales": weight.scales.data_ptr(), "bits": weight.bits}
+
+    def _bias(self, bias: "Tensor") -> dict[str, int]:
+        self.tensors.append(bias)
+        return {"bias": bias.data_ptr(), "bias_dtype": dtype_codes()[bias.dtype]}
 
     def _norm(self, norm: RmsNorm) -> dict[str, float]:
         flavour = NORM_FLAVOURS.index(norm.flavour)

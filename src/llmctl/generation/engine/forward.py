@@ -112,9 +112,11 @@ def forward(model: Any, layout: Layout, pool: CachePool) -> "Tensor":
 
     from llmctl.cpu.program import compiled
 
-    program = compiled(model)
-    if program is not None:
-        return program.forward(layout, pool.kv_tensors(program.program.kv_shapes, program.program.dtype))
+    model_program = compiled(model)
+    if model_program is not None:
+        program = model_program.program
+        kv_cache = pool.kv_tensors(program.kv_shapes, program.dtype)
+        return model_program.forward(layout, kv_cache, pool.state_tensors(program.state_shapes))
     moved = layout.on(model.device)
     with packed_attention(model, pool.kv, layout), torch.inference_mode():
         output = model(
