@@ -143,3 +143,39 @@ def test_a_model_chosen_with_use_exists(run: Run, tmp_path: Path) -> None:
     assert run("use", "nothere/x").returncode == 4
     assert run("use", "./empty").returncode == 2
     assert "none chosen" in run("use").stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "command"),
+    [
+        (("scan-cache", "--json"), ("models", "list", "--json")),
+        (("cache", "ls", "--json"), ("models", "list", "--json")),
+        (("model", "list", "--json"), ("models", "list", "--json")),
+        (("auth", "login", "--help"), ("login", "--help")),
+        (("server", "start", "--help"), ("serve", "--help")),
+    ],
+)
+def test_a_command_of_one_or_two_words_of_another_tool_runs(
+    typed: tuple[str, ...], command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(arguments: tuple[str, ...]) -> str:
+        assert main(arguments) == 0
+        return capsys.readouterr().out
+
+    assert printed(typed) == printed(command)
+
+
+def test_letters_after_one_dash_are_a_name_of_llama_cpp_only_where_a_flag_can_stand(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["generate", "x", "-n", "5", "-ngl", "99"]) == 2
+    assert "layers go to the GPU" in capsys.readouterr().err
+    assert main(["config", "show", "--model", "-fa"]) == 0, "a value may look like a flag"
+    assert "-fa" in capsys.readouterr().out
+
+
+def test_a_temperature_that_is_a_number_of_threads_elsewhere_is_warned_about(run: Run) -> None:
+    usual = run("generate", "x", "-t", "2", "--model", "./none")
+    assert "nearly random" not in usual.stderr
+    warned = run("generate", "x", "-t", "8", "--model", "./none")
+    assert "temperature of 8, text is nearly random; -t is not the number of threads" in warned.stderr

@@ -74,6 +74,18 @@ def test_the_command_of_a_hint_stays_in_one_line() -> None:
     ]
 
 
+def test_a_sentence_that_begins_like_a_command_wraps() -> None:
+    assert wrapped("llmctl (avx512bf16) (weights and attention)", 30) == [
+        "llmctl (avx512bf16) (weights",
+        "and attention)",
+    ]
+    assert wrapped("instead: llmctl login, or the variable HF_TOKEN", 30) == [
+        "instead: llmctl login, or the",
+        "variable HF_TOKEN",
+    ]
+    assert wrapped("either: llmctl models prune or more room", 32) == ["either: llmctl models prune or", "more room"]
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard output as a terminal of 40 columns without colours."""

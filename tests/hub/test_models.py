@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from llmctl.model.demo import FORMAT, GGUF_SHA256, MODEL_ID
 from support.hub_machine import Machine, make_model
 from support.hub_standin import HubStandin
 from support.terminal import Terminal
@@ -96,6 +98,17 @@ def test_info_about_a_gated_model_shows_public_facts(machine: Machine, settle: S
     assert "is gated" in done.err
 
 
+def test_info_about_the_small_default_without_the_hub_is_that_of_the_demo_extra(machine: Machine, models: Path) -> None:
+    folder = machine.home / "llmctl" / "data" / f"demo-{FORMAT}" / "SmolLM2-135M-Instruct"
+    shutil.copytree(models / "acme" / "tiny", folder)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    (folder.parent / "made.json").write_text(json.dumps({"sizes": sizes, "source_sha256": GGUF_SHA256}))
+    facts = machine.run("models", "info", MODEL_ID, "--json", HF_HUB_OFFLINE="1").document
+    assert (facts["in_cache"], facts["folder"]) == (False, str(folder))
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert machine.run("models", "info", "acme/other", HF_HUB_OFFLINE="1").code == 4
+
+
 def test_path_is_the_folder_alone(machine: Machine, hub: HubStandin) -> None:
     machine.run("download", "acme/tiny")
     folder = machine.run("models", "path", "acme/tiny").out.strip()
@@ -121,6 +134,22 @@ def test_rm_removes_one_model_and_asks_before(machine: Machine, sharded: str) ->
     assert done.code == 0, done.err
     assert not machine.repo("acme/tiny").exists()
     assert machine.is_whole(sharded)
+
+
+def test_rm_of_a_model_that_is_not_here_asks_nothing_and_removes_no_other(machine: Machine) -> None:
+    machine.run("download", "acme/tiny")
+    terminal = Terminal("models", "rm", "acme/tiny", "acme/absent", env=machine.env, timeout=20)
+    terminal.expect("acme/absent is not in the cache")
+    terminal.expect(pexpect.EOF)
+    assert "Remove" not in terminal.before
+    assert machine.is_whole("acme/tiny")
+
+
+def test_an_empty_list_is_one_line_on_a_terminal(machine: Machine) -> None:
+    terminal = Terminal("models", "list", env=machine.env, timeout=20)
+    terminal.expect(pexpect.EOF)
+    assert "none yet: llmctl download org/name" in terminal.before
+    assert "revision" not in terminal.before
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])

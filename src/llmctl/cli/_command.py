@@ -15,10 +15,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmctl.cli._flag import Flag, by_group
-from llmctl.cli._flags import FLAGS, select
+from llmctl.cli._flags import select
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
-from llmctl.cli._suggestions import unknown_command
+from llmctl.cli._suggestions import check_single_dash, unknown_command
 from llmctl.errors import UserError
 from llmctl.hub.environment import check_imports, drop_empty
 from llmctl.paths import state_dir
@@ -33,7 +33,6 @@ CONTEXT_SETTINGS = {
 NAMES_WIDTH = 26  # columns for names; longer ones get their own line
 HELP_ROW = ("-h, --help", "Show this message and exit")
 _FIELDS = {"json": "as_json", "quiet": "quiet", "verbose": "verbose", "debug": "debug", "no_color": "no_color"}
-SHARED_OPTIONS = tuple(name for flag in FLAGS if flag.group == "Output" for name in flag.names)
 
 
 def new_app(*, help: str | None = None, group: bool = False) -> typer.Typer:
@@ -130,6 +129,10 @@ def _check_folders() -> None:
 class Command(TyperCommand):
     """A command whose help has one section for each group of flags."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        check_single_dash(args, flags_of(self), ctx.command_path)
+        return super().parse_args(ctx, args)
+
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Return the completions without the names that only other tools have."""
         shown = {name for flag in flags_of(self) if not flag.is_hidden for name in flag.spellings}
@@ -153,18 +156,19 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands:
             ctx.find_root().obj.as_json |= "--json" in args
-            args = [self._named(args[0]), *args[1:]]
+            args = [self._named(args[0], ctx), *args[1:]]
         return super().resolve_command(ctx, args)
 
-    def _named(self, name: str) -> str:
+    def _named(self, typed: str, ctx: Any) -> str:
         """Return the command that a name of another tool means here: `models ls` is `models list`.
 
         Raises:
             UserError: there is no such command.
         """
-        name = COMMANDS.get(name, (name,))[-1].replace("_", "-")
+        name = COMMANDS.get(typed, (typed,))[-1].replace("_", "-")
         if name not in self.commands and not name.startswith("-"):
-            raise unknown_command(name, self.commands)
+            group, top = ctx.command_path.partition(" ")[2], ctx.find_root().command.commands
+            raise unknown_command(typed, self.commands, group=group, top=top if group else ())
         return name
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmctl.config import Settings
 
 T = TypeVar("T")
+_HIGHEST_TEMPERATURE = 2  # that the API of OpenAI takes
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,20 @@ class Options:
                 entries[key] = Entry(value, row.long)
         if CONFIG in self.flags:
             config = self[CONFIG]
+            _refuse_number_as_file(config)
         assignments = self[SET] if SET in self.flags else []
         settings = read_settings(config=config, flags=entries, assignments=assignments)
+        temperature = settings.config.generation.temperature
+        if "generation.temperature" in entries and temperature is not None and temperature > _HIGHEST_TEMPERATURE:
+            threads = "; -t is not the number of threads, which is OMP_NUM_THREADS in the environment"
+            self.output.warn(f"at a temperature of {temperature:g}, text is nearly random{threads}")
         if any(where.startswith(f"{LOCAL_FILE}:") for where in settings.origins.values()):
             self.output.note_once(f"configuration: {LOCAL_FILE} in the current folder")
         return settings
+
+
+def _refuse_number_as_file(config: Path | None) -> None:
+    """Raise UserError for `-c 4096`, which is the context in llama.cpp."""
+    if config is not None and str(config).isdecimal() and not config.exists():
+        hint = f"for a context of {config} tokens: --set tokenizer.model_max_length={config}"
+        raise UserError(f"--config {config}: no such file", hint=hint)

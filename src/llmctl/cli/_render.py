@@ -99,7 +99,7 @@ class Output:
         drop: Sequence[str] = (),
         wrap: Sequence[str] = (),
     ) -> None:
-        """Print a table: fitted to a terminal, tab-separated in a pipe.
+        """Print a table: fitted to a terminal, where an empty one is nothing; tab-separated in a pipe.
 
         Args:
             drop: Columns to omit on a narrow terminal, the first one first.
@@ -108,6 +108,8 @@ class Output:
         if not sys.stdout.isatty():
             for row in [columns, *rows]:
                 print("\t".join(row))
+            return
+        if not rows:
             return
         cells = [[visible(cell) for cell in row] for row in rows]
         lines, omitted = table_lines(columns, cells, width=terminal_columns(), drop=drop, wrap=wrap)
@@ -121,7 +123,7 @@ class Output:
         self.write_styled(sys.stdout, [Styled(visible(text), "heading"), Styled("\n")])
 
     def pairs(self, rows: Sequence[tuple[str, str]], *, styles: Sequence[str] = ()) -> None:
-        """Print names and values in two columns; long values wrap within theirs.
+        """Print names and values in two columns; long values wrap within theirs, or a word that is wider stands below.
 
         Args:
             styles: The style of each name.
@@ -130,12 +132,16 @@ class Output:
         is_terminal = sys.stdout.isatty()
         for number, (name, value) in enumerate(rows):
             text = " ".join(visible(value).split())
-            lines = wrapped(text, max(terminal_columns() - width - 4, 30)) if is_terminal else [text]
+            room = max(terminal_columns() - width - 4, 30)
+            lines = wrapped(text, room) if is_terminal else [text]
             style = styles[number] if styles else ""
             space = " " * (width - text_width(name))
-            self.write_styled(sys.stdout, [Styled("  "), Styled(name, style), Styled(f"{space}  {lines[0]}\n")])
+            if is_terminal and text_width(lines[0]) > room:
+                lines.insert(0, "")
+            first = f"{space}  {lines[0]}".rstrip() if is_terminal else f"{space}  {lines[0]}"
+            self.write_styled(sys.stdout, [Styled("  "), Styled(name, style), Styled(f"{first}\n")])
             for line in lines[1:]:
-                print(f"  {'':<{width}}  {line}")
+                print(f"  {'':<{width}}  {line}" if text_width(line) <= room else f"    {line}")
 
     def bars(self, rows: Sequence[tuple[str, float, float]]) -> None:
         """Print a bar for each name: solid up to the first value, shaded up to the second, larger one."""

@@ -18,7 +18,8 @@ _ZERO_WIDTH = ("Mn", "Me", "Cf")
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _MARKER = re.compile(r"[-*+•▏]|\d{1,3}[.)]")  # the first word of an item of a list, or of a quotation
 _FENCES = ("```", "~~~")
-_COMMAND = re.compile(r"(?:^|(?<=: ))(?:llmctl|pip) .*$")  # the command of a hint, which is to be copied
+# The command of a hint, which is to be copied. A sentence that begins with its name ends at a comma or a parenthesis.
+_COMMAND = re.compile(r"(?:^|(?<=: ))(?:llmctl|pip)(?: (?!\(|(?:and|or) )\S*[^\s,;:](?=[,;:]?(?:\s|$)))+")
 
 
 def character_width(character: str) -> int:

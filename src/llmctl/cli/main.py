@@ -19,10 +19,11 @@ from typer.core import TyperCommand
 from typer.exceptions import Abort
 
 from llmctl._version import __version__
-from llmctl.cli._command import CONTEXT_SETTINGS, SHARED_OPTIONS, Command, Group, flags_of, write_section
+from llmctl.cli._command import CONTEXT_SETTINGS, Command, Group, flags_of, write_section
 from llmctl.cli._render import Output
 from llmctl.cli._streams import StandardOutput, open_closed_streams
 from llmctl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_NO, EXIT_USER, LlmctlError, MachineError, UserError
+from llmctl.synonyms import COMMAND_ADVICE
 from llmctl.synonyms import COMMANDS as COMMAND_SYNONYMS
 
 
@@ -93,12 +94,29 @@ class LazyGroup(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] == "ps":
             ctx.find_root().obj.note(_NO_SERVICE)
-        if args[0] not in COMMANDS:
-            args = [*COMMAND_SYNONYMS.get(args[0], args[:1]), *args[1:]]
+        args = _renamed(args)
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None or listed is None:
             return name, listed, rest
         return name, typer_command(name), rest
+
+
+def _renamed(words: list[str]) -> list[str]:
+    """Return a command line with the command of another tool, of one or two words, replaced by that of llmctl.
+
+    Raises:
+        UserError: a command of two words has no counterpart, and its first word alone means something else.
+    """
+    from llmctl.cli._suggestions import unknown_command
+
+    both = " ".join(words[:2])
+    if words[0] in COMMANDS:
+        return words
+    if both in COMMAND_SYNONYMS:
+        return [*COMMAND_SYNONYMS[both], *words[2:]]
+    if " " in both and both in COMMAND_ADVICE:
+        raise unknown_command(both, COMMANDS)
+    return [*COMMAND_SYNONYMS.get(words[0], words[:1]), *words[1:]]
 
 
 def _version(value: bool) -> None:
@@ -229,20 +247,20 @@ def _usage_error(error: Exception, arguments: Sequence[str], output: Output) -> 
         return EXIT_USER
     output.as_json = output.as_json or "--json" in arguments
     command = context.command_path if context is not None else "llmctl"
-    output.error(_explained(error, context, command))
+    output.error(_explained(error, context, command, arguments))
     return EXIT_USER
 
 
-def _explained(error: Any, context: Any, command: str) -> UserError:
+def _explained(error: Any, context: Any, command: str, arguments: Sequence[str]) -> UserError:
     """Return a usage error of Typer in llmctl's words, with the name that was probably meant."""
-    from llmctl.cli._suggestions import surplus_argument, unknown_flag
+    from llmctl.cli._suggestions import misplaced_flag, surplus_argument, unknown_flag
 
     flags = flags_of(context.command) if isinstance(getattr(context, "command", None), Command) else ()
     option, hint = getattr(error, "option_name", None), f"see: {command} --help"
     if type(error).__name__ == "NoSuchOption":
-        if option in SHARED_OPTIONS and command == "llmctl":
-            return UserError(f"No such option: {option}", hint=f"{option} goes after the command: llmctl load {option}")
-        return unknown_flag(str(option), flags, command)
+        if command == "llmctl":
+            return misplaced_flag(str(option), COMMANDS, typed=arguments)
+        return unknown_flag(str(option), flags, command, typed=arguments)
     message = error.format_message().rstrip(".")
     if "unexpected extra argument" in message:
         hint = surplus_argument(flags, command)

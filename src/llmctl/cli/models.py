@@ -8,7 +8,8 @@ import typer
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import Flag, switch, text
 from llmctl.cli._options import Options
-from llmctl.errors import EXIT_NO, UserError
+from llmctl.cli._render import Output
+from llmctl.errors import EXIT_NO, OfflineError, UnreachableError, UserError
 from llmctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def list_models(options: Options) -> None:
     output.table(
         columns,
         [*map(_row, models), *map(_copy_row, copies)],
-        drop=("dtype", "parameters", "quantised", "revision", "last used", "complete"),
+        drop=("dtype", "parameters", "revision", "quantised", "last used", "complete"),
         wrap=("complete",),
     )
     total = sum(model.size_bytes for model in models)
     plural = "" if len(models) == 1 else "s"
     kept = f"; {len(copies)} quantised, {format_bytes(sum(c.size_bytes for c in copies))}" if copies else ""
     summary = f"{len(models)} model{plural}, {format_bytes(total)}{kept}"
-    output.note(summary if models or copies else "none yet: llmctl download org/name")
+    output.note(summary if models or copies else _none_yet())
 
 
 @command(app, MODEL, REVISION, name="info")
@@ -75,7 +76,7 @@ def info(options: Options) -> None:
     """Describe a model, here or on the Hub: parameters, licence, architecture, context, template.
 
     A cached model is described without the network. For any other model the Hub is asked, and only the headers of the
-    weights are read.
+    weights are read. Without a network, the small default is described from the demo extra's copy.
 
     Examples:
 
@@ -83,7 +84,6 @@ def info(options: Options) -> None:
     """
     from llmctl.hub.cache.inventory import find_model
     from llmctl.hub.cache.snapshot import find_snapshot
-    from llmctl.hub.describe import describe
 
     output = options.output
     model, revision = options.id_and_revision(MODEL, REVISION)
@@ -92,16 +92,13 @@ def info(options: Options) -> None:
         facts: dict[str, Any] = {"in_cache": True, "commit": cached.commit, "folder": str(cached.folder)}
         facts |= {"size_bytes": cached.size_bytes, **_facts(cached.info)}
     else:
-        remote = describe(model, revision=revision)
-        facts = {"in_cache": False, "commit": remote.commit, "page": remote.page, "licence": remote.licence}
-        facts |= {"gated": remote.gated, "size_bytes": remote.download_bytes, **_facts(remote.info)}
-        if remote.why_not:
-            output.warn(remote.why_not)
+        facts = _facts_elsewhere(output, model, revision)
     if output.as_json:
         output.document("llmctl.model/1", {"repo_id": model, **facts})
         return
-    rows = [("model", model), *((k.replace("_", " "), _text(k, v)) for k, v in facts.items())]
-    output.table(("property", "value"), rows, wrap=("value",))
+    names = (key.removesuffix("_bytes").replace("_", " ") for key in facts)
+    values = (_text(key, value) for key, value in facts.items())
+    output.pairs([("model", model), *zip(names, values, strict=True)])
 
 
 @command(app, MODEL, REVISION, name="path")
@@ -159,6 +156,8 @@ def remove(options: Options) -> None:
     from llmctl.config.hub_address import id_and_revision
 
     output, models = options.output, [id_and_revision(model, None)[0] for model in options[MODELS]]
+    for model in models:
+        _check_present(model, only_copies=options[COPIES])
     what = "the quantised copies of " if options[COPIES] else ""
     _confirm(f"Remove {what}{', '.join(models)} from the cache?", yes=options[YES])
     freed = {model: _remove(model, only_copies=options[COPIES]) for model in models}
@@ -201,6 +200,19 @@ def prune(options: Options) -> None:
         output.note(f"{format_bytes(total)} would be freed" if dry_run else f"{format_bytes(freed)} freed")
 
 
+def _check_present(model: str, *, only_copies: bool) -> None:
+    """Raise UserError if there is nothing to remove, before anything is asked or removed."""
+    from llmctl.hub.cache.inventory import check_cached
+    from llmctl.model.resolve import is_path
+    from llmctl.quant.cache import entries_of
+
+    if entries_of(model):
+        return
+    if only_copies or is_path(model):
+        raise UserError(f"there are no quantised copies of {model}", hint="see: llmctl models list")
+    check_cached(model)
+
+
 def _remove(model: str, *, only_copies: bool) -> int:
     """Remove a model and its quantised copies, or only the copies; return the bytes that this frees."""
     from llmctl.hub.cache.inventory import remove_model
@@ -210,10 +222,7 @@ def _remove(model: str, *, only_copies: bool) -> int:
 
     in_cache = not is_path(model) and repo_dir(model).is_dir()
     freed = remove_model(model) if in_cache and not only_copies else 0
-    freed += remove_entries_of(model)
-    if not freed and (only_copies or is_path(model)):
-        raise UserError(f"there are no quantised copies of {model}", hint="see: llmctl models list")
-    return freed if freed else remove_model(model)  # raises: there is no such model
+    return freed + remove_entries_of(model)
 
 
 def _confirm(question: str, *, yes: bool) -> None:
@@ -223,6 +232,36 @@ def _confirm(question: str, *, yes: bool) -> None:
         raise UserError("nothing was removed: there is no terminal to ask on", hint="--yes removes without asking")
     if not typer.confirm(question, err=True):
         raise UserError("nothing was removed")
+
+
+def _none_yet() -> str:
+    """Return the note under an empty list."""
+    from llmctl.model import demo
+
+    text = "none yet: llmctl download org/name"
+    has_copy = demo.demo_folder() is not None or demo.bundled_gguf() is not None
+    return f"{text}; the demo extra's copy of {demo.MODEL_ID} needs no download" if has_copy else text
+
+
+def _facts_elsewhere(output: Output, model: str, revision: str | None) -> dict[str, Any]:
+    """Return the facts of a model that is not in the cache: from the Hub, or of the demo extra's copy without one."""
+    from llmctl.hub.describe import describe
+    from llmctl.model import demo
+    from llmctl.model.info import read_model_info
+
+    try:
+        remote = describe(model, revision=revision)
+    except (UnreachableError, OfflineError):
+        folder = demo.demo_folder() if model == demo.MODEL_ID and revision is None else None
+        if folder is None:
+            raise
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        info = read_model_info(folder, source=model, commit=None)
+        return {"in_cache": False, "folder": str(folder), "size_bytes": size, **_facts(info)}
+    if remote.why_not:
+        output.warn(remote.why_not)
+    facts = {"in_cache": False, "commit": remote.commit, "page": remote.page, "licence": remote.licence}
+    return facts | {"gated": remote.gated, "size_bytes": remote.download_bytes, **_facts(remote.info)}
 
 
 def _row(model: "CachedModel") -> tuple[str, ...]:

@@ -23,7 +23,7 @@ _ATTENTION_ALIASES = {
     "flash": "flash_attention_2",
     "flash_attn": "flash_attention_2",
 }
-_BITS_ALIASES = {"none": None, "no": None, "4": 4, "8": 8, "int8": 8, "nf4": 4}
+_BITS_ALIASES = {"none": None, "no": None, "4": 4, "8": 8, "int4": 4, "int8": 8, "nf4": 4}
 
 
 class Section(BaseModel):

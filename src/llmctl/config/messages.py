@@ -1,11 +1,16 @@
 """The messages for unknown keys and invalid values, with the name or value that was probably meant."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 from llmctl.config.schema import all_keys, field_of, sections
 from llmctl.synonyms import find_synonym
+
+_GGUF_TYPE = re.compile(r"(?:ud-)?i?q([1-8])_")  # q4_k_m, iq2_xs
+_BACKENDS = ("bitsandbytes", "bnb")
+_STORED_FORMATS = ("awq", "gptq", "fp8", "gguf", "compressed-tensors", "compressed_tensors", "mxfp4", "hqq", "aqlm")
 
 
 def unknown_key(key: str) -> str:
@@ -56,7 +61,7 @@ def invalid_value(key: str, item: Any, value: Any) -> str:
     if error_type in bounds:
         return f"{bounds[error_type]}, it is {shown}"
     if key == "quantization.bits":
-        return f"must be 8bit, 4bit or none, it is {shown}"
+        return f"must be 8bit, 4bit or none, it is {shown}{_bits_advice(str(value))}"
     if error_type == "literal_error":
         expected = [str(option) for option in _literal_values(key)]
         close = difflib.get_close_matches(str(value), expected, n=1)
@@ -68,6 +73,16 @@ def invalid_value(key: str, item: Any, value: Any) -> str:
         return f"{context.get('error', item['msg'])}; it is {shown}"
     plain = item["msg"].removeprefix("Input should be ").split(", unable")[0]
     return f"must be {plain}, it is {shown}"
+
+
+def _bits_advice(value: str) -> str:
+    """Return what another tool's name of a quantisation becomes here."""
+    value = value.lower()
+    if match := _GGUF_TYPE.match(value):
+        return f"; llmctl does not read GGUF, and {'8bit' if int(match[1]) > 5 else '4bit'} is nearest to this type"
+    if value in _BACKENDS:
+        return "; for that implementation: quantization.backend: bitsandbytes"
+    return "; a model in that format needs no flag: name the model" if value in _STORED_FORMATS else ""
 
 
 def _number(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The resolution of a model's name to its files: a folder, the Hub's cache, the Hub, or the small default."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from llmctl.paths import expand
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
 
+_WORD = re.compile("[A-Za-z][A-Za-z0-9._-]*")
 EXAMPLE = "--model HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -155,8 +157,9 @@ def _neither_folder_nor_id(name: str, example: str) -> UserError:
         return ModelError(f"{name} is a GGUF file, which llmctl does not read", hint=GGUF_HINT)
     if ":" in name:
         return ModelError(f"{name} names a GGUF file by its tag, and llmctl does not read GGUF", hint=GGUF_HINT)
+    search = f"; to find a model's id: https://huggingface.co/models?search={name}" if _WORD.fullmatch(name) else ""
     return UserError(
-        f"{name!r} is neither a folder here nor a Hub id of the form org/name", hint=f"for example: {example}"
+        f"{name!r} is neither a folder here nor a Hub id of the form org/name", hint=f"for example: {example}{search}"
     )
 
 

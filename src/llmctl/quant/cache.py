@@ -183,10 +183,15 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def entries_of(model: str) -> list[CacheEntry]:
+    """Return all entries of a model, named by its Hub id or its folder."""
+    folder = expand(model).absolute()
+    return [entry for entry in entries() if entry.source == model or folder in (entry.origin, Path(entry.source))]
+
+
 def remove_entries_of(model: str) -> int:
     """Remove all entries of a model, named by its Hub id or its folder, and return the bytes that this frees."""
-    folder = expand(model).absolute()
-    matching = [entry for entry in entries() if entry.source == model or folder in (entry.origin, Path(entry.source))]
+    matching = entries_of(model)
     for entry in matching:
         remove(entry.folder)
     return sum(entry.size_bytes for entry in matching)

@@ -105,6 +105,14 @@ def find_model(repo_id: str, *, revision: str | None = None) -> CachedModel:
     return _cached_model(repo_id, folder, names)
 
 
+def check_cached(repo_id: str) -> None:
+    """Raise UserError if a model is not in the cache."""
+    if not settings.repo_dir(repo_id).is_dir():
+        near = near_names(repo_id)
+        hint = f"there is {', '.join(near)}" if near else "see: llmctl models list"
+        raise UserError(f"{repo_id} is not in the cache", hint=hint)
+
+
 def remove_model(repo_id: str) -> int:
     """Remove a model with all its revisions, and return the bytes freed.
 
@@ -112,10 +120,8 @@ def remove_model(repo_id: str) -> int:
         UserError: it is not in the cache.
         MachineError: a process is downloading it.
     """
+    check_cached(repo_id)
     repo = settings.repo_dir(repo_id)
-    if not repo.is_dir():
-        near = near_names(repo_id)
-        raise UserError(f"{repo_id} is not in the cache", hint=f"there is {', '.join(near)}" if near else None)
     size = bytes_on_disk(repo.rglob("*"))
     try:
         with locked(repo_id, timeout_seconds=0, note=_ignore):
