@@ -239,6 +239,12 @@ CHAT_COMMANDS = {
     "/info": "/show",
     "/write": "/save",
 }
+CHAT_SETTINGS = {  # after `/set`
+    "verbose": "stats on",
+    "quiet": "stats off",
+    "think": "thinking on",
+    "nothink": "thinking off",
+}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ MISTAKES: tuple[tuple[str, ...], ...] = (
     ("models", "download", "acme/tiny"),
     ("download", "acme/tiny", "config.json"),
     ("models", "rm", "acme/tiny"),
+    ("bench", "-p", "512"),
     ("generate", "--load-in-4bit", "--quant", "8bit", "x"),
     ("generate", "What", "is", "this?"),
     ("generate", "x", "--prompt", "y"),

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -83,6 +84,11 @@ def test_a_sentence_that_begins_like_a_command_wraps() -> None:
         "instead: llmctl login, or the",
         "variable HF_TOKEN",
     ]
+    assert wrapped("fix: pip install --no-deps llmctl-hf (with a compiler)", 30) == [
+        "fix:",
+        "pip install --no-deps llmctl-hf",
+        "(with a compiler)",
+    ]
     assert wrapped("either: llmctl models prune or more room", 32) == ["either: llmctl models prune or", "more room"]
 
 
@@ -118,8 +124,8 @@ ROWS = [
 ]
 
 
-def lines_at(width: int) -> tuple[list[str], list[str]]:
-    lines, omitted = table_lines(COLUMNS, ROWS, width=width, drop=("revision", "used"), wrap=("note",))
+def lines_at(width: int, rows: Sequence[Sequence[str]] = ROWS) -> tuple[list[str], list[str]]:
+    lines, omitted = table_lines(COLUMNS, rows, width=width, drop=("revision", "used"), wrap=("note",))
     return ["".join(part.text for part in line) for line in lines], omitted
 
 
@@ -135,12 +141,26 @@ def test_a_table_wraps_prose_then_drops_columns_and_never_breaks_an_id_a_number_
         assert [line for line in lines if "meta-llama/Meta-Llama-3-8B-Instruct" in line and "16.1 GB" in line]
 
 
-def test_a_table_that_cannot_fit_shows_each_row_as_names_and_values() -> None:
+def test_one_id_that_is_too_wide_stands_above_its_row_and_other_rows_stay() -> None:
     lines, omitted = lines_at(50)
+    assert omitted == ["revision", "used"]
+    place = lines.index(ROWS[0][0])
+    assert lines[place + 1].split()[:3] == ["16.1", "GB", "complete"]
+    assert lines[place + 2].startswith("org/name  269 MB")
+    assert max(map(len, lines)) <= 50
+    longest = f"organisation/{'Long-' * 20}Name"
+    lines, _ = lines_at(80, [(longest, *ROWS[0][1:]), ROWS[1]])
+    assert longest in lines, "the terminal folds it, so that it can be copied"
+    assert max(len(line) for line in lines if line != longest) <= 80
+
+
+def test_a_table_that_cannot_fit_shows_each_row_as_names_and_values() -> None:
+    wide = [ROWS[0], (ROWS[0][0].upper(), *ROWS[1][1:])]
+    lines, omitted = lines_at(50, wide)
     assert omitted == []
     assert lines[0].split() == ["model", ROWS[0][0]]
     assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("used")] == ["2026-11-20", "2026-01-02"]
-    narrow, _ = lines_at(36)
+    narrow, _ = lines_at(36, wide)
     assert narrow[:2] == ["model", ROWS[0][0]], "a line of its own, if it fits there"
 
 

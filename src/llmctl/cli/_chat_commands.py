@@ -11,7 +11,8 @@ from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
 from llmctl.paths import expand
 from llmctl.plan.decision import shortened
-from llmctl.synonyms import CHAT_COMMANDS, find_synonym
+from llmctl.synonyms import CHAT_COMMANDS, CHAT_SETTINGS, find_synonym
+from llmctl.synonyms import COMMANDS as SHELL_COMMANDS
 
 _SWITCHES = {"on": True, "off": False, "show": True, "hide": False}
 _ELSEWHERE = {"chat.system": "/system", "chat.thinking": "/set thinking", "model.id": "/model"}
@@ -42,10 +43,17 @@ def run(conversation: Conversation, line: str) -> None:
     name, _, argument = line.strip().partition(" ")
     entry = COMMANDS.get(CHAT_COMMANDS.get(name, name))
     if entry is None:
-        close = get_close_matches(name, (*COMMANDS, *CHAT_COMMANDS), n=1)
-        hint = f"did you mean {close[0]}?" if close else "/help lists them; a space before / sends it as a message"
-        raise UserError(f"there is no command {name}", hint=hint)
+        raise UserError(f"there is no command {name}", hint=_hint(name))
     entry.act(conversation, argument.strip())
+
+
+def _hint(name: str) -> str:
+    """Return what to type instead of a command that does not exist."""
+    word = name.removeprefix("/")
+    if word in SHELL_COMMANDS:
+        return f"in a shell: llmctl {' '.join(SHELL_COMMANDS[word])}"
+    close = get_close_matches(name, (*COMMANDS, *CHAT_COMMANDS), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}?" if close else "/help lists them; a space before / sends it as a message"
 
 
 def completions() -> dict[str, Sequence[str]]:
@@ -58,7 +66,7 @@ def _help(conversation: Conversation, _: str) -> None:
     conversation.output.pairs(
         [(f"{name} {entry.arguments}".strip(), entry.summary) for name, entry in COMMANDS.items()]
     )
-    conversation.output.line('Enter sends. For a new line: Alt-Enter, a final backslash, or a block between """.')
+    conversation.output.line('Enter sends. A new line: Alt-Enter, a final backslash, or a block between """.')
     conversation.output.line("Ctrl-C stops an answer; at an empty prompt it leaves, like Ctrl-D.")
 
 
@@ -71,12 +79,16 @@ def _system(conversation: Conversation, text: str) -> None:
 
 def _set(conversation: Conversation, argument: str) -> None:
     argument = argument.removeprefix("parameter ")  # /set parameter NAME VALUE, as ollama has it
-    name, _, value = argument.partition(" ")
-    name, value = _own_name(name), value.strip()
+    name, _, value = CHAT_SETTINGS.get(argument, argument).partition(" ")
+    value = value.strip()
+    if name == "system":
+        _system(conversation, value)
+        return
+    name = _own_name(name, value or "VALUE")
     if not name:
         _show(conversation, "")
     elif not value:
-        raise UserError(f"/set {name}: the value is missing")
+        raise UserError(f"/set {name}: the value is missing", hint=f"/set {name} VALUE; /show has all values")
     elif name in (*_DISPLAY_OPTIONS, *_SESSION_OPTIONS, "thinking"):
         if value not in _SWITCHES:
             raise UserError(f"/set {name}: expected on, off, show or hide, not {value}")
@@ -92,7 +104,7 @@ def _set(conversation: Conversation, argument: str) -> None:
         conversation.session.set_generation(**{generation_keys().get(name, name): value})
 
 
-def _own_name(name: str) -> str:
+def _own_name(name: str, value: str) -> str:
     """Return the name that `/set` takes for a name of another tool.
 
     Raises:
@@ -106,7 +118,7 @@ def _own_name(name: str) -> str:
         return leaf
     if synonym.key in _ELSEWHERE:
         raise UserError(f"/set {name}: not a setting of this name", hint=f"did you mean {_ELSEWHERE[synonym.key]}?")
-    hint = f"instead: {synonym.advice}" if synonym.advice else f"start with --set {synonym.key}=VALUE"
+    hint = f"instead: {synonym.advice}" if synonym.advice else f"start with --set {synonym.key}={value}"
     raise UserError(f"/set {name}: fixed when the model is loaded", hint=hint)
 
 

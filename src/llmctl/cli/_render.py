@@ -98,8 +98,10 @@ class Output:
         *,
         drop: Sequence[str] = (),
         wrap: Sequence[str] = (),
-    ) -> None:
-        """Print a table: fitted to a terminal, where an empty one is nothing; tab-separated in a pipe.
+    ) -> list[str]:
+        """Print a table, and return the names of omitted columns.
+
+        It fits a terminal, where an empty one is nothing, and is tab-separated in a pipe.
 
         Args:
             drop: Columns to omit on a narrow terminal, the first one first.
@@ -108,15 +110,16 @@ class Output:
         if not sys.stdout.isatty():
             for row in [columns, *rows]:
                 print("\t".join(row))
-            return
+            return []
         if not rows:
-            return
+            return []
         cells = [[visible(cell) for cell in row] for row in rows]
         lines, omitted = table_lines(columns, cells, width=terminal_columns(), drop=drop, wrap=wrap)
         for line in lines:
             self.write_styled(sys.stdout, [*line, Styled("\n")])
         if omitted:
             self.note(f"not shown on this width: {', '.join(omitted)}; --json has everything")
+        return omitted
 
     def heading(self, text: str) -> None:
         """Print the title of a group of lines."""

@@ -14,6 +14,7 @@ from llmctl.synonyms import COMMAND_ADVICE, COMMANDS, find_synonym, normalized
 
 _JOINED = re.compile("-[A-Za-z][A-Za-z0-9]+")
 _LONGEST_REST = 100  # characters of a command line that a hint repeats
+_MOST_SUGGESTIONS = 3
 _EVERY_COMMAND = "every command: llmctl --help"
 
 
@@ -25,7 +26,8 @@ def unknown_flag(name: str, flags: Sequence[Flag[Any]], command: str, *, typed: 
     """
     name = _whole_word(name, typed)
     value = _value_of(name, typed)
-    hint = _instead(name, flags, command, value) or _similar(name, (n for flag in flags for n in _long_names(flag)))
+    longs = [long for flag in flags for long in _long_names(flag)]
+    hint = _instead(name, flags, command, value) or _similar(name, longs) or _begun_with(name, longs)
     return UserError(f"No such option: {name}", hint=hint or f"see: {command} --help")
 
 
@@ -60,6 +62,12 @@ def misplaced_flag(name: str, commands: Iterable[str], *, typed: Sequence[str]) 
     else:
         hint = "see: llmctl --help"
     return UserError(f"No such option: {name}", hint=hint)
+
+
+def _begun_with(name: str, longs: Sequence[str]) -> str | None:
+    """Return the flags that begin with a letter that is none: `--plot` and `--prompt-tokens` for `-p`."""
+    close = [long for long in longs if len(name) == 2 and long.startswith(f"-{name}")]
+    return f"did you mean {' or '.join(close)}?" if 0 < len(close) <= _MOST_SUGGESTIONS else None
 
 
 def _whole_word(name: str, typed: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """The layout of tables on a terminal.
 
-A table fits the terminal: columns of prose wrap at spaces, then columns are omitted, and if that is not enough, each
-row becomes lines of names and values. No other cell is ever broken: ids, numbers and dates can be read and copied.
+A table fits the terminal: columns of prose wrap at spaces, then columns are omitted. If that is not enough, an id in
+the first column that is too wide stands on a line above the rest of its row, or else each row becomes lines of names
+and values. No other cell is ever broken: ids, numbers and dates can be read and copied.
 """
 
 from collections.abc import Sequence
@@ -27,16 +28,37 @@ def table_lines(
         drop: Columns that can be omitted, the first one first.
         wrap: Columns of prose.
     """
+    fit = _fit(columns, rows, width=width, drop=drop, wrap=wrap)
+    above: list[str] = [""] * len(rows)
+    if fit is None:
+        above = [row[0] if text_width(row[0]) > width // 2 and columns[0] not in wrap else "" for row in rows]
+        rows = [("", *row[1:]) if name else row for name, row in zip(above, rows, strict=True)]
+        fit = _fit(columns, rows, width=width, drop=drop, wrap=wrap) if any(row[0] for row in rows) else None
+    if fit is None:  # then nothing needs to be omitted
+        rows = [(name, *row[1:]) if name else row for name, row in zip(above, rows, strict=True)]
+        return _blocks(columns, rows, width=width), []
+    kept, widths = fit
+    lines = _row([columns[at] for at in kept], widths, style="bold")
+    for name, row in zip(above, rows, strict=True):
+        lines += [[Styled(name)]] if name else []
+        lines += _row([row[at] for at in kept], widths)
+    return lines, [name for at, name in enumerate(columns) if at not in kept]
+
+
+def _fit(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int,
+    drop: Sequence[str],
+    wrap: Sequence[str],
+) -> tuple[list[int], list[int]] | None:
+    """Return the columns that remain and their widths, or None if the others are too wide."""
     kept = list(range(len(columns)))
     droppable = [columns.index(name) for name in drop if name in columns]
     while (widths := _widths(columns, rows, kept, width=width, wrap=wrap)) is None and droppable:
         kept.remove(droppable.pop(0))
-    if widths is None:  # ids alone are wider than the terminal: then nothing needs to be omitted
-        return _blocks(columns, rows, width=width), []
-    lines = _row([columns[at] for at in kept], widths, style="bold")
-    for row in rows:
-        lines += _row([row[at] for at in kept], widths)
-    return lines, [name for at, name in enumerate(columns) if at not in kept]
+    return None if widths is None else (kept, widths)
 
 
 def _widths(

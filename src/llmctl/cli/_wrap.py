@@ -19,7 +19,7 @@ _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _MARKER = re.compile(r"[-*+•▏]|\d{1,3}[.)]")  # the first word of an item of a list, or of a quotation
 _FENCES = ("```", "~~~")
 # The command of a hint, which is to be copied. A sentence that begins with its name ends at a comma or a parenthesis.
-_COMMAND = re.compile(r"(?:^|(?<=: ))(?:llmctl|pip)(?: (?!\(|(?:and|or) )\S*[^\s,;:](?=[,;:]?(?:\s|$)))+")
+_COMMAND = re.compile(r"(?:^|(?<=: ))(?:llmctl|pip)(?: (?!\(|(?:and|or) )\S*[^\s,;:](?=[,;:]?(?:\s|$)))+(?P<space> ?)")
 
 
 def character_width(character: str) -> int:
@@ -173,17 +173,24 @@ class WordWrap:
 def wrapped(text: str, width: int, *, indent: int = 0) -> list[str]:
     """Return a text in lines of at most `width` columns, broken at spaces. Longer words stay whole.
 
-    Line breaks of the text stay. The command at the end of a hint stays in one line.
+    Line breaks of the text stay. The command of a hint stays in one line, alone if it is wider than the others.
 
     Args:
         indent: Spaces before the lines after a break.
     """
-    protected = "\n".join(_COMMAND.sub(lambda match: match[0].replace(" ", "\xa0"), line) for line in text.split("\n"))
+    protected = "\n".join(_COMMAND.sub(lambda match: _unbroken(match, width), line) for line in text.split("\n"))
     wrap = WordWrap(lambda: max(width, 1), indent=indent)
     parts = [*wrap.add(protected), *wrap.flush()]
     lines = "".join(part.text for part in parts).split("\n")
     had_spaces = "\xa0" in text
     return [line if had_spaces else line.replace("\xa0", " ") for line in lines]
+
+
+def _unbroken(match: re.Match[str], width: int) -> str:
+    """Return a command with spaces at which no line ends, and a line break after one that is wider than a line."""
+    command = match[0].removesuffix(match["space"]) if match["space"] else match[0]
+    space = "\n" if match["space"] and text_width(command) > width else match["space"]
+    return command.replace(" ", "\xa0") + space
 
 
 def _is_ideograph(character: str) -> bool:

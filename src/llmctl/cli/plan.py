@@ -183,8 +183,8 @@ def _show_survey(output: Output, survey: MachineSurvey) -> None:
     output.heading(f"{survey.name}, context {survey.context}{sequences}")
     columns = ("", "variant", "weights", "in half", "cache+", "total", "free", "tok/s*", "verdict")
     rows = [_row(variant, is_best=_is_same(variant, best)) for variant in variants]
-    output.table(columns, rows, drop=("in half", "cache+", "free", "weights"), wrap=("verdict",))
-    output.pairs(list(_notes(survey)))
+    omitted = output.table(columns, rows, drop=("in half", "cache+", "free", "weights"), wrap=("verdict",))
+    output.pairs([note for note in _notes(survey) if note[0] not in omitted])
     if best is None or best.plan is None:
         last = variants[-1]
         text = last.reason if last.hint is None else f"{last.reason}: {last.hint}"
