@@ -76,9 +76,9 @@ def folder_of(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempP
     return folder
 
 
-def load(folder: Path, *, bits: int | None = None) -> LoadedModel:
-    """Load a tiny model in bfloat16, with random values instead of the ones and zeros of norm weights and biases."""
-    loaded = llmctl.load(folder, load={"dtype": "bfloat16"}, quantization={"bits": bits})
+def load(folder: Path, *, bits: int | None = None, dtype: str = "bfloat16") -> LoadedModel:
+    """Load a tiny model, with random values instead of the ones and zeros of norm weights and biases."""
+    loaded = llmctl.load(folder, load={"dtype": dtype}, quantization={"bits": bits})
     change_vectors(loaded.model)
     return loaded
 
@@ -141,6 +141,20 @@ def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequen
     run((second[:1], 0, 0), (first[11:12], 11, 2))
     result = run((first[12:], 12, 2), (second[1:], 1, 0), (third, 0, 1))
     assert torch.equal(result, torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma3ForCausalLM"])
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("float16", 5e-3)])
+def test_a_program_computes_in_the_dtype_of_the_model(
+    folder_of: Callable[[str], Path], name: str, dtype: str, rounding: float
+) -> None:
+    loaded = load(folder_of(name), dtype=dtype)
+    assert compiled(loaded.model) is not None
+    together = logits(loaded)
+    assert torch.equal(together, logits_of_modules(loaded.model))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=getattr(torch, dtype)).eval()
+    change_vectors(reference)
+    assert relative_error(together, logits_of_modules(reference.float())) < rounding
 
 
 @pytest.mark.parametrize("name", FAMILIES)

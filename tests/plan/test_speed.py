@@ -98,7 +98,7 @@ def test_faster_rates_make_a_faster_estimate() -> None:
 
 
 def test_weights_of_torch_are_estimated_from_the_bandwidth_alone() -> None:
-    plan = plan_of(LLAMA_1B, dtype="float32")
+    plan = replace(plan_of(LLAMA_1B, dtype="float32"), kernels="torch")
     with_kernels, without = (estimate(plan, LLAMA_1B, cpu_rates=rates) for rates in (RATES, CpuRates(RATES.bandwidth)))
     assert with_kernels == without
     assert is_within(without.decode, 4.25, 2)

@@ -95,7 +95,7 @@ class LoadSection(Section):
     )
     cpu_kernels: bool = Field(
         True,
-        description="Compute bfloat16 on a CPU with llmctl's own kernels: results do not depend on the batch.",
+        description="Compute on a CPU with llmctl's own kernels: results do not depend on the batch.",
     )
     overcommit: bool = Field(
         False, description="Load even if the RAM seems too small. The system may then kill the process."

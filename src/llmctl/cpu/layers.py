@@ -17,6 +17,7 @@ from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
 from llmctl.cpu.structs import Activation
+from llmctl.cpu.tensors import dtype_codes
 from llmctl.transformers_compat import gate_experts
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
@@ -214,7 +215,7 @@ def _gated_activation(module: Any, gate_up: Tensor) -> Tensor:
 
 
 class KernelLinear(nn.Linear):
-    """A bfloat16 linear layer computed by llmctl's kernels, or by torch if gradients are needed.
+    """A linear layer computed by llmctl's kernels, or by torch if gradients are needed.
 
     An existing layer becomes one by a change of its class; its weights stay. Results do not depend on the rest of the
     batch.
@@ -231,13 +232,13 @@ class KernelLinear(nn.Linear):
 
 
 class KernelHead(KernelLinear):
-    """The output head in bfloat16. Its logits are float32, as those of `PackedHead` are."""
+    """The output head as torch stores it. Its logits are float32, as those of `PackedHead` are."""
 
     result_dtype = torch.float32
 
 
 def use_kernels(model: nn.Module) -> int:
-    """Make the kernels compute every linear layer that is in bfloat16 on the CPU. Return the number of layers."""
+    """Make the kernels compute every unquantised linear layer on the CPU. Return the number of layers."""
     count = 0
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
@@ -246,7 +247,7 @@ def use_kernels(model: nn.Module) -> int:
         weight = module.weight if type(module) is nn.Linear and hasattr(module, "weight") else None
         if type(weight) is not nn.Parameter or weight.device.type != "cpu":
             continue
-        if weight.dtype == torch.bfloat16 and weight.is_contiguous():
+        if weight.dtype in dtype_codes() and weight.is_contiguous():
             module.__class__ = KernelHead if module is head else KernelLinear
             count += 1
     return count

@@ -76,7 +76,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     adapters = decide_adapters(
         config, machine, info, request.adapters, placement=placement, quantized=_is_packed(quantization)
     )
-    kernels, kernel_decisions = _decide_kernels(config, machine, dtype=dtype.value, devices=devices)
+    kernels, kernel_decisions = _decide_kernels(config, machine, devices=devices)
     loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
     generating = (*generation.decisions(), *_decide_seed(request, generation), *decoding_decisions)
     return Plan(
@@ -179,11 +179,11 @@ def _quantization_kwargs(quantization: Quantization | None) -> dict[str, Any]:
 
 
 def _decide_kernels(
-    config: Config, machine: Machine, *, dtype: str, devices: tuple[str, ...]
+    config: Config, machine: Machine, *, devices: tuple[str, ...]
 ) -> tuple[Literal["llmctl", "torch"], list[Decision]]:
-    """Choose the kernels that multiply bfloat16 weights on a CPU and compute its attention."""
+    """Choose the kernels that multiply unquantised weights on a CPU and compute its attention."""
     key = "linear_kernels"
-    if devices != ("cpu",) or dtype != "bfloat16" or machine.kernels is None:
+    if devices != ("cpu",) or machine.kernels is None:
         return "torch", []
     if config.generation.compile:
         return "torch", [Decision(key, "torch", "generation.compile: torch compiles only its own operations")]

@@ -107,6 +107,8 @@ def _kernel_decode(plan: Plan, info: ModelInfo, rates: CpuRates, tokens: int) ->
 
 def _kernel_prefill(plan: Plan, info: ModelInfo, rates: CpuRates, prompt: int) -> Range:
     kind = f"{plan.quantization.bits or 4}-bit" if plan.quantization is not None else _dtype(plan)
+    if kind == "float16":  # the kernels multiply it in float32
+        kind = "float32"
     weights, attention = prefill_operations(info, parameters=info.parameters, prompt_tokens=prompt)
     low, high = (
         weights / rates.prefill.get(kind, rates.prefill["bfloat16"]) / share

@@ -13,6 +13,7 @@ import torch
 
 import llmctl
 from llmctl.cpu import kernels
+from llmctl.cpu.program import compiled
 from llmctl.errors import MachineError, UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion
@@ -103,7 +104,7 @@ def test_running_out_of_memory_is_explained(llama: LoadedModel, monkeypatch: pyt
         raise MemoryError
 
     engine = Engine(llama, ROOMY)
-    monkeypatch.setattr(llama.model, "forward", full)
+    monkeypatch.setattr(compiled(llama.model) or llama.model, "forward", full)
     with pytest.raises(MachineError, match="generating with"):
         dict(engine.run([(0, make_request(llama, Prompt((5, 6))))]))
     with pytest.raises(MachineError):

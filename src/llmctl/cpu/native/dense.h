@@ -1,159 +1,222 @@
-// y = x @ w^T with w as torch stores it: dot products along the inputs, tiles of rows of x times four rows of w. The inputs
-// are cut at multiples of a fixed depth. Each part is summed in the lanes of one vector, then over the lanes in a fixed
-// order, then part after part: a result depends neither on the other rows of x nor on threads.
+// y = x @ w^T with w as torch stores it. A vector holds a few inputs of each of kLanes / 4 rows of w, to be multiplied by the
+// same inputs of a row of x. So a result is the sum of four lanes, added in the same order for any number of rows. For many
+// rows of x, w is first copied to a panel in this order; for few it is read in its own.
+//
+// The inputs are cut at multiples of a fixed depth, and the sums of the parts are added one after the other: a result depends
+// neither on the other rows of x nor on threads.
 #pragma once
 
 #include "kernels.h"
 
 namespace {
 
-using llmctl::kDenseDepth;
 using llmctl::kDenseRows;
 using llmctl::kDenseTokens;
 
-struct WeightF32 {
-    using W = float;
-    static Simd::F load(const float* p) { return Simd::load(p); }
-};
-struct WeightBF16 {
-    using W = uint16_t;
-    static Simd::F load(const uint16_t* p) { return Simd::load(p); }
-};
-struct WeightF16 {
-    using W = uint16_t;
-    static Simd::F load(const uint16_t* p) { return Simd::load_f16(p); }
-};
+constexpr int kVectorRows = Simd::kLanes / 4;            // rows of w in a vector
+constexpr int kPanelRows = Simd::kLanes;                 // rows of w in a panel: four vectors
+constexpr int kTileRows = Simd::kLanes == 8 ? 3 : 6;     // rows of x in a tile, limited by the number of registers
+constexpr Size kFewRows = Simd::kLanes == 16 ? 4 : 2;    // rows of x that are multiplied as fast as w is read
+constexpr Size kStreamedRows = 8;                        // rows of w that are read together then
 
-// Products of x and w in float32.
-template <class Weight>
-struct InF32 {
+// Products in float32: a vector holds four inputs of each row.
+template <class Stored>
+struct InFloats {
     using X = float;
-    using W = typename Weight::W;
+    using W = Stored;
+    using Packed = float;
     using V = Simd::F;
-    static constexpr Size kStep = Simd::kLanes;
-    static constexpr Size kDepth = kDenseDepth;
-    static V load_x(const X* p) { return Simd::load(p); }
-    static V load_w(const W* p) { return Weight::load(p); }
-    static Simd::F dot(Simd::F sum, V x, V w) { return Simd::fma(x, w, sum); }
+    static constexpr Size kInputs = 4, kDepth = llmctl::kDenseScratch / (kPanelRows * 4);
+    static V load(const float* p) { return Simd::load(p); }
+    static void store(float* p, V v) { Simd::store(p, v); }
+    static V four_times(const float* p) { return Simd::repeated(p); }
+    static V dot(V sum, V x, V w) { return Simd::fma(x, w, sum); }
+    static void regroup(V (&rows)[kVectorRows]) { Simd::regroup(rows); }
 };
-constexpr Size kFewRows = 2;                          // rows of x that are multiplied as fast as w is read
-constexpr int kTileRows = Simd::kLanes == 16 ? 4 : 2;  // limited by the number of registers
+struct WeightF32 : InFloats<float> {
+    static V load_w(const float* p) { return Simd::load(p); }
+};
+struct WeightBF16 : InFloats<uint16_t> {
+    static V load_w(const uint16_t* p) { return Simd::load(p); }
+};
+struct WeightF16 : InFloats<uint16_t> {
+    static V load_w(const uint16_t* p) { return Simd::load_f16(p); }
+};
 
-template <class Kind, int Rows, int Columns>
-inline void dense_tile(const typename Kind::X* x, Size x_stride, const typename Kind::W* w, Size w_stride, Size depth,
-                       float* to, Size to_stride, bool is_first) {
-    Simd::F sums[Rows][Columns];
-    for (int t = 0; t < Rows; ++t)
-        for (int n = 0; n < Columns; ++n) sums[t][n] = Simd::zero();
-    Size k = 0;
-    for (; k + Kind::kStep <= depth; k += Kind::kStep) {
-        typename Kind::V columns[Columns];
-        for (int n = 0; n < Columns; ++n) columns[n] = Kind::load_w(w + n * w_stride + k);
-        for (int t = 0; t < Rows; ++t) {
-            const auto row = Kind::load_x(x + t * x_stride + k);
-            for (int n = 0; n < Columns; ++n) sums[t][n] = Kind::dot(sums[t][n], row, columns[n]);
+#ifdef LLMCTL_BF16_DOT
+// Products of pairs of bfloat16, by the processor's instruction for them: a vector holds eight inputs of each row.
+struct InPairs {
+    using X = uint16_t;
+    using W = uint16_t;
+    using Packed = uint16_t;
+    using V = Simd::P;
+    static constexpr Size kInputs = 8, kDepth = llmctl::kDenseScratch / (kPanelRows * 2);
+    static V load(const uint16_t* p) { return Simd::load_pairs(p); }
+    static V load_w(const uint16_t* p) { return Simd::load_pairs(p); }
+    static void store(uint16_t* p, V v) { Simd::store_pairs(p, v); }
+    static V four_times(const uint16_t* p) { return Simd::four_times(p); }
+    static Simd::F dot(Simd::F sum, V x, V w) { return Simd::dot(sum, x, w); }
+    static void regroup(V (&rows)[kVectorRows]) { Simd::regroup(rows); }
+};
+#endif
+
+template <class Kind>
+constexpr Size kStep = Kind::kInputs * kVectorRows;  // inputs that are reordered together
+
+// kStep inputs of each of kVectorRows rows of w, `apart` elements from each other; those after `rows` and after `depth` are
+// zero. to[j] has the inputs from j * kInputs on of every row.
+template <class Kind>
+inline void load_vectors(const typename Kind::W* w, Size apart, Size rows, Size depth, typename Kind::V (&to)[kVectorRows]) {
+    if (rows >= kVectorRows && depth >= kStep<Kind>) {
+        for (int i = 0; i < kVectorRows; ++i) to[i] = Kind::load_w(w + i * apart);
+    } else {
+        for (int i = 0; i < kVectorRows; ++i) {
+            typename Kind::W rest[kStep<Kind>] = {};
+            const Size count = depth < kStep<Kind> ? depth : kStep<Kind>;
+            if (i < rows) std::memcpy(rest, w + i * apart, static_cast<size_t>(count) * sizeof rest[0]);
+            to[i] = Kind::load_w(rest);
         }
     }
-    if (k < depth) {
-        typename Kind::V columns[Columns];
-        for (int n = 0; n < Columns; ++n) {
-            typename Kind::W rest[Kind::kStep] = {};
-            std::memcpy(rest, w + n * w_stride + k, static_cast<size_t>(depth - k) * sizeof rest[0]);
-            columns[n] = Kind::load_w(rest);
+    Kind::regroup(to);
+}
+
+// Up to kPanelRows rows of w: [input / kInputs][vector][row of the vector][input % kInputs]. The rows of vector v are v, v + 4,
+// v + 8 and so on, the order in which Simd::quarter_totals returns them.
+template <class Kind>
+inline void pack_panel(const typename Kind::W* w, Size w_stride, Size rows, Size depth, typename Kind::Packed* panel) {
+    for (Size k = 0; k < depth; k += kStep<Kind>) {
+        for (Size v = 0; v < 4; ++v) {
+            typename Kind::V vectors[kVectorRows];
+            load_vectors<Kind>(w + v * w_stride + k, 4 * w_stride, (rows - v + 3) / 4, depth - k, vectors);
+            for (int j = 0; j < kVectorRows; ++j) {
+                Kind::store(panel + 4 * kVectorRows * k + (4 * j + v) * kStep<Kind>, vectors[j]);
+            }
         }
-        for (int t = 0; t < Rows; ++t) {
-            const auto row = Kind::load_x(x + t * x_stride + k);
-            for (int n = 0; n < Columns; ++n) sums[t][n] = Kind::dot(sums[t][n], row, columns[n]);
+    }
+}
+
+// Rows of w to prefetch while a tile is computed: those of the next panel.
+template <class W>
+struct Prefetch {
+    const W* w;
+    Size stride, rows;
+};
+
+template <class Kind, int Rows>
+inline void panel_tile(const typename Kind::X* x, Size x_stride, const typename Kind::Packed* panel, Size depth, float* to,
+                       bool is_first, const Prefetch<typename Kind::W>& ahead) {
+    Simd::F sums[Rows][4];
+    for (int t = 0; t < Rows; ++t)
+        for (int v = 0; v < 4; ++v) sums[t][v] = Simd::zero();
+    for (Size k = 0; k < depth; k += kStep<Kind>) {
+        for (Size n = 0; n < ahead.rows; ++n) LLMCTL_PREFETCH(ahead.w + n * ahead.stride + k);
+        for (Size j = k; j < k + kStep<Kind>; j += Kind::kInputs, panel += 4 * kStep<Kind>) {
+            typename Kind::V row[Rows];
+            for (int t = 0; t < Rows; ++t) row[t] = Kind::four_times(x + t * x_stride + j);
+            for (int v = 0; v < 4; ++v) {
+                const auto w = Kind::load(panel + v * kStep<Kind>);
+                for (int t = 0; t < Rows; ++t) sums[t][v] = Kind::dot(sums[t][v], row[t], w);
+            }
         }
     }
     for (int t = 0; t < Rows; ++t) {
-        float totals[4];
-        if constexpr (Columns == 4) {
-            Simd::totals(sums[t][0], sums[t][1], sums[t][2], sums[t][3], totals);
-        } else {
-            totals[0] = Simd::total(sums[t][0]);
-        }
-        for (int n = 0; n < Columns; ++n) {
-            float* place = to + t * to_stride + n;
-            *place = is_first ? totals[n] : *place + totals[n];
-        }
+        const auto total = Simd::quarter_totals(sums[t][0], sums[t][1], sums[t][2], sums[t][3]);
+        float* place = to + t * kDenseRows;
+        Simd::store(place, is_first ? total : Simd::add(Simd::load(place), total));
     }
 }
 
-template <class Kind, int Columns>
-inline void dense_rows(const typename Kind::X* x, Size x_stride, Size rows, const typename Kind::W* w, Size w_stride,
-                       Size depth, float* to, bool is_first) {
-    Size t = 0;
-    for (; t + kTileRows <= rows; t += kTileRows) {
-        dense_tile<Kind, kTileRows, Columns>(x + t * x_stride, x_stride, w, w_stride, depth, to + t * kDenseRows,
-                                             kDenseRows, is_first);
-    }
-    for (; t < rows; ++t) {
-        dense_tile<Kind, 1, Columns>(x + t * x_stride, x_stride, w, w_stride, depth, to + t * kDenseRows, kDenseRows,
-                                     is_first);
+// All rows of x, in tiles of about the same height.
+template <class Kind>
+inline void panel_product(const typename Kind::X* x, Size x_stride, Size rows, const typename Kind::Packed* panel, Size depth,
+                          float* to, bool is_first, const Prefetch<typename Kind::W>& next) {
+    const Size all = llmctl::ceil_div(rows, kTileRows);
+    for (Size tile = 0; tile < all; ++tile) {
+        const Size height = llmctl::ceil_div(rows, all - tile), begin = next.rows * tile / all;
+        const Prefetch<typename Kind::W> ahead{next.w + begin * next.stride, next.stride,
+                                               next.rows * (tile + 1) / all - begin};
+        switch (height) {
+            case 1: panel_tile<Kind, 1>(x, x_stride, panel, depth, to, is_first, ahead); break;
+            case 2: panel_tile<Kind, 2>(x, x_stride, panel, depth, to, is_first, ahead); break;
+            case 3: panel_tile<Kind, 3>(x, x_stride, panel, depth, to, is_first, ahead); break;
+            case 4: panel_tile<Kind, 4>(x, x_stride, panel, depth, to, is_first, ahead); break;
+            case 5: panel_tile<Kind, 5>(x, x_stride, panel, depth, to, is_first, ahead); break;
+            case 6: panel_tile<Kind, 6>(x, x_stride, panel, depth, to, is_first, ahead); break;
+        }
+        x += height * x_stride;
+        to += height * kDenseRows;
+        rows -= height;
     }
 }
 
-// Four rows of w times many rows of x: w is converted to float32 once.
-template <class Weight>
-inline void widened_rows(const float* x, Size x_stride, Size rows, const typename Weight::W* w, Size w_stride, Size depth,
-                         float* to, bool is_first, float* panel) {
-    for (int n = 0; n < 4; ++n) {
-        Size k = 0;
-        for (; k + Simd::kLanes <= depth; k += Simd::kLanes) {
-            Simd::store(panel + n * kDenseDepth + k, Weight::load(w + n * w_stride + k));
+// Up to kStreamedRows rows of w in their own order.
+template <class Kind, int Rows>
+inline void stream(const typename Kind::X* x, Size x_stride, const typename Kind::W* w, Size w_stride, Size count, Size depth,
+                   float* to, bool is_first) {
+    constexpr int kVectors = kStreamedRows / kVectorRows;
+    Simd::F sums[kVectors][Rows];
+    for (int v = 0; v < kVectors; ++v)
+        for (int t = 0; t < Rows; ++t) sums[v][t] = Simd::zero();
+    for (Size k = 0; k < depth; k += kStep<Kind>) {
+        typename Kind::V vectors[kVectors][kVectorRows];
+        for (int v = 0; v < kVectors; ++v) {
+            const typename Kind::W* place = w + v * kVectorRows * w_stride + k;
+            for (int n = 0; n < kVectorRows; ++n) LLMCTL_PREFETCH_FAR(place + (kStreamedRows + n) * w_stride);
+            load_vectors<Kind>(place, w_stride, count - v * kVectorRows, depth - k, vectors[v]);
         }
-        if (k < depth) {
-            typename Weight::W rest[Simd::kLanes] = {};
-            std::memcpy(rest, w + n * w_stride + k, static_cast<size_t>(depth - k) * sizeof rest[0]);
-            Simd::store(panel + n * kDenseDepth + k, Weight::load(rest));
-        }
-    }
-    const Size whole = llmctl::ceil_div(depth, Simd::kLanes) * Simd::kLanes;
-    dense_rows<InF32<WeightF32>, 4>(x, x_stride, rows, panel, kDenseDepth, whole, to, is_first);
-}
-
-// The product of a few rows of w and some rows of x in float32.
-template <class Weight>
-struct Widened : InF32<Weight> {
-    using Kind = InF32<Weight>;
-    using typename Kind::W;
-    using typename Kind::X;
-    static constexpr Size kStreamed = 4;
-    static void product(const X* x, Size x_stride, Size rows, const W* w, Size w_stride, Size count, Size depth, float* to,
-                        bool is_first, float* panel) {
-        Size n = 0;
-        for (; n + 4 <= count; n += 4) {
-            if constexpr (sizeof(W) == 2) {
-                if (rows > 2 * kTileRows) {
-                    widened_rows<Weight>(x, x_stride, rows, w + n * w_stride, w_stride, depth, to + n, is_first, panel);
-                    continue;
-                }
+        for (int j = 0; j < kVectorRows; ++j)
+            for (int t = 0; t < Rows; ++t) {
+                const auto row = Kind::four_times(x + t * x_stride + k + Kind::kInputs * j);
+                for (int v = 0; v < kVectors; ++v) sums[v][t] = Kind::dot(sums[v][t], row, vectors[v][j]);
             }
-            dense_rows<Kind, 4>(x, x_stride, rows, w + n * w_stride, w_stride, depth, to + n, is_first);
+    }
+    for (int v = 0; v < kVectors; ++v)
+        for (int t = 0; t < Rows; ++t) {
+            const auto sum = sums[v][t];
+            float totals[Simd::kLanes];
+            Simd::store(totals, Simd::quarter_totals(sum, sum, sum, sum));
+            for (int n = 0; n < kVectorRows; ++n) {
+                float* place = to + t * kDenseRows + kVectorRows * v + n;
+                *place = is_first ? totals[4 * n] : *place + totals[4 * n];
+            }
         }
-        for (; n < count; ++n) {
-            dense_rows<Kind, 1>(x, x_stride, rows, w + n * w_stride, w_stride, depth, to + n, is_first);
+}
+
+// `count` rows of w, at most kDenseRows, times `rows` rows of x.
+template <class Kind>
+inline void product(const typename Kind::X* x, Size x_stride, Size rows, const typename Kind::W* w, Size w_stride, Size count,
+                    Size depth, float* to, bool is_first, typename Kind::Packed* panel) {
+    const Size whole = llmctl::ceil_div(depth, kStep<Kind>) * kStep<Kind>, height = rows > kFewRows ? kPanelRows : kStreamedRows;
+    for (Size n = 0; n < count; n += height, w += height * w_stride, to += height) {
+        const Size some = count - n < height ? count - n : height;
+        switch (rows > kFewRows ? 0 : rows) {
+            case 1: stream<Kind, 1>(x, x_stride, w, w_stride, some, depth, to, is_first); break;
+            case 2: stream<Kind, 2>(x, x_stride, w, w_stride, some, depth, to, is_first); break;
+            case 3: stream<Kind, 3>(x, x_stride, w, w_stride, some, depth, to, is_first); break;
+            case 4: stream<Kind, 4>(x, x_stride, w, w_stride, some, depth, to, is_first); break;
+            default:
+                pack_panel<Kind>(w, w_stride, some, depth, panel);
+                panel_product<Kind>(x, x_stride, rows, panel, whole, to, is_first, {w + height * w_stride, w_stride, height});
         }
     }
-};
+}
 
-template <class Method>
+template <class Kind>
 inline void dense_columns(const llmctl::DenseLinear& job, Size n_begin, Size n_end, float* scratch) {
     float* results = scratch;
-    float* panel = scratch + kDenseRows * kDenseTokens;
-    const auto* x = static_cast<const typename Method::X*>(job.x);
-    const auto* w = static_cast<const typename Method::W*>(job.w);
+    auto* panel = reinterpret_cast<typename Kind::Packed*>(scratch + kDenseRows * kDenseTokens);
+    const auto* x = static_cast<const typename Kind::X*>(job.x);
+    const auto* w = static_cast<const typename Kind::W*>(job.w);
     // With few rows of x memory is the limit: w is read nearly in its own order, a few whole rows at a time.
-    const Size height = job.rows <= kFewRows ? Method::kStreamed : kDenseRows;
+    const Size height = job.rows <= kFewRows ? kStreamedRows : kDenseRows;
     for (Size first = 0; first < job.rows; first += kDenseTokens) {
         const Size rows = job.rows - first < kDenseTokens ? job.rows - first : kDenseTokens;
         for (Size begin = n_begin; begin < n_end; begin += height) {
             const Size count = n_end - begin < height ? n_end - begin : height;
-            for (Size k = 0; k < job.k; k += Method::kDepth) {
-                const Size depth = job.k - k < Method::kDepth ? job.k - k : Method::kDepth;
-                Method::product(x + first * job.x_stride + k, job.x_stride, rows, w + begin * job.k + k, job.k, count, depth,
-                             results, k == 0, panel);
+            for (Size k = 0; k < job.k; k += Kind::kDepth) {
+                const Size depth = job.k - k < Kind::kDepth ? job.k - k : Kind::kDepth;
+                product<Kind>(x + first * job.x_stride + k, job.x_stride, rows, w + begin * job.k + k, job.k, count, depth,
+                              results, k == 0, panel);
             }
             for (Size t = 0; t < rows; ++t) {
                 for (Size n = 0; n < count; n += 16) {
@@ -166,168 +229,17 @@ inline void dense_columns(const llmctl::DenseLinear& job, Size n_begin, Size n_e
     }
 }
 
-#ifdef LLMCTL_BF16_DOT
-// Products of pairs of bfloat16, by the processor's instruction for them. A vector holds eight inputs of each of four rows of
-// w, to be multiplied by the same eight inputs of a row of x. So a result is the sum of four lanes, added in the same order
-// for any number of rows. For many rows of x, w is first copied to a panel in this order; for few it is read in its own.
-constexpr Size kPairStep = 32;    // inputs that are reordered together
-constexpr int kPairRows = 6;      // rows of x in a tile
-constexpr int kPairColumns = 16;  // rows of w in a tile
-
-inline void load_quads(const uint16_t* w, Size w_stride, Size rows, Size depth, Simd::P (&quads)[4]) {
-    if (rows == 4 && depth >= kPairStep) {
-        Simd::quads(w, w + w_stride, w + 2 * w_stride, w + 3 * w_stride, quads);
-        return;
-    }
-    uint16_t rest[4][kPairStep] = {};
-    for (Size n = 0; n < rows && n < 4; ++n) {
-        std::memcpy(rest[n], w + n * w_stride, static_cast<size_t>(depth < kPairStep ? depth : kPairStep) * 2);
-    }
-    Simd::quads(rest[0], rest[1], rest[2], rest[3], quads);
-}
-
-// Up to sixteen rows of w: [step][quarter][four rows][32].
-inline void pack_pairs(const uint16_t* w, Size w_stride, Size rows, Size depth, uint16_t* panel) {
-    for (Size k = 0; k < depth; k += kPairStep) {
-        for (Size group = 0; group < 4; ++group) {
-            Simd::P quads[4];
-            const Size left = rows - 4 * group;
-            load_quads(w + 4 * group * w_stride + k, w_stride, left < 0 ? 0 : left > 4 ? 4 : left, depth - k, quads);
-            for (int j = 0; j < 4; ++j) Simd::store_pairs(panel + kPairColumns * k + (4 * j + group) * 32, quads[j]);
-        }
-    }
-}
-
-// Rows of w to prefetch while a tile is computed: those of the next panel.
-struct Prefetch {
-    const uint16_t* w;
-    Size stride, rows;
-};
-
-template <int Rows>
-inline void pair_tile(const uint16_t* x, Size x_stride, const uint16_t* panel, Size depth, float* to, bool is_first,
-                      const Prefetch& ahead) {
-    Simd::F sums[Rows][4];
-    for (int t = 0; t < Rows; ++t)
-        for (int group = 0; group < 4; ++group) sums[t][group] = Simd::zero();
-    for (Size k = 0; k < depth; k += kPairStep) {
-        for (Size n = 0; n < ahead.rows; ++n) LLMCTL_PREFETCH(ahead.w + n * ahead.stride + k);
-        for (Size j = k; j < k + kPairStep; j += 8, panel += 4 * 32) {
-            Simd::P w[4];
-            for (int group = 0; group < 4; ++group) w[group] = Simd::load_pairs(panel + group * 32);
-            for (int t = 0; t < Rows; ++t) {
-                const auto eight = Simd::four_times(x + t * x_stride + j);
-                for (int group = 0; group < 4; ++group) sums[t][group] = Simd::dot(sums[t][group], eight, w[group]);
-            }
-        }
-    }
-    for (int t = 0; t < Rows; ++t) {
-        const auto total = Simd::quad_totals(sums[t][0], sums[t][1], sums[t][2], sums[t][3]);
-        float* place = to + t * kDenseRows;
-        Simd::store(place, is_first ? total : Simd::add(Simd::load(place), total));
-    }
-}
-
-// Rows of w in their own order, four at a time.
-template <int Rows, int Groups>
-inline void pair_stream(const uint16_t* x, Size x_stride, const uint16_t* w, Size w_stride, Size count, Size depth, float* to,
-                        bool is_first) {
-    Simd::F sums[Groups][Rows];
-    for (int group = 0; group < Groups; ++group)
-        for (int t = 0; t < Rows; ++t) sums[group][t] = Simd::zero();
-    for (Size k = 0; k < depth; k += kPairStep) {
-        Simd::P quads[Groups][4];
-        for (int group = 0; group < Groups; ++group) {
-            const Size left = count - 4 * group;
-            for (int n = 0; n < 4; ++n) LLMCTL_PREFETCH_FAR(w + (4 * (Groups + group) + n) * w_stride + k);
-            load_quads(w + 4 * group * w_stride + k, w_stride, left < 0 ? 0 : left > 4 ? 4 : left, depth - k, quads[group]);
-        }
-        for (int j = 0; j < 4; ++j)
-            for (int t = 0; t < Rows; ++t) {
-                const auto eight = Simd::four_times(x + t * x_stride + k + 8 * j);
-                for (int group = 0; group < Groups; ++group) {
-                    sums[group][t] = Simd::dot(sums[group][t], eight, quads[group][j]);
-                }
-            }
-    }
-    for (int group = 0; group < Groups; ++group)
-        for (int t = 0; t < Rows; ++t) {
-            const auto sum = sums[group][t];
-            float totals[16];
-            Simd::store(totals, Simd::quad_totals(sum, sum, sum, sum));
-            for (int n = 0; n < 4; ++n) {
-                float* place = to + t * kDenseRows + 4 * group + n;
-                *place = is_first ? totals[n] : *place + totals[n];
-            }
-        }
-}
-
-// All rows of x, in tiles of about the same height; `next` are the rows of w after those of the panel.
-inline void pair_rows(const uint16_t* x, Size x_stride, Size rows, const uint16_t* panel, Size depth, float* to, bool is_first,
-                      const Prefetch& next) {
-    const Size all = llmctl::ceil_div(rows, kPairRows);
-    for (Size tile = 0; tile < all; ++tile) {
-        const Size height = llmctl::ceil_div(rows, all - tile), begin = next.rows * tile / all;
-        const Prefetch ahead{next.w + begin * next.stride, next.stride, next.rows * (tile + 1) / all - begin};
-        switch (height) {
-            case 1: pair_tile<1>(x, x_stride, panel, depth, to, is_first, ahead); break;
-            case 2: pair_tile<2>(x, x_stride, panel, depth, to, is_first, ahead); break;
-            case 3: pair_tile<3>(x, x_stride, panel, depth, to, is_first, ahead); break;
-            case 4: pair_tile<4>(x, x_stride, panel, depth, to, is_first, ahead); break;
-            case 5: pair_tile<5>(x, x_stride, panel, depth, to, is_first, ahead); break;
-            case 6: pair_tile<6>(x, x_stride, panel, depth, to, is_first, ahead); break;
-        }
-        x += height * x_stride;
-        to += height * kDenseRows;
-        rows -= height;
-    }
-}
-
-// `count` rows of w, at most kDenseRows, times `rows` rows of x.
-inline void pair_product(const uint16_t* x, Size x_stride, Size rows, const uint16_t* w, Size w_stride, Size count, Size depth,
-                         float* to, bool is_first, uint16_t* panel) {
-    const Size whole = llmctl::ceil_div(depth, kPairStep) * kPairStep;
-    if (rows > kFewRows) {
-        for (Size n = 0; n < count; n += kPairColumns) {
-            pack_pairs(w + n * w_stride, w_stride, count - n < kPairColumns ? count - n : kPairColumns, depth, panel);
-            const Prefetch next{w + (n + kPairColumns) * w_stride, w_stride, kPairColumns};
-            pair_rows(x, x_stride, rows, panel, whole, to + n, is_first, next);
-        }
-        return;
-    }
-    constexpr int kGroups = 2;
-    for (Size n = 0; n < count; n += 4 * kGroups) {
-        const Size some = count - n < 4 * kGroups ? count - n : 4 * kGroups;
-        if (rows == 1) {
-            pair_stream<1, kGroups>(x, x_stride, w + n * w_stride, w_stride, some, depth, to + n, is_first);
-        } else {
-            pair_stream<2, kGroups>(x, x_stride, w + n * w_stride, w_stride, some, depth, to + n, is_first);
-        }
-    }
-}
-
-struct InPairs {
-    using X = uint16_t;
-    using W = uint16_t;
-    static constexpr Size kDepth = kDenseDepth, kStreamed = 8;
-    static void product(const X* x, Size x_stride, Size rows, const W* w, Size w_stride, Size count, Size depth, float* to,
-                        bool is_first, float* panel) {
-        pair_product(x, x_stride, rows, w, w_stride, count, depth, to, is_first, reinterpret_cast<uint16_t*>(panel));
-    }
-};
-#endif
-
 inline void linear_dense(const llmctl::DenseLinear& job, Size n_begin, Size n_end, float* scratch) {
     if (job.w_dtype == llmctl::kF32) {
-        dense_columns<Widened<WeightF32>>(job, n_begin, n_end, scratch);
+        dense_columns<WeightF32>(job, n_begin, n_end, scratch);
     } else if (job.w_dtype == llmctl::kF16) {
-        dense_columns<Widened<WeightF16>>(job, n_begin, n_end, scratch);
+        dense_columns<WeightF16>(job, n_begin, n_end, scratch);
 #ifdef LLMCTL_BF16_DOT
     } else if (job.x_dtype == llmctl::kBF16) {
         dense_columns<InPairs>(job, n_begin, n_end, scratch);
 #endif
     } else {
-        dense_columns<Widened<WeightBF16>>(job, n_begin, n_end, scratch);
+        dense_columns<WeightBF16>(job, n_begin, n_end, scratch);
     }
 }
 

@@ -161,10 +161,10 @@ struct Isa {
 
 // Scratch memory that one thread needs, in bytes.
 inline Size quantized_scratch(Size blocks) { return blocks * 512 + 64; }
-constexpr Size kDenseRows = 32;    // rows of w in one piece of work
-constexpr Size kDenseTokens = 512; // rows of x that stay in the second-level cache meanwhile
-constexpr Size kDenseDepth = 1024; // inputs summed before their sum is added to the output
-inline Size dense_scratch() { return (kDenseRows * kDenseTokens + 8 * kDenseDepth) * 4 + 64; }
+constexpr Size kDenseRows = 64;    // rows of w in one piece of work, at most
+constexpr Size kDenseTokens = 256; // rows of x that stay in the second-level cache meanwhile
+constexpr Size kDenseScratch = 32768; // bytes of reordered rows of w, which stay in the first-level cache
+inline Size dense_scratch() { return kDenseRows * kDenseTokens * 4 + kDenseScratch + 64; }
 constexpr Size kQueryRows = 64;    // (query, query head) pairs in one piece of attention
 inline Size padded(Size n) { return ceil_div(n, 16) * 16; }
 inline Size attention_scratch(Size width, Size value_width) {

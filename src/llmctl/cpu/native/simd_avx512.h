@@ -65,14 +65,9 @@ struct Simd {
     static I dot(I sum, B w, Quad x) { return _mm512_dpbusd_epi32(sum, w, x.value); }
 
     static float total(F v) {
-        float sums[4];
-        totals(v, v, v, v, sums);
-        return sums[0];
-    }
-    static void totals(F a, F b, F c, F d, float* to) {
-        const __m256 ab = _mm256_hadd_ps(halved(a), halved(b)), cd = _mm256_hadd_ps(halved(c), halved(d));
-        const __m256 all = _mm256_hadd_ps(ab, cd);
-        _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+        const __m256 half = halved(v);
+        const __m256 pairs = _mm256_hadd_ps(half, half), fours = _mm256_hadd_ps(pairs, pairs);
+        return _mm_cvtss_f32(_mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
     }
     static __m256 halved(F v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
 
@@ -122,6 +117,26 @@ struct Simd {
         return _mm512_castpd_ps(High ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
     }
 
+    // Four numbers in every quarter.
+    static F repeated(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+    // Quarter j of every vector goes to vector j.
+    static void regroup(F (&rows)[4]) {
+        const F low01 = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44), high01 = _mm512_shuffle_f32x4(rows[0], rows[1], 0xee);
+        const F low23 = _mm512_shuffle_f32x4(rows[2], rows[3], 0x44), high23 = _mm512_shuffle_f32x4(rows[2], rows[3], 0xee);
+        rows[0] = _mm512_shuffle_f32x4(low01, low23, 0x88);
+        rows[1] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+        rows[2] = _mm512_shuffle_f32x4(high01, high23, 0x88);
+        rows[3] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+    }
+    // The sums of the quarters of four vectors: of their first quarters, then of the second, third and fourth.
+    static F quarter_totals(F a, F b, F c, F d) {
+        const F ab_low = _mm512_unpacklo_ps(a, b), ab_high = _mm512_unpackhi_ps(a, b);
+        const F cd_low = _mm512_unpacklo_ps(c, d), cd_high = _mm512_unpackhi_ps(c, d);
+        const F first = pairs<0>(ab_low, cd_low), second = pairs<1>(ab_low, cd_low);
+        const F third = pairs<0>(ab_high, cd_high), fourth = pairs<1>(ab_high, cd_high);
+        return add(add(first, second), add(third, fourth));
+    }
+
 #ifdef LLMCTL_BF16_DOT
     using P = __m512bh;  // 32 numbers of bfloat16
     static P load_pairs(const uint16_t* p) {
@@ -143,24 +158,11 @@ struct Simd {
         std::memcpy(&pairs, &v, 64);
         return pairs;
     }
-    // 32 numbers of each of four rows: to[j] has numbers 8j to 8j + 7 of every row.
-    static void quads(const uint16_t* a, const uint16_t* b, const uint16_t* c, const uint16_t* d, P (&to)[4]) {
-        const __m512i r0 = _mm512_loadu_si512(a), r1 = _mm512_loadu_si512(b), r2 = _mm512_loadu_si512(c),
-                      r3 = _mm512_loadu_si512(d);
-        const __m512i low01 = _mm512_shuffle_i32x4(r0, r1, 0x44), high01 = _mm512_shuffle_i32x4(r0, r1, 0xee);
-        const __m512i low23 = _mm512_shuffle_i32x4(r2, r3, 0x44), high23 = _mm512_shuffle_i32x4(r2, r3, 0xee);
-        const __m512i found[4] = {_mm512_shuffle_i32x4(low01, low23, 0x88), _mm512_shuffle_i32x4(low01, low23, 0xdd),
-                                  _mm512_shuffle_i32x4(high01, high23, 0x88), _mm512_shuffle_i32x4(high01, high23, 0xdd)};
-        std::memcpy(to, found, sizeof found);
-    }
-    // The sums of the quarters of four vectors: a's four, then b's, c's and d's.
-    static F quad_totals(F a, F b, F c, F d) {
-        const F ab_low = _mm512_unpacklo_ps(a, b), ab_high = _mm512_unpackhi_ps(a, b);
-        const F cd_low = _mm512_unpacklo_ps(c, d), cd_high = _mm512_unpackhi_ps(c, d);
-        const F first = pairs<0>(ab_low, cd_low), second = pairs<1>(ab_low, cd_low);
-        const F third = pairs<0>(ab_high, cd_high), fourth = pairs<1>(ab_high, cd_high);
-        const F sums = add(add(first, second), add(third, fourth));  // by quarter: a, b, c, d
-        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums);
+    static void regroup(P (&rows)[4]) {
+        F floats[4];
+        std::memcpy(floats, rows, sizeof floats);
+        regroup(floats);
+        std::memcpy(rows, floats, sizeof floats);
     }
 #endif
 };

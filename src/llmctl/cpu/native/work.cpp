@@ -90,11 +90,13 @@ void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Pro
 void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
                     int threads) {
     if (rows == 0) return;
-    Size stride = k;
     const bool in_pairs = isa->dot_bf16 && x_dtype == kBF16 && w_dtype == kBF16;
-    if (k % 32 != 0 || (!in_pairs && x_dtype != kF32)) {  // padded with zeros, widened
-        stride = ceil_div(k, 32) * 32;
-        const Size size = in_pairs ? 2 : 4;
+    const Size size = in_pairs ? 2 : 4;
+    // Rows that are a multiple of 2 KiB apart compete for the same sets of the first-level cache.
+    const bool competes = rows >= 16 && k * size % 2048 == 0;
+    Size stride = k;
+    if (k % 32 != 0 || (!in_pairs && x_dtype != kF32) || competes) {  // padded with zeros, widened
+        stride = ceil_div(k, 32) * 32 + (competes ? 32 : 0);
         char* copy = static_cast<char*>(scratch(kInputs, rows * stride * size));
         parallel_for(rows, 8, threads, [&](Size begin, Size end) {
             for (Size t = begin; t < end; ++t) {
@@ -115,18 +117,21 @@ void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, 
     const float* biases[kMaxProducts];
     biases_f32(wanted, count, biases);
     DenseLinear jobs[kMaxProducts];
+    Size columns = 0;
+    for (int i = 0; i < count; ++i) columns += wanted[i].n;
+    const Size height = columns < 4 * kDenseRows * threads ? kDenseRows / 2 : kDenseRows;  // of a piece of work
     for (int i = 0; i < count; ++i) {
         const Product& one = wanted[i];
         jobs[i] = {x, x_dtype, rows, k, stride, one.weight, w_dtype, one.n, biases[i], one.y, one.y_dtype};
-        first[i + 1] = first[i] + ceil_div(one.n, kDenseRows);
+        first[i + 1] = first[i] + ceil_div(one.n, height);
     }
     parallel_for(first[count], 1, threads, [&](Size begin, Size end) {
         float* work = static_cast<float*>(scratch(kWork, dense_scratch()));
         int i = 0;
         for (Size piece = begin; piece < end; ++piece) {
             while (first[i + 1] <= piece) ++i;
-            const Size n = (piece - first[i]) * kDenseRows;
-            isa->linear_dense(jobs[i], n, n + kDenseRows < jobs[i].n ? n + kDenseRows : jobs[i].n, work);
+            const Size n = (piece - first[i]) * height;
+            isa->linear_dense(jobs[i], n, n + height < jobs[i].n ? n + height : jobs[i].n, work);
         }
     });
 }

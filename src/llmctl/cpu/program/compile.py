@@ -13,6 +13,7 @@ from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.run import Layout, Pair, Program
 from llmctl.cpu.program.writer import ProgramWriter
+from llmctl.cpu.tensors import dtype_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +75,13 @@ def compiled(model: Any) -> CompiledModel | None:
 
 
 def compile_model(model: Any) -> bool:
-    """Compile a bfloat16 model on the CPU whose linear layers use the kernels. Return False if that is not possible.
+    """Compile a model on the CPU whose linear layers use the kernels. Return False if that is not possible.
 
     Afterwards, the model's norms, gated MLPs and routers use the program's operations too, so that running the modules
     (beam search, drafts) rounds as the program does.
     """
-    import torch
-
     family, native = families().get(type(model).__name__), kernels.load()
-    if family is None or native is None or model.dtype != torch.bfloat16:
+    if family is None or native is None or model.dtype not in dtype_codes():
         return False
     if any(tensor.device.type != "cpu" for tensor in model.parameters()):
         return False
