@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from typing import Any
 
@@ -128,6 +129,16 @@ def supports_dynamic_cache(model: Any) -> bool:
     return bool(model._supports_default_dynamic_cache())
 
 
+def rope_depends_on_length(module: Any) -> bool:
+    """Return True if a module computes a RoPE whose frequencies depend on the length of the sequence.
+
+    modeling_rope_utils.py, `dynamic_rope_update`: longrope and dynamic look at the largest position.
+    """
+    types = getattr(module, "rope_type", None)
+    found = types.values() if isinstance(types, dict) else [types]
+    return any(isinstance(one, str) and ("dynamic" in one or one == "longrope") for one in found)
+
+
 # -- attention
 
 
@@ -168,6 +179,23 @@ def set_attention(config: Any, implementation: str) -> None:
 def use_default_experts(config: Any) -> None:
     """Drop an experts implementation named by config.json, which can be a kernel from the Hub."""
     config._experts_implementation = None
+
+
+# -- recurrent states
+
+
+def uses_recurrent_state(module: Any) -> bool:
+    """Return True if a module's own code keeps a recurrent or convolutional state in a cache."""
+    return _keeps_state(f"{type(module).__module__}:{type(module).__qualname__}")
+
+
+@cache
+def _keeps_state(module_class: str) -> bool:
+    module, _, name = module_class.partition(":")
+    if not module.startswith("transformers.models."):
+        return False
+    source = inspect.getsource(getattr(sys.modules[module], name))
+    return "update_conv_state" in source or "update_recurrent_state" in source
 
 
 # -- generation

@@ -15,7 +15,8 @@ from llmctl.cpu import kernels
 from llmctl.cpu.layers import use_kernels
 from llmctl.cpu.program import compile_model, compiled, families
 from llmctl.generation.engine.cache_pool import CachePool
-from llmctl.generation.engine.forward import Segment, forward, lay_out
+from llmctl.generation.engine.forward import forward
+from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.loading.model import LoadedModel
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")

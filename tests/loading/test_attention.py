@@ -9,8 +9,10 @@ import transformers
 
 from llmctl.cpu import kernels
 from llmctl.generation.engine.cache_pool import CachePool
-from llmctl.generation.engine.forward import Segment, forward, lay_out
-from llmctl.loading.attention import UnsupportedAttentionError, use_attention
+from llmctl.generation.engine.forward import forward
+from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.loading.attention import use_attention
+from llmctl.loading.attention_mask import UnsupportedAttentionError
 
 PROMPTS = [[3, 5, 7, 11, 13, 17, 19, 23, 29] * 3, [2, 4, 6], [9]]
 GEMMA2 = transformers.Gemma2Config(

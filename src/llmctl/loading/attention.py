@@ -6,45 +6,27 @@ alone, in a batch, or from cached keys and values. An ordinary pass that the ker
 caches) is left to torch's SDPA. A packed pass without kernels attends sequence by sequence with torch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmctl.cpu import kernels
+from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
+from llmctl.loading.paged_attention import PageTables, Score, attend_with_mask, paged_attention, single_pages
 from llmctl.transformers_compat import attention_of, has_attention_sinks, set_attention, takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CPU_ATTENTION = "llmctl_cpu"
-PACKED_ATTENTION = "llmctl_packed"  # without a mask function, so that transformers makes no mask
-
-
-class PageTables(Protocol):
-    """The positions of several sequences' tokens in pages of keys and values; see `Kernels.paged_attention`."""
-
-    @property
-    def page_table(self) -> "Tensor":
-        """int32 [sequences, max pages]."""
-
-    @property
-    def query_start(self) -> "Tensor":
-        """int32 [sequences + 1]."""
-
-    @property
-    def kv_length(self) -> "Tensor":
-        """int32 [sequences]."""
-
-    @property
-    def query_starts(self) -> Sequence[int]:
-        """`query_start` as Python integers."""
-
-    @property
-    def kv_lengths(self) -> Sequence[int]:
-        """`kv_length` as Python integers."""
+PACKED_ATTENTION = "llmctl_packed"
+# Arguments of an attention call that are used here, or that do not change its result.
+_KNOWN_ARGUMENTS = {
+    *("scaling", "sliding_window", "softcap", "s_aux", "dropout", "is_causal", "position_ids", "cache_position"),
+    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "logits_to_keep", "layer_idx"),
+    *("position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+}
 
 
 class PackedLayout(Protocol):
@@ -54,41 +36,39 @@ class PackedLayout(Protocol):
         """Return the tables on a device."""
 
 
-@dataclass(frozen=True)
-class _SinglePages:
-    """Page tables of sequences that have one page each."""
-
-    page_table: "Tensor"
-    query_start: "Tensor"
-    kv_length: "Tensor"
-    query_starts: tuple[int, ...]
-    kv_lengths: tuple[int, ...]
+class KeysChangedError(UnsupportedAttentionError):
+    """A layer changes keys or values after they were cached, so that it cannot attend to the cached ones."""
 
 
 @dataclass(frozen=True)
-class _Score:
-    """The computation of scores from q·k: a factor, a sliding window (0 for none) and a soft cap (0 for none).
+class PackedPass:
+    """One packed pass, module by module.
 
-    `sinks` [heads] are further logits in the softmax, which take no value; None for none.
+    Attributes:
+        pages: The keys and values of each layer, [pages, tokens of a page, heads, size].
+        layout: The page tables of the pass.
+        gathers: True if the cache returns all keys of all sequences, one after the other, and layers attend to what
+            they make of those (latent attention). False if layers attend to the pages.
+        written: The layer of the keys and values that the cache returned, by their identities.
     """
 
-    scale: float
-    window: int
-    softcap: float
-    sinks: "Tensor | None" = None
-
-
-@dataclass(frozen=True)
-class _PackedPass:
     pages: "Mapping[int, tuple[Tensor, Tensor]]"
     layout: PackedLayout
+    gathers: bool = False
+    written: "dict[tuple[int, int], tuple[int, Tensor, Tensor]]" = field(default_factory=dict)
+
+    def record(self, layer: int, keys: "Tensor", values: "Tensor") -> None:
+        """Record the keys and values that the cache returns to a layer."""
+        self.written[id(keys), id(values)] = (layer, keys, values)
+
+    def pages_of(self, keys: "Tensor", values: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return the pages that hold these keys and values. Raise KeysChangedError if none do."""
+        if (id(keys), id(values)) not in self.written:
+            raise KeysChangedError("keys or values that are not those of the cache")
+        return self.pages[self.written[id(keys), id(values)][0]]
 
 
-_PACKED_PASS: ContextVar[_PackedPass | None] = ContextVar("llmctl_packed_pass", default=None)
-
-
-class UnsupportedAttentionError(Exception):
-    """The attention of a model needs something that a packed pass cannot do."""
+_PACKED_PASS: ContextVar[PackedPass | None] = ContextVar("llmctl_packed_pass", default=None)
 
 
 def use_attention(model: Any, *, is_requested: bool = False) -> None:
@@ -109,19 +89,15 @@ def use_attention(model: Any, *, is_requested: bool = False) -> None:
 
 
 @contextmanager
-def packed_attention(model: Any, pages: "Mapping[int, tuple[Tensor, Tensor]]", layout: PackedLayout) -> Iterator[None]:
-    """Make a model's layers attend to pages of keys and values inside the `with` block.
-
-    Args:
-        pages: The keys and values of each layer, [pages, tokens of a page, heads, size].
-        layout: The page tables of the pass.
-    """
-    from transformers import AttentionInterface
+def packed_attention(model: Any, packed: PackedPass) -> Iterator[None]:
+    """Make a model's layers attend as a packed pass needs inside the `with` block."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(PACKED_ATTENTION, _attention_forward)
+    AttentionMaskInterface.register(PACKED_ATTENTION, visible_tokens)
     previous = attention_of(model.config)
     set_attention(model.config, PACKED_ATTENTION)
-    token = _PACKED_PASS.set(_PackedPass(pages, layout))
+    token = _PACKED_PASS.set(packed)
     try:
         yield
     finally:
@@ -130,37 +106,75 @@ def packed_attention(model: Any, pages: "Mapping[int, tuple[Tensor, Tensor]]", l
 
 
 def _attention_forward(
-    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: "Tensor | None", **arguments: Any
+    module: Any, query: "Tensor", key: "Tensor", value: "Tensor", attention_mask: Any, **arguments: Any
 ) -> tuple["Tensor", None]:
     """Compute attention of query [batch, heads, tokens, size], as [batch, tokens, heads, size], for transformers."""
     batch, heads, tokens, size = query.shape
     scaling = arguments.get("scaling")
-    score = _Score(
+    score = Score(
         scale=size**-0.5 if scaling is None else scaling,
-        window=int(arguments.get("sliding_window") or 0),
+        visible=VisibleTokens(window=int(arguments.get("sliding_window") or 0)),
         softcap=arguments.get("softcap") or 0.0,
         sinks=arguments.get("s_aux"),
     )
     unsupported = _unsupported(module, arguments)
     packed = _PACKED_PASS.get()
     if packed is not None:
-        if unsupported or key.shape[2] != tokens:
-            raise UnsupportedAttentionError(unsupported or type(module).__name__)
-        tables, (keys, values) = packed.layout.on(query.device), packed.pages[module.layer_idx]
-    elif unsupported or arguments.get("dropout") or not _fits_kernel(query, key, attention_mask, score.window):
+        if unsupported:
+            raise UnsupportedAttentionError(unsupported)
+        return _attend_packed(packed, query, key, value, attention_mask, score)[None], None
+    if unsupported or arguments.get("dropout") or not _fits_kernel(query, key, attention_mask, score.visible):
         if score.sinks is not None and not unsupported:
             if attention_mask is None and tokens > 1:
-                attention_mask = _visible(tokens, key.shape[2], score.window, query.device)
-            return _attend_with_mask(query, key, value, attention_mask, score).transpose(1, 2), None
+                attention_mask = score.visible.mask(tokens, key.shape[2], query.device)
+            return attend_with_mask(query, key, value, attention_mask, score).transpose(1, 2), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         arguments.setdefault("dropout", 0.0)
         out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
         return out
-    else:
-        tables, keys, values = _single_pages(batch, tokens, key.shape[2]), _as_pages(key), _as_pages(value)
-    attended = _paged_attention(query.transpose(1, 2).reshape(-1, heads, size), keys, values, tables, score)
+    attended = paged_attention(
+        query.transpose(1, 2).reshape(-1, heads, size),
+        _as_pages(key),
+        _as_pages(value),
+        single_pages(batch, tokens, key.shape[2]),
+        score,
+    )
     return attended.view(batch, tokens, heads, -1), None
+
+
+def _attend_packed(
+    packed: PackedPass, query: "Tensor", key: "Tensor", value: "Tensor", mask: Any, score: Score
+) -> "Tensor":
+    """Attend from packed tokens [1, heads, tokens, size]; return [tokens, heads, value size]."""
+    if isinstance(mask, VisibleTokens):  # as in torch's SDPA, the mask counts, not the argument `sliding_window`
+        score = replace(score, visible=mask)
+    elif mask is not None:
+        raise UnsupportedAttentionError(
+            mask.description if isinstance(mask, UnknownMask) else "a mask of the model's own"
+        )
+    tables, rows = packed.layout.on(query.device), query[0].transpose(0, 1)
+    if packed.gathers:
+        return _attend_gathered(rows, key, value, tables, score)
+    if key.shape[2] != len(rows):
+        raise UnsupportedAttentionError("keys of other tokens than the queries")
+    keys, values = packed.pages_of(key, value)
+    return paged_attention(rows, keys, values, tables, score)
+
+
+def _attend_gathered(rows: "Tensor", key: "Tensor", value: "Tensor", tables: PageTables, score: Score) -> "Tensor":
+    """Attend from rows [tokens, heads, size] to the keys [1, heads, key tokens, size] of all sequences."""
+    import torch
+
+    if key.shape[2] != sum(tables.kv_lengths):
+        raise UnsupportedAttentionError("keys of other tokens than the cached ones")
+    attended, begin = [], 0
+    for first, end, length in zip(tables.query_starts, tables.query_starts[1:], tables.kv_lengths, strict=False):
+        one_key, one_value = key[:, :, begin : begin + length], value[:, :, begin : begin + length]
+        one_table = single_pages(1, end - first, length)
+        attended.append(paged_attention(rows[first:end], _as_pages(one_key), _as_pages(one_value), one_table, score))
+        begin += length
+    return torch.cat(attended)
 
 
 def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
@@ -170,11 +184,13 @@ def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
         return f"{type(module).__name__} is not causal"
     sinks = arguments.get("s_aux")
     has_other_sinks = sinks is not None and sinks.dim() != 1
-    names = ("sinks", "position_bias", *(["s_aux"] if has_other_sinks else []))
-    return ", ".join(name for name in names if arguments.get(name) is not None)
+    unknown = arguments.keys() - _KNOWN_ARGUMENTS | ({"s_aux"} if has_other_sinks else set())
+    return ", ".join(
+        sorted(name for name in unknown if arguments.get(name) is not None and arguments[name] is not False)
+    )
 
 
-def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", window: int) -> bool:
+def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", visible: VisibleTokens) -> bool:
     """Return True if each sequence's tokens are its last ones and attend to all earlier ones within the window."""
     import torch
 
@@ -183,125 +199,16 @@ def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", window: 
     tokens, key_count = query.shape[2], key.shape[2]
     if mask is None:  # a static cache has more keys than tokens, and its end is still empty
         return tokens in (1, key_count)
-    verdicts: dict[tuple[int, int], bool] = mask.__dict__.setdefault("llmctl_fits_kernel", {})  # one mask, many layers
-    if (window, key_count) not in verdicts:
+    verdicts: dict[tuple[VisibleTokens, int], bool] = mask.__dict__.setdefault(
+        "llmctl_fits_kernel", {}
+    )  # one mask, many layers
+    if (visible, key_count) not in verdicts:
         is_boolean = mask.dtype == torch.bool and mask.shape[-2:] == (tokens, key_count)
-        verdicts[window, key_count] = is_boolean and bool((mask == _visible(tokens, key_count, window)).all())
-    return verdicts[window, key_count]
-
-
-@lru_cache(maxsize=8)
-def _single_pages(batch: int, tokens: int, key_count: int) -> _SinglePages:
-    import torch
-
-    starts = tuple(range(0, batch * tokens + 1, tokens))
-    return _SinglePages(
-        page_table=torch.arange(batch, dtype=torch.int32)[:, None],
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_length=torch.full((batch,), key_count, dtype=torch.int32),
-        query_starts=starts,
-        kv_lengths=(key_count,) * batch,
-    )
+        verdicts[visible, key_count] = is_boolean and bool((mask == visible.mask(tokens, key_count)).all())
+    return verdicts[visible, key_count]
 
 
 def _as_pages(states: "Tensor") -> "Tensor":
     """Return keys or values [batch, heads, tokens, size] as pages [batch, tokens, heads, size]."""
     pages = states.transpose(1, 2)
     return pages if pages.stride(3) == 1 else pages.contiguous()
-
-
-def _paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: _Score) -> "Tensor":
-    """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
-    native = kernels.load() if query.device.type == "cpu" else None
-    if native is None:
-        return _torch_paged_attention(query, keys, values, tables, score)
-    return native.paged_attention(
-        query.contiguous(),
-        keys,
-        values,
-        tables.page_table,
-        tables.query_start,
-        tables.kv_length,
-        scale=score.scale,
-        window=score.window,
-        softcap=score.softcap,
-        sinks=None if score.sinks is None else score.sinks.detach(),
-    )
-
-
-def _torch_paged_attention(
-    query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: _Score
-) -> "Tensor":
-    import torch
-
-    out = torch.empty(*query.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
-    for number, length in enumerate(tables.kv_lengths):
-        first, end = tables.query_starts[number], tables.query_starts[number + 1]
-        # tokens that no query sees are not read
-        start = max(0, length - (end - first) - score.window + 1) if score.window else 0
-        pages = tables.page_table[number].long()
-        sequence_keys, sequence_values = (_gather(pool, pages, start, length) for pool in (keys, values))
-        out[first:end] = _attend_to_one(query[first:end], sequence_keys, sequence_values, score)
-    return out
-
-
-def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor":
-    """Return one sequence's keys or values [heads, tokens, size] from token `start` on."""
-    size = pool.shape[1]
-    first = start // size
-    needed = pages[first : -(-length // size)]
-    return pool.index_select(0, needed).flatten(0, 1)[start - first * size : length - first * size].transpose(0, 1)
-
-
-def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: _Score) -> "Tensor":
-    """Attend from [tokens, heads, size] to [key heads, key tokens, size], causally: the tokens are the last ones."""
-    from torch.nn.functional import scaled_dot_product_attention
-
-    tokens, key_count, window = query.shape[0], keys.shape[1], score.window
-    mask = None
-    if tokens > 1 and (tokens != key_count or (window and key_count > window)):
-        mask = _visible(tokens, key_count, window, query.device)
-    q = query.transpose(0, 1)
-    if score.softcap or score.sinks is not None:
-        if mask is None and tokens > 1:
-            mask = _visible(tokens, key_count, 0, query.device)
-        return _attend_with_mask(q, keys, values, mask, score).transpose(0, 1)
-    out = scaled_dot_product_attention(
-        q[None],
-        keys[None],
-        values[None],
-        attn_mask=mask,
-        is_causal=mask is None and tokens > 1,
-        scale=score.scale,
-        enable_gqa=q.shape[0] != keys.shape[0],
-    )
-    attended: Tensor = out[0].transpose(0, 1)
-    return attended
-
-
-def _attend_with_mask(
-    query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None", score: _Score
-) -> "Tensor":
-    """Attend from [..., heads, tokens, size] with soft cap and sinks, which torch's own attention lacks."""
-    import torch
-
-    groups = query.shape[-3] // keys.shape[-3]
-    scores = query @ keys.repeat_interleave(groups, -3).transpose(-1, -2) * score.scale
-    if score.softcap:
-        scores = torch.tanh(scores / score.softcap) * score.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    if score.sinks is not None:
-        sinks = score.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, sinks], -1)
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    return weights[..., : keys.shape[-2]] @ values.repeat_interleave(groups, -3)
-
-
-def _visible(tokens: int, key_count: int, window: int, device: Any = None) -> "Tensor":
-    """Return the mask [tokens, key tokens] of a sequence's last tokens: each attends to earlier ones in the window."""
-    import torch
-
-    positions = torch.arange(key_count, device=device)
-    distance = positions[key_count - tokens :, None] - positions
-    return (distance >= 0) & (distance < window) if window else distance >= 0

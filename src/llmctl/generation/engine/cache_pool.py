@@ -1,25 +1,13 @@
 """The memory of packed sequences: pages of keys and values, and slots of recurrent states."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from llmctl.generation.engine.layer_states import layer_tensors, split_layer_state
+from llmctl.generation.engine.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class SlotTable(Protocol):
-    """The positions of a pass's tokens in the pages."""
-
-    @property
-    def slots(self) -> "Tensor":
-        """int64 [tokens]: page * tokens per page + position in the page."""
-
-
-class SlotLayout(Protocol):
-    """The layout of a pass, which every device needs."""
-
-    def on(self, device: Any) -> SlotTable:
-        """Return the layout on a device."""
 
 
 class CachePool:
@@ -66,13 +54,38 @@ class CachePool:
                 for pages in pair:
                     pages[target, :tokens] = pages[source, :tokens]
 
-    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: SlotLayout) -> None:
+    def write(self, layer: int, keys: "Tensor", values: "Tensor", layout: Layout) -> None:
         """Write the keys and values of this pass, [1, heads, tokens, head size], to their slots."""
         if layer not in self.kv:
             self.kv[layer] = (self._new(keys), self._new(values))
         slots = layout.on(keys.device).slots
         for pages, new in zip(self.kv[layer], (keys, values), strict=True):
             pages.view(-1, *pages.shape[2:]).index_copy_(0, slots, new[0].transpose(0, 1))
+
+    def gather(self, layer: int, layout: Layout) -> "tuple[Tensor, Tensor]":
+        """Return the keys and values [1, heads, tokens, size] of all sequences, one after the other."""
+        keys, values = self.kv[layer]
+        index = layout.on(keys.device).cached_slots(self._page_tokens)
+        found = [
+            pages.view(-1, *pages.shape[2:]).index_select(0, index).transpose(0, 1)[None] for pages in (keys, values)
+        ]
+        return found[0], found[1]
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy the recurrent states of one slot to another."""
+        import torch
+
+        with torch.inference_mode():
+            for tensor in self.states:
+                tensor[target] = tensor[source]
+            layers = self.layer_states.get(source, {})
+            self.layer_states[target] = {index: split_layer_state(layer, 1)[0] for index, layer in layers.items()}
+
+    def state_bytes(self, slot: int) -> int:
+        """Return the size of the recurrent state of one sequence; 0 without one."""
+        layers = self.layer_states.get(slot, {}).values()
+        tensors = [tensor[slot] for tensor in self.states] + [t for layer in layers for t in layer_tensors(layer)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _new(self, like: "Tensor") -> "Tensor":
         import torch

@@ -11,6 +11,7 @@ from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
 from llmctl.generation.engine.packable import is_packable
 from llmctl.generation.engine.packed import PackedRunner, SequenceState
+from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
@@ -27,8 +28,9 @@ class Engine:
     later requests wait until it has ended.
 
     Args:
-        single: Expect one request at a time. A model that is compiled to a program uses it. Any other model gains
-            nothing from packing one sequence and uses `model.generate`, whose text is exactly that of transformers.
+        single: Expect one request at a time. A model that is compiled to a program uses it, and one with a recurrent
+            state is packed because the next turn can then continue from a checkpoint of that state. Any other model
+            gains nothing from packing one sequence and uses `model.generate`.
         cache: Keeps keys and values between requests that run alone.
     """
 
@@ -195,8 +197,8 @@ def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
     """Return True if the engine packs the requests of this model."""
     if loaded.draft is not None:
         return False
-    if single:
-        return compiled(loaded.model) is not None
+    if single and compiled(loaded.model) is None and not has_recurrent_state(loaded.model):
+        return False
     try:
         return is_packable(loaded)
     except Exception as error:

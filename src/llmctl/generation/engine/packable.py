@@ -1,47 +1,110 @@
 """The check that a model's sequences can be packed, by its configuration and by a trial."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.cache_pool import CachePool
-from llmctl.generation.engine.forward import Segment, forward, lay_out
+from llmctl.generation.engine.forward import forward
+from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
-from llmctl.loading.attention import UnsupportedAttentionError
+from llmctl.loading.attention_mask import UnsupportedAttentionError
 from llmctl.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmctl.loading.model import LoadedModel
 
-_LAYERS = {"full_attention", "sliding_attention"}
+_LONGEST_TRIAL = 2048  # tokens
+_TOLERANCE = {"torch.float32": 1e-3}  # of the logits' norm
+_TOLERANCE_OF_16_BITS = 0.05
+_PROVEN = (
+    "Afmoe Beam Cohere2 Cohere2Moe Cwm Dots1 Exaone4 ExaoneMoe Flint Gemma2 Gemma3 Gemma3n Gemma4 Gemma4Unified GptOss "
+    "GraniteMoeSWA GraniteSWA HyperCLOVAX Laguna Llama4 MiMoV2Flash Ministral Ministral3 Mistral Mixtral Olmo3 Phi3 "
+    "Phimoe Qwen2 Qwen2Moe Qwen3 Qwen3Moe SmolLM3 SolarOpen Starcoder2"
+)
+# Classes that `make architectures` proved with sequences longer than their windows.
+PROVEN = frozenset(f"{name}ForCausalLM" for name in _PROVEN.split())
+# Configuration keys after whose number of tokens the computation of a layer changes.
+_BOUNDARIES = ("sliding_window", "attention_chunk_size", "attention_window_size")
 
 
 def is_packable(loaded: "LoadedModel") -> bool:
     """Return True if several sequences of this model can be packed into one forward pass."""
-    model, text = loaded.model, loaded.info.text_config
+    return why_not_packed(loaded) is None
+
+
+def why_not_packed(loaded: "LoadedModel") -> str | None:
+    """Return the reason for which sequences of this model cannot be packed; None if they can."""
+    model = loaded.model
     if model.config.is_encoder_decoder:
-        return False
-    if not takes_registered_attention(model):  # it implements attention itself
-        return False
-    if set(text.get("layer_types") or ()) - _LAYERS:
-        return False
-    if text.get("kv_lora_rank"):  # it caches latents instead of keys and values
-        return False
-    return _packing_keeps_logits(model)
+        return "it is an encoder-decoder model"
+    if not takes_registered_attention(model) and not has_recurrent_state(model):
+        return "it implements attention itself"
+    boundary = _largest_boundary(model.config.get_text_config())
+    if 2 * boundary > _LONGEST_TRIAL and type(model).__name__ not in PROVEN:
+        return f"its layers change after {boundary:,} tokens, which is too long for a trial"
+    boundary = boundary if 2 * boundary <= _LONGEST_TRIAL else 0
+    failure = _failure_of_trial(model, boundary)
+    if failure is not None and has_recurrent_state(model):
+        add_tokens_one_by_one(model)
+        failure = _failure_of_trial(model, boundary)
+    return failure
 
 
-def _packing_keeps_logits(model: Any) -> bool:
-    """Return True if two packed sequences give the same logits as alone, within rounding errors."""
+def _largest_boundary(config: Any) -> int:
+    sizes = [getattr(config, name, None) for name in _BOUNDARIES]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        sizes += [
+            rope.get("original_max_position_embeddings"),
+            getattr(config, "original_max_position_embeddings", None),
+        ]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
+
+
+def _failure_of_trial(model: Any, boundary: int) -> str | None:
+    """Return the reason for which packed sequences have other logits than alone; None if they have the same.
+
+    The sequences are longer than `boundary`, are computed in several passes, and have different lengths.
+    """
     import torch
 
     size = min(int(model.config.get_text_config().vocab_size), 1000)
-    prompts = [[n * 7 % size for n in range(1, 6)], [n * 5 % size for n in range(2, 5)]]
-    segments = [Segment(ids, 0, [page]) for page, ids in enumerate(prompts)]
+    longest = max(2 * boundary + 7, 2 * PAGE_TOKENS + 5)
+    prompts = [[n * step % size for n in range(1, length + 1)] for step, length in ((7, longest), (5, 23), (3, 3))]
     try:
-        packed = forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), CachePool(2, PAGE_TOKENS))
-    except UnsupportedAttentionError:
-        return False
-    for ids, logits in zip(prompts, packed.float(), strict=True):
-        with torch.inference_mode():
-            alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-        if not torch.linalg.vector_norm(logits - alone) <= 0.1 * torch.linalg.vector_norm(alone):
-            return False
-    return True
+        packed = _packed_logits(model, prompts)
+        for ids, logits in zip(prompts, packed, strict=True):
+            with torch.inference_mode():
+                alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
+            tolerance = _TOLERANCE.get(str(model.dtype), _TOLERANCE_OF_16_BITS)
+            difference = torch.linalg.vector_norm(logits.float() - alone.float())
+            if not difference <= tolerance * torch.linalg.vector_norm(alone.float()):
+                return "packed sequences give other results"
+    except UnsupportedAttentionError as error:
+        return str(error)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        from llmctl.loading.weights import is_out_of_memory
+
+        if is_out_of_memory(error):
+            raise
+        return f"its code does not accept packed sequences ({type(error).__name__})"
+    return None
+
+
+def _packed_logits(model: Any, prompts: list[list[int]]) -> "list[Tensor]":
+    """Return the logits after the last token of each prompt, computed in three packed passes."""
+    free = iter(range(sum(len(ids) // PAGE_TOKENS + 1 for ids in prompts)))
+    tables = [list(islice(free, len(ids) // PAGE_TOKENS + 1)) for ids in prompts]
+    pool = CachePool(sum(map(len, tables)), PAGE_TOKENS, slots=len(prompts))
+    bounds = [(0, len(ids) // 2, len(ids) - 1, len(ids)) for ids in prompts]
+    logits: list[Tensor] = []
+    for part in range(3):
+        segments = [
+            Segment(ids[bound[part] : bound[part + 1]], bound[part], table, slot)
+            for slot, (ids, bound, table) in enumerate(zip(prompts, bounds, tables, strict=True))
+        ]
+        logits = list(forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), pool))
+    return logits

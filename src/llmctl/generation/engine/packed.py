@@ -15,9 +15,12 @@ from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Event
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.capacity import EngineCapacity
-from llmctl.generation.engine.forward import Segment, forward, lay_out
+from llmctl.generation.engine.forward import forward
+from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
 from llmctl.generation.engine.sampler import Sampler, Samplers
+from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import LoadedModel
 
+_MAX_CHECKPOINTS = 64
+_CHECKPOINT_BYTES = 1 << 30
+_CHECKPOINT_TOKENS = 512  # of an answer, after which its state is kept again
+
 
 @dataclass(eq=False)
 class SequenceState:
@@ -35,7 +42,9 @@ class SequenceState:
     Attributes:
         ids: Token ids of the prompt and the answer so far.
         pages: Pages of the KV cache that hold its tokens.
-        computed: Number of tokens whose keys and values are in those pages.
+        computed: Number of tokens whose keys and values are in those pages, and which its recurrent state has seen.
+        slot: The slot of its recurrent state while it runs.
+        checkpoints: The numbers of prompt tokens after which its recurrent state is kept, in ascending order.
     """
 
     key: Any
@@ -44,6 +53,13 @@ class SequenceState:
     ids: list[int]
     pages: list[int] = field(default_factory=list)
     computed: int = 0
+    slot: int = 0
+    checkpoints: tuple[int, ...] = ()
+
+    @property
+    def tokens_to_checkpoint(self) -> int:
+        """Number of tokens to compute before the recurrent state is kept, or before its tokens end."""
+        return next((n for n in self.checkpoints if n > self.computed), len(self.ids)) - self.computed
 
     @property
     def max_tokens(self) -> int:
@@ -64,6 +80,7 @@ class PackedRunner:
         self.loaded, self.capacity = loaded, capacity
         self.prefilled_tokens = self.generated_tokens = 0
         self.samplers = Samplers(loaded.model)
+        self._has_state = has_recurrent_state(loaded.model)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
         self.forget()
@@ -73,7 +90,11 @@ class PackedRunner:
         idle = self.capacity.idle_tokens
         pages = max(2, self.capacity.kv_tokens // PAGE_TOKENS)
         self.prefix_cache = PrefixCache(pages, max_idle=None if idle is None else idle // PAGE_TOKENS)
-        self._kv = CachePool(pages, PAGE_TOKENS)
+        slots = self.capacity.sequences
+        checkpoints = _MAX_CHECKPOINTS if self._has_state else 0
+        self._pool = CachePool(pages, PAGE_TOKENS, slots=slots + checkpoints)
+        self._free_slots = list(range(slots))
+        self._checkpoints = StateCheckpoints(range(slots, slots + checkpoints))
 
     @property
     def is_busy(self) -> bool:
@@ -93,7 +114,9 @@ class PackedRunner:
         """
         all_processors = [*structure_processors(request, self.loaded.tokenizer), *processors]
         answer = Answer(self.loaded.tokenizer, request)
-        return SequenceState(key, answer, self.samplers.make(request, all_processors), list(request.prompt.ids))
+        ids = list(request.prompt.ids)
+        checkpoints = checkpoint_positions(ids, request.eos_token_ids) if self._has_state else ()
+        return SequenceState(key, answer, self.samplers.make(request, all_processors), ids, checkpoints=checkpoints)
 
     def cancel(self, key: Any) -> None:
         """Drop an answer and free its pages."""
@@ -114,10 +137,10 @@ class PackedRunner:
         if not parts:
             return events
         layout = lay_out(
-            [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages) for s, count in parts],
+            [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages, s.slot) for s, count in parts],
             page_tokens=PAGE_TOKENS,
         )
-        logits = forward(self.loaded.model, layout, self._kv)
+        logits = forward(self.loaded.model, layout, self._pool)
         ready: list[tuple[SequenceState, int]] = []
         for row, (sequence, count) in enumerate(parts):
             start = sequence.computed
@@ -126,6 +149,8 @@ class PackedRunner:
                 self.prefilled_tokens += count
             if sequence.computed // PAGE_TOKENS > start // PAGE_TOKENS:
                 self._remember(sequence, start=start)
+            if count > 1 or sequence.computed in sequence.checkpoints or sequence.computed % _CHECKPOINT_TOKENS == 0:
+                self._keep_state(sequence)
             if sequence.computed == len(sequence.ids):
                 ready.append((sequence, row))
         return events + self._sample(ready, logits)
@@ -163,27 +188,46 @@ class PackedRunner:
             if self.prefix_cache.needed(sequence.max_tokens) > self.prefix_cache.count:
                 refused.append(Event(self.waiting.popleft().key, end=self._too_long(sequence.max_tokens)))
                 continue
-            shared = self.prefix_cache.share(sequence.ids, media_key=sequence.media_key)
+            shared, checkpoint = self._shared_prefix(sequence)
             wanted = self.prefix_cache.needed(len(sequence.ids) + 1) - len(shared.pages)
             # leave one free page for each running sequence, which may need it in the next pass
             if self.running and wanted + len(self.running) > self.prefix_cache.free:
                 self.prefix_cache.release(shared.held)
                 break
-            self._begin(sequence, shared)
+            self._begin(sequence, shared, checkpoint)
             self.running.append(self.waiting.popleft())
         return refused
 
-    def _begin(self, sequence: SequenceState, shared: SharedPrefix) -> None:
-        """Give a sequence the cached pages of its prefix."""
+    def _shared_prefix(self, sequence: SequenceState) -> tuple[SharedPrefix, Checkpoint | None]:
+        """Return the cached pages of a sequence's prefix, which are now held, and the state that belongs to them."""
+        ids, media_key = sequence.ids, sequence.media_key
+        if not self._has_state:
+            return self.prefix_cache.share(ids, media_key=media_key), None
+        for checkpoint in self._checkpoints.find(ids[:-1], media_key=media_key):
+            shared = self.prefix_cache.share(ids[: checkpoint.tokens + 1], media_key=media_key)
+            if shared.tokens == checkpoint.tokens:
+                return shared, checkpoint
+            self.prefix_cache.release(shared.held)
+        return SharedPrefix([]), None
+
+    def _begin(self, sequence: SequenceState, shared: SharedPrefix, checkpoint: Checkpoint | None) -> None:
+        """Give a sequence a slot, the cached pages of its prefix, and the state that belongs to them."""
+        sequence.slot = self._free_slots.pop()
         sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
-        if shared.partial is None:
+        if shared.partial is not None:
+            page = self.prefix_cache.take()
+            if page is not None:
+                self._pool.copy_page(shared.partial, page, shared.partial_tokens)
+                sequence.pages.append(page)
+                sequence.computed += shared.partial_tokens
+            self.prefix_cache.release([shared.partial])
+        if checkpoint is None:
             return
-        page = self.prefix_cache.take()
-        if page is not None:
-            self._kv.copy_page(shared.partial, page, shared.partial_tokens)
-            sequence.pages.append(page)
-            sequence.computed += shared.partial_tokens
-        self.prefix_cache.release([shared.partial])
+        if sequence.computed == checkpoint.tokens:
+            self._pool.copy_state(checkpoint.slot, sequence.slot)
+        else:  # no page was free for the last tokens
+            self.prefix_cache.release(sequence.pages)
+            sequence.pages, sequence.computed = [], 0
 
     def _parts(self) -> list[tuple[SequenceState, int]]:
         """Return the sequences of the next pass with their token counts, after taking pages for them.
@@ -193,7 +237,7 @@ class PackedRunner:
         left = max(self.capacity.pass_tokens, len(self.running))
         parts = []
         for sequence in sorted(self.running, key=lambda s: len(s.ids) - s.computed > 1):
-            count = min(len(sequence.ids) - sequence.computed, left)
+            count = min(sequence.tokens_to_checkpoint, left)
             if count and sequence in self.running and self._take_pages(sequence, sequence.computed + count):
                 parts.append((sequence, count))
                 left -= count
@@ -217,8 +261,21 @@ class PackedRunner:
         self.running.remove(sequence)
         if sequence.computed % PAGE_TOKENS:
             self._remember(sequence, start=sequence.computed, include_partial=True)
+        self._keep_state(sequence)
         self.prefix_cache.release(sequence.pages)
+        self._free_slots.append(sequence.slot)
         sequence.pages, sequence.computed = [], 0
+
+    def _keep_state(self, sequence: SequenceState) -> None:
+        """Keep a copy of the recurrent state of a sequence, if it has one."""
+        if not self._has_state or not sequence.computed:
+            return
+        if not len(self._checkpoints):
+            size = self._pool.state_bytes(sequence.slot)
+            self._checkpoints.limit(_CHECKPOINT_BYTES // size if size else _MAX_CHECKPOINTS)
+        slot = self._checkpoints.keep(sequence.ids[: sequence.computed], media_key=sequence.media_key)
+        if slot is not None:
+            self._pool.copy_state(sequence.slot, slot)
 
     def _remember(self, sequence: SequenceState, *, start: int, include_partial: bool = False) -> None:
         computed = sequence.ids[: sequence.computed]

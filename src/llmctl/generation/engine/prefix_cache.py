@@ -41,6 +41,11 @@ class SharedPrefix:
     partial_tokens: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens whose keys and values the pages have."""
+        return len(self.pages) * PAGE_TOKENS + self.partial_tokens
+
+    @property
     def held(self) -> list[int]:
         """All pages, including `partial`."""
         return self.pages if self.partial is None else [*self.pages, self.partial]

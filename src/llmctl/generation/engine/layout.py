@@ -1,0 +1,106 @@
+"""The layout of a packed pass: tokens of several sequences, one after the other without padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens of one sequence in this pass.
+
+    Attributes:
+        ids: The new tokens.
+        start: The position of the first new token, which equals the number of tokens in the pool.
+        pages: The pages of the sequence, including those for the new tokens.
+        slot: The slot of the sequence's recurrent state. Models without such a state do not use it.
+    """
+
+    ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of one pass. Tensors are int32 or int64 on the CPU; `on` returns copies on other devices.
+
+    Attributes:
+        input_ids: [1, tokens].
+        position_ids: [1, tokens].
+        slots: [tokens], the position of each token's key and value in the pool, counted in tokens.
+        query_start: [sequences + 1], the index of each sequence's first token.
+        kv_length: [sequences], tokens of each sequence, including the new ones.
+        page_table: [sequences, maximum pages of a sequence], padded with 0.
+        last: [sequences], the index of each sequence's last token.
+        state_slots: [sequences], the slot of each sequence's recurrent state. A sequence whose first token is in this
+            pass begins without a state, whatever its slot holds.
+    """
+
+    input_ids: "Tensor"
+    position_ids: "Tensor"
+    slots: "Tensor"
+    query_start: "Tensor"
+    kv_length: "Tensor"
+    page_table: "Tensor"
+    last: "Tensor"
+    state_slots: "Tensor"
+    query_starts: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+    slot_numbers: tuple[int, ...]
+    _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: Any) -> "Layout":
+        """Return the layout on another device."""
+        if device not in self._placed:
+            tables = ("slots", "query_start", "kv_length", "page_table", "last", "state_slots")
+            names = ("input_ids", "position_ids", *tables)
+            moved = {name: getattr(self, name).to(device) for name in names}
+            self._placed[device] = replace(self, **moved, _placed={})
+        return self._placed[device]
+
+    def cached_slots(self, page_tokens: int) -> "Tensor":
+        """Return the slots of all tokens of all sequences, the earlier ones included."""
+        import torch
+
+        places = []
+        for pages, length in zip(self.page_table.long(), self.kv_lengths, strict=True):
+            position = torch.arange(length, device=pages.device)
+            places.append(pages[position // page_tokens] * page_tokens + position % page_tokens)
+        return torch.cat(places)
+
+
+def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
+    """Pack segments into one row."""
+    import torch
+
+    ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, lengths = [0], []
+    for segment in segments:
+        ids += segment.ids
+        end = segment.start + len(segment.ids)
+        positions += range(segment.start, end)
+        slots += [segment.pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(segment.start, end)]
+        starts.append(len(ids))
+        lengths.append(end)
+    widest = max(len(segment.pages) for segment in segments)
+    table = [[*segment.pages, *[0] * (widest - len(segment.pages))] for segment in segments]
+    return Layout(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        slots=torch.tensor(slots),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        kv_length=torch.tensor(lengths, dtype=torch.int32),
+        page_table=torch.tensor(table, dtype=torch.int32),
+        last=torch.tensor([start - 1 for start in starts[1:]]),
+        state_slots=torch.tensor([segment.slot for segment in segments], dtype=torch.int32),
+        query_starts=tuple(starts),
+        kv_lengths=tuple(lengths),
+        slot_numbers=tuple(segment.slot for segment in segments),
+    )

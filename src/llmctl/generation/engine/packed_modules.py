@@ -1,0 +1,270 @@
+"""A packed pass of a model that runs module by module.
+
+Linear layers, norms and MLPs compute all tokens together. Attention reads each sequence's pages. Layers with a
+recurrent or convolutional state run sequence by sequence; those that add one token to a state run together. A RoPE
+that depends on the length of a sequence is computed for each sequence.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.layer_states import join_layer_states, new_layer_state, split_layer_state
+from llmctl.generation.engine.layout import Layout
+from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
+from llmctl.loading.attention_mask import UnsupportedAttentionError
+from llmctl.transformers_compat import cache_argument, rope_depends_on_length, uses_recurrent_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Traits:
+    """The properties of a model that its packed passes depend on.
+
+    Attributes:
+        recurrent: Layers with a recurrent or convolutional state.
+        ropes: Modules that compute RoPEs which depend on the length of the sequence.
+        gathers: True if layers change keys or values after they were cached, as latent attention does.
+        by_token: True if the layers with a state cannot add several tokens to a state, so that they add one at a time.
+            Mamba 1 computes such tokens as if they began a sequence (modeling_mamba.py, transformers 5.24).
+    """
+
+    def __init__(self, model: Any) -> None:
+        modules = list(model.modules())
+        self.recurrent = [module for module in modules if uses_recurrent_state(module)]
+        self.ropes = [module for module in modules if rope_depends_on_length(module)]
+        self.gathers = self.by_token = False
+
+
+_TRAITS: "WeakKeyDictionary[Any, _Traits]" = WeakKeyDictionary()
+
+
+def _traits_of(model: Any) -> _Traits:
+    if model not in _TRAITS:
+        _TRAITS[model] = _Traits(model)
+    return _TRAITS[model]
+
+
+def has_recurrent_state(model: Any) -> bool:
+    """Return True if any layer keeps a state that cannot be cut back to an earlier token."""
+    return bool(_traits_of(model).recurrent)
+
+
+def add_tokens_one_by_one(model: Any) -> None:
+    """Make layers with a recurrent state add tokens to an earlier state one at a time."""
+    _traits_of(model).by_token = True
+
+
+def forward_modules(model: Any, layout: Layout, pool: CachePool) -> "Tensor":
+    """Run the model and return the logits [sequences, vocabulary] after the last token of each sequence.
+
+    Raises:
+        UnsupportedAttentionError: the model's layers cannot be packed.
+    """
+    traits = _traits_of(model)
+    if not traits.gathers:
+        try:
+            return _forward(model, traits, layout, pool)
+        except KeysChangedError:
+            traits.gathers = True
+    return _forward(model, traits, layout, pool)
+
+
+def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "Tensor":
+    import torch
+
+    moved = layout.on(model.device)
+    packed = PackedPass(pool.kv, layout, gathers=traits.gathers)
+    cache = _packed_cache(layout, pool, packed)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(packed_attention(model, packed))
+        for module in traits.recurrent:
+            run = _RecurrentPass(model, layout, pool, cache, by_token=traits.by_token)
+            stack.enter_context(_replaced_forward(module, partial(run, module.forward)))
+        for module in traits.ropes:
+            stack.enter_context(_replaced_forward(module, partial(_rope_by_sequence, module.forward, layout)))
+        output = model(
+            input_ids=moved.input_ids,
+            position_ids=moved.position_ids,
+            use_cache=True,
+            logits_to_keep=moved.last,
+            **{cache_argument(): cache},
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+@contextmanager
+def _replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward function of a module inside the `with` block."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _packed_cache(layout: Layout, pool: CachePool, packed: PackedPass) -> Any:
+    """Return a transformers cache that writes new keys and values to the pool."""
+    from transformers import Cache
+
+    class PackedCache(Cache):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(layers=[])
+
+        def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
+            pool.write(layer_idx, key_states, value_states, layout)
+            if packed.gathers:
+                return pool.gather(layer_idx, layout)
+            packed.record(layer_idx, key_states, value_states)
+            return key_states, value_states
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+        def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+            return False
+
+        def _refuse(self, *_: Any, **__: Any) -> Any:
+            raise UnsupportedAttentionError("a layer whose state is not known")
+
+        update_conv_state = update_recurrent_state = update_indexer = get_conv_state = get_recurrent_state = _refuse
+
+    return PackedCache()
+
+
+class _RecurrentPass:
+    """Runs layers with a recurrent state in a packed pass. Called in place of a layer's forward function."""
+
+    def __init__(self, model: Any, layout: Layout, pool: CachePool, cache: Any, *, by_token: bool) -> None:
+        self._config, self._layout, self._pool, self._cache = model.config.get_text_config(), layout, pool, cache
+        self._by_token = by_token
+
+    def __call__(self, forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        outputs: list[list[Any]] = [[] for _ in self._layout.kv_lengths]
+        for group in self._groups():
+            states = _GroupStates(self._config, self._layout, self._pool, [n for n, _ in group])
+            for rows in self._steps(group):
+                place = partial(self._place, rows, states)
+                result = forward(*map(place, arguments), **{name: place(value) for name, value in keywords.items()})
+                for number, (sequence, _) in enumerate(group):
+                    outputs[sequence].append(_map_tensors(result, itemgetter(slice(number, number + 1))))
+            states.store()
+        return _join([part for parts in outputs for part in parts])
+
+    def _groups(self) -> list[list[tuple[int, slice]]]:
+        """Return the sequences that run together, with their rows: those that add one token; the others alone."""
+        rows = [(n, slice(a, b)) for n, (a, b) in enumerate(pairwise(self._layout.query_starts))]
+        decoding = [(n, row) for n, row in rows if row.stop - row.start == 1 and self._layout.kv_lengths[n] > 1]
+        return ([decoding] if decoding else []) + [[one] for one in rows if one not in decoding]
+
+    def _steps(self, group: list[tuple[int, slice]]) -> list[list[slice]]:
+        """Return the rows of each call of the layer for a group."""
+        (number, row), rows = group[0], [row for _, row in group]
+        continues = self._layout.kv_lengths[number] > row.stop - row.start
+        if self._by_token and continues and len(group) == 1:
+            return [[slice(n, n + 1)] for n in range(row.start, row.stop)]
+        return [rows]
+
+    def _place(self, rows: list[slice], states: "_GroupStates", value: Any) -> Any:
+        """Return an argument of the layer for the rows of a call: its part of a tensor of all tokens, or its cache."""
+        import torch
+
+        tokens = self._layout.query_starts[-1]
+
+        def select(tensor: "Tensor") -> "Tensor":
+            has_all = tensor.dim() > 1 and tensor.shape[:2] == (1, tokens)
+            return torch.cat([tensor[:, row] for row in rows]) if has_all else tensor
+
+        return states.cache if value is self._cache else _map_tensors(value, select)
+
+
+class _GroupStates:
+    """The states of a group of sequences, as a cache of transformers. Its state: the layers that were used.
+
+    Attributes:
+        cache: The cache for one call of a layer.
+    """
+
+    def __init__(self, config: Any, layout: Layout, pool: CachePool, group: list[int]) -> None:
+        from transformers import Cache
+
+        self._config, self._pool = config, pool
+        self._slots = [layout.slot_numbers[n] for n in group]
+        is_new = [layout.kv_lengths[n] == layout.query_starts[n + 1] - layout.query_starts[n] for n in group]
+        self._begins = all(is_new)
+        self._used: dict[int, Any] = {}
+        states = self
+
+        class Layers(list[Any]):
+            def __getitem__(self, index: Any) -> Any:
+                return states._layer(index)
+
+            def __len__(self) -> int:
+                return int(config.num_hidden_layers)
+
+        class GroupCache(Cache):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(layers=[])
+                self.layers = Layers()
+
+        self.cache = GroupCache()
+
+    def _layer(self, index: int) -> Any:
+        if index not in self._used:
+            if self._begins:
+                self._used[index] = new_layer_state(self._config, index)
+            else:
+                self._used[index] = join_layer_states([self._pool.layer_states[slot][index] for slot in self._slots])
+        return self._used[index]
+
+    def store(self) -> None:
+        """Write the states of the used layers to the pool."""
+        for index, layer in self._used.items():
+            for slot, one in zip(self._slots, split_layer_state(layer, len(self._slots)), strict=True):
+                self._pool.layer_states.setdefault(slot, {})[index] = one
+
+
+def _rope_by_sequence(forward: Callable[..., Any], layout: Layout, x: Any, position_ids: Any, *rest: Any) -> Any:
+    """Compute cosines and sines of each sequence by itself."""
+    import torch
+
+    starts = layout.query_starts
+    if position_ids.shape[-1] != starts[-1]:
+        raise UnsupportedAttentionError("positions of other tokens")
+    parts = [forward(x, position_ids[..., a:b], *rest) for a, b in pairwise(starts)]
+    return tuple(torch.cat(tensors, dim=-2) for tensors in zip(*parts, strict=True))
+
+
+def _map_tensors(value: Any, function: Callable[["Tensor"], "Tensor"]) -> Any:
+    """Apply a function to a tensor, or to each tensor of a tuple or list."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_map_tensors(one, function) for one in value)
+    return value
+
+
+def _join(outputs: list[Any]) -> Any:
+    """Join the outputs of a layer for each sequence along the tokens."""
+    import torch
+
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(outputs, dim=1)
+    if isinstance(first, tuple | list):
+        return type(first)(_join(list(ones)) for ones in zip(*outputs, strict=True))
+    return first

@@ -1,0 +1,202 @@
+"""Attention of packed tokens to pages of keys and values, by llmctl's kernel or by torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from llmctl.cpu import kernels
+from llmctl.loading.attention_mask import VisibleTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PageTables(Protocol):
+    """The positions of several sequences' tokens in pages of keys and values; see `Kernels.paged_attention`."""
+
+    @property
+    def page_table(self) -> "Tensor":
+        """int32 [sequences, max pages]."""
+
+    @property
+    def query_start(self) -> "Tensor":
+        """int32 [sequences + 1]."""
+
+    @property
+    def kv_length(self) -> "Tensor":
+        """int32 [sequences]."""
+
+    @property
+    def query_starts(self) -> Sequence[int]:
+        """`query_start` as Python integers."""
+
+    @property
+    def kv_lengths(self) -> Sequence[int]:
+        """`kv_length` as Python integers."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Page tables; see `PageTables`."""
+
+    page_table: "Tensor"
+    query_start: "Tensor"
+    kv_length: "Tensor"
+    query_starts: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The computation of scores from q·k.
+
+    Attributes:
+        scale: The factor of q·k.
+        visible: The tokens that each token sees.
+        softcap: Scores become softcap * tanh(score / softcap); 0 leaves them unchanged.
+        sinks: [heads], further logits in the softmax, which take no value; None for none.
+    """
+
+    scale: float
+    visible: VisibleTokens
+    softcap: float = 0.0
+    sinks: "Tensor | None" = None
+
+
+@lru_cache(maxsize=8)
+def single_pages(batch: int, tokens: int, key_count: int) -> Tables:
+    """Return the tables of sequences that have one page each."""
+    import torch
+
+    starts = tuple(range(0, batch * tokens + 1, tokens))
+    return Tables(
+        page_table=torch.arange(batch, dtype=torch.int32)[:, None],
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        kv_length=torch.full((batch,), key_count, dtype=torch.int32),
+        query_starts=starts,
+        kv_lengths=(key_count,) * batch,
+    )
+
+
+def paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score) -> "Tensor":
+    """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
+    native = kernels.load() if query.device.type == "cpu" else None
+    if score.visible.chunk:
+        chunked = _split_by_chunk(tables, score.visible.chunk, page_tokens=keys.shape[1])
+        if chunked is None:
+            native = None
+        else:
+            tables = chunked
+    if native is None:
+        return _torch_paged_attention(query, keys, values, tables, score)
+    return native.paged_attention(
+        query.contiguous(),
+        keys,
+        values,
+        tables.page_table,
+        tables.query_start,
+        tables.kv_length,
+        scale=score.scale,
+        window=score.visible.window,
+        softcap=score.softcap,
+        sinks=None if score.sinks is None else score.sinks.detach(),
+    )
+
+
+def _torch_paged_attention(
+    query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score
+) -> "Tensor":
+    import torch
+
+    out = torch.empty(*query.shape[:2], values.shape[-1], dtype=query.dtype, device=query.device)
+    for number, length in enumerate(tables.kv_lengths):
+        first, end = tables.query_starts[number], tables.query_starts[number + 1]
+        start = score.visible.first_visible(length - (end - first))  # tokens that no query sees are not read
+        pages = tables.page_table[number].long()
+        sequence_keys, sequence_values = (_gather(pool, pages, start, length) for pool in (keys, values))
+        out[first:end] = _attend_to_one(query[first:end], sequence_keys, sequence_values, score)
+    return out
+
+
+def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor":
+    """Return one sequence's keys or values [heads, tokens, size] from token `start` on."""
+    size = pool.shape[1]
+    first = start // size
+    needed = pages[first : -(-length // size)]
+    return pool.index_select(0, needed).flatten(0, 1)[start - first * size : length - first * size].transpose(0, 1)
+
+
+def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: Score) -> "Tensor":
+    """Attend from [tokens, heads, size] to [key heads, key tokens, size], causally: the tokens are the last ones."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    tokens, key_count = query.shape[0], keys.shape[1]
+    mask = None
+    if tokens > 1 and (tokens != key_count or score.visible.hides_any(key_count)):
+        mask = score.visible.mask(tokens, key_count, query.device)
+    q = query.transpose(0, 1)
+    if score.softcap or score.sinks is not None:
+        if mask is None and tokens > 1:
+            mask = score.visible.mask(tokens, key_count, query.device)
+        return attend_with_mask(q, keys, values, mask, score).transpose(0, 1)
+    out = scaled_dot_product_attention(
+        q[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None and tokens > 1,
+        scale=score.scale,
+        enable_gqa=q.shape[0] != keys.shape[0],
+    )
+    attended: Tensor = out[0].transpose(0, 1)
+    return attended
+
+
+def attend_with_mask(
+    query: "Tensor", keys: "Tensor", values: "Tensor", mask: "Tensor | None", score: Score
+) -> "Tensor":
+    """Attend from [..., heads, tokens, size] with soft cap and sinks, which torch's own attention lacks."""
+    import torch
+
+    groups = query.shape[-3] // keys.shape[-3]
+    scores = query @ keys.repeat_interleave(groups, -3).transpose(-1, -2) * score.scale
+    if score.softcap:
+        scores = torch.tanh(scores / score.softcap) * score.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if score.sinks is not None:
+        sinks = score.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return weights[..., : keys.shape[-2]] @ values.repeat_interleave(groups, -3)
+
+
+def _split_by_chunk(tables: PageTables, chunk: int, *, page_tokens: int) -> Tables | None:
+    """Return tables in which each chunk of a sequence is a sequence of its own, so that the kernel knows no chunks.
+
+    Return None if chunks do not begin with a page.
+    """
+    import torch
+
+    if chunk % page_tokens:
+        return None
+    starts, lengths, pages = [0], [], []
+    for number, length in enumerate(tables.kv_lengths):
+        row = tables.page_table[number].tolist()
+        position = length - (tables.query_starts[number + 1] - tables.query_starts[number])
+        while position < length:
+            begin = position // chunk * chunk
+            end = min(begin + chunk, length)
+            starts.append(starts[-1] + end - position)
+            lengths.append(end - begin)
+            pages.append(row[begin // page_tokens : -(-end // page_tokens)])
+            position = end
+    widest = max(map(len, pages))
+    return Tables(
+        page_table=torch.tensor([[*row, *[0] * (widest - len(row))] for row in pages], dtype=torch.int32),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        kv_length=torch.tensor(lengths, dtype=torch.int32),
+        query_starts=tuple(starts),
+        kv_lengths=tuple(lengths),
+    )
