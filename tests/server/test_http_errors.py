@@ -51,7 +51,7 @@ def test_an_unknown_path_is_a_404(port: int) -> None:
     answer = call(port, "GET", "/v1/nothing")
     assert answer.status == 404
     assert answer.error == {
-        "message": "Invalid URL (GET /v1/nothing)",
+        "message": "Invalid URL (GET /v1/nothing); this server has /v1/things",
         "type": "invalid_request_error",
         "param": None,
         "code": "unknown_url",

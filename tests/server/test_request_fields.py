@@ -116,6 +116,25 @@ def test_a_refused_field_is_not_suggested() -> None:
     assert closest_field(None, ["function"]) is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "m", "num_predict": 5}, "num_predict: unknown key; did you mean max_tokens?"),
+        (
+            {"model": "m", "num_ctx": 5},
+            "num_ctx: unknown key; it is set when the server starts: tokenizer.model_max_length",
+        ),
+        ({"model": "m", "surprise": 5}, "surprise: unknown key"),
+        ({}, "model: Field required: an id from /v1/models"),
+    ],
+)
+def test_a_key_of_another_server_leads_to_that_of_this_one(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate({"messages": USER, **fields})
+    errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    assert validation_error(errors, ChatBody).message == message
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_a_refused_field_names_itself_and_null_is_accepted(path: str) -> None:
     body, minimal = BODIES[path]

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from llmctl.synonyms import find_synonym, names_of
+
 REFUSED = "unsupported_parameter"  # the type of the error, and OpenAI's code for it
 Kind = Literal["honoured", "no effect", "refused"]
 _KINDS = get_args(Kind)
@@ -101,7 +103,10 @@ def closest_field(body: type[Body] | None, loc: Sequence[int | str]) -> str | No
         if fields:  # other parts are positions in lists, and pydantic's labels of the types in a union
             bodies = [inner for field in fields for inner in _bodies_in(field.annotation)]
     names = [name for one in bodies for name, field in _by_name(one).items() if _kind(field)[0] == "honoured"]
-    return next(iter(get_close_matches(str(loc[-1]), names, n=1)), None)
+    synonym = find_synonym(str(loc[-1]))
+    key = synonym.key if synonym is not None and synonym.value is None else ""
+    same = [name for name in (key.rpartition(".")[2], *names_of(key)) if name in names]
+    return next(iter(same or get_close_matches(str(loc[-1]), names, n=1)), None)
 
 
 def _by_name(body: type[Body]) -> dict[str, FieldInfo]:

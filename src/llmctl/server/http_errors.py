@@ -6,11 +6,12 @@ Shape and types: https://platform.openai.com/docs/guides/error-codes. The `opena
 exception by the status.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ConfigError, LlmctlError, MachineError, UserError
 from llmctl.server.fields import REFUSED, Body, closest_field
+from llmctl.synonyms import find_synonym
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MAX_MESSAGE_LENGTH = 2000
 _MAX_PROBLEMS = 5
 _MAX_KEY_LENGTH = 100
+_SERVER_SECTIONS = ("model", "load", "tokenizer", "quantization", "draft")
 _UNKNOWN = "extra_forbidden"  # pydantic's type of error for a key without a field
 _CODES = {_UNKNOWN: "unknown_parameter", REFUSED: REFUSED}  # OpenAI's
 
@@ -110,10 +112,17 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: type[Body] | Non
 
 
 def _message(error: Mapping[str, Any], body: type[Body] | None) -> str:
+    if error["type"] == "missing" and error["loc"][-1:] == ("model",):
+        return f"{error['msg']}: an id from /v1/models"
     if error["type"] != _UNKNOWN:
         return str(error["msg"]).removeprefix("Value error, ")
-    close = closest_field(body, error["loc"][1:])
-    return f"unknown key; did you mean {close}?" if close else "unknown key"
+    if close := closest_field(body, error["loc"][1:]):
+        return f"unknown key; did you mean {close}?"
+    synonym = find_synonym(str(error["loc"][-1]))
+    is_of_server = synonym is not None and synonym.key.partition(".")[0] in _SERVER_SECTIONS
+    return (
+        f"unknown key; it is set when the server starts: {synonym.key}" if synonym and is_of_server else "unknown key"
+    )
 
 
 def _param(error: Mapping[str, Any]) -> str:
@@ -143,7 +152,8 @@ def add_error_handlers(app: "FastAPI") -> None:
         return respond(validation_error(error.errors(), request.scope["route"].endpoint.__annotations__.get("body")))
 
     async def http_exception(request: Request, error: Any) -> Response:
-        return respond(_from_http_exception(error, request.method, request.url.path))
+        paths = {getattr(route, "path", "") for route in request.app.routes}
+        return respond(_from_http_exception(error, request.method, request.url.path, paths))
 
     async def other_error(request: Request, error: Exception) -> Response:
         return respond(to_request_error(error))
@@ -155,10 +165,12 @@ def add_error_handlers(app: "FastAPI") -> None:
     app.add_exception_handler(Exception, other_error)  # the guard around the app logs it
 
 
-def _from_http_exception(error: "HTTPException", method: str, path: str) -> RequestError:
+def _from_http_exception(error: "HTTPException", method: str, path: str, paths: Iterable[str]) -> RequestError:
     status, detail, headers = error.status_code, str(error.detail), error.headers
     if status == 404 and detail == "Not Found":
-        return RequestError(f"Invalid URL ({method} {path})", status=404, code="unknown_url", headers=headers)
+        known = ", ".join(sorted(one for one in paths if one.startswith("/v1/") and "{" not in one))
+        message = f"Invalid URL ({method} {path}); this server has {known}"
+        return RequestError(message, status=404, code="unknown_url", headers=headers)
     if status == 405:
         return RequestError(
             f"Not allowed to {method} on {path}", status=405, code="method_not_supported", headers=headers
