@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 IMAGE = Path(__file__).resolve().parent / "images" / "run.svg"
+HOME = IMAGE.parents[2] / ".demo"  # the small model of the tests, and no model that a user has chosen
 COLUMNS = 112
 RUNS = (
     ["generate", "--prompt", "What is the capital of France?"],
@@ -47,7 +48,8 @@ PAGE = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:
 def shown_by(arguments: list[str]) -> str:
     """What `llmctl ARGUMENTS` leaves on a terminal, with its colours."""
     program = str(Path(sys.executable).with_name("llmctl"))
-    environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLMCTL_", "HF_"))}
+    environment |= {"TERM": "xterm-256color", "HF_HUB_OFFLINE": "1", "HF_HOME": str(HOME), "LLMCTL_HOME": str(HOME)}
     raw, status = pexpect.run(
         f"{program} {' '.join(quoted(argument) for argument in arguments)}",
         withexitstatus=True,

@@ -1,7 +1,6 @@
 """The library in Python: settings as keyword arguments, lists of prompts, conversations, async variants, closing."""
 
 import asyncio
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import llmctl
 from llmctl.generation.pieces import TextDelta
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "python-api.md"
 PROMPT = "the capital of france is"
 
 
@@ -122,18 +120,3 @@ def test_a_closed_model_frees_its_weights_and_says_so(tiny_folder: Path) -> None
     assert weights() is None
     with pytest.raises(llmctl.UserError, match="closed"):
         model.generate(PROMPT)
-
-
-def test_the_examples_of_the_page_run(smollm: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    load = llmctl.load
-
-    def offline(_: str, **sections: Any) -> llmctl.Model:
-        return load(smollm, **sections)
-
-    monkeypatch.setattr(llmctl, "load", offline, raising=False)
-    names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        exec(compile(block, str(PAGE), "exec"), names)
-    out = capsys.readouterr().out
-    assert "Paris" in out
-    assert "Rome" in out

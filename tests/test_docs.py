@@ -1,8 +1,8 @@
 """The documentation says what the code does: generated pages are current, command lines parse, links lead somewhere."""
 
 import importlib.util
+import json
 import re
-import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,20 +10,34 @@ from typing import Any
 import pytest
 import typer
 
+from llmctl.cli._chat_commands import COMMANDS as CHAT_COMMANDS
+from llmctl.cli._command import flags_of
+from llmctl.cli._options import Options
+from llmctl.cli._render import Output
 from llmctl.cli.main import COMMANDS, app, typer_command
 from llmctl.config.layers import read_only_file
 from llmctl.errors import ConfigError
+from support.pages import CONFIGS, PAGES, ROOT, blocks, commands, llmctl_calls, shell_lines, without_blocks
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-PAGES = sorted(
-    [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + list((ROOT / "docs").rglob("*.md"))
-)
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(llmctl [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-# what a shell takes before or after a command
-_BEFORE, _AFTER = re.compile(r"^.*?(?=\bllmctl )"), {"|", ">", "<", "&&", ">>", "2>"}
+# Other programs than llmctl in the shell blocks
+_PROGRAMS = {
+    "cat",
+    "chmod",
+    "cmake",
+    "echo",
+    "jq",
+    "ls",
+    "make",
+    "ninja",
+    "pip",
+    "printf",
+    "python",
+    "python3",
+    "qemu-aarch64",
+    "ray",
+}
 
 
 def generator() -> ModuleType:
@@ -36,33 +50,16 @@ def generator() -> ModuleType:
     return module
 
 
-def shell_lines(page: Path) -> list[str]:
-    """The lines of a page's shell examples, and of a configuration's header, that call llmctl."""
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".yaml":
-        return [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   llmctl ")]
-    blocks = [body for language, body in _FENCE.findall(text) if language == "sh"]
-    fenced = [line.strip() for block in blocks for line in block.splitlines()]
-    return [line for line in fenced if re.search(r"(^|[|&] |[A-Z_]+=\S+ )llmctl ", line)]
-
-
 def mentions(page: Path) -> list[str]:
     """The commands that the running text names, as in `llmctl use MODEL`."""
-    return _INLINE.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
-
-
-def words_of(line: str) -> list[str]:
-    """The arguments of the llmctl call inside a line of shell."""
-    words = shlex.split(_BEFORE.sub("", line), comments=True)
-    end = next((place for place, word in enumerate(words) if word in _AFTER), len(words))
-    assert words[0] == "llmctl"
-    return words[1:end]
+    return _INLINE.findall(without_blocks(page))
 
 
 def parse(words: list[str]) -> str:
     """Parse arguments as the command line would, without running anything. Returns the command's name.
 
-    Raises Typer's own error for a command, an option or a value that does not exist.
+    Raises Typer's own error for a command, an option or a value that does not exist, and llmctl's for a value that the
+    schema refuses, or for flags that exclude each other.
     """
     root: Any = typer.main.get_command(app)
     if words[0].startswith("-"):
@@ -79,7 +76,13 @@ def parse(words: list[str]) -> str:
         name, command, rest = f"{name} {rest[0]}", inner[rest[0]], rest[1:]
     if {"-h", "--help"} & set(rest):
         return name
-    command.make_context(name, list(rest))
+    values = command.make_context(name, list(rest)).params
+    options = Options(Output(), flags_of(command), values)
+    options.check_combinations()
+    file = values.get("config")
+    if isinstance(file, Path) and not file.is_absolute():
+        values["config"] = ROOT / file if (ROOT / file).is_file() else None
+    options.settings()
     return name
 
 
@@ -114,8 +117,11 @@ def test_every_key_and_every_command_has_its_place_in_the_reference() -> None:
 def test_every_command_line_parses(page: Path) -> None:
     wrong = []
     for line in shell_lines(page):
+        unknown = {words[0] for words in commands(line) if words} - _PROGRAMS - {"llmctl"}
+        wrong += [f"{line}: {name}" for name in unknown if not name.startswith(".venv")]
         try:
-            parse(words_of(line))
+            for words in llmctl_calls(line):
+                parse(words)
         except Exception as error:  # noqa: BLE001 (Typer's errors are private; all of them mean the same here)
             wrong.append(f"{line}: {error}")
     assert wrong == []
@@ -123,7 +129,7 @@ def test_every_command_line_parses(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
 def test_commands_named_in_the_text_exist(page: Path) -> None:
-    wrong = [text for text in mentions(page) if not _is_named_right(words_of(text))]
+    wrong = [text for text in mentions(page) if not all(map(_is_named_right, llmctl_calls(text)))]
     assert wrong == []
 
 
@@ -156,11 +162,16 @@ def test_there_are_command_lines_to_check() -> None:
         "llmctl config shw",
         "llmctl generate --num-return zero",
         "llmctl config validate",
+        "cat x | llmctl generate --quant 5bit > y",
+        'ls "$(llmctl models pth Qwen/Qwen3-4B)"',
+        "llmctl generate --set generation.temperatur=1 --prompt hello",
+        "llmctl generate --prompt-template '{text}' --prompt hello",
     ],
 )
 def test_a_wrong_command_line_does_not_parse(line: str) -> None:
-    with pytest.raises(Exception, match=r"[Nn]o such|no command|a valid integer|Missing"):
-        parse(words_of(line))
+    [words] = llmctl_calls(line)
+    with pytest.raises(Exception, match=r"[Nn]o such|no command|a valid integer|Missing|must be|unknown key|only with"):
+        parse(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
@@ -171,15 +182,27 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 
 def test_yaml_examples_are_valid_configurations(tmp_path: Path) -> None:
-    found = 0
-    for page in PAGES:
-        for language, body in _FENCE.findall(page.read_text(encoding="utf-8")):
-            if language == "yaml":
-                file = tmp_path / f"{found}.yaml"
-                file.write_text(body, encoding="utf-8")
-                read_only_file(file)
-                found += 1
-    assert found >= 2
+    examples = [block for page in PAGES for block in blocks(page, "yaml")]
+    for number, block in enumerate(examples):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block.text, encoding="utf-8")
+        read_only_file(file)
+    assert len(examples) >= 10
+
+
+def test_json_examples_are_json() -> None:
+    examples = [json.loads(block.text) for page in PAGES for block in blocks(page, "json")]
+    assert len(examples) >= 5
+
+
+def test_every_block_has_a_language_that_is_checked() -> None:
+    wrong = [
+        f"{label(page)}:{block.line}: {block.language}"
+        for page in PAGES
+        for block in blocks(page)
+        if block.language not in ("sh", "python", "yaml", "json", "text")
+    ]
+    assert wrong == []
 
 
 def test_the_error_in_the_readme_equals_the_printed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,13 +218,25 @@ def test_python_examples_use_names_that_exist() -> None:
     import llmctl
 
     used = set()
-    for page in PAGES:
-        for language, body in _FENCE.findall(page.read_text(encoding="utf-8")):
-            if language == "python":
-                compile(body, str(page), "exec")
-                used |= set(re.findall(r"llmctl\.(\w+)", body))
+    for block in (block for page in PAGES for block in blocks(page, "python")):
+        compile(block.text, str(block.page), "exec")
+        used |= set(re.findall(r"llmctl\.(\w+)", block.text))
     assert used
     assert used <= set(llmctl.__all__)
+
+
+def test_the_table_of_chat_has_every_command() -> None:
+    page = (ROOT / "docs" / "how-to" / "chat.md").read_text(encoding="utf-8")
+    rows = "".join(re.findall(r"^\| (`/.*?) \|", page, re.MULTILINE))
+    named = set(re.findall(r"/\w+(?: \[?[A-Z]+\]?(?: VALUE)?)?", rows)) - {"/bye", "/quit"}
+    assert named == {f"{name} {entry.arguments}".strip() for name, entry in CHAT_COMMANDS.items()}
+
+
+def test_no_page_advises_a_structure_without_an_end() -> None:
+    flags = re.compile(r"--(?:regex|grammar) (?:'([^']*)'|\"([^\"]*)\"|(\S+))")
+    values = [value for page in PAGES for found in flags.findall(page.read_text(encoding="utf-8")) for value in found]
+    assert [value for value in values if re.search(r"[])\w.][+*]", value)] == []
+    assert len(list(filter(None, values))) >= 2
 
 
 def test_the_picture_shows_an_answer_and_no_path_of_the_machine_it_was_made_on() -> None:
@@ -210,3 +245,6 @@ def test_the_picture_shows_an_answer_and_no_path_of_the_machine_it_was_made_on()
     text = "".join(re.findall(r">([^<]*)</text>", svg)).replace("&#160;", " ")
     assert not re.search(r"(^|\s)/(home|tmp|root|work|Users|usr)\b", text)
     assert "http" not in svg.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "quantization         llmctl 4-bit (asked for" in text, "run: python docs/picture.py"
+    assert "requested" in text
+    assert "bitsandbytes" not in text

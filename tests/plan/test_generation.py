@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llmctl.config import read_settings, settings_from_mapping
+from llmctl.config.layers import superseded_sampling
 from llmctl.errors import UserError
 from llmctl.model.generation_config import check_generation_defaults
 from llmctl.plan.decision import GenerationChoice
@@ -71,6 +72,7 @@ def test_greedy_beside_a_key_that_only_sampling_uses_is_refused(key: str) -> Non
         ("temperature: 0.7\n  top_p: 0.9", "do_sample=false", False),
         ("do_sample: false", "temperature=0.7", True),
         ("do_sample: true", "temperature=0", False),
+        ("temperature: 0", "do_sample=true", True),
     ],
 )
 def test_a_later_layer_decides_between_sampling_and_greedy(
@@ -80,6 +82,10 @@ def test_a_later_layer_decides_between_sampling_and_greedy(
     file.write_text(f"generation:\n  {lower}\n")
     settings = read_settings(config=file, assignments=[f"generation.{upper}"], environ={}, folder=tmp_path)
     assert decide_generation(settings.config, LLAMA3_8B).arguments["do_sample"] is samples
+
+
+def test_a_later_do_sample_keeps_an_earlier_temperature_that_samples() -> None:
+    assert superseded_sampling({"do_sample": True}, {"temperature": 0.7}) == set()
 
 
 def test_an_empty_list_of_stop_strings_turns_off_those_of_the_model() -> None:

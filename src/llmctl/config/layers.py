@@ -33,6 +33,8 @@ RESERVED_VARIABLES = frozenset(
     {"LLMCTL_HOME", "LLMCTL_PLAIN_IMPORTS", "LLMCTL_KERNELS_ISA", "LLMCTL_KERNELS_LIBRARY", "LLMCTL_API_KEY"}
 )
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # keys that turn sampling on
+# A smaller temperature could make logits infinite, and the most likely token has all the probability anyway.
+GREEDY_BELOW = 1e-6
 _FILE_KEYS = ("chat.template", "structure.json_schema", "structure.grammar")  # relative to the configuration file
 _SHORT_VARIABLES = {"LLMCTL_MODEL": "model.id"}
 
@@ -145,8 +147,7 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
             merged.pop("model.adapters", None)
         if any(key.startswith("structure.") for key in layer):
             merged = {key: entry for key, entry in merged.items() if not key.startswith("structure.")}
-        sampling = {k.rpartition(".")[2]: entry.value for k, entry in layer.items() if k.startswith("generation.")}
-        for name in superseded_sampling(sampling):
+        for name in superseded_sampling(_generation(layer), _generation(merged)):
             merged.pop(f"generation.{name}", None)
         merged |= layer
     if problems:
@@ -154,14 +155,24 @@ def join(layers: Sequence[Layer], problems: list[Problem]) -> Settings:
     return Settings(Config.model_validate(_nest(merged)), {key: entry.where for key, entry in merged.items()})
 
 
-def superseded_sampling(later: Mapping[str, Any]) -> set[str]:
+def superseded_sampling(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> set[str]:
     """Return the keys of `generation` that those of a later layer or request supersede.
 
-    A later temperature supersedes an earlier `do_sample`, and a later `do_sample: false` an earlier temperature.
+    A later sampling key supersedes an earlier `do_sample: false`, a later `do_sample: false` the earlier sampling keys,
+    and a later `do_sample: true` an earlier temperature that means greedy.
     """
     if later.get("do_sample") is False:
         return set(SAMPLING_KEYS)
-    return {"do_sample"} if any(later.get(name) is not None for name in SAMPLING_KEYS) else set()
+    superseded = {"do_sample"} if any(later.get(name) is not None for name in SAMPLING_KEYS) else set()
+    temperature = earlier.get("temperature")
+    if later.get("do_sample") and isinstance(temperature, int | float) and temperature < GREEDY_BELOW:
+        superseded.add("temperature")
+    return superseded
+
+
+def _generation(layer: Layer) -> dict[str, Any]:
+    """Return the values of the section `generation` in a layer."""
+    return {k.rpartition(".")[2]: entry.value for k, entry in layer.items() if k.startswith("generation.")}
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:

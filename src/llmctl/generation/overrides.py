@@ -45,7 +45,7 @@ def with_generation(
     """
     plan, config = loaded.plan, loaded.config
     values = renamed("generation", values)
-    superseded = superseded_sampling(values)
+    superseded = superseded_sampling(values, config.generation.model_dump())
     sections: dict[str, Any] = {"generation": _changed(config.generation, "generation", values, without=superseded)}
     if structure is not None:
         sections["structure"] = _validated(StructureSection, "structure", structure)

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmctl.config import Config
-from llmctl.config.layers import SAMPLING_KEYS
+from llmctl.config.layers import GREEDY_BELOW, SAMPLING_KEYS
 from llmctl.errors import UserError
 from llmctl.model.generation_config import GenerationDefaults, LeftOut
 from llmctl.model.generation_fields import FIELDS
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import GenerationChoice, shortened
 
-# A smaller temperature could make logits infinite, and the most likely token has all the probability anyway.
-GREEDY_BELOW = 1e-6
 # Settings of a model that could break an answer with a structure; a user's own are refused.
 UNSTRUCTURED = frozenset({"stop_strings", "no_repeat_ngram_size", "min_new_tokens", "min_length"})
 # transformers' defaults, explicit so that a run can be repeated with another version

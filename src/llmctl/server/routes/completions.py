@@ -78,7 +78,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     @app.post("/v1/completions", response_model=None)
     async def completions(request: Request, body: CompletionBody) -> Response:
         registry.check_model(body.model)
-        submission = await asyncio.to_thread(_submission, registry, body)
+        submission = await asyncio.to_thread(prepare_text, registry, body)
         echoes = await _echoes(registry, body, submission) if body.echo else None
         writer = _TextWriter(registry, body, echoes)
         if body.max_tokens == 0:
@@ -87,7 +87,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
         return await answer(request, registry, body, submission, writer)
 
 
-def _submission(registry: "ModelRegistry", body: CompletionBody) -> Submission:
+def prepare_text(registry: "ModelRegistry", body: CompletionBody) -> Submission:
     """Return `n` requests for each prompt, in order."""
     if len(body.prompts) * (body.n or 1) > registry.worker.max_queue:
         raise RequestError(f"at most {registry.worker.max_queue} answers can be queued", param="prompt")
