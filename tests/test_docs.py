@@ -23,6 +23,7 @@ _INLINE = re.compile(r"`(llmctl [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Other programs than llmctl in the shell blocks
 _PROGRAMS = {
+    ".",
     "cat",
     "chmod",
     "cmake",
