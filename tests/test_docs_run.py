@@ -85,14 +85,14 @@ def exemption(line: str) -> str | None:
 def pages_with_commands() -> list[Any]:
     """Return each page with the commands of it that run.
 
-    A command that loads a model runs if it has a flag, a local model or a pipe that no earlier one has.
+    A command that loads a model runs if it has a flag or a local model that no earlier one has, or writes a file.
     """
     seen: set[Any] = set()
     rows = []
     for page in GUIDES:
         lines = []
         for line in shell_lines(page):
-            if exemption(line) is None and (not LOADS.search(line) or features(line) - seen):
+            if exemption(line) is None and (not LOADS.search(line) or ">" in line or features(line) - seen):
                 lines.append(line)
                 seen |= features(line)
         if lines:
