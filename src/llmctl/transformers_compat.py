@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 # First release that quantises a KV cache in fp8 (cache_utils.py).
 FP8_CACHE_SINCE = (5, 21)
@@ -107,15 +107,44 @@ def knows_architecture(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def causal_model_class(model_type: str) -> Any:
-    """Return the class that generates text for a model type, or None."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
+class TextModelClass(NamedTuple):
+    """The class that generates text for a model type.
 
-    config_class = type(AutoConfig.for_model(model_type))
-    if config_class not in CLASSES:
+    Attributes:
+        model_class: The class.
+        is_composite: True if transformers' auto class for images and text chooses it, so that it may have towers.
+    """
+
+    model_class: Any
+    is_composite: bool
+
+
+def text_model_class(model_type: str) -> TextModelClass | None:
+    """Return the class that generates text for a model type, or None.
+
+    For a composite type that is the language model alone if transformers leaves the towers out of it by itself
+    (Qwen3.5), and otherwise the composite class.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    config_class = CONFIG_MAPPING[model_type]
+    causal = _class_in(MODEL_FOR_CAUSAL_LM_MAPPING, config_class)
+    composite = _class_in(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, config_class)
+    ignored = getattr(causal, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if composite is None or any("visual" in pattern or "vision" in pattern for pattern in ignored):
+        return None if causal is None else TextModelClass(causal, is_composite=False)
+    return TextModelClass(composite, is_composite=True)
+
+
+def _class_in(mapping: Any, config_class: Any) -> Any:
+    try:
+        model_class = mapping[config_class]
+    except (KeyError, ValueError, AttributeError):  # AttributeError: a class that transformers names but does not have
         return None
-    model_class = CLASSES[config_class]
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
@@ -172,8 +201,18 @@ def attention_of(config: Any) -> str:
 
 
 def set_attention(config: Any, implementation: str) -> None:
-    """Select the attention implementation."""
-    config._attn_implementation = implementation
+    """Select the attention implementation of a model, and of the language model in a composite one.
+
+    Towers keep transformers' default, because some of them lack the implementation (the audio tower of Gemma 4).
+    """
+    text = config.get_text_config(decoder=True)
+    if text is config or not any(getattr(config, name, None) is text for name in config.sub_configs):
+        config._attn_implementation = implementation
+        return
+    config._attn_implementation = {
+        "": implementation,
+        **{name: implementation if getattr(config, name, None) is text else None for name in config.sub_configs},
+    }
 
 
 def use_default_experts(config: Any) -> None:
@@ -296,6 +335,15 @@ def tied_weights(model: Any) -> Mapping[str, str]:
     """Return the tied weights of a model: the name of each, and the name of the one it shares."""
     tied: Mapping[str, str] = model.all_tied_weights_keys
     return tied
+
+
+def forget_tied_weights(model: Any, *, under: tuple[str, ...]) -> None:
+    """Remove the ties of weights in modules that no longer exist."""
+    tied = tied_weights(model)
+    inside = tuple(f"{name}." for name in under)
+    model.all_tied_weights_keys = {
+        name: source for name, source in tied.items() if not name.startswith(inside) and not source.startswith(inside)
+    }
 
 
 def gate_experts(experts: Any, gate_up: Any) -> Any:

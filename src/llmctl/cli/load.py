@@ -80,6 +80,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "eos_token_ids": list(loaded.eos_token_ids),
             "decisions": [asdict(decision) for decision in plan.decisions],
             "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
+            "left_out": dict(plan.left_out),
         },
         "measured": asdict(loaded.measured),
         "adapters": adapter_documents(loaded),

@@ -17,6 +17,7 @@ from llmctl.units import format_bytes, format_count
 if TYPE_CHECKING:
     from llmctl.config import Settings
     from llmctl.machine.detection import Machine
+    from llmctl.model.info import ModelInfo
     from llmctl.model.resolve import ModelPreview
     from llmctl.plan.survey import Variant
 
@@ -157,6 +158,7 @@ def _show_model(output: Output, preview: "ModelPreview") -> None:
         ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
         ("parameters", format_count(info.parameters)),
         ("weights", stored),
+        *([("left out", _left_out_text(info))] if info.towers else []),
         ("download", _download_text(preview)),
     ]
     for adapter in preview.adapters:
@@ -166,6 +168,10 @@ def _show_model(output: Output, preview: "ModelPreview") -> None:
         rows.append(("draft", f"{draft.source}: {format_count(draft.parameters)}; counted in the totals"))
     output.heading(info.source)
     output.pairs(rows)
+
+
+def _left_out_text(info: "ModelInfo") -> str:
+    return f"{', '.join(info.towers)}: {format_bytes(sum(info.towers.values()))}; not counted in the totals"
 
 
 def _download_text(preview: "ModelPreview") -> str:
@@ -307,6 +313,7 @@ def _model_document(preview: "ModelPreview") -> dict[str, Any]:
             "architecture": info.architecture,
             "parameters": info.parameters,
             "bytes_by_dtype": dict(dtype_bytes(info.tensors)),
+            "left_out": dict(info.towers),
             "context_length": info.context_length,
             "download_bytes": preview.download_bytes,
         },

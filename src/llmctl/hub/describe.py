@@ -13,6 +13,7 @@ from llmctl.hub.selection import needed, no_weights
 from llmctl.model import generation_config
 from llmctl.model.checkpoint import parse_header
 from llmctl.model.info import ModelInfo, check_bounds, check_kernels
+from llmctl.model.towers import split_towers
 
 _JSON_LIMIT = 50_000_000
 _HEADER_LIMIT = 100_000_000
@@ -92,11 +93,13 @@ def _model_info(listing: Listing) -> ModelInfo:
     tokenizer = _json(listing, "tokenizer_config.json") or {}
     files = [f for f in listing.files if f.path.endswith(".safetensors")]
     wanted = set(needed([f.path for f in listing.files]))
-    tensors = [tensor for f in files if f.path in wanted for tensor in _header(listing, f)]
+    headers = [tensor for f in files if f.path in wanted for tensor in _header(listing, f)]
+    tensors, left_out = split_towers(config, headers)
     return ModelInfo(
         source=listing.repo_id,
         config=config,
-        tensors=tuple(tensors),
+        tensors=tensors,
+        left_out=left_out,
         commit=listing.commit,
         generation=generation_config.parse_generation_defaults(_generation_config(listing), config),
         has_chat_template=listing.find("chat_template.jinja") is not None

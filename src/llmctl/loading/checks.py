@@ -1,6 +1,6 @@
 """Checks before and after weights are read: the architecture, its attention, and the weights themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -9,6 +9,7 @@ from llmctl import transformers_compat as compat
 from llmctl.errors import ModelError, UserError
 from llmctl.loading.prepare import Prepared
 from llmctl.model.info import ModelInfo
+from llmctl.model.towers import tower_of
 from llmctl.plan import Decision, Plan
 from llmctl.quant import registry
 
@@ -28,12 +29,12 @@ def check_architecture(prepared: Prepared) -> Prepared:
         return prepared
     if trusted:
         return prepared
-    model_class = compat.causal_model_class(info.model_type)
-    if model_class is None:
+    chosen = compat.text_model_class(info.model_type)
+    if chosen is None:
         raise UserError(
             f"{info.source}: {info.model_type} is not a model that generates text", hint="choose another model"
         )
-    return replace(prepared, plan=_with_supported_attention(prepared, model_class))
+    return replace(prepared, plan=_with_supported_attention(prepared, chosen.model_class))
 
 
 def _unknown_architecture(info: ModelInfo) -> UserError:
@@ -61,20 +62,29 @@ def _with_supported_attention(prepared: Prepared, model_class: Any) -> Plan:
     return replace(plan.with_decision(decision), model_kwargs={**plan.model_kwargs, "attn_implementation": fallback})
 
 
-def check_keys(source: str, report: Mapping[str, Any]) -> None:
+def check_keys(info: ModelInfo, report: Mapping[str, Any]) -> None:
     """Refuse missing and unexpected weights, which transformers only warns about: the missing ones are random numbers.
+
+    The weights of towers that are left out are not unexpected.
 
     Raises:
         ModelError: the weights do not belong to the configuration.
     """
     for problem in ("missing", "mismatched", "unexpected"):
-        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{problem}_keys") or ())
+        names = (str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{problem}_keys") or ())
+        keys = sorted(
+            names if problem != "unexpected" or not info.left_out else _outside_towers(names, info.model_type)
+        )
         if keys:
             raise ModelError(
-                f"{source} has {len(keys)} {problem} weights, for example {', '.join(keys[:3])}",
+                f"{info.source} has {len(keys)} {problem} weights, for example {', '.join(keys[:3])}",
                 hint="the weights do not belong to this config.json, or are incomplete: download them again",
                 details={f"{problem}_keys": keys[:100]},
             )
+
+
+def _outside_towers(names: Iterable[str], model_type: str) -> Iterator[str]:
+    return (name for name in names if tower_of(name, model_type) is None)
 
 
 def check_finite(source: str, model: Any) -> None:

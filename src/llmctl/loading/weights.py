@@ -8,6 +8,7 @@ from typing import Any
 from llmctl import transformers_compat as compat
 from llmctl.errors import LlmctlError, MachineError, ModelError, first_line
 from llmctl.loading.checks import check_finite, check_keys
+from llmctl.loading.composite import model_loader, text_generator
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.quantized_cache import fill_cache, refill_cache
 from llmctl.plan import Plan
@@ -26,7 +27,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
         try:
             model = _load(prepared, plan.quantized_cache)
             cache.mark_used(plan.quantized_cache)
-            return prepared, model
+            return prepared, text_generator(model)
         except ModelError as error:  # whatever is wrong with an entry, the original is still available
             cache.remove(plan.quantized_cache)
             plan = refill_cache(plan, f"the cached weights are damaged: {error.message}")
@@ -35,7 +36,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
     if plan.fills_quantized_cache:
         plan = fill_cache(model, plan, prepared.config, prepared.info, prepared.machine)
         prepared = replace(prepared, plan=plan)
-    return prepared, model
+    return prepared, text_generator(model)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,14 +97,15 @@ def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:
 
     Only the weights are read from the quantised cache; the configuration is the model's own.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     plan = prepared.plan
     if plan.quantization is not None:
         plan.quantization.backend.import_package()
     arguments = _model_arguments(plan)
     quantization = arguments.pop("quantization_config") if cache_folder is not None else None
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loader = model_loader(prepared.info.model_type, trust_remote_code=bool(arguments["trust_remote_code"]))
+    model, report = loader.from_pretrained(
         str(cache_folder or prepared.resolved.folder),
         config=_read_config(prepared, quantization),
         generation_config=GenerationConfig(),  # the model's own is read and checked in model/generation_config.py
@@ -111,7 +113,7 @@ def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:
         output_loading_info=True,
         **arguments,
     )
-    check_keys(plan.source, report)
+    check_keys(prepared.info, report)
     if plan.stored_quantization is not None:
         plan.stored_quantization.backend.complete(model)
     return model
@@ -141,8 +143,8 @@ def _package_failure(plan: Plan, error: Exception) -> MachineError | None:
 
 
 def _model_arguments(plan: Plan) -> dict[str, Any]:
-    """Return the arguments of `AutoModelForCausalLM.from_pretrained`, with transformers' objects in them."""
-    arguments = dict(plan.model_kwargs)
+    """Return the arguments of `from_pretrained`, with transformers' objects; `_read_config` sets the attention."""
+    arguments = {name: value for name, value in plan.model_kwargs.items() if name != "attn_implementation"}
     if plan.quantization is not None and plan.quantizes:
         arguments["quantization_config"] = plan.quantization.backend.transformers_config(plan.quantization)
     return arguments

@@ -9,6 +9,7 @@ from typing import Any
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
+from llmctl.model.towers import split_towers, tower_bytes
 from llmctl.quant.backend import Quantization
 from llmctl.quant.checkpoint_formats import has_packed_weights
 from llmctl.quant.registry import stored_quantization
@@ -46,6 +47,16 @@ BOUNDS = {
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 # Ends of the names of classes that do not continue a text.
 _OTHER_HEADS = ("ForMaskedLM", "Classification", "QuestionAnswering", "ForCTC", "ForNextSentencePrediction")
+# Composite types that do not continue a text, by the reason. The classes of the first ones demand pixel values.
+_IMAGE_NEEDED = "a model that needs an image with every text"
+_NOT_FOR_TEXT = {
+    **dict.fromkeys(("blip", "blip-2", "instructblip", "instructblipvideo", "idefics"), _IMAGE_NEEDED),
+    "evolla": "a model that needs a protein with every text",
+    "pi0": "a model that controls robots",
+    "shieldgemma2": "a model that classifies images",
+    "diffusion_gemma": "a model that generates blocks of tokens by diffusion, not token by token",
+}
+_ENCODER_DECODERS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -59,8 +70,9 @@ class ModelInfo:
         commit: Commit on the Hub, or None for a plain folder.
         config: Content of config.json.
         generation: Generation settings in the model's files, checked.
-        tensors: All tensors of the checkpoint.
+        tensors: The tensors of the checkpoint that are loaded.
         has_chat_template: True if a chat template comes with the model.
+        left_out: The tensors that are not loaded: towers of a composite model, which text does not need.
     """
 
     source: str
@@ -70,6 +82,7 @@ class ModelInfo:
     commit: str | None = None
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_chat_template: bool = False
+    left_out: tuple[Tensor, ...] = ()
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -109,7 +122,7 @@ class ModelInfo:
 
     @property
     def parameters(self) -> int:
-        """The number of elements in the checkpoint; a packed weight counts as those that it holds, if that is known."""
+        """The number of elements that are loaded; a packed weight counts as those that it holds, if that is known."""
         stored = self.stored_quantization
         if stored is None:
             return sum(tensor.numel for tensor in self.tensors)
@@ -117,8 +130,13 @@ class ModelInfo:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of weights on disk."""
-        return sum(tensor.size_bytes for tensor in self.tensors)
+        """Bytes of weights on disk, towers included."""
+        return sum(tensor.size_bytes for tensor in (*self.tensors, *self.left_out))
+
+    @property
+    def towers(self) -> Mapping[str, int]:
+        """The bytes on disk of each tower that is not loaded, by its name in the checkpoint."""
+        return tower_bytes(self.config, self.left_out)
 
     @property
     def stored_dtype(self) -> str:
@@ -179,13 +197,15 @@ def read_model_info(folder: Path, *, source: str | None = None, commit: str | No
         raise ModelError(f"{folder / 'config.json'} is not a mapping")
     check_bounds(config, name=str(folder / "config.json"))
     check_kernels(config, name=str(folder / "config.json"))
+    tensors, left_out = split_towers(config, read_tensors(weight_files(folder)))
     info = ModelInfo(
         source=source or str(folder),
         folder=folder,
         commit=commit,
         config=config,
         generation=read_generation_defaults(folder, config),
-        tensors=read_tensors(weight_files(folder)),
+        tensors=tensors,
+        left_out=left_out,
         has_chat_template=_has_chat_template(folder),
     )
     check_layers(info)
@@ -196,12 +216,14 @@ def check_generates_text(info: ModelInfo) -> None:
     """Refuse a model that needs another input than text, or gives another output, before its weights are read.
 
     Raises:
-        ModelError: it has an encoder for its input, or a head that classifies or fills gaps.
+        ModelError: it has an encoder for its input, a head that classifies or fills gaps, or needs more than text.
     """
-    if info.config.get("is_encoder_decoder"):
+    if info.config.get("is_encoder_decoder") or info.model_type in _ENCODER_DECODERS:
         kind = "an encoder-decoder model, which needs an input for its encoder (text, speech or an image)"
     elif info.architecture.endswith(_OTHER_HEADS):
         kind = "a model that classifies, or fills gaps in a text"
+    elif info.model_type in _NOT_FOR_TEXT:
+        kind = _NOT_FOR_TEXT[info.model_type]
     else:
         return
     raise ModelError(

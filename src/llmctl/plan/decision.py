@@ -87,8 +87,8 @@ class Plan:
         folder: Folder to load from, or None if the files are not on this machine.
         commit: Commit on the Hub, or None.
         tokenizer_kwargs: Keyword arguments of `from_pretrained` of the tokenizer.
-        model_kwargs: Keyword arguments of `AutoModelForCausalLM.from_pretrained`, as plain values: the dtype by name,
-            `quantization_config` as the arguments of the backend's configuration.
+        model_kwargs: Keyword arguments of `from_pretrained`, as plain values: the dtype by name, `quantization_config`
+            as the arguments of the backend's configuration.
         generation_kwargs: Arguments of `GenerationConfig` without special tokens, which the tokenizer knows.
         generation: The generation settings with their origins, and what is left out of the model's own.
         environment: Environment variables to set before torch is imported.
@@ -102,6 +102,7 @@ class Plan:
         fills_quantized_cache: True to write the quantised weights to the cache.
         draft: Plan of the draft model, or None.
         kernels: Kernels that compute unquantised layers and attention: llmctl's own on a CPU, else torch's.
+        left_out: Bytes on disk of each tower of a composite model; towers are not loaded, so `memory` excludes them.
     """
 
     source: str
@@ -122,6 +123,7 @@ class Plan:
     fills_quantized_cache: bool = False
     draft: "Plan | None" = None
     kernels: Literal["llmctl", "torch"] = "torch"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_split(self) -> bool:

@@ -21,6 +21,7 @@ from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import as_decisions, decide_quantization
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import Quantization
+from llmctl.units import format_bytes
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -96,12 +97,13 @@ def _plan_model(request: PlanRequest) -> Plan:
         generation=generation,
         devices=devices,
         memory=replace(memory, weights=placement.weights),
-        decisions=(*loading, trust, *adapters, *_explain_use_fast(config), *generating),
+        decisions=(*loading, *_explain_left_out(info), trust, *adapters, *_explain_use_fast(config), *generating),
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, devices) | _stored_environment(quantization, devices),
         quantization=quantization,
         kernels=kernels,
+        left_out=info.towers,
     )
 
 
@@ -199,6 +201,14 @@ def _decide_trust(config: Config, info: ModelInfo) -> Decision:
     if info.has_remote_code:
         return Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
     return Decision("trust_remote_code", False, "asked for, but the model has no code of its own")
+
+
+def _explain_left_out(info: ModelInfo) -> list[Decision]:
+    """Return a decision that says which towers of a composite model are not loaded."""
+    if not info.towers:
+        return []
+    size = format_bytes(sum(info.towers.values()))
+    return [Decision("left_out", ", ".join(info.towers), f"{size} on disk: llmctl reads text, which does not need it")]
 
 
 def _tokenizer_kwargs(config: Config, *, trust_remote_code: bool) -> dict[str, Any]:

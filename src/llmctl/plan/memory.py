@@ -54,7 +54,7 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
         module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
         if not module.startswith((prefix, "lm_head")):
             module = prefix + module
-        if module == "lm_head" and has_tied_head(info):
+        if module.rpartition(".")[2] == "lm_head" and has_tied_head(info):
             continue
         size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=has_tied_head(info))
         sizes[module] = sizes.get(module, 0) + size
@@ -76,7 +76,7 @@ def has_tied_head(info: ModelInfo) -> bool:
     """Return True if the output head shares the weights of the embedding."""
     named = info.config.get("tie_word_embeddings", info.text_config.get("tie_word_embeddings"))
     if named is None:
-        return not any(tensor.name == "lm_head.weight" for tensor in info.tensors)
+        return not any(tensor.name.endswith("lm_head.weight") for tensor in info.tensors)
     return bool(named)
 
 

@@ -82,7 +82,7 @@ class DraftRecord(_Record):
         commit: Commit on the Hub, or None.
         folder: Folder that was loaded.
         files: Every file that is read for loading.
-        model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
+        model_kwargs: Arguments of `from_pretrained`.
     """
 
     source: Text
@@ -124,7 +124,7 @@ class Manifest(_Record):
         config: The user's configuration, without defaults.
         seed: Seed of the first answer; each further answer adds 1. None if each answer has its own.
         deterministic: True if torch used deterministic algorithms where available.
-        model_kwargs: Arguments of `AutoModelForCausalLM.from_pretrained`.
+        model_kwargs: Arguments of `from_pretrained`.
         tokenizer_kwargs: Arguments of `from_pretrained` of the tokenizer.
         generation_kwargs: Arguments of `GenerationConfig`, end tokens and stop strings included.
         environment: Environment variables that were set for the libraries.

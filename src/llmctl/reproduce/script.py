@@ -15,7 +15,7 @@ from llmctl.model.mistral_pattern import RIGHT
 from llmctl.model.tokenizer_file import end_arguments, is_read_from_file, read_settings
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
-from llmctl.transformers_compat import sanitising_arguments
+from llmctl.transformers_compat import knows_architecture, sanitising_arguments, text_model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +39,7 @@ def transformers_script(prepared: Prepared, *, prompt: str = EXAMPLE_PROMPT) -> 
     parts = [
         _head(prepared),
         *_load_tokenizer(prompt_model),
-        "\n".join(
-            [*([_ROUNDING] if plan.kernels == "llmctl" else []), *_load_model("model", plan, _where(prepared)), ""]
-        ),
+        "\n".join([*([_ROUNDING] if plan.kernels == "llmctl" else []), *_load_model("model", prepared), ""]),
         *([_load_adapters(prepared)] if prepared.adapters else []),
         *([_load_draft(prepared, draft)] if draft else []),
         _prompt(tokenizer, config, prompt, templated=templated),
@@ -60,7 +58,8 @@ def _head(prepared: Prepared) -> str:
     lines = [f"# The same as llmctl does for {plan.source}, with plain transformers.", "import os"]
     lines += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in sorted(plan.environment.items())]
     tokenizers = {_tokenizer_class(one) for one in (prepared, draft) if one is not None}
-    names = ["AutoModelForCausalLM", *sorted(tokenizers), "GenerationConfig", "set_seed"]
+    loaders = {_model_loader(one) for one in (prepared, draft) if one is not None}
+    names = [*sorted(loaders), *sorted(tokenizers), "GenerationConfig", "set_seed"]
     quantization = _quantization_lines(plan)
     names[2:2] = quantization.classes
     if "compile_config" in plan.generation_kwargs:
@@ -121,7 +120,7 @@ def _load_adapters(prepared: Prepared) -> str:
 
 def _load_draft(prepared: Prepared, draft: Prepared) -> str:
     """Return the lines that load the draft model."""
-    lines = _load_model("draft", draft.plan, _where(draft))
+    lines = _load_model("draft", draft)
     for name in ("num_assistant_tokens", "assistant_confidence_threshold"):
         value = getattr(prepared.config.draft, name)
         value = draft.info.generation.values.get(name) if value is None else value
@@ -135,10 +134,18 @@ def _quantization_lines(plan: Plan) -> ScriptLines:
     return quantization.backend.script(quantization) if quantization is not None else ScriptLines()
 
 
-def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
+def _model_loader(prepared: Prepared) -> str:
+    """Return transformers' auto class for the model: for images and text if it is composite."""
+    model_type = prepared.info.model_type
+    chosen = text_model_class(model_type) if knows_architecture(model_type) else None
+    return "AutoModelForImageTextToText" if chosen is not None and chosen.is_composite else "AutoModelForCausalLM"
+
+
+def _load_model(variable: str, prepared: Prepared) -> list[str]:
+    plan, where = prepared.plan, _where(prepared)
     reasons = {decision.key: decision.reason for decision in plan.decisions}
     edits = _quantization_lines(plan).edits
-    lines = [f"{variable} = AutoModelForCausalLM.from_pretrained(\n    {where},"]
+    lines = [f"{variable} = {_model_loader(prepared)}.from_pretrained(\n    {where},"]
     if edits:
         lines = [
             f"config = AutoConfig.from_pretrained({where})",
@@ -150,6 +157,8 @@ def _load_model(variable: str, plan: Plan, where: str) -> list[str]:
     for name, value in plan.model_kwargs.items():
         if name == "quantization_config":
             shown = _quantization_lines(plan).config
+        elif name == "attn_implementation" and isinstance(prepared.info.config.get("text_config"), dict):
+            shown = repr({"": value, "text_config": value})  # some towers lack it
         else:
             shown = f"torch.{value}" if name == "dtype" else repr(value)
         reason = f"  # {reasons[name]}" if name in reasons else ""
