@@ -18,6 +18,9 @@ OperationKind = Literal[
     "route",
     "experts",
     "causal_conv",
+    "delta_rule",
+    "selective_scan",
+    "gated_norm",
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight"]
 Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity"]
@@ -31,6 +34,10 @@ DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
 
 def _sizes(*names: str) -> tuple[tuple[str, type[ctypes.c_int64]], ...]:
     return tuple((name, ctypes.c_int64) for name in names)
+
+
+def _floats(*names: str) -> tuple[tuple[str, type[ctypes.c_float]], ...]:
+    return tuple((name, ctypes.c_float) for name in names)
 
 
 def _pointers(*names: str) -> tuple[tuple[str, type[ctypes.c_void_p]], ...]:
@@ -48,16 +55,18 @@ class Operation(ctypes.Structure):
         *_sizes("norm_flavour", "activation"),
         *_sizes("heads", "kv_heads", "head_size", "layer", "window"),
         *_sizes("head_stride", "output_offset", "output_stride"),
-        *_sizes("state", "kernel_size"),
+        *_sizes("state", "kernel_size", "state_size"),
+        *_sizes("step", "step_offset", "step_stride"),
+        *_sizes("beta", "beta_offset", "beta_stride"),
         *_sizes("rope", "rotary_size"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
         *_pointers("weight"),
         *_sizes("weight_dtype"),
         *_pointers("scales", "bias"),
         *_sizes("bias_dtype"),
-        *_pointers("down_weight"),
-        ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
+        *_pointers("down_weight", "a_log", "step_bias", "skip"),
+        *_sizes("head_dtype"),
+        *_floats("epsilon", "scale", "step_low", "step_high"),
     )
 
 

@@ -143,7 +143,8 @@ def test_a_mask_is_recognised_by_what_it_hides() -> None:
 
 
 def test_a_mask_or_an_argument_that_is_not_understood_is_refused(tmp_path: Path) -> None:
-    loaded = llmctl.load(write_model(tmp_path / "model", dtype="float32"), **SETTINGS)
+    folder = write_model(tmp_path / "model", dtype="float32")
+    loaded = llmctl.load(folder, load={"dtype": "float32", "cpu_kernels": False})
     layout, attention = lay_out([Segment([5, 6], 0, [0])], page_tokens=16), loaded.model.model.layers[1].self_attn
     original = attention.forward
     for unknown in ({"attention_mask": torch.ones(1, 1, 2, 2, dtype=torch.bool)}, {"position_bias": torch.zeros(1)}):

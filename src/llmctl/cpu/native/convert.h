@@ -15,6 +15,8 @@
 
 #if !defined(__GNUC__)
 extern "C" double sqrt(double);
+extern "C" double exp(double);
+extern "C" double log1p(double);
 #endif
 
 namespace {
@@ -24,6 +26,22 @@ inline float square_root(float value) {
     return __builtin_sqrtf(value);
 #else
     return static_cast<float>(sqrt(static_cast<double>(value)));
+#endif
+}
+
+inline double natural_exp(double value) {
+#if defined(__GNUC__)
+    return __builtin_exp(value);
+#else
+    return exp(value);
+#endif
+}
+
+inline double natural_log1p(double value) {
+#if defined(__GNUC__)
+    return __builtin_log1p(value);
+#else
+    return log1p(value);
 #endif
 }
 

@@ -86,7 +86,7 @@ struct WeightToQuantize {
 struct Recurrence {
     Size tokens;
     bool begins;  // the state is taken as zeros
-    const void* input;
+    const void *input, *other, *step, *beta;
     void* output;
     void* state;
 };
@@ -105,6 +105,9 @@ enum OperationKind : Size {
     kRoute,
     kExperts,
     kCausalConv,  // a convolution over the tokens of each channel, with a state of kernel_size - 1 rows
+    kDeltaRule,   // the gated delta rule, with a state [heads][state_size][padded head_size] in float32
+    kSelectiveScan, // of Mamba 2, with the same state
+    kGatedNorm,
 };
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then multiplied by the weights
@@ -125,7 +128,9 @@ struct Operation {
     Size norm_flavour, activation;
     Size heads, kv_heads, head_size, layer, window; // window 0: none
     Size head_stride, output_offset, output_stride; // kPrepareHeads: elements from head to head; place in the output's rows
-    Size state, kernel_size;                        // of operations with a state: its number in the pass
+    Size state, kernel_size, state_size;            // of operations with a state: its number in the pass; elements of a key
+    Size step, step_offset, step_stride;            // kDeltaRule, kSelectiveScan: the steps [heads]
+    Size beta, beta_offset, beta_stride;            // kDeltaRule [heads]
     Size rope, rotary_size;                         // index of the RoPE in the pass; elements of a head that it rotates
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
@@ -134,7 +139,10 @@ struct Operation {
     const void* bias;                               // kAttention: float32 sinks
     Size bias_dtype;
     const void* down_weight;                        // kExperts: down_proj, likewise
+    const void *a_log, *step_bias, *skip;           // kDeltaRule, kSelectiveScan: parameters [heads]
+    Size head_dtype;                                // of these parameters
     float epsilon, scale;
+    float step_low, step_high;                      // kSelectiveScan: limits of a step
 };
 
 struct Isa {
@@ -157,6 +165,9 @@ struct Isa {
     void (*add_row)(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work);
     void (*embedding_row)(const Operation& op, int dtype, Size id, void* out, float* work);
     void (*causal_conv)(const Operation& op, int dtype, const Recurrence& sequence, Size begin, Size end, float* work);
+    void (*delta_rule)(const Operation& op, int dtype, const Recurrence& sequence, Size head, float* work);
+    void (*selective_scan)(const Operation& op, int dtype, const Recurrence& sequence, Size head, float* work);
+    void (*gated_norm_row)(const Operation& op, int dtype, const void* x, const void* gate, void* out, float* work);
 };
 
 // Scratch memory that one thread needs, in bytes.
@@ -175,6 +186,10 @@ inline Size attention_scratch(Size width, Size value_width) {
 constexpr Size kConvChannels = 256;   // channels in one piece of a convolution
 constexpr Size kRecurrentTokens = 16; // tokens of a recurrent operation that are converted to float32 together
 inline Size causal_conv_scratch(Size kernel_size) { return (2 * kernel_size + kRecurrentTokens + 1) * kConvChannels * 4; }
+
+inline Size recurrence_scratch(Size state_size, Size head_size) {
+    return (kRecurrentTokens * (2 * state_size + 3 * padded(head_size)) + 3 * padded(head_size)) * 4;
+}
 
 inline Size row_scratch(const Operation& op) {
     return (2 * op.n + op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;

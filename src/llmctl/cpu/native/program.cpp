@@ -66,7 +66,10 @@ struct Runner {
     Recurrence recurrence(const Operation& op, Size sequence, Size state_bytes) const {
         const Size first = pass.query_start[sequence], tokens = pass.query_start[sequence + 1] - first;
         char* state = static_cast<char*>(pass.states[op.state]) + pass.state_slots[sequence] * state_bytes;
-        return {tokens, tokens == pass.kv_length[sequence], input(op, first), output(op, first), state};
+        const char* step = buffer(op.step) + bytes(op.step_offset + first * op.step_stride);
+        const char* beta = buffer(op.beta) + bytes(op.beta_offset + first * op.beta_stride);
+        const bool begins = tokens == pass.kv_length[sequence];
+        return {tokens, begins, input(op, first), other(op, first), step, beta, output(op, first), state};
     }
 
     void causal_conv(const Operation& op) const {
@@ -77,6 +80,17 @@ struct Runner {
                 const Size channel = piece % blocks * kConvChannels;
                 const Size channel_end = channel + kConvChannels < op.n ? channel + kConvChannels : op.n;
                 isa->causal_conv(op, dtype, recurrence(op, piece / blocks, state_bytes), channel, channel_end, work);
+            }
+        });
+    }
+
+    void recur(const Operation& op) const {
+        const auto function = op.kind == kDeltaRule ? isa->delta_rule : isa->selective_scan;
+        const Size state_bytes = op.heads * op.state_size * padded(op.head_size) * 4;
+        parallel_for(pass.sequences * op.heads, 1, threads, [&](Size begin, Size end) {
+            float* work = static_cast<float*>(scratch(kWork, recurrence_scratch(op.state_size, op.head_size)));
+            for (Size piece = begin; piece < end; ++piece) {
+                function(op, dtype, recurrence(op, piece / op.heads, state_bytes), piece % op.heads, work);
             }
         });
     }
@@ -231,6 +245,15 @@ struct Runner {
                 break;
             case kCausalConv:
                 causal_conv(op);
+                break;
+            case kDeltaRule:
+            case kSelectiveScan:
+                recur(op);
+                break;
+            case kGatedNorm:
+                each_row(op, [&](Size row, float* work) {
+                    isa->gated_norm_row(op, dtype, input(op, row), other(op, row), output(op, row), work);
+                });
                 break;
             case kGatherLast:
                 for (Size s = 0; s < pass.sequences; ++s) {

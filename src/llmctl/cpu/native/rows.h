@@ -17,25 +17,26 @@ inline void round_to(int dtype, float* values, Size count) {
     }
 }
 
-// x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
-inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float* work) {
+inline float sum_of_squares(const float* x, Size width) {
     Simd::F squares = Simd::zero();
     Size i = 0;
-    for (; i + Simd::kLanes <= width; i += Simd::kLanes) {
-        const auto v = Simd::load(x + i);
-        squares = Simd::fma(v, v, squares);
-    }
+    for (; i + Simd::kLanes <= width; i += Simd::kLanes) squares = Simd::fma(Simd::load(x + i), Simd::load(x + i), squares);
     float sum = Simd::total(squares);
     for (; i < width; ++i) sum += x[i] * x[i];
-    const float factor = 1.0f / square_root(sum / static_cast<float>(width) + op.epsilon);
+    return sum;
+}
+
+// x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
+inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float* work) {
+    const float factor = 1.0f / square_root(sum_of_squares(x, width) / static_cast<float>(width) + op.epsilon);
     convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), work, width);
-    for (i = 0; i < width; ++i) x[i] *= factor;
+    for (Size i = 0; i < width; ++i) x[i] *= factor;
     if (op.norm_flavour == llmctl::kNormThenWeight) {
         round_to(dtype, x, width);
     } else if (op.norm_flavour == llmctl::kOnePlusWeight) {
-        for (i = 0; i < width; ++i) work[i] += 1.0f;
+        for (Size i = 0; i < width; ++i) work[i] += 1.0f;
     }
-    for (i = 0; i < width; ++i) x[i] *= work[i];
+    for (Size i = 0; i < width; ++i) x[i] *= work[i];
     round_to(dtype, x, width);
 }
 

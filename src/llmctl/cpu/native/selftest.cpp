@@ -161,9 +161,10 @@ struct Matrix {
 void try_program(const char* isa, int dtype, Size bits) {
     using namespace llmctl;
     const Size hidden = 40, heads = 4, kv_heads = 2, width = 6, rotary = 4, inner = 36, words = 21, pages = 8, page = 4;
-    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kSublayerOutput, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes };
+    enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kSublayerOutput, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes,
+           kWide, kScanned };
     const Size widths[] = {hidden, hidden, heads * width, kv_heads * width, kv_heads * width, heads * width, heads * width,
-                           hidden, inner, inner, inner, hidden, hidden, 3, 8};
+                           hidden, inner, inner, inner, hidden, hidden, 3, 8, 64, 2 * hidden};
     const Size experts = 3, top_k = 2;  // an MoE layer, where weights are quantised
     const auto packed = [&](Size n, Size k) {
         const Size codes = ceil_div(n, 16) * ceil_div(k, 32) * 64 * bits, scales = ceil_div(n, 16) * ceil_div(k, 32) * 32;
@@ -183,6 +184,10 @@ void try_program(const char* isa, int dtype, Size bits) {
     Numbers weights(dtype, hidden), head_norm(dtype, width);
     const Size kernel_size = 3;
     Numbers conv(dtype, kernel_size * hidden), conv_bias(dtype, hidden), conv_state(dtype, 2 * (kernel_size - 1) * hidden);
+    const Size state_heads = 4, groups = 2, state_size = 6;  // of the linear recurrences: 2 * groups * 6 + hidden = 64
+    const Size state_numbers = 2 * state_heads * state_size * padded(hidden / state_heads);
+    Numbers delta_state(0, state_numbers), scan_state(0, state_numbers), a_log(dtype, state_heads), step_bias(dtype, state_heads);
+    Matrix wide(dtype, 64, hidden, bits);
     std::vector<Operation> ops;
     const auto add = [&](Size kind, Size in, Size in_stride, Size out, Size n) -> Operation& {
         Operation op{};
@@ -221,6 +226,23 @@ void try_program(const char* isa, int dtype, Size bits) {
     Operation& causal_conv = add(kCausalConv, kX, hidden, kSublayerOutput, hidden);
     causal_conv.weight = conv.data(), causal_conv.bias = conv_bias.data(), causal_conv.bias_dtype = dtype;
     causal_conv.kernel_size = kernel_size;
+    add_residual();
+    norm(kX, kNormed, kNormThenWeight);
+    ops.push_back(wide.op(kLinear, kNormed, kWide));
+    const auto recurrence = [&](Size kind, Size out, Size n, Size state) {
+        Operation& op = add(kind, kWide, 64, out, n);
+        op.other = op.step = op.beta = kNormed, op.other_stride = op.step_stride = op.beta_stride = hidden;
+        op.step_offset = 4, op.beta_offset = 8, op.state = state;
+        op.heads = state_heads, op.kv_heads = groups, op.head_size = hidden / state_heads, op.state_size = state_size;
+        op.a_log = a_log.data(), op.step_bias = op.skip = step_bias.data(), op.head_dtype = dtype;
+        op.step_high = 5.0f, op.weight = weights.data();
+    };
+    recurrence(kDeltaRule, kSublayerOutput, hidden, 1);
+    add_residual();
+    recurrence(kSelectiveScan, kScanned, hidden * (dtype == kF32 ? 1 : 2), 2);
+    Operation& gated_norm = add(kGatedNorm, kScanned, hidden * (dtype == kF32 ? 1 : 2), kSublayerOutput, hidden);
+    gated_norm.other = kNormed, gated_norm.other_stride = hidden, gated_norm.head_size = hidden / groups;
+    gated_norm.weight = weights.data();
     add_residual();
     norm(kX, kNormed, kOnePlusWeight);
     ops.push_back(gate.op(kLinear, kNormed, kGate));
@@ -280,7 +302,7 @@ void try_program(const char* isa, int dtype, Size bits) {
         }
         const void *rope_cos[] = {cosine.get()}, *rope_sin[] = {sine.get()};
         void *keys_of[] = {keys.data()}, *values_of[] = {values.data()};
-        void* states[] = {conv_state.data()};
+        void* states[] = {conv_state.data(), delta_state.data(), scan_state.data()};
         std::vector<float> logits(sequences.size() * words);
         const Pass pass{dtype, tokens, Size(sequences.size()), pointers.data(), logits.data(), ids.data(), slots.data(), last.data(),
                         rope_cos, rope_sin, keys_of, values_of, table.data(), starts.data(), lengths.data(), states,

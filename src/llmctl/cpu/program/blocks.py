@@ -82,7 +82,16 @@ class Blocks:
             raise UnexpectedModuleError("RoPEs of several sizes")
         return Rope(self.ropes.index((rotary_emb, layer_type)), sizes.pop())
 
-    def attention(self, module: Any, x: View, *, scale: float, window: int = 0, rope: Rope | None = None) -> View:
+    def attention(
+        self,
+        module: Any,
+        x: View,
+        *,
+        scale: float,
+        window: int = 0,
+        rope: Rope | None = None,
+        has_output_gate: bool = False,
+    ) -> View:
         """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
 
         Heads are normalised if the module has q_norm and k_norm, or q_layernorm and k_layernorm.
@@ -93,20 +102,28 @@ class Blocks:
             scale: The factor of q·k.
             window: The number of tokens that a token sees, including itself; 0 means all.
             rope: The RoPE of queries and keys.
+            has_output_gate: True if q_proj computes a gate beside each query head, by whose sigmoid the head's output
+                is multiplied.
         """
         heads = Heads(self.config.num_attention_heads, self.config.num_key_value_heads, module.head_dim)
         if rope is not None and rope.rotary_size > heads.size:
             raise UnexpectedModuleError("a RoPE that is larger than a head")
-        q, k, v = self._project_qkv(module, x, heads)
+        head_stride = heads.size * (2 if has_output_gate else 1)
+        q, k, v = self._project_qkv(module, x, heads, q_width=heads.query * head_stride)
         norms = [self._head_norm(module, name, heads.size) for name in ("q", "k")]
         layer = self.writer.kv_layer(heads.kv, heads.size)
         query = self._buffer("query", heads.query * heads.size)
         attended = self._buffer("attended", heads.query * heads.size)
         write = self.writer
-        write.prepare_heads(q, query, heads=heads.query, size=heads.size, norm=norms[0], rope=rope)
+        write.prepare_heads(
+            q, query, heads=heads.query, size=heads.size, norm=norms[0], rope=rope, head_stride=head_stride
+        )
         write.prepare_heads(k, CacheView("keys", layer), heads=heads.kv, size=heads.size, norm=norms[1], rope=rope)
         write.prepare_heads(v, CacheView("values", layer), heads=heads.kv, size=heads.size, norm=None, rope=None)
         write.attention(query, attended, heads, layer=layer, scale=scale, window=window)
+        if has_output_gate:
+            write.prepare_heads(q.after(heads.size), query, heads=heads.query, size=heads.size, head_stride=head_stride)
+            write.gated_activation(query, attended, attended, width=attended.stride, activation="sigmoid")
         output = module.o_proj if hasattr(module, "o_proj") else module.out_proj
         return self._linear(output, attended, "sublayer_output")
 
@@ -182,7 +199,7 @@ class Blocks:
         self.writer.logits(_weight(lm_head), normed, _bias(lm_head))
         self.logits_multiplier, self.logits_softcap = multiplier, softcap
 
-    def _project_qkv(self, module: Any, x: View, heads: Heads) -> tuple[View, View, View]:
+    def _project_qkv(self, module: Any, x: View, heads: Heads, *, q_width: int) -> tuple[View, View, View]:
         names = {name for name, _ in module.named_children()}
         is_fused = "qkv_proj" in names
         projections = ("qkv_proj",) if is_fused else ("q_proj", "k_proj", "v_proj")
@@ -194,7 +211,7 @@ class Blocks:
             k, v, widths = q.after(query), q.after(query + kv), (query + 2 * kv,) * 3
         else:
             q, k, v = (self._linear(getattr(module, name), x, name) for name in projections)
-            widths = (query, kv, kv)
+            widths = (q_width, kv, kv)
         if (q.stride, k.stride, v.stride) != widths:
             raise UnexpectedModuleError("projections that do not match the heads")
         return q, k, v
@@ -230,6 +247,7 @@ _MLPS: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
     (("gate_proj", "up_proj"), "down_proj", "act_fn"),
     (("gate_up_proj",), "down_proj", "activation_fn"),
     (("w1", "w3"), "w2", None),
+    (("input_linear",), "output_linear", "activation"),
 )
 
 

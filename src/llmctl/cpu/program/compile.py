@@ -11,8 +11,8 @@ from llmctl.cpu import kernels
 from llmctl.cpu.program.blocks import UnexpectedModuleError
 from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
+from llmctl.cpu.program.recurrent_writer import RecurrentWriter
 from llmctl.cpu.program.run import Layout, Pair, Program
-from llmctl.cpu.program.writer import ProgramWriter
 from llmctl.cpu.tensors import dtype_codes
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def compile_model(model: Any) -> bool:
         return False
     if any(tensor.device.type != "cpu" for tensor in model.parameters()):
         return False
-    blocks = RecurrentBlocks(model, ProgramWriter(model.dtype), family.norm_flavour)
+    blocks = RecurrentBlocks(model, RecurrentWriter(model.dtype), family.norm_flavour)
     try:
         family(model, blocks).build()
     except UnexpectedModuleError:

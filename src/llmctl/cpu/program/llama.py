@@ -29,7 +29,8 @@ class Llama:
         """Write the program."""
         body = self.model.model
         expect_children(self.model, "model", "lm_head")
-        expect_children(body, "embed_tokens", "layers", self.final_norm, self.rotary_emb)
+        rotary_emb = [] if getattr(body, self.rotary_emb) is None else [self.rotary_emb]
+        expect_children(body, "embed_tokens", "layers", self.final_norm, *rotary_emb)
         if len(body.layers) != self.config.num_hidden_layers:
             raise UnexpectedModuleError(f"{len(body.layers)} layers")
         hidden = self.embedding(body.embed_tokens)

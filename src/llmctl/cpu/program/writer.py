@@ -271,33 +271,6 @@ class ProgramWriter:
             down_weight=down_proj.tensor.data_ptr(),
         )
 
-    def causal_conv(
-        self, x: View, out: View, weight: "Tensor", bias: "Tensor | None", *, activation: Activation
-    ) -> None:
-        """Convolve each channel over a sequence's tokens, and apply an activation.
-
-        Args:
-            x: The channels.
-            out: The results.
-            weight: [kernel size, channels]; the last row is the weight of the token itself.
-            bias: [channels].
-        """
-        kernel_size, channels = weight.shape
-        fields: dict[str, Any] = {}
-        if bias is not None:
-            fields = self._bias(bias)
-        self._add(
-            "causal_conv",
-            **_input(x),
-            output=out.buffer,
-            n=channels,
-            kernel_size=kernel_size,
-            state=self.state((kernel_size - 1, channels), self.dtype),
-            activation=ACTIVATIONS.index(activation),
-            **self._plain_weight(weight),
-            **fields,
-        )
-
     def add(self, a: View, b: View, out: View, *, width: int, multiplier: float = 1.0) -> None:
         """Compute a + multiplier * b."""
         self._add("add", **_input(a), **_other(b), output=out.buffer, n=width, scale=multiplier)
@@ -342,9 +315,14 @@ class ProgramWriter:
         return {"weight": tensor.data_ptr(), "weight_dtype": dtype_codes()[tensor.dtype]}
 
 
+def view_fields(name: str, view: View) -> dict[str, int]:
+    """Return the fields of an operation for one of its inputs: input, other, …"""
+    return {name: view.buffer, f"{name}_offset": view.offset, f"{name}_stride": view.stride}
+
+
 def _input(view: View) -> dict[str, int]:
-    return {"input": view.buffer, "input_offset": view.offset, "input_stride": view.stride}
+    return view_fields("input", view)
 
 
 def _other(view: View) -> dict[str, int]:
-    return {"other": view.buffer, "other_offset": view.offset, "other_stride": view.stride}
+    return view_fields("other", view)
