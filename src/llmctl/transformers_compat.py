@@ -220,6 +220,13 @@ def use_default_experts(config: Any) -> None:
     config._experts_implementation = None
 
 
+def first_position(model: Any) -> int:
+    """Return the position of the first token of a sequence: RoBERTa and its relatives begin after their padding id."""
+    modules = (module for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    embeddings = next(modules, None)
+    return 0 if embeddings is None else int(embeddings.padding_idx) + 1
+
+
 # -- recurrent states
 
 

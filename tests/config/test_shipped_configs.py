@@ -8,7 +8,8 @@ import pytest
 from llmctl.config.layers import read_only_file
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan.memory import kv_cache_bytes, module_bytes
+from llmctl.plan.cache_memory import kv_cache_bytes
+from llmctl.plan.memory import module_bytes
 from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 from support.machines import RTX_4090
 

@@ -12,7 +12,7 @@ import pytest
 
 import llmctl
 from llmctl.cpu import kernels
-from llmctl.plan.memory import kv_cache_bytes
+from llmctl.plan.cache_memory import kv_cache_bytes
 from support.tiny import write_model, write_tokenizer
 
 BIGGER: dict[str, Any] = {

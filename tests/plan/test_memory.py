@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llmctl.model.checkpoint import Tensor
-from llmctl.plan.memory import kv_cache_bytes, module_bytes, tensor_bytes
+from llmctl.plan.cache_memory import kv_cache_bytes
+from llmctl.plan.memory import module_bytes, tensor_bytes
 from llmctl.quant.backend import Quantization
 from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 from llmctl.units import parse_bytes

@@ -216,7 +216,10 @@ def _notes(survey: MachineSurvey) -> Iterator[tuple[str, str]]:
     if not any(variant.needed for variant in variants):
         return
     has_extras = any(variant.needed and variant.needed.draft_and_adapter_bytes for variant in variants)
-    yield "cache+", f"KV cache and activations{', draft model, adapters' if has_extras else ''}"
+    has_state = any(variant.needed and variant.needed.state_bytes for variant in variants)
+    parts = ["KV cache", *(["recurrent states"] if has_state else []), "activations"]
+    parts += ["draft model", "adapters"] if has_extras else []
+    yield "cache+", ", ".join(parts)
     if any(variant.speed for variant in variants):
         measured = f", measured on {survey.measured}; --measure repeats it" if survey.measured else ""
         yield "tok/s*", f"estimate: tokens per second of one sequence after a short prompt{measured}"

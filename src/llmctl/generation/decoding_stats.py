@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import DecodingStats
 from llmctl.generation.request import Request
-from llmctl.plan.memory import kv_cache_bytes
+from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.transformers_compat import cache_of
 
 if TYPE_CHECKING:

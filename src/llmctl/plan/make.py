@@ -10,12 +10,13 @@ from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
 from llmctl.plan.attention import decide_attention
+from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from llmctl.plan.decision import Decision, GenerationChoice, Plan
 from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
-from llmctl.plan.memory import Memory, activation_bytes, kv_cache_bytes, mapped_bytes, module_bytes
+from llmctl.plan.memory import Memory, activation_bytes, mapped_bytes, module_bytes
 from llmctl.plan.options import hint_for
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import as_decisions, decide_quantization
@@ -123,6 +124,7 @@ def _memory_without_weights(request: PlanRequest, *, dtype: str, quantization: Q
     return Memory(
         weights={},
         kv_cache_bytes=kv_cache_bytes(info, context=context, batch=batch, dtype=dtype),
+        state_bytes=state_bytes(info, batch=batch, dtype=dtype),
         activation_bytes=activation_bytes(info, context=context, batch=batch, dtype=dtype),
         context=context,
         batch=batch,

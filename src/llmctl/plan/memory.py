@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
+from llmctl.plan.cache_memory import DTYPE_SIZE_BYTES
 from llmctl.quant.backend import EMBEDDINGS, FLOATS, Quantization
 
-DTYPE_SIZE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # CUDA context, cuBLAS workspaces and the allocator's slack, approximately, on every card in use.
 GPU_OVERHEAD_BYTES = 900_000_000
 # A Python process with torch and transformers imported and a tokenizer loaded, measured on Linux.
@@ -80,31 +80,6 @@ def has_tied_head(info: ModelInfo) -> bool:
     return bool(named)
 
 
-def kv_cache_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
-    """Return the bytes of keys and values for `batch` sequences of `context` tokens.
-
-    A layer with a sliding window keeps at most the window less the current token. Multi-head latent attention keeps the
-    latent and the rotary part of the key, once for all heads (DeepSeek-V2, arXiv:2405.04434, section 2.1), as
-    transformers does. The result is 0 if config.json does not describe the attention.
-    """
-    text = info.text_config
-    latent, rotary = text.get("kv_lora_rank"), text.get("qk_rope_head_dim")
-    if isinstance(latent, int) and isinstance(rotary, int):
-        return context * info.layer_count * (latent + rotary) * DTYPE_SIZE_BYTES[dtype] * batch
-    heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or text.get("n_head")
-    if not isinstance(heads, int) or not info.head_dim or not info.layer_count:
-        return 0
-    window = text.get("sliding_window")
-    layer_types = text.get("layer_types") or ["full_attention"] * info.layer_count
-    tokens = 0
-    for layer_type in layer_types:
-        if layer_type == "sliding_attention" and isinstance(window, int):
-            tokens += min(context, window - 1)
-        else:
-            tokens += context
-    return 2 * tokens * heads * info.head_dim * DTYPE_SIZE_BYTES[dtype] * batch
-
-
 def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
     """Return the peak bytes of intermediate results while a prompt of `context` tokens is read in one pass.
 
@@ -162,6 +137,7 @@ class Memory:
         activation_bytes: Bytes of intermediate results while a prompt of `context` tokens is read.
         context: Number of tokens counted.
         batch: Number of sequences counted.
+        state_bytes: Bytes of the recurrent states of `batch` sequences.
         mapped_bytes: Bytes of the files in RAM beside the weights during loading.
         draft_bytes: Bytes of the draft model with its cache and activations.
         adapter_bytes: Bytes of adapters that are not merged.
@@ -172,14 +148,15 @@ class Memory:
     activation_bytes: int
     context: int
     batch: int = 1
+    state_bytes: int = 0
     mapped_bytes: int = 0
     draft_bytes: int = 0
     adapter_bytes: int = 0
 
     @property
     def working_bytes(self) -> int:
-        """Bytes of KV cache and activations."""
-        return self.kv_cache_bytes + self.activation_bytes
+        """Bytes of KV cache, recurrent states and activations."""
+        return self.kv_cache_bytes + self.state_bytes + self.activation_bytes
 
     @property
     def draft_and_adapter_bytes(self) -> int:

@@ -7,9 +7,10 @@ from llmctl.config import Config
 from llmctl.errors import MachineError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
+from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.plan.decision import Plan
 from llmctl.plan.make import has_plan
-from llmctl.plan.memory import kv_cache_bytes, module_bytes
+from llmctl.plan.memory import module_bytes
 from llmctl.plan.options import fitting_options, quantization_options, smaller_options
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import QuantBackend, Quantization

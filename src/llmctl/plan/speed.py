@@ -14,8 +14,8 @@ from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
 from llmctl.machine.presets import MACS, card_of
 from llmctl.model.info import ModelInfo
+from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.plan.decision import Plan
-from llmctl.plan.memory import kv_cache_bytes
 from llmctl.plan.work import active_share, prefill_operations, weight_reads
 
 Range = tuple[float, float]

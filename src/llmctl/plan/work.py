@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from llmctl.plan.memory import DTYPE_SIZE_BYTES, has_tied_head, kv_cache_bytes, tensor_bytes
+from llmctl.plan.cache_memory import DTYPE_SIZE_BYTES, kv_cache_bytes, state_bytes
+from llmctl.plan.memory import has_tied_head, tensor_bytes
 from llmctl.quant.backend import FLOATS, Quantization
 
 _HEADS = ("lm_head", "embed_out")
@@ -56,7 +57,8 @@ def _kind(tensor: Tensor, size_bytes: int, *, dtype: str, quantization: Quantiza
 def decode_bytes(info: ModelInfo, *, context: int, batch: int = 1, weights_bytes: int, dtype: str) -> float | None:
     """Return the bytes that one decoding pass has to read.
 
-    These are all weights, and the keys and values of `context` tokens of every sequence. An embedding table that is
+    These are all weights, the keys and values of `context` tokens of every sequence, and its recurrent state, which is
+    read and written. An embedding table that is
     not tied to the head does not count, since only one row is read. None for a batch with a mixture of experts, since
     the text determines which experts are read.
 
@@ -69,7 +71,8 @@ def decode_bytes(info: ModelInfo, *, context: int, batch: int = 1, weights_bytes
         return None
     table = _table(info)
     unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not has_tied_head(info) else 0
-    return (weights_bytes - unread) * active + kv_cache_bytes(info, context=context, batch=batch, dtype=dtype)
+    cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype)
+    return (weights_bytes - unread) * active + cache + 2 * state_bytes(info, batch=batch, dtype=dtype)
 
 
 def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
 from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
 from llmctl.loading.model import LoadedModel
+from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from support.tiny import write_model
 
 ROOMY, CROWDED = EngineCapacity(64, 512, 4096), EngineCapacity(3, 40, 600)
@@ -152,3 +153,18 @@ def test_a_mask_or_an_argument_that_is_not_understood_is_refused(tmp_path: Path)
         with pytest.raises(UnsupportedAttentionError):
             forward(loaded.model, layout, CachePool(1, 16))
         assert why_not_packed(loaded) is not None
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_5", "mamba"])
+def test_the_planned_size_of_a_recurrent_state_is_that_of_the_engine(
+    load: Callable[[str], LoadedModel], architecture: str
+) -> None:
+    loaded = load(architecture)
+    pool = CachePool(1, 16, slots=1)
+    forward(loaded.model, lay_out([Segment([5, 6, 7], 0, [0])], page_tokens=16), pool)
+    assert pool.state_bytes(0) == pytest.approx(state_bytes(loaded.info, dtype="float32"), rel=0.02)
+
+
+def test_only_layers_with_attention_count_for_the_kv_cache(load: Callable[[str], LoadedModel]) -> None:
+    info = load("qwen3_5").info  # two layers, of which one has attention: 2 heads of 16
+    assert kv_cache_bytes(info, context=100, dtype="bfloat16") == 2 * 100 * 2 * 16 * 2

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmctl.plan.memory import activation_bytes, kv_cache_bytes
+from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
+from llmctl.plan.memory import activation_bytes
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -43,6 +44,7 @@ def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> E
     sequences = sequences or _MAX_SEQUENCES.get(device, 32)
     pass_tokens = _PASS_TOKENS.get(device, 1024)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
+    free -= state_bytes(loaded.info, batch=sequences, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)
     context = loaded.context_length or 8192
     wanted = sequences * context

@@ -18,7 +18,7 @@ from llmctl.generation.engine.layer_states import join_layer_states, new_layer_s
 from llmctl.generation.engine.layout import Layout
 from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
 from llmctl.loading.attention_mask import UnsupportedAttentionError
-from llmctl.transformers_compat import cache_argument, rope_depends_on_length, uses_recurrent_state
+from llmctl.transformers_compat import cache_argument, first_position, rope_depends_on_length, uses_recurrent_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ class _Traits:
     Attributes:
         recurrent: Layers with a recurrent or convolutional state.
         ropes: Modules that compute RoPEs which depend on the length of the sequence.
+        first_position: The position of the first token of a sequence.
         gathers: True if layers change keys or values after they were cached, as latent attention does.
         by_token: True if the layers with a state cannot add several tokens to a state, so that they add one at a time.
             Mamba 1 computes such tokens as if they began a sequence (modeling_mamba.py, transformers 5.24).
@@ -39,6 +40,7 @@ class _Traits:
         modules = list(model.modules())
         self.recurrent = [module for module in modules if uses_recurrent_state(module)]
         self.ropes = [module for module in modules if rope_depends_on_length(module)]
+        self.first_position = first_position(model)
         self.gathers = self.by_token = False
 
 
@@ -92,7 +94,7 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             stack.enter_context(_replaced_forward(module, partial(_rope_by_sequence, module.forward, layout)))
         output = model(
             input_ids=moved.input_ids,
-            position_ids=moved.position_ids,
+            position_ids=moved.position_ids + traits.first_position,
             use_cache=True,
             logits_to_keep=moved.last,
             **{cache_argument(): cache},
