@@ -187,12 +187,12 @@ def takes_registered_attention(model: Any) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False))
 
 
-def has_attention_sinks(model: Any) -> bool:
-    """Return True if the only special feature of a model's attention are sinks, which it passes as `s_aux`.
+def has_sinks_or_softcap(model: Any) -> bool:
+    """Return True if the only special feature of a model's attention are sinks (`s_aux`) or a soft cap (`softcap`).
 
-    transformers has no SDPA for these models, because torch's SDPA has no sinks.
+    transformers has no SDPA for these models, because torch's SDPA has neither.
     """
-    return str(model.config.model_type) in ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
+    return str(model.config.model_type) in ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "gemma2")
 
 
 def attention_of(config: Any) -> str:

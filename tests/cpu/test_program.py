@@ -71,6 +71,54 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
             "logits_scaling": 2.0,
         },
     ),
+    "MinistralForCausalLM": (
+        "MinistralConfig",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "Ministral3ForCausalLM": (
+        "Ministral3Config",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 10,
+                "llama_4_scaling_beta": 0.5,
+            }
+        },
+    ),
+    "Olmo2ForCausalLM": ("Olmo2Config", {}),
+    "Olmo3ForCausalLM": (
+        "Olmo3Config",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "GemmaForCausalLM": ("GemmaConfig", {}),
+    "Gemma2ForCausalLM": (
+        "Gemma2Config",
+        {"sliding_window": 8, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0},
+    ),
+    "Gemma4ForCausalLM": (
+        "Gemma4TextConfig",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 8,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "vocab_size_per_layer_input": 400,
+            "hidden_size_per_layer_input": 16,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "GlmForCausalLM": ("GlmConfig", {}),
+    "Glm4ForCausalLM": ("Glm4Config", {}),
+    "CohereForCausalLM": ("CohereConfig", {"logit_scale": 0.5}),
+    "Cohere2ForCausalLM": (
+        "Cohere2Config",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "GraniteForCausalLM": (
         "GraniteConfig",
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
@@ -155,7 +203,7 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     assert torch.equal(one[0], together[2])  # a single token takes another code path in MoE layers
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", *RECURRENT])
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Ministral3ForCausalLM", *RECURRENT])
 def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequences(
     folder_of: Callable[[str], Path], name: str
 ) -> None:
@@ -174,7 +222,7 @@ def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequen
     assert torch.equal(result, torch.stack(expected))
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma3ForCausalLM", *RECURRENT])
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Olmo3ForCausalLM", *RECURRENT])
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("float16", 5e-3)])
 def test_a_program_computes_in_the_dtype_of_the_model(
     folder_of: Callable[[str], Path], name: str, dtype: str, rounding: float
@@ -205,8 +253,8 @@ def test_the_modules_that_the_kernels_compute_agree_with_transformers_own(
     for path, module in model.named_modules():
         if "forward" not in vars(module) or path.endswith("experts"):
             continue
-        is_norm = type(module).__name__.endswith("RMSNorm")
-        width = module.weight.shape[-1] if is_norm else model.config.hidden_size
+        is_norm = type(module).__name__.endswith("Norm")
+        width = module.weight.shape[-1] if is_norm and hasattr(module, "weight") else model.config.hidden_size
         x = torch.randn(7, width, generator=torch.Generator().manual_seed(3)).bfloat16()
         if is_norm:
             x *= 1e-3  # small enough for epsilon to matter

@@ -4,22 +4,25 @@ import pytest
 import torch
 
 from llmctl.cpu.kernels import Kernels
+from llmctl.cpu.structs import NORM_FLAVOURS
 
 DTYPES = {"float32": 1e-6, "bfloat16": 8e-3, "float16": 1e-3}
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 64, 100, 2048])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("flavour", ["norm_then_weight", "one_plus_weight"])
+@pytest.mark.parametrize("flavour", NORM_FLAVOURS)
 def test_a_norm_divides_by_the_root_of_the_mean_square(kernels: Kernels, flavour: str, dtype: str, width: int) -> None:
     torch.manual_seed(width)
     x, weight = torch.randn(5, width).to(getattr(torch, dtype)), torch.randn(width).to(getattr(torch, dtype))
-    result = kernels.rms_norm(x, weight, 1e-5, flavour)
-    normed = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    expected = normed * (weight.double() + (flavour == "one_plus_weight"))
+    given = None if flavour == "no_weight" else weight
+    result = kernels.rms_norm(x, given, 1e-5, flavour)
+    centred = x.double() - (x.double().mean(-1, keepdim=True) if flavour == "layer_norm" else 0)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = normed if given is None else normed * (given.double() + (flavour == "one_plus_weight"))
     assert result.dtype == x.dtype
     assert torch.allclose(result.double(), expected, rtol=2 * DTYPES[dtype], atol=DTYPES[dtype])
-    assert torch.equal(kernels.rms_norm(x[3:4], weight, 1e-5, flavour)[0], result[3])
+    assert torch.equal(kernels.rms_norm(x[3:4], given, 1e-5, flavour)[0], result[3])
 
 
 @pytest.mark.parametrize("width", [1, 15, 256, 300, 1000])
@@ -54,5 +57,7 @@ def test_mismatched_tensors_are_refused(best: Kernels) -> None:
     x = torch.randn(2, 8)
     with pytest.raises(ValueError, match="weight must be"):
         best.rms_norm(x, torch.randn(7), 1e-5, "norm_then_weight")
+    with pytest.raises(ValueError, match="must have weights"):
+        best.rms_norm(x, None, 1e-5, "norm_then_weight")
     with pytest.raises(ValueError, match="do not match"):
         best.gated_activation(x, torch.randn(2, 7), "silu")

@@ -118,24 +118,28 @@ class Kernels:
         )
         return y
 
-    def rms_norm(self, x: "Tensor", weight: "Tensor", epsilon: float, flavour: NormFlavour) -> "Tensor":
-        """Apply an RMS norm with weights [width] to x [..., width], as a program does.
+    def rms_norm(self, x: "Tensor", weight: "Tensor | None", epsilon: float, flavour: NormFlavour) -> "Tensor":
+        """Apply a norm with weights [width] to x [..., width], as a program does.
 
         Args:
-            flavour: `norm_then_weight` rounds before it multiplies by the weights (Llama), `one_plus_weight`
-                multiplies by 1 + weights and rounds once (Gemma).
+            weight: None for the flavour `no_weight`.
+            flavour: `norm_then_weight` rounds before it multiplies by the weights (Llama); `one_plus_weight` (Gemma)
+                and `weight_then_round` (OLMo) round once; `layer_norm` subtracts the mean first, then rounds once.
         """
         codes = dtype_codes()
-        check_vector(weight, x.shape[-1], "weight")
+        width = x.shape[-1]
+        check_vector(weight, width, "weight")
+        if (weight is None) != (flavour == "no_weight"):
+            raise ValueError(f"a norm of the flavour {flavour} must have weights, except no_weight")
         x = x if x.is_contiguous() else x.contiguous()
-        rows, y = row_count(x, weight.numel()), x.new_empty(x.shape)
+        rows, y = row_count(x, width), x.new_empty(x.shape)
         self._library.llmctl_rms_norm(
             x.data_ptr(),
             codes[x.dtype],
             rows,
-            weight.numel(),
-            weight.data_ptr(),
-            codes[weight.dtype],
+            width,
+            None if weight is None else weight.data_ptr(),
+            0 if weight is None else codes[weight.dtype],
             NORM_FLAVOURS.index(flavour),
             epsilon,
             y.data_ptr(),

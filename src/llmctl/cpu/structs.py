@@ -17,17 +17,20 @@ OperationKind = Literal[
     "gather_last",
     "route",
     "experts",
+    "scale",
     "causal_conv",
     "delta_rule",
     "selective_scan",
     "gated_norm",
 ]
-NormFlavour = Literal["norm_then_weight", "one_plus_weight"]
+NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weight_then_round", "no_weight", "layer_norm"]
+RopeLayout = Literal["halves", "pairs", "pairs_of_halves"]
 Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity"]
 Destination = Literal["buffer", "logits", "keys", "values"]
 # The index of a value is its number in C++.
 OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
 NORM_FLAVOURS: tuple[NormFlavour, ...] = get_args(NormFlavour)
+ROPE_LAYOUTS: tuple[RopeLayout, ...] = get_args(RopeLayout)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
 
@@ -58,7 +61,7 @@ class Operation(ctypes.Structure):
         *_sizes("state", "kernel_size", "state_size"),
         *_sizes("step", "step_offset", "step_stride"),
         *_sizes("beta", "beta_offset", "beta_stride"),
-        *_sizes("rope", "rotary_size"),
+        *_sizes("rope", "rotary_size", "rope_layout", "rope_in_float32", "token_factor"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
         *_pointers("weight"),
         *_sizes("weight_dtype"),
@@ -66,7 +69,7 @@ class Operation(ctypes.Structure):
         *_sizes("bias_dtype"),
         *_pointers("down_weight", "a_log", "step_bias", "skip"),
         *_sizes("head_dtype"),
-        *_floats("epsilon", "scale", "step_low", "step_high"),
+        *_floats("epsilon", "scale", "softcap", "step_low", "step_high"),
     )
 
 
@@ -75,7 +78,7 @@ class Pass(ctypes.Structure):
 
     _fields_ = (
         *_sizes("dtype", "tokens", "sequences"),
-        *_pointers("buffers", "logits", "token_ids", "slots", "last_tokens", "rope_cos", "rope_sin"),
+        *_pointers("buffers", "logits", "token_ids", "slots", "last_tokens", "rope_cos", "rope_sin", "token_factors"),
         *_pointers("keys", "values", "page_table", "query_start", "kv_length", "states", "state_slots"),
         *_sizes("max_pages", "page_tokens", "threads"),
     )

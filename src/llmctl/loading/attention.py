@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
 from llmctl.loading.paged_attention import PageTables, Score, attend_with_mask, paged_attention, single_pages
-from llmctl.transformers_compat import attention_of, has_attention_sinks, set_attention, takes_registered_attention
+from llmctl.transformers_compat import attention_of, has_sinks_or_softcap, set_attention, takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ _PACKED_PASS: ContextVar[PackedPass | None] = ContextVar("llmctl_packed_pass", d
 
 
 def use_attention(model: Any, *, is_requested: bool = False) -> None:
-    """Select llmctl's attention for a model on the CPU that uses SDPA, or that cannot because of attention sinks.
+    """Select llmctl's attention for a model on the CPU that uses SDPA, or that cannot because of sinks or a soft cap.
 
     Args:
         is_requested: True if the user named the attention implementation; only SDPA is replaced then.
@@ -80,7 +80,7 @@ def use_attention(model: Any, *, is_requested: bool = False) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    replaced = {"sdpa"} if is_requested or not has_attention_sinks(model) else {"sdpa", "eager"}
+    replaced = {"sdpa"} if is_requested or not has_sinks_or_softcap(model) else {"sdpa", "eager"}
     if attention_of(model.config) not in replaced or not takes_registered_attention(model):
         return
     AttentionInterface.register(CPU_ATTENTION, _attention_forward)
@@ -124,7 +124,7 @@ def _attention_forward(
             raise UnsupportedAttentionError(unsupported)
         return _attend_packed(packed, query, key, value, attention_mask, score)[None], None
     if unsupported or arguments.get("dropout") or not _fits_kernel(query, key, attention_mask, score.visible):
-        if score.sinks is not None and not unsupported:
+        if (score.sinks is not None or score.softcap) and not unsupported:
             if attention_mask is None and tokens > 1:
                 attention_mask = score.visible.mask(tokens, key.shape[2], query.device)
             return attend_with_mask(query, key, value, attention_mask, score).transpose(1, 2), None

@@ -104,6 +104,7 @@ enum OperationKind : Size {
     kGatherLast,
     kRoute,
     kExperts,
+    kScale,       // x times a constant
     kCausalConv,  // a convolution over the tokens of each channel, with a state of kernel_size - 1 rows
     kDeltaRule,   // the gated delta rule, with a state [heads][state_size][padded head_size] in float32
     kSelectiveScan, // of Mamba 2, with the same state
@@ -112,6 +113,15 @@ enum OperationKind : Size {
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then multiplied by the weights
     kOnePlusWeight,   // Gemma: multiplied by 1 + weights, rounded once
+    kWeightThenRound, // OLMo, Gemma 4: multiplied by the weights, rounded once
+    kNoWeight,
+    kLayerNorm,       // Cohere: the mean is subtracted first; then as kWeightThenRound
+};
+// The elements of a head that RoPE rotates together, and the order of its table.
+enum RopeLayout : Size {
+    kHalves,         // i and i + half, as in rotate_half; the table has an entry for each element
+    kPairs,          // 2 i and 2 i + 1, likewise
+    kPairsOfHalves,  // 2 i and 2 i + 1; entry i of the table is for both
 };
 enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity };
 enum Destination : Size { kBuffer, kLogits, kKeys, kValues };
@@ -132,6 +142,8 @@ struct Operation {
     Size step, step_offset, step_stride;            // kDeltaRule, kSelectiveScan: the steps [heads]
     Size beta, beta_offset, beta_stride;            // kDeltaRule [heads]
     Size rope, rotary_size;                         // index of the RoPE in the pass; elements of a head that it rotates
+    Size rope_layout, rope_in_float32;              // in_float32: rounded once instead of after every step
+    Size token_factor;                              // kPrepareHeads: 1 + its index in the pass; 0: none
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
@@ -141,7 +153,7 @@ struct Operation {
     const void* down_weight;                        // kExperts: down_proj, likewise
     const void *a_log, *step_bias, *skip;           // kDeltaRule, kSelectiveScan: parameters [heads]
     Size head_dtype;                                // of these parameters
-    float epsilon, scale;
+    float epsilon, scale, softcap;                  // softcap of attention scores; 0: none
     float step_low, step_high;                      // kSelectiveScan: limits of a step
 };
 
@@ -157,12 +169,13 @@ struct Isa {
     void (*to_f32)(const void* from, int dtype, float* to, Size count);
     void (*from_f32)(const float* from, void* to, int dtype, Size count);
     void (*rms_norm_row)(const Operation& op, int dtype, const void* in, void* out, float* work);
-    void (*prepare_heads_row)(const Operation& op, int dtype, const void* in, const void* rope_cos, const void* rope_sin,
-                              void* out, float* work);
+    void (*prepare_heads_row)(const Operation& op, int dtype, const void* in, const float* rope_cos, const float* rope_sin,
+                              float factor, void* out, float* work);
     void (*gated_activation_row)(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work);
     void (*route_row)(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
                       float* work);
     void (*add_row)(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work);
+    void (*scale_row)(const Operation& op, int dtype, const void* in, void* out, float* work);
     void (*embedding_row)(const Operation& op, int dtype, Size id, void* out, float* work);
     void (*causal_conv)(const Operation& op, int dtype, const Recurrence& sequence, Size begin, Size end, float* work);
     void (*delta_rule)(const Operation& op, int dtype, const Recurrence& sequence, Size head, float* work);

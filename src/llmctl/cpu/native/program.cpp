@@ -16,8 +16,11 @@ struct ExpertUse {
 struct Runner {
     const Pass& pass;
     int dtype, threads;
+    std::vector<int32_t> sequence_numbers;  // query_start for one query per sequence
 
-    explicit Runner(const Pass& of) : pass(of), dtype(static_cast<int>(of.dtype)), threads(static_cast<int>(of.threads)) {}
+    explicit Runner(const Pass& of) : pass(of), dtype(static_cast<int>(of.dtype)), threads(static_cast<int>(of.threads)) {
+        for (Size i = 0; i <= pass.sequences; ++i) sequence_numbers.push_back(static_cast<int32_t>(i));
+    }
 
     char* buffer(Size number) const { return static_cast<char*>(pass.buffers[number]); }
     Size bytes(Size elements) const { return elements * bytes_of(dtype); }
@@ -37,27 +40,29 @@ struct Runner {
 
     void prepare_heads(const Operation& op) const {
         const bool rotates = op.rotary_size > 0;
-        const char* rope_cos = rotates ? static_cast<const char*>(pass.rope_cos[op.rope]) : nullptr;
-        const char* rope_sin = rotates ? static_cast<const char*>(pass.rope_sin[op.rope]) : nullptr;
+        const float* rope_cos = rotates ? pass.rope_cos[op.rope] : nullptr;
+        const float* rope_sin = rotates ? pass.rope_sin[op.rope] : nullptr;
+        const float* factors = op.token_factor ? pass.token_factors[op.token_factor - 1] : nullptr;
         const bool is_buffer = op.destination == kBuffer;
         char* to = is_buffer                  ? buffer(op.output)
                    : op.destination == kKeys ? static_cast<char*>(pass.keys[op.layer])
                                              : static_cast<char*>(pass.values[op.layer]);
         each_row(op, [&](Size row, float* work) {
-            const Size place = is_buffer ? row : pass.slots[row];
-            isa->prepare_heads_row(op, dtype, input(op, row), rotates ? rope_cos + bytes(row * op.rotary_size) : nullptr,
-                                   rotates ? rope_sin + bytes(row * op.rotary_size) : nullptr,
+            const Size token = op.per_sequence ? pass.last_tokens[row] : row, place = is_buffer ? row : pass.slots[token];
+            isa->prepare_heads_row(op, dtype, input(op, row), rotates ? rope_cos + token * op.rotary_size : nullptr,
+                                   rotates ? rope_sin + token * op.rotary_size : nullptr, factors ? factors[token] : 1.0f,
                                    to + bytes(place * op.output_stride + op.output_offset), work);
         });
     }
 
     void attention(const Operation& op) const {
+        const int32_t* query_start = op.per_sequence ? sequence_numbers.data() : pass.query_start;
         const Size slot = op.kv_heads * op.head_size, page = pass.page_tokens * slot;
         const Attention job{buffer(op.input), dtype,          pass.keys[op.layer], pass.values[op.layer], dtype,
-                            buffer(op.output), pass.page_table, pass.query_start,  pass.kv_length,        pass.sequences,
+                            buffer(op.output), pass.page_table, query_start,       pass.kv_length,        pass.sequences,
                             pass.max_pages,   pass.page_tokens, op.heads,          op.kv_heads,           op.head_size,
                             op.head_size,     page,           slot,                op.head_size,          page,
-                            slot,             op.head_size,   op.scale,            0.0f,                  op.window,
+                            slot,             op.head_size,   op.scale,            op.softcap,            op.window,
                             static_cast<const float*>(op.bias)};
         attend(job, threads);
     }
@@ -236,6 +241,9 @@ struct Runner {
                 each_row(op, [&](Size row, float* work) {
                     isa->add_row(op, dtype, input(op, row), other(op, row), output(op, row), work);
                 });
+                break;
+            case kScale:
+                each_row(op, [&](Size row, float* work) { isa->scale_row(op, dtype, input(op, row), output(op, row), work); });
                 break;
             case kRoute:
                 route(op);

@@ -14,8 +14,9 @@ struct Pass {
     const Size* token_ids;        // [tokens]
     const Size* slots;            // [tokens], the slot of each token's key and value in the KV cache
     const Size* last_tokens;      // [sequences], the last token of each
-    const void* const* rope_cos;  // [rope], each [tokens][rotary_size]
-    const void* const* rope_sin;
+    const float* const* rope_cos; // [rope], each [tokens][rotary_size]
+    const float* const* rope_sin;
+    const float* const* token_factors;  // [factor], each [tokens]
     void* const* keys;            // [layer], each [pages][page_tokens][kv_heads][head_size]
     void* const* values;
     const int32_t* page_table;    // [sequences][max_pages]

@@ -17,6 +17,16 @@ inline void round_to(int dtype, float* values, Size count) {
     }
 }
 
+inline void subtract_mean(float* x, Size width) {
+    Simd::F sums = Simd::zero();
+    Size i = 0;
+    for (; i + Simd::kLanes <= width; i += Simd::kLanes) sums = Simd::add(sums, Simd::load(x + i));
+    float sum = Simd::total(sums);
+    for (; i < width; ++i) sum += x[i];
+    const float mean = sum / static_cast<float>(width);
+    for (i = 0; i < width; ++i) x[i] -= mean;
+}
+
 inline float sum_of_squares(const float* x, Size width) {
     Simd::F squares = Simd::zero();
     Size i = 0;
@@ -28,9 +38,11 @@ inline float sum_of_squares(const float* x, Size width) {
 
 // x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
 inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float* work) {
+    if (op.norm_flavour == llmctl::kLayerNorm) subtract_mean(x, width);
     const float factor = 1.0f / square_root(sum_of_squares(x, width) / static_cast<float>(width) + op.epsilon);
-    convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), work, width);
     for (Size i = 0; i < width; ++i) x[i] *= factor;
+    if (op.norm_flavour == llmctl::kNoWeight) return round_to(dtype, x, width);
+    convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), work, width);
     if (op.norm_flavour == llmctl::kNormThenWeight) {
         round_to(dtype, x, width);
     } else if (op.norm_flavour == llmctl::kOnePlusWeight) {
@@ -46,28 +58,41 @@ inline void rms_norm_row(const Operation& op, int dtype, const void* in, void* o
     convert_from_f32(work, out, dtype, op.n);
 }
 
-// The heads of one token: an RMS norm if the operation has weights, then RoPE (Su et al. 2021) if it has a table. Element i
-// is rotated with element i + half, as in transformers' rotate_half.
-inline void prepare_heads_row(const Operation& op, int dtype, const void* in, const void* rope_cos, const void* rope_sin,
-                              void* out, float* work) {
-    const Size size = op.head_size, rotary = rope_cos ? op.rotary_size : 0, half = rotary / 2;
+// RoPE (Su et al. 2021) of one head, in place.
+inline void rotate(const Operation& op, int dtype, float* head, float* rotated, const float* cosine, const float* sine) {
+    const Size rotary = op.rotary_size, half = rotary / 2;
+    for (Size i = 0; i < half; ++i) {
+        const Size first = op.rope_layout == llmctl::kHalves ? i : 2 * i;
+        const Size second = op.rope_layout == llmctl::kHalves ? half + i : 2 * i + 1;
+        rotated[first] = -head[second] * sine[first];
+        rotated[second] = head[first] * sine[second];
+    }
+    for (Size i = 0; i < rotary; ++i) head[i] *= cosine[i];
+    if (!op.rope_in_float32) {
+        round_to(dtype, rotated, rotary);
+        round_to(dtype, head, rotary);
+    }
+    for (Size i = 0; i < rotary; ++i) head[i] += rotated[i];
+}
+
+// The heads of one token: a norm if the operation has one, RoPE if there is a table, and a factor.
+inline void prepare_heads_row(const Operation& op, int dtype, const void* in, const float* rope_cos, const float* rope_sin,
+                              float factor, void* out, float* work) {
+    const Size size = op.head_size, rotary = rope_cos ? op.rotary_size : 0;
+    const bool is_normed = op.weight || op.norm_flavour == llmctl::kNoWeight;
     float *head = work, *rotated = work + size, *cosine = rotated + size, *sine = cosine + rotary;
-    if (rotary) {
-        convert_to_f32(rope_cos, dtype, cosine, rotary);
-        convert_to_f32(rope_sin, dtype, sine, rotary);
+    for (Size i = 0; i < rotary; ++i) {
+        const Size entry = op.rope_layout == llmctl::kPairsOfHalves ? i / 2 : i;
+        cosine[i] = rope_cos[entry];
+        sine[i] = rope_sin[entry];
     }
     for (Size h = 0; h < op.heads; ++h) {
         convert_to_f32(advanced(in, dtype, h * op.head_stride), dtype, head, size);
-        if (op.weight) rms_norm(head, size, dtype, op, rotated);
-        if (rotary) {
-            for (Size i = 0; i < half; ++i) {
-                rotated[i] = -head[half + i] * sine[i];
-                rotated[half + i] = head[i] * sine[half + i];
-            }
-            for (Size i = 0; i < rotary; ++i) head[i] *= cosine[i];
-            round_to(dtype, rotated, rotary);
-            round_to(dtype, head, rotary);
-            for (Size i = 0; i < rotary; ++i) head[i] += rotated[i];
+        if (is_normed) rms_norm(head, size, dtype, op, rotated);
+        if (rotary) rotate(op, dtype, head, rotated, cosine, sine);
+        if (op.token_factor) {
+            round_to(dtype, head, size);
+            for (Size i = 0; i < size; ++i) head[i] *= factor;
         }
         convert_from_f32(head, advanced(out, dtype, h * size), dtype, size);
     }
@@ -144,6 +169,13 @@ inline void add_row(const Operation& op, int dtype, const void* a, const void* b
     }
     for (Size i = 0; i < op.n; ++i) sum[i] += addend[i];
     convert_from_f32(sum, out, dtype, op.n);
+}
+
+// x times a constant.
+inline void scale_row(const Operation& op, int dtype, const void* in, void* out, float* work) {
+    convert_to_f32(in, dtype, work, op.n);
+    for (Size i = 0; i < op.n; ++i) work[i] *= op.scale;
+    convert_from_f32(work, out, dtype, op.n);
 }
 
 // One row of an embedding, which is quantised if `op.bits` is not 0.

@@ -215,6 +215,7 @@ void try_program(const char* isa, int dtype, Size bits) {
     prepare_heads(kQ, heads, kBuffer, true);
     prepare_heads(kK, kv_heads, kKeys, true);
     prepare_heads(kV, kv_heads, kValues, false);
+    ops.back().norm_flavour = kNoWeight;
     Operation& attention = add(kAttention, kQuery, heads * width, kAttended, 0);
     attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = width, attention.scale = 0.4f;
     ops.push_back(o.op(kLinear, kAttended, kSublayerOutput));
@@ -262,13 +263,21 @@ void try_program(const char* isa, int dtype, Size bits) {
     }
     add(kGatherLast, kX, hidden, kLast, hidden);
     const size_t gathered = ops.size();
-    norm(kLast, kEnd, kNormThenWeight);
+    norm(kLast, kEnd, kLayerNorm);  // a layer of which only the last tokens matter, with the keys and values of the first
+    ops.push_back(q.op(kLinear, kEnd, kQ));
+    prepare_heads(kQ, heads, kBuffer, true);
+    ops.back().rope_layout = kPairsOfHalves, ops.back().rope_in_float32 = 1, ops.back().token_factor = 1;
+    Operation& shared = add(kAttention, kQuery, heads * width, kAttended, 0);
+    shared.heads = heads, shared.kv_heads = kv_heads, shared.head_size = width, shared.scale = 0.4f, shared.softcap = 5.0f;
+    ops.push_back(o.op(kLinear, kAttended, kEnd));
+    add(kScale, kEnd, hidden, kLast, hidden).scale = 0.7f;
+    norm(kLast, kEnd, kWeightThenRound);
     ops.push_back(head.op(kLinear, kEnd, 0));
     ops.back().destination = kLogits;
     for (size_t i = gathered; i < ops.size(); ++i) ops[i].per_sequence = 1;
 
     Numbers keys(dtype, pages * page * kv_heads * width), values(dtype, pages * page * kv_heads * width);
-    Numbers cosines(dtype, 16 * rotary), sines(dtype, 16 * rotary);  // by position
+    Numbers cosines(kF32, 16 * rotary), sines(kF32, 16 * rotary), factors(kF32, 16);  // by position
     // Run tokens first..end of each sequence, whose pages begin at the given one; returns the logits.
     struct Sequence {
         Size salt, first, end, page;
@@ -294,18 +303,19 @@ void try_program(const char* isa, int dtype, Size bits) {
         std::vector<void*> pointers;
         for (const Size row : widths) buffers.emplace_back(dtype, tokens * row);
         for (Numbers& buffer : buffers) pointers.push_back(buffer.data());
-        const Size size = dtype == kF32 ? 4 : 2;
-        std::unique_ptr<char[]> cosine(new char[tokens * rotary * size]), sine(new char[tokens * rotary * size]);
-        for (Size t = 0; t < tokens; ++t) {
-            std::memcpy(cosine.get() + t * rotary * size, advanced(cosines.data(), dtype, places[t] * rotary), rotary * size);
-            std::memcpy(sine.get() + t * rotary * size, advanced(sines.data(), dtype, places[t] * rotary), rotary * size);
+        std::vector<float> cosine, sine, factor;
+        for (const Size place : places) {
+            factor.push_back(float(factors[place]));
+            for (Size i = place * rotary; i < (place + 1) * rotary; ++i) {
+                cosine.push_back(float(cosines[i])), sine.push_back(float(sines[i]));
+            }
         }
-        const void *rope_cos[] = {cosine.get()}, *rope_sin[] = {sine.get()};
+        const float *rope_cos[] = {cosine.data()}, *rope_sin[] = {sine.data()}, *token_factors[] = {factor.data()};
         void *keys_of[] = {keys.data()}, *values_of[] = {values.data()};
         void* states[] = {conv_state.data(), delta_state.data(), scan_state.data()};
         std::vector<float> logits(sequences.size() * words);
         const Pass pass{dtype, tokens, Size(sequences.size()), pointers.data(), logits.data(), ids.data(), slots.data(), last.data(),
-                        rope_cos, rope_sin, keys_of, values_of, table.data(), starts.data(), lengths.data(), states,
+                        rope_cos, rope_sin, token_factors, keys_of, values_of, table.data(), starts.data(), lengths.data(), states,
                         state_slots.data(), 4, page, 2};
         llmctl_run_program(ops.data(), Size(ops.size()), &pass);
         return logits;

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from llmctl.cpu.program.modules import MlpNames, gated_mlp_forward, norm_forward, router_forward
+from llmctl.cpu.program.modules import MlpNames, activation_forward, gated_mlp_forward, norm_forward, router_forward
 from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, Routing, View, Weight
-from llmctl.cpu.structs import Activation, NormFlavour
+from llmctl.cpu.structs import Activation, NormFlavour, RopeLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Blocks:
 
     Attributes:
         ropes: transformers' modules that compute cosines and sines, each with its layer-type argument, or None.
+        token_factors: Functions from positions [tokens] to factors [tokens] of queries.
         forwards: Modules that must use the program's operations from now on, with their new forward functions.
         logits_multiplier: The factor of all logits.
         logits_softcap: Logits become softcap * tanh(logits / softcap); None leaves them unchanged.
@@ -36,6 +37,7 @@ class Blocks:
     def __init__(self, model: Any, writer: ProgramWriter, norm_flavour: NormFlavour) -> None:
         self.config, self.writer, self.norm_flavour = model.config, writer, norm_flavour
         self.ropes: list[tuple[Any, str | None]] = []
+        self.token_factors: list[Callable[[Tensor], Tensor]] = []
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
         self.logits_multiplier = 1.0
         self.logits_softcap: float | None = None
@@ -44,23 +46,10 @@ class Blocks:
 
     def embedding(self, embed_tokens: Any, *, multiplier: float = 1.0) -> View:
         """Look up the token ids. Return the hidden states, to which the layers add their outputs."""
-        from torch import nn
-
-        from llmctl.cpu.layers import PackedEmbedding
-
-        if isinstance(embed_tokens, PackedEmbedding):
-            multiplier *= embed_tokens.scale or 1.0
-        elif isinstance(embed_tokens, nn.Embedding) and hasattr(embed_tokens, "embed_scale"):
-            multiplier *= float(cast("Tensor", embed_tokens.embed_scale).to(embed_tokens.weight.dtype))
-        elif type(embed_tokens) is not nn.Embedding:
-            raise UnexpectedModuleError(type(embed_tokens).__name__)
-        _expect_untouched(embed_tokens)
-        hidden = self._buffer("hidden", self._hidden_size)
-        self.writer.embedding(_weight(embed_tokens), hidden, multiplier=multiplier)
-        return hidden
+        return self._embedding(embed_tokens, "hidden", multiplier)
 
     def rms_norm(self, module: Any, x: View) -> View:
-        """Normalise x [hidden]."""
+        """Normalise x [hidden], the input or the output of a sublayer."""
         normed = self._buffer("normed", self._hidden_size)
         self.writer.rms_norm(self._norm(module, self._hidden_size), x, normed)
         return normed
@@ -69,18 +58,44 @@ class Blocks:
         """Add `multiplier` times the output of a sublayer to the hidden states."""
         self.writer.add(hidden, sublayer_output, hidden, width=self._hidden_size, multiplier=multiplier)
 
-    def rope(self, rotary_emb: Any, layer_type: str | None = None) -> Rope:
+    def scale(self, hidden: View, factor: float) -> None:
+        """Multiply the hidden states by a constant."""
+        if factor != 1.0:
+            self.writer.scale(hidden, factor)
+
+    def last_tokens(self, x: View, name: str = "last") -> View:
+        """Return a copy of x for each sequence's last token. All later blocks compute only these tokens."""
+        last = self._buffer(name, x.stride)
+        self.writer.gather_last(x, last)
+        return last
+
+    def token_factor(self, compute: "Callable[[Tensor], Tensor]") -> int:
+        """Add factors of queries that depend on the position. Return their number."""
+        self.token_factors.append(compute)
+        return len(self.token_factors) - 1
+
+    def rope(
+        self,
+        rotary_emb: Any,
+        layer_type: str | None = None,
+        *,
+        layout: RopeLayout = "halves",
+        in_float32: bool = False,
+    ) -> Rope:
         """Return the RoPE of a module that computes cosines and sines.
 
         Args:
             layer_type: The layer type to pass to the module if it has several RoPEs.
+            layout: The elements that are rotated together, and the order of the module's table.
+            in_float32: True if the model rounds once, False if after every step.
         """
         if (rotary_emb, layer_type) not in self.ropes:
             self.ropes.append((rotary_emb, layer_type))
-        sizes = {2 * buffer.numel() for name, buffer in rotary_emb.named_buffers() if name.endswith("inv_freq")}
-        if len(sizes) != 1:
-            raise UnexpectedModuleError("RoPEs of several sizes")
-        return Rope(self.ropes.index((rotary_emb, layer_type)), sizes.pop())
+        name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
+        frequencies = getattr(rotary_emb, name, None)
+        if frequencies is None:
+            raise UnexpectedModuleError(f"a RoPE without {name}")
+        return Rope(self.ropes.index((rotary_emb, layer_type)), 2 * frequencies.numel(), layout, in_float32)
 
     def attention(
         self,
@@ -91,10 +106,13 @@ class Blocks:
         window: int = 0,
         rope: Rope | None = None,
         has_output_gate: bool = False,
+        token_factor: int | None = None,
+        shared_layer: int | None = None,
     ) -> View:
         """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
 
-        Heads are normalised if the module has q_norm and k_norm, or q_layernorm and k_layernorm.
+        Heads are normalised if the module has q_norm, k_norm or v_norm, or q_layernorm and k_layernorm: each head, or
+        all of them together if the norm has that many weights. Without a v_proj, the values are the projected keys.
 
         Args:
             module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, and o_proj or out_proj.
@@ -104,25 +122,33 @@ class Blocks:
             rope: The RoPE of queries and keys.
             has_output_gate: True if q_proj computes a gate beside each query head, by whose sigmoid the head's output
                 is multiplied.
+            token_factor: The number of the factors of queries.
+            shared_layer: The layer of the KV cache that another block has written and this one reads.
         """
-        heads = Heads(self.config.num_attention_heads, self.config.num_key_value_heads, module.head_dim)
+        query_heads: int = self.config.num_attention_heads
+        heads = Heads(query_heads, query_heads // module.num_key_value_groups, module.head_dim)
         if rope is not None and rope.rotary_size > heads.size:
             raise UnexpectedModuleError("a RoPE that is larger than a head")
         head_stride = heads.size * (2 if has_output_gate else 1)
-        q, k, v = self._project_qkv(module, x, heads, q_width=heads.query * head_stride)
-        norms = [self._head_norm(module, name, heads.size) for name in ("q", "k")]
-        layer = self.writer.kv_layer(heads.kv, heads.size)
-        query = self._buffer("query", heads.query * heads.size)
-        attended = self._buffer("attended", heads.query * heads.size)
-        write = self.writer
-        write.prepare_heads(
-            q, query, heads=heads.query, size=heads.size, norm=norms[0], rope=rope, head_stride=head_stride
-        )
-        write.prepare_heads(k, CacheView("keys", layer), heads=heads.kv, size=heads.size, norm=norms[1], rope=rope)
-        write.prepare_heads(v, CacheView("values", layer), heads=heads.kv, size=heads.size, norm=None, rope=None)
-        write.attention(query, attended, heads, layer=layer, scale=scale, window=window)
+        q_width = heads.query * head_stride
+        parts = self._project_qkv(module, x, heads, q_width=q_width, only_query=shared_layer is not None)
+        write, size = self.writer, heads.size
+        query, attended = (self._buffer(name, heads.query * size) for name in ("query", "attended"))
+        q, norm = self._head_norm(module, "q", parts[0], heads.query, size)
+        how: dict[str, Any] = {"heads": heads.query, "size": size, "head_stride": head_stride}
+        write.prepare_heads(q, query, norm=norm, rope=rope, token_factor=token_factor, **how)
+        if shared_layer is None:
+            shared_layer = write.kv_layer(heads.kv, size)
+            for part, view in (("keys", parts[1]), ("values", parts[2])):
+                states, norm = self._head_norm(module, part[0], view, heads.kv, size)
+                out = CacheView("keys" if part == "keys" else "values", shared_layer)
+                write.prepare_heads(
+                    states, out, heads=heads.kv, size=size, norm=norm, rope=rope if part == "keys" else None
+                )
+        softcap = getattr(module, "attn_logit_softcapping", None) or 0.0
+        write.attention(query, attended, heads, layer=shared_layer, scale=scale, window=window, softcap=softcap)
         if has_output_gate:
-            write.prepare_heads(q.after(heads.size), query, heads=heads.query, size=heads.size, head_stride=head_stride)
+            write.prepare_heads(q.after(size), query, **how)
             write.gated_activation(query, attended, attended, width=attended.stride, activation="sigmoid")
         output = module.o_proj if hasattr(module, "o_proj") else module.out_proj
         return self._linear(output, attended, "sublayer_output")
@@ -147,6 +173,29 @@ class Blocks:
         self.writer.gated_activation(gate, up, inner, width=width, activation=names.activation)
         self.forwards.append((module, partial(gated_mlp_forward, module, names)))
         return self._linear(down, inner, "sublayer_output")
+
+    def per_layer_inputs(self, body: Any, hidden: View) -> View:
+        """Compute Gemma 4's inputs of all layers, [layers, size] for each token, from the token and its embedding."""
+        layers, size = self.config.num_hidden_layers, self.config.hidden_size_per_layer_input
+        embedded = self._embedding(body.embed_tokens_per_layer, "per_layer_embedding")
+        projected = self._linear(body.per_layer_model_projection, hidden, "per_layer_projection")
+        if (embedded.stride, projected.stride) != (layers * size, layers * size):
+            raise UnexpectedModuleError("inputs of layers with different sizes")
+        self.writer.scale(projected, body.per_layer_model_projection_scale)
+        norm, inputs = self._norm(body.per_layer_projection_norm, size), self._buffer("per_layer_inputs", layers * size)
+        self.writer.prepare_heads(projected, inputs, heads=layers, size=size, norm=norm)
+        self.writer.add(inputs, embedded, inputs, width=layers * size)
+        self.writer.scale(inputs, body.per_layer_input_scale)
+        return inputs
+
+    def per_layer_input(self, layer: Any, hidden: View, inputs: View, index: int) -> View:
+        """Return the projection of a layer's part of `per_layer_inputs`, gated by the hidden states and normalised."""
+        size, activation = self.config.hidden_size_per_layer_input, _activation(layer.act_fn)
+        gate = self._linear(layer.per_layer_input_gate, hidden, "per_layer_gate")
+        inner = self._buffer("per_layer_inner", size)
+        self.writer.gated_activation(gate, inputs.after(index * size), inner, width=size, activation=activation)
+        self.forwards.append((layer.act_fn, partial(activation_forward, layer.act_fn, activation)))
+        return self.rms_norm(layer.post_per_layer_input_norm, self._linear(layer.per_layer_projection, inner, "output"))
 
     def moe(self, module: Any, x: View, *, router_class: str, normalize: bool, round_weights: bool) -> View:
         """Compute a mixture of experts (MoE) whose experts are packed.
@@ -192,29 +241,49 @@ class Blocks:
         self, norm: Any, lm_head: Any, hidden: View, *, multiplier: float = 1.0, softcap: float | None = None
     ) -> None:
         """Compute the logits after each sequence's last token."""
-        last, normed = self._buffer("last", self._hidden_size), self._buffer("last_normed", self._hidden_size)
-        self.writer.gather_last(hidden, last)
+        last = hidden if self.writer.has_gathered_last else self.last_tokens(hidden)
+        normed = self._buffer("last_normed", self._hidden_size)
         self.writer.rms_norm(self._norm(norm, self._hidden_size), last, normed)
         _expect_untouched(lm_head)
         self.writer.logits(_weight(lm_head), normed, _bias(lm_head))
         self.logits_multiplier, self.logits_softcap = multiplier, softcap
 
-    def _project_qkv(self, module: Any, x: View, heads: Heads, *, q_width: int) -> tuple[View, View, View]:
+    def _project_qkv(self, module: Any, x: View, heads: Heads, *, q_width: int, only_query: bool) -> list[View]:
+        """Return queries, keys and values; without v_proj, the values are the keys."""
         names = {name for name, _ in module.named_children()}
         is_fused = "qkv_proj" in names
-        projections = ("qkv_proj",) if is_fused else ("q_proj", "k_proj", "v_proj")
-        norms = names & {"q_norm", "k_norm", "q_layernorm", "k_layernorm"}
+        wanted = ["qkv_proj"] if is_fused else ["q_proj", "k_proj", *(["v_proj"] if "v_proj" in names else [])]
+        projections = wanted[:1] if only_query else wanted
+        norms = names & {"q_norm", "k_norm", "v_norm", "q_layernorm", "k_layernorm"}
         expect_children(module, *projections, *(names & {"o_proj", "out_proj"}), *norms)
         query, kv = heads.query * heads.size, heads.kv * heads.size
+        views = [self._linear(getattr(module, name), x, name) for name in projections]
         if is_fused:
-            q = self._linear(module.qkv_proj, x, "qkv")
-            k, v, widths = q.after(query), q.after(query + kv), (query + 2 * kv,) * 3
+            views += [views[0].after(query), views[0].after(query + kv)]
+            widths = [query + 2 * kv] * 3
         else:
-            q, k, v = (self._linear(getattr(module, name), x, name) for name in projections)
-            widths = (q_width, kv, kv)
-        if (q.stride, k.stride, v.stride) != widths:
+            views += views[1:2] if len(views) == 2 else []
+            widths = [q_width, kv, kv][: len(views)]
+        if [view.stride for view in views] != widths:
             raise UnexpectedModuleError("projections that do not match the heads")
-        return q, k, v
+        return views
+
+    def _embedding(self, module: Any, name: str, multiplier: float = 1.0) -> View:
+        from torch import nn
+
+        from llmctl.cpu.layers import PackedEmbedding
+
+        if isinstance(module, PackedEmbedding):
+            multiplier *= module.scale or 1.0
+        elif isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"):
+            multiplier *= float(cast("Tensor", module.embed_scale).to(module.weight.dtype))
+        elif type(module) is not nn.Embedding:
+            raise UnexpectedModuleError(type(module).__name__)
+        _expect_untouched(module)
+        weight = _weight(module)
+        out = self._buffer(name, weight.k)
+        self.writer.embedding(weight, out, multiplier=multiplier)
+        return out
 
     def _linear(self, module: Any, x: View, out: str) -> View:
         _expect_untouched(module)
@@ -223,18 +292,32 @@ class Blocks:
         self.writer.linear(weight, x, view, _bias(module))
         return view
 
-    def _head_norm(self, attention: Any, part: str, size: int) -> RmsNorm | None:
-        """Return the norm of queries ("q") or keys ("k"), if the attention has it."""
+    def _head_norm(self, attention: Any, part: str, x: View, heads: int, size: int) -> tuple[View, RmsNorm | None]:
+        """Return heads ("q", "k" or "v") and the norm of each, if the attention has it. Apply a norm of all heads."""
         names = [name for name in (f"{part}_norm", f"{part}_layernorm") if hasattr(attention, name)]
-        return self._norm(getattr(attention, names[0]), size) if names else None
+        if not names:
+            return x, None
+        norm = getattr(attention, names[0])
+        weight = getattr(norm, "weight", None)
+        if weight is None or weight.shape == (size,):
+            return x, self._norm(norm, size)
+        normed = self._buffer(f"{part}_normed", heads * size)
+        self.writer.rms_norm(self._norm(norm, heads * size), x, normed)
+        return normed, None
 
     def _norm(self, module: Any, size: int) -> RmsNorm:
         _expect_untouched(module)
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if epsilon is None or not type(module).__name__.endswith("RMSNorm") or module.weight.shape != (size,):
+        ending = "LayerNorm" if self.norm_flavour == "layer_norm" else "RMSNorm"
+        weight = getattr(module, "weight", None)
+        has_weight = getattr(module, "with_scale", True)
+        if epsilon is None or not type(module).__name__.endswith(ending) or getattr(module, "bias", None) is not None:
             raise UnexpectedModuleError(type(module).__name__)
-        self.forwards.append((module, partial(norm_forward, module, epsilon, self.norm_flavour)))
-        return RmsNorm(module.weight.detach(), epsilon, self.norm_flavour)
+        if (weight.shape != (size,)) if weight is not None else has_weight:
+            raise UnexpectedModuleError(f"{type(module).__name__} of another size")
+        flavour = self.norm_flavour if has_weight else "no_weight"
+        self.forwards.append((module, partial(norm_forward, module, epsilon, flavour)))
+        return RmsNorm(size, None if weight is None else weight.detach(), epsilon, flavour)
 
     def _buffer(self, name: str, width: int) -> View:
         if (name, width) not in self._buffers:

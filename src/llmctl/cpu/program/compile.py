@@ -28,7 +28,7 @@ class CompiledModel:
 
     def __init__(self, program: Program, blocks: RecurrentBlocks) -> None:
         self.program = program
-        self._ropes = tuple(blocks.ropes)
+        self._ropes, self._token_factors = tuple(blocks.ropes), tuple(blocks.token_factors)
         self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
 
     def forward(self, layout: Layout, kv_cache: list[Pair], states: "Sequence[Tensor]" = ()) -> "Tensor":
@@ -39,7 +39,9 @@ class CompiledModel:
         import torch
 
         with torch.inference_mode():
-            logits = self.program.run(layout, self._rope_tables(layout.position_ids), kv_cache, states)
+            ropes = self._rope_tables(layout.position_ids)
+            factors = [compute(layout.position_ids[0]) for compute in self._token_factors]
+            logits = self.program.run(layout, ropes, kv_cache, states, factors)
             if self._multiplier != 1.0:
                 logits = logits * self._multiplier
             if self._softcap:

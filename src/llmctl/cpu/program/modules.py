@@ -30,13 +30,25 @@ class MlpNames:
 
 
 def norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor") -> "Tensor":
-    """Compute an RMS norm of x [..., size]."""
+    """Compute a norm of x [..., size]."""
     import torch
 
     native = kernels.load()
-    if native is None or (torch.is_grad_enabled() and (x.requires_grad or module.weight.requires_grad)):
+    weight: Tensor | None = None if flavour == "no_weight" else module.weight
+    needs_gradient = x.requires_grad or (weight is not None and weight.requires_grad)
+    if native is None or (torch.is_grad_enabled() and needs_gradient):
         return cast("Tensor", type(module).forward(module, x))
-    return native.rms_norm(x, module.weight.detach(), epsilon, flavour)
+    return native.rms_norm(x, None if weight is None else weight.detach(), epsilon, flavour)
+
+
+def activation_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor":
+    """Compute an activation of x [..., size]."""
+    import torch
+
+    native = kernels.load()
+    if native is None or (torch.is_grad_enabled() and x.requires_grad):
+        return cast("Tensor", type(module).forward(module, x))
+    return native.gated_activation(x, torch.ones_like(x), activation)
 
 
 def gated_mlp_forward(module: Any, names: MlpNames, x: "Tensor") -> "Tensor":

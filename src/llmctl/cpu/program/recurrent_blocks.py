@@ -94,7 +94,7 @@ class RecurrentBlocks(Blocks):
         expect_children(module)
         if not type(module).__name__.endswith("RMSNormGated") or module.weight.shape != (size,):
             raise UnexpectedModuleError(type(module).__name__)
-        return RmsNorm(module.weight.detach(), module.variance_epsilon, "norm_then_weight")
+        return RmsNorm(size, module.weight.detach(), module.variance_epsilon, "norm_then_weight")
 
     def _causal_conv(self, module: Any, x: View, out: View, *, activation: Activation) -> None:
         weight = _conv_weight(module, out.stride)

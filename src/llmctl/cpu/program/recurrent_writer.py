@@ -117,7 +117,7 @@ class RecurrentWriter(ProgramWriter):
             **view_fields("input", x),
             **view_fields("other", gate),
             output=out.buffer,
-            n=norm.weight.numel(),
+            n=norm.size,
             head_size=group_size,
             **self._norm(norm),
         )

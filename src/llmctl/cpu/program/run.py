@@ -71,16 +71,22 @@ class Program:
         self._lock = threading.Lock()  # one pass at a time uses the buffers
 
     def run(
-        self, layout: Layout, ropes: Sequence[Pair], kv_cache: Sequence[Pair], states: "Sequence[Tensor]" = ()
+        self,
+        layout: Layout,
+        ropes: Sequence[Pair],
+        kv_cache: Sequence[Pair],
+        states: "Sequence[Tensor]" = (),
+        token_factors: "Sequence[Tensor]" = (),
     ) -> "Tensor":
         """Run one pass.
 
         Args:
             layout: The tokens.
-            ropes: Cosines and sines [tokens, rotary size] of each RoPE, in `dtype`.
+            ropes: Cosines and sines [tokens, rotary size] of each RoPE.
             kv_cache: Keys and values of each layer with attention, [pages, tokens per page, heads, size] in `dtype`.
             states: One tensor [slots, *shape] for each of `state_shapes`. Each sequence's slot is updated; its old
                 content is ignored when the sequence begins, that is, when all its tokens are in this pass.
+            token_factors: The factors [tokens] of the queries of each token.
 
         Returns:
             Logits in float32 [sequences, vocabulary] after each sequence's last token.
@@ -98,10 +104,11 @@ class Program:
         logits = torch.empty((sequences, self._written.vocabulary_size), dtype=torch.float32)
         with self._lock:
             self._grow_buffers(max(tokens, sequences))
-            cosines, sines = ([rope[part].contiguous() for rope in ropes] for part in (0, 1))
+            cosines, sines = ([rope[part].float().contiguous() for rope in ropes] for part in (0, 1))
+            factors = [factor.float().contiguous() for factor in token_factors]
             keys, values = zip(*kv_cache, strict=True)
-            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, keys, values, states)]
-            names = ("buffers", "rope_cos", "rope_sin", "keys", "values", "states")
+            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, factors, keys, values, states)]
+            names = ("buffers", "rope_cos", "rope_sin", "token_factors", "keys", "values", "states")
             data = Pass(
                 dtype=dtype_codes()[self.dtype],
                 tokens=tokens,

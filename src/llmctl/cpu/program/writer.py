@@ -14,11 +14,13 @@ from llmctl.cpu.structs import (
     DESTINATIONS,
     NORM_FLAVOURS,
     OPERATION_KINDS,
+    ROPE_LAYOUTS,
     Activation,
     Destination,
     NormFlavour,
     Operation,
     OperationKind,
+    RopeLayout,
 )
 from llmctl.cpu.tensors import check_quantized, dtype_codes
 
@@ -69,9 +71,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """An RMS norm with weights [size]."""
+    """A norm of `size` elements, with weights unless its flavour is `no_weight`."""
 
-    weight: "Tensor"
+    size: int
+    weight: "Tensor | None"
     epsilon: float
     flavour: NormFlavour
 
@@ -83,10 +86,14 @@ class Rope:
     Attributes:
         index: Its index in the program's list of RoPEs.
         rotary_size: The number of elements that it rotates in each head.
+        layout: The elements that it rotates together, and the order of its table: `RopeLayout` in native/kernels.h.
+        in_float32: True if it rounds once, False if after every step.
     """
 
     index: int
     rotary_size: int
+    layout: RopeLayout = "halves"
+    in_float32: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,11 @@ class ProgramWriter:
         self.vocabulary_size = self.embedding_rows = 0
         self.tensors: list[Tensor] = []
 
+    @property
+    def has_gathered_last(self) -> bool:
+        """True after `gather_last`: operations have one row per sequence."""
+        return any(op.kind == OPERATION_KINDS.index("gather_last") for op in self.operations)
+
     def buffer(self, width: int) -> View:
         """Add a buffer with rows of `width` elements."""
         self.buffer_widths.append(width)
@@ -155,12 +167,12 @@ class ProgramWriter:
 
     def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0) -> None:
         """Look up the rows of the token ids."""
-        self.embedding_rows = weight.n
+        self.embedding_rows = min(weight.n, self.embedding_rows or weight.n)
         self._add("embedding", output=out.buffer, n=weight.k, scale=multiplier, **self._weight(weight))
 
     def rms_norm(self, norm: RmsNorm, x: View, out: View) -> None:
-        """Apply an RMS norm to x."""
-        self._add("rms_norm", **_input(x), output=out.buffer, n=norm.weight.numel(), **self._norm(norm))
+        """Apply a norm to x."""
+        self._add("rms_norm", **_input(x), output=out.buffer, n=norm.size, **self._norm(norm))
 
     def linear(self, weight: Weight, x: View, out: View, bias: "Tensor | None" = None) -> None:
         """Multiply x by a weight and add a bias."""
@@ -181,24 +193,31 @@ class ProgramWriter:
         norm: RmsNorm | None = None,
         rope: Rope | None = None,
         head_stride: int | None = None,
+        token_factor: int | None = None,
     ) -> None:
-        """Apply norm and RoPE to each head of a token's heads [heads, size], and store them in `out`.
+        """Apply norm, RoPE and a factor to each head of a token's heads [heads, size], and store them in `out`.
 
         Args:
             head_stride: The distance of the heads in x, if other elements lie between them.
+            token_factor: The number of the factors in the pass.
         """
         fields: dict[str, Any] = {"heads": heads, "head_size": size, "head_stride": head_stride or size}
         if norm is not None:
             fields |= self._norm(norm)
         if rope is not None:
-            fields |= {"rope": rope.index, "rotary_size": rope.rotary_size}
+            fields |= {"rope": rope.index, "rotary_size": rope.rotary_size, "rope_in_float32": rope.in_float32}
+            fields["rope_layout"] = ROPE_LAYOUTS.index(rope.layout)
+        if token_factor is not None:
+            fields["token_factor"] = 1 + token_factor
         if isinstance(out, CacheView):
             fields |= {"destination": DESTINATIONS.index(out.part), "layer": out.layer, "output_stride": heads * size}
         else:
             fields |= {"output": out.buffer, "output_offset": out.offset, "output_stride": out.stride}
         self._add("prepare_heads", **_input(x), **fields)
 
-    def attention(self, q: View, out: View, heads: Heads, *, layer: int, scale: float, window: int) -> None:
+    def attention(
+        self, q: View, out: View, heads: Heads, *, layer: int, scale: float, window: int, softcap: float = 0.0
+    ) -> None:
         """Compute attention of q over its sequence's keys and values, as `Kernels.paged_attention` does."""
         self._add(
             "attention",
@@ -210,6 +229,7 @@ class ProgramWriter:
             layer=layer,
             scale=scale,
             window=window,
+            softcap=softcap,
         )
 
     def gated_activation(self, gate: View, up: View, out: View, *, width: int, activation: Activation) -> None:
@@ -275,6 +295,10 @@ class ProgramWriter:
         """Compute a + multiplier * b."""
         self._add("add", **_input(a), **_other(b), output=out.buffer, n=width, scale=multiplier)
 
+    def scale(self, x: View, factor: float) -> None:
+        """Multiply x by a constant, in place. x is a whole buffer."""
+        self._add("scale", **_input(x), output=x.buffer, n=x.stride, scale=factor)
+
     def gather_last(self, x: View, out: View) -> None:
         """Copy the row of each sequence's last token. All later operations have one row per sequence."""
         self._add("gather_last", **_input(x), output=out.buffer, n=out.stride)
@@ -289,9 +313,10 @@ class ProgramWriter:
         self._add("linear", destination=DESTINATIONS.index(destination), **fields, **self._weight(weight))
 
     def _add(self, kind: OperationKind, **fields: Any) -> None:
-        per_sequence = any(op.kind == OPERATION_KINDS.index("gather_last") for op in self.operations)
         fields.setdefault("scale", 1.0)
-        self.operations.append(Operation(kind=OPERATION_KINDS.index(kind), per_sequence=per_sequence, **fields))
+        self.operations.append(
+            Operation(kind=OPERATION_KINDS.index(kind), per_sequence=self.has_gathered_last, **fields)
+        )
 
     def _weight(self, weight: Weight) -> dict[str, int]:
         if weight.scales is None:
@@ -306,7 +331,8 @@ class ProgramWriter:
 
     def _norm(self, norm: RmsNorm) -> dict[str, float]:
         flavour = NORM_FLAVOURS.index(norm.flavour)
-        return {**self._plain_weight(norm.weight), "epsilon": norm.epsilon, "norm_flavour": flavour}
+        weight = {} if norm.weight is None else self._plain_weight(norm.weight)
+        return {**weight, "epsilon": norm.epsilon, "norm_flavour": flavour}
 
     def _plain_weight(self, tensor: "Tensor") -> dict[str, int]:
         if tensor.dtype not in dtype_codes() or not tensor.is_contiguous():
