@@ -220,11 +220,15 @@ def use_default_experts(config: Any) -> None:
     config._experts_implementation = None
 
 
-def first_position(model: Any) -> int:
-    """Return the position of the first token of a sequence: RoBERTa and its relatives begin after their padding id."""
-    modules = (module for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
-    embeddings = next(modules, None)
-    return 0 if embeddings is None else int(embeddings.padding_idx) + 1
+def counts_cached_tokens(module: Any) -> bool:
+    """Return True for an embedding of positions that counts on from the cache, as BART's does.
+
+    The argument is called `past_key_values_length` in 5.18 and `cache_length` in the releases that deprecate that name.
+    """
+    if "PositionalEmbedding" not in type(module).__name__:
+        return False
+    parameters = inspect.signature(type(module).forward).parameters
+    return "position_ids" in parameters and bool({"cache_length", "past_key_values_length"} & parameters.keys())
 
 
 # -- recurrent states

@@ -91,6 +91,19 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+    "bart": (
+        "BartConfig",
+        "BartForCausalLM",
+        {
+            "d_model": 64,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 128,
+            "is_encoder_decoder": False,
+            "is_decoder": True,
+        },
+    ),
+    "roberta": ("RobertaConfig", "RobertaForCausalLM", {"is_decoder": True, "pad_token_id": 1}),
     "mamba": ("MambaConfig", "MambaForCausalLM", {"state_size": 8}),
     "llama4": (
         "Llama4TextConfig",

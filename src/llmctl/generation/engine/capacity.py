@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmctl.generation.engine.packed_modules import hides_other_sequences
 from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from llmctl.plan.memory import activation_bytes
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 # More sequences gain nothing: a CPU is limited by its arithmetic, a GPU by its memory.
 _MAX_SEQUENCES = {"cpu": 64, "cuda": 256}
 _PASS_TOKENS = {"cpu": 512, "cuda": 4096}
+# Where every token scores the tokens of all sequences, memory and work grow with both of these.
+_HIDDEN_SEQUENCES, _HIDDEN_PASS_TOKENS = 8, 128
 _IDLE_BYTES = 1 << 30  # on a CPU, where other processes need the memory; at least one whole context is always kept
 _USABLE = 0.8  # share of the free memory; the rest is for other processes
 
@@ -43,6 +46,8 @@ def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> E
     dtype = str(loaded.plan.model_kwargs["dtype"])
     sequences = sequences or _MAX_SEQUENCES.get(device, 32)
     pass_tokens = _PASS_TOKENS.get(device, 1024)
+    if hides_other_sequences(loaded.model):
+        sequences, pass_tokens = min(sequences, _HIDDEN_SEQUENCES), min(pass_tokens, _HIDDEN_PASS_TOKENS)
     free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
     free -= state_bytes(loaded.info, batch=sequences, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)

@@ -1,5 +1,6 @@
 """The check that a model's sequences can be packed, by its configuration and by a trial."""
 
+import inspect
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,6 @@ from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention_mask import UnsupportedAttentionError
-from llmctl.transformers_compat import takes_registered_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,6 @@ def why_not_packed(loaded: "LoadedModel") -> str | None:
     model = loaded.model
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
-    if not takes_registered_attention(model) and not has_recurrent_state(model):
-        return "it implements attention itself"
     boundary = _largest_boundary(model.config.get_text_config())
     if 2 * boundary > _LONGEST_TRIAL and type(model).__name__ not in PROVEN:
         return f"its layers change after {boundary:,} tokens, which is too long for a trial"
@@ -77,8 +75,7 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
     try:
         packed = _packed_logits(model, prompts)
         for ids, logits in zip(prompts, packed, strict=True):
-            with torch.inference_mode():
-                alone = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
+            alone = _logits_alone(model, ids)
             tolerance = _TOLERANCE.get(str(model.dtype), _TOLERANCE_OF_16_BITS)
             difference = torch.linalg.vector_norm(logits.float() - alone.float())
             if not difference <= tolerance * torch.linalg.vector_norm(alone.float()):
@@ -92,6 +89,18 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
             raise
         return f"its code does not accept packed sequences ({type(error).__name__})"
     return None
+
+
+def _logits_alone(model: Any, ids: list[int]) -> "Tensor":
+    """Return the logits after the last token, with the inputs that `model.generate` passes."""
+    import torch
+
+    inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = torch.arange(len(ids), device=model.device)[None]
+    with torch.inference_mode():
+        logits: Tensor = model(**inputs, use_cache=False).logits[0, -1]
+    return logits
 
 
 def _packed_logits(model: Any, prompts: list[list[int]]) -> "list[Tensor]":

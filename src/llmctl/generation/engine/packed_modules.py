@@ -17,8 +17,14 @@ from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.layer_states import join_layer_states, new_layer_state, split_layer_state
 from llmctl.generation.engine.layout import Layout
 from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
-from llmctl.loading.attention_mask import UnsupportedAttentionError
-from llmctl.transformers_compat import cache_argument, first_position, rope_depends_on_length, uses_recurrent_state
+from llmctl.loading.attention_mask import UnsupportedAttentionError, VisibleTokens
+from llmctl.transformers_compat import (
+    cache_argument,
+    counts_cached_tokens,
+    rope_depends_on_length,
+    takes_registered_attention,
+    uses_recurrent_state,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +36,10 @@ class _Traits:
     Attributes:
         recurrent: Layers with a recurrent or convolutional state.
         ropes: Modules that compute RoPEs which depend on the length of the sequence.
-        first_position: The position of the first token of a sequence.
+        positions: Embeddings of positions that count on from the cache.
         gathers: True if layers change keys or values after they were cached, as latent attention does.
+        masks: True if layers compute attention in their own code. They then attend to all keys of all sequences, with a
+            mask that hides those of the other sequences.
         by_token: True if the layers with a state cannot add several tokens to a state, so that they add one at a time.
             Mamba 1 computes such tokens as if they began a sequence (modeling_mamba.py, transformers 5.24).
     """
@@ -40,8 +48,10 @@ class _Traits:
         modules = list(model.modules())
         self.recurrent = [module for module in modules if uses_recurrent_state(module)]
         self.ropes = [module for module in modules if rope_depends_on_length(module)]
-        self.first_position = first_position(model)
-        self.gathers = self.by_token = False
+        self.positions = [module for module in modules if counts_cached_tokens(module)]
+        self.masks = not takes_registered_attention(model) and not self.recurrent
+        self.gathers = self.masks
+        self.by_token = False
 
 
 _TRAITS: "WeakKeyDictionary[Any, _Traits]" = WeakKeyDictionary()
@@ -56,6 +66,11 @@ def _traits_of(model: Any) -> _Traits:
 def has_recurrent_state(model: Any) -> bool:
     """Return True if any layer keeps a state that cannot be cut back to an earlier token."""
     return bool(_traits_of(model).recurrent)
+
+
+def hides_other_sequences(model: Any) -> bool:
+    """Return True if tokens score those of all packed sequences, and a mask hides the other sequences."""
+    return _traits_of(model).masks
 
 
 def add_tokens_one_by_one(model: Any) -> None:
@@ -86,21 +101,38 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
     cache = _packed_cache(layout, pool, packed)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(packed_attention(model, packed))
+        if not traits.masks:
+            stack.enter_context(packed_attention(model, packed))
         for module in traits.recurrent:
             run = _RecurrentPass(model, layout, pool, cache, by_token=traits.by_token)
             stack.enter_context(_replaced_forward(module, partial(run, module.forward)))
         for module in traits.ropes:
             stack.enter_context(_replaced_forward(module, partial(_rope_by_sequence, module.forward, layout)))
+        for module in traits.positions:
+            stack.enter_context(_replaced_forward(module, partial(_embed_positions, module.forward, moved)))
         output = model(
             input_ids=moved.input_ids,
-            position_ids=moved.position_ids + traits.first_position,
+            position_ids=moved.position_ids,
             use_cache=True,
             logits_to_keep=moved.last,
+            **({"attention_mask": _mask_of_sequences(moved, model.dtype)} if traits.masks else {}),
             **{cache_argument(): cache},
         )
     logits: Tensor = output.logits[0]
     return logits
+
+
+def _mask_of_sequences(layout: Layout, dtype: Any) -> "Tensor":
+    """Return the mask [1, 1, tokens, cached tokens of all sequences] to add to scores: each token sees its sequence."""
+    import torch
+
+    mask = torch.full((layout.query_starts[-1], sum(layout.kv_lengths)), torch.finfo(dtype).min, dtype=dtype)
+    begin = 0
+    for (first, end), length in zip(pairwise(layout.query_starts), layout.kv_lengths, strict=True):
+        own = mask[first:end, begin : begin + length]
+        own.masked_fill_(VisibleTokens().mask(end - first, length), 0)
+        begin += length
+    return mask[None, None].to(layout.input_ids.device)
 
 
 @contextmanager
@@ -236,6 +268,10 @@ class _GroupStates:
         for index, layer in self._used.items():
             for slot, one in zip(self._slots, split_layer_state(layer, len(self._slots)), strict=True):
                 self._pool.layer_states.setdefault(slot, {})[index] = one
+
+
+def _embed_positions(forward: Callable[..., Any], layout: Layout, x: Any, *_: Any, **__: Any) -> Any:
+    return forward(x, position_ids=layout.position_ids[0])
 
 
 def _rope_by_sequence(forward: Callable[..., Any], layout: Layout, x: Any, position_ids: Any, *rest: Any) -> Any:
