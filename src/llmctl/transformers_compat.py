@@ -357,6 +357,13 @@ def forget_tied_weights(model: Any, *, under: tuple[str, ...]) -> None:
     }
 
 
+def has_default_gate(experts: Any) -> bool:
+    """Return True if experts compute act_fn(gate) * up, as most classes do."""
+    from transformers.integrations.moe import _default_apply_gate
+
+    return type(experts)._apply_gate is _default_apply_gate
+
+
 def gate_experts(experts: Any, gate_up: Any) -> Any:
     """Return activation(gate) * up as the experts' own class computes it."""
     return experts._apply_gate(gate_up)

@@ -1,8 +1,13 @@
 """The operations between matrix products, compared with results in float64."""
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
+from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
+from llmctl.cpu.experts import ExpertActivation, Experts, Routing
 from llmctl.cpu.kernels import Kernels
 from llmctl.cpu.structs import NORM_FLAVOURS
 
@@ -38,19 +43,111 @@ def test_a_gate_is_activated_and_multiplied_by_up(kernels: Kernels, activation: 
     assert torch.allclose(result.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
 
 
+@pytest.mark.parametrize("width", [1, 15, 256, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_norm_subtracts_the_mean_and_adds_a_bias(kernels: Kernels, dtype: str, width: int) -> None:
+    torch.manual_seed(width)
+    x, weight, bias = (torch.randn(shape).to(getattr(torch, dtype)) + 1 for shape in ((5, width), (width,), (width,)))
+    result = kernels.rms_norm(x, weight, 1e-5, "layer_norm", bias)
+    expected = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+    assert torch.allclose(result.double(), expected, rtol=2 * DTYPES[dtype], atol=4 * DTYPES[dtype])
+
+
+def routed(scores: torch.Tensor, weights: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    experts = scores.topk(top_k).indices
+    return experts, weights.gather(1, experts)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "top_k"), [(4, 2), (8, 8), (60, 4), (128, 8)])
-def test_a_token_takes_its_top_experts(kernels: Kernels, count: int, top_k: int, dtype: str) -> None:
+@pytest.mark.parametrize("scoring", ["softmax", "top_softmax", "sigmoid"])
+def test_a_token_takes_its_top_experts(kernels: Kernels, scoring: Any, count: int, top_k: int, dtype: str) -> None:
     torch.manual_seed(count)
-    logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).to(getattr(torch, dtype))
-    probabilities = torch.softmax(logits.double(), -1)
+    logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).sub(2).to(getattr(torch, dtype))
+    logits = logits + torch.zeros_like(logits)
+    wide = logits.double()
+    scores = wide.sigmoid() if scoring == "sigmoid" else wide.softmax(-1)
     for normalize in (False, True):
-        experts, weights = kernels.route(logits, top_k, normalize=normalize, round_weights=False)
-        expected = probabilities.gather(1, experts.long())
-        assert torch.equal(expected, probabilities.topk(top_k).values)
-        if normalize:
+        routing = Routing(count, top_k, scoring=scoring, normalize=normalize)
+        experts, weights = kernels.route(logits, routing)
+        expected = scores.gather(1, experts.long())
+        assert torch.allclose(expected, scores.topk(top_k).values)
+        if normalize or scoring == "top_softmax":
             expected = expected / expected.sum(-1, keepdim=True)
         assert torch.allclose(weights.double(), expected, rtol=1e-5)
+
+
+def test_a_correction_decides_about_the_choice_but_not_about_the_weights(kernels: Kernels) -> None:
+    torch.manual_seed(1)
+    logits, correction = torch.randn(20, 12), torch.randn(12).bfloat16()
+    for scoring, scores in (("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(-1))):
+        routing = Routing(12, 3, scoring=scoring, correction=correction, multiplier=2.5)  # type: ignore[arg-type]
+        experts, weights = kernels.route(logits, routing)
+        expected_experts, expected = routed(scores + correction.float(), scores, 3)
+        assert torch.equal(experts.long(), expected_experts)
+        assert torch.allclose(weights, 2.5 * expected)
+
+
+def test_only_experts_of_the_best_groups_are_chosen(kernels: Kernels) -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(50, 16)
+    routing = Routing(16, 4, scoring="sigmoid", groups=4, top_groups=2)
+    groups = logits.sigmoid().view(50, 4, 4)
+    best = groups.topk(2).values.sum(-1).topk(2).indices
+    allowed = torch.zeros(50, 4).scatter(1, best, 1.0).bool()[..., None].expand(50, 4, 4).reshape(50, 16)
+    expected, _ = routed(logits.sigmoid().masked_fill(~allowed, -torch.inf), logits, 4)
+    assert torch.equal(kernels.route(logits, routing)[0].long(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_phi_moe_chooses_the_second_expert_without_the_first(kernels: Kernels, dtype: str) -> None:
+    torch.manual_seed(3)
+    logits = (2 * torch.randn(200, 16)).to(getattr(torch, dtype))
+    expected_weights, expected = sparsemixer(logits, 0.1, training=False)
+    epsilon = float(torch.tensor(0.2, dtype=logits.dtype))
+    experts, weights = kernels.route(logits, Routing(16, 2, scoring="sparse_mixer", epsilon=epsilon))
+    assert torch.equal(experts.long(), expected)
+    assert torch.allclose(weights, expected_weights.float(), rtol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_a_token_gets_the_same_sum_of_its_experts_alone_and_in_a_batch(kernels: Kernels, bits: int, dtype: str) -> None:
+    """Experts with biases, and gate and up alternating, as in gpt-oss; sizes that fill no block."""
+    torch.manual_seed(4)
+    hidden, inner, count = 40, 24, 5
+    plain = [torch.randn(count, n, k).div(6) for n, k in ((2 * inner, hidden), (hidden, inner))]
+    weights = [weight.to(getattr(torch, dtype)) for weight in plain]
+    if bits:
+        parts = [[getattr(kernels, f"quantize_q{bits}")(one) for one in weight] for weight in plain]
+        weights = [
+            torch.stack([torch.cat([p.view(torch.uint8).flatten() for p in pair]) for pair in some]) for some in parts
+        ]
+        plain = [
+            torch.stack([getattr(kernels, f"dequantize_q{bits}")(*pair, *like.shape[1:]) for pair in some])
+            for some, like in zip(parts, plain, strict=True)
+        ]
+    biases = [torch.randn(count, n).to(getattr(torch, dtype)) for n in (2 * inner, hidden)]
+    activation = ExpertActivation("clamped_swiglu", True, 1.702, 0.9)
+    experts = Experts(*weights, hidden, inner, activation, bits, *biases)  # type: ignore[misc]
+    x = torch.randn(9, hidden).to(getattr(torch, dtype))
+    chosen, shares = torch.rand(9, count).argsort(-1)[:, :3], torch.rand(9, 3)
+    chosen[4, 1] = count  # transformers marks a token without an expert like this
+    together = kernels.experts(x, experts, chosen, shares)
+    for row in range(9):
+        assert torch.equal(
+            kernels.experts(x[row : row + 1], experts, chosen[row : row + 1], shares[row : row + 1])[0], together[row]
+        )
+    expected = torch.zeros(9, hidden, dtype=torch.double)
+    wide = [tensor.double() for tensor in (*plain, *biases)]
+    for row, place in itertools.product(range(9), range(3)):
+        if (expert := int(chosen[row, place])) < count:
+            gate_up = wide[0][expert] @ x[row].double() + wide[2][expert]
+            gate, up = gate_up[::2].clamp(max=0.9), gate_up[1::2].clamp(-0.9, 0.9)
+            result = wide[1][expert] @ ((up + 1) * gate * (1.702 * gate).sigmoid()) + wide[3][expert]
+            expected[row] += result * float(shares[row, place])
+    error = (together.double() - expected).norm() / expected.norm()
+    assert error < (0.02 if bits else 3 * DTYPES[dtype])  # quantised kernels round x to 8 bits
 
 
 def test_mismatched_tensors_are_refused(best: Kernels) -> None:

@@ -166,6 +166,9 @@ def write_model(folder: Path, architecture: str = "llama", *, dtype: str = "bflo
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.3)  # far enough from zero that greedy and sampled texts differ
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.3)
     model.to(getattr(torch, dtype)).save_pretrained(str(folder))
     return folder
 

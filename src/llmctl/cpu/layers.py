@@ -2,12 +2,11 @@
 
 A quantised weight is one flat tensor of bytes under its original name: first the codes of all blocks, then their scales
 (`packing.native_bytes` returns its size). This keeps tied weights, saving, loading and device maps working, because
-they depend on names and identities. The experts of an MoE layer are one such tensor with a row per expert.
+they depend on names and identities. `expert_layers` has the experts of MoE layers.
 
 If the kernels were not compiled, `quant.torch_packed_weight.TorchPacked` replaces `Packed`.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +15,10 @@ from torch import Tensor, nn
 from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
-from llmctl.cpu.structs import Activation
 from llmctl.cpu.tensors import dtype_codes
-from llmctl.transformers_compat import gate_experts
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
 Dtype = torch.dtype | None
-# transformers' activations that the kernels know
-ACTIVATION_OF: dict[str, Activation] = {
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "GELUTanh": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-}
 ROWS_TOGETHER = 64  # weights are packed in multiples of this number of rows
 _LOOKUP_ELEMENTS = 1 << 24  # elements that a lookup dequantises together
 
@@ -160,58 +150,6 @@ class PackedEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
-
-
-def can_pack_experts(module: nn.Module) -> bool:
-    """Return True if a module holds experts in the layout of Mixtral and most other models, as `pack_experts` needs.
-
-    transformers marks the layout on the module (integrations/moe.py, `use_experts_implementation`).
-    """
-    return (
-        getattr(module, "is_concatenated", None) is True
-        and getattr(module, "has_gate", None) is True
-        and not any(getattr(module, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
-        and all(getattr(module, name, torch.empty(0)).dim() == 3 for name in EXPERT_WEIGHTS)
-    )
-
-
-EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
-
-
-def pack_experts(module: Any, packed_class: type[Packed], bits: int) -> None:
-    """Replace the weights of an experts module by empty packed ones, and its forward by one that reads them."""
-    module.packed = {}
-    for name in EXPERT_WEIGHTS:
-        count, n, k = getattr(module, name).shape
-        packed = module.packed[name] = packed_class(bits, n, k)
-        empty = torch.empty((count, packed.size_bytes), dtype=torch.uint8)
-        setattr(module, name, nn.Parameter(empty, requires_grad=False))
-    module.forward = partial(_experts_forward, module)
-
-
-def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Compute each token's [tokens, hidden] top experts [tokens, top_k], as transformers' experts modules do."""
-    out = torch.zeros_like(hidden_states)
-    gate_up_proj, down_proj = module.packed["gate_up_proj"], module.packed["down_proj"]
-    for expert in torch.unique(top_k_index).tolist():
-        if expert >= len(module.gate_up_proj):
-            continue  # transformers marks a token without an expert like this
-        token, position = torch.where(top_k_index == expert)
-        gate_up = gate_up_proj.multiply(hidden_states[token], gate_up_proj.parts(module.gate_up_proj[expert]))
-        gated = _gated_activation(module, gate_up)
-        result = down_proj.multiply(gated, down_proj.parts(module.down_proj[expert]))
-        out.index_add_(0, token, (result * top_k_weights[token, position, None]).to(out.dtype))
-    return out
-
-
-def _gated_activation(module: Any, gate_up: Tensor) -> Tensor:
-    """Return activation(gate) * up for gate and up in [rows, 2 * intermediate]."""
-    activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
-    if activation is None or not module.packed["down_proj"].has_native_layout:
-        gated: Tensor = gate_experts(module, gate_up)
-        return gated
-    gate, up = gate_up.chunk(2, dim=-1)
-    return native().gated_activation(gate, up, activation)
 
 
 class KernelLinear(nn.Linear):

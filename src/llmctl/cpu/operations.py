@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.packing import BLOCK, GROUP
-from llmctl.cpu.structs import ACTIVATIONS, NORM_FLAVOURS, Activation, NormFlavour, Operation, Pass
+from llmctl.cpu.row_operations import RowOperations
+from llmctl.cpu.structs import Operation, Pass
 from llmctl.cpu.tensors import (
     check_paged_attention,
     check_quantized,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _FLOAT32, _BFLOAT16 = 0, 1  # Dtype in native/kernels.h
 
 
-class Kernels:
+class Kernels(RowOperations):
     """The kernels of one instruction set.
 
     Unless stated otherwise, tensors are contiguous on the CPU, of float32, bfloat16 or float16, and without gradients.
@@ -117,86 +118,6 @@ class Kernels:
             self.threads(),
         )
         return y
-
-    def rms_norm(self, x: "Tensor", weight: "Tensor | None", epsilon: float, flavour: NormFlavour) -> "Tensor":
-        """Apply a norm with weights [width] to x [..., width], as a program does.
-
-        Args:
-            weight: None for the flavour `no_weight`.
-            flavour: `norm_then_weight` rounds before it multiplies by the weights (Llama); `one_plus_weight` (Gemma)
-                and `weight_then_round` (OLMo) round once; `layer_norm` subtracts the mean first, then rounds once.
-        """
-        codes = dtype_codes()
-        width = x.shape[-1]
-        check_vector(weight, width, "weight")
-        if (weight is None) != (flavour == "no_weight"):
-            raise ValueError(f"a norm of the flavour {flavour} must have weights, except no_weight")
-        x = x if x.is_contiguous() else x.contiguous()
-        rows, y = row_count(x, width), x.new_empty(x.shape)
-        self._library.llmctl_rms_norm(
-            x.data_ptr(),
-            codes[x.dtype],
-            rows,
-            width,
-            None if weight is None else weight.data_ptr(),
-            0 if weight is None else codes[weight.dtype],
-            NORM_FLAVOURS.index(flavour),
-            epsilon,
-            y.data_ptr(),
-            self.threads(),
-        )
-        return y
-
-    def gated_activation(self, gate: "Tensor", up: "Tensor", activation: Activation) -> "Tensor":
-        """Return activation(gate) * up for gate and up [..., width], as a program computes it."""
-        gate, up = gate.contiguous(), up.contiguous()
-        width = gate.shape[-1]
-        rows, y = row_count(gate, width), gate.new_empty(gate.shape)
-        if up.shape != gate.shape or up.dtype != gate.dtype:
-            raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not match")
-        self._library.llmctl_gated_activation(
-            gate.data_ptr(),
-            up.data_ptr(),
-            dtype_codes()[gate.dtype],
-            rows,
-            width,
-            ACTIVATIONS.index(activation),
-            y.data_ptr(),
-            self.threads(),
-        )
-        return y
-
-    def route(self, logits: "Tensor", top_k: int, *, normalize: bool, round_weights: bool) -> "tuple[Tensor, Tensor]":
-        """Choose the top experts of each token by the router's logits [tokens, experts], as a program does.
-
-        Args:
-            normalize: True to make the weights of a token's experts sum to one.
-            round_weights: True to round the weights to the dtype of the logits.
-
-        Returns:
-            Indices (int32) and weights (float32), both [tokens, top_k], the top expert first.
-        """
-        import torch
-
-        experts = logits.shape[-1]
-        rows = row_count(logits, experts)
-        if not 0 < top_k <= experts:
-            raise ValueError(f"{top_k} of {experts} experts cannot be chosen")
-        top_experts = logits.new_empty((rows, top_k), dtype=torch.int32)
-        top_weights = logits.new_empty((rows, top_k), dtype=torch.float32)
-        self._library.llmctl_route(
-            logits.data_ptr(),
-            dtype_codes()[logits.dtype],
-            rows,
-            experts,
-            top_k,
-            normalize,
-            round_weights,
-            top_experts.data_ptr(),
-            top_weights.data_ptr(),
-            self.threads(),
-        )
-        return top_experts, top_weights
 
     def multiply_addresses(
         self, kind: str, x: Any, weight: int, y: Any, *, rows: int, inputs: int, outputs: int, threads: int

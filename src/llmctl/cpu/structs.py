@@ -25,13 +25,15 @@ OperationKind = Literal[
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weight_then_round", "no_weight", "layer_norm"]
 RopeLayout = Literal["halves", "pairs", "pairs_of_halves"]
-Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity"]
-Destination = Literal["buffer", "logits", "keys", "values"]
+Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity", "clamped_swiglu"]
+Scoring = Literal["softmax", "top_softmax", "sigmoid", "sparse_mixer"]
+Destination = Literal["buffer", "logits", "keys", "values", "floats"]
 # The index of a value is its number in C++.
 OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
 NORM_FLAVOURS: tuple[NormFlavour, ...] = get_args(NormFlavour)
 ROPE_LAYOUTS: tuple[RopeLayout, ...] = get_args(RopeLayout)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
 
 
@@ -63,13 +65,15 @@ class Operation(ctypes.Structure):
         *_sizes("beta", "beta_offset", "beta_stride"),
         *_sizes("rope", "rotary_size", "rope_layout", "rope_in_float32", "token_factor"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
+        *_sizes("scoring", "groups", "top_groups", "floats", "interleaved"),
         *_pointers("weight"),
         *_sizes("weight_dtype"),
         *_pointers("scales", "bias"),
         *_sizes("bias_dtype"),
         *_pointers("down_weight", "a_log", "step_bias", "skip"),
         *_sizes("head_dtype"),
-        *_floats("epsilon", "scale", "softcap", "step_low", "step_high"),
+        *_pointers("down_bias"),
+        *_floats("epsilon", "scale", "softcap", "step_low", "step_high", "alpha", "limit"),
     )
 
 

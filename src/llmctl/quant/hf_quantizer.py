@@ -16,8 +16,8 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.cpu import layers
+from llmctl.cpu.expert_layers import EXPERT_WEIGHTS, has_expert_layout, pack_experts
 from llmctl.cpu.layers import (
-    EXPERT_WEIGHTS,
     ROWS_TOGETHER,
     Packed,
     PackedEmbedding,
@@ -99,8 +99,8 @@ class LlmctlQuantizer(HfQuantizer):
                         model.set_submodule(name, packed)
                 elif type(module) is nn.Linear or isinstance(module, Conv1D):
                     model.set_submodule(name, _packed(module, packing, config.bits, dtype))
-                elif layers.can_pack_experts(module):
-                    layers.pack_experts(module, packing, config.bits)
+                elif has_expert_layout(module):
+                    pack_experts(module, packing, config.bits)
         if not self.pre_quantized:
             _expect_floats(model, dtype)
         return model
@@ -141,10 +141,11 @@ class Pack(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             module, parameter_name = get_module_from_name(model, name)
+            if getattr(module, "is_transposed", False):
+                weight = weight.transpose(-1, -2)
             if isinstance(module.packed, dict):
                 result[name] = torch.stack([self._pack(expert, module.packed[parameter_name]) for expert in weight])
             else:
-                weight = weight.T if getattr(module, "is_transposed", False) else weight
                 result[name] = self._pack(weight, module.packed)
         return result
 

@@ -3,6 +3,7 @@
 
 #include "convert.h"
 #include "cpu.h"
+#include "experts.h"
 #include "isas.h"  // made by CMake: the instruction sets that were compiled, best first
 #include "kernels.h"
 #include "program.h"
@@ -28,7 +29,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 }  // namespace
 
 // Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
-LLMCTL_EXPORT int llmctl_version() { return 7; }
+LLMCTL_EXPORT int llmctl_version() { return 8; }
 
 // The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
@@ -93,34 +94,41 @@ LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, c
 
 // The RMS norm of x [rows][width], as the operation of a program.
 LLMCTL_EXPORT void llmctl_rms_norm(const void* x, int dtype, Size rows, Size width, const void* weight, int weight_dtype,
-                                   int flavour, float epsilon, void* y, int threads) {
+                                   const void* bias, int bias_dtype, int flavour, float epsilon, void* y, int threads) {
     Operation op{};
     op.norm_flavour = flavour, op.n = width, op.weight = weight, op.weight_dtype = weight_dtype, op.epsilon = epsilon;
+    op.bias = bias, op.bias_dtype = bias_dtype;
     each_row(op, rows, threads, [&](Size row, float* work) {
         isa->rms_norm_row(op, dtype, advanced(x, dtype, row * width), advanced(y, dtype, row * width), work);
     });
 }
 
-// activation(gate) times up, all [rows][width], as the operation of a program.
-LLMCTL_EXPORT void llmctl_gated_activation(const void* gate, const void* up, int dtype, Size rows, Size width, int activation,
-                                           void* y, int threads) {
+// activation(gate) times up, as a kGatedActivation operation of a program: up is [rows][width], gate too or [rows][1].
+LLMCTL_EXPORT void llmctl_gated_activation(const void* gate, const void* up, int dtype, Size rows, Size width, Size gate_width,
+                                           int activation, void* y, int threads) {
     Operation op{};
-    op.activation = activation, op.n = width;
+    op.activation = activation, op.n = width, op.k = gate_width == width ? 0 : gate_width;
     each_row(op, rows, threads, [&](Size row, float* work) {
-        isa->gated_activation_row(op, dtype, advanced(gate, dtype, row * width), advanced(up, dtype, row * width),
+        isa->gated_activation_row(op, dtype, advanced(gate, dtype, row * gate_width), advanced(up, dtype, row * width),
                                   advanced(y, dtype, row * width), work);
     });
 }
 
-// The top experts of every row of logits [rows][experts] and their weights, as the operation of a program.
-LLMCTL_EXPORT void llmctl_route(const void* logits, int dtype, Size rows, Size experts, Size top_k, int normalize, int round,
-                                int32_t* top_experts, float* top_weights, int threads) {
-    Operation op{};
-    op.experts = experts, op.top_k = top_k, op.normalize_top_k = normalize, op.round_top_k = round;
-    each_row(op, rows, threads, [&](Size row, float* work) {
-        isa->route_row(op, dtype, advanced(logits, dtype, row * experts), top_experts + row * top_k,
-                       top_weights + row * top_k, work);
+// The top experts of every row of logits [rows][experts] and their weights, as a kRoute operation of a program.
+LLMCTL_EXPORT void llmctl_route(const Operation* op, const void* logits, int dtype, Size rows, int32_t* top_experts,
+                                float* top_weights, int threads) {
+    each_row(*op, rows, threads, [&](Size row, float* work) {
+        const void* from = advanced(logits, op->floats ? int(kF32) : dtype, row * op->experts);
+        isa->route_row(*op, dtype, from, top_experts + row * op->top_k, top_weights + row * op->top_k, work);
     });
+}
+
+// The experts of every row of x [rows][op.n], as a kExperts operation of a program.
+LLMCTL_EXPORT void llmctl_experts(const Operation* op, const void* x, int dtype, Size rows, const int32_t* top_experts,
+                                  const float* top_weights, void* y, int threads) {
+    const Size stride = op->n * bytes_of(dtype);
+    compute_experts(*op, dtype, rows, static_cast<const char*>(x), stride, {top_experts, top_weights, op->top_k},
+                    static_cast<char*>(y), stride, threads);
 }
 
 // A forward pass through a whole model: see program.h.

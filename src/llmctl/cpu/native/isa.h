@@ -6,7 +6,7 @@
 #include "quantize.h"
 #include "quantized.h"
 #include "recurrent.h"
-#include "rows.h"
+#include "routing.h"
 
 #ifdef LLMCTL_BF16_DOT
 #define LLMCTL_HAS_BF16_DOT true

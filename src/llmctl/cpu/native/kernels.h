@@ -115,7 +115,7 @@ enum NormFlavour : Size {
     kOnePlusWeight,   // Gemma: multiplied by 1 + weights, rounded once
     kWeightThenRound, // OLMo, Gemma 4: multiplied by the weights, rounded once
     kNoWeight,
-    kLayerNorm,       // Cohere: the mean is subtracted first; then as kWeightThenRound
+    kLayerNorm,       // Cohere: the mean is subtracted first; then as kWeightThenRound; a bias may be added before rounding
 };
 // The elements of a head that RoPE rotates together, and the order of its table.
 enum RopeLayout : Size {
@@ -123,8 +123,15 @@ enum RopeLayout : Size {
     kPairs,          // 2 i and 2 i + 1, likewise
     kPairsOfHalves,  // 2 i and 2 i + 1; entry i of the table is for both
 };
-enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity };
-enum Destination : Size { kBuffer, kLogits, kKeys, kValues };
+// The scores by which kRoute chooses experts, which are also their weights. A correction is added for the choice only.
+enum Scoring : Size {
+    kSoftmax,       // over all experts
+    kTopSoftmax,    // over the chosen ones
+    kSigmoidScores,
+    kSparseMixer,
+};
+enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity, kClampedSwiglu };
+enum Destination : Size { kBuffer, kLogits, kKeys, kValues, kFloats };  // kFloats: a buffer, in float32
 struct Operation {
     Size kind;
     Size per_sequence;                              // one row per sequence instead of one per token
@@ -132,7 +139,7 @@ struct Operation {
     Size other, other_offset, other_stride;         // the second input: kAdd, kGatedActivation (up), kExperts (routes)
     Size destination, output;                       // `output` is the buffer's number if the destination is kBuffer
     Size n;                                         // elements of an output row
-    Size k;                                         // kLinear: elements of an input row
+    Size k;                                         // kLinear: elements of an input row; kGatedActivation: 1 for one gate
     Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
     Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
@@ -145,16 +152,21 @@ struct Operation {
     Size rope_layout, rope_in_float32;              // in_float32: rounded once instead of after every step
     Size token_factor;                              // kPrepareHeads: 1 + its index in the pass; 0: none
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
+    Size scoring, groups, top_groups;               // kRoute
+    Size floats;                                    // kRoute: the logits are float32 whatever the pass's type
+    Size interleaved;                               // kExperts: gate and up alternate in gate_up_proj's outputs
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
     const void* scales;
-    const void* bias;                               // kAttention: float32 sinks
+    const void* bias;                               // kAttention: sinks; kRoute: correction of the scores
     Size bias_dtype;
     const void* down_weight;                        // kExperts: down_proj, likewise
     const void *a_log, *step_bias, *skip;           // kDeltaRule, kSelectiveScan: parameters [heads]
     Size head_dtype;                                // of these parameters
-    float epsilon, scale, softcap;                  // softcap of attention scores; 0: none
+    const void* down_bias;                          // kExperts
+    float epsilon, scale, softcap;                  // kRoute: least sum of weights, or 2 * jitter; softcap of scores, 0: none
     float step_low, step_high;                      // kSelectiveScan: limits of a step
+    float alpha, limit;                             // kClampedSwiglu
 };
 
 struct Isa {
@@ -205,7 +217,7 @@ inline Size recurrence_scratch(Size state_size, Size head_size) {
 }
 
 inline Size row_scratch(const Operation& op) {
-    return (2 * op.n + op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;
+    return (2 * op.n + 4 * op.experts + 4 * op.head_size + 2 * op.rotary_size + 1024) * 4;
 }
 
 // The 4-bit code: the value of each nibble, to be multiplied by the block's scale. quantize.h explains its derivation.

@@ -3,15 +3,10 @@
 #include <cstring>
 #include <vector>
 
-#include "work.h"
+#include "experts.h"
 
 namespace llmctl {
 namespace {
-
-struct ExpertUse {
-    Size token;
-    float weight;
-};
 
 struct Runner {
     const Pass& pass;
@@ -56,6 +51,8 @@ struct Runner {
     }
 
     void attention(const Operation& op) const {
+        float* sinks = op.bias ? static_cast<float*>(scratch(kBias, op.heads * 4)) : nullptr;
+        if (sinks) isa->to_f32(op.bias, static_cast<int>(op.bias_dtype), sinks, op.heads);
         const int32_t* query_start = op.per_sequence ? sequence_numbers.data() : pass.query_start;
         const Size slot = op.kv_heads * op.head_size, page = pass.page_tokens * slot;
         const Attention job{buffer(op.input), dtype,          pass.keys[op.layer], pass.values[op.layer], dtype,
@@ -63,7 +60,7 @@ struct Runner {
                             pass.max_pages,   pass.page_tokens, op.heads,          op.kv_heads,           op.head_size,
                             op.head_size,     page,           slot,                op.head_size,          page,
                             slot,             op.head_size,   op.scale,            op.softcap,            op.window,
-                            static_cast<const float*>(op.bias)};
+                            sinks};
         attend(job, threads);
     }
 
@@ -109,107 +106,37 @@ struct Runner {
     }
 
     void route(const Operation& op) const {
+        const Size width = op.floats ? op.experts * 4 : bytes(op.input_stride);
         each_row(op, [&](Size row, float* work) {
-            isa->route_row(op, dtype, input(op, row), top_experts(op, op.output, row), top_weights(op, op.output, row), work);
+            isa->route_row(op, dtype, buffer(op.input) + row * width, top_experts(op, op.output, row),
+                           top_weights(op, op.output, row), work);
         });
     }
 
-    // The product with one expert's weight [n][k]; `weights` has the weights of all experts, one after the other.
-    Product expert_product(const Operation& op, const void* weights, Size expert, Size n, Size k, void* y) const {
-        const Size blocks = ceil_div(n, kGroup) * ceil_div(k, kBlock), codes = blocks * 64 * op.bits;
-        const char* start = static_cast<const char*>(weights) + expert * (codes + blocks * kGroup * 2);
-        return {static_cast<int>(op.bits), n, start, start + codes, nullptr, 0, y, dtype};
-    }
-
-    std::vector<std::vector<ExpertUse>> uses_by_expert(const Operation& op) const {
-        std::vector<std::vector<ExpertUse>> uses(static_cast<size_t>(op.experts));
-        for (Size token = 0; token < rows(op); ++token) {
-            for (Size i = 0; i < op.top_k; ++i) {
-                uses[top_experts(op, op.other, token)[i]].push_back({token, top_weights(op, op.other, token)[i]});
-            }
-        }
-        return uses;
-    }
-
-    // Compute all tokens of one expert after the other: gate_up_proj, the gated activation, down_proj.
     void experts(const Operation& op) const {
-        const Size tokens = rows(op), hidden = op.n, inner = op.intermediate_size, most = tokens * op.top_k;
-        const auto uses = uses_by_expert(op);
-        std::vector<char> memory(static_cast<size_t>(bytes(most * (2 * hidden + 3 * inner)) + 64));
-        char* inputs = memory.data();  // these have one row per (token, expert) pair, ordered by expert
-        char* gate_ups = inputs + bytes(most * hidden);
-        char* activations = gate_ups + bytes(most * 2 * inner);
-        char* results = activations + bytes(most * inner);
-        std::memset(output(op, 0), 0, static_cast<size_t>(bytes(tokens * hidden)));
-        Operation gate{}, add{};
-        gate.n = inner, gate.activation = op.activation;
-        add.n = hidden, add.scale = 1.0f;
-        if (tokens == 1) gate_up_of_one_token(op, uses, gate_ups);
-        Size first = 0;
-        for (Size expert = 0; expert < op.experts; ++expert) {
-            const std::vector<ExpertUse>& mine = uses[expert];
-            const Size count = static_cast<Size>(mine.size());
-            if (count == 0) continue;
-            char *gate_up = gate_ups + bytes(first * 2 * inner), *activation = activations + bytes(first * inner),
-                 *result = results + bytes(first * hidden);
-            if (tokens > 1) {
-                char* x = inputs + bytes(first * hidden);
-                for (Size i = 0; i < count; ++i) {
-                    std::memcpy(x + bytes(i * hidden), input(op, mine[i].token), static_cast<size_t>(bytes(hidden)));
-                }
-                const Product product = expert_product(op, op.weight, expert, 2 * inner, hidden, gate_up);
-                quantized_products(x, dtype, count, hidden, &product, 1, threads);
-            }
-            llmctl::each_row(gate, count, threads, [&](Size row, float* work) {
-                const char* from = gate_up + bytes(row * 2 * inner);
-                isa->gated_activation_row(gate, dtype, from, from + bytes(inner), activation + bytes(row * inner), work);
-            });
-            const Product down = expert_product(op, op.down_weight, expert, hidden, inner, result);
-            quantized_products(activation, dtype, count, inner, &down, 1, threads);
-            llmctl::each_row(add, count, threads, [&](Size row, float* work) {
-                add_weighted(add, mine[row].weight, result + bytes(row * hidden), output(op, mine[row].token), work);
-            });
-            first += count;
-        }
-    }
-
-    // With one token, all its experts multiply the same row, so their products are computed together.
-    void gate_up_of_one_token(const Operation& op, const std::vector<std::vector<ExpertUse>>& uses, char* gate_ups) const {
-        const Size width = 2 * op.intermediate_size;
-        std::vector<Product> wanted;
-        for (Size expert = 0; expert < op.experts; ++expert) {
-            if (uses[expert].empty()) continue;
-            char* to = gate_ups + bytes(static_cast<Size>(wanted.size()) * width);
-            wanted.push_back(expert_product(op, op.weight, expert, width, op.n, to));
-        }
-        quantized_products(input(op, 0), dtype, 1, op.n, wanted.data(), static_cast<int>(wanted.size()), threads);
-    }
-
-    // sum += weight * row, rounded after the product and after the sum.
-    void add_weighted(const Operation& op, float weight, char* row, char* sum, float* work) const {
-        isa->to_f32(row, dtype, work, op.n);
-        for (Size i = 0; i < op.n; ++i) work[i] *= weight;
-        isa->from_f32(work, row, dtype, op.n);
-        isa->add_row(op, dtype, sum, row, sum, work);
+        const Routes routes{top_experts(op, op.other, 0), top_weights(op, op.other, 0), 2 * op.top_k};
+        compute_experts(op, dtype, rows(op), input(op, 0), bytes(op.input_stride), routes, output(op, 0), bytes(op.n), threads);
     }
 
     // Compute a product and those after it with the same input and weight type. Return the number of products.
     Size linear(const Operation* op, Size left) const {
-        Product wanted[kMaxProducts];
-        int count = 0;
+        std::vector<Product> wanted;
+        Size count = 0;
         do {
             const Operation& one = op[count];
             const bool is_logits = one.destination == kLogits;
             void* y = is_logits ? static_cast<void*>(pass.logits) : buffer(one.output);
-            wanted[count] = {static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
-                             static_cast<int>(one.bias_dtype), y, is_logits ? static_cast<int>(kF32) : dtype};
+            const bool is_float = is_logits || one.destination == kFloats;
+            wanted.push_back({static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
+                              static_cast<int>(one.bias_dtype), y, is_float ? static_cast<int>(kF32) : dtype});
             ++count;
-        } while (count < left && count < kMaxProducts && op[count].kind == kLinear && op[count].same_input &&
+        } while (count < left && op[count].kind == kLinear && op[count].same_input &&
                  (op[count].bits == 0) == (op->bits == 0) && op[count].weight_dtype == op->weight_dtype);
         if (op->bits == 0) {
-            dense_products(input(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted, count, threads);
+            dense_products(input(*op, 0), dtype, rows(*op), op->k, static_cast<int>(op->weight_dtype), wanted.data(),
+                           static_cast<int>(count), threads);
         } else {
-            quantized_products(input(*op, 0), dtype, rows(*op), op->k, wanted, count, threads);
+            quantized_products(input(*op, 0), dtype, rows(*op), op->k, wanted.data(), static_cast<int>(count), threads);
         }
         return count;
     }

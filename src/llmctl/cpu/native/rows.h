@@ -36,7 +36,7 @@ inline float sum_of_squares(const float* x, Size width) {
     return sum;
 }
 
-// x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers.
+// x / sqrt(mean(x^2) + eps) times the weights, in place; `work` holds `width` numbers. A layer norm subtracts the mean first.
 inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float* work) {
     if (op.norm_flavour == llmctl::kLayerNorm) subtract_mean(x, width);
     const float factor = 1.0f / square_root(sum_of_squares(x, width) / static_cast<float>(width) + op.epsilon);
@@ -49,6 +49,10 @@ inline void rms_norm(float* x, Size width, int dtype, const Operation& op, float
         for (Size i = 0; i < width; ++i) work[i] += 1.0f;
     }
     for (Size i = 0; i < width; ++i) x[i] *= work[i];
+    if (op.norm_flavour == llmctl::kLayerNorm && op.bias) {
+        convert_to_f32(op.bias, static_cast<int>(op.bias_dtype), work, width);
+        for (Size i = 0; i < width; ++i) x[i] += work[i];
+    }
     round_to(dtype, x, width);
 }
 
@@ -115,46 +119,47 @@ inline Simd::F activate(Size activation, Simd::F x) {
     return Simd::mul(x, sigmoid(z));
 }
 
-// activation(gate) times up.
-inline void gated_activation_row(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work) {
-    constexpr Size kStep = 16 * Simd::kLanes;
-    for (Size at = 0; at < op.n; at += kStep) {
-        const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
-        float *g = work, *u = work + kStep;
-        for (Size i = count; i < whole; ++i) g[i] = 0.0f;
-        convert_to_f32(advanced(gate, dtype, at), dtype, g, count);
-        convert_to_f32(advanced(up, dtype, at), dtype, u, count);
-        for (Size i = 0; i < whole; i += Simd::kLanes) Simd::store(g + i, activate(op.activation, Simd::load(g + i)));
-        round_to(dtype, g, count);
-        for (Size i = 0; i < count; ++i) g[i] *= u[i];
-        convert_from_f32(g, advanced(out, dtype, at), dtype, count);
+// gpt-oss's activation: both are clamped, then gate becomes gate * sigmoid(alpha * gate), and up becomes up + 1.
+inline void clamped_swiglu(const Operation& op, float* gate, float* up, Size count) {
+    const Simd::F most = Simd::set(op.limit), least = Simd::set(-op.limit), alpha = Simd::set(op.alpha), one = Simd::set(1.0f);
+    for (Size i = 0; i < count; i += Simd::kLanes) {
+        Simd::F g = Simd::load(gate + i), u = Simd::load(up + i);
+        g = Simd::where_less(most, g, most, g);
+        u = Simd::where_less(most, u, most, Simd::where_less(u, least, least, u));
+        Simd::store(gate + i, Simd::mul(g, sigmoid(Simd::mul(g, alpha))));
+        Simd::store(up + i, Simd::add(u, one));
     }
 }
 
-// The top experts of one token and their weights, from the softmax over the logits of all experts.
-inline void route_row(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
-                      float* work) {
-    convert_to_f32(logits, dtype, work, op.experts);
-    float peak = work[0];
-    for (Size i = 1; i < op.experts; ++i) peak = work[i] > peak ? work[i] : peak;
-    float sum = 0.0f, top_sum = 0.0f;
-    for (Size i = 0; i < op.experts; ++i) {
-        float lanes[Simd::kLanes];
-        Simd::store(lanes, exponential(Simd::set(work[i] - peak)));
-        work[i] = lanes[0];
-        sum += work[i];
-    }
-    for (Size c = 0; c < op.top_k; ++c) {
-        Size best = 0;
-        for (Size i = 1; i < op.experts; ++i) best = work[i] > work[best] ? i : best;
-        top_experts[c] = static_cast<int32_t>(best);
-        top_weights[c] = work[best] / sum;
-        top_sum += top_weights[c];
-        work[best] = -1.0f;
-    }
-    for (Size c = 0; c < op.top_k; ++c) {
-        if (op.normalize_top_k) top_weights[c] /= top_sum;
-        if (op.round_top_k) round_to(dtype, top_weights + c, 1);
+// activation(gate) times up. gate and up may alternate, or gate may be one number for the whole row.
+inline void gated_activation_row(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work) {
+    constexpr Size kStep = 16 * Simd::kLanes;
+    const bool gate_of_row = op.k == 1;
+    for (Size at = 0; at < op.n; at += kStep) {
+        const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
+        float *g = work, *u = work + kStep;
+        for (Size i = count; i < whole; ++i) g[i] = u[i] = 0.0f;
+        if (op.interleaved) {
+            float* both = u + kStep;
+            convert_to_f32(advanced(gate, dtype, 2 * at), dtype, both, 2 * count);
+            for (Size i = 0; i < count; ++i) {
+                g[i] = both[2 * i];
+                u[i] = both[2 * i + 1];
+            }
+        } else {
+            convert_to_f32(gate_of_row ? gate : advanced(gate, dtype, at), dtype, g, gate_of_row ? 1 : count);
+            for (Size i = 1; gate_of_row && i < whole; ++i) g[i] = g[0];
+            convert_to_f32(advanced(up, dtype, at), dtype, u, count);
+        }
+        if (op.activation == llmctl::kClampedSwiglu) {
+            clamped_swiglu(op, g, u, whole);
+            round_to(dtype, u, count);
+        } else {
+            for (Size i = 0; i < whole; i += Simd::kLanes) Simd::store(g + i, activate(op.activation, Simd::load(g + i)));
+        }
+        round_to(dtype, g, count);
+        for (Size i = 0; i < count; ++i) g[i] *= u[i];
+        convert_from_f32(g, advanced(out, dtype, at), dtype, count);
     }
 }
 

@@ -165,19 +165,25 @@ void try_program(const char* isa, int dtype, Size bits) {
            kWide, kScanned };
     const Size widths[] = {hidden, hidden, heads * width, kv_heads * width, kv_heads * width, heads * width, heads * width,
                            hidden, inner, inner, inner, hidden, hidden, 3, 8, 64, 2 * hidden};
-    const Size experts = 3, top_k = 2;  // an MoE layer, where weights are quantised
+    const Size experts = 3, top_k = 2;  // an MoE layer with biases, whose gate and up alternate
     const auto packed = [&](Size n, Size k) {
         const Size codes = ceil_div(n, 16) * ceil_div(k, 32) * 64 * bits, scales = ceil_div(n, 16) * ceil_div(k, 32) * 32;
-        std::unique_ptr<uint8_t[]> all(new uint8_t[bits ? experts * (codes + scales) : 1]);
-        for (Size i = 0; bits && i < experts; ++i) {
+        const Size size = bits ? codes + scales : n * k * (dtype == kF32 ? 4 : 2);
+        std::unique_ptr<uint8_t[]> all(new uint8_t[experts * size]);
+        for (Size i = 0; i < experts; ++i) {
             Numbers plain(dtype, n * k);
-            uint8_t* start = all.get() + i * (codes + scales);
+            uint8_t* start = all.get() + i * size;
+            if (bits == 0) {
+                std::memcpy(start, plain.data(), size_t(size));
+                continue;
+            }
             llmctl_quantize(int(bits), plain.data(), dtype, n, k, start, start + codes, 2);
         }
         return all;
     };
     const auto gate_up_proj = packed(2 * inner, hidden), down_proj = packed(hidden, inner);
     Matrix router(dtype, experts, hidden, 0);
+    Numbers gate_up_bias(dtype, experts * 2 * inner), down_bias(dtype, experts * hidden), sinks(dtype, heads);
     Matrix words_in(dtype, words, hidden, bits), q(dtype, heads * width, hidden, bits), k(dtype, kv_heads * width, hidden, bits),
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
@@ -218,6 +224,7 @@ void try_program(const char* isa, int dtype, Size bits) {
     ops.back().norm_flavour = kNoWeight;
     Operation& attention = add(kAttention, kQuery, heads * width, kAttended, 0);
     attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = width, attention.scale = 0.4f;
+    attention.bias = sinks.data(), attention.bias_dtype = dtype;
     ops.push_back(o.op(kLinear, kAttended, kSublayerOutput));
     const auto add_residual = [&] {
         Operation& op = add(kAdd, kX, hidden, kX, hidden);
@@ -252,13 +259,15 @@ void try_program(const char* isa, int dtype, Size bits) {
     gated.other = kUp, gated.other_stride = inner, gated.activation = kGeluTanh;
     ops.push_back(down.op(kLinear, kInner, kSublayerOutput));
     add_residual();
-    if (bits) {
+    {
         ops.push_back(router.op(kLinear, kNormed, kRouter));
         Operation& route = add(kRoute, kRouter, experts, kRoutes, 0);
         route.experts = experts, route.top_k = top_k, route.normalize_top_k = 1;
         Operation& moe = add(kExperts, kNormed, hidden, kSublayerOutput, hidden);
         moe.other = kRoutes, moe.experts = experts, moe.top_k = top_k, moe.intermediate_size = inner, moe.bits = bits;
-        moe.weight = gate_up_proj.get(), moe.down_weight = down_proj.get();
+        moe.weight = gate_up_proj.get(), moe.down_weight = down_proj.get(), moe.bias_dtype = dtype, moe.interleaved = 1;
+        moe.bias = gate_up_bias.data(), moe.down_bias = down_bias.data();
+        moe.activation = kClampedSwiglu, moe.alpha = 1.7f, moe.limit = 1.0f;
         add_residual();
     }
     add(kGatherLast, kX, hidden, kLast, hidden);

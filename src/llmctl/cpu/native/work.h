@@ -22,14 +22,22 @@ struct Product {
     int y_dtype;
 };
 
-constexpr int kMaxProducts = 8;  // products in one parallel region
+// A product whose input x [rows][k] is its own.
+struct InputProduct {
+    const void* x;
+    Size rows;
+    Product product;
+};
 
 // x [rows][k] times each of `count` quantised weights. x is quantised once.
 void quantized_products(const void* x, int x_dtype, Size rows, Size k, const Product* wanted, int count, int threads);
 
-// x [rows][k] times each of at most kMaxProducts weights of one type.
+// x [rows][k] times each of `count` weights of one type.
 void dense_products(const void* x, int x_dtype, Size rows, Size k, int w_dtype, const Product* wanted, int count,
                     int threads);
+
+// Products of different inputs with different weights of one type: as torch stores them (`w_dtype`), or all quantised.
+void separate_products(const InputProduct* wanted, int count, int x_dtype, Size k, int w_dtype, int threads);
 
 void attend(const Attention& job, int threads);
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from llmctl.cpu.program.modules import MlpNames, activation_forward, gated_mlp_forward, norm_forward, router_forward
-from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, Routing, View, Weight
+from llmctl.cpu.program.modules import MlpNames, activation_forward, gated_mlp_forward, norm_forward
+from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, View, Weight
 from llmctl.cpu.structs import Activation, NormFlavour, RopeLayout
 
 if TYPE_CHECKING:
@@ -91,11 +91,8 @@ class Blocks:
         """
         if (rotary_emb, layer_type) not in self.ropes:
             self.ropes.append((rotary_emb, layer_type))
-        name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
-        frequencies = getattr(rotary_emb, name, None)
-        if frequencies is None:
-            raise UnexpectedModuleError(f"a RoPE without {name}")
-        return Rope(self.ropes.index((rotary_emb, layer_type)), 2 * frequencies.numel(), layout, in_float32)
+        size = 2 * frequencies_of(rotary_emb, layer_type).numel()
+        return Rope(self.ropes.index((rotary_emb, layer_type)), size, layout, in_float32)
 
     def attention(
         self,
@@ -146,7 +143,10 @@ class Blocks:
                     states, out, heads=heads.kv, size=size, norm=norm, rope=rope if part == "keys" else None
                 )
         softcap = getattr(module, "attn_logit_softcapping", None) or 0.0
-        write.attention(query, attended, heads, layer=shared_layer, scale=scale, window=window, softcap=softcap)
+        sinks = module.sinks.detach() if hasattr(module, "sinks") else None
+        write.attention(
+            query, attended, heads, layer=shared_layer, scale=scale, window=window, softcap=softcap, sinks=sinks
+        )
         if has_output_gate:
             write.prepare_heads(q.after(size), query, **how)
             write.gated_activation(query, attended, attended, width=attended.stride, activation="sigmoid")
@@ -196,46 +196,6 @@ class Blocks:
         self.writer.gated_activation(gate, inputs.after(index * size), inner, width=size, activation=activation)
         self.forwards.append((layer.act_fn, partial(activation_forward, layer.act_fn, activation)))
         return self.rms_norm(layer.post_per_layer_input_norm, self._linear(layer.per_layer_projection, inner, "output"))
-
-    def moe(self, module: Any, x: View, *, router_class: str, normalize: bool, round_weights: bool) -> View:
-        """Compute a mixture of experts (MoE) whose experts are packed.
-
-        Args:
-            module: The MoE module, with a router named gate, and experts.
-            x: The normalised hidden states.
-            router_class: transformers' class of the router; `normalize` and `round_weights` describe its arithmetic.
-            normalize: True if the weights of a token's experts sum to one.
-            round_weights: True if these weights are rounded to the model's dtype.
-        """
-        expect_children(module, "gate", "experts")
-        router, experts = module.gate, module.experts
-        expect_children(router)
-        packed = getattr(experts, "packed", None)
-        names = {name for name, _ in experts.named_children()}
-        if type(router).__name__ != router_class or not isinstance(packed, dict) or names != {"act_fn"}:
-            raise UnexpectedModuleError("experts that are not packed")
-        if experts._forward_hooks or experts._forward_pre_hooks or not packed["down_proj"].has_native_layout:
-            raise UnexpectedModuleError("experts that the kernels cannot compute")
-        count, hidden = router.weight.shape
-        logits = self._buffer("router_logits", count)
-        self.writer.linear(Weight(router.weight.detach(), count, hidden), x, logits)
-        routing = Routing(count, router.top_k, normalize, round_weights)
-        out = self._buffer("sublayer_output", self._hidden_size)
-        gate_up_proj, down_proj = (
-            Weight(getattr(experts, name).detach(), packed[name].n, packed[name].k, packed[name].bits)
-            for name in ("gate_up_proj", "down_proj")
-        )
-        self.writer.experts(
-            x,
-            self.writer.route(logits, routing),
-            out,
-            routing,
-            gate_up_proj=gate_up_proj,
-            down_proj=down_proj,
-            activation=_activation(experts.act_fn),
-        )
-        self.forwards.append((router, partial(router_forward, router, routing)))
-        return out
 
     def output_head(
         self, norm: Any, lm_head: Any, hidden: View, *, multiplier: float = 1.0, softcap: float | None = None
@@ -311,13 +271,15 @@ class Blocks:
         ending = "LayerNorm" if self.norm_flavour == "layer_norm" else "RMSNorm"
         weight = getattr(module, "weight", None)
         has_weight = getattr(module, "with_scale", True)
-        if epsilon is None or not type(module).__name__.endswith(ending) or getattr(module, "bias", None) is not None:
+        bias = getattr(module, "bias", None)
+        if epsilon is None or not type(module).__name__.endswith(ending) or (bias is not None and ending == "RMSNorm"):
             raise UnexpectedModuleError(type(module).__name__)
         if (weight.shape != (size,)) if weight is not None else has_weight:
             raise UnexpectedModuleError(f"{type(module).__name__} of another size")
         flavour = self.norm_flavour if has_weight else "no_weight"
         self.forwards.append((module, partial(norm_forward, module, epsilon, flavour)))
-        return RmsNorm(size, None if weight is None else weight.detach(), epsilon, flavour)
+        weight, bias = (None if vector is None else vector.detach() for vector in (weight, bias))
+        return RmsNorm(size, weight, epsilon, flavour, bias)
 
     def _buffer(self, name: str, width: int) -> View:
         if (name, width) not in self._buffers:
@@ -342,6 +304,15 @@ def _mlp_names(module: Any) -> MlpNames:
             expect_children(module, *gate_up, down, *([] if activation is None else [activation]))
             return MlpNames(gate_up, down, "silu" if activation is None else _activation(getattr(module, activation)))
     raise UnexpectedModuleError(f"{type(module).__name__} as an MLP")
+
+
+def frequencies_of(rotary_emb: Any, layer_type: str | None) -> "Tensor":
+    """Return the frequencies of a RoPE, one for each pair of elements. Raises UnexpectedModuleError without any."""
+    name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
+    frequencies: Tensor | None = getattr(rotary_emb, name, None)
+    if frequencies is None:
+        raise UnexpectedModuleError(f"a RoPE without {name}")
+    return frequencies
 
 
 def expect_children(module: Any, *names: str) -> None:
@@ -383,7 +354,7 @@ def _bias(module: Any) -> "Tensor | None":
 
 
 def _activation(module: Any) -> Activation:
-    from llmctl.cpu.layers import ACTIVATION_OF
+    from llmctl.cpu.expert_layers import ACTIVATION_OF
 
     activation = ACTIVATION_OF.get(type(module).__name__)
     if activation is None:

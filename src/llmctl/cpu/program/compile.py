@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.cpu import kernels
-from llmctl.cpu.program.blocks import UnexpectedModuleError
+from llmctl.cpu.program.blocks import UnexpectedModuleError, frequencies_of
 from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.recurrent_writer import RecurrentWriter
@@ -52,11 +52,19 @@ class CompiledModel:
         import torch
 
         like = torch.empty(0, dtype=self.program.dtype)
-        tables = (
-            rotary_emb(like, position_ids, *([] if layer_type is None else [layer_type]))
-            for rotary_emb, layer_type in self._ropes
-        )
-        return [(cosines[0], sines[0]) for cosines, sines in tables]
+        tables = []
+        for rotary_emb, layer_type in self._ropes:
+            size = 2 * frequencies_of(rotary_emb, layer_type).numel()
+            pair = rotary_emb(like, position_ids, *([] if layer_type is None else [layer_type]))
+            tables.append((_whole_table(pair[0][0], size), _whole_table(pair[1][0], size)))
+        return tables
+
+
+def _whole_table(table: "Tensor", size: int) -> "Tensor":
+    """Return cosines or sines for both halves of `size` rotated elements; gpt-oss computes those of one half."""
+    import torch
+
+    return table if table.shape[-1] == size else torch.cat([table, table], -1)
 
 
 _COMPILED: "WeakKeyDictionary[Any, CompiledModel]" = WeakKeyDictionary()

@@ -1,7 +1,12 @@
-"""Granite: Llama with multipliers for embeddings, attention scores, sublayer outputs and logits."""
+"""Granite: Llama with multipliers for embeddings, attention scores, sublayer outputs and logits.
+
+Granite-MoE has a mixture of experts as MLP.
+"""
 
 from typing import Any
 
+from llmctl.cpu.experts import Routing
+from llmctl.cpu.program.expert_blocks import ExpertBlocks
 from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.writer import View
 
@@ -26,3 +31,17 @@ class Granite(Llama):
     def output_head(self, norm: Any, lm_head: Any, hidden: View) -> None:
         """Compute the logits and divide them by `logits_scaling`."""
         self.blocks.output_head(norm, lm_head, hidden, multiplier=1 / self.config.logits_scaling)
+
+
+class GraniteMoe(Granite):
+    """Builds Granite-MoE."""
+
+    transformers_class = "GraniteMoeForCausalLM"
+    mlp_name = "block_sparse_moe"
+    blocks: ExpertBlocks
+
+    def mlp(self, module: Any, x: View) -> View:
+        """Return the output of the experts, whose weights are the softmax over the chosen ones."""
+        router = module.router
+        routing = Routing(len(router.weight), router.top_k, scoring="top_softmax", round_weights=True)
+        return self.blocks.moe(module, x, routing, router=router, router_class="GraniteMoeTopKRouter")

@@ -15,12 +15,14 @@ class Llama:
         norm_flavour: The way in which RMS norms apply their weights.
         final_norm: The name of the norm before the output head.
         rotary_emb: The name of the module that computes cosines and sines.
+        mlp_name: The name of a layer's MLP or mixture of experts.
     """
 
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
     norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
     final_norm: ClassVar[str] = "norm"
     rotary_emb: ClassVar[str] = "rotary_emb"
+    mlp_name: ClassVar[str] = "mlp"
 
     def __init__(self, model: Any, blocks: Blocks) -> None:
         self.model, self.config, self.blocks = model, model.config, blocks
@@ -45,11 +47,11 @@ class Llama:
     def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
         """Add attention and MLP to the hidden states."""
         blocks = self.blocks
-        expect_children(layer, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+        expect_children(layer, "input_layernorm", "self_attn", "post_attention_layernorm", self.mlp_name)
         normed = blocks.rms_norm(layer.input_layernorm, hidden)
         self.add(hidden, self.attention(layer.self_attn, normed, index))
         normed = blocks.rms_norm(layer.post_attention_layernorm, hidden)
-        self.add(hidden, self.mlp(layer.mlp, normed))
+        self.add(hidden, self.mlp(getattr(layer, self.mlp_name), normed))
 
     def attention(self, module: Any, x: View, index: int) -> View:
         """Return the output of a layer's attention."""

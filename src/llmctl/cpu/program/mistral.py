@@ -5,6 +5,8 @@ Ministral (8B of 2024) has windows in some layers. Ministral 3 multiplies querie
 
 from typing import TYPE_CHECKING, Any
 
+from llmctl.cpu.experts import Routing
+from llmctl.cpu.program.expert_blocks import ExpertBlocks
 from llmctl.cpu.program.llama import Llama, window_of_layer_type
 from llmctl.cpu.program.writer import View
 
@@ -64,7 +66,10 @@ class Mixtral(Mistral):
     """Builds Mixtral."""
 
     transformers_class = "MixtralForCausalLM"
+    blocks: ExpertBlocks
 
     def mlp(self, module: Any, x: View) -> View:
         """Return the output of the experts; the router's weights stay float32."""
-        return self.blocks.moe(module, x, router_class="MixtralTopKRouter", normalize=True, round_weights=False)
+        router = module.gate
+        routing = Routing(len(router.weight), router.top_k, normalize=True)
+        return self.blocks.moe(module, x, routing, router=router, router_class="MixtralTopKRouter")

@@ -1,11 +1,14 @@
 """Qwen: Llama with sliding windows in some layers. Qwen2 has biases, Qwen3 has q_norm and k_norm; the blocks handle
 both.
 
-Qwen3-MoE has a mixture of experts in most layers, a gated MLP in the others, and one window for all layers.
+Qwen2-MoE and Qwen3-MoE have a mixture of experts in most layers and a gated MLP in the others; that of Qwen2-MoE has a
+shared expert with a gate. Qwen3-MoE has one window for all layers.
 """
 
 from typing import Any
 
+from llmctl.cpu.experts import Routing
+from llmctl.cpu.program.expert_blocks import ExpertBlocks
 from llmctl.cpu.program.llama import Llama, window_of_layer_type
 from llmctl.cpu.program.writer import View
 
@@ -26,10 +29,25 @@ class Qwen3(Qwen2):
     transformers_class = "Qwen3ForCausalLM"
 
 
+class Qwen2Moe(Qwen2):
+    """Builds Qwen1.5-MoE and Qwen2-MoE."""
+
+    transformers_class = "Qwen2MoeForCausalLM"
+    blocks: ExpertBlocks
+
+    def mlp(self, module: Any, x: View) -> View:
+        """Return the output of the experts, or of the gated MLP in a layer without experts."""
+        if not hasattr(module, "experts"):
+            return self.blocks.gated_mlp(module, x)
+        routing = rounded_softmax(module.gate)
+        return self.blocks.moe_with_gated_shared_expert(module, x, routing, router_class="Qwen2MoeTopKRouter")
+
+
 class Qwen3Moe(Llama):
     """Builds Qwen3-MoE."""
 
     transformers_class = "Qwen3MoeForCausalLM"
+    blocks: ExpertBlocks
 
     def sliding_window(self, index: int) -> int:
         """Return the window of the configuration."""
@@ -39,5 +57,10 @@ class Qwen3Moe(Llama):
         """Return the output of the experts, or of the gated MLP in a layer without experts."""
         if not hasattr(module, "experts"):
             return self.blocks.gated_mlp(module, x)
-        normalize = module.gate.norm_topk_prob
-        return self.blocks.moe(module, x, router_class="Qwen3MoeTopKRouter", normalize=normalize, round_weights=True)
+        routing = rounded_softmax(module.gate)
+        return self.blocks.moe(module, x, routing, router=module.gate, router_class="Qwen3MoeTopKRouter")
+
+
+def rounded_softmax(router: Any) -> Routing:
+    """Return the routing of Qwen's MoE and of others that copied it: weights are rounded to the model's dtype."""
+    return Routing(len(router.weight), router.top_k, normalize=router.norm_topk_prob, round_weights=True)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cpu.program.blocks import Blocks, UnexpectedModuleError, expect_children
+from llmctl.cpu.program.blocks import UnexpectedModuleError, expect_children
+from llmctl.cpu.program.expert_blocks import ExpertBlocks
 from llmctl.cpu.program.recurrent_writer import RecurrentWriter, StateHeads, Steps
 from llmctl.cpu.program.writer import RmsNorm, View
 from llmctl.cpu.structs import Activation
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RecurrentBlocks(Blocks):
+class RecurrentBlocks(ExpertBlocks):
     """Adds blocks with a state per sequence. The states are in `ProgramWriter.state_shapes`."""
 
     writer: RecurrentWriter

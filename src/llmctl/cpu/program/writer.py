@@ -8,7 +8,7 @@ native/program.cpp.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmctl.cpu.packing import native_bytes
+from llmctl.cpu.experts import Experts, Routing
 from llmctl.cpu.structs import (
     ACTIVATIONS,
     DESTINATIONS,
@@ -22,7 +22,7 @@ from llmctl.cpu.structs import (
     OperationKind,
     RopeLayout,
 )
-from llmctl.cpu.tensors import check_quantized, dtype_codes
+from llmctl.cpu.tensors import check_quantized, check_vector, dtype_codes
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -77,6 +77,7 @@ class RmsNorm:
     weight: "Tensor | None"
     epsilon: float
     flavour: NormFlavour
+    bias: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -103,23 +104,6 @@ class Heads:
     query: int
     kv: int
     size: int
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The choice of a token's experts in an MoE layer.
-
-    Attributes:
-        experts: The number of experts.
-        top_k: The number of experts per token.
-        normalize: True if the weights of a token's experts sum to one.
-        round_weights: True if these weights are rounded to the model's dtype.
-    """
-
-    experts: int
-    top_k: int
-    normalize: bool
-    round_weights: bool
 
 
 class ProgramWriter:
@@ -178,6 +162,10 @@ class ProgramWriter:
         """Multiply x by a weight and add a bias."""
         self._linear(weight, x, "buffer", out.buffer, bias)
 
+    def float_linear(self, weight: Weight, x: View, out: View, bias: "Tensor | None" = None) -> None:
+        """Do the same as `linear`; `out` receives float32 numbers, whatever the program's dtype."""
+        self._linear(weight, x, "floats", out.buffer, bias)
+
     def logits(self, weight: Weight, x: View, bias: "Tensor | None" = None) -> None:
         """Multiply x by the weight of the output head; the result is the logits in float32."""
         self.vocabulary_size = weight.n
@@ -216,9 +204,19 @@ class ProgramWriter:
         self._add("prepare_heads", **_input(x), **fields)
 
     def attention(
-        self, q: View, out: View, heads: Heads, *, layer: int, scale: float, window: int, softcap: float = 0.0
+        self,
+        q: View,
+        out: View,
+        heads: Heads,
+        *,
+        layer: int,
+        scale: float,
+        window: int,
+        softcap: float = 0.0,
+        sinks: "Tensor | None" = None,
     ) -> None:
         """Compute attention of q over its sequence's keys and values, as `Kernels.paged_attention` does."""
+        check_vector(sinks, heads.query, "sinks")
         self._add(
             "attention",
             **_input(q),
@@ -230,65 +228,49 @@ class ProgramWriter:
             scale=scale,
             window=window,
             softcap=softcap,
+            **({} if sinks is None else self._bias(sinks)),
         )
 
-    def gated_activation(self, gate: View, up: View, out: View, *, width: int, activation: Activation) -> None:
-        """Compute activation(gate) * up."""
+    def gated_activation(
+        self, gate: View, up: View, out: View, *, width: int, activation: Activation, gate_width: int | None = None
+    ) -> None:
+        """Compute activation(gate) * up.
+
+        Args:
+            width: The size of a row.
+            gate_width: 1 if the gate is one number for the whole row.
+        """
         index = ACTIVATIONS.index(activation)
-        self._add("gated_activation", **_input(gate), **_other(up), output=out.buffer, n=width, activation=index)
+        fields = {"n": width, "k": 1 if gate_width == 1 else 0, "activation": index}
+        self._add("gated_activation", **_input(gate), **_other(up), output=out.buffer, **fields)
 
     def route(self, logits: View, routing: Routing) -> View:
         """Choose each token's experts. Return a buffer of their indices and weights, in a layout for `experts`."""
         out = self.buffer(routing.top_k * 8 // self.dtype.itemsize)
-        self._add(
-            "route",
-            **_input(logits),
-            output=out.buffer,
-            experts=routing.experts,
-            top_k=routing.top_k,
-            normalize_top_k=routing.normalize,
-            round_top_k=routing.round_weights,
-        )
+        if routing.correction is not None:
+            self.tensors.append(routing.correction)
+        self._add("route", **_input(logits), output=out.buffer, **routing.fields())
         return out
 
-    def experts(
-        self,
-        x: View,
-        routes: View,
-        out: View,
-        routing: Routing,
-        *,
-        gate_up_proj: Weight,
-        down_proj: Weight,
-        activation: Activation,
-    ) -> None:
+    def experts(self, x: View, routes: View, out: View, routing: Routing, experts: Experts) -> None:
         """Compute each token's experts: gate_up_proj, the gated activation, down_proj, and the weighted sum.
 
         Args:
             x: Hidden states [hidden].
             routes: The result of `route`.
             out: The weighted sums [hidden].
-            gate_up_proj: Packed weights [2 * intermediate, hidden] as bytes [experts, ...], codes before scales.
-            down_proj: Packed weights [hidden, intermediate], likewise.
+            routing: The choice of experts.
+            experts: Their weights.
         """
-        for weight in (gate_up_proj, down_proj):
-            size = native_bytes(weight.n, weight.k, weight.bits)
-            if weight.tensor.shape != (routing.experts, size) or not weight.tensor.is_contiguous():
-                raise ValueError(f"packed experts must be contiguous bytes [{routing.experts}, {size}]")
-            self.tensors.append(weight.tensor)
+        tensors = (experts.gate_up_proj, experts.down_proj, experts.gate_up_bias, experts.down_bias)
+        self.tensors += [tensor for tensor in tensors if tensor is not None]
         self._add(
             "experts",
             **_input(x),
             **_other(routes),
             output=out.buffer,
-            n=gate_up_proj.k,
-            bits=gate_up_proj.bits,
-            experts=routing.experts,
             top_k=routing.top_k,
-            intermediate_size=down_proj.k,
-            activation=ACTIVATIONS.index(activation),
-            weight=gate_up_proj.tensor.data_ptr(),
-            down_weight=down_proj.tensor.data_ptr(),
+            **experts.fields(),
         )
 
     def add(self, a: View, b: View, out: View, *, width: int, multiplier: float = 1.0) -> None:
@@ -332,7 +314,8 @@ class ProgramWriter:
     def _norm(self, norm: RmsNorm) -> dict[str, float]:
         flavour = NORM_FLAVOURS.index(norm.flavour)
         weight = {} if norm.weight is None else self._plain_weight(norm.weight)
-        return {**weight, "epsilon": norm.epsilon, "norm_flavour": flavour}
+        bias = {} if norm.bias is None else self._bias(norm.bias)
+        return {**weight, **bias, "epsilon": norm.epsilon, "norm_flavour": flavour}
 
     def _plain_weight(self, tensor: "Tensor") -> dict[str, int]:
         if tensor.dtype not in dtype_codes() or not tensor.is_contiguous():
