@@ -56,7 +56,12 @@ HEAVY = {
     "peft",
 }
 # They define classes of torch and transformers, and are themselves imported inside functions only.
-IMPORTED_LATE = {"llmctl.cpu.layers", "llmctl.quant.torch_packed_weight", "llmctl.quant.hf_quantizer"}
+IMPORTED_LATE = {
+    "llmctl.cpu.layers",
+    "llmctl.cpu.expert_layers",
+    "llmctl.quant.torch_packed_weight",
+    "llmctl.quant.hf_quantizer",
+}
 COMPAT = "llmctl.transformers_compat"
 
 
