@@ -1,6 +1,7 @@
 """Encoding a prompt: with the template or raw, without doubled or forged control tokens."""
 
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ from support.tiny import write_tokenizer
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# SmolVLM's template: a content is a list of parts; of a text it writes nothing
+SMOLVLM = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+    "{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}<image>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 
@@ -195,3 +205,27 @@ def test_a_long_prompt_has_time_for_its_tokens_beside_the_template(
     monkeypatch.setattr(prompt_length, "SECONDS", 0)  # the time for the template alone
     text = "the capital of france is paris. " * 7_000
     assert len(encode_prompt(tokenizer, text, ChatSection(), context_length=10**6)) > 40_000
+
+
+def test_a_template_that_reads_lists_of_parts_gets_them(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, template=SMOLVLM)
+    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
+    assert tokenizer.decode(ids_of(tokenizer, "hi", ChatSection())) == "<|im_start|>User: hi<|im_end|>\nAssistant:"
+    assert tokenizer.decode(ids_of(tokenizer, conversation, ChatSection())) == (
+        "<|im_start|>User: hi<|im_end|>\nAssistant: so"
+    )
+    assert end_of_turn_token(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_configured_template_that_reads_lists_of_parts_gets_them(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "smolvlm.jinja").write_text(SMOLVLM, encoding="utf-8")
+    ids = ids_of(tokenizer, "hi", ChatSection(template=str(tmp_path / "smolvlm.jinja")))
+    assert tokenizer.decode(ids) == "<|im_start|>User: hi<|im_end|>\nAssistant:"
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_template_in_the_files_of_a_processor_is_used(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(json.dumps({"chat_template": LLAMA3}), encoding="utf-8")
+    assert tokenizer_in(tmp_path, template=None).chat_template == LLAMA3
+    (tmp_path / "other").mkdir()
+    assert tokenizer_in(tmp_path / "other").chat_template != LLAMA3

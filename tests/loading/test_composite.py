@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import llmctl
+from llmctl.cpu import kernels
+from llmctl.cpu.program import compiled
 from llmctl.errors import ModelError
 from llmctl.generation.engine import engine_for_many
 from llmctl.generation.engine.packable import is_packable
@@ -22,6 +24,7 @@ from llmctl.model.towers import is_composite, split_towers, tower_of
 from support.composite import COMPOSITES, write_composite
 
 PROMPTS = [(5,), tuple(range(7, 16)), tuple(range(300, 260, -1))]
+COMPILED = ("llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3")  # they contain a model with a program
 SETTINGS = {"load": {"dtype": "float32"}, "generation": {"max_new_tokens": 12}}
 Composites = Callable[[str], Path]
 
@@ -77,7 +80,8 @@ def test_text_equals_that_of_the_whole_model_in_transformers(composites: Composi
     together = dict(engine_for_many(loaded).run(enumerate(requests)))
     assert answers == expected_answers(composites(model_type))
     assert [together[number].token_ids for number in range(len(requests))] == answers
-    assert is_packable(loaded) == (model_type != "llama4")
+    assert is_packable(loaded)
+    assert (compiled(loaded.model) is not None) == (kernels.load() is not None and model_type in COMPILED)
 
 
 @pytest.mark.parametrize("model_type", COMPOSITES)

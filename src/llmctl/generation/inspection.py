@@ -8,6 +8,7 @@ from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.prompt import Messages, added_tokens, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
+from llmctl.model.tokenizer import in_parts
 from llmctl.model.vocabulary import check_ids
 from llmctl.transformers_compat import sanitising_arguments
 
@@ -95,7 +96,7 @@ def _template_warnings(
         return [
             str(
                 tokenizer.apply_chat_template(
-                    list(conversation.messages),
+                    in_parts(conversation.messages) if conversation.has_parts else list(conversation.messages),
                     chat_template=conversation.template,
                     tokenize=False,
                     **{**arguments, "add_generation_prompt": opening},

@@ -12,6 +12,7 @@ from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.prompt_length import check_length, is_long, limits_for
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
+from llmctl.model.tokenizer import in_parts, reads_parts
 from llmctl.paths import expand
 from llmctl.text_files import NotTextError, read_text, reason
 from llmctl.transformers_compat import sanitising_arguments
@@ -203,11 +204,7 @@ def _refuse_without_template(chat: ChatSection) -> None:
 
 
 def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection) -> None:
-    """Check before any prompt that the chat template can honour the configuration.
-
-    Raises:
-        UserError: there is no template, or it does not have a variable.
-    """
+    """Raise UserError before any prompt if there is no chat template, or it cannot honour the configuration."""
     if uses_template(tokenizer, chat, ""):
         template_arguments(tokenizer, chat, template_text(chat))
     else:
@@ -276,12 +273,14 @@ class Rendering:
         template: The text of the configured template; None for the model's.
         arguments: Further arguments of `apply_chat_template`, variables of the template included.
         space: White space at the end of a prefill, which many templates remove.
+        has_parts: True if the template reads contents as lists of parts.
     """
 
     messages: Sequence[Mapping[str, Any]]
     template: str | None
     arguments: Mapping[str, Any]
     space: str = ""
+    has_parts: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -313,7 +312,7 @@ def rendering(
     if tools:
         arguments["tools"] = list(tools)
     last = {"continue_final_message": True} if ending == "inside" else {"add_generation_prompt": ending == "turn"}
-    return Rendering(messages, template, {**arguments, **sanitising, **last}, space)
+    return Rendering(messages, template, {**arguments, **sanitising, **last}, space, reads_parts(tokenizer, template))
 
 
 def _end(
@@ -344,7 +343,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[i
     """Return the ids of a conversation. Templates are untrusted: run it with limits."""
     try:
         encoded = tokenizer.apply_chat_template(
-            list(rendering.messages),
+            in_parts(rendering.messages) if rendering.has_parts else list(rendering.messages),
             chat_template=rendering.template,
             tokenize=True,
             return_dict=True,

@@ -9,6 +9,7 @@ from typing import Any
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
+from llmctl.model.tokenizer_file import processor_template
 from llmctl.model.towers import split_towers, tower_bytes
 from llmctl.quant.backend import Quantization
 from llmctl.quant.checkpoint_formats import has_packed_weights
@@ -273,7 +274,7 @@ def check_layers(info: ModelInfo) -> None:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+    if (folder / "chat_template.jinja").is_file() or processor_template(folder) is not None:
         return True
     file = folder / "tokenizer_config.json"
     if not file.is_file():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from llmctl.config.schema import TokenizerSection
@@ -19,6 +19,7 @@ from llmctl.model.tokenizer_file import (
     end_choices,
     is_failure,
     is_read_from_file,
+    processor_template,
 )
 from llmctl.transformers_compat import is_stateful
 
@@ -31,8 +32,17 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|PAD_
 _SAME_SHARE = 0.9
 _PROBE = "llmctl-end-of-turn-probe"
 _UNUSUAL = "a é 你 🙂 \ue000"
-# Tokenizer -> its chat template and a conversation in it.
-_turns: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, str | None]]" = WeakKeyDictionary()
+
+
+class _Turn(NamedTuple):
+    """A short conversation as a chat template writes it; None if it refuses it, and True if it reads lists of parts."""
+
+    text: str | None
+    has_parts: bool
+
+
+# Tokenizer -> its chat templates, and those configured for it, with a conversation in each.
+_turns: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, _Turn]]" = WeakKeyDictionary()
 
 
 def load_tokenizer(
@@ -67,6 +77,8 @@ def load_tokenizer(
     for choice in choices:
         report(choice)
     tokenizer.padding_side = "left"
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor_template(folder)
     _set_pad_token(tokenizer, info.embedding_rows if info else None)
     return tokenizer
 
@@ -215,17 +227,44 @@ def check_draft(
 
 def render_turn(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Return a short conversation as the tokenizer's chat template writes it, or None. The result is cached."""
-    template = str(tokenizer.chat_template or "")
-    known = _turns.get(tokenizer)
-    if known is None or known[0] != template:
-        known = _turns[tokenizer] = (template, _render(tokenizer) if template else None)
-    return known[1]
+    return _turn(tokenizer, None).text
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+def reads_parts(tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> bool:
+    """Return True if a chat template ignores contents that are texts: it reads lists of parts, texts among images.
+
+    Args:
+        template: The text of a configured template; None for the tokenizer's own.
+    """
+    return _turn(tokenizer, template).has_parts
+
+
+def in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose contents are lists of parts."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _turn(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> _Turn:
+    source = str(template or tokenizer.chat_template or "")
+    if not source:
+        return _Turn(None, has_parts=False)
+    known = _turns.setdefault(tokenizer, {})
+    if source not in known:
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+        text = _render(tokenizer, messages, template)
+        parts = None if text is not None and _PROBE in text else _render(tokenizer, in_parts(messages), template)
+        known[source] = _Turn(parts, has_parts=True) if parts and _PROBE in parts else _Turn(text, has_parts=False)
+    return known[source]
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], template: str | None) -> str | None:
     try:
-        return str(run_bounded(lambda: tokenizer.apply_chat_template(messages, tokenize=False)))
+        return str(run_bounded(lambda: tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)))
     except (LimitExceededError, FailedError):  # a template may refuse any conversation
         return None
 

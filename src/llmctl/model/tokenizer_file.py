@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 _SPACE = re.compile(r"\s*")
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -55,6 +56,15 @@ def read_settings(folder: Path) -> Mapping[str, Any]:
     file = folder / _CONFIG
     content = read_json(file) if file.is_file() else {}
     return content if isinstance(content, dict) else {}
+
+
+def processor_template(folder: Path) -> str | None:
+    """Return the chat template in the files of a composite model's processor, which tokenizers do not read, or None."""
+    for name in PROCESSOR_FILES:
+        content = read_json(folder / name) if (folder / name).is_file() else None
+        if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+            return str(content["chat_template"])
+    return None
 
 
 def added_tokens(folder: Path) -> dict[int, dict[str, Any]] | None:

@@ -12,6 +12,7 @@ from llmctl.loading.model import PromptModel, load_prompt_model
 from llmctl.loading.prepare import Prepared
 from llmctl.model.mistral_pattern import KEY as FIX_KEY
 from llmctl.model.mistral_pattern import RIGHT
+from llmctl.model.tokenizer import in_parts
 from llmctl.model.tokenizer_file import end_arguments, is_read_from_file, read_settings
 from llmctl.plan import Plan
 from llmctl.quant.backend import ScriptLines
@@ -177,7 +178,8 @@ def _prompt(tokenizer: "PreTrainedTokenizerBase", config: Config, prompt: str, *
     arguments += ["tokenize=True", "return_dict=True", 'return_tensors="pt"']
     left_out = sanitising_arguments(tokenizer)
     arguments += [f"{name}={value!r}" for name, value in conversation.arguments.items() if name not in left_out]
-    messages = json.dumps(conversation.messages, indent=4, ensure_ascii=False)
+    given = in_parts(conversation.messages) if conversation.has_parts else conversation.messages
+    messages = json.dumps(given, indent=4, ensure_ascii=False)
     return f"messages = {messages}\ninputs = tokenizer.apply_chat_template({', '.join(arguments)}).to(model.device)\n"
 
 

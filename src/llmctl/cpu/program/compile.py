@@ -79,6 +79,33 @@ def families() -> dict[str, type[Llama]]:
     return {family.transformers_class: family for family in classes if issubclass(family, Llama)}
 
 
+@cache
+def text_families() -> dict[str, type[Llama]]:
+    """Return all families by the names of transformers' classes of their language models without an output head."""
+    named = {
+        name.replace("ForCausalLM", end): family
+        for name, family in families().items()
+        for end in ("Model", "TextModel")
+    }
+    return named | {name: family for family in families().values() for name in vars(family).get("text_classes", ())}
+
+
+def _language_model(model: Any) -> tuple[type[Llama] | None, Any]:
+    """Return the family of a model, and its language model with the output head: for most models, the model itself."""
+    from torch import nn
+
+    family = families().get(type(model).__name__)
+    if family is not None:
+        return family, model
+    body, head = model.get_decoder(), model.get_output_embeddings()
+    family = text_families().get(type(body).__name__)
+    if family is None or head is None or body is model:
+        return None, model
+    part = nn.Module()  # a composite model: the family reads it as if it were a language model
+    part.model, part.lm_head, part.config = body, head, body.config
+    return family, part
+
+
 def compiled(model: Any) -> CompiledModel | None:
     """Return the result of `compile_model` for a model, or None."""
     return _COMPILED.get(model)
@@ -90,16 +117,18 @@ def compile_model(model: Any) -> bool:
     Afterwards, the model's norms, gated MLPs and routers use the program's operations too, so that running the modules
     (beam search, drafts) rounds as the program does.
     """
-    family, native = families().get(type(model).__name__), kernels.load()
+    (family, part), native = _language_model(model), kernels.load()
     if family is None or native is None or model.dtype not in dtype_codes():
         return False
     if any(tensor.device.type != "cpu" for tensor in model.parameters()):
         return False
-    blocks = RecurrentBlocks(model, RecurrentWriter(model.dtype), family.norm_flavour)
+    blocks = RecurrentBlocks(part, RecurrentWriter(model.dtype), family.norm_flavour)
     try:
-        family(model, blocks).build()
+        family(part, blocks).build()
     except UnexpectedModuleError:
         return False
+    if part is not model and (blocks.logits_multiplier != 1.0 or blocks.logits_softcap):
+        return False  # a composite class may leave out what the class of its language model does with logits
     _COMPILED[model] = CompiledModel(Program(native, blocks.writer), blocks)
     for module, forward in blocks.forwards:
         module.forward = forward

@@ -12,6 +12,8 @@ class Llama:
 
     Attributes:
         transformers_class: The name of transformers' class of the model.
+        text_classes: Names of transformers' classes of the same language model inside composite models, beside those
+            that have the family's own name (LlamaModel).
         norm_flavour: The way in which RMS norms apply their weights.
         final_norm: The name of the norm before the output head.
         rotary_emb: The name of the module that computes cosines and sines.
@@ -19,6 +21,7 @@ class Llama:
     """
 
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
+    text_classes: ClassVar[tuple[str, ...]] = ()
     norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
     final_norm: ClassVar[str] = "norm"
     rotary_emb: ClassVar[str] = "rotary_emb"

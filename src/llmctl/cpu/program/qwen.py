@@ -5,7 +5,7 @@ Qwen2-MoE and Qwen3-MoE have a mixture of experts in most layers and a gated MLP
 shared expert with a gate. Qwen3-MoE has one window for all layers.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from llmctl.cpu.experts import Routing
 from llmctl.cpu.program.expert_blocks import ExpertBlocks
@@ -17,6 +17,8 @@ class Qwen2(Llama):
     """Builds Qwen2 and Qwen2.5."""
 
     transformers_class = "Qwen2ForCausalLM"
+    # M-RoPE is RoPE for text: its three positions are equal
+    text_classes: ClassVar[tuple[str, ...]] = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen2_5OmniThinkerTextModel")
 
     def sliding_window(self, index: int) -> int:
         """Return the window of the layer's type."""
@@ -27,6 +29,11 @@ class Qwen3(Qwen2):
     """Builds Qwen3."""
 
     transformers_class = "Qwen3ForCausalLM"
+    text_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextModel",)
+
+    def sliding_window(self, index: int) -> int:
+        """Return the window of the layer's type; Qwen3-VL has none."""
+        return super().sliding_window(index) if hasattr(self.config, "layer_types") else 0
 
 
 class Qwen2Moe(Qwen2):
