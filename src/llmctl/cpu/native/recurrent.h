@@ -84,7 +84,8 @@ inline float per_head(const void* values, const Operation& op, Size index) {
 }
 
 // Some tokens of one head of a linear recurrence on a state S [rows][columns]: S = decay S + key (x) delta, out = query S.
-// Vectors of `rows` numbers for each token: keys, queries; of `columns` numbers: values, out.
+// Vectors of `rows` numbers for each token: keys, queries; of `columns` numbers: values, out. S is stored in blocks of
+// columns that are processed together, so that a block stays in the first-level cache from token to token.
 struct HeadTokens {
     Size count, rows, columns;
     float *keys, *queries, *values, *out;
@@ -93,18 +94,20 @@ struct HeadTokens {
 
 constexpr int kStateVectors = Simd::kLanes == 8 ? 2 : 4;
 
-// Process columns from `at`. With the delta rule, delta = beta (value - decay key S), otherwise delta is the value. The
+// Process one block of columns, from `at`. With the delta rule, delta = beta (value - decay key S), otherwise delta is the value. The
 // product of the next key and the new S is computed in the same pass over S.
 template <int Vectors, bool DeltaRule>
 inline void recur(const HeadTokens& tokens, float* state, Size at) {
     constexpr int kLanes = Simd::kLanes;
+    constexpr Size kWidth = Vectors * kLanes;
     const Size rows = tokens.rows, columns = tokens.columns;
+    float* block = state + at * rows;
     Simd::F recalled[Vectors], delta[Vectors], sums[Vectors];
     for (int v = 0; v < Vectors; ++v) recalled[v] = Simd::zero();
     if (DeltaRule) {
         for (Size i = 0; i < rows; ++i) {
             const Simd::F key = Simd::set(tokens.keys[i]);
-            const float* row = state + i * columns + at;
+            const float* row = block + i * kWidth;
             for (int v = 0; v < Vectors; ++v) recalled[v] = Simd::fma(key, Simd::load(row + v * kLanes), recalled[v]);
         }
     }
@@ -118,7 +121,7 @@ inline void recur(const HeadTokens& tokens, float* state, Size at) {
             recalled[v] = sums[v] = Simd::zero();
         }
         for (Size i = 0; i < rows; ++i) {
-            float* row = state + i * columns + at;
+            float* row = block + i * kWidth;
             const Simd::F key = Simd::set(keys[i]), query = Simd::set(queries[i]), next_key = Simd::set(next[i]);
             for (int v = 0; v < Vectors; ++v) {
                 const Simd::F s = Simd::fma(key, delta[v], Simd::mul(decay, Simd::load(row + v * kLanes)));
