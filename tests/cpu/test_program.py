@@ -23,6 +23,13 @@ from llmctl.loading.model import LoadedModel
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the compiled kernels are not here")
 PROMPTS = [[3, 5, 7, 11, 13, 17, 19, 23, 29] * 3, [2, 4, 6], [9]]
 FOUR_EXPERTS: dict[str, object] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+DELTA_NET: dict[str, object] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 # transformers' class -> its tiny model: a name in tiny.ARCHITECTURES, or a separate (configuration, changes)
 FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
     "LlamaForCausalLM": "llama",
@@ -46,21 +53,36 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
             "block_auto_adjust_ff_dim": False,
         },
     ),
-    "Qwen3_5ForCausalLM": (
-        "Qwen3_5TextConfig",
+    "Qwen3_5ForCausalLM": ("Qwen3_5TextConfig", DELTA_NET),
+    "Lfm2MoeForCausalLM": (
+        "Lfm2MoeConfig",
+        {**FOUR_EXPERTS, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    ),
+    "Qwen3_5MoeForCausalLM": (
+        "Qwen3_5MoeTextConfig",
         {
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 24,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
+            **FOUR_EXPERTS,
+            **DELTA_NET,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 96,
+        },
+    ),
+    "Qwen3NextForCausalLM": (
+        "Qwen3NextConfig",
+        {
+            **FOUR_EXPERTS,
+            **DELTA_NET,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 96,
+            "mlp_only_layers": [0],
         },
     ),
     "GraniteMoeHybridForCausalLM": (
         "GraniteMoeHybridConfig",
         {
             "layer_types": ["linear_attention", "full_attention"],
-            "num_local_experts": 0,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
             "shared_intermediate_size": 96,
             "mamba_n_heads": 8,
             "mamba_n_groups": 2,
@@ -157,8 +179,13 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
 _MOE = (name for name in FAMILIES if "Moe" in name and "Hybrid" not in name)
 MIXTURES = (*_MOE, "GptOssForCausalLM", "MixtralForCausalLM")
 # transformers computes a linear recurrence in chunks, whose sums have another order
-LINEAR_RECURRENT = ("Qwen3_5ForCausalLM", "GraniteMoeHybridForCausalLM")
-RECURRENT = ("Lfm2ForCausalLM", *LINEAR_RECURRENT)  # families whose layers continue a state
+LINEAR_RECURRENT = (
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3NextForCausalLM",
+    "GraniteMoeHybridForCausalLM",
+)
+RECURRENT = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", *LINEAR_RECURRENT)  # families whose layers continue a state
 CASES = [(name, None) for name in FAMILIES] + [
     (name, bits)
     for name, row in FAMILIES.items()
@@ -197,6 +224,9 @@ def change_vectors(model: torch.nn.Module) -> None:
         for _, parameter in sorted(model.named_parameters()):
             if parameter.dim() == 1 and parameter.is_floating_point():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=made).to(parameter.dtype)
+        for name, buffer in sorted(model.named_buffers()):
+            if name.endswith("expert_bias"):
+                buffer += 0.2 * torch.randn(buffer.shape, generator=made).to(buffer.dtype)
 
 
 def logits(loaded: LoadedModel) -> torch.Tensor:
@@ -280,8 +310,9 @@ def test_the_modules_that_the_kernels_compute_agree_with_transformers_own(
     reference = reference.float()
     own = dict(reference.named_modules())
     for module in (*model.modules(), *reference.modules()):
-        if hasattr(module, "e_score_correction_bias") and hasattr(module, "gate"):  # MiniMax-M2 passes it to the router
-            module.gate.correction = module.e_score_correction_bias
+        for name_of_bias in ("e_score_correction_bias", "expert_bias"):  # MiniMax-M2 and LFM2 pass it to the router
+            if hasattr(module, name_of_bias) and hasattr(module, "gate"):
+                module.gate.correction = getattr(module, name_of_bias)
     seen = set()
     for path, module in model.named_modules():
         if "forward" not in vars(module):
@@ -309,7 +340,7 @@ def call(module: torch.nn.Module, x: torch.Tensor) -> Any:
         made = torch.Generator().manual_seed(4)
         experts = torch.rand(7, len(module.gate_up_proj), generator=made).argsort(-1)[:, :2]
         return module(x, experts, torch.rand(7, 2, generator=made).to(x.dtype))
-    if type(module).__name__ == "MiniMaxM2TopKRouter":
+    if type(module).__name__ in ("MiniMaxM2TopKRouter", "Lfm2MoeTopKRouter"):
         return module(x, module.correction)
     return module(x[None])[0] if type(module).__name__.endswith("MoeBlock") else module(x)
 

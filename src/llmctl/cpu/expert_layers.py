@@ -21,6 +21,7 @@ ACTIVATION_OF: dict[str, Activation] = {
     "SiLU": "silu",
     "GELUTanh": "gelu_tanh",
     "PytorchGELUTanh": "gelu_tanh",
+    "silu": "silu",  # torch's function
 }
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
 _CLAMPED_SWIGLU = ("GptOssExperts",)  # classes that have this activation, with its `alpha` and `limit`
@@ -88,7 +89,8 @@ def _activation_of(module: Any) -> ExpertActivation | None:
     is_interleaved = not module.is_concatenated
     if type(module).__name__ in _CLAMPED_SWIGLU:
         return ExpertActivation("clamped_swiglu", is_interleaved, float(module.alpha), float(module.limit))
-    activation = ACTIVATION_OF.get(type(getattr(module, "act_fn", None)).__name__)
+    function = getattr(module, "act_fn", None)
+    activation = ACTIVATION_OF.get(getattr(function, "__name__", type(function).__name__))
     if activation is None or not has_default_gate(module):
         return None
     return ExpertActivation(activation, is_interleaved)

@@ -21,6 +21,7 @@ class ExpertBlocks(Blocks):
         router: Any,
         router_class: str,
         shared_experts: str | None = None,
+        shared: View | None = None,
     ) -> View:
         """Compute a mixture of experts.
 
@@ -31,12 +32,14 @@ class ExpertBlocks(Blocks):
             router: The router, which has a weight and perhaps a bias.
             router_class: transformers' class of the router, whose arithmetic `routing` describes.
             shared_experts: The name of a gated MLP whose output is added.
+            shared: The output of shared experts outside of the module, which is added.
         """
         routers = [name for name, child in module.named_children() if child is router]
         expect_children(module, *routers, "experts", *([] if shared_experts is None else [shared_experts]))
         if len(routers) != 1 or type(router).__name__ != router_class:
             raise UnexpectedModuleError(type(router).__name__)
-        shared = None if shared_experts is None else self.gated_mlp(getattr(module, shared_experts), x)
+        if shared_experts is not None:
+            shared = self.gated_mlp(getattr(module, shared_experts), x)
         return self._experts(module.experts, x, routing, router, shared)
 
     def moe_with_gated_shared_expert(self, module: Any, x: View, routing: Routing, *, router_class: str) -> View:

@@ -1,32 +1,43 @@
-"""Granite 4 Hybrid: Granite with Mamba 2 in most layers, attention without RoPE in the others, and a fused MLP."""
+"""Granite 4 Hybrid: Granite with Mamba 2 in most layers, attention without RoPE in the others, and a fused MLP.
+
+Models with experts add the output of the MLP to theirs.
+"""
 
 from typing import Any
 
-from llmctl.cpu.program.blocks import UnexpectedModuleError, expect_children
+from llmctl.cpu.experts import Routing
+from llmctl.cpu.program.blocks import expect_children
 from llmctl.cpu.program.granite import Granite
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.writer import Rope, View
 
 
 class GraniteHybrid(Granite):
-    """Builds Granite 4 Hybrid without experts."""
+    """Builds Granite 4 Hybrid."""
 
     transformers_class = "GraniteMoeHybridForCausalLM"
     blocks: RecurrentBlocks
 
     def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
-        """Add Mamba 2 or attention, then the MLP, to the hidden states."""
-        if layer.has_experts:
-            raise UnexpectedModuleError("experts")
+        """Add Mamba 2 or attention, then the MLP and the experts, to the hidden states."""
+        experts = ["block_sparse_moe"] if layer.has_experts else []
         mixer = "self_attn" if layer.mamba is None else "mamba"
-        expect_children(layer, "input_layernorm", mixer, "post_attention_layernorm", "shared_mlp")
+        expect_children(layer, "input_layernorm", mixer, "post_attention_layernorm", "shared_mlp", *experts)
         normed = self.blocks.rms_norm(layer.input_layernorm, hidden)
         if layer.mamba is None:
             self.add(hidden, self.attention(layer.self_attn, normed, index))
         else:
             self.add(hidden, self.blocks.mamba2(layer.mamba, normed))
         normed = self.blocks.rms_norm(layer.post_attention_layernorm, hidden)
-        self.add(hidden, self.mlp(layer.shared_mlp, normed))
+        output = self.mlp(layer.shared_mlp, normed)
+        self.add(hidden, self.experts(layer.block_sparse_moe, normed, output) if experts else output)
+
+    def experts(self, module: Any, x: View, shared: View) -> View:
+        """Return the output of the experts, whose weights are the softmax over the chosen ones, plus `shared`."""
+        router = module.router
+        routing = Routing(len(router.weight), router.top_k, scoring="top_softmax", round_weights=True)
+        router_class = "GraniteMoeHybridTopKRouter"
+        return self.blocks.moe(module, x, routing, router=router, router_class=router_class, shared=shared)
 
     def rope(self, index: int) -> Rope | None:
         """Return the RoPE, or None for a model without position embeddings."""

@@ -1,10 +1,11 @@
 """Qwen 3.5: gated delta nets, and attention with an output gate in every fourth layer. Norms store w - 1.
 
-Qwen3-Next has other projections in its delta nets.
+Qwen 3.5-MoE and Qwen3-Next have a mixture of experts as MLP; Qwen3-Next has other projections in its delta nets.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
+from llmctl.cpu.experts import Routing
 from llmctl.cpu.program.blocks import expect_children
 from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
@@ -38,3 +39,30 @@ class Qwen35(Llama):
         """Return the output of a layer's gated attention."""
         scale, rope = self.attention_scale(module.head_dim), self.rope(index)
         return self.blocks.attention(module, x, scale=scale, rope=rope, has_output_gate=True)
+
+
+class Qwen35Moe(Qwen35):
+    """Builds the text model of Qwen 3.5-MoE."""
+
+    transformers_class = "Qwen3_5MoeForCausalLM"
+    router_class: ClassVar[str] = "Qwen3_5MoeTopKRouter"
+
+    def mlp(self, module: Any, x: View) -> View:
+        """Return the output of the experts, or of the gated MLP in a layer without experts."""
+        if not hasattr(module, "experts"):
+            return self.blocks.gated_mlp(module, x)
+        router = module.gate
+        normalize = getattr(router, "norm_topk_prob", True)
+        routing = Routing(len(router.weight), router.top_k, normalize=normalize, round_weights=True)
+        return self.blocks.moe_with_gated_shared_expert(module, x, routing, router_class=self.router_class)
+
+
+class Qwen3Next(Qwen35Moe):
+    """Builds Qwen3-Next."""
+
+    transformers_class = "Qwen3NextForCausalLM"
+    router_class = "Qwen3NextTopKRouter"
+
+    def delta_net(self, module: Any, x: View) -> View:
+        """Return the output of a layer's gated delta net."""
+        return self.blocks.grouped_delta_net(module, x)
