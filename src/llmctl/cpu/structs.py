@@ -25,7 +25,7 @@ OperationKind = Literal[
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weight_then_round", "no_weight", "layer_norm"]
 RopeLayout = Literal["halves", "pairs", "pairs_of_halves"]
-Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity", "clamped_swiglu"]
+Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity", "clamped_swiglu", "relu"]
 Scoring = Literal["softmax", "top_softmax", "sigmoid", "sparse_mixer"]
 Destination = Literal["buffer", "logits", "keys", "values", "floats"]
 # The index of a value is its number in C++.

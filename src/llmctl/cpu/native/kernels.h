@@ -130,7 +130,7 @@ enum Scoring : Size {
     kSigmoidScores,
     kSparseMixer,
 };
-enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity, kClampedSwiglu };
+enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity, kClampedSwiglu, kRelu };
 enum Destination : Size { kBuffer, kLogits, kKeys, kValues, kFloats };  // kFloats: a buffer, in float32
 struct Operation {
     Size kind;

@@ -113,6 +113,7 @@ inline Simd::F activate(Size activation, Simd::F x) {
     if (activation == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
     if (activation == llmctl::kSigmoid) return sigmoid(x);
     if (activation == llmctl::kIdentity) return x;
+    if (activation == llmctl::kRelu) return Simd::max(x, Simd::zero());
     // GELU by tanh: 0.5 (1 + tanh(z)) is the sigmoid of 2 z, z = sqrt(2 / pi) (x + 0.044715 x^3)
     const Simd::F cube = Simd::mul(Simd::mul(x, x), x);
     const Simd::F z = Simd::mul(Simd::set(1.5957691216057308f), Simd::fma(Simd::set(0.044715f), cube, x));

@@ -15,6 +15,7 @@ class Llama:
         text_classes: Names of transformers' classes of the same language model inside composite models, beside those
             that have the family's own name (LlamaModel).
         norm_flavour: The way in which RMS norms apply their weights.
+        embed_tokens: The name of the embedding.
         final_norm: The name of the norm before the output head.
         rotary_emb: The name of the module that computes cosines and sines.
         mlp_name: The name of a layer's MLP or mixture of experts.
@@ -23,6 +24,7 @@ class Llama:
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
     text_classes: ClassVar[tuple[str, ...]] = ()
     norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
+    embed_tokens: ClassVar[str] = "embed_tokens"
     final_norm: ClassVar[str] = "norm"
     rotary_emb: ClassVar[str] = "rotary_emb"
     mlp_name: ClassVar[str] = "mlp"
@@ -34,11 +36,11 @@ class Llama:
         """Write the program."""
         body = self.model.model
         expect_children(self.model, "model", "lm_head")
-        rotary_emb = [] if getattr(body, self.rotary_emb) is None else [self.rotary_emb]
-        expect_children(body, "embed_tokens", "layers", self.final_norm, *rotary_emb)
+        rotary_emb = [] if getattr(body, self.rotary_emb, None) is None else [self.rotary_emb]
+        expect_children(body, self.embed_tokens, "layers", self.final_norm, *rotary_emb)
         if len(body.layers) != self.config.num_hidden_layers:
             raise UnexpectedModuleError(f"{len(body.layers)} layers")
-        hidden = self.embedding(body.embed_tokens)
+        hidden = self.embedding(getattr(body, self.embed_tokens))
         for index, layer in enumerate(body.layers):
             self.decoder_layer(layer, hidden, index)
         self.output_head(getattr(body, self.final_norm), self.model.lm_head, hidden)

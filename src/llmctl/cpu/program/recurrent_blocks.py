@@ -71,6 +71,16 @@ class RecurrentBlocks(ExpertBlocks):
         self.writer.gated_norm(scanned, gate, normed, norm, group_size=module.norm.group_size)
         return self._linear(module.out_proj, normed, "sublayer_output")
 
+    def squared_relu_mlp(self, module: Any, x: View) -> View:
+        """Compute down_proj(relu(up_proj(x)) ** 2)."""
+        expect_children(module, "up_proj", "down_proj", "act_fn")
+        if type(module.act_fn).__name__ != "ReLUSquaredActivation":
+            raise UnexpectedModuleError(type(module.act_fn).__name__)
+        up = self._linear(module.up_proj, x, "up")
+        inner = self._buffer("inner", up.stride)
+        self.writer.gated_activation(up, up, inner, width=up.stride, activation="relu")
+        return self._linear(module.down_proj, inner, "sublayer_output")
+
     def _delta_rule(self, module: Any, qkv: View, gate: View, beta: View, steps: View) -> View:
         heads = StateHeads(module.num_v_heads, module.num_k_heads, module.head_v_dim, module.head_k_dim)
         width = heads.count * heads.size
