@@ -12,7 +12,7 @@ VLLM   := .venv-vllm
 PREQUANTIZED := .packages-prequantized
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: architectures test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -46,6 +46,11 @@ schemas: $(VENV)/.tests-installed
 # the texts that these models write. `make test-templates TEMPLATES=qwen` shows the rows whose names contain that word.
 test-templates: $(VENV)/.tests-installed
 	PYTHONPATH=tests $(BIN)/python -m support.families.report $(TEMPLATES)
+
+# A tiny checkpoint of every architecture, compared with plain transformers: docs/reference/architectures.md (about 25
+# minutes). Interrupted, it continues where it ended. `make architectures TYPES="qwen3_5 lfm2"` checks these again.
+architectures: $(VENV)/.tests-installed
+	PYTHONPATH=tests $(BIN)/python -m support.architectures.sweep $(TYPES)
 
 # The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
 test-page: $(VENV)/.tests-installed
@@ -135,4 +140,4 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) $(PREQUANTIZED) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .architectures $(VENV) $(CLIENTS) $(FUZZ) $(PREQUANTIZED) build .mypy_cache .ruff_cache .pytest_cache

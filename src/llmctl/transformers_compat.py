@@ -183,8 +183,13 @@ def supports_attention(model_class: Any, implementation: str) -> bool:
 
 
 def takes_registered_attention(model: Any) -> bool:
-    """Return True if a model calls its attention through AttentionInterface."""
-    return bool(getattr(model, "_supports_attention_backend", False))
+    """Return True if a model calls its attention through AttentionInterface, under any name, with a complete mask.
+
+    Layers with an indexer (DeepSeek V3.2, GLM MoE DSA, MiniMax M3) mask the tokens that it did not select only if the
+    implementation is named `eager` or `sdpa` (5.20 to 5.24).
+    """
+    has_indexer = any(name.endswith(".indexer") for name, _ in model.named_modules())
+    return bool(getattr(model, "_supports_attention_backend", False)) and not has_indexer
 
 
 def has_sinks_or_softcap(model: Any) -> bool:
