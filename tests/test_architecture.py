@@ -20,6 +20,7 @@ LAYERS = {
     "text_files": 1,
     "yaml_reader": 1,
     "transformers_compat": 1,
+    "rope": 1,
     "cpu": 2,
     "quant": 2,
     "machine": 2,

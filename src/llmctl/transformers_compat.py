@@ -158,16 +158,6 @@ def supports_dynamic_cache(model: Any) -> bool:
     return bool(model._supports_default_dynamic_cache())
 
 
-def rope_depends_on_length(module: Any) -> bool:
-    """Return True if a module computes a RoPE whose frequencies depend on the length of the sequence.
-
-    modeling_rope_utils.py, `dynamic_rope_update`: longrope and dynamic look at the largest position.
-    """
-    types = getattr(module, "rope_type", None)
-    found = types.values() if isinstance(types, dict) else [types]
-    return any(isinstance(one, str) and ("dynamic" in one or one == "longrope") for one in found)
-
-
 # -- attention
 
 

@@ -65,6 +65,13 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+_LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + n for n in range(8)],
+    "original_max_position_embeddings": 40,
+}
 # Architectures that only some tests need.
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_oss": (
@@ -104,6 +111,21 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "roberta": ("RobertaConfig", "RobertaForCausalLM", {"is_decoder": True, "pad_token_id": 1}),
+    "phi3_long": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        {"original_max_position_embeddings": 40, "rope_parameters": _LONGROPE, "tie_word_embeddings": False},
+    ),
+    "phimoe_long": (
+        "PhimoeConfig",
+        "PhimoeForCausalLM",
+        {
+            "num_local_experts": 4,
+            "original_max_position_embeddings": 40,
+            "rope_parameters": {**_LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3},
+            "tie_word_embeddings": False,
+        },
+    ),
     "mamba": ("MambaConfig", "MambaForCausalLM", {"state_size": 8}),
     "llama4": (
         "Llama4TextConfig",

@@ -171,3 +171,19 @@ def test_the_planned_size_of_a_recurrent_state_is_that_of_the_engine(
 def test_only_layers_with_attention_count_for_the_kv_cache(load: Callable[[str], LoadedModel]) -> None:
     info = load("qwen3_5").info  # two layers, of which one has attention: 2 heads of 16
     assert kv_cache_bytes(info, context=100, dtype="bfloat16") == 2 * 100 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["batch", "single"])
+@pytest.mark.parametrize("architecture", ["phi3_long", "phimoe_long"])
+def test_sequences_around_the_switch_of_a_longrope_equal_those_of_transformers(
+    load: Callable[[str], LoadedModel], architecture: str, single: bool
+) -> None:
+    loaded = load(architecture)
+    prompts = [ids(35), ids(60, seed=1), ids(10, seed=2), ids(40, seed=3), ids(60, seed=1)[:35]]  # the switch is at 40
+    engine = Engine(loaded, EngineCapacity(8, 24, 2000), single=single)
+    packed = dict(engine.run((number, request(loaded, prompt)) for number, prompt in enumerate(prompts)))
+    for number, prompt in enumerate(prompts):
+        with torch.inference_mode():
+            expected = loaded.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0].tolist()
+        assert list(packed[number].token_ids) == expected[len(prompt) :]
+    assert why_not_packed(loaded) is None

@@ -14,6 +14,7 @@ from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.recurrent_writer import RecurrentWriter
 from llmctl.cpu.program.run import Layout, Pair, Program
 from llmctl.cpu.tensors import dtype_codes
+from llmctl.rope import rope_by_sequence, rope_depends_on_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class CompiledModel:
         import torch
 
         with torch.inference_mode():
-            ropes = self._rope_tables(layout.position_ids)
+            ropes = self._rope_tables(layout)
             factors = [compute(layout.position_ids[0]) for compute in self._token_factors]
             logits = self.program.run(layout, ropes, kv_cache, states, factors)
             if self._multiplier != 1.0:
@@ -48,14 +49,19 @@ class CompiledModel:
                 logits = torch.tanh(logits / self._softcap) * self._softcap
             return logits
 
-    def _rope_tables(self, position_ids: "Tensor") -> list[Pair]:
+    def _rope_tables(self, layout: Layout) -> list[Pair]:
         import torch
 
-        like = torch.empty(0, dtype=self.program.dtype)
+        like, positions = torch.empty(0, dtype=self.program.dtype), layout.position_ids
         tables = []
         for rotary_emb, layer_type in self._ropes:
+            kind = [] if layer_type is None else [layer_type]
+            if rope_depends_on_length(rotary_emb):
+                starts, lengths = layout.query_starts, layout.rope_lengths
+                pair = rope_by_sequence(rotary_emb, like, positions, *kind, starts=starts, lengths=lengths)
+            else:
+                pair = rotary_emb(like, positions, *kind)
             size = 2 * frequencies_of(rotary_emb, layer_type).numel()
-            pair = rotary_emb(like, position_ids, *([] if layer_type is None else [layer_type]))
             tables.append((_whole_table(pair[0][0], size), _whole_table(pair[1][0], size)))
         return tables
 

@@ -48,6 +48,14 @@ class Layout(Protocol):
         """int32 [sequences]."""
 
     @property
+    def query_starts(self) -> Sequence[int]:
+        """`query_start` as Python integers."""
+
+    @property
+    def rope_lengths(self) -> Sequence[int]:
+        """The length for which a RoPE that depends on the length is computed, for each sequence."""
+
+    @property
     def state_slots(self) -> "Tensor":
         """int32 [sequences], the slot of each sequence in every state. Only programs with states read it."""
 

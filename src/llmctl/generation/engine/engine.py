@@ -162,7 +162,9 @@ class Engine:
             raise
 
     def _is_packed(self, request: Request) -> bool:
-        return self._packed is not None and request.arguments.keys() <= PACKABLE_ARGUMENTS
+        if self._packed is None or not request.arguments.keys() <= PACKABLE_ARGUMENTS:
+            return False
+        return self._packed.takes(request)
 
     def _admit(self) -> None:
         """Start waiting requests in order, up to the first that must wait because a request runs alone."""

@@ -17,12 +17,14 @@ class Segment:
         start: The position of the first new token, which equals the number of tokens in the pool.
         pages: The pages of the sequence, including those for the new tokens.
         slot: The slot of the sequence's recurrent state. Models without such a state do not use it.
+        rope_length: Minimum length for which a RoPE that depends on the length is computed.
     """
 
     ids: Sequence[int]
     start: int
     pages: Sequence[int]
     slot: int = 0
+    rope_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Layout:
     query_starts: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     slot_numbers: tuple[int, ...]
+    rope_lengths: tuple[int, ...]
     _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, device: Any) -> "Layout":
@@ -103,4 +106,5 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
         query_starts=tuple(starts),
         kv_lengths=tuple(lengths),
         slot_numbers=tuple(segment.slot for segment in segments),
+        rope_lengths=tuple(max(s.rope_length, length) for s, length in zip(segments, lengths, strict=True)),
     )

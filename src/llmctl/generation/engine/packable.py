@@ -10,6 +10,7 @@ from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention_mask import UnsupportedAttentionError
+from llmctl.rope import rope_switch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ def why_not_packed(loaded: "LoadedModel") -> str | None:
     model = loaded.model
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
-    boundary = _largest_boundary(model.config.get_text_config())
+    boundary = _largest_boundary(model)
     if 2 * boundary > _LONGEST_TRIAL and type(model).__name__ not in PROVEN:
         return f"its layers change after {boundary:,} tokens, which is too long for a trial"
     boundary = boundary if 2 * boundary <= _LONGEST_TRIAL else 0
@@ -51,14 +52,9 @@ def why_not_packed(loaded: "LoadedModel") -> str | None:
     return failure
 
 
-def _largest_boundary(config: Any) -> int:
-    sizes = [getattr(config, name, None) for name in _BOUNDARIES]
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        sizes += [
-            rope.get("original_max_position_embeddings"),
-            getattr(config, "original_max_position_embeddings", None),
-        ]
+def _largest_boundary(model: Any) -> int:
+    config = model.config.get_text_config()
+    sizes = [rope_switch(model), *(getattr(config, name, None) for name in _BOUNDARIES)]
     return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
@@ -112,7 +108,7 @@ def _packed_logits(model: Any, prompts: list[list[int]]) -> "list[Tensor]":
     logits: list[Tensor] = []
     for part in range(3):
         segments = [
-            Segment(ids[bound[part] : bound[part + 1]], bound[part], table, slot)
+            Segment(ids[bound[part] : bound[part + 1]], bound[part], table, slot, rope_length=len(ids))
             for slot, (ids, bound, table) in enumerate(zip(prompts, bounds, tables, strict=True))
         ]
         logits = list(forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), pool))

@@ -24,6 +24,7 @@ from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoi
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
+from llmctl.rope import begins_again_at_switch, dynamic_rope_limit, rope_switch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ class SequenceState:
         pages: Pages of the KV cache that hold its tokens.
         computed: Number of tokens whose keys and values are in those pages, and which its recurrent state has seen.
         slot: The slot of its recurrent state while it runs.
+        rope_length: Minimum length for which the RoPE is computed; 0 for the length of the sequence.
         checkpoints: The numbers of prompt tokens after which its recurrent state is kept, in ascending order.
     """
 
@@ -54,7 +56,13 @@ class SequenceState:
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     slot: int = 0
+    rope_length: int = 0
     checkpoints: tuple[int, ...] = ()
+
+    def segment(self, count: int) -> Segment:
+        """Return the next `count` tokens for a pass."""
+        ids = self.ids[self.computed : self.computed + count]
+        return Segment(ids, self.computed, self.pages, self.slot, self.rope_length)
 
     @property
     def tokens_to_checkpoint(self) -> int:
@@ -68,9 +76,10 @@ class SequenceState:
         return len(request.prompt) + request.budget
 
     @property
-    def media_key(self) -> bytes:
-        """The digest of the media in the prompt."""
-        return self.answer.request.prompt.media_key
+    def cache_key(self) -> bytes:
+        """Whatever determines keys and values in addition to the tokens: the media in the prompt, and the RoPE."""
+        media_key = self.answer.request.prompt.media_key
+        return media_key + b"long RoPE" if self.rope_length else media_key
 
 
 class PackedRunner:
@@ -81,6 +90,7 @@ class PackedRunner:
         self.prefilled_tokens = self.generated_tokens = 0
         self.samplers = Samplers(loaded.model)
         self._has_state = has_recurrent_state(loaded.model)
+        self._rope_switch = rope_switch(loaded.model)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
         self.forget()
@@ -115,8 +125,24 @@ class PackedRunner:
         all_processors = [*structure_processors(request, self.loaded.tokenizer), *processors]
         answer = Answer(self.loaded.tokenizer, request)
         ids = list(request.prompt.ids)
+        rope_length = self._rope_length(len(ids))
         checkpoints = checkpoint_positions(ids, request.eos_token_ids) if self._has_state else ()
-        return SequenceState(key, answer, self.samplers.make(request, all_processors), ids, checkpoints=checkpoints)
+        return SequenceState(
+            key,
+            answer,
+            self.samplers.make(request, all_processors),
+            ids,
+            rope_length=rope_length,
+            checkpoints=checkpoints,
+        )
+
+    def takes(self, request: Request) -> bool:
+        """Return False for a request that may outgrow its RoPE in a way that only `model.generate` follows."""
+        longest = len(request.prompt) + request.budget
+        if self._rope_switch is not None and not begins_again_at_switch(self.loaded.model):
+            return len(request.prompt) > self._rope_switch or longest <= self._rope_switch
+        limit = dynamic_rope_limit(self.loaded.model)
+        return limit is None or longest <= limit
 
     def cancel(self, key: Any) -> None:
         """Drop an answer and free its pages."""
@@ -132,12 +158,16 @@ class PackedRunner:
 
     def step(self) -> list[Event]:
         """Run one pass of the model and return its events."""
+        self._begin_again_at_switch()
         events = self._admit()
         parts = self._parts()
         if not parts:
             return events
         layout = lay_out(
-            [Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages, s.slot) for s, count in parts],
+            [
+                Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages, s.slot, s.rope_length)
+                for s, count in parts
+            ],
             page_tokens=PAGE_TOKENS,
         )
         logits = forward(self.loaded.model, layout, self._pool)
@@ -154,6 +184,18 @@ class PackedRunner:
             if sequence.computed == len(sequence.ids):
                 ready.append((sequence, row))
         return events + self._sample(ready, logits)
+
+    def _rope_length(self, tokens: int) -> int:
+        """Return the length for which the RoPE of a sequence of `tokens` is computed; 0 if that is its own length."""
+        switch = self._rope_switch
+        return switch + 1 if switch is not None and tokens > switch else 0
+
+    def _begin_again_at_switch(self) -> None:
+        """Make the sequences that have reached the switch of their RoPE compute all their tokens again."""
+        for sequence in [s for s in self.running if self._rope_length(len(s.ids)) != s.rope_length]:
+            self._leave(sequence)
+            sequence.rope_length = self._rope_length(len(sequence.ids))
+            self.waiting.appendleft(sequence)
 
     def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
         """Sample the next token of every sequence in `ready`, which has (sequence, row of the logits)."""
@@ -200,7 +242,7 @@ class PackedRunner:
 
     def _shared_prefix(self, sequence: SequenceState) -> tuple[SharedPrefix, Checkpoint | None]:
         """Return the cached pages of a sequence's prefix, which are now held, and the state that belongs to them."""
-        ids, media_key = sequence.ids, sequence.media_key
+        ids, media_key = sequence.ids, sequence.cache_key
         if not self._has_state:
             return self.prefix_cache.share(ids, media_key=media_key), None
         for checkpoint in self._checkpoints.find(ids[:-1], media_key=media_key):
@@ -273,14 +315,14 @@ class PackedRunner:
         if not len(self._checkpoints):
             size = self._pool.state_bytes(sequence.slot)
             self._checkpoints.limit(_CHECKPOINT_BYTES // size if size else _MAX_CHECKPOINTS)
-        slot = self._checkpoints.keep(sequence.ids[: sequence.computed], media_key=sequence.media_key)
+        slot = self._checkpoints.keep(sequence.ids[: sequence.computed], media_key=sequence.cache_key)
         if slot is not None:
             self._pool.copy_state(sequence.slot, slot)
 
     def _remember(self, sequence: SequenceState, *, start: int, include_partial: bool = False) -> None:
         computed = sequence.ids[: sequence.computed]
         self.prefix_cache.remember(
-            sequence.pages, computed, start=start, include_partial=include_partial, media_key=sequence.media_key
+            sequence.pages, computed, start=start, include_partial=include_partial, media_key=sequence.cache_key
         )
 
     def _too_long(self, tokens: int) -> MachineError:

@@ -18,10 +18,10 @@ from llmctl.generation.engine.layer_states import join_layer_states, new_layer_s
 from llmctl.generation.engine.layout import Layout
 from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
 from llmctl.loading.attention_mask import UnsupportedAttentionError, VisibleTokens
+from llmctl.rope import rope_by_sequence, rope_depends_on_length
 from llmctl.transformers_compat import (
     cache_argument,
     counts_cached_tokens,
-    rope_depends_on_length,
     takes_registered_attention,
     uses_recurrent_state,
 )
@@ -275,14 +275,9 @@ def _embed_positions(forward: Callable[..., Any], layout: Layout, x: Any, *_: An
 
 
 def _rope_by_sequence(forward: Callable[..., Any], layout: Layout, x: Any, position_ids: Any, *rest: Any) -> Any:
-    """Compute cosines and sines of each sequence by itself."""
-    import torch
-
-    starts = layout.query_starts
-    if position_ids.shape[-1] != starts[-1]:
+    if position_ids.shape[-1] != layout.query_starts[-1]:
         raise UnsupportedAttentionError("positions of other tokens")
-    parts = [forward(x, position_ids[..., a:b], *rest) for a, b in pairwise(starts)]
-    return tuple(torch.cat(tensors, dim=-2) for tensors in zip(*parts, strict=True))
+    return rope_by_sequence(forward, x, position_ids, *rest, starts=layout.query_starts, lengths=layout.rope_lengths)
 
 
 def _map_tensors(value: Any, function: Callable[["Tensor"], "Tensor"]) -> Any:
