@@ -172,6 +172,14 @@ def supports_attention(model_class: Any, implementation: str) -> bool:
     return implementation == "eager" or bool(getattr(model_class, flags[implementation], False))
 
 
+def has_indexer(model: Any) -> bool:
+    """Return True if layers select the keys that a token sees, as DeepSeek V3.2 does.
+
+    Their code applies the selection only if the attention implementation is called eager or sdpa.
+    """
+    return any(getattr(module, "indexer", None) is not None for module in model.modules())
+
+
 def takes_registered_attention(model: Any) -> bool:
     """Return True if a model calls its attention through AttentionInterface, under any name, with a complete mask.
 

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
 from llmctl.loading.paged_attention import PageTables, Score, attend_with_mask, paged_attention, single_pages
-from llmctl.transformers_compat import attention_of, has_sinks_or_softcap, set_attention, takes_registered_attention
+from llmctl.transformers_compat import (
+    attention_of,
+    has_indexer,
+    has_sinks_or_softcap,
+    set_attention,
+    takes_registered_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +87,7 @@ def use_attention(model: Any, *, is_requested: bool = False) -> None:
     from transformers.masking_utils import sdpa_mask
 
     replaced = {"sdpa"} if is_requested or not has_sinks_or_softcap(model) else {"sdpa", "eager"}
-    if attention_of(model.config) not in replaced or not takes_registered_attention(model):
+    if attention_of(model.config) not in replaced or not takes_registered_attention(model) or has_indexer(model):
         return
     AttentionInterface.register(CPU_ATTENTION, _attention_forward)
     AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)

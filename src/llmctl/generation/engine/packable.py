@@ -11,6 +11,7 @@ from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_r
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention_mask import UnsupportedAttentionError
 from llmctl.rope import rope_switch
+from llmctl.transformers_compat import has_indexer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,8 @@ def why_not_packed(loaded: "LoadedModel") -> str | None:
     model = loaded.model
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
+    if has_indexer(model):
+        return "its layers select the keys that a token sees"
     boundary = _largest_boundary(model)
     if 2 * boundary > _LONGEST_TRIAL and type(model).__name__ not in PROVEN:
         return f"its layers change after {boundary:,} tokens, which is too long for a trial"
