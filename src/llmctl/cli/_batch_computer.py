@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.cli._loading import (
     load_model,
+    note_unpacked,
     note_unused,
     prepare_model,
     show_decisions,
@@ -64,7 +65,13 @@ def open_computer(output: Output, settings: "Settings", *, offline: bool, with_m
     prepared = prepare_model(output, settings, offline=offline)
     with show_hashing(output, prepared.resolved):
         run_identity = identity(prepared)
-    yield Computer(prepared, run_identity, lambda: load_model(output, prepared), answers)
+
+    def load() -> "PromptModel":
+        loaded = load_model(output, prepared)
+        note_unpacked(output, loaded)
+        return loaded
+
+    yield Computer(prepared, run_identity, load, answers)
 
 
 @contextmanager

@@ -57,6 +57,15 @@ def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
     return loaded
 
 
+def note_unpacked(output: Output, loaded: "LoadedModel") -> None:
+    """Say why concurrent requests are answered one at a time, if they are."""
+    from llmctl.generation.engine.packable import why_not_packed
+
+    reason = "a draft model proposes tokens" if loaded.draft else why_not_packed(loaded)
+    if reason is not None:
+        output.note(f"requests are answered one at a time: {reason}")
+
+
 def show_decisions(output: Output, plan: "Plan") -> None:
     """Report the decisions of a plan: important ones, and with --verbose all."""
     for decision in plan.decisions:

@@ -8,7 +8,7 @@ import typer
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE, VLLM_PYTHON
-from llmctl.cli._loading import load_model, prepare_model
+from llmctl.cli._loading import load_model, note_unpacked, prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
 from llmctl.cli._serve_log import log_to
@@ -112,6 +112,7 @@ def _serve(output: Output, loaded: "LoadedModel", rules: "Rules", sockets: "list
         timeout_graceful_shutdown=max(1, int(section.drain_seconds)),
     )
     log_to(output)
+    note_unpacked(output, loaded)
     form = tool_format(loaded.tokenizer, loaded.config.chat)
     if form.template_lacks_tools:
         output.note("the chat template has no tool support; tools are described to the model in text")

@@ -3,6 +3,7 @@
 import inspect
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.forward import forward
@@ -39,7 +40,15 @@ def is_packable(loaded: "LoadedModel") -> bool:
 
 def why_not_packed(loaded: "LoadedModel") -> str | None:
     """Return the reason for which sequences of this model cannot be packed; None if they can."""
-    model = loaded.model
+    if loaded.model not in _REASONS:
+        _REASONS[loaded.model] = _why_not_packed(loaded.model)
+    return _REASONS[loaded.model]
+
+
+_REASONS: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
+
+
+def _why_not_packed(model: Any) -> str | None:
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
     if has_indexer(model):
