@@ -136,6 +136,51 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
             "final_logit_softcapping": 30.0,
         },
     ),
+    "MiniCPM3ForCausalLM": (
+        "MiniCPM3Config",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 40,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "scale_emb": 3.0,
+            "scale_depth": 1.0,
+        },
+    ),
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Glm4MoeLiteForCausalLM": (
+        "Glm4MoeLiteConfig",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 24,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 32,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    ),
+    "YoutuForCausalLM": (
+        "YoutuConfig",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "q_lora_rank": None,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+        },
+    ),
     "GlmForCausalLM": ("GlmConfig", {}),
     "Glm4ForCausalLM": ("Glm4Config", {}),
     "CohereForCausalLM": ("CohereConfig", {"logit_scale": 0.5}),
@@ -188,7 +233,7 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
     ),
 }
 _MOE = (name for name in FAMILIES if "Moe" in name and "Hybrid" not in name)
-MIXTURES = (*_MOE, "GptOssForCausalLM", "MixtralForCausalLM")
+MIXTURES = (*_MOE, "GptOssForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM")
 # transformers computes a linear recurrence in chunks, whose sums have another order
 LINEAR_RECURRENT = (
     "Qwen3_5ForCausalLM",
@@ -197,6 +242,8 @@ LINEAR_RECURRENT = (
     "GraniteMoeHybridForCausalLM",
     "NemotronHForCausalLM",
 )
+# transformers expands the latents of latent attention (MLA); a program computes with the latents
+LATENT = ("MiniCPM3ForCausalLM", "YoutuForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 RECURRENT = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", *LINEAR_RECURRENT)  # families whose layers continue a state
 CASES = [(name, None) for name in FAMILIES] + [
     (name, bits)
@@ -270,12 +317,18 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     assert compiled(loaded.model) is not None
     together = logits(loaded)
     expected = logits_of_modules(loaded.model)
-    assert relative_error(together, expected) < 0.01 if name in LINEAR_RECURRENT else torch.equal(together, expected)
+    if name in (*LINEAR_RECURRENT, *LATENT):
+        # the modules also round the latents to 8 bits if kv_b_proj is quantised
+        assert relative_error(together, expected) < (0.02 if bits is None else 0.05)
+    else:
+        assert torch.equal(together, expected)
     one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), CachePool(1, 16))
     assert torch.equal(one[0], together[2])  # a single token takes another code path in MoE layers
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Ministral3ForCausalLM", *RECURRENT])
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Ministral3ForCausalLM", *LATENT, *RECURRENT]
+)
 def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequences(
     folder_of: Callable[[str], Path], name: str
 ) -> None:
@@ -294,7 +347,7 @@ def test_logits_depend_neither_on_the_division_into_passes_nor_on_earlier_sequen
     assert torch.equal(result, torch.stack(expected))
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Olmo3ForCausalLM", *RECURRENT])
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "Olmo3ForCausalLM", *LATENT, *RECURRENT])
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("float16", 5e-3)])
 def test_a_program_computes_in_the_dtype_of_the_model(
     folder_of: Callable[[str], Path], name: str, dtype: str, rounding: float
@@ -302,7 +355,7 @@ def test_a_program_computes_in_the_dtype_of_the_model(
     loaded = load(folder_of(name), dtype=dtype)
     assert compiled(loaded.model) is not None
     together, expected = logits(loaded), logits_of_modules(loaded.model)
-    if name in LINEAR_RECURRENT:
+    if name in (*LINEAR_RECURRENT, *LATENT):
         assert relative_error(together, expected) < rounding
     else:
         assert torch.equal(together, expected)
@@ -368,7 +421,7 @@ def test_a_program_gives_the_logits_of_transformers_in_float32_up_to_rounding(
     assert sorted(relative_error(result, expected) for result, expected in pairs)[1 if name in MIXTURES else 2] < 0.05
 
 
-@pytest.mark.parametrize("name", ["gpt2", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["gpt2"])
 def test_an_architecture_that_is_not_known_has_no_program(tiny_models: Callable[[str], Path], name: str) -> None:
     assert compiled(llmctl.load(tiny_models(name), load={"dtype": "bfloat16"}).model) is None
 

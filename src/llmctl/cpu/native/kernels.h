@@ -105,6 +105,7 @@ enum OperationKind : Size {
     kRoute,
     kExperts,
     kScale,       // x times a constant
+    kLinearHeads, // each head of x times a weight of its own
     kCausalConv,  // a convolution over the tokens of each channel, with a state of kernel_size - 1 rows
     kDeltaRule,   // the gated delta rule, with a state [heads][state_size][padded head_size] in float32
     kSelectiveScan, // of Mamba 2, with the same state
@@ -139,12 +140,14 @@ struct Operation {
     Size other, other_offset, other_stride;         // the second input: kAdd, kGatedActivation (up), kExperts (routes)
     Size destination, output;                       // `output` is the buffer's number if the destination is kBuffer
     Size n;                                         // elements of an output row
-    Size k;                                         // kLinear: elements of an input row; kGatedActivation: 1 for one gate
+    Size k;  // kLinear, kLinearHeads: elements of an input row or head; kGatedActivation: 1 for one gate
     Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
     Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
     Size heads, kv_heads, head_size, layer, window; // window 0: none
-    Size head_stride, output_offset, output_stride; // kPrepareHeads: elements from head to head; place in the output's rows
+    Size head_stride, output_head_stride;           // kPrepareHeads, kLinearHeads: elements from head to head
+    Size output_offset, output_stride;              // likewise: place in the output's rows
+    Size value_size, values_in_keys;                // kAttention: elements of a value; values are the first ones of the keys
     Size state, kernel_size, state_size;            // of operations with a state: its number in the pass; elements of a key
     Size step, step_offset, step_stride;            // kDeltaRule, kSelectiveScan: the steps [heads]
     Size beta, beta_offset, beta_stride;            // kDeltaRule [heads]

@@ -55,13 +55,37 @@ struct Runner {
         if (sinks) isa->to_f32(op.bias, static_cast<int>(op.bias_dtype), sinks, op.heads);
         const int32_t* query_start = op.per_sequence ? sequence_numbers.data() : pass.query_start;
         const Size slot = op.kv_heads * op.head_size, page = pass.page_tokens * slot;
-        const Attention job{buffer(op.input), dtype,          pass.keys[op.layer], pass.values[op.layer], dtype,
-                            buffer(op.output), pass.page_table, query_start,       pass.kv_length,        pass.sequences,
-                            pass.max_pages,   pass.page_tokens, op.heads,          op.kv_heads,           op.head_size,
-                            op.head_size,     page,           slot,                op.head_size,          page,
-                            slot,             op.head_size,   op.scale,            op.softcap,            op.window,
-                            sinks};
+        const bool is_latent = op.values_in_keys;
+        const Size value_head = is_latent ? op.head_size : op.value_size, value_slot = op.kv_heads * value_head;
+        const void* values = is_latent ? pass.keys[op.layer] : pass.values[op.layer];
+        const Attention job{buffer(op.input),  dtype,            pass.keys[op.layer], values,         dtype,
+                            buffer(op.output), pass.page_table,  query_start,         pass.kv_length, pass.sequences,
+                            pass.max_pages,    pass.page_tokens, op.heads,            op.kv_heads,    op.head_size,
+                            op.value_size,     page,             slot,                op.head_size,
+                            pass.page_tokens * value_slot,       value_slot,          value_head,     op.scale,
+                            op.softcap,        op.window,        sinks};
         attend(job, threads);
+    }
+
+    // The product of each head's part of x with its own weight [n][k].
+    void linear_heads(const Operation& op) const {
+        const Size tokens = rows(op), weight_bytes = op.n * op.k * bytes_of(static_cast<int>(op.weight_dtype));
+        parallel_for(op.heads, 1, threads, [&](Size begin, Size end) {
+            for (Size head = begin; head < end; ++head) {
+                char* x = static_cast<char*>(scratch(kHead, bytes(tokens * (op.k + op.n))));
+                char* y = x + bytes(tokens * op.k);
+                for (Size t = 0; t < tokens; ++t) {
+                    std::memcpy(x + bytes(t * op.k), input(op, t) + bytes(head * op.head_stride), size_t(bytes(op.k)));
+                }
+                const Product product{0, op.n, static_cast<const char*>(op.weight) + head * weight_bytes, nullptr, nullptr, 0,
+                                      y, dtype};
+                dense_products(x, dtype, tokens, op.k, static_cast<int>(op.weight_dtype), &product, 1, 1);
+                char* to = buffer(op.output) + bytes(op.output_offset + head * op.output_head_stride);
+                for (Size t = 0; t < tokens; ++t) {
+                    std::memcpy(to + bytes(t * op.output_stride), y + bytes(t * op.n), size_t(bytes(op.n)));
+                }
+            }
+        });
     }
 
     // The new tokens of a sequence for an operation whose state has `state_bytes` in each slot.
@@ -171,6 +195,9 @@ struct Runner {
                 break;
             case kScale:
                 each_row(op, [&](Size row, float* work) { isa->scale_row(op, dtype, input(op, row), output(op, row), work); });
+                break;
+            case kLinearHeads:
+                linear_heads(op);
                 break;
             case kRoute:
                 route(op);

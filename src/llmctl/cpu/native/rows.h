@@ -98,7 +98,7 @@ inline void prepare_heads_row(const Operation& op, int dtype, const void* in, co
             round_to(dtype, head, size);
             for (Size i = 0; i < size; ++i) head[i] *= factor;
         }
-        convert_from_f32(head, advanced(out, dtype, h * size), dtype, size);
+        convert_from_f32(head, advanced(out, dtype, h * op.output_head_stride), dtype, size);
     }
 }
 

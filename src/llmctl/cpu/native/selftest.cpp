@@ -187,7 +187,7 @@ void try_program(const char* isa, int dtype, Size bits) {
     Matrix words_in(dtype, words, hidden, bits), q(dtype, heads * width, hidden, bits), k(dtype, kv_heads * width, hidden, bits),
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
-    Numbers weights(dtype, hidden), head_norm(dtype, width);
+    Numbers weights(dtype, hidden), head_weights(dtype, 4 * 10 * 10), head_norm(dtype, width);
     const Size kernel_size = 3;
     Numbers conv(dtype, kernel_size * hidden), conv_bias(dtype, hidden), conv_state(dtype, 2 * (kernel_size - 1) * hidden);
     const Size state_heads = 4, groups = 2, state_size = 6;  // of the linear recurrences: 2 * groups * 6 + hidden = 64
@@ -208,7 +208,7 @@ void try_program(const char* isa, int dtype, Size bits) {
     };
     const auto prepare_heads = [&](Size in, Size count, Size destination, bool rotates) {
         Operation& op = add(kPrepareHeads, in, count * width, kQuery, 0);
-        op.destination = destination, op.heads = count, op.head_size = width, op.head_stride = width;
+        op.destination = destination, op.heads = count, op.head_size = width, op.head_stride = op.output_head_stride = width;
         op.output_stride = count * width;
         op.rotary_size = rotates ? rotary : 0, op.weight = rotates ? head_norm.data() : nullptr;
     };
@@ -223,8 +223,8 @@ void try_program(const char* isa, int dtype, Size bits) {
     prepare_heads(kV, kv_heads, kValues, false);
     ops.back().norm_flavour = kNoWeight;
     Operation& attention = add(kAttention, kQuery, heads * width, kAttended, 0);
-    attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = width, attention.scale = 0.4f;
-    attention.bias = sinks.data(), attention.bias_dtype = dtype;
+    attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = attention.value_size = width;
+    attention.scale = 0.4f, attention.bias = sinks.data(), attention.bias_dtype = dtype;
     ops.push_back(o.op(kLinear, kAttended, kSublayerOutput));
     const auto add_residual = [&] {
         Operation& op = add(kAdd, kX, hidden, kX, hidden);
@@ -277,9 +277,18 @@ void try_program(const char* isa, int dtype, Size bits) {
     prepare_heads(kQ, heads, kBuffer, true);
     ops.back().rope_layout = kPairsOfHalves, ops.back().rope_in_float32 = 1, ops.back().token_factor = 1;
     Operation& shared = add(kAttention, kQuery, heads * width, kAttended, 0);
-    shared.heads = heads, shared.kv_heads = kv_heads, shared.head_size = width, shared.scale = 0.4f, shared.softcap = 5.0f;
+    shared.heads = heads, shared.kv_heads = kv_heads, shared.head_size = shared.value_size = width, shared.scale = 0.4f, shared.softcap = 5.0f;
     ops.push_back(o.op(kLinear, kAttended, kEnd));
     add(kScale, kEnd, hidden, kLast, hidden).scale = 0.7f;
+    Operation& by_head = add(kLinearHeads, kLast, hidden, kEnd, 10);
+    by_head.k = 10, by_head.heads = 4, by_head.head_stride = by_head.output_head_stride = 10, by_head.output_stride = hidden;
+    by_head.weight = head_weights.data();
+    Operation& latent = add(kAttention, kQuery, heads * width, kAttended, 0);  // the keys are the values, too
+    latent.heads = heads, latent.kv_heads = kv_heads, latent.head_size = width, latent.scale = 0.4f;
+    latent.value_size = width, latent.values_in_keys = 1;
+    ops.push_back(o.op(kLinear, kAttended, kLast));
+    Operation& sum = add(kAdd, kLast, hidden, kLast, hidden);
+    sum.other = kEnd, sum.other_stride = hidden;
     norm(kLast, kEnd, kWeightThenRound);
     ops.push_back(head.op(kLinear, kEnd, 0));
     ops.back().destination = kLogits;

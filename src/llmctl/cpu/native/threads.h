@@ -17,7 +17,7 @@ void use_region(StartRegion start);
 void parallel_for(Size count, Size chunk, int threads, const std::function<void(Size, Size)>& function);
 
 // Return memory of the calling thread, aligned to 64 bytes, valid until the next call with the same slot.
-enum Slot { kInputs, kWork, kBias, kExpertRows, kSlots };
+enum Slot { kInputs, kWork, kBias, kExpertRows, kHead, kSlots };
 void* scratch(Slot slot, Size bytes);
 
 }  // namespace llmctl

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl.cpu import kernels
 from llmctl.cpu.program.blocks import UnexpectedModuleError, frequencies_of
+from llmctl.cpu.program.latent_blocks import LatentBlocks
 from llmctl.cpu.program.llama import Llama
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.recurrent_writer import RecurrentWriter
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class AllBlocks(RecurrentBlocks, LatentBlocks):
+    """The blocks of all families."""
+
+
 class CompiledModel:
     """A model's program, and the parts of a pass that are computed in Python: RoPE tables and scaling of the logits.
 
@@ -27,7 +32,7 @@ class CompiledModel:
         program: The computation from token ids to logits.
     """
 
-    def __init__(self, program: Program, blocks: RecurrentBlocks) -> None:
+    def __init__(self, program: Program, blocks: AllBlocks) -> None:
         self.program = program
         self._ropes, self._token_factors = tuple(blocks.ropes), tuple(blocks.token_factors)
         self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
@@ -128,7 +133,7 @@ def compile_model(model: Any) -> bool:
         return False
     if any(tensor.device.type != "cpu" for tensor in model.parameters()):
         return False
-    blocks = RecurrentBlocks(part, RecurrentWriter(model.dtype), family.norm_flavour)
+    blocks = AllBlocks(part, RecurrentWriter(model.dtype), family.norm_flavour)
     try:
         family(part, blocks).build()
     except UnexpectedModuleError:

@@ -65,7 +65,7 @@ class Program:
 
     Attributes:
         dtype: The dtype of activations, keys and values.
-        kv_shapes: The number of key heads and their size, for each layer with attention.
+        kv_shapes: The number of key heads, their size and the size of a value, for each layer with attention.
         state_shapes: The shape and the dtype of a sequence's part of each state.
     """
 

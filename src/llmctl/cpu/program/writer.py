@@ -52,10 +52,19 @@ class View:
 
 @dataclass(frozen=True)
 class CacheView:
-    """A layer's keys or values in the KV cache."""
+    """A layer's keys or values in the KV cache, or a part of them.
+
+    Attributes:
+        part: Keys or values.
+        layer: The number of the layer.
+        offset: The first element.
+        stride: The elements of a token; None if the heads that are written are all.
+    """
 
     part: Literal["keys", "values"]
     layer: int
+    offset: int = 0
+    stride: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class ProgramWriter:
         dtype: The dtype of activations, keys and values.
         operations: The operations so far.
         buffer_widths: The row length of each buffer.
-        kv_shapes: The number of key heads and their size, for each layer with attention.
+        kv_shapes: The number of key heads, their size and the size of a value, for each layer with attention.
         state_shapes: The shape and the dtype of a sequence's part of each state.
         vocabulary_size: The number of logits.
         embedding_rows: The number of token ids that have an embedding.
@@ -124,7 +133,7 @@ class ProgramWriter:
         self.dtype = dtype
         self.operations: list[Operation] = []
         self.buffer_widths: list[int] = []
-        self.kv_shapes: list[tuple[int, int]] = []
+        self.kv_shapes: list[tuple[int, int, int]] = []
         self.state_shapes: list[StateShape] = []
         self.vocabulary_size = self.embedding_rows = 0
         self.tensors: list[Tensor] = []
@@ -144,9 +153,13 @@ class ProgramWriter:
         self.state_shapes.append((shape, dtype))
         return len(self.state_shapes) - 1
 
-    def kv_layer(self, heads: int, size: int) -> int:
-        """Add a layer with `heads` keys and values of `size` elements per token to the KV cache. Return its number."""
-        self.kv_shapes.append((heads, size))
+    def kv_layer(self, heads: int, size: int, *, value_size: int | None = None) -> int:
+        """Add a layer with `heads` keys and values of `size` elements per token to the KV cache. Return its number.
+
+        Args:
+            value_size: The size of a value, if it differs; 0 for values that are a part of the keys.
+        """
+        self.kv_shapes.append((heads, size, size if value_size is None else value_size))
         return len(self.kv_shapes) - 1
 
     def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0) -> None:
@@ -181,15 +194,18 @@ class ProgramWriter:
         norm: RmsNorm | None = None,
         rope: Rope | None = None,
         head_stride: int | None = None,
+        out_head_stride: int | None = None,
         token_factor: int | None = None,
     ) -> None:
         """Apply norm, RoPE and a factor to each head of a token's heads [heads, size], and store them in `out`.
 
         Args:
             head_stride: The distance of the heads in x, if other elements lie between them.
+            out_head_stride: The distance of the heads in `out`, likewise.
             token_factor: The number of the factors in the pass.
         """
         fields: dict[str, Any] = {"heads": heads, "head_size": size, "head_stride": head_stride or size}
+        fields["output_head_stride"] = out_head_stride or size
         if norm is not None:
             fields |= self._norm(norm)
         if rope is not None:
@@ -198,7 +214,8 @@ class ProgramWriter:
         if token_factor is not None:
             fields["token_factor"] = 1 + token_factor
         if isinstance(out, CacheView):
-            fields |= {"destination": DESTINATIONS.index(out.part), "layer": out.layer, "output_stride": heads * size}
+            fields |= {"destination": DESTINATIONS.index(out.part), "layer": out.layer}
+            fields |= {"output_offset": out.offset, "output_stride": out.stride or heads * size}
         else:
             fields |= {"output": out.buffer, "output_offset": out.offset, "output_stride": out.stride}
         self._add("prepare_heads", **_input(x), **fields)
@@ -211,11 +228,16 @@ class ProgramWriter:
         *,
         layer: int,
         scale: float,
-        window: int,
+        window: int = 0,
         softcap: float = 0.0,
         sinks: "Tensor | None" = None,
+        value_size: int | None = None,
     ) -> None:
-        """Compute attention of q over its sequence's keys and values, as `Kernels.paged_attention` does."""
+        """Compute attention of q over its sequence's keys and values, as `Kernels.paged_attention` does.
+
+        Args:
+            value_size: The values are this number of elements at the beginning of the keys; None for separate values.
+        """
         check_vector(sinks, heads.query, "sinks")
         self._add(
             "attention",
@@ -228,7 +250,32 @@ class ProgramWriter:
             scale=scale,
             window=window,
             softcap=softcap,
+            value_size=heads.size if value_size is None else value_size,
+            values_in_keys=value_size is not None,
             **({} if sinks is None else self._bias(sinks)),
+        )
+
+    def linear_heads(self, weight: "Tensor", x: View, out: View, *, head_stride: int, out_head_stride: int) -> None:
+        """Multiply each head of x by its own weight.
+
+        Args:
+            weight: [heads, n, k].
+            x: Heads of k elements, `head_stride` from each other.
+            out: Heads of n elements, `out_head_stride` from each other.
+        """
+        heads, n, k = weight.shape
+        self._add(
+            "linear_heads",
+            **_input(x),
+            output=out.buffer,
+            output_offset=out.offset,
+            output_stride=out.stride,
+            heads=heads,
+            n=n,
+            k=k,
+            head_stride=head_stride,
+            output_head_stride=out_head_stride,
+            **self._plain_weight(weight),
         )
 
     def gated_activation(

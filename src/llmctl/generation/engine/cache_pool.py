@@ -27,14 +27,14 @@ class CachePool:
         self.states: list[Tensor] = []
         self.layer_states: dict[int, dict[int, Any]] = {}
 
-    def kv_tensors(self, shapes: Sequence[tuple[int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
-        """Return the key and value tensors of all layers on the CPU, given (heads, head size) of each layer."""
+    def kv_tensors(self, shapes: Sequence[tuple[int, int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
+        """Return the key and value tensors of all layers on the CPU, given heads, key size and value size of each."""
         import torch
 
-        for layer, (heads, size) in enumerate(shapes):
+        for layer, (heads, *sizes) in enumerate(shapes):
             if layer not in self.kv:
-                shape = (self._pages, self._page_tokens, heads, size)
-                self.kv[layer] = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+                keys, values = (torch.empty(self._pages, self._page_tokens, heads, n, dtype=dtype) for n in sizes)
+                self.kv[layer] = (keys, values)
         return [self.kv[layer] for layer in range(len(shapes))]
 
     def state_tensors(self, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> "list[Tensor]":
