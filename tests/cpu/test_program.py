@@ -486,6 +486,12 @@ def test_tables_with_entries_out_of_range_are_refused(tiny_models: Callable[[str
         forward(loaded.model, lay_out([Segment([5], 0, [3])], page_tokens=16), CachePool(1, 16))
 
 
+def test_a_model_without_attention_has_no_program(tmp_path: Path) -> None:
+    tiny.ARCHITECTURES["convolutions"] = ("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "conv"]})
+    folder = tiny.write_model(tmp_path / "model", "convolutions")
+    assert compiled(llmctl.load(folder, load={"dtype": "bfloat16"}).model) is None
+
+
 def test_sequences_without_a_slot_of_their_own_are_refused(folder_of: Callable[[str], Path]) -> None:
     model = load(folder_of("Lfm2ForCausalLM")).model
     for slots in ((0, 2), (1, 1)):

@@ -138,6 +138,8 @@ def compile_model(model: Any) -> bool:
         family(part, blocks).build()
     except UnexpectedModuleError:
         return False
+    if not blocks.writer.kv_shapes:
+        return False  # passes are laid out in pages of keys and values
     if part is not model and (blocks.logits_multiplier != 1.0 or blocks.logits_softcap):
         return False  # a composite class may leave out what the class of its language model does with logits
     _COMPILED[model] = CompiledModel(Program(native, blocks.writer), blocks)
