@@ -60,8 +60,10 @@ HEAVY = {
 IMPORTED_LATE = {
     "llmctl.cpu.layers",
     "llmctl.cpu.expert_layers",
+    "llmctl.cpu.expert_stacks",
     "llmctl.quant.torch_packed_weight",
     "llmctl.quant.hf_quantizer",
+    "llmctl.quant.packed_modules",
 }
 COMPAT = "llmctl.transformers_compat"
 

@@ -370,3 +370,9 @@ def has_default_gate(experts: Any) -> bool:
 def gate_experts(experts: Any, gate_up: Any) -> Any:
     """Return activation(gate) * up as the experts' own class computes it."""
     return experts._apply_gate(gate_up)
+
+
+def embedding_scale(embedding: Any) -> float | None:
+    """Return the factor by which an embedding multiplies its rows; None without one."""
+    values = (getattr(embedding, name, None) for name in ("scalar_embed_scale", "embed_scale"))
+    return next((float(value) for value in values if isinstance(value, int | float)), None)

@@ -24,7 +24,7 @@ def test_every_architecture_loads_as_planned(architecture: str, dtype: str, tiny
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": dtype})
     assert not loaded.model.training
     assert loaded.measured.dtype == dtype
-    through_kernel = dtype == "bfloat16" and kernels.load() is not None
+    through_kernel = kernels.load() is not None
     assert loaded.measured.attn_implementation == ("llmctl_cpu" if through_kernel else "sdpa")
     assert loaded.measured.device_map == {"": "cpu"}
     planned, found = loaded.plan.memory.weights["cpu"], loaded.measured.device_bytes["cpu"]
@@ -103,6 +103,36 @@ def test_weights_of_another_shape_are_refused(tiny_copy: Copy) -> None:
         llmctl.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "nope"}, "KeyError: 'nope'"),
+        ({"num_key_value_heads": 0}, "ZeroDivisionError"),
+        ({"rms_norm_eps": "small"}, "Field 'rms_norm_eps' expected float, got str"),
+        ({"rope_parameters": {"rope_type": "nope"}}, "nope"),
+    ],
+)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_configuration_that_transformers_cannot_build_is_refused_with_the_reason(
+    changes: dict[str, Any], reason: str, bits: int | None, tiny_copy: Copy
+) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ModelError, match="cannot be loaded") as refused:
+        llmctl.load(folder, quantization={"bits": bits, "cache": False})
+    assert reason in refused.value.message
+
+
+def test_a_fault_of_llmctl_while_loading_stays_visible(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(source: str, report: object) -> None:
+        raise AttributeError("a fault of llmctl")
+
+    monkeypatch.setattr("llmctl.loading.weights.check_keys", broken)
+    monkeypatch.setitem(broken.__globals__, "__name__", "llmctl.loading.checks")
+    with pytest.raises(AttributeError, match="a fault of llmctl"):
+        llmctl.load(tiny_models("llama"))
+
+
 def test_weights_that_are_not_numbers_are_refused(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     rewrite(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * float("nan")}))
@@ -154,7 +184,8 @@ def test_a_kernel_named_by_the_repository_is_refused(key: str, tiny_copy: Copy) 
 def test_an_attention_named_by_the_repository_does_not_override_the_plan(key: str, named: str, tiny_copy: Copy) -> None:
     folder = tiny_copy()
     edit_json(folder / "config.json", **{key: named})
-    assert llmctl.load(folder, load={"dtype": "float32"}).measured.attn_implementation == "sdpa"
+    loaded = llmctl.load(folder, load={"dtype": "float32", "cpu_kernels": False})
+    assert loaded.measured.attn_implementation == "sdpa"
 
 
 def test_the_error_for_an_unknown_architecture_has_a_hint(tiny_copy: Copy) -> None:

@@ -128,6 +128,15 @@ def test_more_layers_in_the_configuration_than_in_the_weights_are_refused(tiny_c
         read_model_info(folder)
 
 
+def test_passes_through_the_same_blocks_are_no_missing_layers(tiny_copy: Copy) -> None:
+    folder = tiny_copy()
+    edit_json(folder / "config.json", num_hidden_layers=8, n_recurrent_loops=4)
+    assert read_model_info(folder).layer_count == 8
+    edit_json(folder / "config.json", num_hidden_layers=7)
+    with pytest.raises(ModelError, match="says 7 layers, the weights have 2"):
+        read_model_info(folder)
+
+
 def test_a_configuration_that_is_not_json_is_refused(tiny_copy: Copy) -> None:
     folder = tiny_copy()
     (folder / "config.json").write_text("[" * 100_000)

@@ -195,6 +195,19 @@ def write_model(folder: Path, architecture: str = "llama", *, dtype: str = "bflo
     return folder
 
 
+def write_any_model(folder: Path, model_type: str, *, dtype: str = "float32", **arguments: Any) -> Path:
+    """A random model of any type that generates text, with its tokenizer. `arguments` are its configuration."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(model_type, vocab_size=write_tokenizer(folder), **ids, **arguments)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(str(folder))
+    return folder
+
+
 def edit_json(file: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None removes one."""
     content = json.loads(file.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ they depend on names and identities. `expert_layers` has the experts of MoE laye
 If the kernels were not compiled, `quant.torch_packed_weight.TorchPacked` replaces `Packed`.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
 from llmctl.cpu.tensors import dtype_codes
+from llmctl.transformers_compat import embedding_scale
 
 Parts = tuple[Tensor, Tensor]  # codes and scales of a packed weight
 Dtype = torch.dtype | None
@@ -95,6 +97,12 @@ class Packed:
         return product(x if x.is_contiguous() else x.contiguous(), *parts, self.n, self.k, bias, dtype)
 
 
+@cache
+def packed_parameter_class(dtype: torch.dtype) -> type[nn.Parameter]:
+    """Return a class of parameters that hold bytes and report `dtype`."""
+    return type("PackedParameter", (nn.Parameter,), {"dtype": property(lambda _: dtype)})
+
+
 class PackedLinear(nn.Module):
     """A linear layer in 4 or 8 bits."""
 
@@ -133,7 +141,7 @@ class PackedEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
         self.padding_idx, self.bits, self.dtype = original.padding_idx, packed.bits, dtype
-        scale = getattr(original, "scalar_embed_scale", None)
+        scale = embedding_scale(original)
         self.scale = None if scale is None else float(torch.tensor(scale, dtype=dtype, device="cpu"))
         self.packed = packed
         self.weight = nn.Parameter(torch.empty(packed.size_bytes, dtype=torch.uint8), requires_grad=False)

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from llmctl import transformers_compat as compat
@@ -84,12 +85,30 @@ def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> Any:
             raise out_of_memory_error(
                 plan, prepared.info, prepared.machine, prepared.config, doing="loading"
             ) from error
-        raise ModelError(
-            f"{plan.source} cannot be loaded: {first_line(error)}",
-            hint="are its files complete, and does this transformers know it? --debug shows the cause",
-        ) from error
+        raise _not_loadable(plan, error) from error
     except Exception as error:
-        raise _package_failure(plan, error) or error from error
+        failure = _package_failure(plan, error)
+        if failure is None and not _comes_from_libraries(error):
+            raise
+        raise failure or _not_loadable(plan, error) from error
+
+
+def _not_loadable(plan: Plan, error: Exception) -> ModelError:
+    """Return the error for a model that transformers cannot build from its config.json, or cannot load."""
+    first, *rest = str(error).strip().splitlines() or [""]
+    # the checks of a config have the reason in the second line
+    reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first_line(error)
+    named = not isinstance(error, OSError | ValueError | RuntimeError) or " " not in reason
+    return ModelError(
+        f"{plan.source} cannot be loaded: {f'{type(error).__name__}: ' if named else ''}{reason}",
+        hint="are its files complete, and does this transformers know it? --debug shows the cause",
+    )
+
+
+def _comes_from_libraries(error: Exception) -> bool:
+    """Return True if an exception was raised in the code of a library: a fault of llmctl stays visible as one."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return not str(frames[-1].f_globals.get("__name__", "")).startswith("llmctl")
 
 
 def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:

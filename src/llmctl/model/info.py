@@ -1,5 +1,6 @@
 """The description of a model, read without loading it: config.json and the headers of its weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from llmctl.model.tokenizer_file import processor_template
 from llmctl.model.towers import split_towers, tower_bytes
 from llmctl.quant.backend import Quantization
 from llmctl.quant.checkpoint_formats import has_packed_weights
+from llmctl.quant.direct_reads import modeling_source, weights_read_directly
 from llmctl.quant.registry import stored_quantization
 
 # The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and
@@ -46,6 +48,8 @@ BOUNDS = {
 }
 # Names of the input embedding in families that transformers knows.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+# Keys with the number of passes through the same blocks: Dory's n_recurrent_loops, HRM's H_cycles.
+_PASSES = re.compile(r"(loops?|cycles|repeats|passes)$", re.IGNORECASE)
 # Ends of the names of classes that do not continue a text.
 _OTHER_HEADS = ("ForMaskedLM", "Classification", "QuestionAnswering", "ForCTC", "ForNextSentencePrediction")
 # Composite types that do not continue a text, by the reason. The classes of the first ones demand pixel values.
@@ -164,6 +168,12 @@ class ModelInfo:
             stored = {}  # config.json does not mention them
         return stored_quantization(stored)
 
+    @cached_property
+    def weights_read_directly(self) -> tuple[str, ...]:
+        """Ends of the names of modules that cannot be quantised: transformers reads their weights from outside."""
+        text = self.text_config
+        return weights_read_directly(modeling_source(str(text.get("model_type", self.model_type))), text)
+
     @property
     def has_remote_code(self) -> bool:
         """True if the repository contains Python code for the model."""
@@ -264,13 +274,23 @@ def check_kernels(config: Any, *, name: str) -> None:
 
 
 def check_layers(info: ModelInfo) -> None:
-    """Refuse a checkpoint with fewer blocks than config.json states. Raises ModelError."""
+    """Refuse a checkpoint with fewer blocks than config.json states. Raises ModelError.
+
+    Some models pass through their blocks several times, and count every pass as a layer. The check of missing weights
+    serves for them.
+    """
     numbers = {int(tensor.block.rpartition(".")[2]) for tensor in info.tensors if tensor.block is not None}
-    if numbers and info.layer_count > max(numbers) + 1:
+    if numbers and info.layer_count > max(numbers) + 1 and not _repeats_blocks(info, max(numbers) + 1):
         raise ModelError(
             f"{info.source}: config.json says {info.layer_count} layers, the weights have {max(numbers) + 1}",
             hint="the checkpoint is incomplete: download it again",
         )
+
+
+def _repeats_blocks(info: ModelInfo, blocks: int) -> bool:
+    """Return True if config.json states a number of passes, and the layers can be passes through the blocks."""
+    repeats = (value for key, value in info.text_config.items() if _PASSES.search(key) and isinstance(value, int))
+    return info.layer_count % blocks == 0 and any(value > 1 for value in repeats)
 
 
 def _has_chat_template(folder: Path) -> bool:

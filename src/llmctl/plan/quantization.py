@@ -5,8 +5,10 @@ from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
+from llmctl.plan.memory import has_tied_head
 from llmctl.quant import registry
 from llmctl.quant.backend import Choice, Quantization
+from llmctl.quant.precision import Kind, kind_of
 
 Chosen = tuple[Quantization | None, tuple[Decision, ...]]
 
@@ -33,8 +35,9 @@ def decide_quantization(
     if refusal is not None:
         raise refusal
     quantization, choices = backend.plan(config, machine, dtype=dtype)
+    quantization = backend.keep(quantization, read_directly=_read_directly(info), kept=_kept(info))
     first, *rest = choices
-    reason = ("asked for: " if is_asked else "") + first.reason + _unquantised_experts(quantization, info)
+    reason = ("asked for: " if is_asked else "") + first.reason + _unquantised_share(quantization, info)
     return quantization, as_decisions((first._replace(reason=reason), *rest))
 
 
@@ -59,11 +62,34 @@ def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:
     return tuple(Decision(*choice) for choice in choices)
 
 
-def _unquantised_experts(quantization: Quantization, info: ModelInfo) -> str:
-    """Return an addition to the reason if the backend leaves the experts of an MoE model unquantised."""
-    weight_bytes = quantization.backend.weight_bytes
-    experts = [tensor for tensor in info.tensors if tensor.is_expert]
-    if not experts or any(weight_bytes(tensor, quantization, is_tied=False) is not None for tensor in experts):
-        return ""
-    share = f"{100 * sum(tensor.numel for tensor in experts) / info.parameters:.0f} %"
-    return f"; the experts, {share} of the weights, stay unquantised: {quantization.backend.name} does not support them"
+def _read_directly(info: ModelInfo) -> tuple[str, ...]:
+    """Return the modules that could be quantised if no other code read their weights."""
+    names = [t.name.rpartition(".")[0] for t in info.tensors if kind_of(t.name, t.shape) is not Kind.OTHER]
+    return tuple(end for end in info.weights_read_directly if any(name.endswith(f".{end}") for name in names))
+
+
+def _kept(info: ModelInfo) -> tuple[str, ...]:
+    """Return the ends of the names of modules whose matrices stay unquantised, two parts each."""
+    kept = [tensor.name.split(".") for tensor in info.tensors if kind_of(tensor.name, tensor.shape) is Kind.KEPT]
+    return tuple(dict.fromkeys(".".join(parts[-3:-1]) for parts in kept))
+
+
+def _unquantised_share(quantization: Quantization, info: ModelInfo) -> str:
+    """Return an addition to the reason if the backend leaves much of the model unquantised, embeddings aside."""
+    backend, is_tied = quantization.backend, has_tied_head(info)
+    left = [
+        tensor
+        for tensor in info.tensors
+        if kind_of(tensor.name, tensor.shape) in (Kind.LINEAR, Kind.KEPT, Kind.EXPERTS)
+        and backend.weight_bytes(tensor, quantization, is_tied=is_tied) is None
+    ]
+    experts = sum(tensor.numel for tensor in left if kind_of(tensor.name, tensor.shape) is Kind.EXPERTS)
+    if experts:
+        share = f"{100 * experts / info.parameters:.0f} %"
+        return f"; the experts, {share} of the weights, stay unquantised: {backend.name} does not support them"
+    percent = 100 * sum(tensor.numel for tensor in left) / max(info.parameters, 1)
+    return f"; {percent:.0f} % of the weights stay unquantised: {_WHY_KEPT}" if percent >= _SMALL_PERCENT else ""
+
+
+_SMALL_PERCENT = 2
+_WHY_KEPT = "narrow matrices, and those that other code reads"

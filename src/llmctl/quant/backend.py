@@ -259,6 +259,17 @@ class QuantBackend(WeightFormat, Protocol):
         """Return the quantisation that a configuration asks for, and the reasons."""
         ...
 
+    def keep(
+        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+    ) -> Quantization:
+        """Return the quantisation with further modules left unquantised.
+
+        Args:
+            read_directly: Ends of the names of modules whose weights other code reads.
+            kept: Ends of the names of those that `quant.precision` keeps, for backends that do not apply it.
+        """
+        ...
+
     def scheme(self, bits: int) -> Quantization:
         """Return the quantisation to `bits` with default settings, for estimates."""
         ...
@@ -297,18 +308,7 @@ EMBEDDINGS = (
 
 def is_skipped(tensor: "Tensor", skip_modules: Sequence[str]) -> bool:
     """Return True if a tensor belongs to one of the modules that stay unquantised."""
-    parts = tensor.name.split(".")
-    return any(name in parts or tensor.name.startswith(f"{name}.") for name in skip_modules)
-
-
-def is_linear_weight(tensor: "Tensor") -> bool:
-    """Return True if a tensor is the matrix of a linear layer inside a decoder block.
-
-    Embeddings, the output head, experts and the router of a mixture of experts are not. A shared expert is.
-    """
-    if len(tensor.shape) != 2 or not tensor.name.endswith(".weight") or tensor.block is None or tensor.is_expert:
-        return False
-    parts = tensor.name.split(".")
-    if any(part in (*EMBEDDINGS, "lm_head") or "norm" in part for part in parts):
-        return False
-    return not (len(parts) > 2 and parts[-2] in ("gate", "router"))
+    parts, module = tensor.name.split("."), tensor.name.rpartition(".")[0]
+    return any(
+        name in parts or tensor.name.startswith(f"{name}.") or module.endswith(f".{name}") for name in skip_modules
+    )

@@ -18,9 +18,9 @@ from llmctl.quant.backend import (
     Quantization,
     ScriptLines,
     Variant,
-    is_linear_weight,
     is_skipped,
 )
+from llmctl.quant.precision import HEADS, Kind, kind_of
 from llmctl.quant.stored_weights import use_requested_dtype
 
 if TYPE_CHECKING:
@@ -96,6 +96,16 @@ class BitsAndBytes(QuantBackend):
             Choice("bnb_4bit_compute_dtype", compute, compute_reason),
         )
 
+    def keep(
+        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+    ) -> Quantization:
+        modules = dict.fromkeys((*read_directly, *kept))
+        if not modules:
+            return quantization
+        # a list replaces transformers' own, which has the head
+        skipped = [*quantization.arguments.get("llm_int8_skip_modules", HEADS), *modules]
+        return replace(quantization, arguments={**quantization.arguments, "llm_int8_skip_modules": skipped})
+
     def scheme(self, bits: int) -> Quantization:
         return _eight_bits({}) if bits == 8 else _four_bits({"bnb_4bit_quant_type": "nf4"})
 
@@ -132,7 +142,9 @@ class BitsAndBytes(QuantBackend):
         section 3).
         """
         arguments = quantization.arguments
-        if not is_linear_weight(tensor) or is_skipped(tensor, arguments.get("llm_int8_skip_modules") or ()):
+        if kind_of(tensor.name, tensor.shape) is not Kind.LINEAR or is_skipped(
+            tensor, arguments.get("llm_int8_skip_modules") or ()
+        ):
             return None
         if quantization.bits == 8:
             return tensor.numel + 4 * tensor.shape[0]

@@ -21,7 +21,7 @@ from llmctl.quant.atomic_folder import NewFolder, remove_abandoned
 from llmctl.quant.backend import Quantization
 from llmctl.quant.registry import check_saveable
 
-FORMAT = 1  # increase it when the layout changes: older entries are then out of date
+FORMAT = 2  # increase it when the layout or the choice of quantised weights changes: older entries are then out of date
 RECORD = "copy.json"
 # One file at a time is gathered in memory if it has to be copied there from a GPU.
 _SHARD_SIZE = "4GB"

@@ -4,30 +4,26 @@
 `save_pretrained` writes a folder that `from_pretrained` reads.
 """
 
+import inspect
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.cpu import layers
-from llmctl.cpu.expert_layers import EXPERT_WEIGHTS, has_expert_layout, pack_experts
-from llmctl.cpu.layers import (
-    ROWS_TOGETHER,
-    Packed,
-    PackedEmbedding,
-    PackedHead,
-    PackedLinear,
-)
+from llmctl.cpu.expert_stacks import read_as_stacks
+from llmctl.cpu.layers import ROWS_TOGETHER, Packed, PackedLinear, packed_parameter_class
 from llmctl.cpu.packing import QUANT_METHOD
 from llmctl.machine.mapped_files import MappedFiles
+from llmctl.quant.direct_reads import weights_read_directly
+from llmctl.quant.packed_modules import Packing, pack_modules, packed_names, stored_sizes, unpacked_shape
 from llmctl.quant.torch_packed_weight import TorchPacked
-from llmctl.transformers_compat import modules_kept_in_float32, save_under_loaded_names, tied_weights
+from llmctl.transformers_compat import modules_kept_in_float32, save_under_loaded_names
 
 FORMAT = 1  # increase it when the layout of packed weights changes
 _PIECE_BYTES = 64 << 20  # bytes of a weight that are quantised at a time
@@ -82,38 +78,49 @@ class LlmctlQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config
-        packing = TorchPacked if config.kernels == "torch" else Packed
-        dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        self.files = MappedFiles(kwargs.get("checkpoint_files") or ())
-        skipped = [*(config.skip_modules or ()), *modules_kept_in_float32(model)]
-        head, embedding = _head(model), _tied_embedding(model)
+        self.dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        files = kwargs.get("checkpoint_files") or ()
+        self.files = MappedFiles(files)
+        packing = Packing(
+            packed_class=TorchPacked if config.kernels == "torch" else Packed,
+            bits=config.bits,
+            head_bits=config.head_bits,
+            skipped=(*(config.skip_modules or ()), *modules_kept_in_float32(model), *_read_directly(model)),
+            stored=stored_sizes(files) if self.pre_quantized else None,
+        )
         with torch.device("meta"):
-            for name, module in list(model.named_modules()):
-                if not should_convert_module(name, skipped):
-                    continue
-                if name in (head, embedding):
-                    if config.head_bits is not None:
-                        packed = _packed(module, packing, config.head_bits, dtype)
-                        if name == head:
-                            packed.__class__ = PackedHead
-                        model.set_submodule(name, packed)
-                elif type(module) is nn.Linear or isinstance(module, Conv1D):
-                    model.set_submodule(name, _packed(module, packing, config.bits, dtype))
-                elif has_expert_layout(module):
-                    pack_experts(module, packing, config.bits)
+            pack_modules(model, packing, dtype=self.dtype)
         if not self.pre_quantized:
-            _expect_floats(model, dtype)
+            _expect_floats(model, self.dtype)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         save_under_loaded_names(model)
+        self._pack_rest(model)
+        _cut_biases(model)
+        _show_float_dtypes(model, self.dtype)
+        read_as_stacks(model)
         self.files = MappedFiles(())
         return model
+
+    def _pack_rest(self, model: Any) -> None:
+        """Pack weights that transformers passed by: of a tensor that is divided, it asks about the first part only."""
+        packed: dict[int, nn.Parameter] = {}
+        for prefix, module in model.named_modules():
+            for name in packed_names(module):
+                parameter = module._parameters[name]
+                if parameter.dtype == torch.uint8 or parameter.is_meta:
+                    continue
+                if id(parameter) not in packed:
+                    full_name = f"{prefix}.{name}"
+                    data = Pack(self).convert({full_name: parameter.data}, model=model)[full_name]
+                    packed[id(parameter)] = nn.Parameter(data, requires_grad=False)
+                module._parameters[name] = packed[id(parameter)]
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Return True if a parameter is a packed weight."""
         module, name = get_module_from_name(model, param_name)
-        return hasattr(module, "packed") and name in ("weight", *EXPERT_WEIGHTS)
+        return name in packed_names(module)
 
     def get_quantize_ops(self) -> "Pack":
         """Return the operation that packs a weight."""
@@ -141,6 +148,11 @@ class Pack(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             module, parameter_name = get_module_from_name(model, name)
+            if parameter_name not in packed_names(module):  # one of several that a tensor was divided into
+                result[name] = weight
+                continue
+            if weight.shape != module._parameters[parameter_name].shape:
+                raise ValueError(f"{name} has the shape {list(weight.shape)}")
             if getattr(module, "is_transposed", False):
                 weight = weight.transpose(-1, -2)
             if isinstance(module.packed, dict):
@@ -159,39 +171,36 @@ class Pack(ConversionOps):
         return buffer
 
 
-def _packed(module: Any, packing: type[Packed], bits: int, dtype: torch.dtype) -> nn.Module:
-    """Return the packed layer for a linear layer, GPT-2's transposed one, or an embedding."""
-    if isinstance(module, nn.Embedding):
-        return PackedEmbedding(module, packing(bits, module.num_embeddings, module.embedding_dim), dtype=dtype)
-    if isinstance(module, Conv1D):
-        inputs, outputs = module.weight.shape
-        layer = PackedLinear(packing(bits, outputs, inputs), bias=True, dtype=dtype)
-        layer.is_transposed = True
-        return layer
-    packed = packing(bits, module.out_features, module.in_features)
-    return PackedLinear(packed, bias=module.bias is not None, dtype=dtype)
-
-
 def _expect_floats(model: Any, dtype: torch.dtype) -> None:
-    """Give the empty model's packed weights a float dtype until they are packed.
+    """Give the empty model's packed weights their unpacked shapes and a float dtype until they are packed.
 
-    transformers 5.18 casts a tensor to the dtype of its parameter before it packs it.
+    transformers 5.18 casts a tensor to the dtype of its parameter before it packs it, and some conversions of names
+    divide a tensor by the shapes of its parameters.
     """
     for module in model.modules():
-        for name in ("weight", *EXPERT_WEIGHTS) if hasattr(module, "packed") else ():
-            if hasattr(module, name):
-                empty = torch.empty_like(getattr(module, name), dtype=dtype, device="meta")
-                setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        for name in packed_names(module):
+            empty = torch.empty(unpacked_shape(module, name), dtype=dtype, device="meta")
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
-def _head(model: Any) -> str | None:
-    """Return the name of the output head if it is a linear layer."""
-    head = model.get_output_embeddings()
-    return next((name for name, module in model.named_modules() if module is head and type(head) is nn.Linear), None)
+def _cut_biases(model: Any) -> None:
+    """Undo the padding of biases: transformers pads that of a tied head to the first dimension of its weight."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and module.bias is not None:
+            module.bias.data = module.bias.data[: module.out_features]
 
 
-def _tied_embedding(model: Any) -> str | None:
-    """Return the name of the input embedding if the output head shares its weights."""
-    embedding, tied = model.get_input_embeddings(), tied_weights(model)
-    name = next((name for name, module in model.named_modules() if module is embedding), None)
-    return name if f"{name}.weight" in (*tied, *tied.values()) else None
+def _show_float_dtypes(model: Any, dtype: torch.dtype) -> None:
+    """Let packed weights report the model's dtype: some models cast hidden states to the dtype of a weight."""
+    shown: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name in packed_names(module):
+            parameter = module._parameters[name]
+            if id(parameter) not in shown:
+                shown[id(parameter)] = packed_parameter_class(dtype)(parameter.data, requires_grad=False)
+            module._parameters[name] = shown[id(parameter)]
+
+
+def _read_directly(model: Any) -> tuple[str, ...]:
+    module = inspect.getmodule(type(model))
+    return () if module is None else weights_read_directly(inspect.getsource(module), model.config.to_dict())

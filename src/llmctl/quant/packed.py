@@ -3,12 +3,14 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.packing import QUANT_METHOD
 from llmctl.errors import LlmctlError, UserError
-from llmctl.quant.backend import Choice, QuantBackend, Quantization, ScriptLines, Variant, is_linear_weight, is_skipped
+from llmctl.quant.backend import Choice, QuantBackend, Quantization, ScriptLines, Variant, is_skipped
+from llmctl.quant.precision import Kind, kind_of
 
 if TYPE_CHECKING:
     from llmctl.config import Config
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
     from llmctl.model.checkpoint import Tensor
 
 _PIECE_BYTES = 64 << 20  # of a weight file, read and packed at a time
-_EMBEDDINGS_OF_HEADS = (
-    "embed_tokens",
-    "wte",
-    "word_embeddings",
-    "embed_in",
-)  # names of embeddings that an output head can be tied to
 
 
 class PackedBackend(QuantBackend):
@@ -62,6 +58,14 @@ class PackedBackend(QuantBackend):
         reason = f"{self.bits_text[section.bits]} bits per weight with the scales, {head}{why}"
         return quantization, (Choice("quantization", quantization.label, reason),)
 
+    def keep(
+        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+    ) -> Quantization:
+        if not read_directly:
+            return quantization
+        skipped = [*quantization.arguments.get("skip_modules", ()), *read_directly]
+        return replace(quantization, arguments={**quantization.arguments, "skip_modules": skipped})
+
     def packing_arguments(self, bits: int, head_bits: int | None) -> dict[str, Any]:
         """Return the arguments of `LlmctlConfig`, its `quant_method` included."""
         return {"quant_method": QUANT_METHOD, "bits": bits, "head_bits": head_bits}
@@ -91,13 +95,11 @@ class PackedBackend(QuantBackend):
         arguments = quantization.arguments
         if is_skipped(tensor, arguments.get("skip_modules") or ()):
             return None
-        parts = tensor.name.split(".")
-        is_tied_embedding = is_tied and len(parts) > 1 and parts[-2] in _EMBEDDINGS_OF_HEADS
-        if parts[-2:] == ["lm_head", "weight"] or is_tied_embedding:
+        kind = kind_of(tensor.name, tensor.shape)
+        if kind is Kind.HEAD or (kind is Kind.EMBEDDING and is_tied):
             head_bits: int | None = arguments.get("head_bits")
             return head_bits
-        is_expert = tensor.is_expert and len(tensor.shape) in (2, 3) and not tensor.name.endswith("bias")
-        return quantization.bits if is_expert or is_linear_weight(tensor) else None
+        return quantization.bits if kind in (Kind.LINEAR, Kind.EXPERTS) else None
 
     def mapped_bytes(self, quantization: Quantization) -> int | None:
         return 0 if quantization.is_stored else _PIECE_BYTES  # pages are released as soon as they are packed
@@ -131,7 +133,7 @@ class PackedBackend(QuantBackend):
         counts: dict[int, int] = {}
         for module, name, packed in _packed_weights(model):
             if self._owns(packed):
-                parameter = getattr(module, name)
+                parameter = module._parameters[name]
                 counts[id(parameter)] = (parameter.shape[0] if parameter.dim() == 2 else 1) * packed.n * packed.k
         if not counts:
             return None
@@ -141,7 +143,7 @@ class PackedBackend(QuantBackend):
         names = {id(module): name for name, module in model.named_modules()}
         for module, name, packed in _packed_weights(model):
             if self._owns(packed):
-                parameter = getattr(module, name)
+                parameter = module._parameters[name]
                 for row in parameter if parameter.dim() == 2 else (parameter,):
                     yield f"{names[id(module)]}.{name}", packed.views(row)[1]
 
