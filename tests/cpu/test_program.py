@@ -189,6 +189,10 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
         {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "GptOssForCausalLM": "gpt_oss",
+    "PhimoeForCausalLM": (
+        "PhimoeConfig",
+        FOUR_EXPERTS | {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True, "sliding_window": None},
+    ),
     "OlmoeForCausalLM": ("OlmoeConfig", FOUR_EXPERTS | {"num_experts": 4}),
     "Qwen2MoeForCausalLM": (
         "Qwen2MoeConfig",
@@ -232,7 +236,7 @@ FAMILIES: dict[str, str | tuple[str, dict[str, object]]] = {
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
     ),
 }
-_MOE = (name for name in FAMILIES if "Moe" in name and "Hybrid" not in name)
+_MOE = (name for name in FAMILIES if "moe" in name.lower() and "Hybrid" not in name)
 MIXTURES = (*_MOE, "GptOssForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM")
 # transformers computes a linear recurrence in chunks, whose sums have another order
 LINEAR_RECURRENT = (
