@@ -1,6 +1,7 @@
 """`llmctl generate --input`: a file of prompts through the whole command line: killed, interrupted and resumed.
 
-Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` (make kills) is the long run.
+Two kills by default; `LLMCTL_BATCH_KILLS=20 LLMCTL_BATCH_ROWS=2000` (make kills) is the long run,
+which has more architectures.
 """
 
 import fcntl
@@ -24,6 +25,8 @@ from support.tiny import write_model
 
 KILLS = int(os.environ.get("LLMCTL_BATCH_KILLS", "2"))
 ROWS = int(os.environ.get("LLMCTL_BATCH_ROWS", "80"))
+# a Llama; in the long run also a hybrid, latent attention, and attention sinks with a mixture of experts
+KILLED = ["llama", *(["qwen3_5", "deepseek_v3", "gpt_oss"] if "LLMCTL_BATCH_KILLS" in os.environ else [])]
 WORDS = ("the", "capital", "of", "france", "is", "paris", "a", "small", "model", "wanted", "to", "speak", "every")
 Run = Callable[..., tuple[int, str, str]]
 
@@ -98,9 +101,11 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("architecture", KILLED)
 def test_killed_at_random_moments_the_file_has_every_row_in_order_as_if_answered_alone(
-    here: Path, folder: Path
+    here: Path, tmp_path: Path, architecture: str
 ) -> None:
+    folder = write_model(tmp_path / architecture, architecture, dtype="float32", max_position_embeddings=512)
     rows, choice = mixed_rows(ROWS), random.Random(ROWS)
     write_rows(here / "in.jsonl", rows)
     output, partial = here / "out.jsonl", here / "out.jsonl.partial"

@@ -12,7 +12,7 @@ from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_r
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
 from llmctl.loading.attention_mask import UnsupportedAttentionError
 from llmctl.rope import rope_switch
-from llmctl.transformers_compat import has_indexer
+from llmctl.transformers_compat import cache_argument, cache_of, has_indexer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,14 +100,19 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
 
 
 def _logits_alone(model: Any, ids: list[int]) -> "Tensor":
-    """Return the logits after the last token, with the inputs that `model.generate` passes."""
+    """Return the logits after the last token, computed as `model.generate` does: the prompt, then one more token."""
     import torch
 
-    inputs = {"input_ids": torch.tensor([ids], device=model.device)}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = torch.arange(len(ids), device=model.device)[None]
-    with torch.inference_mode():
-        logits: Tensor = model(**inputs, use_cache=False).logits[0, -1]
+    has_positions = "position_ids" in inspect.signature(model.forward).parameters
+    cache: dict[str, Any] = {}
+    for first, end in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
+        inputs = {"input_ids": torch.tensor([ids[first:end]], device=model.device)}
+        if has_positions:
+            inputs["position_ids"] = torch.arange(first, end, device=model.device)[None]
+        with torch.inference_mode():
+            output = model(**inputs, **cache, use_cache=True)
+        cache = {cache_argument(): cache_of(output)}
+    logits: Tensor = output.logits[0, -1]
     return logits
 
 
