@@ -119,7 +119,8 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             **{cache_argument(): cache},
         )
     logits: Tensor = output.logits[0]
-    return logits
+    # a few classes ignore logits_to_keep (Qwen3OmniMoeThinkerForConditionalGeneration)
+    return logits[moved.last] if len(logits) == layout.query_starts[-1] else logits
 
 
 def _mask_of_sequences(layout: Layout, dtype: Any) -> "Tensor":
