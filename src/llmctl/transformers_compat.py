@@ -173,21 +173,17 @@ def supports_attention(model_class: Any, implementation: str) -> bool:
 
 
 def has_indexer(model: Any) -> bool:
-    """Return True if layers select the keys that a token sees, as DeepSeek V3.2 does.
-
-    Their code applies the selection only if the attention implementation is called eager or sdpa.
-    """
+    """Return True if layers select the keys that a token sees (DeepSeek V3.2, GLM MoE DSA, MiniMax M3)."""
     return any(getattr(module, "indexer", None) is not None for module in model.modules())
 
 
 def takes_registered_attention(model: Any) -> bool:
     """Return True if a model calls its attention through AttentionInterface, under any name, with a complete mask.
 
-    Layers with an indexer (DeepSeek V3.2, GLM MoE DSA, MiniMax M3) mask the tokens that it did not select only if the
-    implementation is named `eager` or `sdpa` (5.20 to 5.24).
+    Layers with an indexer mask the tokens that it did not select only if the implementation is named `eager` or `sdpa`
+    (5.20 to 5.24).
     """
-    has_indexer = any(name.endswith(".indexer") for name, _ in model.named_modules())
-    return bool(getattr(model, "_supports_attention_backend", False)) and not has_indexer
+    return bool(getattr(model, "_supports_attention_backend", False)) and not has_indexer(model)
 
 
 def has_sinks_or_softcap(model: Any) -> bool:

@@ -16,7 +16,6 @@ from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError
 from llmctl.loading.paged_attention import PageTables, Score, attend_with_mask, paged_attention, single_pages
 from llmctl.transformers_compat import (
     attention_of,
-    has_indexer,
     has_sinks_or_softcap,
     set_attention,
     takes_registered_attention,
@@ -87,7 +86,7 @@ def use_attention(model: Any, *, is_requested: bool = False) -> None:
     from transformers.masking_utils import sdpa_mask
 
     replaced = {"sdpa"} if is_requested or not has_sinks_or_softcap(model) else {"sdpa", "eager"}
-    if attention_of(model.config) not in replaced or not takes_registered_attention(model) or has_indexer(model):
+    if attention_of(model.config) not in replaced or not takes_registered_attention(model):
         return
     AttentionInterface.register(CPU_ATTENTION, _attention_forward)
     AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)

@@ -17,8 +17,9 @@ from llmctl.generation.prompt import Media, encode_prompt
 Tiny = Callable[[str], Path]
 
 
-def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
-    return llmctl.load(folder, generation={"max_new_tokens": 12, **generation}, load={"dtype": "float32"})
+def load_tiny(folder: Path, *, kernels: bool = True, **generation: Any) -> llmctl.LoadedModel:
+    load = {"dtype": "float32", "cpu_kernels": kernels}
+    return llmctl.load(folder, generation={"max_new_tokens": 12, **generation}, load=load)
 
 
 def say(session: ChatSession, text: str) -> str:
@@ -173,8 +174,8 @@ def test_lists_rules_and_tables_are_no_loop() -> None:
     assert not any(guard.add(part) for part in text)
 
 
-def test_a_full_sliding_window_continues_and_is_recomputed_after_an_undo(tiny_models: Tiny) -> None:
-    session = ChatSession(load_tiny(tiny_models("gemma3")))
+def test_a_full_sliding_window_of_transformers_continues_and_is_recomputed_after_an_undo(tiny_models: Tiny) -> None:
+    session = ChatSession(load_tiny(tiny_models("gemma3"), kernels=False))
     say(session, "the capital of france")
     say(session, "and of italy ?")
     assert session.last is not None
@@ -218,7 +219,7 @@ def test_a_stopped_answer_is_kept_and_marked(tiny_models: Tiny) -> None:
 
 
 def test_an_error_leaves_the_conversation_as_it_was(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = ChatSession(load_tiny(tiny_models("llama")))
+    session = ChatSession(load_tiny(tiny_models("llama"), kernels=False))
     say(session, "the capital of france")
     before = list(session.messages)
 
