@@ -5,6 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llmctl.cpu.program import compiled
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
@@ -49,19 +50,27 @@ _REASONS: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
 
 
 def _why_not_packed(model: Any) -> str | None:
+    if compiled(model) is not None:  # the tests of each family prove it
+        return None
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
     if has_indexer(model):
         return "its layers select the keys that a token sees"
-    boundary = _largest_boundary(model)
-    if 2 * boundary > _LONGEST_TRIAL and type(model).__name__ not in PROVEN:
+    boundary = 0 if _is_proven(model) else _largest_boundary(model)
+    if 2 * boundary > _LONGEST_TRIAL:
         return f"its layers change after {boundary:,} tokens, which is too long for a trial"
-    boundary = boundary if 2 * boundary <= _LONGEST_TRIAL else 0
     failure = _failure_of_trial(model, boundary)
     if failure is not None and has_recurrent_state(model):
         add_tokens_one_by_one(model)
         failure = _failure_of_trial(model, boundary)
     return failure
+
+
+def _is_proven(model: Any) -> bool:
+    """Return True if the class of a model, or of the language model inside a composite, is proven."""
+    get_decoder: Any = getattr(model, "get_decoder", lambda: model)
+    decoder = type(get_decoder()).__name__.removesuffix("Model").removesuffix("Text")
+    return type(model).__name__ in PROVEN or f"{decoder}ForCausalLM" in PROVEN
 
 
 def _largest_boundary(model: Any) -> int:
