@@ -148,6 +148,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "emu3": _VOCABULARY_MAP,
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [HIDDEN, HIDDEN], **_mrope(3, 3, 2)},
     "falcon_h1": {"mamba_d_ssm": 128},
+    "florence2": {"vision_config": {"patch_size": [7, 3, 3, 3]}},
     "gemma3n_text": {"num_kv_shared_layers": 2, **_WINDOWS},
     "glm4v_moe_text": _mrope(1, 1, 2, partial_rotary_factor=0.5),
     "glm4v_text": _mrope(2, 3, 3),
@@ -187,6 +188,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_budget": 16,
         "indexer_compress_ratio": 4,
     },
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"] * 2},
     "unlimited_ocr_text": _DENSE_AND_SPARSE,
     "xlm": {"emb_dim": HIDDEN, "n_words": VOCABULARY, "causal": True},
     "xlstm": {"qk_dim_factor": 1.0},
@@ -208,5 +210,6 @@ CANNOT: dict[str, str] = {
     "musicgen": _DECODER,
     "musicgen_melody": _DECODER,
     "perception_lm": _TIMM,
+    "t5gemma2": "it is an encoder-decoder model, which llmctl refuses",
     "pi0": "it generates the actions of a robot",
 }

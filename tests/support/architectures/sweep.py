@@ -1,9 +1,10 @@
-"""Check every architecture of the installed transformers: `python -m support.architectures.sweep [TYPE …]`.
+"""Check every architecture of the installed transformers: `python -m support.architectures.sweep [--brief] [TYPE …]`.
 
 Each check runs in a forked process with limits of memory and time. Results are kept as JSON lines, so that a sweep that
-was interrupted continues where it ended. Types that are named are checked again.
+was interrupted continues where it ended. Types that are named are checked again. `--brief` makes a third of the checks.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from support.architectures.page import write_page
 MEMORY_BYTES, CPU_SECONDS, SECONDS = 12 << 30, 150, 600
 
 
-def run(cases: Sequence[Case], *, processes: int) -> Iterator[dict[str, Any]]:
+def run(cases: Sequence[Case], *, processes: int, is_brief: bool) -> Iterator[dict[str, Any]]:
     """Check cases in processes of their own, and yield their results as they finish."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.architectures.preload"])
@@ -30,7 +31,7 @@ def run(cases: Sequence[Case], *, processes: int) -> Iterator[dict[str, Any]]:
         while waiting and len(running) < processes:
             case = waiting.pop()
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(case, sender), daemon=True)
+            process = context.Process(target=_child, args=(case, sender, is_brief), daemon=True)
             process.start()
             sender.close()
             running[receiver] = (case, process, time.monotonic())
@@ -63,34 +64,40 @@ def _failure(case: Case, note: str) -> dict[str, Any]:
     }
 
 
-def _child(case: Case, sender: Connection) -> None:
-    from support.architectures.checks import check
+def _child(case: Case, sender: Connection, is_brief: bool) -> None:
+    from support.architectures.checks import BRIEF, FULL, check
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    scope = BRIEF if is_brief else FULL
     with tempfile.TemporaryDirectory() as home:
         os.environ["LLMCTL_HOME"] = home
-        document = check(case.model_type, is_composite=case.is_composite).document()
-    sender.send(document | {"cpu_seconds": round(time.process_time(), 1)})
+        document = check(case.model_type, is_composite=case.is_composite, scope=scope).document()
+    sender.send(document | {"cpu_seconds": round(time.process_time(), 1), "is_brief": is_brief})
 
 
-def main(names: Sequence[str]) -> int:
+def main() -> int:
     """Check the named types, or all that have no result yet. Return 1 if a cell is wrong or an error."""
-    processes = int(os.environ.get("PROCESSES", "2"))
-    known = read_results(results_file())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--brief", action="store_true")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    results = read_results(results_file())
+    known = {case for case, document in results.items() if options.brief or not document.get("is_brief")}
+    names = set(options.types)
     cases = [case for case in all_cases() if (case.model_type in names if names else case not in known)]
-    if missing := set(names) - {case.model_type for case in cases}:
+    if missing := names - {case.model_type for case in cases}:
         print("this transformers has no", ", ".join(sorted(missing)))
         return 2
     RESULTS.mkdir(exist_ok=True)
-    bad = 0
     with results_file().open("a", encoding="utf-8") as file:
-        for document in run(cases, processes=processes):
+        for document in run(cases, processes=options.processes, is_brief=options.brief):
             print(json.dumps(document), file=file, flush=True)
             print(line_of(document), flush=True)
-            bad += bool({"WRONG", "ERROR"} & set(document["cells"].values()))
     write_page()
-    return 1 if bad else 0
+    cells = [cell for document in read_results(results_file()).values() for cell in document["cells"].values()]
+    return 1 if {"WRONG", "ERROR"} & set(cells) else 0
 
 
 def line_of(document: dict[str, Any]) -> str:
@@ -102,4 +109,4 @@ def line_of(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
