@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import LoadedModel
 
+# Errors of a model's own code that meets arguments of a shape or type that it does not expect.
+_CODE_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)
 _LONGEST_TRIAL = 2048  # tokens
 _TOLERANCE = {"torch.float32": 1e-3}  # of the logits' norm
 _TOLERANCE_OF_16_BITS = 0.05
@@ -99,7 +104,7 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
                 return "packed sequences give other results"
     except UnsupportedAttentionError as error:
         return str(error)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except _CODE_ERRORS as error:
         from llmctl.loading.weights import is_out_of_memory
 
         if is_out_of_memory(error):
