@@ -17,8 +17,9 @@ Tiny = Callable[[str], Path]
 PROMPT = "the capital of france"
 
 
-def load_tiny(folder: Path, **generation: Any) -> llmctl.LoadedModel:
-    return llmctl.load(folder, generation={"max_new_tokens": 12, **generation}, load={"dtype": "float32"})
+def load_tiny(folder: Path, *, kernels: bool = True, **generation: Any) -> llmctl.LoadedModel:
+    load = {"dtype": "float32", "cpu_kernels": kernels}
+    return llmctl.load(folder, generation={"max_new_tokens": 12, **generation}, load=load)
 
 
 def plain(loaded: llmctl.LoadedModel, prompt: str, count: int) -> list[int]:
@@ -143,7 +144,7 @@ def test_closing_the_iterator_stops_the_model(tiny_models: Tiny) -> None:
 
 
 def test_an_error_in_the_model_reaches_the_caller(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_tiny(tiny_models("llama"))
+    loaded = load_tiny(tiny_models("llama"), kernels=False)
 
     def fail(**_: Any) -> None:
         raise RuntimeError("planted")
@@ -156,7 +157,7 @@ def test_an_error_in_the_model_reaches_the_caller(tiny_models: Tiny, monkeypatch
 def test_running_out_of_memory_is_a_machine_error(tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    loaded = load_tiny(tiny_models("llama"))
+    loaded = load_tiny(tiny_models("llama"), kernels=False)
 
     def fail(**_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -105,10 +105,17 @@ def _not_loadable(plan: Plan, error: Exception) -> ModelError:
     )
 
 
+_LIBRARIES = {"transformers", "torch", "accelerate", "huggingface_hub", "safetensors", "tokenizers"}
+
+
 def _comes_from_libraries(error: Exception) -> bool:
-    """Return True if an exception was raised in the code of a library: a fault of llmctl stays visible as one."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return not str(frames[-1].f_globals.get("__name__", "")).startswith("llmctl")
+    """Return True if an exception was raised in the code of transformers or below: other faults stay visible as such.
+
+    A missing attribute is the fault of the code that asks for it, not of `__getattr__`.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name != "__getattr__"]
+    package = str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
+    return package in _LIBRARIES
 
 
 def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:
