@@ -164,7 +164,7 @@ def honoured(loaded: LoadedModel) -> Iterator[tuple[str, Case]]:
     yield same("integers for fractions", {"do_sample": 1, "temperature": 2, "top_k": 7.0}, {**SAMPLED, "top_k": 7})
     yield same("top_k -1", {**SAMPLED, "top_k": -1}, {**SAMPLED, "top_k": 0})
     for name, value in (
-        ("top_k", 3), ("top_p", 0.3), ("min_p", 0.7), ("typical_p", 0.2), ("top_h", 0.2), ("epsilon_cutoff", 0.02),
+        ("top_k", 3), ("top_p", 0.3), ("min_p", 0.5), ("typical_p", 0.2), ("top_h", 0.2), ("epsilon_cutoff", 0.02),
         ("eta_cutoff", 0.5),
     ):  # fmt: skip
         yield same(name, {**SAMPLED, name: value})

@@ -190,9 +190,14 @@ def _unsupported(module: Any, arguments: dict[str, Any]) -> str:
     sinks = arguments.get("s_aux")
     has_other_sinks = sinks is not None and sinks.dim() != 1
     unknown = arguments.keys() - _KNOWN_ARGUMENTS | ({"s_aux"} if has_other_sinks else set())
-    return ", ".join(
-        sorted(name for name in unknown if arguments.get(name) is not None and arguments[name] is not False)
-    )
+    return ", ".join(sorted(name for name in unknown if _may_matter(arguments.get(name))))
+
+
+def _may_matter(value: Any) -> bool:
+    """Return True if an unknown argument can change the result; `generate` passes its tokenizer to every layer."""
+    import torch
+
+    return value is not False and isinstance(value, torch.Tensor | bool | int | float | str | tuple | list | dict)
 
 
 def _fits_kernel(query: "Tensor", key: "Tensor", mask: "Tensor | None", visible: VisibleTokens) -> bool:
