@@ -78,7 +78,7 @@ def write_rows(path: Path, rows: list[Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def start(folder: Path, *arguments: str, **more: Any) -> Any:
