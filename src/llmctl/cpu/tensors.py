@@ -1,12 +1,37 @@
-"""Checks of the tensors passed to the compiled library, which reads and writes through their pointers unchecked."""
+"""Tensors passed to the compiled library, which reads and writes through their pointers unchecked; their checks."""
 
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmctl.cpu.packing import BLOCK, GROUP
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+
+class PageTables(Protocol):
+    """The positions of several sequences' tokens in pages of keys and values; see `Kernels.paged_attention`."""
+
+    @property
+    def page_table(self) -> "Tensor":
+        """int32 [sequences, max pages]."""
+
+    @property
+    def query_start(self) -> "Tensor":
+        """int32 [sequences + 1]."""
+
+    @property
+    def kv_length(self) -> "Tensor":
+        """int32 [sequences]."""
+
+    @property
+    def query_starts(self) -> Sequence[int]:
+        """`query_start` as Python integers."""
+
+    @property
+    def kv_lengths(self) -> Sequence[int]:
+        """`kv_length` as Python integers."""
 
 
 @cache

@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmctl.cpu.tensors import PageTables
 from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
-from llmctl.loading.paged_attention import PageTables, Score, attend_with_mask, paged_attention, single_pages
+from llmctl.loading.paged_attention import Score, attend_with_mask, paged_attention, single_pages
 from llmctl.transformers_compat import (
     attention_of,
     has_sinks_or_softcap,

@@ -1,39 +1,15 @@
 """Attention of packed tokens to pages of keys and values, by llmctl's kernel or by torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from llmctl.cpu import kernels
+from llmctl.cpu.tensors import PageTables
 from llmctl.loading.attention_mask import VisibleTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class PageTables(Protocol):
-    """The positions of several sequences' tokens in pages of keys and values; see `Kernels.paged_attention`."""
-
-    @property
-    def page_table(self) -> "Tensor":
-        """int32 [sequences, max pages]."""
-
-    @property
-    def query_start(self) -> "Tensor":
-        """int32 [sequences + 1]."""
-
-    @property
-    def kv_length(self) -> "Tensor":
-        """int32 [sequences]."""
-
-    @property
-    def query_starts(self) -> Sequence[int]:
-        """`query_start` as Python integers."""
-
-    @property
-    def kv_lengths(self) -> Sequence[int]:
-        """`kv_length` as Python integers."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.program.writer import ProgramWriter, StateShape
 from llmctl.cpu.structs import Operation, Pass
-from llmctl.cpu.tensors import dtype_codes
+from llmctl.cpu.tensors import PageTables, dtype_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Pair = tuple["Tensor", "Tensor"]
 
 
-class Layout(Protocol):
+class Layout(PageTables, Protocol):
     """The packed tokens of several sequences."""
 
     @property
@@ -34,22 +34,6 @@ class Layout(Protocol):
     @property
     def last(self) -> "Tensor":
         """int64 [sequences], the index of each sequence's last token."""
-
-    @property
-    def page_table(self) -> "Tensor":
-        """int32 [sequences, max pages]."""
-
-    @property
-    def query_start(self) -> "Tensor":
-        """int32 [sequences + 1]."""
-
-    @property
-    def kv_length(self) -> "Tensor":
-        """int32 [sequences]."""
-
-    @property
-    def query_starts(self) -> Sequence[int]:
-        """`query_start` as Python integers."""
 
     @property
     def rope_lengths(self) -> Sequence[int]:

@@ -77,7 +77,7 @@ class SequenceState:
 
     @property
     def cache_key(self) -> bytes:
-        """Whatever determines keys and values in addition to the tokens: the media in the prompt, and the RoPE."""
+        """The key that keeps apart equal tokens with different keys and values: a digest of the media, and the RoPE."""
         media_key = self.answer.request.prompt.media_key
         return media_key + b"long RoPE" if self.rope_length else media_key
 

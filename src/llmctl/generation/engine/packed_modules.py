@@ -103,8 +103,8 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
         stack.enter_context(torch.inference_mode())
         if not traits.masks:
             stack.enter_context(packed_attention(model, packed))
+        run = _RecurrentPass(model, layout, pool, cache, by_token=traits.by_token)
         for module in traits.recurrent:
-            run = _RecurrentPass(model, layout, pool, cache, by_token=traits.by_token)
             stack.enter_context(_replaced_forward(module, partial(run, module.forward)))
         for module in traits.ropes:
             stack.enter_context(_replaced_forward(module, partial(_rope_by_sequence, module.forward, layout)))
@@ -180,7 +180,7 @@ def _packed_cache(layout: Layout, pool: CachePool, packed: PackedPass) -> Any:
 
 
 class _RecurrentPass:
-    """Runs layers with a recurrent state in a packed pass. Called in place of a layer's forward function."""
+    """Runs the layers with a recurrent state in a packed pass. Called in place of each layer's forward function."""
 
     def __init__(self, model: Any, layout: Layout, pool: CachePool, cache: Any, *, by_token: bool) -> None:
         self._config, self._layout, self._pool, self._cache = model.config.get_text_config(), layout, pool, cache
