@@ -55,6 +55,7 @@ HEAVY = {
     "safetensors",
     "tokenizers",
     "peft",
+    "PIL",
 }
 # They define classes of torch and transformers, and are themselves imported inside functions only.
 IMPORTED_LATE = {

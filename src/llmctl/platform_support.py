@@ -46,6 +46,11 @@ def open_descriptor(path: Path, flags: int, mode: int = 0o666) -> int:
     return os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
 
 
+def open_without_waiting(path: Path) -> int:
+    """Open a file for reading. A named pipe without a writer opens at once, too. Windows has no such files."""
+    return open_descriptor(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
 def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
     """Return up to `size_bytes` from `offset`. On Windows this moves the file position."""
     if hasattr(os, "pread"):

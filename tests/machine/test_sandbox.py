@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from llmctl.machine.sandbox import BoundedChild, FailedError, LimitExceededError, run_bounded, run_bounded_each
+from llmctl.machine.sandbox import (
+    Binary,
+    BoundedChild,
+    FailedError,
+    LimitExceededError,
+    run_bounded,
+    run_bounded_each,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is safe on Linux alone")
 
@@ -28,6 +35,8 @@ def work(argument: Any) -> Any:
                 pass
         case ["allocate", count]:
             return len(bytearray(count))
+        case ["bytes", count]:
+            return Binary({"count": count}, b"\n\0" * (count // 2))
         case ["raise", message]:
             raise ValueError(message)
         case ["pid"]:
@@ -65,6 +74,22 @@ def test_endless_work_is_ended_and_the_next_call_succeeds(child: BoundedChild, t
     with pytest.raises(LimitExceededError):
         child(too_much)
     assert child("next") == "next"
+
+
+def test_bytes_arrive_as_bytes_between_other_results(child: BoundedChild) -> None:
+    assert child(["bytes", 3_000_000]) == Binary({"count": 3_000_000}, b"\n\0" * 1_500_000)
+    assert child("next") == "next"
+    works = [lambda n=n: work(["bytes", n]) if n % 4 else work(n) for n in range(0, 200, 2)]
+    outcomes = list(run_bounded_each(works))
+    assert outcomes == [Binary({"count": n}, b"\n\0" * (n // 2)) if n % 4 else n for n in range(0, 200, 2)]
+
+
+def test_a_result_that_is_too_large_ends_its_work_alone() -> None:
+    works = [lambda: work(["bytes", 2000]), lambda: "x" * 2000, lambda: work(["bytes", 10])]
+    first, second, third = run_bounded_each(works, result_bytes=1000)
+    assert isinstance(first, LimitExceededError)
+    assert isinstance(second, LimitExceededError)
+    assert third == Binary({"count": 10}, b"\n\0" * 5)
 
 
 def test_a_child_that_was_killed_is_replaced(child: BoundedChild) -> None:
@@ -127,8 +152,8 @@ def test_without_fork_work_runs_in_a_thread_with_a_time_limit(monkeypatch: pytes
 
 def test_without_fork_each_work_has_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmctl.machine.sandbox.CAN_FORK_SAFELY", False)
-    works = [lambda: 1, lambda: work(["spin"]), lambda: work(["raise", "x"]), lambda: 4]
+    works = [lambda: 1, lambda: work(["spin"]), lambda: work(["raise", "x"]), lambda: work(["bytes", 4])]
     first, second, third, fourth = run_bounded_each(works, seconds=0.3)
-    assert (first, fourth) == (1, 4)
+    assert (first, fourth) == (1, Binary({"count": 4}, b"\n\0\n\0"))
     assert isinstance(second, LimitExceededError)
     assert isinstance(third, FailedError)

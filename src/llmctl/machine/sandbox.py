@@ -1,8 +1,11 @@
-"""Bounded execution of work from a model's repository, such as a chat template.
+"""Bounded execution of work on untrusted data, such as a model's chat template or the decoding of a picture.
 
 The Jinja sandbox keeps a chat template from reaching Python, but not from looping for hours or building a string of
-gigabytes, and neither can be interrupted from inside the process. So the template runs in a forked child that the
-system ends when it exceeds a limit of time or memory.
+gigabytes, and neither can be interrupted from inside the process. A picture's decoder is compiled code, which may also
+crash. So the work runs in a forked child that the system ends when it exceeds a limit of time or memory.
+
+The child writes a line of JSON for each outcome: `{"failed": [kind, message]}` or `{"result": ..., "bytes": n}`, where
+the second is followed by n bytes if the work returned a `Binary`.
 
 Outside Linux, forking a process that has loaded torch is not safe, and the work cannot be sent to a fresh process: it
 is a closure over a tokenizer. There it runs in a thread with only a time limit. A template runs as Python code, which
@@ -10,12 +13,14 @@ is interrupted at that limit; compiled code would continue in the background. Me
 """
 
 import ctypes
+import io
 import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,6 +38,7 @@ from llmctl.platform_support import (
 SECONDS = 10
 EXTRA_BYTES = 1_000_000_000
 RESULT_LIMIT_BYTES = 100_000_000
+_READ_BYTES = 1 << 20
 
 
 class LimitExceededError(Exception):
@@ -47,8 +53,16 @@ class FailedError(Exception):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class Binary:
+    """A result of two parts: `value`, which is JSON, and `data`, which reaches the caller as bytes."""
+
+    value: Any
+    data: bytes = field(repr=False)
+
+
 def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES) -> Any:
-    """Run `work`, which returns JSON and must not compute with torch, within limits; return its result.
+    """Run `work`, which returns JSON or a `Binary` and must not compute with torch, within limits; return its result.
 
     Args:
         work: The function to run.
@@ -66,12 +80,22 @@ def run_bounded(work: Callable[[], Any], *, seconds: float = SECONDS, extra_byte
 
 
 def run_bounded_each(
-    works: Sequence[Callable[[], Any]], *, seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES
+    works: Sequence[Callable[[], Any]],
+    *,
+    seconds: float = SECONDS,
+    extra_bytes: int = EXTRA_BYTES,
+    result_bytes: int = RESULT_LIMIT_BYTES,
 ) -> Iterator[Any]:
     """Run each of `works` as `run_bounded` does, with a single fork.
 
     The time limit is for each of them, the memory limit for all together. Work that exceeds a limit ends the child; a
     new child continues with the next.
+
+    Args:
+        works: The functions to run.
+        seconds: Limit for each of them, of processor time and of the clock.
+        extra_bytes: Limit of memory beyond what this process has.
+        result_bytes: Limit of each result, and of the data of each `Binary`.
 
     Yields:
         For each work, in order: its result, a `LimitExceededError` or a `FailedError`.
@@ -79,11 +103,21 @@ def run_bounded_each(
     if not CAN_FORK_SAFELY:
         yield from (_run_in_thread(work, seconds=seconds) for work in works)
         return
+    limits = _Limits(seconds, extra_bytes, result_bytes)
     done = 0
     while done < len(works):
-        for outcome in _run_in_one_child(works[done:], seconds=seconds, extra_bytes=extra_bytes):
+        for outcome in _run_in_one_child(works[done:], limits):
             yield outcome
             done += 1
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The limits of a child: time for each work, memory for all together, and the size of each result."""
+
+    seconds: float
+    extra_bytes: int
+    result_bytes: int = RESULT_LIMIT_BYTES
 
 
 class BoundedChild:
@@ -92,7 +126,7 @@ class BoundedChild:
     Calls from several threads wait for each other. The state is the child and the number of calls it has served.
 
     Args:
-        work: Function of a JSON argument that returns JSON. It must not compute with torch.
+        work: Function of a JSON argument that returns JSON or a `Binary`. It must not compute with torch.
         seconds: Limit for one call, of processor time and of the clock.
         extra_bytes: Limit of memory beyond what this process has when the child starts.
         calls_per_child: Calls after which the child is replaced, so that its memory does not grow without limit.
@@ -106,7 +140,7 @@ class BoundedChild:
         extra_bytes: int = EXTRA_BYTES,
         calls_per_child: int = 10_000,
     ) -> None:
-        self._work, self._seconds, self._extra_bytes = work, seconds, extra_bytes
+        self._work, self._limits = work, _Limits(seconds, extra_bytes)
         self._calls_per_child = calls_per_child
         self._lock = threading.Lock()
         self._child: _RunningChild | None = None
@@ -129,7 +163,7 @@ class BoundedChild:
             if CAN_FORK_SAFELY:
                 outcome = self._call_child(argument)
             else:
-                outcome = _run_in_thread(partial(self._work, argument), seconds=self._seconds)
+                outcome = _run_in_thread(partial(self._work, argument), seconds=self._limits.seconds)
         if isinstance(outcome, LimitExceededError | FailedError):
             raise outcome
         return outcome
@@ -152,9 +186,9 @@ class BoundedChild:
             except BrokenPipeError:
                 self._stop()
                 continue
-            line = child.lines.next(until=time.monotonic() + self._seconds)
-            if line is not None:
-                return _outcome(json.loads(line))
+            outcome = _read_outcome(child.results, self._limits)
+            if outcome is not None:
+                return outcome
             break
         self._stop()
         return LimitExceededError()
@@ -172,10 +206,10 @@ class BoundedChild:
     def _serve(self, read_fd: int, write_fd: int) -> None:
         """Serve calls in the child until the parent closes the pipe. Never returns."""
         try:
-            _confine(read_fd, write_fd, extra_bytes=self._extra_bytes)
+            _confine(read_fd, write_fd, extra_bytes=self._limits.extra_bytes)
             with os.fdopen(read_fd, "rb") as lines:
                 for line in lines:
-                    if not _write_outcome(partial(self._work, json.loads(line)), write_fd, seconds=self._seconds):
+                    if not _write_outcome(partial(self._work, json.loads(line)), write_fd, self._limits):
                         break
         finally:
             exit_now(0)
@@ -193,34 +227,27 @@ class _RunningChild:
 
     def __init__(self, pid: int, input_: int, output: int) -> None:
         self.pid, self.input, self.output = pid, input_, output
-        self.lines = _Lines(output)
+        self.results = _Results(output)
 
 
-def _run_in_one_child(works: Sequence[Callable[[], Any]], *, seconds: float, extra_bytes: int) -> Iterator[Any]:
+def _run_in_one_child(works: Sequence[Callable[[], Any]], limits: _Limits) -> Iterator[Any]:
     """Yield the outcomes of one child: of all works, or up to the one that exceeded a limit."""
     read_fd, write_fd = os.pipe()
     child = fork()
     if child == 0:
-        _run_all(works, write_fd, seconds=seconds, extra_bytes=extra_bytes)
+        _run_all(works, write_fd, limits)
     os.close(write_fd)
     try:
-        lines = _Lines(read_fd)
+        results = _Results(read_fd)
         for _ in works:
-            line = lines.next(until=time.monotonic() + seconds)
-            if line is None:
+            outcome = _read_outcome(results, limits)
+            if outcome is None:
                 yield LimitExceededError()
                 return
-            yield _outcome(json.loads(line))
+            yield outcome
     finally:
         os.close(read_fd)
         kill_forked(child)
-
-
-def _outcome(document: dict[str, Any]) -> Any:
-    if "failed" not in document:
-        return document["result"]
-    kind, message = document["failed"]
-    return LimitExceededError() if kind == "MemoryError" else FailedError(kind, message)
 
 
 class _OutOfTime(BaseException):
@@ -251,12 +278,12 @@ def _run_in_thread(work: Callable[[], Any], *, seconds: float) -> Any:
     return outcomes[0]
 
 
-def _run_all(works: Sequence[Callable[[], Any]], write_fd: int, *, seconds: float, extra_bytes: int) -> None:
+def _run_all(works: Sequence[Callable[[], Any]], write_fd: int, limits: _Limits) -> None:
     """Do all works in the child. Never returns."""
     try:
-        _confine(write_fd, extra_bytes=extra_bytes)
+        _confine(write_fd, extra_bytes=limits.extra_bytes)
         for work in works:
-            if not _write_outcome(work, write_fd, seconds=seconds):
+            if not _write_outcome(work, write_fd, limits):
                 break
     finally:
         exit_now(0)
@@ -270,41 +297,82 @@ def _confine(*kept: int, extra_bytes: int) -> None:
     confine_process(extra_memory_bytes=extra_bytes)
 
 
-def _write_outcome(work: Callable[[], Any], write_fd: int, *, seconds: float) -> bool:
-    """Write the outcome of `work` as one line; return False if it is too large."""
-    limit_processor_time(seconds)
+def _write_outcome(work: Callable[[], Any], write_fd: int, limits: _Limits) -> bool:
+    """Write the outcome of `work`; return False if it is too large."""
+    limit_processor_time(limits.seconds)
+    data = b""
     try:
-        data = json.dumps({"result": work()}).encode()
+        result = work()
+        if isinstance(result, Binary):
+            data = result.data
+            document = {"result": result.value, "bytes": len(data)}
+        else:
+            document = {"result": result}
+        line = json.dumps(document).encode()
     except BaseException as error:  # noqa: BLE001 (everything goes to the parent)
-        data = json.dumps({"failed": [type(error).__name__, str(error)[:2000]]}).encode()
-    if len(data) > RESULT_LIMIT_BYTES:
+        line, data = json.dumps({"failed": [type(error).__name__, str(error)[:2000]]}).encode(), b""
+    if max(len(line), len(data)) > limits.result_bytes:
         return False
-    _write(write_fd, data + b"\n")
+    _write(write_fd, line + b"\n")
+    _write(write_fd, data)
     return True
 
 
 def _write(write_fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(write_fd, data) :]
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(write_fd, rest) :]
 
 
-class _Lines:
-    """The lines that arrive through a pipe. Its state is the data already read of the next lines."""
+def _read_outcome(results: "_Results", limits: _Limits) -> Any:
+    """Return the next outcome of a child; None if it exceeded a limit or ended."""
+    until = time.monotonic() + limits.seconds
+    line = results.line(until=until, limit=limits.result_bytes)
+    if line is None:
+        return None
+    document = json.loads(line)
+    if "failed" in document:
+        kind, message = document["failed"]
+        return LimitExceededError() if kind == "MemoryError" else FailedError(kind, message)
+    if "bytes" not in document:
+        return document["result"]
+    if document["bytes"] > limits.result_bytes:
+        return None
+    data = results.data(document["bytes"], until=until)
+    return None if data is None else Binary(document["result"], data)
+
+
+class _Results:
+    """What a child writes into its pipe. Its state is the part of the next outcome that was read already."""
 
     def __init__(self, read_fd: int) -> None:
         self._read_fd = read_fd
-        self._incomplete: list[bytes] = []
-        self._complete: list[bytes] = []
+        self._ahead = b""
 
-    def next(self, *, until: float) -> bytes | None:
-        """Return the next line; None when the time is over or the pipe has ended."""
-        while not self._complete:
-            part = os.read(self._read_fd, 1 << 20) if wait_readable(self._read_fd, until - time.monotonic()) else b""
+    def line(self, *, until: float, limit: int) -> bytes | None:
+        """Return the next line; None when the time is over, the line is longer than `limit`, or the pipe has ended."""
+        parts, size = [self._ahead], len(self._ahead)
+        while b"\n" not in parts[-1]:
+            part = self._read(_READ_BYTES, until)
+            size += len(part)
+            if not part or size > limit + _READ_BYTES:
+                return None
+            parts.append(part)
+        line, _, self._ahead = b"".join(parts).partition(b"\n")
+        return line
+
+    def data(self, size: int, *, until: float) -> bytes | None:
+        """Return the next `size` bytes; None when the time is over or the pipe has ended."""
+        data = io.BytesIO()  # unlike a bytearray, it gives its bytes away without a copy
+        data.write(self._ahead[:size])
+        self._ahead = self._ahead[size:]
+        while data.tell() < size:
+            part = self._read(min(_READ_BYTES, size - data.tell()), until)
             if not part:
                 return None
-            *ended, rest = part.split(b"\n")
-            if ended:
-                first = b"".join([*self._incomplete, ended[0]])
-                self._complete, self._incomplete = [first, *ended[1:]], []
-            self._incomplete.append(rest)
-        return self._complete.pop(0)
+            data.write(part)
+        return data.getvalue()
+
+    def _read(self, size: int, until: float) -> bytes:
+        """Return up to `size` bytes; none when the time is over or the pipe has ended."""
+        return os.read(self._read_fd, size) if wait_readable(self._read_fd, until - time.monotonic()) else b""
