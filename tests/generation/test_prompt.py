@@ -174,7 +174,8 @@ def test_a_template_that_never_ends_or_uses_all_memory_is_stopped(
     import llmctl.machine.sandbox as bounded
 
     for function in (bounded.run_bounded, bounded.run_bounded_each):
-        monkeypatch.setattr(function, "__kwdefaults__", {"seconds": 1, "extra_bytes": 300_000_000})
+        limits = {"seconds": 1, "extra_bytes": 300_000_000}
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, **limits})
     tokenizer = tokenizer_in(tmp_path, template=HOSTILE[name])
     with pytest.raises(ModelError, match="the chat template takes more than"):
         ids_of(tokenizer, "hi", ChatSection())
