@@ -1,6 +1,7 @@
 """Builds a tiny random checkpoint of an architecture, as a Hub repository would hold it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -56,8 +57,8 @@ def auto_class(*, is_composite: bool) -> Any:
     return AutoModelForImageTextToText if is_composite else AutoModelForCausalLM
 
 
-def make_config(model_type: str) -> Any:
-    """Return the tiny configuration of a model type."""
+def make_config(model_type: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """Return the tiny configuration of a model type. `changes` go into it, and mappings among them into its parts."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
@@ -65,7 +66,10 @@ def make_config(model_type: str) -> Any:
     arguments = _sizes_for(config_class, SIZES)
     for name, default in _parts(config_class).items():
         arguments[name] = _part(name, default) | special.pop(name, {})
-    return config_class(**{**arguments, **special})
+    arguments |= special
+    for name, value in (changes or {}).items():
+        arguments[name] = {**arguments.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return config_class(**arguments)
 
 
 def _part(name: str, default: Any) -> dict[str, Any]:
