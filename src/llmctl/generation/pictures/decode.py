@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _ORIENTATION = 0x0112  # the tag of EXIF
+_ROWS = 256  # of a picture whose transparency is resolved at a time
 _SPECIAL_FILES = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -194,8 +195,12 @@ def _rgb(image: "Image.Image") -> "Image.Image":
         image = image.convert("LA")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS):  # whole images beside each other would need much more memory
+        part = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, part.convert("RGBA")).convert("RGB"), (0, top))
+    return rgb
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":

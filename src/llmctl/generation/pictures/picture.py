@@ -22,12 +22,16 @@ class PictureLimits:
         pixels: Maximum pixels: width times height. The header is checked before anything is decoded.
         side: Maximum pixels of a side.
         seconds: Maximum seconds to read and decode it.
+        fetch_seconds: Maximum seconds to fetch it from a URL, from the first name to the last byte.
+        redirects: Maximum redirects of a URL.
     """
 
     file_bytes: int = 50_000_000
     pixels: int = 64_000_000
     side: int = 32_768
     seconds: float = 30.0
+    fetch_seconds: float = 20.0
+    redirects: int = 3
 
     @property
     def memory_bytes(self) -> int:
