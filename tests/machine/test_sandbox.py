@@ -37,6 +37,9 @@ def work(argument: Any) -> Any:
             return len(bytearray(count))
         case ["bytes", count]:
             return Binary({"count": count}, b"\n\0" * (count // 2))
+        case ["print", text]:
+            os.write(1, text.encode())
+            os.write(2, text.encode())
         case ["raise", message]:
             raise ValueError(message)
         case ["pid"]:
@@ -121,6 +124,14 @@ def test_threads_get_their_own_results(child: BoundedChild) -> None:
 def test_the_child_closes_the_files_of_its_parent(child: BoundedChild) -> None:
     with Path("/etc/hostname").open("rb"):
         assert len(child(["open files"])) <= 6  # its three standard ones, two pipes, and the listing itself
+
+
+def test_messages_of_the_child_do_not_reach_the_terminal(
+    child: BoundedChild, capfd: pytest.CaptureFixture[str]
+) -> None:
+    child(["print", "warning\n"])
+    assert list(run_bounded_each([lambda: work(["print", "x"])])) == [["print", "x"]]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_child_ends_with_its_parent() -> None:

@@ -290,10 +290,18 @@ def _run_all(works: Sequence[Callable[[], Any]], write_fd: int, limits: _Limits)
 
 
 def _confine(*kept: int, extra_bytes: int) -> None:
-    """Limit this process, and close all files except `kept`: it must not keep a lock after the parent has ended."""
+    """Limit this process, and close all files except `kept`: it must not keep a lock after the parent has ended.
+
+    Its messages, such as those that libtiff prints about damaged files, do not reach the terminal.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     close_files_except(kept)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    if nowhere > 2:
+        os.close(nowhere)
     confine_process(extra_memory_bytes=extra_bytes)
 
 

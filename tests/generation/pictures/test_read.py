@@ -174,6 +174,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated JPEG": (lambda: saved(NOISE, "JPEG")[:2000], "is a JPEG picture that is truncated"),
     "truncated WebP": (lambda: saved(NOISE, "WEBP")[:2000], "is a WebP picture that is truncated"),
     "truncated TIFF": (lambda: saved(quarters(), "TIFF")[:900], "is a TIFF picture that is truncated"),
+    "TIFF whose compression is damaged": (
+        lambda: saved(NOISE, "TIFF", compression="tiff_lzw").replace(b"\x80", b"\xff"),
+        "is a TIFF picture that is truncated",
+    ),
     "truncated BMP": (lambda: saved(quarters(), "BMP")[:900], "is a BMP picture that is truncated"),
     "truncated GIF": (lambda: saved(quarters(), "GIF")[:20], "is a GIF picture that is truncated"),
     "truncated AVIF": (lambda: saved(NOISE, "AVIF")[:2000], "is an AVIF picture that is truncated"),
