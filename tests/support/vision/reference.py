@@ -58,13 +58,18 @@ class Reference:
             )
 
     def text_inputs(self, text: str, images: Sequence[Any] = ()) -> Any:
-        """Return the tensors of a text and its images."""
+        """Return the tensors of a text and its images.
+
+        The images are a list inside a list, as chat templates pass them: the images of one prompt. LLaVA-OneVision
+        takes a flat list for as many prompts of one image, and cuts the image of such a prompt into tiles.
+        """
         with _numpy_may_copy_tensors():
-            return self.processor(text=text, images=list(images) or None, return_tensors="pt")
+            return self.processor(text=text, images=[list(images)] if images else None, return_tensors="pt")
 
     def generate(self, inputs: Any, *, new_tokens: int = NEW_TOKENS) -> Answer:
         """Return the greedy answer to tensors."""
         prompt = tuple(inputs["input_ids"][0].tolist())
+        inputs = inputs.to(self.model.dtype)  # Llama 4's images are bfloat16
         output = self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         return Answer(prompt, tuple(output[0, len(prompt) :].tolist()))
 
