@@ -132,6 +132,7 @@ def test_the_defaults_of_requests_are_those_of_transformers(
         ("chat.system", {"chat": {"system": "Be brief."}}),
         ("draft.id", {"draft": {"id": "a/b"}}),
         ("serve.max_queue", {"serve": {"max_queue": 9}}),
+        ("serve.fetch_images", {"serve": {"fetch_images": True}}),
         ("tokenizer.model_max_length", {"tokenizer": {"model_max_length": 9}, "vllm": {"max_model_len": 8}}),
     ],
 )

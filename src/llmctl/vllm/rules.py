@@ -380,6 +380,7 @@ RULES: dict[str, Rule] = {
     "serve.max_sequences": _server_only(lambda config: argument("--max-num-seqs", str(config.serve.max_sequences))),
     "serve.request_seconds": _server_only(lambda _: not_possible("vLLM has no time limit for a request")),
     "serve.drain_seconds": _server_only(_drain),
+    "serve.fetch_images": _server_only(lambda _: not_possible("vLLM fetches images by rules of its own; omit it")),
     **{key: _value(option, key) for key, option in _OPTIONS.items()},
     "vllm.extra": _extra,
 }  # fmt: skip

@@ -156,6 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty file": (lambda: b"", "is empty"),
     "random bytes": (lambda: random.Random(1).randbytes(5000), "is not a picture in a known format"),
     "text": (lambda: b"This is not a picture.\n", "is a text file, not a picture"),
+    "long text": (lambda: b"x" + "ä".encode() * 5000, "is a text file, not a picture"),
     "web page": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not a picture"),
     "pointer of Git LFS": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a pointer of Git LFS",

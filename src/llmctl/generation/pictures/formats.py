@@ -1,5 +1,6 @@
 """The format of a file, recognised by its content."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from llmctl.text_files import NotTextError, decode
@@ -65,6 +66,7 @@ _NOT_READ = (
     *((0, b"P%d%c" % (digit, space), "a PPM picture") for digit in range(1, 7) for space in b" \n\t\r"),
 )
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+_TEXT_BYTES = 1000  # that are looked at to tell what a text is
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 
@@ -102,9 +104,8 @@ def _format_of_boxes(data: bytes) -> str:
 
 def _refusal_of_text(data: bytes) -> RefusedError:
     """Return the refusal of bytes that have no signature."""
-    try:
-        text = decode(data[:1000]).lstrip().lower()
-    except NotTextError:
+    text = _beginning_as_text(data)
+    if text is None:
         return RefusedError("is not a picture in a known format", hint=f"{_CONVERT}; it may be damaged")
     if text.startswith("version https://git-lfs.github.com"):
         return RefusedError("is a pointer of Git LFS, not the picture itself", hint="git lfs pull")
@@ -113,6 +114,14 @@ def _refusal_of_text(data: bytes) -> RefusedError:
     if text.startswith(("<!doctype html", "<html")):
         return RefusedError("is a web page, not a picture", hint="download the picture itself")
     return RefusedError("is a text file, not a picture", hint="give the file of a picture (PNG, JPEG, WebP, …)")
+
+
+def _beginning_as_text(data: bytes) -> str | None:
+    """Return the beginning of a text in lower case; None for bytes that are not text."""
+    for end in range(_TEXT_BYTES, _TEXT_BYTES - 4, -1):  # the cut may be inside a character
+        with suppress(NotTextError):
+            return decode(data[:end]).lstrip().lower()
+    return None
 
 
 @dataclass(frozen=True)
