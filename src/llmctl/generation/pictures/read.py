@@ -110,6 +110,6 @@ def _import_pillow() -> None:
         )
     except ImportError as error:
         raise MachineError(
-            "images need Pillow, which is not installed", hint="pip install 'llmctl-hf[images]'"
+            "images need Pillow 12 or newer, which is not installed", hint="pip install 'llmctl-hf[images]'"
         ) from error
     Image.preinit()
