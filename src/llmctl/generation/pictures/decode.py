@@ -61,24 +61,26 @@ def read_file(path: Path, limits: PictureLimits) -> bytes:
         RefusedError: it cannot be read, or is too large.
     """
     try:
+        _check_is_file(path.stat(), limits)  # opening a device, or one end of a pipe, can have effects of its own
         descriptor = open_without_waiting(path)
+        try:
+            _check_is_file(os.fstat(descriptor), limits)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limits.file_bytes + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise RefusedError("does not exist", hint="check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RefusedError(f"cannot be read: {reason}", hint="check the path and its permissions") from None
-    try:
-        mode = os.fstat(descriptor)
-        for is_special, name in _SPECIAL_FILES:
-            if is_special(mode.st_mode):
-                raise RefusedError(f"is {name}, not a file", hint="save the picture as a file, and name that")
-        _check_file_bytes(mode.st_size, limits)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(limits.file_bytes + 1)
-    except OSError as error:
-        raise RefusedError(f"cannot be read: {error.strerror}", hint="check the disk") from None
-    finally:
-        os.close(descriptor)
+
+
+def _check_is_file(status: os.stat_result, limits: PictureLimits) -> None:
+    for is_special, name in _SPECIAL_FILES:
+        if is_special(status.st_mode):
+            raise RefusedError(f"is {name}, not a file", hint="save the picture as a file, and name that")
+    _check_file_bytes(status.st_size, limits)
 
 
 def _check_file_bytes(size: int, limits: PictureLimits) -> None:
