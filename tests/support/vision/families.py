@@ -107,6 +107,7 @@ def _idefics(processor: str, image_processor: str, **more: Any) -> Family:
 _SIGLIP_TOWER = {"vision_config": _IMAGE_TOWER}
 _CLIP_IMAGE = {"size": {"shortest_edge": IMAGE}, "crop_size": _SQUARE}
 _CLIP_PROCESSOR = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+_GEMMA4_IMAGE = {"patch_size": 8, "pooling_kernel_size": 2, "max_soft_tokens": 70}
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor", window_size=32, fullatt_block_indexes=[1]),
@@ -168,10 +169,11 @@ FAMILIES: dict[str, Family] = {
     "gemma4": Family(
         processor="Gemma4Processor",
         image_processor="Gemma4ImageProcessor",
-        image_settings={"patch_size": 8, "pooling_kernel_size": 2, "max_soft_tokens": 70},
+        image_settings=_GEMMA4_IMAGE,
         settings={
             "image_seq_length": 70,
             "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+            "video_processor": {"video_processor_type": "Gemma4VideoProcessor", **_GEMMA4_IMAGE},
         },
         template=templates.GEMMA4,
         placeholder="<|image|>",
