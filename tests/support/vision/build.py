@@ -26,6 +26,7 @@ def build(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
     randomize(model)
+    _sharpen(model, family.query_factor)
     _shrink_scaled_embeddings(model)
     _never_generate(model, [tokenizer.eos_token_id, *ids.values(), *range(len(tokenizer), family.vocabulary)])
     model.save_pretrained(str(folder))
@@ -68,6 +69,16 @@ def _write_processor(folder: Path, family: Family) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _sharpen(model: Any, factor: float) -> None:
+    """Multiply the queries of the language model."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "language_model" in name and name.endswith("q_proj.weight"):
+                parameter *= factor
 
 
 def _shrink_scaled_embeddings(model: Any) -> None:

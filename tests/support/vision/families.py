@@ -31,6 +31,7 @@ class Family:
         ids: Fields of the configuration that hold the id of a token.
         config: Further fields of the configuration, parts included.
         vocabulary: The number of tokens that the model has.
+        query_factor: A factor on the weights of queries, where attention would be too even for images to matter.
         adds_bos: The tokenizer writes the token of the beginning before every text.
         is_nested: The settings of the image processor lie in processor_config.json, as newer repositories have them.
         packages: Packages that the processor needs beside Pillow.
@@ -48,6 +49,7 @@ class Family:
     ids: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int = VOCABULARY
+    query_factor: float = 1.0
     adds_bos: bool = False
     is_nested: bool = False
     packages: tuple[str, ...] = ()
@@ -70,7 +72,7 @@ def _qwen(processor: str, *, patch: int = 8, text: Mapping[str, Any] | None = No
             "patch_size": patch,
             "temporal_patch_size": 2,
             "merge_size": 2,
-            "size": {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 16 * (2 * patch) ** 2},
+            "size": {"shortest_edge": 9 * (2 * patch) ** 2, "longest_edge": 24 * (2 * patch) ** 2},
         },
         template=templates.QWEN,
         placeholder="<|vision_start|><|image_pad|><|vision_end|>",
@@ -137,7 +139,7 @@ FAMILIES: dict[str, Family] = {
         config={
             "mm_tokens_per_image": 16,
             "vision_config": {"image_size": IMAGE, "patch_size": PATCH // 2},
-            "text_config": {"query_pre_attn_scalar": 16},
+            "text_config": {"query_pre_attn_scalar": 1},
         },
         adds_bos=True,
     ),
@@ -281,6 +283,7 @@ FAMILIES: dict[str, Family] = {
             "projection_dim": 64,
         },
         vocabulary=1440,
+        query_factor=4.0,
         adds_bos=True,
         cannot={"no picture": "`images` are expected as arguments to a `PaliGemmaProcessor`"},
     ),
@@ -291,7 +294,7 @@ FAMILIES: dict[str, Family] = {
             "patch_size": 8,
             "temporal_patch_size": 2,
             "merge_size": 2,
-            "size": {"shortest_edge": 4 * 16**2, "longest_edge": 2 * 16 * 16**2},
+            "size": {"shortest_edge": 2 * 9 * 16**2, "longest_edge": 2 * 24 * 16**2},
         },
         template=templates.GLM4V,
         placeholder="<|begin_of_image|><|image|><|end_of_image|>",

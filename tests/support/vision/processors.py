@@ -48,26 +48,28 @@ def _processor_class(folder: Path) -> Any:
     for part in map(model_type_to_module_name, types):
         module = f"transformers.models.{part}.processing_{part}"
         if importlib.util.find_spec(module) is not None:
-            with _pixtral_without_torchvision():
+            with _pillow_for_torchvision(part):
                 return getattr(importlib.import_module(module), name)
     raise ValueError(f"transformers has no {name}")
 
 
 @contextmanager
-def _pixtral_without_torchvision() -> Iterator[None]:
-    """Let PixtralProcessor import the function that it needs from the module for Pillow, inside the block."""
-    from transformers.models.pixtral import image_processing_pil_pixtral
+def _pillow_for_torchvision(part: str) -> Iterator[None]:
+    """Let a processor import functions of its image processor from the module for Pillow, inside the block.
+
+    Those of Pixtral, and of Gemma 4 in older versions, import them from the module for torchvision, where they are too.
+    """
     from transformers.utils import is_torchvision_available
 
-    name = "transformers.models.pixtral.image_processing_pixtral"
-    if is_torchvision_available():
+    prefix = f"transformers.models.{part}.image_processing_"
+    if is_torchvision_available() or importlib.util.find_spec(f"{prefix}pil_{part}") is None:
         yield
         return
-    sys.modules[name] = image_processing_pil_pixtral
+    sys.modules[prefix + part] = importlib.import_module(f"{prefix}pil_{part}")
     try:
         yield
     finally:
-        del sys.modules[name]
+        del sys.modules[prefix + part]
 
 
 def _is_forbidden(cls: Any) -> bool:

@@ -16,10 +16,17 @@ NEW_TOKENS = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of a prompt, images expanded, and of the greedy answer."""
+    """The greedy answer to a prompt.
+
+    Attributes:
+        prompt: Token ids of the prompt, images expanded.
+        ids: Token ids of the answer.
+        logprobs: Their log-probabilities.
+    """
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 class Reference:
@@ -70,8 +77,12 @@ class Reference:
         """Return the greedy answer to tensors."""
         prompt = tuple(inputs["input_ids"][0].tolist())
         inputs = inputs.to(self.model.dtype)  # Llama 4's images are bfloat16
-        output = self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-        return Answer(prompt, tuple(output[0, len(prompt) :].tolist()))
+        output = self.model.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        ids = tuple(output.sequences[0, len(prompt) :].tolist())
+        logprobs = [row[0].log_softmax(-1) for row in output.logits]
+        return Answer(prompt, ids, tuple(float(row[token]) for row, token in zip(logprobs, ids, strict=True)))
 
 
 @contextmanager
