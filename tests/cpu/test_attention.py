@@ -60,7 +60,13 @@ def attend(kernels: Kernels, sequences: list[Sequence], **how: Any) -> list[torc
 
 
 def reference(
-    one: Sequence, *, scale: float, window: int = 0, softcap: float = 0.0, sinks: torch.Tensor | None = None
+    one: Sequence,
+    *,
+    scale: float,
+    window: int = 0,
+    chunk: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     length, queries = len(one.keys), len(one.queries)
     group = one.queries.shape[1] // one.keys.shape[1]
@@ -69,7 +75,7 @@ def reference(
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     at, key = torch.arange(length - queries, length)[:, None], torch.arange(length)[None]
-    seen = (key <= at) & ((at - key < window) if window else True)
+    seen = (key <= at) & ((at - key < window) if window else True) & ((at // chunk == key // chunk) if chunk else True)
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, queries, 1)], -1)
@@ -80,7 +86,15 @@ def relative_error(y: torch.Tensor, expected: torch.Tensor) -> float:
     return ((y.double() - expected).norm() / expected.norm()).item()
 
 
-OPTIONS = [{}, {"window": 5}, {"window": 70}, {"softcap": 2.0}, {"window": 33, "softcap": 30.0}]
+OPTIONS = [
+    {},
+    {"window": 5},
+    {"window": 70},
+    {"softcap": 2.0},
+    {"window": 33, "softcap": 30.0},
+    {"chunk": 40},
+    {"chunk": 128},
+]
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -43,6 +43,33 @@ def test_a_gate_is_activated_and_multiplied_by_up(kernels: Kernels, activation: 
     assert torch.allclose(result.double(), by * up.double(), rtol=2 * DTYPES[dtype], atol=8 * DTYPES[dtype])
 
 
+def test_each_gate_may_be_for_a_part_of_the_row(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    gate, up = torch.randn(3, 5), torch.randn(3, 300)
+    expected = (gate.sigmoid()[..., None] * up.view(3, 5, 60)).view(3, 300)
+    assert torch.allclose(kernels.gated_activation(gate, up, "sigmoid"), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 15, 256, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu_squared", "xielu"])
+def test_an_activation_needs_no_gate(kernels: Kernels, activation: Any, dtype: str, width: int) -> None:
+    torch.manual_seed(width)
+    x = (3 * torch.randn(3, width)).to(getattr(torch, dtype))
+    wide = x.double()
+    numbers = {"alpha": 0.75, "negative_alpha": 1.25, "slope": 0.5} if activation == "xielu" else None
+    if activation == "xielu":
+        expected = 0.5 * wide + torch.where(wide > 0, 0.75 * wide.square(), 1.25 * (wide.clamp(max=0).expm1() - wide))
+    elif activation == "relu_squared":
+        expected = wide.relu().square()
+    else:
+        expected = torch.nn.functional.gelu(wide, approximate="tanh" if activation == "gelu_tanh" else "none")
+    result = kernels.activation(x, activation, numbers)
+    assert result.dtype == x.dtype
+    assert torch.allclose(result.double(), expected, rtol=2 * DTYPES[dtype], atol=DTYPES[dtype])
+    assert torch.equal(kernels.activation(x[2:], activation, numbers)[0], result[2])
+
+
 @pytest.mark.parametrize("width", [1, 15, 256, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_layer_norm_subtracts_the_mean_and_adds_a_bias(kernels: Kernels, dtype: str, width: int) -> None:
@@ -60,13 +87,13 @@ def routed(scores: torch.Tensor, weights: torch.Tensor, top_k: int) -> tuple[tor
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "top_k"), [(4, 2), (8, 8), (60, 4), (128, 8)])
-@pytest.mark.parametrize("scoring", ["softmax", "top_softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "top_softmax", "sigmoid", "top_sigmoid"])
 def test_a_token_takes_its_top_experts(kernels: Kernels, scoring: Any, count: int, top_k: int, dtype: str) -> None:
     torch.manual_seed(count)
     logits = torch.stack([torch.randperm(count) for _ in range(6)]).div(7).sub(2).to(getattr(torch, dtype))
     logits = logits + torch.zeros_like(logits)
     wide = logits.double()
-    scores = wide.sigmoid() if scoring == "sigmoid" else wide.softmax(-1)
+    scores = wide.sigmoid() if scoring in ("sigmoid", "top_sigmoid") else wide.softmax(-1)
     for normalize in (False, True):
         routing = Routing(count, top_k, scoring=scoring, normalize=normalize)
         experts, weights = kernels.route(logits, routing)
@@ -88,12 +115,21 @@ def test_a_correction_decides_about_the_choice_but_not_about_the_weights(kernels
         assert torch.allclose(weights, 2.5 * expected)
 
 
-def test_only_experts_of_the_best_groups_are_chosen(kernels: Kernels) -> None:
+def test_an_expert_may_have_a_factor(kernels: Kernels) -> None:
+    torch.manual_seed(1)
+    logits, factors = torch.randn(20, 12), torch.randn(12).bfloat16()
+    experts, weights = kernels.route(logits, Routing(12, 3, normalize=True, factors=factors))
+    expected = logits.softmax(-1).gather(1, experts.long())
+    assert torch.allclose(weights, expected / expected.sum(-1, keepdim=True) * factors[experts.long()].float())
+
+
+@pytest.mark.parametrize("group_best", [1, 2])
+def test_only_experts_of_the_best_groups_are_chosen(kernels: Kernels, group_best: int) -> None:
     torch.manual_seed(2)
     logits = torch.randn(50, 16)
-    routing = Routing(16, 4, scoring="sigmoid", groups=4, top_groups=2)
+    routing = Routing(16, 4, scoring="sigmoid", groups=4, top_groups=2, group_best=group_best)
     groups = logits.sigmoid().view(50, 4, 4)
-    best = groups.topk(2).values.sum(-1).topk(2).indices
+    best = groups.topk(group_best).values.sum(-1).topk(2).indices
     allowed = torch.zeros(50, 4).scatter(1, best, 1.0).bool()[..., None].expand(50, 4, 4).reshape(50, 16)
     expected, _ = routed(logits.sigmoid().masked_fill(~allowed, -torch.inf), logits, 4)
     assert torch.equal(kernels.route(logits, routing)[0].long(), expected)
@@ -148,6 +184,21 @@ def test_a_token_gets_the_same_sum_of_its_experts_alone_and_in_a_batch(kernels: 
             expected[row] += result * float(shares[row, place])
     error = (together.double() - expected).norm() / expected.norm()
     assert error < (0.02 if bits else 3 * DTYPES[dtype])  # quantised kernels round x to 8 bits
+
+
+def test_weights_may_multiply_the_inputs_of_experts_without_a_gate(kernels: Kernels) -> None:
+    torch.manual_seed(5)
+    up, down, x = torch.randn(4, 24, 40), torch.randn(4, 40, 24), torch.randn(6, 40)
+    chosen, shares = torch.rand(6, 4).argsort(-1)[:, :2], torch.rand(6, 2)
+    expected = {True: torch.zeros(6, 40), False: torch.zeros(6, 40)}
+    for row, place in itertools.product(range(6), range(2)):
+        expert, share = int(chosen[row, place]), float(shares[row, place])
+        expected[True][row] += down[expert] @ (up[expert] @ (x[row] * share)).relu().square()
+        expected[False][row] += share * (down[expert] @ (up[expert] @ x[row]).relu().square())
+    for weighs_inputs, sums in expected.items():
+        activation = ExpertActivation("relu_squared", is_gated=False)
+        experts = Experts(up, down, 40, 24, activation, weighs_inputs=weighs_inputs)
+        assert torch.allclose(kernels.experts(x, experts, chosen, shares), sums, rtol=1e-4, atol=1e-3)
 
 
 def test_mismatched_tensors_are_refused(best: Kernels) -> None:

@@ -25,7 +25,7 @@ from support.composite import COMPOSITES, write_composite
 
 PROMPTS = [(5,), tuple(range(7, 16)), tuple(range(300, 260, -1))]
 # They contain a model with a program.
-COMPILED = ("llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "gemma4")
+COMPILED = ("llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "gemma4", "llama4")
 SETTINGS = {"load": {"dtype": "float32"}, "generation": {"max_new_tokens": 12}}
 Composites = Callable[[str], Path]
 

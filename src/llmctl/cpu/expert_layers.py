@@ -21,6 +21,10 @@ ACTIVATION_OF: dict[str, Activation] = {
     "SiLU": "silu",
     "GELUTanh": "gelu_tanh",
     "PytorchGELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "GELUActivation": "gelu",
+    "ReLUSquaredActivation": "relu_squared",
     "silu": "silu",  # torch's function
 }
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
@@ -70,15 +74,55 @@ def experts_of(module: Any) -> Experts | None:
             return None
         gate_up_proj, down_proj = (getattr(module, name).detach() for name in EXPERT_WEIGHTS)
         return Experts(gate_up_proj, down_proj, down.n, down.k, activation, down.bits, gate_up_bias, down_bias)
-    gate_up_proj, down_proj = (_plain_weight(module, name) for name in EXPERT_WEIGHTS)
+    gate_up_proj, down_proj = (
+        _outputs_first(getattr(module, name), is_transposed=module.is_transposed) for name in EXPERT_WEIGHTS
+    )
     _, hidden, intermediate = down_proj.shape
     return Experts(gate_up_proj, down_proj, hidden, intermediate, activation, 0, gate_up_bias, down_bias)
 
 
-def _plain_weight(module: Any, name: str) -> Tensor:
+def llama4_experts_of(module: Any) -> Experts | None:
+    """Return Llama 4's experts, whose weights [experts, inputs, outputs] transformers multiplies by all tokens."""
+    activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
+    if type(module).__name__ != "Llama4TextExperts" or activation is None:
+        return None
+    return _stacked(module, EXPERT_WEIGHTS, ExpertActivation(activation), is_transposed=True, weighs_inputs=True)
+
+
+def ungated_experts_of(module: Any) -> Experts | None:
+    """Return experts with up_proj and down_proj only, those of Nemotron-H."""
+    activation = ACTIVATION_OF.get(type(module.act_fn).__name__)
+    if getattr(module, "has_gate", None) is not False or module.has_bias or activation is None:
+        return None
+    gate = ExpertActivation(activation, is_gated=False)
+    return _stacked(module, ("up_proj", "down_proj"), gate, is_transposed=module.is_transposed)
+
+
+def _stacked(
+    module: Any,
+    names: tuple[str, str],
+    activation: ExpertActivation,
+    *,
+    is_transposed: bool,
+    weighs_inputs: bool = False,
+) -> Experts | None:
+    """Return experts from parameters that `pack_stacks` may have packed."""
+    up_proj, down_proj = (module._parameters[name] for name in names)
+    packed = getattr(module, "packed", None)
+    if packed is None:
+        up_proj, down_proj = (_outputs_first(one, is_transposed=is_transposed) for one in (up_proj, down_proj))
+        _, hidden, intermediate = down_proj.shape
+        return Experts(up_proj, down_proj, hidden, intermediate, activation, weighs_inputs=weighs_inputs)
+    if set(packed) != set(names) or not packed[names[1]].has_native_layout:
+        return None
+    down = packed[names[1]]
+    weights = up_proj.detach(), down_proj.detach()
+    return Experts(*weights, down.n, down.k, activation, down.bits, weighs_inputs=weighs_inputs)
+
+
+def _outputs_first(parameter: nn.Parameter, *, is_transposed: bool) -> Tensor:
     """Return a weight [experts, outputs, inputs]."""
-    parameter: nn.Parameter = getattr(module, name)
-    if not module.is_transposed:
+    if not is_transposed:
         return parameter.detach()
     if parameter.is_contiguous():
         parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)

@@ -15,7 +15,7 @@ DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 10  # llmctl_version() in native/api.cpp
+_VERSION = 11  # llmctl_version() in native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
@@ -108,6 +108,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llmctl_quantize": (None, [_I, _P, _I, _L, _L, _P, _P, _I]),
     "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _P, _I]),
     "llmctl_rms_norm": (None, [_P, _I, _L, _L, _P, _I, _P, _I, _I, _F, _P, _I]),
+    "llmctl_activation": (None, [_P, _P, _I, _L, _P, _I]),
     "llmctl_gated_activation": (None, [_P, _P, _I, _L, _L, _L, _I, _P, _I]),
     "llmctl_route": (None, [_P, _P, _I, _L, _P, _P, _I]),
     "llmctl_experts": (None, [_P, _P, _I, _L, _P, _P, _P, _I]),

@@ -183,6 +183,7 @@ class Kernels(RowOperations):
         *,
         scale: float,
         window: int = 0,
+        chunk: int = 0,
         softcap: float = 0.0,
         sinks: "Tensor | None" = None,
     ) -> "Tensor":
@@ -199,6 +200,8 @@ class Kernels(RowOperations):
             kv_length: int32 [sequences].
             scale: The factor of q·k.
             window: The number of tokens that a token sees, including itself; 0 means all.
+            chunk: The tokens of a chunk, counted from the beginning of the sequence: a token sees only those of its own
+                chunk. 0 means no chunks.
             softcap: Scores s become softcap * tanh(s / softcap); 0 leaves them unchanged.
             sinks: [query heads]: a further logit in the softmax of every query of a head, which takes no value.
 
@@ -206,13 +209,13 @@ class Kernels(RowOperations):
             [tokens, query heads, value size] in q's dtype.
         """
         codes = dtype_codes()
-        check_paged_attention(q, keys, values, page_table, query_start, kv_length, window=window)
+        check_paged_attention(q, keys, values, page_table, query_start, kv_length, window=window, chunk=chunk)
         tokens, query_heads, size = q.shape
         check_vector(sinks, query_heads, "sinks")
         sinks = None if sinks is None else sinks.float()
         _, page_tokens, kv_heads, value_size = values.shape
         out = q.new_empty((tokens, query_heads, value_size))
-        sizes = (ctypes.c_int64 * 14)(
+        sizes = (ctypes.c_int64 * 15)(
             kv_length.numel(),
             page_table.shape[1],
             page_tokens,
@@ -223,6 +226,7 @@ class Kernels(RowOperations):
             *keys.stride()[:3],
             *values.stride()[:3],
             window,
+            chunk,
         )
         self._library.llmctl_attention(
             q.data_ptr(),

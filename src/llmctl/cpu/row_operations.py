@@ -1,6 +1,7 @@
 """The operations between matrix products, and mixtures of experts, applied to tensors as a program computes them."""
 
 import ctypes
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llmctl.cpu.experts import Experts, Routing
@@ -61,11 +62,17 @@ class RowOperations:
         return y
 
     def gated_activation(self, gate: "Tensor", up: "Tensor", activation: Activation) -> "Tensor":
-        """Return activation(gate) * up for up [..., width] and gate [..., width] or [..., 1], as a program does."""
+        """Return activation(gate) * up for up [..., width], as a program does.
+
+        Args:
+            gate: [..., gates], each for an equal part of a row.
+            up: [..., width].
+            activation: The activation of the gates.
+        """
         gate, up = gate.contiguous(), up.contiguous()
         width = up.shape[-1]
         rows, y = row_count(up, width), up.new_empty(up.shape)
-        if gate.shape not in (up.shape, (*up.shape[:-1], 1)) or up.dtype != gate.dtype:
+        if gate.shape[:-1] != up.shape[:-1] or width % max(gate.shape[-1], 1) or up.dtype != gate.dtype:
             raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not match")
         self._library.llmctl_gated_activation(
             gate.data_ptr(),
@@ -77,6 +84,20 @@ class RowOperations:
             ACTIVATIONS.index(activation),
             y.data_ptr(),
             self.threads(),
+        )
+        return y
+
+    def activation(self, x: "Tensor", activation: Activation, numbers: "Mapping[str, float] | None" = None) -> "Tensor":
+        """Return the activation of x [..., width], as a program does.
+
+        Args:
+            numbers: The fields of `Operation` with the numbers of an activation that has some.
+        """
+        x = x.contiguous()
+        rows, y = row_count(x, x.shape[-1]), x.new_empty(x.shape)
+        op = Operation(n=x.shape[-1], activation=ACTIVATIONS.index(activation), **(numbers or {}))
+        self._library.llmctl_activation(
+            ctypes.byref(op), x.data_ptr(), dtype_codes()[x.dtype], rows, y.data_ptr(), self.threads()
         )
         return y
 

@@ -23,11 +23,12 @@ OperationKind = Literal[
     "delta_rule",
     "selective_scan",
     "gated_norm",
+    "activation",
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weight_then_round", "no_weight", "layer_norm"]
 RopeLayout = Literal["halves", "pairs", "pairs_of_halves"]
-Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity", "clamped_swiglu", "relu"]
-Scoring = Literal["softmax", "top_softmax", "sigmoid", "sparse_mixer"]
+Activation = Literal["silu", "gelu_tanh", "sigmoid", "identity", "clamped_swiglu", "relu_squared", "gelu", "xielu"]
+Scoring = Literal["softmax", "top_softmax", "sigmoid", "sparse_mixer", "top_sigmoid"]
 Destination = Literal["buffer", "logits", "keys", "values", "floats"]
 # The index of a value is its number in C++.
 OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
@@ -59,15 +60,16 @@ class Operation(ctypes.Structure):
         *_sizes("other", "other_offset", "other_stride"),
         *_sizes("destination", "output", "n", "k", "bits", "same_input"),
         *_sizes("norm_flavour", "activation"),
-        *_sizes("heads", "kv_heads", "head_size", "layer", "window"),
+        *_sizes("heads", "kv_heads", "head_size", "layer", "window", "chunk"),
         *_sizes("head_stride", "output_head_stride", "output_offset", "output_stride"),
+        *_sizes("norm_last", "gate_last"),
         *_sizes("value_size", "values_in_keys"),
         *_sizes("state", "kernel_size", "state_size"),
         *_sizes("step", "step_offset", "step_stride"),
         *_sizes("beta", "beta_offset", "beta_stride"),
         *_sizes("rope", "rotary_size", "rope_layout", "rope_in_float32", "token_factor"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
-        *_sizes("scoring", "groups", "top_groups", "floats", "interleaved"),
+        *_sizes("scoring", "groups", "top_groups", "group_best", "floats", "interleaved", "ungated", "weighs_inputs"),
         *_pointers("weight"),
         *_sizes("weight_dtype"),
         *_pointers("scales", "bias"),
@@ -75,7 +77,7 @@ class Operation(ctypes.Structure):
         *_pointers("down_weight", "a_log", "step_bias", "skip"),
         *_sizes("head_dtype"),
         *_pointers("down_bias"),
-        *_floats("epsilon", "scale", "softcap", "step_low", "step_high", "alpha", "limit"),
+        *_floats("epsilon", "scale", "softcap", "step_low", "step_high", "alpha", "limit", "negative_alpha", "slope"),
     )
 
 

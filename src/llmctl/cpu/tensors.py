@@ -93,6 +93,7 @@ def check_paged_attention(
     kv_length: "Tensor",
     *,
     window: int,
+    chunk: int = 0,
 ) -> None:
     """Raise ValueError if shapes, types or table entries do not match. The tables are short, so this is cheap."""
     import torch
@@ -117,17 +118,27 @@ def check_paged_attention(
     starts = query_start.tolist()
     if starts[0] != 0 or starts[-1] != q.shape[0]:
         raise ValueError(f"query_start must run from 0 to {q.shape[0]}")
-    _check_pages(page_table, starts, kv_length.tolist(), pages=keys.shape[0], page_tokens=keys.shape[1], window=window)
+    pages, page_tokens, *_ = keys.shape
+    lengths = kv_length.tolist()
+    _check_pages(page_table, starts, lengths, pages=pages, page_tokens=page_tokens, window=window, chunk=chunk)
 
 
 def _check_pages(
-    page_table: "Tensor", starts: list[int], lengths: list[int], *, pages: int, page_tokens: int, window: int
+    page_table: "Tensor",
+    starts: list[int],
+    lengths: list[int],
+    *,
+    pages: int,
+    page_tokens: int,
+    window: int,
+    chunk: int,
 ) -> None:
     capacity = page_table.shape[1] * page_tokens
     for table, first, end, length in zip(page_table.tolist(), starts, starts[1:], lengths, strict=False):
         if not 0 <= end - first <= length <= capacity:
             raise ValueError(f"{end - first} queries of {length} tokens do not fit into a table of {capacity} tokens")
-        first_seen = max(0, length - (end - first) - window + 1) if window else 0
+        position = length - (end - first)
+        first_seen = max(0, position - window + 1) if window else position // chunk * chunk if chunk else 0
         used = table[first_seen // page_tokens : -(-length // page_tokens)] if end > first else []
         if used and not 0 <= min(used) <= max(used) < pages:
             raise ValueError(f"page_table has an entry outside of the {pages} pages")

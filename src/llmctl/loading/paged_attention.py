@@ -58,12 +58,6 @@ def single_pages(batch: int, tokens: int, key_count: int) -> Tables:
 def paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score) -> "Tensor":
     """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
     native = kernels.load() if query.device.type == "cpu" else None
-    if score.visible.chunk:
-        chunked = _split_by_chunk(tables, score.visible.chunk, page_tokens=keys.shape[1])
-        if chunked is None:
-            native = None
-        else:
-            tables = chunked
     if native is None:
         return _torch_paged_attention(query, keys, values, tables, score)
     return native.paged_attention(
@@ -75,6 +69,7 @@ def paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: P
         tables.kv_length,
         scale=score.scale,
         window=score.visible.window,
+        chunk=score.visible.chunk,
         softcap=score.softcap,
         sinks=None if score.sinks is None else score.sinks.detach(),
     )
@@ -146,33 +141,3 @@ def attend_with_mask(
         scores = torch.cat([scores, sinks], -1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
     return weights[..., : keys.shape[-2]] @ values.repeat_interleave(groups, -3)
-
-
-def _split_by_chunk(tables: PageTables, chunk: int, *, page_tokens: int) -> Tables | None:
-    """Return tables in which each chunk of a sequence is a sequence of its own, so that the kernel knows no chunks.
-
-    Return None if chunks do not begin with a page.
-    """
-    import torch
-
-    if chunk % page_tokens:
-        return None
-    starts, lengths, pages = [0], [], []
-    for number, length in enumerate(tables.kv_lengths):
-        row = tables.page_table[number].tolist()
-        position = length - (tables.query_starts[number + 1] - tables.query_starts[number])
-        while position < length:
-            begin = position // chunk * chunk
-            end = min(begin + chunk, length)
-            starts.append(starts[-1] + end - position)
-            lengths.append(end - begin)
-            pages.append(row[begin // page_tokens : -(-end // page_tokens)])
-            position = end
-    widest = max(map(len, pages))
-    return Tables(
-        page_table=torch.tensor([[*row, *[0] * (widest - len(row))] for row in pages], dtype=torch.int32),
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_length=torch.tensor(lengths, dtype=torch.int32),
-        query_starts=tuple(starts),
-        kv_lengths=tuple(lengths),
-    )

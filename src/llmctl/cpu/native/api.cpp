@@ -29,7 +29,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 }  // namespace
 
 // Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
-LLMCTL_EXPORT int llmctl_version() { return 10; }
+LLMCTL_EXPORT int llmctl_version() { return 11; }
 
 // The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
@@ -81,14 +81,14 @@ LLMCTL_EXPORT void llmctl_quantize(int bits, const void* w, int dtype, Size n, S
 }
 
 // `sizes`: sequences, max_blocks, block_size, query_heads, kv_heads, width, value_width, then the strides of keys and of
-// values (block, slot, head), in elements, then the window (0: none). `sinks`: [query_heads] or null.
+// values (block, slot, head), in elements, then the window and the chunk (0: none). `sinks`: [query_heads] or null.
 LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, const void* v, int kv_dtype, void* out,
                                     const int32_t* block_table, const int32_t* query_start, const int32_t* kv_length,
                                     const Size* sizes, float scale, float softcap, const float* sinks, int threads) {
     const Attention job{q, q_dtype, k, v, kv_dtype, out, block_table, query_start, kv_length,
                   Size(sizes[0]), Size(sizes[1]), Size(sizes[2]), Size(sizes[3]), Size(sizes[4]), Size(sizes[5]),
                   Size(sizes[6]), Size(sizes[7]), Size(sizes[8]), Size(sizes[9]), Size(sizes[10]), Size(sizes[11]),
-                  Size(sizes[12]), scale, softcap, Size(sizes[13]), sinks};
+                  Size(sizes[12]), scale, softcap, Size(sizes[13]), Size(sizes[14]), sinks};
     attend(job, threads);
 }
 
@@ -103,7 +103,8 @@ LLMCTL_EXPORT void llmctl_rms_norm(const void* x, int dtype, Size rows, Size wid
     });
 }
 
-// activation(gate) times up, as a kGatedActivation operation of a program: up is [rows][width], gate too or [rows][1].
+// activation(gate) times up, as a kGatedActivation operation of a program: up is [rows][width], gate [rows][gate_width], each
+// gate for an equal part of the row.
 LLMCTL_EXPORT void llmctl_gated_activation(const void* gate, const void* up, int dtype, Size rows, Size width, Size gate_width,
                                            int activation, void* y, int threads) {
     Operation op{};
@@ -111,6 +112,13 @@ LLMCTL_EXPORT void llmctl_gated_activation(const void* gate, const void* up, int
     each_row(op, rows, threads, [&](Size row, float* work) {
         isa->gated_activation_row(op, dtype, advanced(gate, dtype, row * gate_width), advanced(up, dtype, row * width),
                                   advanced(y, dtype, row * width), work);
+    });
+}
+
+// The activation of x [rows][width] that the operation describes, as a kActivation operation of a program.
+LLMCTL_EXPORT void llmctl_activation(const Operation* op, const void* x, int dtype, Size rows, void* y, int threads) {
+    each_row(*op, rows, threads, [&](Size row, float* work) {
+        isa->activation_row(*op, dtype, advanced(x, dtype, row * op->n), advanced(y, dtype, row * op->n), work);
     });
 }
 

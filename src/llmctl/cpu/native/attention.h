@@ -243,9 +243,13 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
         std::memset(state.out, 0, static_cast<size_t>(rows * value_width) * 4);
     }
 
+    const auto first_seen = [&](Size at) {
+        const Size first = job.window > 0 && at >= job.window ? at - job.window + 1 : 0;
+        const Size of_chunk = job.chunk > 0 ? at / job.chunk * job.chunk : 0;
+        return first > of_chunk ? first : of_chunk;
+    };
     const Size last = position + (piece.row_end - 1) / group;
-    Size first = job.window > 0 ? position + piece.row_begin / group - job.window + 1 : 0;
-    first = first < 0 ? 0 : first;  // pages of earlier tokens may hold something else
+    const Size first = first_seen(position + piece.row_begin / group);  // pages of earlier tokens may hold something else
     for (Size key = first / kKeyBlock * kKeyBlock; key <= last; key += kKeyBlock) {
         const Size skipped = first > key ? first - key : 0;
         const Size count = last + 1 - key < kKeyBlock ? last + 1 - key : kKeyBlock;
@@ -256,7 +260,7 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
             all_scores(state.q, width, rows, keys, job.width, scores);
             for (Size t = 0; t < rows; ++t) {
                 const Size at = position + (piece.row_begin + t) / group;
-                const Size begin = job.window > 0 && at - job.window + 1 > key ? at - job.window + 1 - key : 0;
+                const Size seen = first_seen(at), begin = seen > key ? seen - key : 0;
                 const Size end = at + 1 - key < 0 ? 0 : at + 1 - key;
                 const float correction =
                     softmax_step(scores + t * kKeyBlock, begin < kKeyBlock ? begin : kKeyBlock,

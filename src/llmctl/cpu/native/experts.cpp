@@ -72,24 +72,35 @@ void compute_experts(const Operation& op, int dtype, Size tokens, const char* x,
     for (Size pair = 0; pair < pairs.count(); ++pair) {
         std::memcpy(inputs + pair * hidden * size, x + pairs.tokens[pair] * x_stride, size_t(hidden * size));
     }
-    multiply(op, pairs, op.weight, op.bias, 2 * inner, hidden, inputs, gate_ups, dtype, threads);
     Operation gate{}, add{};
+    add.n = hidden, add.scale = 1.0f;
+    const auto weigh = [&](char* row, float weight, float* work) {
+        isa->to_f32(row, dtype, work, hidden);
+        for (Size i = 0; i < hidden; ++i) work[i] *= weight;
+        isa->from_f32(work, row, dtype, hidden);
+    };
+    if (op.weighs_inputs) {
+        each_row(add, pairs.count(), threads, [&](Size pair, float* work) {
+            weigh(inputs + pair * hidden * size, pairs.weights[pair], work);
+        });
+    }
+    const Size first_width = op.ungated ? inner : 2 * inner;
+    multiply(op, pairs, op.weight, op.bias, first_width, hidden, inputs, gate_ups, dtype, threads);
     gate.n = inner, gate.activation = op.activation, gate.interleaved = op.interleaved;
     gate.alpha = op.alpha, gate.limit = op.limit;
     each_row(gate, pairs.count(), threads, [&](Size row, float* work) {
-        const char* from = gate_ups + row * 2 * inner * size;
+        const char* from = gate_ups + row * first_width * size;
+        if (op.ungated) return isa->activation_row(gate, dtype, from, activations + row * inner * size, work);
         isa->gated_activation_row(gate, dtype, from, from + inner * size, activations + row * inner * size, work);
     });
     multiply(op, pairs, op.down_weight, op.down_bias, hidden, inner, activations, results, dtype, threads);
-    add.n = hidden, add.scale = 1.0f;
     each_row(add, tokens, threads, [&](Size token, float* work) {
         char* sum = out + token * out_stride;
         std::memset(sum, 0, size_t(hidden * size));
         for (Size i = token ? pairs.token_end[token - 1] : 0; i < pairs.token_end[token]; ++i) {
             char* result = results + pairs.of_token[i] * hidden * size;
-            isa->to_f32(result, dtype, work, hidden);
-            for (Size j = 0; j < hidden; ++j) work[j] *= pairs.weights[pairs.of_token[i]];
-            isa->from_f32(work, result, dtype, hidden);  // rounded after the product and after the sum
+            if (!op.weighs_inputs) weigh(result, pairs.weights[pairs.of_token[i]], work);
+            // rounded after the product, and after the sum
             isa->add_row(add, dtype, sum, result, sum, work);
         }
     });

@@ -20,5 +20,6 @@
     const llmctl::Isa llmctl_isa_##name = {                                                                           \
         LLMCTL_NAME_OF(name), Simd::kQueryTile, LLMCTL_HAS_BF16_DOT,  quantize_rows,    linear_quantized, linear_dense,  \
         attention,            quantize_weight,  convert_to_f32,       convert_from_f32, rms_norm_row,                    \
-        prepare_heads_row,    gated_activation_row, route_row,        add_row,          scale_row,                       \
-        embedding_row,        causal_conv,          delta_rule,       selective_scan,   gated_norm_row};
+        prepare_heads_row,    gated_activation_row, activation_row,   route_row,        add_row,                         \
+        scale_row,        embedding_row,        causal_conv,      delta_rule,       selective_scan,                  \
+        gated_norm_row};

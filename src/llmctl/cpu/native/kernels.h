@@ -64,7 +64,7 @@ struct Attention {
     Size k_block_stride, k_slot_stride, k_head_stride;
     Size v_block_stride, v_slot_stride, v_head_stride;
     float scale, softcap;  // softcap 0: none
-    Size window;           // 0: none
+    Size window, chunk;    // 0: none; with chunks, a token sees the earlier ones of its own chunk only
     const float* sinks;    // [query_heads], or null: a logit in the softmax of every query that takes no value
 };
 
@@ -110,6 +110,7 @@ enum OperationKind : Size {
     kDeltaRule,   // the gated delta rule, with a state [heads][state_size][padded head_size] in float32
     kSelectiveScan, // of Mamba 2, with the same state
     kGatedNorm,
+    kActivation,  // without a gate
 };
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then multiplied by the weights
@@ -130,8 +131,9 @@ enum Scoring : Size {
     kTopSoftmax,    // over the chosen ones
     kSigmoidScores,
     kSparseMixer,
+    kTopSigmoid,    // the largest logits; their sigmoids are the weights
 };
-enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity, kClampedSwiglu, kRelu };
+enum Activation : Size { kSilu, kGeluTanh, kSigmoid, kIdentity, kClampedSwiglu, kReluSquared, kGelu, kXielu };
 enum Destination : Size { kBuffer, kLogits, kKeys, kValues, kFloats };  // kFloats: a buffer, in float32
 struct Operation {
     Size kind;
@@ -140,13 +142,14 @@ struct Operation {
     Size other, other_offset, other_stride;         // the second input: kAdd, kGatedActivation (up), kExperts (routes)
     Size destination, output;                       // `output` is the buffer's number if the destination is kBuffer
     Size n;                                         // elements of an output row
-    Size k;  // kLinear, kLinearHeads: elements of an input row or head; kGatedActivation: 1 for one gate
+    Size k;  // kLinear, kLinearHeads: elements of an input row or head; kGatedActivation: the number of gates, 0 for n
     Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
     Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
-    Size heads, kv_heads, head_size, layer, window; // window 0: none
+    Size heads, kv_heads, head_size, layer, window, chunk; // window, chunk 0: none; kGatedNorm: head_size 0 for no norm
     Size head_stride, output_head_stride;           // kPrepareHeads, kLinearHeads: elements from head to head
-    Size output_offset, output_stride;              // likewise: place in the output's rows
+    Size output_offset, output_stride;              // likewise, kScale: place in the output's rows
+    Size norm_last, gate_last;                      // kPrepareHeads: the norm follows RoPE; kGatedNorm: the gate follows the norm
     Size value_size, values_in_keys;                // kAttention: elements of a value; values are the first ones of the keys
     Size state, kernel_size, state_size;            // of operations with a state: its number in the pass; elements of a key
     Size step, step_offset, step_stride;            // kDeltaRule, kSelectiveScan: the steps [heads]
@@ -155,21 +158,24 @@ struct Operation {
     Size rope_layout, rope_in_float32;              // in_float32: rounded once instead of after every step
     Size token_factor;                              // kPrepareHeads: 1 + its index in the pass; 0: none
     Size experts, top_k, normalize_top_k, round_top_k, intermediate_size;
-    Size scoring, groups, top_groups;               // kRoute
+    Size scoring, groups, top_groups, group_best;   // kRoute; the score of a group is the sum of its `group_best` best
     Size floats;                                    // kRoute: the logits are float32 whatever the pass's type
     Size interleaved;                               // kExperts: gate and up alternate in gate_up_proj's outputs
+    Size ungated, weighs_inputs;                    // kExperts: up_proj only; weights multiply the inputs, not the outputs
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
     const void* scales;
     const void* bias;                               // kAttention: sinks; kRoute: correction of the scores
     Size bias_dtype;
     const void* down_weight;                        // kExperts: down_proj, likewise
-    const void *a_log, *step_bias, *skip;           // kDeltaRule, kSelectiveScan: parameters [heads]
+    const void *a_log, *step_bias, *skip;           // kDeltaRule, kSelectiveScan: parameters [heads]; kRoute: skip [experts],
+                                                    // factors of the weights
     Size head_dtype;                                // of these parameters
     const void* down_bias;                          // kExperts
     float epsilon, scale, softcap;                  // kRoute: least sum of weights, or 2 * jitter; softcap of scores, 0: none
     float step_low, step_high;                      // kSelectiveScan: limits of a step
-    float alpha, limit;                             // kClampedSwiglu
+    float alpha, limit;                             // kClampedSwiglu; kXielu: alpha
+    float negative_alpha, slope;                    // kXielu
 };
 
 struct Isa {
@@ -187,6 +193,7 @@ struct Isa {
     void (*prepare_heads_row)(const Operation& op, int dtype, const void* in, const float* rope_cos, const float* rope_sin,
                               float factor, void* out, float* work);
     void (*gated_activation_row)(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work);
+    void (*activation_row)(const Operation& op, int dtype, const void* in, void* out, float* work);
     void (*route_row)(const Operation& op, int dtype, const void* logits, int32_t* top_experts, float* top_weights,
                       float* work);
     void (*add_row)(const Operation& op, int dtype, const void* a, const void* b, void* out, float* work);

@@ -63,7 +63,7 @@ struct Runner {
                             pass.max_pages,    pass.page_tokens, op.heads,            op.kv_heads,    op.head_size,
                             op.value_size,     page,             slot,                op.head_size,
                             pass.page_tokens * value_slot,       value_slot,          value_head,     op.scale,
-                            op.softcap,        op.window,        sinks};
+                            op.softcap,        op.window,        op.chunk,       sinks};
         attend(job, threads);
     }
 
@@ -188,13 +188,21 @@ struct Runner {
                     isa->gated_activation_row(op, dtype, input(op, row), other(op, row), output(op, row), work);
                 });
                 break;
+            case kActivation:
+                each_row(op, [&](Size row, float* work) {
+                    isa->activation_row(op, dtype, input(op, row), output(op, row), work);
+                });
+                break;
             case kAdd:
                 each_row(op, [&](Size row, float* work) {
                     isa->add_row(op, dtype, input(op, row), other(op, row), output(op, row), work);
                 });
                 break;
             case kScale:
-                each_row(op, [&](Size row, float* work) { isa->scale_row(op, dtype, input(op, row), output(op, row), work); });
+                each_row(op, [&](Size row, float* work) {
+                    char* to = buffer(op.output) + bytes(op.output_offset + row * op.output_stride);
+                    isa->scale_row(op, dtype, input(op, row), to, work);
+                });
                 break;
             case kLinearHeads:
                 linear_heads(op);

@@ -240,19 +240,25 @@ inline void selective_scan(const Operation& op, int dtype, const Recurrence& seq
 // The RMS norm of each group of op.head_size elements of x silu(gate), times the weights. x is float32, and only the result
 // is rounded.
 inline void gated_norm_row(const Operation& op, int dtype, const void* x, const void* gate, void* out, float* work) {
-    float *values = work, *gates = work + op.n + Simd::kLanes;
+    float *values = work, *other = values + op.n + Simd::kLanes;
     widen(x, llmctl::kF32, values, op.n);
-    widen(gate, dtype, gates, op.n);
-    for (Size i = 0; i < op.n; i += Simd::kLanes) {
-        Simd::store(values + i, Simd::mul(Simd::load(values + i), activate(llmctl::kSilu, Simd::load(gates + i))));
-    }
-    for (Size first = 0; first < op.n; first += op.head_size) {
+    const auto multiply_by_gate = [&] {
+        widen(gate, dtype, other, op.n);
+        for (Size i = 0; i < op.n; i += Simd::kLanes) {
+            Simd::store(values + i, Simd::mul(Simd::load(values + i), activate(llmctl::kSilu, Simd::load(other + i))));
+        }
+    };
+    if (!op.gate_last) multiply_by_gate();
+    for (Size first = 0; op.head_size > 0 && first < op.n; first += op.head_size) {
         const float mean = sum_of_squares(values + first, op.head_size) / static_cast<float>(op.head_size);
         const float factor = 1.0f / square_root(mean + op.epsilon);
         for (Size i = first; i < first + op.head_size; ++i) values[i] *= factor;
     }
-    convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), gates, op.n);
-    for (Size i = 0; i < op.n; ++i) values[i] *= gates[i];
+    if (op.head_size > 0) {
+        convert_to_f32(op.weight, static_cast<int>(op.weight_dtype), other, op.n);
+        for (Size i = 0; i < op.n; ++i) values[i] *= other[i];
+    }
+    if (op.gate_last) multiply_by_gate();
     convert_from_f32(values, out, dtype, op.n);
 }
 

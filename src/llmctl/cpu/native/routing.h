@@ -15,6 +15,12 @@ inline void top_indices(float* numbers, Size size, Size count, int32_t* to) {
     }
 }
 
+inline float sigmoid_of(float x) {
+    float lanes[Simd::kLanes];
+    Simd::store(lanes, sigmoid(Simd::set(x)));
+    return lanes[0];
+}
+
 inline float largest(const float* numbers, Size size) {
     float peak = numbers[0];
     for (Size i = 1; i < size; ++i) peak = numbers[i] > peak ? numbers[i] : peak;
@@ -34,7 +40,7 @@ inline float exponentials(float* numbers, Size size) {
     return sum;
 }
 
-// Only experts of the best groups take part. The score of a group is the sum of its two best (DeepSeek-V3).
+// Only experts of the best groups take part. The score of a group is its best one (DeepSeek-V2) or the sum of its two best (V3).
 inline void keep_best_groups(const Operation& op, float* choice, float* work) {
     const Size size = op.experts / op.groups;
     for (Size g = 0; g < op.groups; ++g) {
@@ -48,7 +54,7 @@ inline void keep_best_groups(const Operation& op, float* choice, float* work) {
                 second = v;
             }
         }
-        work[g] = first + second;
+        work[g] = op.group_best == 1 ? first : first + second;
     }
     for (Size dropped = op.groups - op.top_groups; dropped > 0; --dropped) {
         Size worst = 0;  // the last one of equal ones
@@ -99,11 +105,7 @@ inline void route_row(const Operation& op, int dtype, const void* logits, int32_
     if (op.scoring == llmctl::kSoftmax) {
         sum = exponentials(scores, op.experts);
     } else if (op.scoring == llmctl::kSigmoidScores) {
-        for (Size i = 0; i < op.experts; ++i) {
-            float lanes[Simd::kLanes];
-            Simd::store(lanes, sigmoid(Simd::set(scores[i])));
-            scores[i] = lanes[0];
-        }
+        for (Size i = 0; i < op.experts; ++i) scores[i] = sigmoid_of(scores[i]);
     }
     for (Size i = 0; i < op.experts; ++i) choice[i] = op.bias ? scores[i] / sum + correction[i] : scores[i];
     if (op.groups > 1) keep_best_groups(op, choice, rest);
@@ -111,6 +113,7 @@ inline void route_row(const Operation& op, int dtype, const void* logits, int32_
     float top_sum = 0.0f;
     for (Size c = 0; c < op.top_k; ++c) top_weights[c] = scores[top_experts[c]];
     if (op.scoring == llmctl::kTopSoftmax) sum = exponentials(top_weights, op.top_k);
+    for (Size c = 0; op.scoring == llmctl::kTopSigmoid && c < op.top_k; ++c) top_weights[c] = sigmoid_of(top_weights[c]);
     for (Size c = 0; c < op.top_k; ++c) {
         top_weights[c] /= sum;
         top_sum += top_weights[c];
@@ -119,6 +122,12 @@ inline void route_row(const Operation& op, int dtype, const void* logits, int32_
     for (Size c = 0; c < op.top_k; ++c) {
         if (op.normalize_top_k) top_weights[c] /= top_sum;
         top_weights[c] *= op.scale;
+        if (op.skip) {
+            float factor;
+            convert_to_f32(advanced(op.skip, static_cast<int>(op.head_dtype), top_experts[c]), static_cast<int>(op.head_dtype),
+                           &factor, 1);
+            top_weights[c] *= factor;
+        }
         if (op.round_top_k) round_to(dtype, top_weights + c, 1);
     }
 }

@@ -92,8 +92,12 @@ inline void prepare_heads_row(const Operation& op, int dtype, const void* in, co
     }
     for (Size h = 0; h < op.heads; ++h) {
         convert_to_f32(advanced(in, dtype, h * op.head_stride), dtype, head, size);
-        if (is_normed) rms_norm(head, size, dtype, op, rotated);
+        if (is_normed && !op.norm_last) rms_norm(head, size, dtype, op, rotated);
         if (rotary) rotate(op, dtype, head, rotated, cosine, sine);
+        if (is_normed && op.norm_last) {
+            round_to(dtype, head, size);
+            rms_norm(head, size, dtype, op, rotated);
+        }
         if (op.token_factor) {
             round_to(dtype, head, size);
             for (Size i = 0; i < size; ++i) head[i] *= factor;
@@ -109,11 +113,42 @@ inline Simd::F sigmoid(Simd::F x) {
     return Simd::div(Simd::where_less(x, zero, e, one), Simd::add(one, e));
 }
 
+// GELU: x times the normal distribution function, by the complementary error function (Abramowitz and Stegun, 7.1.26, with an
+// absolute error below 2e-7).
+inline Simd::F gelu(Simd::F x) {
+    const Simd::F zero = Simd::zero(), one = Simd::set(1.0f), size = Simd::max(x, Simd::sub(zero, x));
+    const Simd::F t = Simd::div(one, Simd::fma(Simd::set(0.3275911f * 0.70710678f), size, one));
+    Simd::F p = Simd::set(1.061405429f);
+    p = Simd::fma(p, t, Simd::set(-1.453152027f));
+    p = Simd::fma(p, t, Simd::set(1.421413741f));
+    p = Simd::fma(p, t, Simd::set(-0.284496736f));
+    p = Simd::fma(p, t, Simd::set(0.254829592f));
+    const Simd::F square = Simd::mul(x, x);
+    const Simd::F tail = Simd::mul(Simd::mul(Simd::mul(p, t), Simd::set(0.5f)), exponential(Simd::mul(square, Simd::set(-0.5f))));
+    return Simd::mul(x, Simd::where_less(x, zero, tail, Simd::sub(one, tail)));
+}
+
+// xIELU (Huang 2024, arXiv:2411.13010): alpha x^2 + slope x, or negative_alpha (exp(x) - 1 - x) + slope x below zero.
+inline Simd::F xielu(const Operation& op, Simd::F x) {
+    const Simd::F zero = Simd::zero(), low = Simd::where_less(x, zero, x, zero), line = Simd::mul(x, Simd::set(op.slope));
+    const Simd::F far = Simd::sub(Simd::sub(exponential(low), Simd::set(1.0f)), low);
+    const float factors[] = {1.0f / 5040.0f, 1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f};
+    Simd::F series = Simd::set(1.0f / 40320.0f);  // of exp(x) - 1 - x, which would lose digits near zero
+    for (const float factor : factors) {
+        series = Simd::fma(series, low, Simd::set(factor));
+    }
+    const Simd::F near = Simd::mul(Simd::mul(series, low), low);
+    const Simd::F bent = Simd::mul(Simd::set(op.negative_alpha), Simd::where_less(low, Simd::set(-0.5f), far, near));
+    const Simd::F grown = Simd::mul(Simd::mul(Simd::set(op.alpha), x), x);
+    return Simd::add(Simd::where_less(zero, x, grown, bent), line);
+}
+
 inline Simd::F activate(Size activation, Simd::F x) {
     if (activation == llmctl::kSilu) return Simd::mul(x, sigmoid(x));
     if (activation == llmctl::kSigmoid) return sigmoid(x);
     if (activation == llmctl::kIdentity) return x;
-    if (activation == llmctl::kRelu) return Simd::max(x, Simd::zero());
+    if (activation == llmctl::kReluSquared) return Simd::mul(Simd::max(x, Simd::zero()), x);
+    if (activation == llmctl::kGelu) return gelu(x);
     // GELU by tanh: 0.5 (1 + tanh(z)) is the sigmoid of 2 z, z = sqrt(2 / pi) (x + 0.044715 x^3)
     const Simd::F cube = Simd::mul(Simd::mul(x, x), x);
     const Simd::F z = Simd::mul(Simd::set(1.5957691216057308f), Simd::fma(Simd::set(0.044715f), cube, x));
@@ -132,10 +167,10 @@ inline void clamped_swiglu(const Operation& op, float* gate, float* up, Size cou
     }
 }
 
-// activation(gate) times up. gate and up may alternate, or gate may be one number for the whole row.
+// activation(gate) times up. gate and up may alternate, or each of op.k gates may be for an equal part of the row.
 inline void gated_activation_row(const Operation& op, int dtype, const void* gate, const void* up, void* out, float* work) {
     constexpr Size kStep = 16 * Simd::kLanes;
-    const bool gate_of_row = op.k == 1;
+    const Size part = op.k > 0 ? op.n / op.k : 1;  // elements with the same gate
     for (Size at = 0; at < op.n; at += kStep) {
         const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
         float *g = work, *u = work + kStep;
@@ -148,8 +183,17 @@ inline void gated_activation_row(const Operation& op, int dtype, const void* gat
                 u[i] = both[2 * i + 1];
             }
         } else {
-            convert_to_f32(gate_of_row ? gate : advanced(gate, dtype, at), dtype, g, gate_of_row ? 1 : count);
-            for (Size i = 1; gate_of_row && i < whole; ++i) g[i] = g[0];
+            if (op.k == 0) {
+                convert_to_f32(advanced(gate, dtype, at), dtype, g, count);
+            } else {
+                for (Size i = 0; i < count; ++i) {
+                    if (i > 0 && (at + i) % part) {
+                        g[i] = g[i - 1];
+                    } else {
+                        convert_to_f32(advanced(gate, dtype, (at + i) / part), dtype, g + i, 1);
+                    }
+                }
+            }
             convert_to_f32(advanced(up, dtype, at), dtype, u, count);
         }
         if (op.activation == llmctl::kClampedSwiglu) {
@@ -161,6 +205,21 @@ inline void gated_activation_row(const Operation& op, int dtype, const void* gat
         round_to(dtype, g, count);
         for (Size i = 0; i < count; ++i) g[i] *= u[i];
         convert_from_f32(g, advanced(out, dtype, at), dtype, count);
+    }
+}
+
+// activation(x)
+inline void activation_row(const Operation& op, int dtype, const void* in, void* out, float* work) {
+    constexpr Size kStep = 16 * Simd::kLanes;
+    for (Size at = 0; at < op.n; at += kStep) {
+        const Size count = op.n - at < kStep ? op.n - at : kStep, whole = llmctl::ceil_div(count, Simd::kLanes) * Simd::kLanes;
+        convert_to_f32(advanced(in, dtype, at), dtype, work, count);
+        for (Size i = count; i < whole; ++i) work[i] = 0.0f;
+        for (Size i = 0; i < whole; i += Simd::kLanes) {
+            const Simd::F x = Simd::load(work + i);
+            Simd::store(work + i, op.activation == llmctl::kXielu ? xielu(op, x) : activate(op.activation, x));
+        }
+        convert_from_f32(work, advanced(out, dtype, at), dtype, count);
     }
 }
 

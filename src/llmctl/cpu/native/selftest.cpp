@@ -20,6 +20,7 @@ void llmctl_linear(const void*, int, Size, Size, const void*, int, Size, const v
 void llmctl_quantize(int, const void*, int, Size, Size, void*, void*, int);
 void llmctl_attention(const void*, int, const void*, const void*, int, void*, const int32_t*, const int32_t*,
                       const int32_t*, const Size*, float, float, const float*, int);
+void llmctl_activation(const llmctl::Operation*, const void*, int, Size, void*, int);
 void llmctl_run_program(const llmctl::Operation*, Size, const llmctl::Pass*);
 }
 
@@ -104,7 +105,7 @@ void try_linear(const char* isa, Size n, Size k, Size rows, int dtype) {
     }
 }
 
-void try_attention(const char* isa, Size length, Size queries, Size width, Size window, const float* sinks, int dtype) {
+void try_attention(const char* isa, Size length, Size queries, Size width, Size window, Size chunk, const float* sinks, int dtype) {
     const Size heads = 4, kv_heads = 2, block_size = 16, blocks = llmctl::ceil_div(length, block_size);
     Numbers q(dtype, queries * heads * width), k(dtype, blocks * block_size * kv_heads * width),
         v(dtype, blocks * block_size * kv_heads * width), out(dtype, queries * heads * width);
@@ -112,7 +113,7 @@ void try_attention(const char* isa, Size length, Size queries, Size width, Size 
     for (Size i = 0; i < blocks; ++i) table[i] = int32_t(blocks - 1 - i);
     const int32_t starts[] = {0, int32_t(queries)}, lengths[] = {int32_t(length)};
     const Size block = block_size * kv_heads * width, slot = kv_heads * width;
-    const Size sizes[] = {1, blocks, block_size, heads, kv_heads, width, width, block, slot, width, block, slot, width, window};
+    const Size sizes[] = {1, blocks, block_size, heads, kv_heads, width, width, block, slot, width, block, slot, width, window, chunk};
     llmctl_attention(q.data(), dtype, k.data(), v.data(), dtype, out.data(), table.data(), starts, lengths, sizes, 0.2f, 0.0f,
                      sinks, 2);
     std::vector<double> expected(queries * heads * width);
@@ -121,7 +122,8 @@ void try_attention(const char* isa, Size length, Size queries, Size width, Size 
             const Size at = length - queries + t;
             const auto place = [&](Size p) { return table[p / 16] * block + p % 16 * slot + h / 2 * width; };
             double sum = sinks ? std::exp(sinks[h]) : 0;
-            for (Size p = window && at - window + 1 > 0 ? at - window + 1 : 0; p <= at; ++p) {
+            const Size first = chunk ? at / chunk * chunk : window && at - window + 1 > 0 ? at - window + 1 : 0;
+            for (Size p = first; p <= at; ++p) {
                 double score = 0;
                 for (Size d = 0; d < width; ++d) score += q[(t * heads + h) * width + d] * k[place(p) + d];
                 sum += std::exp(score * 0.2);
@@ -132,6 +134,26 @@ void try_attention(const char* isa, Size length, Size queries, Size width, Size 
             for (Size d = 0; d < width; ++d) expected[(t * heads + h) * width + d] /= sum;
         }
     expect(error(out, expected) < (dtype == 0 ? 1e-5 : 4e-3), isa, "attention", length, width, queries);
+}
+
+void try_activation(const char* isa, Size width, int dtype) {
+    const Size rows = 3;
+    Numbers x(dtype, rows * width), y(dtype, rows * width);
+    std::vector<double> expected(rows * width);
+    llmctl::Operation op{};
+    op.n = width, op.alpha = 0.9f, op.negative_alpha = 1.2f, op.slope = 0.5f;
+    for (const llmctl::Activation kind : {llmctl::kGelu, llmctl::kXielu, llmctl::kReluSquared}) {
+        op.activation = kind;
+        for (Size i = 0; i < rows * width; ++i) {
+            const double v = x[i];
+            expected[i] = kind == llmctl::kGelu    ? 0.5 * v * std::erfc(-v / std::sqrt(2.0))
+                          : kind == llmctl::kXielu ? 0.5 * v + (v > 0 ? 0.9 * v * v : 1.2 * (std::expm1(v) - v))
+                          : v > 0                  ? v * v
+                                                   : 0;
+        }
+        llmctl_activation(&op, x.data(), dtype, rows, y.data(), 2);
+        expect(error(y, expected) < (dtype == 0 ? 1e-6 : 4e-3), isa, "activation", width, kind, rows);
+    }
 }
 
 // A weight [n][k] in `bits`, or as torch stores it for 0, in memory of exactly its size.
@@ -181,9 +203,9 @@ void try_program(const char* isa, int dtype, Size bits) {
         }
         return all;
     };
-    const auto gate_up_proj = packed(2 * inner, hidden), down_proj = packed(hidden, inner);
+    const auto gate_up_proj = packed(2 * inner, hidden), up_proj = packed(inner, hidden), down_proj = packed(hidden, inner);
     Matrix router(dtype, experts, hidden, 0);
-    Numbers gate_up_bias(dtype, experts * 2 * inner), down_bias(dtype, experts * hidden), sinks(dtype, heads);
+    Numbers gate_up_bias(dtype, experts * 2 * inner), down_bias(dtype, experts * hidden), sinks(dtype, heads), expert_factors(dtype, experts);
     Matrix words_in(dtype, words, hidden, bits), q(dtype, heads * width, hidden, bits), k(dtype, kv_heads * width, hidden, bits),
         v(dtype, kv_heads * width, hidden, bits), o(dtype, hidden, heads * width, bits), gate(dtype, inner, hidden, bits),
         up(dtype, inner, hidden, bits), down(dtype, hidden, inner, bits), head(dtype, words, hidden, bits);
@@ -250,7 +272,14 @@ void try_program(const char* isa, int dtype, Size bits) {
     recurrence(kSelectiveScan, kScanned, hidden * (dtype == kF32 ? 1 : 2), 2);
     Operation& gated_norm = add(kGatedNorm, kScanned, hidden * (dtype == kF32 ? 1 : 2), kSublayerOutput, hidden);
     gated_norm.other = kNormed, gated_norm.other_stride = hidden, gated_norm.head_size = hidden / groups;
-    gated_norm.weight = weights.data();
+    gated_norm.weight = weights.data(), gated_norm.gate_last = 1;
+    add_residual();
+    Operation& only_gate = add(kGatedNorm, kScanned, hidden * (dtype == kF32 ? 1 : 2), kSublayerOutput, hidden);
+    only_gate.other = kNormed, only_gate.other_stride = hidden;
+    add_residual();
+    Operation& gates = add(kGatedActivation, kNormed, hidden, kSublayerOutput, hidden);
+    gates.other = kX, gates.other_stride = hidden, gates.k = 4, gates.activation = kSigmoid;
+    add(kActivation, kSublayerOutput, hidden, kSublayerOutput, hidden).activation = kGelu;
     add_residual();
     norm(kX, kNormed, kOnePlusWeight);
     ops.push_back(gate.op(kLinear, kNormed, kGate));
@@ -269,6 +298,14 @@ void try_program(const char* isa, int dtype, Size bits) {
         moe.bias = gate_up_bias.data(), moe.down_bias = down_bias.data();
         moe.activation = kClampedSwiglu, moe.alpha = 1.7f, moe.limit = 1.0f;
         add_residual();
+        Operation& by_group = add(kRoute, kRouter, experts, kRoutes, 0);
+        by_group.experts = by_group.groups = experts, by_group.top_groups = by_group.top_k = top_k, by_group.group_best = 1;
+        by_group.scoring = kTopSigmoid, by_group.skip = expert_factors.data(), by_group.head_dtype = dtype;
+        Operation& ungated = add(kExperts, kNormed, hidden, kSublayerOutput, hidden);
+        ungated.other = kRoutes, ungated.experts = experts, ungated.top_k = top_k, ungated.intermediate_size = inner;
+        ungated.bits = bits, ungated.weight = up_proj.get(), ungated.down_weight = down_proj.get();
+        ungated.ungated = ungated.weighs_inputs = 1, ungated.activation = kReluSquared;
+        add_residual();
     }
     add(kGatherLast, kX, hidden, kLast, hidden);
     const size_t gathered = ops.size();
@@ -276,10 +313,13 @@ void try_program(const char* isa, int dtype, Size bits) {
     ops.push_back(q.op(kLinear, kEnd, kQ));
     prepare_heads(kQ, heads, kBuffer, true);
     ops.back().rope_layout = kPairsOfHalves, ops.back().rope_in_float32 = 1, ops.back().token_factor = 1;
+    ops.back().norm_last = 1;
     Operation& shared = add(kAttention, kQuery, heads * width, kAttended, 0);
     shared.heads = heads, shared.kv_heads = kv_heads, shared.head_size = shared.value_size = width, shared.scale = 0.4f, shared.softcap = 5.0f;
+    shared.chunk = 5;
     ops.push_back(o.op(kLinear, kAttended, kEnd));
-    add(kScale, kEnd, hidden, kLast, hidden).scale = 0.7f;
+    Operation& scale = add(kScale, kEnd, hidden, kLast, hidden);
+    scale.scale = 0.7f, scale.output_stride = hidden;
     Operation& by_head = add(kLinearHeads, kLast, hidden, kEnd, 10);
     by_head.k = 10, by_head.heads = 4, by_head.head_stride = by_head.output_head_stride = 10, by_head.output_stride = hidden;
     by_head.weight = head_weights.data();
@@ -361,13 +401,15 @@ int main() {
                 try_linear(isa, 20, 2100, rows, dtype);
             }
             try_linear(isa, 70, 64, 131, dtype);
+            for (const Size width : {1, 40, 300}) try_activation(isa, width, dtype);
             for (const Size bits : {0, 4, 8}) try_program(isa, dtype, bits);
             for (const Size width : {8, 24, 64}) {
                 const float sinks[] = {-1.0f, 0.0f, 2.0f, 9.0f};
-                try_attention(isa, 1, 1, width, 0, nullptr, dtype);
-                try_attention(isa, 70, 70, width, 0, nullptr, dtype);
-                try_attention(isa, 150, 3, width, 20, nullptr, dtype);
-                try_attention(isa, 150, 30, width, 20, sinks, dtype);
+                try_attention(isa, 1, 1, width, 0, 0, nullptr, dtype);
+                try_attention(isa, 70, 70, width, 0, 0, nullptr, dtype);
+                try_attention(isa, 150, 3, width, 20, 0, nullptr, dtype);
+                try_attention(isa, 150, 30, width, 20, 0, sinks, dtype);
+                try_attention(isa, 150, 90, width, 0, 40, nullptr, dtype);
             }
         }
         std::printf("%s done\n", isa);

@@ -6,10 +6,18 @@ program.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from llmctl.cpu.program.modules import MlpNames, activation_forward, gated_mlp_forward, norm_forward
+from llmctl.cpu.program.modules import (
+    MlpNames,
+    activation_forward,
+    activation_numbers,
+    gated_mlp_forward,
+    norm_forward,
+)
 from llmctl.cpu.program.writer import CacheView, Heads, ProgramWriter, RmsNorm, Rope, View, Weight
 from llmctl.cpu.structs import Activation, NormFlavour, RopeLayout
 
@@ -48,9 +56,9 @@ class Blocks:
         """Look up the token ids. Return the hidden states, to which the layers add their outputs."""
         return self._embedding(embed_tokens, "hidden", multiplier)
 
-    def rms_norm(self, module: Any, x: View) -> View:
+    def rms_norm(self, module: Any, x: View, name: str = "normed") -> View:
         """Normalise x [hidden], the input or the output of a sublayer."""
-        normed = self._buffer("normed", self._hidden_size)
+        normed = self._buffer(name, self._hidden_size)
         self.writer.rms_norm(self._norm(module, self._hidden_size), x, normed)
         return normed
 
@@ -58,10 +66,24 @@ class Blocks:
         """Add `multiplier` times the output of a sublayer to the hidden states."""
         self.writer.add(hidden, sublayer_output, hidden, width=self._hidden_size, multiplier=multiplier)
 
-    def scale(self, hidden: View, factor: float) -> None:
-        """Multiply the hidden states by a constant."""
+    def scale(self, x: View, factor: float) -> None:
+        """Multiply the elements of a buffer by a constant."""
         if factor != 1.0:
-            self.writer.scale(hidden, factor)
+            self.writer.scale(x, factor)
+
+    def scaled(self, x: View, factor: float) -> View:
+        """Return x [hidden] times a constant."""
+        if factor == 1.0:
+            return x
+        out = self._buffer("scaled", self._hidden_size)
+        self.writer.scale(x, factor, out, width=self._hidden_size)
+        return out
+
+    def sum(self, a: View, b: View, *, multiplier: float = 1.0) -> View:
+        """Return a + multiplier * b, of the outputs of two sublayers."""
+        out = self._buffer("sum", self._hidden_size)
+        self.writer.add(a, b, out, width=self._hidden_size, multiplier=multiplier)
+        return out
 
     def last_tokens(self, x: View, name: str = "last") -> View:
         """Return a copy of x for each sequence's last token. All later blocks compute only these tokens."""
@@ -101,64 +123,76 @@ class Blocks:
         *,
         scale: float,
         window: int = 0,
+        chunk: int = 0,
         rope: Rope | None = None,
+        norm_after_rope: bool = False,
         has_output_gate: bool = False,
         token_factor: int | None = None,
         shared_layer: int | None = None,
     ) -> View:
         """Compute causal attention of x [hidden], and write the keys and values to the KV cache.
 
-        Heads are normalised if the module has q_norm, k_norm or v_norm, or q_layernorm and k_layernorm: each head, or
-        all of them together if the norm has that many weights. Without a v_proj, the values are the projected keys.
+        Heads are normalised if the module has norms with one of the names in `_HEAD_NORMS`: each head, or all of them
+        together if the norm has that many weights. Without a v_proj, the values are the projected keys. A g_proj
+        gives a gate for each head, by whose sigmoid its output is multiplied.
 
         Args:
-            module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, and o_proj or out_proj.
+            module: The attention module, with q_proj, k_proj and v_proj, or qkv_proj, or query_key_value (those of a
+                head side by side), and an output projection with one of the names in `_OUTPUTS`.
             x: The normalised hidden states.
             scale: The factor of q·k.
             window: The number of tokens that a token sees, including itself; 0 means all.
+            chunk: The tokens of a chunk, if a token sees only those of its own chunk; 0 means no chunks.
             rope: The RoPE of queries and keys.
+            norm_after_rope: True if the norms of queries and keys follow RoPE.
             has_output_gate: True if q_proj computes a gate beside each query head, by whose sigmoid the head's output
                 is multiplied.
             token_factor: The number of the factors of queries.
             shared_layer: The layer of the KV cache that another block has written and this one reads.
         """
-        query_heads: int = self.config.num_attention_heads
-        heads = Heads(query_heads, query_heads // module.num_key_value_groups, module.head_dim)
+        heads = _heads_of(module, self.config)
         if rope is not None and rope.rotary_size > heads.size:
             raise UnexpectedModuleError("a RoPE that is larger than a head")
-        head_stride = heads.size * (2 if has_output_gate else 1)
+        write, size = self.writer, heads.size
+        by_head = hasattr(module, "query_key_value")
+        head_stride = size * (2 if has_output_gate else 3 if by_head else 1)
         q_width = heads.query * head_stride
         parts = self._project_qkv(module, x, heads, q_width=q_width, only_query=shared_layer is not None)
-        write, size = self.writer, heads.size
+        if getattr(module, "key_multiplier", 1.0) != 1.0:
+            write.scale(parts[1], module.key_multiplier, width=heads.kv * size)
         query, attended = (self._buffer(name, heads.query * size) for name in ("query", "attended"))
         q, norm = self._head_norm(module, "q", parts[0], heads.query, size)
         how: dict[str, Any] = {"heads": heads.query, "size": size, "head_stride": head_stride}
-        write.prepare_heads(q, query, norm=norm, rope=rope, token_factor=token_factor, **how)
+        last = {"norm_last": norm_after_rope}
+        write.prepare_heads(q, query, norm=norm, rope=rope, token_factor=token_factor, **how, **last)
         if shared_layer is None:
             shared_layer = write.kv_layer(heads.kv, size)
             for part, view in (("keys", parts[1]), ("values", parts[2])):
                 states, norm = self._head_norm(module, part[0], view, heads.kv, size)
                 out = CacheView("keys" if part == "keys" else "values", shared_layer)
-                write.prepare_heads(
-                    states, out, heads=heads.kv, size=size, norm=norm, rope=rope if part == "keys" else None
-                )
+                kv: dict[str, Any] = {"heads": heads.kv, "size": size, "head_stride": head_stride if by_head else size}
+                write.prepare_heads(states, out, norm=norm, rope=rope if part == "keys" else None, **kv, **last)
         softcap = getattr(module, "attn_logit_softcapping", None) or 0.0
         sinks = module.sinks.detach() if hasattr(module, "sinks") else None
-        write.attention(
-            query, attended, heads, layer=shared_layer, scale=scale, window=window, softcap=softcap, sinks=sinks
-        )
+        seen = {"window": window, "chunk": chunk}
+        write.attention(query, attended, heads, layer=shared_layer, scale=scale, softcap=softcap, sinks=sinks, **seen)
         if has_output_gate:
             write.prepare_heads(q.after(size), query, **how)
             write.gated_activation(query, attended, attended, width=attended.stride, activation="sigmoid")
-        output = module.o_proj if hasattr(module, "o_proj") else module.out_proj
-        return self._linear(output, attended, "sublayer_output")
+        if getattr(module, "g_proj", None) is not None:
+            gate = self._linear(module.g_proj, x, "head_gates")
+            how = {"width": attended.stride, "activation": "sigmoid", "gates": heads.query}
+            write.gated_activation(gate, attended, attended, **how)
+        output = next(getattr(module, name) for name in _OUTPUTS if hasattr(module, name))
+        return self._linear(output, attended, "attention_output")
 
-    def gated_mlp(self, module: Any, x: View) -> View:
+    def gated_mlp(self, module: Any, x: View, *, gate_multiplier: float = 1.0, down_multiplier: float = 1.0) -> View:
         """Compute down_proj(act(gate_proj(x)) * up_proj(x)), with separate projections or the fused gate_up_proj.
 
-        The projections may have any of the names in `_MLPS`.
+        The projections may have any of the names in `_MLPS`. The outputs of gate_proj and down_proj are multiplied by
+        constants.
         """
-        names = _mlp_names(module)
+        names = replace(_mlp_names(module), gate_multiplier=gate_multiplier, down_multiplier=down_multiplier)
         down = getattr(module, names.down)
         width: int = down.in_features
         is_fused = len(names.gate_up) == 1
@@ -169,33 +203,28 @@ class Blocks:
             gate, up = (self._linear(getattr(module, name), x, name) for name in names.gate_up)
         if gate.stride != (2 * width if is_fused else width) or up.stride != gate.stride:
             raise UnexpectedModuleError("projections with different sizes")
+        if gate_multiplier != 1.0:
+            self.writer.scale(gate, gate_multiplier, width=width)
         inner = self._buffer("inner", width)
         self.writer.gated_activation(gate, up, inner, width=width, activation=names.activation)
         self.forwards.append((module, partial(gated_mlp_forward, module, names)))
-        return self._linear(down, inner, "sublayer_output")
+        output = self._linear(down, inner, "sublayer_output")
+        self.scale(output, down_multiplier)
+        return output
 
-    def per_layer_inputs(self, body: Any, hidden: View) -> View:
-        """Compute Gemma 4's inputs of all layers, [layers, size] for each token, from the token and its embedding."""
-        layers, size = self.config.num_hidden_layers, self.config.hidden_size_per_layer_input
-        embedded = self._embedding(body.embed_tokens_per_layer, "per_layer_embedding")
-        projected = self._linear(body.per_layer_model_projection, hidden, "per_layer_projection")
-        if (embedded.stride, projected.stride) != (layers * size, layers * size):
-            raise UnexpectedModuleError("inputs of layers with different sizes")
-        self.writer.scale(projected, body.per_layer_model_projection_scale)
-        norm, inputs = self._norm(body.per_layer_projection_norm, size), self._buffer("per_layer_inputs", layers * size)
-        self.writer.prepare_heads(projected, inputs, heads=layers, size=size, norm=norm)
-        self.writer.add(inputs, embedded, inputs, width=layers * size)
-        self.writer.scale(inputs, body.per_layer_input_scale)
-        return inputs
-
-    def per_layer_input(self, layer: Any, hidden: View, inputs: View, index: int) -> View:
-        """Return the projection of a layer's part of `per_layer_inputs`, gated by the hidden states and normalised."""
-        size, activation = self.config.hidden_size_per_layer_input, _activation(layer.act_fn)
-        gate = self._linear(layer.per_layer_input_gate, hidden, "per_layer_gate")
-        inner = self._buffer("per_layer_inner", size)
-        self.writer.gated_activation(gate, inputs.after(index * size), inner, width=size, activation=activation)
-        self.forwards.append((layer.act_fn, partial(activation_forward, layer.act_fn, activation)))
-        return self.rms_norm(layer.post_per_layer_input_norm, self._linear(layer.per_layer_projection, inner, "output"))
+    def mlp(self, module: Any, x: View) -> View:
+        """Compute down_proj(act_fn(up_proj(x))). The parts may have any of the names in `_PLAIN_MLPS`."""
+        children = {name for name, _ in module.named_children()}
+        up, down, act = next((names for names in _PLAIN_MLPS if children >= {*names}), _PLAIN_MLPS[0])
+        expect_children(module, up, down, act)
+        function = getattr(module, act)
+        numbers = activation_numbers(function)
+        activation: Activation = "xielu" if numbers else activation_of(function)
+        projected = self._linear(getattr(module, up), x, "up")
+        inner = self._buffer("inner", projected.stride)
+        self.writer.activation(projected, inner, activation, numbers)
+        self.forwards.append((function, partial(activation_forward, function, activation, numbers)))
+        return self._linear(getattr(module, down), inner, "sublayer_output")
 
     def output_head(
         self, norm: Any, lm_head: Any, hidden: View, *, multiplier: float = 1.0, softcap: float | None = None
@@ -211,15 +240,17 @@ class Blocks:
     def _project_qkv(self, module: Any, x: View, heads: Heads, *, q_width: int, only_query: bool) -> list[View]:
         """Return queries, keys and values; without v_proj, the values are the keys."""
         names = {name for name, _ in module.named_children()}
-        is_fused = "qkv_proj" in names
-        wanted = ["qkv_proj"] if is_fused else ["q_proj", "k_proj", *(["v_proj"] if "v_proj" in names else [])]
+        fused = names & {"qkv_proj", "query_key_value"}
+        wanted = [*fused] if fused else ["q_proj", "k_proj", *(["v_proj"] if "v_proj" in names else [])]
         projections = wanted[:1] if only_query else wanted
-        norms = names & {"q_norm", "k_norm", "v_norm", "q_layernorm", "k_layernorm"}
-        expect_children(module, *projections, *(names & {"o_proj", "out_proj"}), *norms)
+        norms = names.intersection(chain(*_HEAD_NORMS.values()))
+        expect_children(module, *projections, *names.intersection(_OUTPUTS), *norms, *(names & {"g_proj"}))
         query, kv = heads.query * heads.size, heads.kv * heads.size
         views = [self._linear(getattr(module, name), x, name) for name in projections]
-        if is_fused:
-            views += [views[0].after(query), views[0].after(query + kv)]
+        if fused:
+            by_head = "query_key_value" in fused
+            views += [views[0].after(heads.size if by_head else query)]
+            views += [views[1].after(heads.size if by_head else kv)]
             widths = [query + 2 * kv] * 3
         else:
             views += views[1:2] if len(views) == 2 else []
@@ -254,7 +285,7 @@ class Blocks:
 
     def _head_norm(self, attention: Any, part: str, x: View, heads: int, size: int) -> tuple[View, RmsNorm | None]:
         """Return heads ("q", "k" or "v") and the norm of each, if the attention has it. Apply a norm of all heads."""
-        names = [name for name in (f"{part}_norm", f"{part}_layernorm") if hasattr(attention, name)]
+        names = [name for name in _HEAD_NORMS[part] if hasattr(attention, name)]
         if not names:
             return x, None
         norm = getattr(attention, names[0])
@@ -270,9 +301,10 @@ class Blocks:
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         ending = "LayerNorm" if self.norm_flavour == "layer_norm" else "RMSNorm"
         weight = getattr(module, "weight", None)
-        has_weight = getattr(module, "with_scale", True)
+        has_weight = getattr(module, "with_scale", not type(module).__name__.endswith("L2Norm"))
         bias = getattr(module, "bias", None)
-        if epsilon is None or not type(module).__name__.endswith(ending) or (bias is not None and ending == "RMSNorm"):
+        is_known = type(module).__name__.endswith((ending, "L2Norm"))
+        if epsilon is None or not is_known or (bias is not None and ending == "RMSNorm"):
             raise UnexpectedModuleError(type(module).__name__)
         if (weight.shape != (size,)) if weight is not None else has_weight:
             raise UnexpectedModuleError(f"{type(module).__name__} of another size")
@@ -287,9 +319,26 @@ class Blocks:
         return self._buffers[name, width]
 
 
+# the norms of an attention's queries, keys and values; Llama 4 has one for both
+_HEAD_NORMS = {
+    "q": ("q_norm", "q_layernorm", "query_layernorm", "qk_norm"),
+    "k": ("k_norm", "k_layernorm", "key_layernorm", "qk_norm"),
+    "v": ("v_norm",),
+}
+_OUTPUTS = ("o_proj", "out_proj", "dense")
+
+# projections of MLPs without a gate, and the activation between them
+_PLAIN_MLPS = (
+    ("up_proj", "down_proj", "act_fn"),
+    ("c_fc", "c_proj", "act"),
+    ("fc1", "fc2", "activation_fn"),
+    ("dense_h_to_4h", "dense_4h_to_h", "act"),
+)
+
 # projections of gated MLPs: gate and up, or a fused one; the output; the activation, which has a module except in LFM2
 _MLPS: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
     (("gate_proj", "up_proj"), "down_proj", "act_fn"),
+    (("gate_proj", "up_proj"), "down_proj", "activation_fn"),
     (("gate_up_proj",), "down_proj", "activation_fn"),
     (("w1", "w3"), "w2", None),
     (("input_linear",), "output_linear", "activation"),
@@ -300,9 +349,9 @@ def _mlp_names(module: Any) -> MlpNames:
     """Return the parts of a gated MLP. Raises UnexpectedModuleError if it has others."""
     children = {name for name, _ in module.named_children()}
     for gate_up, down, activation in _MLPS:
-        if children >= {*gate_up, down}:
+        if children >= {*gate_up, down, *([] if activation is None else [activation])}:
             expect_children(module, *gate_up, down, *([] if activation is None else [activation]))
-            return MlpNames(gate_up, down, "silu" if activation is None else _activation(getattr(module, activation)))
+            return MlpNames(gate_up, down, "silu" if activation is None else activation_of(getattr(module, activation)))
     raise UnexpectedModuleError(f"{type(module).__name__} as an MLP")
 
 
@@ -353,7 +402,14 @@ def _bias(module: Any) -> "Tensor | None":
     return None if module.bias is None else cast("Tensor", module.bias.detach())
 
 
-def _activation(module: Any) -> Activation:
+def _heads_of(module: Any, config: Any) -> Heads:
+    size: int = module.head_dim if hasattr(module, "head_dim") else module.head_size
+    query: int = config.num_attention_heads
+    return Heads(query, query // getattr(module, "num_key_value_groups", 1), size)
+
+
+def activation_of(module: Any) -> Activation:
+    """Return the name of an activation. Raises UnexpectedModuleError if the kernels do not have it."""
     from llmctl.cpu.expert_layers import ACTIVATION_OF
 
     activation = ACTIVATION_OF.get(type(module).__name__)

@@ -1,7 +1,7 @@
 """Compilation of a model of a supported family into a program. All other models run module by module."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from llmctl.cpu import kernels
 from llmctl.cpu.program.blocks import UnexpectedModuleError, frequencies_of
 from llmctl.cpu.program.latent_blocks import LatentBlocks
 from llmctl.cpu.program.llama import Llama
+from llmctl.cpu.program.per_layer_blocks import PerLayerBlocks
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.recurrent_writer import RecurrentWriter
 from llmctl.cpu.program.run import Layout, Pair, Program
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AllBlocks(RecurrentBlocks, LatentBlocks):
+class AllBlocks(RecurrentBlocks, LatentBlocks, PerLayerBlocks):
     """The blocks of all families."""
 
 
@@ -63,12 +64,22 @@ class CompiledModel:
             kind = [] if layer_type is None else [layer_type]
             if rope_depends_on_length(rotary_emb):
                 starts, lengths = layout.query_starts, layout.rope_lengths
-                pair = rope_by_sequence(rotary_emb, like, positions, *kind, starts=starts, lengths=lengths)
+                pair = rope_by_sequence(
+                    partial(_cosines_and_sines, rotary_emb), like, positions, *kind, starts=starts, lengths=lengths
+                )
             else:
-                pair = rotary_emb(like, positions, *kind)
+                pair = _cosines_and_sines(rotary_emb, like, positions, *kind)
             size = 2 * frequencies_of(rotary_emb, layer_type).numel()
             tables.append((_whole_table(pair[0][0], size), _whole_table(pair[1][0], size)))
         return tables
+
+
+def _cosines_and_sines(rotary_emb: Any, *arguments: Any) -> Pair:
+    """Return the tables of a RoPE; some modules return them as complex numbers."""
+    import torch
+
+    tables: Any = rotary_emb(*arguments)
+    return (tables.real, tables.imag) if isinstance(tables, torch.Tensor) else tables
 
 
 def _whole_table(table: "Tensor", size: int) -> "Tensor":
@@ -113,7 +124,8 @@ def _language_model(model: Any) -> tuple[type[Llama] | None, Any]:
     if family is None or head is None or body is model:
         return None, model
     part = nn.Module()  # a composite model: the family reads it as if it were a language model
-    part.model, part.lm_head, part.config = body, head, body.config
+    setattr(part, family.body_name, body)
+    part.lm_head, part.config = head, body.config
     return family, part
 
 

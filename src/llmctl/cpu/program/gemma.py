@@ -35,8 +35,11 @@ class Gemma2(Gemma):
         blocks = self.blocks
         attended = self.attention(layer.self_attn, blocks.rms_norm(layer.input_layernorm, hidden), index)
         self.add(hidden, blocks.rms_norm(layer.post_attention_layernorm, attended))
-        output = self.mlp(layer.mlp, blocks.rms_norm(layer.pre_feedforward_layernorm, hidden))
-        self.add(hidden, blocks.rms_norm(layer.post_feedforward_layernorm, output))
+        self.add(hidden, blocks.rms_norm(layer.post_feedforward_layernorm, self.feed_forward(layer, hidden)))
+
+    def feed_forward(self, layer: Any, hidden: View) -> View:
+        """Return the output of the MLP."""
+        return self.mlp(layer.mlp, self.blocks.rms_norm(layer.pre_feedforward_layernorm, hidden))
 
     def attention_scale(self, head_size: int) -> float:
         """Return the scale set by `query_pre_attn_scalar`."""

@@ -8,14 +8,16 @@ from typing import Any
 
 from llmctl.cpu.program.blocks import UnexpectedModuleError, expect_children
 from llmctl.cpu.program.gemma import Gemma3
+from llmctl.cpu.program.per_layer_blocks import PerLayerBlocks
 from llmctl.cpu.program.writer import View
 
 
 class Gemma4(Gemma3):
-    """Builds the text model of Gemma 4, without a mixture of experts."""
+    """Builds the text model of Gemma 4."""
 
     transformers_class = "Gemma4ForCausalLM"
     norm_flavour = "weight_then_round"
+    blocks: PerLayerBlocks
 
     def build(self) -> None:
         """Write the program."""
@@ -41,11 +43,25 @@ class Gemma4(Gemma3):
         norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm")
         names = ("self_attn", "mlp", *norms, "post_feedforward_layernorm")
         per_layer = ("act_fn", "per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
-        expect_children(layer, *names, *(per_layer if self.inputs is not None else ()))
+        experts = ("router", "experts", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2")
+        moe = (*experts, "pre_feedforward_layernorm_2") if layer.enable_moe_block else ()
+        expect_children(layer, *names, *moe, *(per_layer if self.inputs is not None else ()))
         self.add_attention_and_mlp(layer, hidden, index)
         if self.inputs is not None:
             self.add(hidden, self.blocks.per_layer_input(layer, hidden, self.inputs, index))
         self.blocks.scale(hidden, float(layer.layer_scalar))
+
+    def feed_forward(self, layer: Any, hidden: View) -> View:
+        """Return the output of the MLP, plus that of the experts, each normalised, if the layer has experts."""
+        output = super().feed_forward(layer, hidden)
+        if not layer.enable_moe_block:
+            return output
+        blocks = self.blocks
+        shared = blocks.rms_norm(layer.post_feedforward_layernorm_1, output, "normed_mlp")
+        normed = blocks.rms_norm(layer.pre_feedforward_layernorm_2, hidden)
+        top_k = self.config.top_k_experts
+        routed = blocks.experts_with_normed_router(layer.router, layer.experts, normed, hidden, top_k=top_k)
+        return blocks.sum(shared, blocks.rms_norm(layer.post_feedforward_layernorm_2, routed))
 
     def attention(self, module: Any, x: View, index: int) -> View:
         """Return the output of a layer's attention."""

@@ -5,17 +5,17 @@ Models with experts add the output of the MLP to theirs.
 
 from typing import Any
 
-from llmctl.cpu.experts import Routing
 from llmctl.cpu.program.blocks import expect_children
-from llmctl.cpu.program.granite import Granite
+from llmctl.cpu.program.granite import GraniteMoeShared
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.writer import Rope, View
 
 
-class GraniteHybrid(Granite):
+class GraniteHybrid(GraniteMoeShared):
     """Builds Granite 4 Hybrid."""
 
     transformers_class = "GraniteMoeHybridForCausalLM"
+    router_class = "GraniteMoeHybridTopKRouter"
     blocks: RecurrentBlocks
 
     def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
@@ -31,13 +31,6 @@ class GraniteHybrid(Granite):
         normed = self.blocks.rms_norm(layer.post_attention_layernorm, hidden)
         output = self.mlp(layer.shared_mlp, normed)
         self.add(hidden, self.experts(layer.block_sparse_moe, normed, output) if experts else output)
-
-    def experts(self, module: Any, x: View, shared: View) -> View:
-        """Return the output of the experts, whose weights are the softmax over the chosen ones, plus `shared`."""
-        router = module.router
-        routing = Routing(len(router.weight), router.top_k, scoring="top_softmax", round_weights=True)
-        router_class = "GraniteMoeHybridTopKRouter"
-        return self.blocks.moe(module, x, routing, router=router, router_class=router_class, shared=shared)
 
     def rope(self, index: int) -> Rope | None:
         """Return the RoPE, or None for a model without position embeddings."""

@@ -1,10 +1,13 @@
-"""Families with multi-head latent attention (MLA): MiniCPM 3, Youtu-LLM, DeepSeek V3, GLM-4.7 Flash.
+"""Families with multi-head latent attention (MLA): MiniCPM 3, Youtu-LLM, DeepSeek V2 and V3, GLM-4.7 Flash.
 
-The last two have the mixture of experts of GLM-4.5, which is DeepSeek's.
+DeepSeek V3 and GLM-4.7 Flash have the mixture of experts of GLM-4.5, which is DeepSeek's; that of DeepSeek V2 has a
+softmax instead of sigmoids.
 """
 
 from typing import Any
 
+from llmctl.cpu.experts import Routing
+from llmctl.cpu.program.blocks import UnexpectedModuleError
 from llmctl.cpu.program.grouped_experts import Glm4Moe
 from llmctl.cpu.program.latent_blocks import LatentBlocks
 from llmctl.cpu.program.llama import Llama
@@ -51,6 +54,33 @@ class DeepseekV3(Youtu, Glm4Moe):
     transformers_class = "DeepseekV3ForCausalLM"
     router_class = "DeepseekV3TopkRouter"
     blocks: LatentBlocks
+
+
+class DeepseekV2(DeepseekV3):
+    """Builds DeepSeek V2 and V2-Lite."""
+
+    transformers_class = "DeepseekV2ForCausalLM"
+    router_class = "DeepseekV2TopkRouter"
+
+    def rope(self, index: int) -> Rope:
+        """Return the RoPE, which is computed in float32."""
+        return self.blocks.rope(self.body.rotary_emb, layout="pairs_of_halves", in_float32=True)
+
+    def routing(self, module: Any) -> Routing:
+        """Return the arithmetic of the router: a softmax, perhaps with groups, whose scores are those of their best."""
+        router = module.gate
+        if router.topk_method not in ("greedy", "group_limited_greedy"):
+            raise UnexpectedModuleError(f"a router of the type {router.topk_method}")
+        has_groups = router.topk_method == "group_limited_greedy"
+        return Routing(
+            len(router.weight),
+            router.top_k,
+            groups=router.num_group if has_groups else 1,
+            top_groups=router.topk_group if has_groups else 1,
+            group_best=1,
+            multiplier=router.routed_scaling_factor,
+            float_logits=True,
+        )
 
 
 class Glm4MoeLite(DeepseekV3):

@@ -15,27 +15,32 @@ class Llama:
         text_classes: Names of transformers' classes of the same language model inside composite models, beside those
             that have the family's own name (LlamaModel).
         norm_flavour: The way in which RMS norms apply their weights.
+        body_name: The name of the part before the output head.
         embed_tokens: The name of the embedding.
         final_norm: The name of the norm before the output head.
         rotary_emb: The name of the module that computes cosines and sines.
         mlp_name: The name of a layer's MLP or mixture of experts.
+        norms: The names of the norms before attention and before the MLP.
     """
 
     transformers_class: ClassVar[str] = "LlamaForCausalLM"
     text_classes: ClassVar[tuple[str, ...]] = ()
     norm_flavour: ClassVar[NormFlavour] = "norm_then_weight"
+    body_name: ClassVar[str] = "model"
     embed_tokens: ClassVar[str] = "embed_tokens"
     final_norm: ClassVar[str] = "norm"
     rotary_emb: ClassVar[str] = "rotary_emb"
     mlp_name: ClassVar[str] = "mlp"
+    norms: ClassVar[tuple[str, str]] = ("input_layernorm", "post_attention_layernorm")
 
     def __init__(self, model: Any, blocks: Blocks) -> None:
         self.model, self.config, self.blocks = model, model.config, blocks
+        self.body: Any = getattr(model, self.body_name)
 
     def build(self) -> None:
         """Write the program."""
-        body = self.model.model
-        expect_children(self.model, "model", "lm_head")
+        body = self.body
+        expect_children(self.model, self.body_name, "lm_head")
         rotary_emb = [] if getattr(body, self.rotary_emb, None) is None else [self.rotary_emb]
         expect_children(body, self.embed_tokens, "layers", self.final_norm, *rotary_emb)
         if len(body.layers) != self.config.num_hidden_layers:
@@ -52,10 +57,11 @@ class Llama:
     def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
         """Add attention and MLP to the hidden states."""
         blocks = self.blocks
-        expect_children(layer, "input_layernorm", "self_attn", "post_attention_layernorm", self.mlp_name)
-        normed = blocks.rms_norm(layer.input_layernorm, hidden)
+        before_attention, before_mlp = self.norms
+        expect_children(layer, before_attention, "self_attn", before_mlp, self.mlp_name)
+        normed = blocks.rms_norm(getattr(layer, before_attention), hidden)
         self.add(hidden, self.attention(layer.self_attn, normed, index))
-        normed = blocks.rms_norm(layer.post_attention_layernorm, hidden)
+        normed = blocks.rms_norm(getattr(layer, before_mlp), hidden)
         self.add(hidden, self.mlp(getattr(layer, self.mlp_name), normed))
 
     def attention(self, module: Any, x: View, index: int) -> View:
@@ -74,7 +80,7 @@ class Llama:
 
     def rope(self, index: int) -> Rope | None:
         """Return the RoPE of a layer."""
-        return self.blocks.rope(getattr(self.model.model, self.rotary_emb))
+        return self.blocks.rope(getattr(self.body, self.rotary_emb))
 
     def mlp(self, module: Any, x: View) -> View:
         """Return the output of a layer's MLP."""

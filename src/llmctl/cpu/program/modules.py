@@ -3,6 +3,7 @@
 Beam search, drafts and training run the modules; the engine runs the program.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,11 +23,15 @@ class MlpNames:
         gate_up: The names of the projections: a fused one, or gate and up.
         down: The name of the output projection.
         activation: The activation of the gate.
+        gate_multiplier: The factor of the gate.
+        down_multiplier: The factor of the output.
     """
 
     gate_up: tuple[str, ...]
     down: str
     activation: Activation
+    gate_multiplier: float = 1.0
+    down_multiplier: float = 1.0
 
 
 def norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor") -> "Tensor":
@@ -43,14 +48,24 @@ def norm_forward(module: Any, epsilon: float, flavour: NormFlavour, x: "Tensor")
     return native.rms_norm(x, weight, epsilon, flavour, bias)
 
 
-def activation_forward(module: Any, activation: Activation, x: "Tensor") -> "Tensor":
+def activation_forward(module: Any, activation: Activation, numbers: Mapping[str, float], x: "Tensor") -> "Tensor":
     """Compute an activation of x [..., size]."""
     import torch
 
     native = kernels.load()
     if native is None or (torch.is_grad_enabled() and x.requires_grad):
         return cast("Tensor", type(module).forward(module, x))
-    return native.gated_activation(x, torch.ones_like(x), activation)
+    return native.activation(x, activation, numbers)
+
+
+def activation_numbers(module: Any) -> dict[str, float]:
+    """Return the numbers of an activation, as fields of `Operation`. Only xIELU has some, which are learned."""
+    from torch.nn.functional import softplus
+
+    if not hasattr(module, "alpha_p"):
+        return {}
+    alpha, negative_alpha = softplus(module.alpha_p.detach()), module.beta + softplus(module.alpha_n.detach())
+    return {"alpha": float(alpha), "negative_alpha": float(negative_alpha), "slope": float(module.beta)}
 
 
 def gated_mlp_forward(module: Any, names: MlpNames, x: "Tensor") -> "Tensor":
@@ -62,7 +77,9 @@ def gated_mlp_forward(module: Any, names: MlpNames, x: "Tensor") -> "Tensor":
         return cast("Tensor", type(module).forward(module, x))
     projected = [getattr(module, name)(x) for name in names.gate_up]
     gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
-    return cast("Tensor", getattr(module, names.down)(native.gated_activation(gate, up, names.activation)))
+    gate = gate if names.gate_multiplier == 1.0 else gate * names.gate_multiplier
+    output: Tensor = getattr(module, names.down)(native.gated_activation(gate, up, names.activation))
+    return output if names.down_multiplier == 1.0 else output * names.down_multiplier
 
 
 def router_forward(
@@ -87,9 +104,40 @@ def experts_forward(
     import torch
 
     native = kernels.load()
-    if native is None or (torch.is_grad_enabled() and (x.requires_grad or module.gate_up_proj.requires_grad)):
+    if native is None or (torch.is_grad_enabled() and (x.requires_grad or _has_gradients(module))):
         return cast("Tensor", type(module).forward(module, x, top_k_index, top_k_weights))
     return native.experts(x.contiguous(), experts, top_k_index, top_k_weights)
+
+
+def _has_gradients(module: Any) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def weighed_inputs_forward(
+    module: Any, weight: "Tensor", routing: Routing, experts: Experts, x: "Tensor"
+) -> "tuple[Tensor, Tensor]":
+    """Compute Llama 4's MoE of x [..., hidden]. Return [tokens, hidden] and the router's logits."""
+    import torch
+
+    native = kernels.load()
+    if native is None or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return cast("tuple[Tensor, Tensor]", type(module).forward(module, x))
+    rows = x.reshape(-1, weight.shape[1]).contiguous()
+    logits = native.linear(rows, weight)
+    indices, weights = native.route(logits, routing)
+    return native.experts(rows, experts, indices, weights) + module.shared_expert(rows), logits
+
+
+def normed_router_forward(module: Any, routing: Routing, x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    """Return probabilities [tokens, experts] for x [tokens, hidden], then weights and indices [tokens, top_k]."""
+    import torch
+
+    native = kernels.load()
+    if native is None or (torch.is_grad_enabled() and (x.requires_grad or module.scale.requires_grad)):
+        return cast("tuple[Tensor, Tensor, Tensor]", type(module).forward(module, x))
+    logits = module.proj(module.norm(x) * module.scale * module.scalar_root_size)
+    indices, weights = native.route(logits, routing)
+    return torch.softmax(logits, dim=-1, dtype=torch.float32), weights, indices.long()
 
 
 def gated_shared_expert_forward(module: Any, x: "Tensor") -> "Tensor":

@@ -3,18 +3,19 @@
 OLMo 3 has sliding windows in most layers, and a RoPE for each type of layer.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from llmctl.cpu.program.blocks import expect_children
 from llmctl.cpu.program.llama import Llama, window_of_layer_type
 from llmctl.cpu.program.writer import Rope, View
+from llmctl.cpu.structs import NormFlavour
 
 
 class Olmo2(Llama):
     """Builds OLMo 2."""
 
     transformers_class = "Olmo2ForCausalLM"
-    norm_flavour = "weight_then_round"
+    norm_flavour: ClassVar[NormFlavour] = "weight_then_round"
 
     def decoder_layer(self, layer: Any, hidden: View, index: int) -> None:
         """Add attention and MLP, each normalised afterwards."""

@@ -1,5 +1,6 @@
 """The building blocks of hybrid families: layers that continue a state instead of reading a KV cache."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.program.blocks import UnexpectedModuleError, expect_children
@@ -53,8 +54,14 @@ class RecurrentBlocks(ExpertBlocks):
         self._ungroup(ba, [(beta, shared), (steps, shared)], groups)
         return self._delta_rule(module, qkv, gate, beta, steps)
 
-    def mamba2(self, module: Any, x: View) -> View:
-        """Compute a Mamba 2 layer: a convolution of x, B and C, the selective scan, a gated norm."""
+    def mamba2(self, module: Any, x: View, *, multipliers: Sequence[tuple[int, float]] = ()) -> View:
+        """Compute a Mamba 2 layer: a convolution of x, B and C, the selective scan, a gated norm or only the gate.
+
+        Args:
+            module: The Mamba 2 module.
+            x: The normalised hidden states.
+            multipliers: Sizes of the parts of in_proj's output, and a factor of each.
+        """
         expect_children(module, "in_proj", "act", "conv1d", "norm", "out_proj")
         heads = StateHeads(module.num_heads, module.n_groups, module.head_dim, module.ssm_state_size)
         width = heads.count * heads.size
@@ -62,24 +69,25 @@ class RecurrentBlocks(ExpertBlocks):
         gate = self._linear(module.in_proj, x, "in_proj")
         if gate.stride != width + channels + heads.count or module.activation != "silu":
             raise UnexpectedModuleError("a projection that does not match the heads")
+        offset = 0
+        for size, factor in multipliers:
+            if factor != 1.0:
+                self.writer.scale(gate.after(offset), factor, width=size)
+            offset += size
         convolved, normed = self._buffer("convolved", channels), self._buffer("scanned", width)
         self._causal_conv(module.conv1d, gate.after(width), convolved, activation="silu")
         bias, a_log, skip = _vectors(module, ("dt_bias", "A_log", "D"), heads.count)
         steps, limits = Steps(gate.after(width + channels), bias, a_log), module.time_step_limit
         scanned = self.writer.selective_scan(convolved, heads, steps, skip=skip, step_limit=limits)
-        norm = self._gated_norm(module.norm, width)
-        self.writer.gated_norm(scanned, gate, normed, norm, group_size=module.norm.group_size)
+        if type(module.norm).__name__ == "Identity":
+            self.writer.gated_norm(scanned, gate, normed, None)
+        else:
+            groups = getattr(module.norm, "n_groups", None)
+            group_size = module.norm.group_size if groups is None else width // groups
+            gate_last = getattr(module.norm, "norm_before_gate", False)
+            norm = self._gated_norm(module.norm, width)
+            self.writer.gated_norm(scanned, gate, normed, norm, group_size=group_size, gate_last=gate_last)
         return self._linear(module.out_proj, normed, "sublayer_output")
-
-    def squared_relu_mlp(self, module: Any, x: View) -> View:
-        """Compute down_proj(relu(up_proj(x)) ** 2)."""
-        expect_children(module, "up_proj", "down_proj", "act_fn")
-        if type(module.act_fn).__name__ != "ReLUSquaredActivation":
-            raise UnexpectedModuleError(type(module.act_fn).__name__)
-        up = self._linear(module.up_proj, x, "up")
-        inner = self._buffer("inner", up.stride)
-        self.writer.gated_activation(up, up, inner, width=up.stride, activation="relu")
-        return self._linear(module.down_proj, inner, "sublayer_output")
 
     def _delta_rule(self, module: Any, qkv: View, gate: View, beta: View, steps: View) -> View:
         heads = StateHeads(module.num_v_heads, module.num_k_heads, module.head_v_dim, module.head_k_dim)

@@ -110,16 +110,28 @@ class RecurrentWriter(ProgramWriter):
         )
         return out
 
-    def gated_norm(self, x: View, gate: View, out: View, norm: RmsNorm, *, group_size: int) -> None:
-        """Apply an RMS norm to each group of x * silu(gate). x is the result of `selective_scan`."""
+    def gated_norm(
+        self, x: View, gate: View, out: View, norm: RmsNorm | None, *, group_size: int = 0, gate_last: bool = False
+    ) -> None:
+        """Apply an RMS norm to each group of x * silu(gate). x is the result of `selective_scan`.
+
+        Args:
+            x: The elements, in float32.
+            gate: The gates.
+            out: The results.
+            norm: The norm; None for the gate only.
+            group_size: The elements that are normalised together.
+            gate_last: True if the gate multiplies the normalised elements.
+        """
         self._add(
             "gated_norm",
             **view_fields("input", x),
             **view_fields("other", gate),
             output=out.buffer,
-            n=norm.size,
+            n=out.stride,
             head_size=group_size,
-            **self._norm(norm),
+            gate_last=gate_last,
+            **({} if norm is None else self._norm(norm)),
         )
 
     def _recurrence(self, kind: OperationKind, x: View, heads: StateHeads, steps: Steps, **fields: Any) -> None:

@@ -5,6 +5,7 @@ forward pass is one call of the library. Each operation rounds where torch's wou
 native/program.cpp.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -196,6 +197,7 @@ class ProgramWriter:
         head_stride: int | None = None,
         out_head_stride: int | None = None,
         token_factor: int | None = None,
+        norm_last: bool = False,
     ) -> None:
         """Apply norm, RoPE and a factor to each head of a token's heads [heads, size], and store them in `out`.
 
@@ -203,8 +205,14 @@ class ProgramWriter:
             head_stride: The distance of the heads in x, if other elements lie between them.
             out_head_stride: The distance of the heads in `out`, likewise.
             token_factor: The number of the factors in the pass.
+            norm_last: True if the norm follows RoPE.
         """
-        fields: dict[str, Any] = {"heads": heads, "head_size": size, "head_stride": head_stride or size}
+        fields: dict[str, Any] = {
+            "norm_last": norm_last,
+            "heads": heads,
+            "head_size": size,
+            "head_stride": head_stride or size,
+        }
         fields["output_head_stride"] = out_head_stride or size
         if norm is not None:
             fields |= self._norm(norm)
@@ -229,6 +237,7 @@ class ProgramWriter:
         layer: int,
         scale: float,
         window: int = 0,
+        chunk: int = 0,
         softcap: float = 0.0,
         sinks: "Tensor | None" = None,
         value_size: int | None = None,
@@ -249,6 +258,7 @@ class ProgramWriter:
             layer=layer,
             scale=scale,
             window=window,
+            chunk=chunk,
             softcap=softcap,
             value_size=heads.size if value_size is None else value_size,
             values_in_keys=value_size is not None,
@@ -279,23 +289,27 @@ class ProgramWriter:
         )
 
     def gated_activation(
-        self, gate: View, up: View, out: View, *, width: int, activation: Activation, gate_width: int | None = None
+        self, gate: View, up: View, out: View, *, width: int, activation: Activation, gates: int | None = None
     ) -> None:
         """Compute activation(gate) * up.
 
         Args:
             width: The size of a row.
-            gate_width: 1 if the gate is one number for the whole row.
+            gates: The number of gates, each for an equal part of the row; by default, each element has its own.
         """
         index = ACTIVATIONS.index(activation)
-        fields = {"n": width, "k": 1 if gate_width == 1 else 0, "activation": index}
+        fields = {"n": width, "k": 0 if gates is None else gates, "activation": index}
         self._add("gated_activation", **_input(gate), **_other(up), output=out.buffer, **fields)
+
+    def activation(self, x: View, out: View, activation: Activation, numbers: Mapping[str, float]) -> None:
+        """Compute activation(x). `numbers` are those of an activation that has some, by fields of `Operation`."""
+        fields = {"n": out.stride, "activation": ACTIVATIONS.index(activation), **numbers}
+        self._add("activation", **_input(x), output=out.buffer, **fields)
 
     def route(self, logits: View, routing: Routing) -> View:
         """Choose each token's experts. Return a buffer of their indices and weights, in a layout for `experts`."""
         out = self.buffer(routing.top_k * 8 // self.dtype.itemsize)
-        if routing.correction is not None:
-            self.tensors.append(routing.correction)
+        self.tensors += [tensor for tensor in (routing.correction, routing.factors) if tensor is not None]
         self._add("route", **_input(logits), output=out.buffer, **routing.fields())
         return out
 
@@ -324,9 +338,18 @@ class ProgramWriter:
         """Compute a + multiplier * b."""
         self._add("add", **_input(a), **_other(b), output=out.buffer, n=width, scale=multiplier)
 
-    def scale(self, x: View, factor: float) -> None:
-        """Multiply x by a constant, in place. x is a whole buffer."""
-        self._add("scale", **_input(x), output=x.buffer, n=x.stride, scale=factor)
+    def scale(self, x: View, factor: float, out: View | None = None, *, width: int | None = None) -> None:
+        """Multiply x by a constant.
+
+        Args:
+            x: The elements.
+            factor: The constant.
+            out: The results; by default, they replace x.
+            width: The number of elements; by default, x is a whole buffer.
+        """
+        to = x if out is None else out
+        fields = {"output": to.buffer, "output_offset": to.offset, "output_stride": to.stride}
+        self._add("scale", **_input(x), n=x.stride if width is None else width, scale=factor, **fields)
 
     def gather_last(self, x: View, out: View) -> None:
         """Copy the row of each sequence's last token. All later operations have one row per sequence."""
