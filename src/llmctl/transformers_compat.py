@@ -112,7 +112,8 @@ class TextModelClass(NamedTuple):
 
     Attributes:
         model_class: The class.
-        is_composite: True if transformers' auto class for images and text chooses it, so that it may have towers.
+        is_composite: True if it may have towers: transformers' auto class for images and text chooses it, or its
+            configuration has a part for something else than text.
     """
 
     model_class: Any
@@ -136,8 +137,14 @@ def text_model_class(model_type: str) -> TextModelClass | None:
     composite = _class_in(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, config_class)
     ignored = getattr(causal, "_keys_to_ignore_on_load_unexpected", None) or ()
     if composite is None or any("visual" in pattern or "vision" in pattern for pattern in ignored):
-        return None if causal is None else TextModelClass(causal, is_composite=False)
+        return None if causal is None else TextModelClass(causal, is_composite=_has_other_parts(causal, config_class))
     return TextModelClass(composite, is_composite=True)
+
+
+def _has_other_parts(causal: Any, config_class: Any) -> bool:
+    """Return True for a class that continues a text and listens as well (MOSS-Transcribe)."""
+    parts = set(getattr(config_class, "sub_configs", None) or {}) - {"text_config"}
+    return bool(parts) and not causal.__name__.endswith("ForCausalLM")
 
 
 def _class_in(mapping: Any, config_class: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from llmctl.quant.direct_reads import modeling_source, weights_read_directly
+from llmctl.model.modeling_source import modeling_source
+from llmctl.quant.direct_reads import weights_read_directly
 
 SOURCE = textwrap.dedent(
     """

@@ -2,19 +2,22 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
+from llmctl.model.float32_weights import float32_weights, modules_not_quantised
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
+from llmctl.model.loaded_names import renamer
+from llmctl.model.modeling_source import modeling_source, never_ties_head
 from llmctl.model.tokenizer_file import processor_template
 from llmctl.model.towers import split_towers, tower_bytes
 from llmctl.quant.backend import Quantization
 from llmctl.quant.checkpoint_formats import has_packed_weights
-from llmctl.quant.direct_reads import modeling_source, weights_read_directly
+from llmctl.quant.direct_reads import weights_read_directly
 from llmctl.quant.registry import stored_quantization
 
 # The names of the context length in config.json: transformers' own, then those of GPT-2, MPT and DBRX, Kimi and
@@ -168,11 +171,48 @@ class ModelInfo:
             stored = {}  # config.json does not mention them
         return stored_quantization(stored)
 
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The model type, and that of the language model in it if it has another."""
+        return tuple(dict.fromkeys((self.model_type, str(self.text_config.get("model_type", self.model_type)))))
+
     @cached_property
-    def weights_read_directly(self) -> tuple[str, ...]:
-        """Ends of the names of modules that cannot be quantised: transformers reads their weights from outside."""
-        text = self.text_config
-        return weights_read_directly(modeling_source(str(text.get("model_type", self.model_type))), text)
+    def loaded_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors by the names of transformers' weights, which differ from those in some checkpoints."""
+        rename = renamer((self.architecture, *self.model_types))
+        return self.tensors if rename is None else tuple(replace(one, name=rename(one.name)) for one in self.tensors)
+
+    @cached_property
+    def has_tied_head(self) -> bool:
+        """True if the output head shares the weights of the embedding."""
+        has_head = any(tensor.name.endswith("lm_head.weight") for tensor in self.loaded_tensors)
+        if has_head and any(never_ties_head(modeling_source(kind), self.architecture) for kind in self.model_types):
+            return False
+        named = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
+        return not has_head if named is None else bool(named)
+
+    @cached_property
+    def modules_not_quantised(self) -> tuple[str, ...]:
+        """Ends of the names of modules that cannot be quantised: transformers says so, or reads their weights."""
+        source = modeling_source(self.model_types[-1])
+        return (*weights_read_directly(source, self.text_config), *modules_not_quantised(source))
+
+    def stays_in_float32(self, name: str, *, dtype: str) -> bool:
+        """Return True if a loaded weight is in float32 although the model has another dtype.
+
+        Args:
+            name: Its name in `loaded_tensors`.
+            dtype: The model's dtype.
+        """
+        return any(pattern.search(name) for pattern in self._float32_patterns[dtype])
+
+    @cached_property
+    def _float32_patterns(self) -> dict[str, list[re.Pattern[str]]]:
+        sources = [modeling_source(kind) for kind in self.model_types]
+        patterns = {
+            name: [float32_weights(source, dtype=name) for source in sources] for name in ("float16", "bfloat16")
+        }
+        return {"float32": [], **{name: [one for one in several if one] for name, several in patterns.items()}}
 
     @property
     def has_remote_code(self) -> bool:

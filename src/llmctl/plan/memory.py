@@ -17,29 +17,39 @@ RUNTIME_BYTES = 400_000_000
 _MODULE_PREFIX = {"gpt2": "transformer."}
 
 
-def tensor_bytes(tensor: Tensor, *, dtype: str, quantization: Quantization | None = None, is_tied: bool = False) -> int:
+def tensor_bytes(
+    tensor: Tensor,
+    *,
+    dtype: str,
+    quantization: Quantization | None = None,
+    is_tied: bool = False,
+    is_float32: bool = False,
+) -> int:
     """Return the bytes of one tensor once it is loaded in `dtype`, quantised or not.
 
-    `is_tied` means that the output head shares the weights of the embedding.
+    Args:
+        is_tied: True if the output head shares the weights of the embedding.
+        is_float32: True if the tensor stays in float32 unless it is quantised.
     """
+    dtype_bytes = DTYPE_SIZE_BYTES["float32" if is_float32 else dtype]
     if quantization is not None and quantization.is_stored:
-        return quantization.backend.stored_bytes(tensor, quantization, dtype_bytes=DTYPE_SIZE_BYTES[dtype])
+        return quantization.backend.stored_bytes(tensor, quantization, dtype_bytes=dtype_bytes)
     if tensor.dtype not in FLOATS and not tensor.dtype.startswith("F8"):
         return tensor.size_bytes  # an integer stays as it is
     if quantization is not None:
         size = quantization.backend.weight_bytes(tensor, quantization, is_tied=is_tied)
         if size is not None:
             return size
-    return tensor.numel * DTYPE_SIZE_BYTES[dtype]
+    return tensor.numel * dtype_bytes
 
 
 def unquantised_bytes(info: ModelInfo, quantization: Quantization | None) -> int:
     """Return the bytes of the weights that stay in half precision although the rest is quantised on loading."""
     if quantization is None or quantization.is_stored:
         return 0
-    is_tied = has_tied_head(info)
+    is_tied = info.has_tied_head
     weight_bytes = quantization.backend.weight_bytes
-    return sum(2 * t.numel for t in info.tensors if weight_bytes(t, quantization, is_tied=is_tied) is None)
+    return sum(2 * t.numel for t in info.loaded_tensors if weight_bytes(t, quantization, is_tied=is_tied) is None)
 
 
 def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None = None) -> dict[str, int]:
@@ -50,15 +60,21 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
     """
     prefix = _MODULE_PREFIX.get(info.model_type, "")
     sizes: dict[str, int] = {}
-    for tensor in info.tensors:
+    for tensor in info.loaded_tensors:
         module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
         if not module.startswith((prefix, "lm_head")):
             module = prefix + module
-        if module.rpartition(".")[2] == "lm_head" and has_tied_head(info):
+        if module.rpartition(".")[2] == "lm_head" and info.has_tied_head:
             continue
-        size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=has_tied_head(info))
+        size = tensor_bytes(
+            tensor,
+            dtype=dtype,
+            quantization=quantization,
+            is_tied=info.has_tied_head,
+            is_float32=info.stays_in_float32(tensor.name, dtype=dtype),
+        )
         sizes[module] = sizes.get(module, 0) + size
-    if has_tied_head(info):
+    if info.has_tied_head:
         sizes["lm_head"] = 0
     return dict(sorted(sizes.items(), key=lambda item: _forward_order(item[0])))
 
@@ -70,14 +86,6 @@ def _forward_order(module: str) -> tuple[int, int, str]:
     if number:
         return (1, int(number[1]), module)
     return (3, 0, module) if module == "lm_head" else (2, 0, module)
-
-
-def has_tied_head(info: ModelInfo) -> bool:
-    """Return True if the output head shares the weights of the embedding."""
-    named = info.config.get("tie_word_embeddings", info.text_config.get("tie_word_embeddings"))
-    if named is None:
-        return not any(tensor.name.endswith("lm_head.weight") for tensor in info.tensors)
-    return bool(named)
 
 
 def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
@@ -108,10 +116,10 @@ def mapped_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
     backend_bytes = quantization.backend.mapped_bytes(quantization) if quantization is not None else None
     if backend_bytes is not None:
         return backend_bytes
-    is_tied = has_tied_head(info)
+    is_tied = info.has_tied_head
     return sum(
         tensor.size_bytes
-        for tensor in info.tensors
+        for tensor in info.loaded_tensors
         if _is_converted(tensor, dtype=dtype, quantization=quantization, is_tied=is_tied)
     )
 

@@ -5,7 +5,6 @@ from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
-from llmctl.plan.memory import has_tied_head
 from llmctl.quant import registry
 from llmctl.quant.backend import Choice, Quantization
 from llmctl.quant.precision import Kind, kind_of
@@ -35,7 +34,7 @@ def decide_quantization(
     if refusal is not None:
         raise refusal
     quantization, choices = backend.plan(config, machine, dtype=dtype)
-    quantization = backend.keep(quantization, read_directly=_read_directly(info), kept=_kept(info))
+    quantization = backend.keep(quantization, read_directly=_never_quantised(info), kept=_kept(info))
     first, *rest = choices
     reason = ("asked for: " if is_asked else "") + first.reason + _unquantised_share(quantization, info)
     return quantization, as_decisions((first._replace(reason=reason), *rest))
@@ -62,24 +61,37 @@ def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:
     return tuple(Decision(*choice) for choice in choices)
 
 
-def _read_directly(info: ModelInfo) -> tuple[str, ...]:
-    """Return the modules that could be quantised if no other code read their weights."""
-    names = [t.name.rpartition(".")[0] for t in info.tensors if kind_of(t.name, t.shape) is not Kind.OTHER]
-    return tuple(end for end in info.weights_read_directly if any(name.endswith(f".{end}") for name in names))
+def _never_quantised(info: ModelInfo) -> tuple[str, ...]:
+    """Return the ends of the names of modules that could be quantised by their shapes, but not by their code.
+
+    These are the modules that the model's classes name, and those with more tensors than a weight and a bias: they
+    compute something else than a linear layer.
+    """
+    tensors: dict[str, set[str]] = {}
+    for tensor in info.loaded_tensors:
+        if kind_of(tensor.name, tensor.shape) not in (Kind.OTHER, Kind.KEPT):
+            tensors[tensor.name.rpartition(".")[0]] = set()
+    for tensor in info.loaded_tensors:
+        module, _, own = tensor.name.rpartition(".")
+        if module in tensors:
+            tensors[module].add(own)
+    named = (end for end in info.modules_not_quantised if any(f".{module}".endswith(f".{end}") for module in tensors))
+    special = (module for module, own in tensors.items() if own - {"weight", "bias"} and "experts" not in module)
+    return tuple(dict.fromkeys((*named, *(".".join(module.split(".")[-2:]) for module in special))))
 
 
 def _kept(info: ModelInfo) -> tuple[str, ...]:
     """Return the ends of the names of modules whose matrices stay unquantised, two parts each."""
-    kept = [tensor.name.split(".") for tensor in info.tensors if kind_of(tensor.name, tensor.shape) is Kind.KEPT]
+    kept = [tensor.name.split(".") for tensor in info.loaded_tensors if kind_of(tensor.name, tensor.shape) is Kind.KEPT]
     return tuple(dict.fromkeys(".".join(parts[-3:-1]) for parts in kept))
 
 
 def _unquantised_share(quantization: Quantization, info: ModelInfo) -> str:
     """Return an addition to the reason if the backend leaves much of the model unquantised, embeddings aside."""
-    backend, is_tied = quantization.backend, has_tied_head(info)
+    backend, is_tied = quantization.backend, info.has_tied_head
     left = [
         tensor
-        for tensor in info.tensors
+        for tensor in info.loaded_tensors
         if kind_of(tensor.name, tensor.shape) in (Kind.LINEAR, Kind.KEPT, Kind.EXPERTS)
         and backend.weight_bytes(tensor, quantization, is_tied=is_tied) is None
     ]

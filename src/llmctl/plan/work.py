@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan.cache_memory import DTYPE_SIZE_BYTES, kv_cache_bytes, state_bytes
-from llmctl.plan.memory import has_tied_head, tensor_bytes
+from llmctl.plan.memory import tensor_bytes
 from llmctl.quant.backend import FLOATS, Quantization
 
 _HEADS = ("lm_head", "embed_out")
@@ -13,7 +13,7 @@ _HEADS = ("lm_head", "embed_out")
 
 def active_share(info: ModelInfo) -> float:
     """Return the share of the weights that one token uses: in a mixture of experts only some of the experts."""
-    experts = sum(tensor.numel for tensor in info.tensors if tensor.is_expert)
+    experts = sum(tensor.numel for tensor in info.loaded_tensors if tensor.is_expert)
     return 1 - experts / info.parameters * (1 - _active_experts(info)) if info.parameters else 1.0
 
 
@@ -32,9 +32,9 @@ def weight_reads(info: ModelInfo, *, dtype: str, quantization: Quantization | No
 
     An embedding table that is not tied to the head does not count, since only one row is read.
     """
-    is_tied, reads = has_tied_head(info), dict[str, float]()
+    is_tied, reads = info.has_tied_head, dict[str, float]()
     table = None if is_tied else _table(info)
-    for tensor in info.tensors:
+    for tensor in info.loaded_tensors:
         if tensor is table:
             continue
         size = tensor_bytes(tensor, dtype=dtype, quantization=quantization, is_tied=is_tied)
@@ -70,7 +70,7 @@ def decode_bytes(info: ModelInfo, *, context: int, batch: int = 1, weights_bytes
     if active < 1 and batch > 1:
         return None
     table = _table(info)
-    unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not has_tied_head(info) else 0
+    unread = table.numel * DTYPE_SIZE_BYTES[dtype] if table is not None and not info.has_tied_head else 0
     cache = kv_cache_bytes(info, context=context, batch=batch, dtype=dtype)
     return (weights_bytes - unread) * active + cache + 2 * state_bytes(info, batch=batch, dtype=dtype)
 
@@ -85,7 +85,7 @@ def prefill_operations(info: ModelInfo, *, parameters: int, prompt_tokens: int) 
         parameters: Number of parameters of the loaded model; shared parameters count once.
     """
     table, head = _table(info), _head(info)
-    own_head = None if has_tied_head(info) else head
+    own_head = None if info.has_tied_head else head
     around = sum(tensor.numel for tensor in (table, own_head) if tensor is not None)
     last = head.numel if head is not None else table.numel if table is not None else 0
     text = info.text_config
@@ -111,7 +111,7 @@ def _head(info: ModelInfo) -> Tensor | None:
 
 def _of_vocabulary(info: ModelInfo, *, is_head: bool) -> Tensor | None:
     size = info.text_config.get("vocab_size")
-    for tensor in info.tensors:
+    for tensor in info.loaded_tensors:
         named_head = any(part in _HEADS for part in tensor.name.split("."))
         if len(tensor.shape) == 2 and tensor.shape[0] == size and named_head == is_head:
             return tensor

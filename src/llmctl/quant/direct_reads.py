@@ -3,9 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 # Beginnings of the names of methods that initialise, tie or resize weights.
@@ -14,18 +12,6 @@ _NEVER_IN_A_PASS = (
 )  # fmt: skip
 _CANDIDATE = re.compile(r"""(?<!["'\w.])[a-z_]\w*(?:\.\w+)+\.weight\b(?!\.)""")  # in code, not in a string
 _FACTS = ("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad")
-
-
-def modeling_source(model_type: str) -> str:
-    """Return the source of the classes of a model type, without importing them; empty if there is none by that name."""
-    specification = find_spec("transformers")
-    folders = specification.submodule_search_locations if specification is not None else None
-    for folder in folders or ():
-        for name in (re.sub(r"\W", r"_", model_type), model_type.removesuffix("_text")):
-            file = Path(folder) / "models" / name / f"modeling_{name}.py"
-            if name.isidentifier() and file.is_file():
-                return file.read_text(encoding="utf-8")
-    return ""
 
 
 def weights_read_directly(source: str, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -131,12 +131,17 @@ def _ends(model: Any, modules: Mapping[str, nn.Module], packing: Packing) -> dic
         next((name for name, module in modules.items() if end is not None and module is end), "")
         for end in (model.get_output_embeddings(), model.get_input_embeddings())
     )
-    tied = tied_weights(model)
-    if f"{embedding}.weight" not in (*tied, *tied.values()):
-        embedding = ""
-    names = [name for name in (head, embedding) if name]
+    tied = {name for pair in tied_weights(model).items() for name in pair}
+    lookups = [
+        name
+        for name, module in modules.items()
+        if f"{name}.weight" in tied and name != head and isinstance(module, nn.Embedding)
+    ]
+    if f"{embedding}.weight" not in tied:
+        lookups = []
+    names = [name for name in (head, *lookups) if name]
     shape = matrix_shape(modules[head]) if head else None
-    if shape is None or (embedding and not _is_lookup(modules[embedding])):
+    if shape is None or not all(_is_lookup(modules[name]) for name in lookups):
         return dict.fromkeys(names)
     if packing.stored is not None:
         sizes = [packing.stored[f"{name}.weight"] for name in names if f"{name}.weight" in packing.stored]
