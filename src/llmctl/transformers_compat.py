@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 
 # First release that quantises a KV cache in fp8 (cache_utils.py).
 FP8_CACHE_SINCE = (5, 21)
+# Attributes of model classes, in their source: modules that stay in float32 in half precision; those that do so in
+# float16 only, and are never quantised; weights that are shared.
+FLOAT32_MODULES = "_keep_in_fp32_modules_strict"
+FLOAT16_EXCEPTIONS = "_keep_in_fp32_modules"
+TIED_WEIGHTS = "_tied_weights_keys"
 
 
 # -- importing and logging

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from llmctl.transformers_compat import FLOAT16_EXCEPTIONS, FLOAT32_MODULES
+
 # A cheap test of a source before it is parsed, which takes longer than all other planning.
-_CANDIDATE = re.compile(r"_keep_in_fp32_modules\w* = [\[{]|\(.*dtype=torch\.float32|FloatTensor\(")
-_STRICT, _FLOAT16_ONLY = "_keep_in_fp32_modules_strict", "_keep_in_fp32_modules"
+_CANDIDATE = re.compile(rf"{FLOAT16_EXCEPTIONS}\w* = [\[{{]|\(.*dtype=torch\.float32|FloatTensor\(")
 _WEIGHTS = ("Parameter", "Buffer", "register_buffer")
 
 
@@ -80,9 +81,9 @@ def _read_class(definition: ast.ClassDef) -> _Class:
     found = _Class(tuple(ast.unparse(base) for base in definition.bases))
     for node in definition.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if node.targets[0].id == _STRICT:
+            if node.targets[0].id == FLOAT32_MODULES:
                 found.strict = tuple(_strings(node.value))
-            elif node.targets[0].id == _FLOAT16_ONLY:
+            elif node.targets[0].id == FLOAT16_EXCEPTIONS:
                 found.float16_only = tuple(_strings(node.value))
         elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
             _read_init(node, found)

@@ -5,6 +5,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from llmctl.transformers_compat import TIED_WEIGHTS
+
 
 @cache
 def transformers_file(path: str) -> str:
@@ -34,9 +36,7 @@ def never_ties_head(source: str, architecture: str) -> bool:
     found = re.search(rf"^class {re.escape(architecture)}\((.*)\):\n((?:(?!class ).*\n)*)", source, re.MULTILINE)
     if found is None or not re.search(r"self\.\w+ = nn\.Linear\(", found[2]):
         return False
-    if re.search(r"_tied_weights_keys = (?!\{\}|None)", found[2]):
+    if re.search(rf"{TIED_WEIGHTS} = (?!\{{\}}|None)", found[2]):
         return False
     bases = [base for base in re.findall(r"\w+", found[1]) if re.search(rf"^class {base}\b", source, re.MULTILINE)]
-    return not any(
-        "_tied_weights_keys" in source.partition(f"class {base}(")[2].partition("\nclass ")[0] for base in bases
-    )
+    return not any(TIED_WEIGHTS in source.partition(f"class {base}(")[2].partition("\nclass ")[0] for base in bases)
