@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmctl.config import Config, Settings
-from llmctl.cpu.program import compile_model
+from llmctl.cpu.program import compile_model, compiled
 from llmctl.loading.adapters import apply_adapters
 from llmctl.loading.checks import check_architecture
 from llmctl.loading.lean_imports import lean_imports
 from llmctl.loading.measure import measure
 from llmctl.loading.model import LoadedModel, PromptModel, load_prompt_model
 from llmctl.loading.prepare import Prepared, prepare
+from llmctl.loading.time_steps import bound_time_steps
 from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
 from llmctl.model.tokenizer import check_draft
@@ -68,6 +69,8 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
             model = apply_adapters(model, prepared.adapters, merge=prepared.config.model.merge_adapters)
     if prepared.plan.kernels == "llmctl":
         compile_model(model)
+    if compiled(model) is None:  # programs bound every step
+        bound_time_steps(model)
     _set_special_tokens(model, prompt_model)
     loaded = LoadedModel(
         prepared,

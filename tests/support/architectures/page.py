@@ -26,8 +26,10 @@ llmctl runs the architectures of transformers that continue a text. This table i
 checkpoint with random weights is loaded by llmctl and by plain transformers.
 
 * **loads**: llmctl loads it, plans its memory within 2 %, and answers in float32 as plain transformers does, in tokens
-  and log-probabilities. The prompts have 3 to 200 tokens, many times the sliding windows, chunks and convolutions of
-  these models, and pass the length at which longrope changes. The turns of a chat answer as single prompts do.
+  and log-probabilities: as its `generate`, or as one pass over prompt and answer where these differ (transformers
+  bounds the time steps of Nemotron-H and Zamba 2 in the latter only). The prompts have 3 to 200 tokens, many times the
+  sliding windows, chunks and convolutions of these models, and pass the length at which longrope changes. The turns of
+  a chat answer as single prompts do.
 * **packed**: batches and the server compute several answers in one forward pass; otherwise one after the other. In both
   cases the answers are those of single prompts, also when requests arrive and are cancelled in between.
 * **prefix cache**: a prompt that begins as an earlier one is not computed again from its beginning, and its answer is

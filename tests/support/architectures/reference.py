@@ -121,6 +121,25 @@ def _generate(model: Any, prompt: Ids) -> Answer:
     return Answer(new, tuple(float(row[token]) for row, token in zip(logits, new, strict=True)))
 
 
+def one_pass_answers(
+    folder: Path, prompts: Sequence[Ids], answers: Sequence[Answer], *, is_composite: bool
+) -> list[Answer]:
+    """Return the most probable token after each token of answers, computed by transformers in one pass each.
+
+    A pass over a prompt with its answer has no cache. transformers' own generation differs from it where a layer has
+    another formula for single tokens.
+    """
+    import torch
+
+    model, expected = plain_model(folder, is_composite=is_composite, dtype=torch.float32), []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*prompt, *answer.ids]])).logits[0, len(prompt) - 1 : -1]
+        best = logits.log_softmax(-1).max(-1)
+        expected.append(Answer(tuple(best.indices.tolist()), tuple(best.values.tolist())))
+    return expected
+
+
 def difference(expected: Answer, given: Answer, *, tolerance: float = LOGPROB_TOLERANCE) -> str | None:
     """Return the first difference of two greedy answers; None if there is none but rounding.
 

@@ -83,7 +83,7 @@ class RecurrentBlocks(ExpertBlocks):
             self.writer.gated_norm(scanned, gate, normed, None)
         else:
             groups = getattr(module.norm, "n_groups", None)
-            group_size = module.norm.group_size if groups is None else width // groups
+            group_size = getattr(module.norm, "group_size", width) if groups is None else width // groups
             gate_last = getattr(module.norm, "norm_before_gate", False)
             norm = self._gated_norm(module.norm, width)
             self.writer.gated_norm(scanned, gate, normed, norm, group_size=group_size, gate_last=gate_last)
