@@ -54,6 +54,7 @@ class Qwen3Moe(Llama):
     """Builds Qwen3-MoE."""
 
     transformers_class = "Qwen3MoeForCausalLM"
+    text_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLMoeTextModel",)
     blocks: ExpertBlocks
 
     def sliding_window(self, index: int) -> int:
@@ -64,10 +65,15 @@ class Qwen3Moe(Llama):
         """Return the output of the experts, or of the gated MLP in a layer without experts."""
         if not hasattr(module, "experts"):
             return self.blocks.gated_mlp(module, x)
-        routing = rounded_softmax(module.gate)
-        return self.blocks.moe(module, x, routing, router=module.gate, router_class="Qwen3MoeTopKRouter")
+        is_vl = type(self.body).__name__ == "Qwen3VLMoeTextModel"
+        router_class = "Qwen3VLMoeTextTopKRouter" if is_vl else "Qwen3MoeTopKRouter"
+        return self.blocks.moe(module, x, rounded_softmax(module.gate), router=module.gate, router_class=router_class)
 
 
 def rounded_softmax(router: Any) -> Routing:
-    """Return the routing of Qwen's MoE and of others that copied it: weights are rounded to the model's dtype."""
-    return Routing(len(router.weight), router.top_k, normalize=router.norm_topk_prob, round_weights=True)
+    """Return the routing of Qwen's MoE and of others that copied it: weights are rounded to the model's dtype.
+
+    Weights are normalised unless the router says otherwise.
+    """
+    normalize = getattr(router, "norm_topk_prob", True)
+    return Routing(len(router.weight), router.top_k, normalize=normalize, round_weights=True)

@@ -5,9 +5,9 @@ Qwen 3.5-MoE and Qwen3-Next have a mixture of experts as MLP; Qwen3-Next has oth
 
 from typing import Any, ClassVar
 
-from llmctl.cpu.experts import Routing
 from llmctl.cpu.program.blocks import expect_children
 from llmctl.cpu.program.llama import Llama
+from llmctl.cpu.program.qwen import rounded_softmax
 from llmctl.cpu.program.recurrent_blocks import RecurrentBlocks
 from llmctl.cpu.program.writer import View
 
@@ -51,9 +51,7 @@ class Qwen35Moe(Qwen35):
         """Return the output of the experts, or of the gated MLP in a layer without experts."""
         if not hasattr(module, "experts"):
             return self.blocks.gated_mlp(module, x)
-        router = module.gate
-        normalize = getattr(router, "norm_topk_prob", True)
-        routing = Routing(len(router.weight), router.top_k, normalize=normalize, round_weights=True)
+        routing = rounded_softmax(module.gate)
         return self.blocks.moe_with_gated_shared_expert(module, x, routing, router_class=self.router_class)
 
 
