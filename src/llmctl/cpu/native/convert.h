@@ -6,9 +6,11 @@
 #include "kernels.h"
 
 #if defined(__GNUC__)
+#define LLMCTL_INLINE __attribute__((always_inline)) inline
 #define LLMCTL_PREFETCH(address) __builtin_prefetch(address)
 #define LLMCTL_PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)  // to the second-level cache
 #else
+#define LLMCTL_INLINE inline
 #define LLMCTL_PREFETCH(address) ((void)(address))
 #define LLMCTL_PREFETCH_FAR(address) ((void)(address))
 #endif

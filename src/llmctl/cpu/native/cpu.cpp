@@ -55,7 +55,7 @@ bool x86_supports(const char* name) {
                         bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);  // F, DQ, BW, VL, VNNI
     if (std::strcmp(name, "avx2") == 0) return avx2;
     if (std::strcmp(name, "avxvnni") == 0) return avx2 && bit(more.a, 4);
-    if (std::strcmp(name, "avx512bf16") == 0) return avx512 && bit(more.a, 5);
+    if (std::strcmp(name, "avx512bf16") == 0) return avx512 && bit(more.a, 5) && bit(seven.c, 1);  // BF16, VBMI
     return avx512;
 }
 #endif

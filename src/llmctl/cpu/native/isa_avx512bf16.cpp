@@ -1,4 +1,5 @@
 #define LLMCTL_BF16_DOT
+#define LLMCTL_BYTE_PERMUTE
 #include "simd_avx512.h"
 
 #include "isa.h"

@@ -86,16 +86,11 @@ struct Simd {
         const F pairs = _mm256_hadd_ps(v, v), fours = _mm256_hadd_ps(pairs, pairs);
         return _mm_cvtss_f32(_mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
     }
-    // Four numbers in both halves.
-    static F repeated(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
-    // Half j of every vector goes to vector j.
-    static void regroup(F (&rows)[2]) {
-        const F low = _mm256_permute2f128_ps(rows[0], rows[1], 0x20);
-        rows[1] = _mm256_permute2f128_ps(rows[0], rows[1], 0x31);
-        rows[0] = low;
+    // The sums of the lanes of four vectors.
+    static void store_totals(float* to, F a, F b, F c, F d) {
+        const F halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
     }
-    // The sums of the halves of four vectors: of their first halves, then of the second.
-    static F quarter_totals(F a, F b, F c, F d) { return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)); }
 
     // The nearest of sixteen points: middle[i] lies between the points i - 1 and i. Binary search in four
     // comparisons; the next value to compare with is looked up by the number of points below so far.

@@ -1,4 +1,5 @@
-// Vectors of 512 bits: AVX512 F, BW, DQ, VL and VNNI, and BF16 where LLMCTL_BF16_DOT is defined.
+// Vectors of 512 bits: AVX512 F, BW, DQ, VL and VNNI, BF16 where LLMCTL_BF16_DOT is defined, and
+// VBMI where LLMCTL_BYTE_PERMUTE is.
 #pragma once
 
 #include <immintrin.h>
@@ -42,16 +43,28 @@ struct Simd {
     static F floats(I v) { return _mm512_cvtepi32_ps(v); }
     static I set_int(int32_t v) { return _mm512_set1_epi32(v); }
 
-    static B bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+    static B bytes(const uint8_t* p) {
+        B v = _mm512_loadu_si512(p);
+#ifdef __GNUC__
+        __asm__("" : "+v"(v));  // as an operand in memory of both low and high, it would be loaded twice
+#endif
+        return v;
+    }
     static B code(const int8_t* table, uint8_t flip) {
         const __m128i row = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)),
                                           _mm_set1_epi8(static_cast<char>(flip)));
         return _mm512_broadcast_i32x4(row);
     }
+#ifdef LLMCTL_BYTE_PERMUTE
+    // The table has the code four times, and the instruction ignores the two highest bits of an index.
+    static B low(B v, B table) { return _mm512_permutexvar_epi8(v, table); }
+    static B high(B v, B table) { return _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), table); }
+#else
     static B low(B v, B table) { return _mm512_shuffle_epi8(table, _mm512_and_si512(v, _mm512_set1_epi8(15))); }
     static B high(B v, B table) {
         return _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)));
     }
+#endif
     static B flipped(B v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))); }
     static void store_bytes(uint8_t* p, B v) { _mm512_storeu_si512(p, v); }
     struct Quad {
@@ -117,24 +130,14 @@ struct Simd {
         return _mm512_castpd_ps(High ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
     }
 
-    // Four numbers in every quarter.
-    static F repeated(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
-    // Quarter j of every vector goes to vector j.
-    static void regroup(F (&rows)[4]) {
-        const F low01 = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44), high01 = _mm512_shuffle_f32x4(rows[0], rows[1], 0xee);
-        const F low23 = _mm512_shuffle_f32x4(rows[2], rows[3], 0x44), high23 = _mm512_shuffle_f32x4(rows[2], rows[3], 0xee);
-        rows[0] = _mm512_shuffle_f32x4(low01, low23, 0x88);
-        rows[1] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
-        rows[2] = _mm512_shuffle_f32x4(high01, high23, 0x88);
-        rows[3] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
-    }
-    // The sums of the quarters of four vectors: of their first quarters, then of the second, third and fourth.
-    static F quarter_totals(F a, F b, F c, F d) {
+    // The sums of the lanes of four vectors.
+    static void store_totals(float* to, F a, F b, F c, F d) {
         const F ab_low = _mm512_unpacklo_ps(a, b), ab_high = _mm512_unpackhi_ps(a, b);
         const F cd_low = _mm512_unpacklo_ps(c, d), cd_high = _mm512_unpackhi_ps(c, d);
         const F first = pairs<0>(ab_low, cd_low), second = pairs<1>(ab_low, cd_low);
         const F third = pairs<0>(ab_high, cd_high), fourth = pairs<1>(ab_high, cd_high);
-        return add(add(first, second), add(third, fourth));
+        const __m256 half = halved(add(add(first, second), add(third, fourth)));
+        _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
     }
 
 #ifdef LLMCTL_BF16_DOT
@@ -150,19 +153,6 @@ struct Simd {
         __m512i bits;
         std::memcpy(&bits, &v, 64);
         _mm512_storeu_si512(p, bits);
-    }
-    // Eight numbers, four times.
-    static P four_times(const uint16_t* p) {
-        const __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        P pairs;
-        std::memcpy(&pairs, &v, 64);
-        return pairs;
-    }
-    static void regroup(P (&rows)[4]) {
-        F floats[4];
-        std::memcpy(floats, rows, sizeof floats);
-        regroup(floats);
-        std::memcpy(rows, floats, sizeof floats);
     }
 #endif
 };

@@ -55,9 +55,10 @@ struct Simd {
         const F pairs = vpaddq_f32(v, v);
         return vgetq_lane_f32(vpaddq_f32(pairs, pairs), 0);
     }
-    static F repeated(const float* p) { return vld1q_f32(p); }
-    static void regroup(F (&)[1]) {}
-    static F quarter_totals(F a, F b, F c, F d) { return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)); }
+    // The sums of the lanes of four vectors.
+    static void store_totals(float* to, F a, F b, F c, F d) {
+        vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+    }
 
     // The nearest of sixteen points: middle[i] lies between the points i - 1 and i.
     struct Nearest {

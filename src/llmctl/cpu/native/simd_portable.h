@@ -121,25 +121,10 @@ struct Simd {
     static float total(const F& a) {
         return ((a.v[0] + a.v[1]) + (a.v[2] + a.v[3])) + ((a.v[4] + a.v[5]) + (a.v[6] + a.v[7]));
     }
-    // Four numbers in both halves.
-    static F repeated(const float* p) {
-        return each([=](int i) { return p[i % 4]; });
-    }
-    // Half j of every vector goes to vector j.
-    static void regroup(F (&rows)[2]) {
-        for (int i = 0; i < 4; ++i) {
-            const float held = rows[0].v[4 + i];
-            rows[0].v[4 + i] = rows[1].v[i];
-            rows[1].v[i] = held;
-        }
-    }
-    // The sums of the halves of four vectors: of their first halves, then of the second.
-    static F quarter_totals(const F& a, const F& b, const F& c, const F& d) {
+    // The sums of the lanes of four vectors.
+    static void store_totals(float* to, const F& a, const F& b, const F& c, const F& d) {
         const F* all[] = {&a, &b, &c, &d};
-        return each([&](int i) {
-            const float* half = all[i % 4]->v + i / 4 * 4;
-            return (half[0] + half[1]) + (half[2] + half[3]);
-        });
+        for (int i = 0; i < 4; ++i) to[i] = total(*all[i]);
     }
 
     // The nearest of sixteen points: middle[i] lies between the points i - 1 and i.
