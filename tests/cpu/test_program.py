@@ -101,7 +101,7 @@ def test_a_program_gives_the_logits_of_the_modules_to_the_last_bit(
     expected = logits_of_modules(loaded.model)
     if name in (*LINEAR_RECURRENT, *LATENT, *OTHER_ROUNDING):
         # the modules also round the latents to 8 bits if kv_b_proj is quantised
-        assert relative_error(together, expected) < (0.02 if bits is None and name not in OTHER_ROUNDING else 0.05)
+        assert relative_error(together, expected) < (0.025 if bits is None and name not in OTHER_ROUNDING else 0.05)
     else:
         assert torch.equal(together, expected)
     one = forward(loaded.model, lay_out([Segment(PROMPTS[2], 0, [0])], page_tokens=16), CachePool(1, 16))

@@ -31,7 +31,7 @@ class Kernels(RowOperations):
     A tensor of a wrong shape or type raises ValueError.
 
     Attributes:
-        isa: The instruction set in use: avx512bf16, avx512vnni, avx512vl, avxvnni, avx2, neon or portable.
+        isa: The instruction set in use: amxbf16, avx512bf16, avx512vnni, avx512vl, avxvnni, avx2, neon or portable.
         usable: The compiled instruction sets that can run on this processor, best first.
     """
 

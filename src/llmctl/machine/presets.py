@@ -18,8 +18,8 @@ from llmctl.units import parse_bytes
 
 GIB = 2**30
 _KERNELS = (
-    ("avx512_bf16", "avx512bf16"), ("avx512_vnni", "avx512vnni"), ("avx512f", "avx512vl"), ("avx_vnni", "avxvnni"),
-    ("avx2", "avx2"), ("asimd", "neon"),
+    ("amx_bf16", "amxbf16"), ("avx512_bf16", "avx512bf16"), ("avx512_vnni", "avx512vnni"), ("avx512f", "avx512vl"),
+    ("avx_vnni", "avxvnni"), ("avx2", "avx2"), ("asimd", "neon"),
 )  # fmt: skip
 # Hypothetical machines have what a model needs: the tested versions, and the packages of pre-quantised formats.
 _PACKAGES = {

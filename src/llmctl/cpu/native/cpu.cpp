@@ -10,6 +10,10 @@
 #else
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -44,6 +48,16 @@ unsigned saved_state() {  // the registers that the operating system saves when 
 #endif
 }
 
+// The operating system must permit a process to use tiles, because they enlarge the state of every thread.
+bool tiles_permitted() {
+#ifdef __linux__
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return (saved_state() & 0x60000u) == 0x60000u && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 bool bit(unsigned value, int n) { return (value >> n) & 1u; }
 
 bool x86_supports(const char* name) {
@@ -55,7 +69,9 @@ bool x86_supports(const char* name) {
                         bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);  // F, DQ, BW, VL, VNNI
     if (std::strcmp(name, "avx2") == 0) return avx2;
     if (std::strcmp(name, "avxvnni") == 0) return avx2 && bit(more.a, 4);
-    if (std::strcmp(name, "avx512bf16") == 0) return avx512 && bit(more.a, 5) && bit(seven.c, 1);  // BF16, VBMI
+    const bool avx512bf16 = avx512 && bit(more.a, 5) && bit(seven.c, 1);  // with VBMI
+    if (std::strcmp(name, "avx512bf16") == 0) return avx512bf16;
+    if (std::strcmp(name, "amxbf16") == 0) return avx512bf16 && bit(seven.d, 22) && bit(seven.d, 24) && tiles_permitted();
     return avx512;
 }
 #endif

@@ -13,6 +13,14 @@ namespace {
 using llmctl::kDenseRows;
 using llmctl::kDenseTokens;
 
+}  // namespace
+
+#ifdef LLMCTL_TILES
+#include "dense_tiles.h"
+#endif
+
+namespace {
+
 constexpr Size kPanelRows = 8;                           // rows of w in a panel, multiplied in groups of four
 constexpr int kTileRows = Simd::kLanes == 8 ? 3 : 6;     // rows of x in a tile, limited by the number of registers
 constexpr Size kFewRows = Simd::kLanes == 16 ? 4 : 2;    // rows of x that are multiplied as fast as w is read
@@ -222,7 +230,10 @@ inline void linear_dense(const llmctl::DenseLinear& job, Size n_begin, Size n_en
         dense_columns<WeightF32>(job, n_begin, n_end, scratch);
     } else if (job.w_dtype == llmctl::kF16) {
         dense_columns<WeightF16>(job, n_begin, n_end, scratch);
-#ifdef LLMCTL_BF16_DOT
+#ifdef LLMCTL_TILES
+    } else if (job.x_dtype == llmctl::kBF16) {
+        linear_tiles(job, n_begin, n_end, scratch);
+#elif defined(LLMCTL_BF16_DOT)
     } else if (job.x_dtype == llmctl::kBF16) {
         dense_columns<InPairs>(job, n_begin, n_end, scratch);
 #endif

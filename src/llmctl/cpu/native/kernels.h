@@ -37,7 +37,10 @@ struct QuantizedLinear {
     int y_dtype;
 };
 
-// y = x @ w^T. `x` has the type `x_dtype` (float32 or bfloat16), with rows padded with zeros to `x_stride`.
+constexpr Size kTileColumns = 16, kTileInputs = 32;  // rows of x and inputs in a tile of dense_tiles.h
+
+// y = x @ w^T. `x` has the type `x_dtype` (float32 or bfloat16), with rows padded with zeros to `x_stride`. For tiles, x is
+// [row / kTileColumns][pair of inputs][row of the tile][2]; the last tile has fewer rows.
 struct DenseLinear {
     const void* x;
     int x_dtype;
@@ -182,6 +185,7 @@ struct Isa {
     const char* name;
     Size query_tile;   // rows of x that a quantised kernel takes at once
     bool dot_bf16;     // the product of bfloat16 x and bfloat16 w needs no float32 copy of x
+    bool has_tiles;    // this product takes x in tiles (DenseLinear)
     void (*quantize_rows)(const void* x, int dtype, const QuantizedRows& to, Size begin, Size end);
     void (*linear_quantized)(const QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch);
     void (*linear_dense)(const DenseLinear& job, Size n_begin, Size n_end, float* scratch);

@@ -97,8 +97,20 @@ void multiply_quantized(const std::vector<QuantizedLinear>& jobs, int threads) {
     });
 }
 
+// Copy row `row` of an input [rows][k] of bfloat16 to its tile, padded with zeros to `stride` elements.
+void pack_row_for_tiles(const char* x, Size row, Size rows, Size k, Size stride, char* to) {
+    const Size first = row / kTileColumns * kTileColumns, columns = std::min(rows - first, kTileColumns);
+    char* place = to + first * stride * 2 + (row - first) * 4;
+    const char* from = x + row * k * 2;
+    for (Size j = 0; j < stride; j += 2, place += columns * 4) {
+        uint16_t pair[2] = {};
+        if (j < k) std::memcpy(pair, from + j * 2, j + 1 < k ? 4 : 2);
+        std::memcpy(place, pair, 4);
+    }
+}
+
 // The inputs as the dense kernels read them: rows padded with zeros to a multiple of 32, in float32 or, for the dot product of
-// bfloat16, as they are. Inputs that already are so are not copied.
+// bfloat16, as they are or in tiles. Inputs that already are so are not copied.
 struct DenseInputs {
     std::vector<const void*> x;
     int dtype;
@@ -107,15 +119,21 @@ struct DenseInputs {
 
 DenseInputs padded_inputs(const Inputs& inputs, int dtype, Size k, int w_dtype, int threads) {
     const bool in_pairs = isa->dot_bf16 && dtype == kBF16 && w_dtype == kBF16;
+    const bool in_tiles = in_pairs && isa->has_tiles;
     const Size size = in_pairs ? 2 : 4, rows = inputs.first.back();
     // Rows that are a multiple of 2 KiB apart compete for the same sets of the first-level cache.
-    const bool competes = inputs.most_rows() >= 16 && k * size % 2048 == 0;
-    if (k % 32 == 0 && (in_pairs || dtype == kF32) && !competes) return {inputs.x, dtype, k};
+    const bool competes = !in_tiles && inputs.most_rows() >= 16 && k * size % 2048 == 0;
+    if (k % 32 == 0 && (in_pairs || dtype == kF32) && !competes && !in_tiles) return {inputs.x, dtype, k};
     const Size stride = ceil_div(k, 32) * 32 + (competes ? 32 : 0);
     char* copy = static_cast<char*>(scratch(kInputs, rows * stride * size));
     parallel_for(rows, 8, threads, [&](Size begin, Size end) {
         for (Size t = begin; t < end; ++t) {
             const size_t i = inputs.of(t);
+            if (in_tiles) {
+                pack_row_for_tiles(static_cast<const char*>(inputs.x[i]), t - inputs.first[i], inputs.rows(i), k, stride,
+                                   copy + inputs.first[i] * stride * 2);
+                continue;
+            }
             char* row = copy + t * stride * size;
             const char* from = static_cast<const char*>(inputs.x[i]) + (t - inputs.first[i]) * k * bytes_of(dtype);
             if (in_pairs) {
