@@ -148,7 +148,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "emu3": _VOCABULARY_MAP,
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [HIDDEN, HIDDEN], **_mrope(3, 3, 2)},
     "falcon_h1": {"mamba_d_ssm": 128},
-    "florence2": {"vision_config": {"patch_size": [7, 3, 3, 3]}},
+    "florence2": {"vision_config": {"patch_size": [7, 3, 3, 3], "embed_dim": [32] * 4, "num_heads": [4] * 4}},
     "gemma3n_text": {"num_kv_shared_layers": 2, **_WINDOWS},
     "glm4v_moe_text": _mrope(1, 1, 2, partial_rotary_factor=0.5),
     "glm4v_text": _mrope(2, 3, 3),
