@@ -91,11 +91,11 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
 
 
-def run_once(peer: Peer, python: str, job: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Run one program once in a new process. Return its measurements."""
+def run_once(peer: Peer, python: str, job: dict[str, Any], home: Path, *, child: Path = CHILD) -> dict[str, Any]:
+    """Run one program once in a new process, with the script `child`. Return its measurements."""
     threads = str(job["threads"])
     done = subprocess.run(
-        [python, str(CHILD)],
+        [python, str(child)],
         input=json.dumps({"program": peer.program, "arguments": peer.arguments, **job}),
         capture_output=True,
         text=True,
@@ -202,17 +202,18 @@ def report(measured: Sequence[Peer], runs: dict[str, list[dict[str, Any]]], *, t
     for peer in measured:
         baseline_runs = runs[next(p.name for p in measured if p.weights == peer.weights)]
         peer_runs = runs[peer.name]
-        cells = [_figure([run["load_seconds"] for run in peer_runs])]
+        cells = [figure([run["load_seconds"] for run in peer_runs])]
         for phase in ("prefill", "decode"):
             for index in range(len(_PROMPTS)):
                 rates, baseline = ([run["cells"][index][phase] for run in each] for each in (peer_runs, baseline_runs))
-                cells.append(f"{_figure(rates)} x{statistics.median(rates) / statistics.median(baseline):.2f}")
+                cells.append(f"{figure(rates)} x{statistics.median(rates) / statistics.median(baseline):.2f}")
         cells += [f"{statistics.median(run[name] for run in peer_runs) / 1e9:.2f} GB" for name in ("VmHWM", "RssAnon")]
         lines.append(f"| {peer.weights} | {peer.name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "x: ratio to transformers with the same bits", ""])
 
 
-def _figure(values: list[float]) -> str:
+def figure(values: list[float]) -> str:
+    """Return the median, and the minimum and maximum of several values."""
     spread = f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
     return f"{statistics.median(values):.3g}{spread}"
 
