@@ -171,7 +171,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "muse_spark": {"projector_hidden_size": HIDDEN, "out_hidden_size": 4 * HIDDEN},
     "muse_spark_audio": {"num_hidden_layers": 2, "patch_sizes": [4, 4], "hidden_sizes": [32, 64], "depths": [1, 1]},
     "muse_spark_text": {"moe_hidden_size": HIDDEN},
-    "nemotron_h": {"time_step_min": 1e-9},  # transformers limits the steps of prompts by it, not those of answers
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "paddleocr_vl_text": _mrope(2, 3, 3),
     "phi3": _LONGROPE,
