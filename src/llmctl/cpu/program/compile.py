@@ -75,10 +75,16 @@ class CompiledModel:
 
 
 def _cosines_and_sines(rotary_emb: Any, *arguments: Any) -> Pair:
-    """Return the tables of a RoPE; some modules return them as complex numbers."""
+    """Return the tables of a RoPE; some modules return them as complex numbers.
+
+    Modules with sections for time, height and width expand the positions to three rows, except in transformers 5.18.
+    """
     import torch
 
-    tables: Any = rotary_emb(*arguments)
+    like, positions, *kind = arguments
+    if hasattr(rotary_emb, "mrope_section"):
+        positions = positions.expand(3, -1, -1)
+    tables: Any = rotary_emb(like, positions, *kind)
     return (tables.real, tables.imag) if isinstance(tables, torch.Tensor) else tables
 
 
