@@ -62,8 +62,10 @@ IMPORTED_LATE = {
     "llmctl.cpu.layers",
     "llmctl.cpu.expert_layers",
     "llmctl.cpu.expert_stacks",
+    "llmctl.cpu.mxfp4",
     "llmctl.quant.torch_packed_weight",
     "llmctl.quant.hf_quantizer",
+    "llmctl.quant.mxfp4_quantizer",
     "llmctl.quant.packed_modules",
 }
 COMPAT = "llmctl.transformers_compat"

@@ -28,6 +28,21 @@ def rounded_to_8_bits(x: torch.Tensor) -> torch.Tensor:
     return (codes.double() * (peaks / 127.0)).flatten(-2)[..., :k]
 
 
+def mxfp4_blocks(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a random weight as MXFP4 checkpoints store it: blocks and exponents, of every kind."""
+    random, count = torch.Generator().manual_seed(2), -(-k // 32)
+    blocks = torch.randint(0, 256, (n, count, 16), dtype=torch.uint8, generator=random)
+    return blocks, torch.randint(110, 140, (n, count), dtype=torch.uint8, generator=random)
+
+
+def mxfp4_values(blocks: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """Return the weight [n, k] by the definition of the format."""
+    half = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    table = torch.tensor([*half, *(-value for value in half)], dtype=torch.float64)
+    values = torch.stack([table[(blocks & 15).int()], table[(blocks >> 4).int()]], -1).flatten(2)
+    return torch.ldexp(values, exponents.int()[..., None] - 127).flatten(1)
+
+
 def relative_error(y: torch.Tensor, reference: torch.Tensor) -> float:
     return ((y.double() - reference).norm() / reference.norm().clamp_min(1e-30)).item()
 
@@ -68,7 +83,7 @@ def test_many_rows_at_once(kernels: Kernels, rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("kind", ["q4", "q8", "linear"])
+@pytest.mark.parametrize("kind", ["q4", "q8", "mxfp4", "linear"])
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads(
     kernels: Kernels, kind: str, dtype: torch.dtype
 ) -> None:
@@ -80,7 +95,10 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads
             return kernels.linear(rows, weight)
         return getattr(kernels, f"linear_{kind}")(rows, *quantised, n, k)
 
-    quantised = getattr(kernels, f"quantize_{kind}")(weight) if kind != "linear" else ()
+    if kind == "mxfp4":
+        quantised = kernels.pack_mxfp4(*mxfp4_blocks(n, k))
+    else:
+        quantised = getattr(kernels, f"quantize_{kind}")(weight) if kind != "linear" else ()
     threads = torch.get_num_threads()
     together = product_of(x)
     try:
@@ -101,7 +119,9 @@ def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_produ
         for name in best.usable:
             best.use(name)
             codes4, codes8 = best.quantize_q4(weight), best.quantize_q8(weight)
-            seen.append([*codes4, *codes8, best.linear_q4(x, *codes4, 48, 640), best.linear_q8(x, *codes8, 48, 640)])
+            kept = best.linear_mxfp4(x, *best.pack_mxfp4(*mxfp4_blocks(48, 640)), 48, 640)
+            made = best.linear_q4(x, *codes4, 48, 640), best.linear_q8(x, *codes8, 48, 640), kept
+            seen.append([*codes4, *codes8, *made])
     finally:
         best.use(isa)
     for name, those in zip(best.usable, seen, strict=True):
@@ -109,6 +129,22 @@ def test_every_instruction_set_makes_the_same_codes_and_the_same_quantised_produ
         exact = those[:4] if name == "portable" else those
         assert all(torch.equal(a, b) for a, b in zip(exact, seen[0], strict=False)), name
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(those[4:], seen[0][4:], strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 65])
+def test_mxfp4_is_multiplied_exactly_as_it_is_stored(kernels: Kernels, rows: int) -> None:
+    for n, k in ((1, 32), (50, 96), (16, 2880)):
+        stored = mxfp4_blocks(n, k)
+        stored[1][0, 0], stored[1][n - 1, -1] = 0, 1  # the smallest scales are no normal numbers of float32
+        packed, weight = kernels.pack_mxfp4(*stored), mxfp4_values(*stored)
+        assert torch.equal(kernels.dequantize_mxfp4(*packed, n, k).double(), weight)
+        x, bias = numbers(rows, k), numbers(n, seed=1)
+        y = kernels.linear_mxfp4(x, *packed, n, k, bias)
+        assert relative_error(y, rounded_to_8_bits(x) @ weight.T + bias) < 2e-6
+    with pytest.raises(ValueError, match="do not match"):
+        kernels.pack_mxfp4(stored[0], stored[1][1:])
+    with pytest.raises(ValueError, match="must be"):
+        kernels.linear_q4(x, *packed, n, k)
 
 
 def test_the_error_of_four_bits_is_that_of_the_best_code_for_normal_numbers(best: Kernels) -> None:

@@ -56,7 +56,7 @@ def outcome(name: str, machine: Machine, **config: Any) -> Plan | LlmctlError:
 def test_every_method_of_this_transformers_has_a_row() -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    others = {"bitsandbytes_4bit", "bitsandbytes_8bit", "llmctl"}
+    others = {"bitsandbytes_4bit", "bitsandbytes_8bit", "llmctl", "llmctl_mxfp4"}
     assert set(AUTO_QUANTIZER_MAPPING) - others <= {row.name for row in FORMATS}
 
 

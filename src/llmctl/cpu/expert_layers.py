@@ -73,7 +73,10 @@ def experts_of(module: Any) -> Experts | None:
         if not down.has_native_layout:
             return None
         gate_up_proj, down_proj = (getattr(module, name).detach() for name in EXPERT_WEIGHTS)
-        return Experts(gate_up_proj, down_proj, down.n, down.k, activation, down.bits, gate_up_bias, down_bias)
+        sizes = down.n, down.k
+        return Experts(
+            gate_up_proj, down_proj, *sizes, activation, down.bits, gate_up_bias, down_bias, encoding=down.encoding
+        )
     gate_up_proj, down_proj = (
         _outputs_first(getattr(module, name), is_transposed=module.is_transposed) for name in EXPERT_WEIGHTS
     )

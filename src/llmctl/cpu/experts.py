@@ -6,8 +6,8 @@ A program and the modules of its model describe both with these objects, so that
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cpu.packing import native_bytes
-from llmctl.cpu.structs import ACTIVATIONS, SCORINGS, Activation, Scoring
+from llmctl.cpu.packing import Encoding, native_bytes
+from llmctl.cpu.structs import ACTIVATIONS, ENCODINGS, SCORINGS, Activation, Scoring
 from llmctl.cpu.tensors import check_vector, dtype_codes
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Experts:
         intermediate: The size of a row between the projections.
         activation: The activation between them.
         bits: 4 or 8 for packed weights, else 0.
+        encoding: The encoding of packed weights.
         gate_up_bias: [experts, 2 * intermediate].
         down_bias: [experts, hidden].
         weighs_inputs: True if the weights of a token's experts multiply their inputs instead of their outputs.
@@ -124,11 +125,12 @@ class Experts:
     gate_up_bias: "Tensor | None" = None
     down_bias: "Tensor | None" = None
     weighs_inputs: bool = False
+    encoding: Encoding = "llmctl"
 
     def __post_init__(self) -> None:
         count = len(self.gate_up_proj)
         for name, n, k in (("gate_up_proj", self.up_width, self.hidden), ("down_proj", *self.down_shape)):
-            self._check(name, (count, native_bytes(n, k, self.bits)) if self.bits else (count, n, k))
+            self._check(name, (count, native_bytes(n, k, self.bits, self.encoding)) if self.bits else (count, n, k))
         for name, n in (("gate_up_bias", self.up_width), ("down_bias", self.hidden)):
             if getattr(self, name) is not None:
                 self._check(name, (count, n))
@@ -166,6 +168,7 @@ class Experts:
             "n": self.hidden,
             "intermediate_size": self.intermediate,
             "bits": self.bits,
+            "encoding": ENCODINGS.index(self.encoding),
             "weight": self.gate_up_proj.data_ptr(),
             "down_weight": self.down_proj.data_ptr(),
             "weight_dtype": 0 if self.bits else dtype_codes()[self.gate_up_proj.dtype],

@@ -15,7 +15,7 @@ DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 11  # llmctl_version() in native/api.cpp
+_VERSION = 12  # llmctl_version() in native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)
@@ -103,8 +103,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llmctl_usable": (ctypes.c_char_p, [_I]),
     "llmctl_use_region": (None, [_P]),
     "llmctl_code4": (ctypes.POINTER(ctypes.c_int8), []),
-    "llmctl_linear_quantized": (None, [_I, _P, _I, _L, _L, _P, _P, _L, _P, _I, _P, _I, _I]),
+    "llmctl_code_e2m1": (ctypes.POINTER(ctypes.c_int8), []),
+    "llmctl_linear_quantized": (None, [_I, _I, _P, _I, _L, _L, _P, _P, _L, _P, _I, _P, _I, _I]),
     "llmctl_linear": (None, [_P, _I, _L, _L, _P, _I, _L, _P, _I, _P, _I, _I]),
+    "llmctl_pack_mxfp4": (None, [_P, _P, _L, _L, _P, _P, _I]),
     "llmctl_quantize": (None, [_I, _P, _I, _L, _L, _P, _P, _I]),
     "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _P, _I]),
     "llmctl_rms_norm": (None, [_P, _I, _L, _L, _P, _I, _P, _I, _I, _F, _P, _I]),

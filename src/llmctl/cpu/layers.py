@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmctl.cpu import kernels
 from llmctl.cpu.operations import Kernels
-from llmctl.cpu.packing import BLOCK, GROUP, native_bytes
+from llmctl.cpu.packing import BLOCK, GROUP, Encoding, native_bytes
 from llmctl.cpu.tensors import dtype_codes
 from llmctl.transformers_compat import embedding_scale
 
@@ -39,10 +39,12 @@ class Packed:
     Attributes:
         packing_format: Name of the layout.
         has_native_layout: True if llmctl's kernels and programs can read the layout.
+        encoding: The encoding of weights in this layout.
     """
 
     packing_format = "llmctl"
     has_native_layout = True
+    encoding: Encoding = "llmctl"
 
     def __init__(self, bits: int, n: int, k: int) -> None:
         self.bits, self.n, self.k = bits, n, k
@@ -57,7 +59,7 @@ class Packed:
     @property
     def size_bytes(self) -> int:
         """The size of the packed weight in bytes."""
-        return native_bytes(self.n, self.k, self.bits)
+        return native_bytes(self.n, self.k, self.bits, self.encoding)
 
     def parts(self, packed: Tensor) -> Parts:
         """Return views of a packed weight: codes uint8 [n/16, k/32, 64 * bits], scales float16 [n/16, k/32, 16]."""

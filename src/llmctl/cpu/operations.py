@@ -4,9 +4,9 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cpu.packing import BLOCK, GROUP
+from llmctl.cpu.packing import BLOCK, GROUP, Encoding
 from llmctl.cpu.row_operations import RowOperations
-from llmctl.cpu.structs import Operation, Pass
+from llmctl.cpu.structs import ENCODINGS, Operation, Pass
 from llmctl.cpu.tensors import (
     check_paged_attention,
     check_quantized,
@@ -91,6 +91,19 @@ class Kernels(RowOperations):
         """Do the same as `linear_q4` with the weights of `quantize_q8`."""
         return self._linear_quantized(8, x, qweight, scales, n, k, bias, dtype)
 
+    def linear_mxfp4(
+        self,
+        x: "Tensor",
+        qweight: "Tensor",
+        scales: "Tensor",
+        n: int,
+        k: int,
+        bias: "Tensor | None" = None,
+        dtype: "dtype | None" = None,
+    ) -> "Tensor":
+        """Do the same as `linear_q4` with the weights of `pack_mxfp4`."""
+        return self._linear_quantized(4, x, qweight, scales, n, k, bias, dtype, "mxfp4")
+
     def linear(
         self, x: "Tensor", weight: "Tensor", bias: "Tensor | None" = None, dtype: "dtype | None" = None
     ) -> "Tensor":
@@ -132,7 +145,7 @@ class Kernels(RowOperations):
             bits = int(kind[0])
             scales = weight + outputs * inputs * bits // 8
             self._library.llmctl_linear_quantized(
-                bits, x, _BFLOAT16, rows, inputs, weight, scales, outputs, None, 0, y, _BFLOAT16, threads
+                bits, 0, x, _BFLOAT16, rows, inputs, weight, scales, outputs, None, 0, y, _BFLOAT16, threads
             )
         else:
             dtype = _BFLOAT16 if kind == "bfloat16" else _FLOAT32
@@ -164,13 +177,52 @@ class Kernels(RowOperations):
 
         check_quantized(4, qweight, scales, n, k)
         code = torch.tensor(self._library.llmctl_code4()[:16], dtype=torch.float32)
-        low, high = code[(qweight & 15).int()], code[(qweight >> 4).int()]
-        return _as_matrix(torch.cat([low, high], dim=-1), scales, n, k)
+        return _as_matrix(_nibbles(qweight, code), scales, n, k)
 
     def dequantize_q8(self, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":
         """Return the weights [n, k] of 8-bit codes, as float32."""
         check_quantized(8, qweight, scales, n, k)
         return _as_matrix(qweight.float() - 128.0, scales, n, k)
+
+    def pack_mxfp4(self, blocks: "Tensor", exponents: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return weights of an MXFP4 checkpoint in the layout of the kernels, unchanged in value: 4.25 bits each.
+
+        Args:
+            blocks: uint8 [n, k/32, 16], two consecutive inputs in each byte, the first in the low bits.
+            exponents: uint8 [n, k/32], of the powers of two by which a block is multiplied, 127 too large.
+
+        Returns:
+            `qweight` uint8 [n/16, k/32, 256] and `scales` uint8 [n/16, k/32, 16], n rounded up.
+        """
+        import torch
+
+        n, count = exponents.shape
+        if blocks.shape != (n, count, BLOCK // 2) or {blocks.dtype, exponents.dtype} != {torch.uint8}:
+            raise ValueError(f"blocks {tuple(blocks.shape)} and exponents {tuple(exponents.shape)} do not match")
+        if not (blocks.is_contiguous() and exponents.is_contiguous()) or blocks.device.type != "cpu":
+            raise ValueError("blocks and exponents must be contiguous CPU tensors")
+        groups = -(-n // GROUP)
+        qweight = torch.empty((groups, count, GROUP * BLOCK // 2), dtype=torch.uint8)
+        scales = torch.empty((groups, count, GROUP), dtype=torch.uint8)
+        self._library.llmctl_pack_mxfp4(
+            blocks.data_ptr(),
+            exponents.data_ptr(),
+            n,
+            count,
+            qweight.data_ptr(),
+            scales.data_ptr(),
+            self.threads(),
+        )
+        return qweight, scales
+
+    def dequantize_mxfp4(self, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":
+        """Return the weights [n, k] of `pack_mxfp4`, as float32."""
+        import torch
+
+        check_quantized(4, qweight, scales, n, k, "mxfp4")
+        code = torch.tensor(self._library.llmctl_code_e2m1()[:16], dtype=torch.float32)
+        factors = torch.ldexp(torch.ones(scales.shape), scales.int() - 128)
+        return _as_matrix(_nibbles(qweight, code), factors, n, k)
 
     def paged_attention(
         self,
@@ -256,14 +308,16 @@ class Kernels(RowOperations):
         k: int,
         bias: "Tensor | None",
         dtype: "dtype | None",
+        encoding: Encoding = "llmctl",
     ) -> "Tensor":
         codes = dtype_codes()
-        check_quantized(bits, qweight, scales, n, k)
+        check_quantized(bits, qweight, scales, n, k, encoding)
         rows = row_count(x, k)
         y = x.new_empty((*x.shape[:-1], n), dtype=dtype or x.dtype)
         check_vector(bias, n)
         self._library.llmctl_linear_quantized(
             bits,
+            ENCODINGS.index(encoding),
             x.data_ptr(),
             codes[x.dtype],
             rows,
@@ -297,6 +351,13 @@ class Kernels(RowOperations):
             self.threads(),
         )
         return qweight, scales
+
+
+def _nibbles(qweight: "Tensor", code: "Tensor") -> "Tensor":
+    """Return the values of 4-bit codes: those in the low bits of a block, then those in the high ones."""
+    import torch
+
+    return torch.cat([code[(qweight & 15).int()], code[(qweight >> 4).int()]], dim=-1)
 
 
 def _as_matrix(codes: "Tensor", scales: "Tensor", n: int, k: int) -> "Tensor":

@@ -6,6 +6,8 @@ The library exports the sizes of both structs, and `kernels.load` compares them 
 import ctypes
 from typing import Literal, get_args
 
+from llmctl.cpu.packing import Encoding
+
 OperationKind = Literal[
     "embedding",
     "rms_norm",
@@ -37,6 +39,7 @@ ROPE_LAYOUTS: tuple[RopeLayout, ...] = get_args(RopeLayout)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
 def _sizes(*names: str) -> tuple[tuple[str, type[ctypes.c_int64]], ...]:
@@ -58,7 +61,7 @@ class Operation(ctypes.Structure):
         *_sizes("kind", "per_sequence"),
         *_sizes("input", "input_offset", "input_stride"),
         *_sizes("other", "other_offset", "other_stride"),
-        *_sizes("destination", "output", "n", "k", "bits", "same_input"),
+        *_sizes("destination", "output", "n", "k", "bits", "encoding", "same_input"),
         *_sizes("norm_flavour", "activation"),
         *_sizes("heads", "kv_heads", "head_size", "layer", "window", "chunk"),
         *_sizes("head_stride", "output_head_stride", "output_offset", "output_stride"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from llmctl.cpu.packing import BLOCK, GROUP
+from llmctl.cpu.packing import BLOCK, GROUP, Encoding
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -70,7 +70,9 @@ def check_vector(vector: "Tensor | None", n: int, name: str = "bias") -> None:
         raise ValueError(f"{name} must be a contiguous CPU tensor of {n} floats")
 
 
-def check_quantized(bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: int) -> None:
+def check_quantized(
+    bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: int, encoding: Encoding = "llmctl"
+) -> None:
     """Raise ValueError unless codes and scales belong to a weight [n, k]."""
     import torch
 
@@ -78,8 +80,9 @@ def check_quantized(bits: int, qweight: "Tensor", scales: "Tensor", n: int, k: i
     if qweight.shape != (groups, blocks, GROUP * BLOCK * bits // 8) or scales.shape != (groups, blocks, GROUP):
         shapes = f"qweight {tuple(qweight.shape)} and scales {tuple(scales.shape)}"
         raise ValueError(f"{shapes} are not {bits}-bit weights of [{n}, {k}]")
-    if qweight.dtype != torch.uint8 or scales.dtype != torch.float16:
-        raise ValueError("qweight must be uint8 and scales must be float16")
+    scale_dtype = torch.uint8 if encoding == "mxfp4" else torch.float16
+    if qweight.dtype != torch.uint8 or scales.dtype != scale_dtype:
+        raise ValueError(f"qweight must be uint8 and scales must be {scale_dtype}")
     if not (qweight.is_contiguous() and scales.is_contiguous()) or qweight.device.type != "cpu":
         raise ValueError("qweight and scales must be contiguous CPU tensors")
 

@@ -1,11 +1,10 @@
 """Config x Machine x ModelInfo -> Plan."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
-from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
@@ -16,6 +15,7 @@ from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
+from llmctl.plan.kernels import decide_kernels
 from llmctl.plan.memory import Memory, activation_bytes, mapped_bytes, module_bytes
 from llmctl.plan.options import hint_for
 from llmctl.plan.placement import Placement, candidate_devices, place
@@ -78,7 +78,7 @@ def _plan_model(request: PlanRequest) -> Plan:
     adapters = decide_adapters(
         config, machine, info, request.adapters, placement=placement, quantized=_is_packed(quantization)
     )
-    kernels, kernel_decisions = _decide_kernels(config, machine, devices=devices)
+    kernels, kernel_decisions = decide_kernels(config, machine, devices=devices)
     loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
     generating = (*generation.decisions(), *_decide_seed(request, generation), *decoding_decisions)
     return Plan(
@@ -180,21 +180,6 @@ def _quantization_kwargs(quantization: Quantization | None) -> dict[str, Any]:
     if quantization is None or quantization.is_stored:
         return {}
     return {"quantization_config": dict(quantization.arguments)}
-
-
-def _decide_kernels(
-    config: Config, machine: Machine, *, devices: tuple[str, ...]
-) -> tuple[Literal["llmctl", "torch"], list[Decision]]:
-    """Choose the kernels that multiply unquantised weights on a CPU and compute its attention."""
-    key = "linear_kernels"
-    if devices != ("cpu",) or machine.kernels is None:
-        return "torch", []
-    if config.generation.compile:
-        return "torch", [Decision(key, "torch", "generation.compile: torch compiles only its own operations")]
-    if not config.load.cpu_kernels:
-        return "torch", [Decision(key, "torch", "load.cpu_kernels is false")]
-    reason = "weights and attention: a result does not depend on its batch"
-    return "llmctl", [Decision(key, f"llmctl ({machine.kernels})", reason)]
 
 
 def _decide_trust(config: Config, info: ModelInfo) -> Decision:

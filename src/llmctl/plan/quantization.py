@@ -5,6 +5,7 @@ from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
+from llmctl.plan.kernels import kernels_obstacle
 from llmctl.quant import registry
 from llmctl.quant.backend import Choice, Quantization
 from llmctl.quant.precision import Kind, kind_of
@@ -46,14 +47,19 @@ def _stored(
     refusal = stored.backend.refusal(config, machine, devices=devices)
     if refusal is not None:
         raise refusal
+    obstacle = kernels_obstacle(config, machine, devices=devices)
+    stored = stored.backend.loaded_as(stored, config, obstacle=obstacle)
     bits = config.quantization.bits
     if bits is not None and bits != stored.bits:
+        more = "; more bits take more memory and are no more exact" if stored.bits and bits > stored.bits else ""
         raise UserError(
-            f"{info.source} is already quantised ({stored.name}); it cannot be loaded in {bits}-bit",
+            f"{info.source} is already quantised ({stored.name}); it cannot be loaded in {bits}-bit{more}",
             hint="omit --quant, or use the unquantised original of the model",
             details={"quantization_method": stored.name},
         )
-    return stored, as_decisions(stored.backend.explain_stored(stored, dtype=dtype, devices=devices))
+    first, *rest = stored.backend.explain_stored(stored, dtype=dtype, devices=devices)
+    asked = "" if bits is None else f"asked for {bits}-bit: "
+    return stored, as_decisions((first._replace(reason=asked + first.reason), *rest))
 
 
 def as_decisions(choices: tuple[Choice, ...]) -> tuple[Decision, ...]:

@@ -156,6 +156,13 @@ class WeightFormat(Protocol):
         """Return the reason if a checkpoint stored this way cannot be partly in RAM beside a GPU."""
         return None
 
+    def loaded_as(self, quantization: Quantization, config: "Config", *, obstacle: str | None) -> Quantization:
+        """Return the quantisation that the weights of a checkpoint stored this way have in memory.
+
+        `obstacle` says why llmctl's own kernels do not compute; None if they do.
+        """
+        return quantization
+
     def is_unpacked(self, quantization: Quantization) -> bool:
         """Return True if the weights of a checkpoint stored this way are unpacked to the model's dtype."""
         return False

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.quant.backend import FLOATS, Quantization
+from llmctl.quant.mxfp4 import LAYOUT as MXFP4_LAYOUT
+from llmctl.quant.mxfp4 import Mxfp4
 from llmctl.quant.stored_format import Layout, Package, Settings, StoredFormat, Support
 from llmctl.quant.stored_weights import decompress, keep_named_modules, unpack_while_loading, use_requested_dtype
 
@@ -147,10 +149,10 @@ FORMATS: tuple[StoredFormat, ...] = (
         imports_compiler=False,
         vllm_method="mxfp8",
     ),
-    StoredFormat(
+    Mxfp4(
         "mxfp4",
         _everywhere(_HUB_KERNELS),
-        Layout(("_blocks",), ("_scales",), lambda tensor, settings: 4),
+        MXFP4_LAYOUT,
         unpacks=True,
         adapt=unpack_while_loading,
         edits=_UNPACK,

@@ -121,7 +121,7 @@ class PackedBackend(QuantBackend):
         return LlmctlConfig(**quantization.arguments)
 
     def describe(self, model: Any) -> str | None:
-        weights = [(module, packed) for module, _, packed in _packed_weights(model) if self._owns(packed)]
+        weights = [(module, packed) for module, _, packed in packed_weights(model) if self._owns(packed)]
         if not weights:
             return None
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -131,7 +131,7 @@ class PackedBackend(QuantBackend):
 
     def parameter_count(self, model: Any) -> int | None:
         counts: dict[int, int] = {}
-        for module, name, packed in _packed_weights(model):
+        for module, name, packed in packed_weights(model):
             if self._owns(packed):
                 parameter = module._parameters[name]
                 counts[id(parameter)] = (parameter.shape[0] if parameter.dim() == 2 else 1) * packed.n * packed.k
@@ -141,7 +141,7 @@ class PackedBackend(QuantBackend):
 
     def scales(self, model: Any) -> Iterator[tuple[str, Any]]:
         names = {id(module): name for name, module in model.named_modules()}
-        for module, name, packed in _packed_weights(model):
+        for module, name, packed in packed_weights(model):
             if self._owns(packed):
                 parameter = module._parameters[name]
                 for row in parameter if parameter.dim() == 2 else (parameter,):
@@ -151,7 +151,7 @@ class PackedBackend(QuantBackend):
         return bool(packed.packing_format == self.name)
 
 
-def _packed_weights(model: Any) -> Iterator[tuple[Any, str, Any]]:
+def packed_weights(model: Any) -> Iterator[tuple[Any, str, Any]]:
     """Yield the modules, the names of their packed parameters, and how these are packed."""
     for module in model.modules():
         packing = getattr(module, "packed", None)

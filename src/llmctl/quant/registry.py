@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmctl.quant import bitsandbytes, native, torch_packed
-from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization
+from llmctl.quant.backend import BackendPackage, QuantBackend, Quantization, WeightFormat
 from llmctl.quant.checkpoint_formats import find_format
+from llmctl.quant.mxfp4 import KEPT
 
 if TYPE_CHECKING:
     from llmctl.config import Config
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # In the order in which `quantization.backend: auto` tries them; the last is the most general.
 BACKENDS: tuple[QuantBackend, ...] = (native.BACKEND, torch_packed.BACKEND, bitsandbytes.BACKEND)
+_IN_MODELS: tuple[WeightFormat, ...] = (*BACKENDS, KEPT)  # formats that know their layers in a loaded model
 
 
 def preferred(config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> QuantBackend:
@@ -44,7 +46,7 @@ def stored_quantization(stored: Mapping[str, Any] | None) -> Quantization | None
 
 def describe(model: Any) -> str:
     """Return the quantisation of a loaded model, read from its layers: `none`, `bitsandbytes 8-bit`, `gptq`."""
-    described = next((text for backend in BACKENDS if (text := backend.describe(model)) is not None), None)
+    described = next((text for backend in _IN_MODELS if (text := backend.describe(model)) is not None), None)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "none")
     return described or str(getattr(method, "value", method))
 
@@ -57,7 +59,7 @@ def parameter_count(model: Any) -> int:
 
 def scales(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the scales of quantised weights by name."""
-    for backend in BACKENDS:
+    for backend in _IN_MODELS:
         yield from backend.scales(model)
 
 

@@ -2,7 +2,7 @@
 
 transformers either keeps such weights packed and multiplies by them with the layers of a package, or unpacks them to
 the model's dtype while it loads. `checkpoint_formats` has a row for each format. A format that llmctl reads into its
-own kernels would be a subclass with other `adapt_config` and `complete`, the two places where a format acts.
+own kernels is a subclass with another `adapt_config`, as in `mxfp4`.
 """
 
 from collections.abc import Callable, Mapping

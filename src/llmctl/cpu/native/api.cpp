@@ -6,6 +6,7 @@
 #include "experts.h"
 #include "isas.h"  // made by CMake: the instruction sets that were compiled, best first
 #include "kernels.h"
+#include "mxfp4.h"
 #include "program.h"
 #include "threads.h"
 #include "work.h"
@@ -29,7 +30,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 }  // namespace
 
 // Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
-LLMCTL_EXPORT int llmctl_version() { return 11; }
+LLMCTL_EXPORT int llmctl_version() { return 12; }
 
 // The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
@@ -58,17 +59,18 @@ LLMCTL_EXPORT const char* llmctl_usable(int n) {
 LLMCTL_EXPORT void llmctl_use_region(void* start) { use_region(reinterpret_cast<StartRegion>(start)); }
 
 LLMCTL_EXPORT const int8_t* llmctl_code4() { return kCode4; }
+LLMCTL_EXPORT const int8_t* llmctl_code_e2m1() { return kCodeE2M1; }
 
-LLMCTL_EXPORT void llmctl_linear_quantized(int bits, const void* x, int x_dtype, Size rows, Size k,
+LLMCTL_EXPORT void llmctl_linear_quantized(int bits, int encoding, const void* x, int x_dtype, Size rows, Size k,
                                            const void* weight, const void* scales, Size n, const void* bias,
                                            int bias_dtype, void* y, int y_dtype, int threads) {
-    const Product one{bits, n, weight, scales, bias, bias_dtype, y, y_dtype};
+    const Product one{bits, encoding, n, weight, scales, bias, bias_dtype, y, y_dtype};
     if (n > 0) quantized_products(x, x_dtype, rows, k, &one, 1, threads);
 }
 
 LLMCTL_EXPORT void llmctl_linear(const void* x, int x_dtype, Size rows, Size k, const void* w, int w_dtype,
                                  Size n, const void* bias, int bias_dtype, void* y, int y_dtype, int threads) {
-    const Product one{0, n, w, nullptr, bias, bias_dtype, y, y_dtype};
+    const Product one{0, 0, n, w, nullptr, bias, bias_dtype, y, y_dtype};
     dense_products(x, x_dtype, rows, k, w_dtype, &one, 1, threads);
 }
 
@@ -78,6 +80,13 @@ LLMCTL_EXPORT void llmctl_quantize(int bits, const void* w, int dtype, Size n, S
                                static_cast<uint16_t*>(scales)};
     parallel_for(ceil_div(n, kGroup), 1, threads,
                  [&](Size begin, Size end) { isa->quantize_weight(job, begin, end); });
+}
+
+// See mxfp4.h.
+LLMCTL_EXPORT void llmctl_pack_mxfp4(const void* pairs, const void* exponents, Size n, Size blocks, void* codes, void* scales,
+                                     int threads) {
+    pack_mxfp4(static_cast<const uint8_t*>(pairs), static_cast<const uint8_t*>(exponents), n, blocks,
+               static_cast<uint8_t*>(codes), static_cast<uint8_t*>(scales), threads);
 }
 
 // `sizes`: sequences, max_blocks, block_size, query_heads, kv_heads, width, value_width, then the strides of keys and of

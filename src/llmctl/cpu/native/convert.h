@@ -59,6 +59,9 @@ inline uint32_t as_bits(float value) {
     return bits;
 }
 
+// 2^(value - 127), of MXFP4; infinity for 255.
+inline float from_e8m0(uint8_t value) { return as_float(value ? static_cast<uint32_t>(value) << 23 : 0x400000u); }
+
 inline float from_bf16(uint16_t value) { return as_float(static_cast<uint32_t>(value) << 16); }
 
 inline uint16_t to_bf16(float value) {  // to nearest, ties to even, as torch rounds

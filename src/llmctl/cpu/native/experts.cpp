@@ -44,8 +44,8 @@ struct Pairs {
 // The products of each expert's rows of x [pair][k] with its weight [n][k] and the addition of its bias; y is [pair][n].
 void multiply(const Operation& op, const Pairs& pairs, const void* weights, const void* bias, Size n, Size k, const char* x,
               char* y, int dtype, int threads) {
-    const Size blocks = ceil_div(n, kGroup) * ceil_div(k, kBlock), codes = blocks * 64 * op.bits;
-    const Size weight_bytes = op.bits ? codes + blocks * kGroup * 2 : n * k * bytes_of(int(op.weight_dtype));
+    const Size codes = code_bytes(n, k, op.bits);
+    const Size weight_bytes = op.bits ? codes + scale_bytes(n, k, op.encoding) : n * k * bytes_of(int(op.weight_dtype));
     std::vector<InputProduct> wanted;
     for (Size expert = 0; expert < op.experts; ++expert) {
         const Size first = pairs.first[expert], rows = pairs.first[expert + 1] - first;
@@ -53,7 +53,7 @@ void multiply(const Operation& op, const Pairs& pairs, const void* weights, cons
         const char* start = static_cast<const char*>(weights) + expert * weight_bytes;
         const char* of_expert = bias ? static_cast<const char*>(bias) + expert * n * bytes_of(int(op.bias_dtype)) : nullptr;
         wanted.push_back({x + first * k * bytes_of(dtype), rows,
-                          {int(op.bits), n, start, op.bits ? start + codes : nullptr, of_expert, int(op.bias_dtype),
+                          {int(op.bits), int(op.encoding), n, start, op.bits ? start + codes : nullptr, of_expert, int(op.bias_dtype),
                            y + first * n * bytes_of(dtype), dtype}});
     }
     separate_products(wanted.data(), int(wanted.size()), dtype, k, int(op.weight_dtype), threads);

@@ -11,6 +11,12 @@ namespace llmctl {
 
 enum Dtype : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
+// The encoding of weights in blocks of 32 with a scale each. cpu/structs.py has the same names.
+enum Encoding : int {
+    kLlmctl,  // 8 bits, or the sixteen values of kCode4; scales in float16
+    kMxfp4,   // of the OCP's Microscaling formats: E2M1 numbers; scales are powers of two, stored as their exponents (E8M0)
+};
+
 constexpr Size kGroup = 16;   // interleaved output rows
 constexpr Size kBlock = 32;   // inputs that share one scale
 constexpr Size kKeyBlock = 64; // keys of one step of the online softmax, counted from position 0
@@ -29,9 +35,9 @@ struct QuantizedRows {
 struct QuantizedLinear {
     QuantizedRows x;
     const uint8_t* weight;   // [group][block][512 bytes, or 256 where 4 bits]
-    const uint16_t* scales;  // float16, [group][block][16]
+    const void* scales;      // [group][block][16]: float16, or bytes in MXFP4
     Size n;
-    int bits;
+    int bits, encoding;
     const float* bias;  // [n] or null
     void* y;            // [rows][n]
     int y_dtype;
@@ -147,6 +153,7 @@ struct Operation {
     Size n;                                         // elements of an output row
     Size k;  // kLinear, kLinearHeads: elements of an input row or head; kGatedActivation: the number of gates, 0 for n
     Size bits;                                      // of the weight: 4, 8, or 0 for one that is not quantised
+    Size encoding;                                  // of a quantised weight
     Size same_input;                                // kLinear: has the same input as the previous operation
     Size norm_flavour, activation;
     Size heads, kv_heads, head_size, layer, window, chunk; // window, chunk 0: none; kGatedNorm: head_size 0 for no norm
@@ -236,5 +243,13 @@ inline Size row_scratch(const Operation& op) {
 
 // The 4-bit code: the value of each nibble, to be multiplied by the block's scale. quantize.h explains its derivation.
 extern const int8_t kCode4[16];
+// The values of E2M1, the 4-bit floating-point numbers of MXFP4, times two.
+extern const int8_t kCodeE2M1[16];
+
+// Bytes of the codes and of the scales of a quantised weight [n][k].
+inline Size code_bytes(Size n, Size k, Size bits) { return ceil_div(n, kGroup) * ceil_div(k, kBlock) * 64 * bits; }
+inline Size scale_bytes(Size n, Size k, Size encoding) {
+    return ceil_div(n, kGroup) * ceil_div(k, kBlock) * kGroup * (encoding == kMxfp4 ? 1 : 2);
+}
 
 }  // namespace llmctl

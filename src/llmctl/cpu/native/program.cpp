@@ -77,7 +77,7 @@ struct Runner {
                 for (Size t = 0; t < tokens; ++t) {
                     std::memcpy(x + bytes(t * op.k), input(op, t) + bytes(head * op.head_stride), size_t(bytes(op.k)));
                 }
-                const Product product{0, op.n, static_cast<const char*>(op.weight) + head * weight_bytes, nullptr, nullptr, 0,
+                const Product product{0, 0, op.n, static_cast<const char*>(op.weight) + head * weight_bytes, nullptr, nullptr, 0,
                                       y, dtype};
                 dense_products(x, dtype, tokens, op.k, static_cast<int>(op.weight_dtype), &product, 1, 1);
                 char* to = buffer(op.output) + bytes(op.output_offset + head * op.output_head_stride);
@@ -151,7 +151,7 @@ struct Runner {
             const bool is_logits = one.destination == kLogits;
             void* y = is_logits ? static_cast<void*>(pass.logits) : buffer(one.output);
             const bool is_float = is_logits || one.destination == kFloats;
-            wanted.push_back({static_cast<int>(one.bits), one.n, one.weight, one.scales, one.bias,
+            wanted.push_back({static_cast<int>(one.bits), static_cast<int>(one.encoding), one.n, one.weight, one.scales, one.bias,
                               static_cast<int>(one.bias_dtype), y, is_float ? static_cast<int>(kF32) : dtype});
             ++count;
         } while (count < left && op[count].kind == kLinear && op[count].same_input &&

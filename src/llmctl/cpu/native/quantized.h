@@ -47,28 +47,43 @@ inline void quantize_rows(const void* x, int dtype, const llmctl::QuantizedRows&
     }
 }
 
+// The values of the 4-bit codes, and the scales.
+struct LlmctlEncoding {
+    using Scale = uint16_t;
+    static const int8_t* code() { return llmctl::kCode4; }
+    static Simd::F scales(const uint16_t* p) { return Simd::load_f16(p); }
+};
+struct Mxfp4Encoding {
+    using Scale = uint8_t;
+    static const int8_t* code() { return llmctl::kCodeE2M1; }  // twice the values: half the scales
+    static Simd::F scales(const uint8_t* p) { return Simd::mul(Simd::load_e8m0(p), Simd::set(0.5f)); }
+};
+
 // The weights of one group, as stored or as bytes for the dot product.
-struct Nibbles {
+template <class Encoding>
+struct Nibbles : Encoding {
     static constexpr Size kBytes = 256;
     static constexpr Size kAhead = 8192;  // bytes between prefetch and use; measured on Zen 4
     static constexpr int kLoads = 4;
 };
-struct Bytes {
+template <class Encoding>
+struct Bytes : Encoding {
     static constexpr Size kBytes = 512;
     static constexpr Size kAhead = 4096;
     static constexpr int kLoads = 8;
     static constexpr bool kReady = Simd::kUnsigned;  // stored codes are 128 too large
 };
-struct Unpacked : Bytes {
+template <class Encoding>
+struct Unpacked : Bytes<Encoding> {
     static constexpr bool kReady = true;
 };
 
 // `Slices` vectors of rows of one group, beginning with slice `slice`, times a tile of `Rows` rows of x.
 template <class Stored, int Rows, int Slices>
-inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int8_t* x, const float* x_scales,
+inline void quantized_tile(const uint8_t* w, const typename Stored::Scale* w_scales, const int8_t* x, const float* x_scales,
                            const int32_t* x_offsets, Size blocks, int slice, float (*to)[kGroup]) {
     constexpr int kWidth = 4 * Simd::kLanes;  // bytes of one vector
-    const auto table = Simd::code(llmctl::kCode4, Simd::kUnsigned ? 0x80 : 0);
+    const auto table = Simd::code(Stored::code(), Simd::kUnsigned ? 0x80 : 0);
     typename Simd::F sums[Slices][Rows];
     for (int s = 0; s < Slices; ++s)
         for (int t = 0; t < Rows; ++t) sums[s][t] = Simd::zero();
@@ -100,7 +115,7 @@ inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int
             }
         }
         for (int s = 0; s < Slices; ++s) {
-            const auto scale = Simd::load_f16(w_scales + s * Simd::kLanes);
+            const auto scale = Stored::scales(w_scales + s * Simd::kLanes);
             for (int t = 0; t < Rows; ++t) {
                 sums[s][t] = Simd::fma(Simd::floats(dots[s][t]), Simd::mul(scale, Simd::set(x_scales[t])), sums[s][t]);
             }
@@ -116,7 +131,7 @@ inline void quantized_tile(const uint8_t* w, const uint16_t* w_scales, const int
 }
 
 template <class Stored, int Rows>
-inline void quantized_group(const uint8_t* w, const uint16_t* w_scales, const int8_t* x, const float* x_scales,
+inline void quantized_group(const uint8_t* w, const typename Stored::Scale* w_scales, const int8_t* x, const float* x_scales,
                             const int32_t* x_offsets, Size blocks, float (*to)[kGroup]) {
     constexpr int kAll = kGroup / Simd::kLanes;
     constexpr int kSlices = kAll < 2 || Rows > 2 ? (kAll < 4 ? 1 : 2) : kAll;
@@ -126,8 +141,9 @@ inline void quantized_group(const uint8_t* w, const uint16_t* w_scales, const in
 }
 
 template <class Stored>
-inline void quantized_rows(const llmctl::QuantizedLinear& job, const uint8_t* w, const uint16_t* w_scales, Size group) {
+inline void quantized_rows(const llmctl::QuantizedLinear& job, const uint8_t* w, Size group) {
     const llmctl::QuantizedRows& x = job.x;
+    const auto* w_scales = static_cast<const typename Stored::Scale*>(job.scales) + group * x.blocks * kGroup;
     const Size n = group * kGroup, count = job.n - n < kGroup ? job.n - n : kGroup;
     const float* bias = job.bias ? job.bias + n : nullptr;
     for (Size first = 0; first < x.rows; first += x.tile) {
@@ -159,9 +175,9 @@ inline void quantized_rows(const llmctl::QuantizedLinear& job, const uint8_t* w,
 }
 
 // The nibbles of a group as bytes, in the order in which blocks of 8 bits are stored.
-inline void unpack_nibbles(const uint8_t* w, Size blocks, uint8_t* to) {
+inline void unpack_nibbles(const uint8_t* w, Size blocks, const int8_t* code, uint8_t* to) {
     constexpr int kWidth = 4 * Simd::kLanes;
-    const auto table = Simd::code(llmctl::kCode4, Simd::kUnsigned ? 0x80 : 0);
+    const auto table = Simd::code(code, Simd::kUnsigned ? 0x80 : 0);
     for (Size b = 0; b < blocks; ++b, w += 256, to += 512) {
         for (int at = 0; at < 256; at += kWidth) {
             const auto raw = Simd::bytes(w + at);
@@ -171,17 +187,25 @@ inline void unpack_nibbles(const uint8_t* w, Size blocks, uint8_t* to) {
     }
 }
 
+template <class Encoding>
+inline void nibble_rows(const llmctl::QuantizedLinear& job, Size group, uint8_t* scratch) {
+    const uint8_t* w = job.weight + group * job.x.blocks * 256;
+    if (job.x.rows <= job.x.tile) {
+        quantized_rows<Nibbles<Encoding>>(job, w, group);
+    } else {
+        unpack_nibbles(w, job.x.blocks, Encoding::code(), scratch);
+        quantized_rows<Unpacked<Encoding>>(job, scratch, group);
+    }
+}
+
 inline void linear_quantized(const llmctl::QuantizedLinear& job, Size group_begin, Size group_end, uint8_t* scratch) {
-    const Size blocks = job.x.blocks;
     for (Size group = group_begin; group < group_end; ++group) {
-        const uint16_t* scales = job.scales + group * blocks * kGroup;
         if (job.bits == 8) {
-            quantized_rows<Bytes>(job, job.weight + group * blocks * 512, scales, group);
-        } else if (job.x.rows <= job.x.tile) {
-            quantized_rows<Nibbles>(job, job.weight + group * blocks * 256, scales, group);
+            quantized_rows<Bytes<LlmctlEncoding>>(job, job.weight + group * job.x.blocks * 512, group);
+        } else if (job.encoding == llmctl::kMxfp4) {
+            nibble_rows<Mxfp4Encoding>(job, group, scratch);
         } else {
-            unpack_nibbles(job.weight + group * blocks * 256, blocks, scratch);
-            quantized_rows<Unpacked>(job, scratch, scales, group);
+            nibble_rows<LlmctlEncoding>(job, group, scratch);
         }
     }
 }

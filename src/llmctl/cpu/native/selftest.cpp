@@ -14,8 +14,9 @@
 extern "C" {
 const char* llmctl_select(const char*);
 const char* llmctl_usable(int);
-void llmctl_linear_quantized(int, const void*, int, Size, Size, const void*, const void*, Size, const void*, int, void*, int,
-                             int);
+void llmctl_linear_quantized(int, int, const void*, int, Size, Size, const void*, const void*, Size, const void*, int, void*,
+                             int, int);
+void llmctl_pack_mxfp4(const void*, const void*, Size, Size, void*, void*, int);
 void llmctl_linear(const void*, int, Size, Size, const void*, int, Size, const void*, int, void*, int, int);
 void llmctl_quantize(int, const void*, int, Size, Size, void*, void*, int);
 void llmctl_attention(const void*, int, const void*, const void*, int, void*, const int32_t*, const int32_t*,
@@ -72,6 +73,24 @@ double weight_at(int bits, const uint8_t* codes, const uint16_t* scales, Size bl
     return scale * llmctl::kCode4[quad < 4 ? pair & 15 : pair >> 4];
 }
 
+// A weight [n][k] as MXFP4 checkpoints store it, and packed for the kernels in `codes` and `scales`.
+struct Mxfp4Weight {
+    std::vector<uint8_t> pairs, exponents;
+    Size blocks;
+    Mxfp4Weight(Size n, Size k, uint8_t* codes, uint8_t* scales) : blocks(llmctl::ceil_div(k, 32)) {
+        pairs.resize(n * blocks * 16), exponents.resize(n * blocks);
+        for (uint8_t& one : pairs) one = uint8_t(random_numbers());
+        for (uint8_t& one : exponents) one = uint8_t(120 + random_numbers() % 8);
+        exponents[0] = 0;  // 2^-127
+        llmctl_pack_mxfp4(pairs.data(), exponents.data(), n, blocks, codes, scales, 2);
+    }
+    double at(Size n, Size k) const {
+        const Size place = n * blocks + k / 32;
+        const int pair = pairs[place * 16 + k % 32 / 2], code = k % 2 ? pair >> 4 : pair & 15;
+        return std::ldexp(llmctl::kCodeE2M1[code], exponents[place] - 128);
+    }
+};
+
 void try_linear(const char* isa, Size n, Size k, Size rows, int dtype) {
     Numbers x(dtype, rows * k), w(dtype, n * k), bias(dtype, n), y(0, rows * n), alone(0, n);
     std::vector<double> expected(rows * n);
@@ -95,14 +114,24 @@ void try_linear(const char* isa, Size n, Size k, Size rows, int dtype) {
         std::unique_ptr<uint8_t[]> codes(new uint8_t[places * 64 * bits]);
         std::unique_ptr<uint16_t[]> scales(new uint16_t[places * 16]);
         llmctl_quantize(bits, w.data(), dtype, n, k, codes.get(), scales.get(), 2);
-        llmctl_linear_quantized(bits, x.data(), dtype, rows, k, codes.get(), scales.get(), n, bias.data(), dtype, y.data(),
+        llmctl_linear_quantized(bits, 0, x.data(), dtype, rows, k, codes.get(), scales.get(), n, bias.data(), dtype, y.data(),
                                 0, 2);
         expect_sums([&](Size i, Size j) { return weight_at(bits, codes.get(), scales.get(), blocks, i, j); });
         expect(error(y, expected) < 0.02, isa, "quantised", n, k, rows);  // x is rounded to 8 bits
-        llmctl_linear_quantized(bits, last, dtype, 1, k, codes.get(), scales.get(), n, bias.data(), dtype, alone.data(), 0,
+        llmctl_linear_quantized(bits, 0, last, dtype, 1, k, codes.get(), scales.get(), n, bias.data(), dtype, alone.data(), 0,
                                 1);
         expect(same_alone(), isa, "quantised alone", n, k, rows);
     }
+    std::unique_ptr<uint8_t[]> codes(new uint8_t[llmctl::code_bytes(n, k, 4)]);
+    std::unique_ptr<uint8_t[]> scales(new uint8_t[llmctl::scale_bytes(n, k, llmctl::kMxfp4)]);
+    const Mxfp4Weight weight(n, k, codes.get(), scales.get());
+    llmctl_linear_quantized(4, llmctl::kMxfp4, x.data(), dtype, rows, k, codes.get(), scales.get(), n, bias.data(), dtype,
+                            y.data(), 0, 2);
+    expect_sums([&](Size i, Size j) { return weight.at(i, j); });
+    expect(error(y, expected) < 0.02, isa, "MXFP4", n, k, rows);
+    llmctl_linear_quantized(4, llmctl::kMxfp4, last, dtype, 1, k, codes.get(), scales.get(), n, bias.data(), dtype,
+                            alone.data(), 0, 1);
+    expect(same_alone(), isa, "MXFP4 alone", n, k, rows);
 }
 
 void try_attention(const char* isa, Size length, Size queries, Size width, Size window, Size chunk, const float* sinks, int dtype) {
@@ -180,7 +209,7 @@ struct Matrix {
 };
 
 // A model of one layer: sequences that are packed and cut into two passes give the logits of each one alone in one pass.
-void try_program(const char* isa, int dtype, Size bits) {
+void try_program(const char* isa, int dtype, Size bits, Size encoding = 0) {
     using namespace llmctl;
     const Size hidden = 40, heads = 4, kv_heads = 2, width = 6, rotary = 4, inner = 36, words = 21, pages = 8, page = 4;
     enum { kX, kNormed, kQ, kK, kV, kQuery, kAttended, kSublayerOutput, kGate, kUp, kInner, kLast, kEnd, kRouter, kRoutes,
@@ -189,12 +218,16 @@ void try_program(const char* isa, int dtype, Size bits) {
                            hidden, inner, inner, inner, hidden, hidden, 3, 8, 64, 2 * hidden};
     const Size experts = 3, top_k = 2;  // an MoE layer with biases, whose gate and up alternate
     const auto packed = [&](Size n, Size k) {
-        const Size codes = ceil_div(n, 16) * ceil_div(k, 32) * 64 * bits, scales = ceil_div(n, 16) * ceil_div(k, 32) * 32;
-        const Size size = bits ? codes + scales : n * k * (dtype == kF32 ? 4 : 2);
+        const Size codes = code_bytes(n, k, bits);
+        const Size size = bits ? codes + scale_bytes(n, k, encoding) : n * k * (dtype == kF32 ? 4 : 2);
         std::unique_ptr<uint8_t[]> all(new uint8_t[experts * size]);
         for (Size i = 0; i < experts; ++i) {
             Numbers plain(dtype, n * k);
             uint8_t* start = all.get() + i * size;
+            if (encoding == kMxfp4) {
+                Mxfp4Weight(n, k, start, start + codes);
+                continue;
+            }
             if (bits == 0) {
                 std::memcpy(start, plain.data(), size_t(size));
                 continue;
@@ -293,7 +326,7 @@ void try_program(const char* isa, int dtype, Size bits) {
         Operation& route = add(kRoute, kRouter, experts, kRoutes, 0);
         route.experts = experts, route.top_k = top_k, route.normalize_top_k = 1;
         Operation& moe = add(kExperts, kNormed, hidden, kSublayerOutput, hidden);
-        moe.other = kRoutes, moe.experts = experts, moe.top_k = top_k, moe.intermediate_size = inner, moe.bits = bits;
+        moe.other = kRoutes, moe.experts = experts, moe.top_k = top_k, moe.intermediate_size = inner, moe.bits = bits, moe.encoding = encoding;
         moe.weight = gate_up_proj.get(), moe.down_weight = down_proj.get(), moe.bias_dtype = dtype, moe.interleaved = 1;
         moe.bias = gate_up_bias.data(), moe.down_bias = down_bias.data();
         moe.activation = kClampedSwiglu, moe.alpha = 1.7f, moe.limit = 1.0f;
@@ -403,6 +436,7 @@ int main() {
             try_linear(isa, 70, 64, 131, dtype);
             for (const Size width : {1, 40, 300}) try_activation(isa, width, dtype);
             for (const Size bits : {0, 4, 8}) try_program(isa, dtype, bits);
+            try_program(isa, dtype, 4, llmctl::kMxfp4);
             for (const Size width : {8, 24, 64}) {
                 const float sinks[] = {-1.0f, 0.0f, 2.0f, 9.0f};
                 try_attention(isa, 1, 1, width, 0, 0, nullptr, dtype);

@@ -43,6 +43,9 @@ struct Simd {
     static F load_f16(const uint16_t* p) {
         return each([=](int i) { return from_f16(p[i]); });
     }
+    static F load_e8m0(const uint8_t* p) {
+        return each([=](int i) { return from_e8m0(p[i]); });
+    }
     static void store(float* p, const F& a) { std::memcpy(p, a.v, 32); }
     static F add(const F& a, const F& b) {
         return each([&](int i) { return a.v[i] + b.v[i]; });

@@ -174,7 +174,7 @@ void multiply(const Inputs& inputs, const std::vector<size_t>& input_of, const s
         for (size_t i = 0; i < wanted.size(); ++i) {
             const Product& one = *wanted[i];
             jobs.push_back({rows[input_of[i]], static_cast<const uint8_t*>(one.weight),
-                            static_cast<const uint16_t*>(one.scales), one.n, one.bits, biases[i], one.y, one.y_dtype});
+                            one.scales, one.n, one.bits, one.encoding, biases[i], one.y, one.y_dtype});
         }
         multiply_quantized(jobs, threads);
         return;

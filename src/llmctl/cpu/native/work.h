@@ -12,7 +12,7 @@ inline Size bytes_of(int dtype) { return dtype == kF32 ? 4 : 2; }
 
 // A weight [n][k] and its output y [rows][n]. With bits 0 the weight is as torch stores it, and there are no scales.
 struct Product {
-    int bits;
+    int bits, encoding;
     Size n;
     const void* weight;
     const void* scales;

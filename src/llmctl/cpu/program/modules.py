@@ -104,7 +104,8 @@ def experts_forward(
     import torch
 
     native = kernels.load()
-    if native is None or (torch.is_grad_enabled() and (x.requires_grad or _has_gradients(module))):
+    needs_gradient = torch.is_grad_enabled() and (x.requires_grad or _has_gradients(module))
+    if native is None or (needs_gradient and not hasattr(module, "packed")):  # torch cannot read packed weights
         return cast("Tensor", type(module).forward(module, x, top_k_index, top_k_weights))
     return native.experts(x.contiguous(), experts, top_k_index, top_k_weights)
 
