@@ -16,6 +16,7 @@ from llmctl.generation import stream as streaming
 from llmctl.generation.batch import answers
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Chunk, Completion
+from llmctl.generation.image_input import ImageSource, with_images
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Messages
 from llmctl.generation.scoring import RankedChoice, Score
@@ -159,12 +160,16 @@ def _settings(config: Config | Settings | Path | str | None) -> Settings:
     return read_only_file(path)
 
 
-def stream(loaded: LoadedModel, prompt: str | Messages, **settings: Any) -> Iterator[Chunk]:
+def stream(
+    loaded: LoadedModel, prompt: str | Messages, *, images: Sequence[ImageSource] = (), **settings: Any
+) -> Iterator[Chunk]:
     """Yield one answer, piece by piece: `chunk.text` is text of the answer, `chunk.reasoning` the model's reasoning.
 
     Args:
         loaded: The model.
-        prompt: A text, or messages of the form {"role": …, "content": …}.
+        prompt: A text, or messages of the form {"role": …, "content": …}. A content may be a list of parts:
+            {"type": "text", "text": …} and {"type": "image", "image": …}.
+        images: Images before the text, for models that take them: paths, contents of files, or PIL images.
         settings: Keys of the sections `generation`, `structure` and `chat`, and `seed`, for this answer only:
             `temperature=0.7`, `max_new_tokens=64`, `system="Be brief."`, `stop="\\n"`, `json_schema={…}`.
 
@@ -175,14 +180,16 @@ def stream(loaded: LoadedModel, prompt: str | Messages, **settings: Any) -> Iter
         UserError: an unknown setting, a wrong value, or a prompt that is empty or longer than the model's context.
         MachineError: memory ran out.
     """
-    return streaming.stream(_with_settings(loaded, settings), prompt)
+    return streaming.stream(_with_settings(loaded, settings), with_images(prompt, images))
 
 
 @overload
-def generate(loaded: LoadedModel, prompt: str | Messages, **settings: Any) -> Completion: ...
+def generate(
+    loaded: LoadedModel, prompt: str | Messages, *, images: Sequence[ImageSource] = (), **settings: Any
+) -> Completion: ...
 @overload
 def generate(loaded: LoadedModel, prompt: Sequence[str | Messages], **settings: Any) -> list[Completion]: ...
-def generate(loaded: LoadedModel, prompt: Any, **settings: Any) -> Any:
+def generate(loaded: LoadedModel, prompt: Any, *, images: Sequence[ImageSource] = (), **settings: Any) -> Any:
     """Return the answer to a prompt when it is complete, or the answers to a list of prompts, computed together.
 
     Settings and errors are those of `stream`. An error in one of several prompts is raised; `generate_batch` reports it
@@ -190,8 +197,13 @@ def generate(loaded: LoadedModel, prompt: Any, **settings: Any) -> Any:
     """
     configured = _with_settings(loaded, settings)
     if not _is_list_of_prompts(prompt):
-        return streaming.generate(configured, prompt)
-    rows = answers.generate_batch(configured, prompt)
+        return streaming.generate(configured, with_images(prompt, images))
+    if images:
+        raise UserError(
+            "images of a list of prompts belong to its messages",
+            hint='give messages with parts: {"type": "image", "image": path}',
+        )
+    rows = answers.generate_batch(configured, [with_images(one) for one in prompt])
     return [row.completion if row.completion is not None else row.raise_error() for row in rows]
 
 

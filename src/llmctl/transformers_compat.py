@@ -5,12 +5,17 @@ all of them. This module imports nothing heavy, and any other module may import 
 """
 
 import inspect
+import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import copy
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 # First release that quantises a KV cache in fp8 (cache_utils.py).
@@ -150,6 +155,21 @@ def _has_other_parts(causal: Any, config_class: Any) -> bool:
     """Return True for a class that continues a text and listens as well (MOSS-Transcribe)."""
     parts = set(getattr(config_class, "sub_configs", None) or {}) - {"text_config"}
     return bool(parts) and not causal.__name__.endswith("ForCausalLM")
+
+
+def composite_model_class(model_type: str) -> Any:
+    """Return the class of a composite model with its towers; None for a model without any."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return _class_in(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, CONFIG_MAPPING[model_type])
+
+
+def accepted_arguments(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the forward pass of a model names; `**kwargs` reach other functions."""
+    names = inspect.signature(type(model).forward).parameters
+    inner = inspect.signature(type(model.base_model).forward).parameters
+    return {name: value for name, value in given.items() if name in names or name in inner}
 
 
 def _class_in(mapping: Any, config_class: Any) -> Any:
@@ -384,3 +404,115 @@ def embedding_scale(embedding: Any) -> float | None:
     """Return the factor by which an embedding multiplies its rows; None without one."""
     values = (getattr(embedding, name, None) for name in ("scalar_embed_scale", "embed_scale"))
     return next((float(value) for value in values if isinstance(value, int | float)), None)
+
+
+# -- processors of images
+
+
+def counts_images(image_processor: Any) -> bool:
+    """Return True if an image processor treats several images of a prompt differently from a single one."""
+    return "batch_num_images" in getattr(image_processor, "model_input_names", ())
+
+
+def image_processor(folder: Path, tokenizer: Any) -> Any:
+    """Return transformers' processor of a model with `tokenizer` and without its parts for video and sound.
+
+    Return None if the model's type has no processor. `AutoProcessor` would load all parts, and those for video need
+    torchvision.
+
+    Raises:
+        ImportError: the image processor needs a package.
+    """
+    from transformers import AutoImageProcessor
+
+    whole = _processor_class(folder)
+    if whole is None or "image_processor" not in whole.get_attributes():
+        return None
+
+    class ImagesOnly(whole):  # type: ignore[misc, valid-type] # transformers' classes are untyped
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            attributes: list[str] = whole.get_attributes()
+            return attributes
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, path: Any, processor_dict: Any = None, **_: Any) -> list[Any]:
+            images = AutoImageProcessor.from_pretrained(str(path), local_files_only=True)
+            parts = {"tokenizer": tokenizer, "image_processor": images}
+            return [parts.get(name, _LEFT_OUT) for name in cls.get_attributes()]
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument is _LEFT_OUT:
+                return type(argument)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    ImagesOnly.__name__ = whole.__name__
+    return ImagesOnly.from_pretrained(str(folder), local_files_only=True)
+
+
+def expanding_tokenizer(tokenizer: Any, expand: Callable[[str], str]) -> Any:
+    """Return a copy of a tokenizer that changes a text before it encodes it; `apply_chat_template` calls it."""
+
+    class Expanding(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: str, **arguments: Any) -> Any:
+            return super().__call__(expand(text), **arguments)
+
+    changed = copy(tokenizer)
+    changed.__class__ = Expanding
+    return changed
+
+
+class _LeftOutPart(dict[str, Any]):
+    """Stands for the part of a processor that reads videos or sound. Some processors read these attributes of it."""
+
+    model_input_names: tuple[str, ...] = ()
+    num_frames = fps = None
+
+
+_LEFT_OUT = _LeftOutPart()
+
+
+def _processor_class(folder: Path) -> Any:
+    """Return the class of a model's processor: the one that its files name, or that of its type; None without one.
+
+    Without torchvision the package `transformers` has placeholders for some classes, which their modules do not need.
+    """
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    def read(file: str, key: str) -> Any:
+        try:
+            document = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return document.get(key) if isinstance(document, dict) else None
+
+    files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+    model_type = read("config.json", "model_type")
+    named = [read(file, "processor_class") for file in files]
+    name = next((name for name in named if isinstance(name, str)), PROCESSOR_MAPPING_NAMES.get(model_type))
+    types = [one for one, class_name in PROCESSOR_MAPPING_NAMES.items() if class_name == name]
+    for part in dict.fromkeys(map(model_type_to_module_name, [*types, *([model_type] if model_type else [])])):
+        module = f"transformers.models.{part}.processing_{part}"
+        if find_spec(module) is not None:
+            with _pixtral_without_torchvision():
+                found = getattr(import_module(module), str(name), None)
+            if found is not None:
+                return found
+    return None
+
+
+@contextmanager
+def _pixtral_without_torchvision() -> Iterator[None]:
+    """Let PixtralProcessor import the function that it needs from the module for Pillow, inside the block (5.24)."""
+    from transformers.utils import is_torchvision_available
+
+    name = "transformers.models.pixtral.image_processing_pixtral"
+    if is_torchvision_available() or find_spec(name.replace("processing_", "processing_pil_")) is None:
+        yield
+        return
+    sys.modules[name] = import_module(name.replace("processing_", "processing_pil_"))
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -11,7 +11,8 @@ import pytest
 from llmctl.config import ChatSection
 from llmctl.errors import ModelError, UserError
 from llmctl.generation import prompt_length
-from llmctl.generation.prompt import Media, Prompt, encode_prompt
+from llmctl.generation.media import Media
+from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.model.tokenizer import end_of_turn_token, end_tokens, load_tokenizer
 from support.tiny import write_tokenizer
 
@@ -182,15 +183,16 @@ def test_a_template_that_never_ends_or_uses_all_memory_is_stopped(
     assert end_of_turn_token(tokenizer) is None, "and looking for the end of a turn is stopped as well"
 
 
-PICTURE, OTHER = Media("image", "aa"), Media("image", "bb")
+PICTURE, OTHER = Media("image", "aa", (1,)), Media("image", "bb", (1,))
 
 
-def test_prompts_with_different_media_have_no_common_prefix() -> None:
+def test_the_common_prefix_of_prompts_ends_where_their_images_differ() -> None:
     plain, seen, other = Prompt((1, 2, 3)), Prompt((1, 2, 3), (PICTURE,)), Prompt((1, 2, 3), (OTHER,))
     assert plain.common(Prompt((1, 2, 9))) == 2
     assert plain.common(plain.followed_by([4])) == 3
-    assert plain.common(seen) == seen.common(other) == 0
-    assert len({plain.media_key, seen.media_key, other.media_key, Prompt((), (PICTURE, OTHER)).media_key}) == 4
+    assert plain.common(seen) == seen.common(other) == 1
+    assert seen.common(Prompt((1, 2, 3), (PICTURE,))) == 3
+    assert len({plain.cache_ids, seen.cache_ids, other.cache_ids}) == 3
     assert seen.followed_by([4]).media == (PICTURE,)
 
 

@@ -108,7 +108,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llmctl_linear": (None, [_P, _I, _L, _L, _P, _I, _L, _P, _I, _P, _I, _I]),
     "llmctl_pack_mxfp4": (None, [_P, _P, _L, _L, _P, _P, _I]),
     "llmctl_quantize": (None, [_I, _P, _I, _L, _L, _P, _P, _I]),
-    "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _P, _I]),
+    "llmctl_attention": (None, [_P, _I, _P, _P, _I, _P, _P, _P, _P, _P, _F, _F, _P, _P, _I]),
     "llmctl_rms_norm": (None, [_P, _I, _L, _L, _P, _I, _P, _I, _I, _F, _P, _I]),
     "llmctl_activation": (None, [_P, _P, _I, _L, _P, _I]),
     "llmctl_gated_activation": (None, [_P, _P, _I, _L, _L, _L, _I, _P, _I]),

@@ -238,6 +238,7 @@ class Kernels(RowOperations):
         chunk: int = 0,
         softcap: float = 0.0,
         sinks: "Tensor | None" = None,
+        visible_end: "Tensor | None" = None,
     ) -> "Tensor":
         """Compute causal attention of each sequence's last tokens over its keys and values in pages.
 
@@ -256,12 +257,16 @@ class Kernels(RowOperations):
                 chunk. 0 means no chunks.
             softcap: Scores s become softcap * tanh(s / softcap); 0 leaves them unchanged.
             sinks: [query heads]: a further logit in the softmax of every query of a head, which takes no value.
+            visible_end: int32 [tokens], the end of the tokens of its sequence that each token sees; None for the token
+                itself.
 
         Returns:
             [tokens, query heads, value size] in q's dtype.
         """
         codes = dtype_codes()
-        check_paged_attention(q, keys, values, page_table, query_start, kv_length, window=window, chunk=chunk)
+        check_paged_attention(
+            q, keys, values, page_table, query_start, kv_length, window=window, chunk=chunk, visible_end=visible_end
+        )
         tokens, query_heads, size = q.shape
         check_vector(sinks, query_heads, "sinks")
         sinks = None if sinks is None else sinks.float()
@@ -294,6 +299,7 @@ class Kernels(RowOperations):
             scale,
             softcap,
             None if sinks is None else sinks.data_ptr(),
+            None if visible_end is None else visible_end.data_ptr(),
             self.threads(),
         )
         return out

@@ -26,6 +26,7 @@ OperationKind = Literal[
     "selective_scan",
     "gated_norm",
     "activation",
+    "add_media",
 ]
 NormFlavour = Literal["norm_then_weight", "one_plus_weight", "weight_then_round", "no_weight", "layer_norm"]
 RopeLayout = Literal["halves", "pairs", "pairs_of_halves"]
@@ -73,6 +74,7 @@ class Operation(ctypes.Structure):
         *_sizes("rope", "rotary_size", "rope_layout", "rope_in_float32", "token_factor"),
         *_sizes("experts", "top_k", "normalize_top_k", "round_top_k", "intermediate_size"),
         *_sizes("scoring", "groups", "top_groups", "group_best", "floats", "interleaved", "ungated", "weighs_inputs"),
+        *_sizes("media"),
         *_pointers("weight"),
         *_sizes("weight_dtype"),
         *_pointers("scales", "bias"),
@@ -91,5 +93,6 @@ class Pass(ctypes.Structure):
         *_sizes("dtype", "tokens", "sequences"),
         *_pointers("buffers", "logits", "token_ids", "slots", "last_tokens", "rope_cos", "rope_sin", "token_factors"),
         *_pointers("keys", "values", "page_table", "query_start", "kv_length", "states", "state_slots"),
-        *_sizes("max_pages", "page_tokens", "threads"),
+        *_pointers("media_rows", "media", "visible_end", "window_visible_end"),
+        *_sizes("media_count", "max_pages", "page_tokens", "threads"),
     )

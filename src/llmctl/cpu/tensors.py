@@ -97,6 +97,7 @@ def check_paged_attention(
     *,
     window: int,
     chunk: int = 0,
+    visible_end: "Tensor | None" = None,
 ) -> None:
     """Raise ValueError if shapes, types or table entries do not match. The tables are short, so this is cheap."""
     import torch
@@ -124,6 +125,28 @@ def check_paged_attention(
     pages, page_tokens, *_ = keys.shape
     lengths = kv_length.tolist()
     _check_pages(page_table, starts, lengths, pages=pages, page_tokens=page_tokens, window=window, chunk=chunk)
+    check_visible_end(visible_end, starts, lengths)
+
+
+def check_visible_end(visible_end: "Tensor | None", starts: Sequence[int], lengths: Sequence[int]) -> None:
+    """Raise ValueError unless each token sees itself, and no token after the last one of its sequence.
+
+    Args:
+        visible_end: int32 [tokens], or None.
+        starts: The index of each sequence's first token, then the number of tokens.
+        lengths: The tokens of each sequence, including earlier ones.
+    """
+    import torch
+
+    if visible_end is None:
+        return
+    if visible_end.dtype != torch.int32 or not visible_end.is_contiguous() or visible_end.numel() != starts[-1]:
+        raise ValueError("visible_end must be a contiguous int32 tensor with an entry for each token")
+    ends = visible_end.tolist()
+    for first, end, length in zip(starts, starts[1:], lengths, strict=False):
+        position = length - (end - first)
+        if any(not position + n < seen <= length for n, seen in enumerate(ends[first:end])):
+            raise ValueError("a token must see itself, and no token after the last one of its sequence")
 
 
 def _check_pages(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.prompt import Messages, added_tokens, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 from llmctl.model.tokenizer import in_parts
@@ -47,6 +48,7 @@ def inspect_prompt(
     context_length: int | None,
     max_new_tokens: int,
     embedding_rows: int | None = None,
+    processor: LazyImageProcessor | None = None,
 ) -> Inspection:
     """Encode a prompt like `generate`, and inspect the result.
 
@@ -57,7 +59,7 @@ def inspect_prompt(
     Raises:
         UserError: the same errors as in `encode_prompt`.
     """
-    ids = encode_prompt(tokenizer, prompt, chat, context_length=context_length).ids
+    ids = encode_prompt(tokenizer, prompt, chat, context_length=context_length, processor=processor).ids
     templated = uses_template(tokenizer, chat, prompt)
     bos = tokenizer.bos_token_id
     warnings = [

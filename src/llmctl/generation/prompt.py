@@ -1,40 +1,38 @@
 """Prompts as token ids with media, and the encoding of texts and conversations."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, UserError
+from llmctl.generation.media import (
+    Media,
+    cache_ids,
+    locate_media,
+    media_document,
+    message_parts,
+    pictures_in,
+    without_pictures,
+)
 from llmctl.generation.prompt_length import check_length, is_long, limits_for
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
 from llmctl.model.tokenizer import in_parts, reads_parts
 from llmctl.paths import expand
 from llmctl.text_files import NotTextError, read_text, reason
-from llmctl.transformers_compat import sanitising_arguments
+from llmctl.transformers_compat import expanding_tokenizer, sanitising_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from llmctl.generation.image_processor import ImageProcessor, LazyImageProcessor, ProcessedImage
+
 Messages = Sequence[Mapping[str, Any]]
 # How a rendered conversation ends: with the beginning of the assistant's turn, inside its final message, or after it.
 Ending = Literal["turn", "inside", "after"]
-
-
-@dataclass(frozen=True)
-class Media:
-    """A part of a prompt that is not text, such as an image.
-
-    Attributes:
-        sha256: Hash of its content, in hexadecimal.
-    """
-
-    kind: Literal["image"]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,23 +56,24 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def cache_ids(self) -> tuple[int, ...]:
+        """The ids, with a number of its own for each token of each image. Caches compare these."""
+        return cache_ids(self.ids, self.media)
+
     @property
-    def media_key(self) -> bytes:
-        """A digest of the media, or empty. Prompts share keys and values only if their digests are equal."""
-        if not self.media:
-            return b""
-        text = "\n".join(f"{one.kind} {one.sha256}" for one in self.media)
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    def text_ids(self) -> tuple[int, ...]:
+        """The ids without those of media."""
+        places = {position for one in self.media for position in one.positions}
+        return tuple(token for position, token in enumerate(self.ids) if position not in places) if places else self.ids
 
     def followed_by(self, ids: Iterable[int]) -> "Prompt":
         """Return the prompt with `ids` appended."""
         return replace(self, ids=(*self.ids, *ids))
 
     def common(self, other: "Prompt") -> int:
-        """Return the length of the common prefix in tokens; 0 if the media differ."""
-        if self.media != other.media:
-            return 0
-        pairs = enumerate(zip(self.ids, other.ids, strict=False))
+        """Return the length of the common prefix in tokens; tokens of different images differ."""
+        pairs = enumerate(zip(self.cache_ids, other.cache_ids, strict=False))
         return next((n for n, (a, b) in pairs if a != b), min(len(self), len(other)))
 
     def document(self) -> dict[str, Any]:
@@ -84,23 +83,11 @@ class Prompt:
         return {"prompt_ids": list(self.ids), **{key: value for key, value in further.items() if value}, **media}
 
 
-def media_document(media: Sequence[Media]) -> list[dict[str, str]]:
-    """Return media as JSON values."""
-    return [{"kind": one.kind, "sha256": one.sha256} for one in media]
-
-
-def media_from(value: Any) -> tuple[Media, ...]:
-    """Return the media in a value that `media_document` wrote. Raise ValueError for any other value."""
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
-        raise ValueError("media must be a list of objects with kind and sha256")
-    if any(one.get("kind") != "image" or not isinstance(one.get("sha256"), str) for one in value):
-        raise ValueError("media must have kind image and a sha256")
-    return tuple(Media("image", one["sha256"]) for one in value)
-
-
 def uses_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, prompt: "str | Messages") -> bool:
     """Return True if a chat template is applied to the prompt."""
-    return not isinstance(prompt, str) or (not chat.raw and bool(chat.template or tokenizer.chat_template))
+    if not isinstance(prompt, str) and not (pictures_in(prompt) and len(prompt) == 1):
+        return True
+    return not chat.raw and bool(chat.template or tokenizer.chat_template)
 
 
 def encode_prompt(
@@ -111,6 +98,7 @@ def encode_prompt(
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
     ending: Ending | None = None,
+    processor: "LazyImageProcessor | None" = None,
 ) -> Prompt:
     """Encode a text or a conversation.
 
@@ -123,11 +111,14 @@ def encode_prompt(
         context_length: Tokens that the model can read. A text that is much longer is refused without tokenising it.
         ending: The end of the rendered conversation. By default, a final message of the assistant is continued;
             otherwise its turn begins.
+        processor: The model's image processor, loaded for prompts that contain pictures.
 
     Raises:
         UserError: the prompt is empty or too long, there is no template for messages, or the template refuses them.
     """
-    [encoded] = encode_prompts(tokenizer, [(prompt, chat)], tools=tools, context_length=context_length, ending=ending)
+    [encoded] = encode_prompts(
+        tokenizer, [(prompt, chat)], tools=tools, context_length=context_length, ending=ending, processor=processor
+    )
     if isinstance(encoded, LlmctlError):
         raise encoded
     return encoded
@@ -140,6 +131,7 @@ def encode_prompts(
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
     ending: Ending | None = None,
+    processor: "LazyImageProcessor | None" = None,
 ) -> list[Prompt | LlmctlError]:
     """Encode many prompts like `encode_prompt`, in one child process. Return a prompt or an error for each."""
     encoded: dict[int, Prompt | LlmctlError] = {}
@@ -147,8 +139,13 @@ def encode_prompts(
     for number, (prompt, chat) in enumerate(prompts):
         try:
             check_length(tokenizer, texts_of(prompt, chat, tools), context_length)
+            images = process_images(prompt, processor)
             if uses_template(tokenizer, chat, prompt):
-                renderings[number] = rendering(tokenizer, prompt, chat, tools=tools, ending=ending)
+                one = rendering(tokenizer, prompt, chat, tools=tools, ending=ending)
+                adds_bos = processor is not None and processor.takes_images
+                renderings[number] = replace(one, images=images, adds_bos=adds_bos)
+            elif images is not None:
+                encoded[number] = _encode_raw_with_images(tokenizer, prompt, chat, images)
             else:
                 encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)), is_open=True)
         except LlmctlError as error:
@@ -156,7 +153,7 @@ def encode_prompts(
     short = {number: one for number, one in renderings.items() if not is_long(_texts(one.messages))}
     works = [partial(render, tokenizer, one) for one in short.values()]
     for (number, one), result in zip(short.items(), run_bounded_each(works), strict=True):
-        encoded[number] = template_error(result) if isinstance(result, Exception) else one.prompt(result)
+        encoded[number] = template_error(result) if isinstance(result, Exception) else _finished(one, result)
     for number in renderings.keys() - short.keys():
         encoded[number] = _render_long(tokenizer, renderings[number])
     return [encoded[number] for number in range(len(prompts))]
@@ -169,7 +166,61 @@ def _render_long(tokenizer: "PreTrainedTokenizerBase", conversation: "Rendering"
     [result] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
     if isinstance(result, Exception):
         return template_error(result, seconds=seconds, extra_bytes=extra_bytes)
-    return conversation.prompt(result)
+    return _finished(conversation, result)
+
+
+def _finished(conversation: "Rendering", ids: Sequence[int]) -> Prompt | LlmctlError:
+    """Return the prompt of a rendered conversation, or the error if its images have no place in it."""
+    try:
+        return conversation.prompt(ids)
+    except ValueError as error:
+        return UserError(f"the chat template does not fit the images: {error}", hint="--template FILE uses another one")
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """The images of a prompt, in order, with the processor that made them."""
+
+    processor: "ImageProcessor"
+    images: "tuple[ProcessedImage, ...]"
+
+    def expand(self, text: str) -> str:
+        """Replace the placeholders in a rendered prompt by the texts of the images."""
+        return self.processor.expand(text, self.images)
+
+    def media(self, ids: Sequence[int]) -> tuple[Media, ...]:
+        """Return the media of a prompt. Raise ValueError if it has not as many placeholders as the images."""
+        return locate_media(ids, self.images, self.processor.token_id)
+
+
+def process_images(prompt: "str | Messages", processor: "LazyImageProcessor | None") -> PromptImages | None:
+    """Return the images of a prompt, processed; None without any.
+
+    Raises:
+        UserError: the model takes no images, or refuses a picture.
+        MachineError: a package is missing.
+    """
+    pictures = pictures_in(prompt)
+    if not pictures:
+        return None
+    if processor is None:
+        raise UserError("images cannot be used here", details={"param": "messages"})
+    loaded = processor()
+    return PromptImages(loaded, tuple(loaded.process(pictures)))
+
+
+def _encode_raw_with_images(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", chat: ChatSection, images: PromptImages
+) -> Prompt:
+    """Encode a text and its images without a template. Images without a placeholder in the text go before it."""
+    _refuse_without_template(chat)
+    text = "".join(str(part.get("text", "")) for part in message_parts(prompt))
+    missing = len(images.images) - text.count(images.processor.placeholder)
+    ids = images.processor.encode_raw(images.processor.placeholder * max(0, missing) + text, images.images)
+    try:
+        return Prompt(tuple(ids), images.media(ids), is_open=True)
+    except ValueError as error:
+        raise UserError(f"the prompt does not fit its images: {error}") from error
 
 
 def as_messages(prompt: "str | Messages", chat: ChatSection) -> list[dict[str, Any]]:
@@ -274,6 +325,8 @@ class Rendering:
         arguments: Further arguments of `apply_chat_template`, variables of the template included.
         space: White space at the end of a prefill, which many templates remove.
         has_parts: True if the template reads contents as lists of parts.
+        images: The images of the messages, in order; None without any.
+        adds_bos: True if a missing beginning-of-sequence token is added, as transformers' processors do.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -281,16 +334,19 @@ class Rendering:
     arguments: Mapping[str, Any]
     space: str = ""
     has_parts: bool = False
+    images: "PromptImages | None" = None
+    adds_bos: bool = False
 
     @property
     def is_open(self) -> bool:
         """True if the answer continues the final message."""
         return bool(self.space or self.arguments.get("continue_final_message"))
 
-    def prompt(self, ids: Iterable[int]) -> Prompt:
-        """Return the prompt with the rendered ids."""
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Return the prompt with the rendered ids. Raise ValueError if its images have no place in it."""
+        media = () if self.images is None else self.images.media(ids)
         prefill = str(self.messages[-1]["content"]) if self.arguments.get("continue_final_message") else ""
-        return Prompt(tuple(ids), is_open=self.is_open, templated=True, prefill=prefill)
+        return Prompt(tuple(ids), media, is_open=self.is_open, templated=True, prefill=prefill)
 
 
 def rendering(
@@ -302,7 +358,7 @@ def rendering(
     ending: Ending | None = None,
 ) -> Rendering:
     """Return the rendering of a conversation. Arguments and errors are those of `encode_prompt`."""
-    messages, ending, space = _end(as_messages(prompt, chat), chat, ending)
+    messages, ending, space = _end(as_messages(without_pictures(prompt), chat), chat, ending)
     template = template_text(chat)
     if template is None and not tokenizer.chat_template:
         raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
@@ -341,8 +397,9 @@ def _end(
 
 def render(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[int]:
     """Return the ids of a conversation. Templates are untrusted: run it with limits."""
+    images = rendering.images
     try:
-        encoded = tokenizer.apply_chat_template(
+        encoded = (tokenizer if images is None else expanding_tokenizer(tokenizer, images.expand)).apply_chat_template(
             in_parts(rendering.messages) if rendering.has_parts else list(rendering.messages),
             chat_template=rendering.template,
             tokenize=True,
@@ -354,10 +411,18 @@ def render(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[i
             raise ValueError("it changes the final message, so that this message cannot be continued") from error
         raise
     ids = [int(token) for token in encoded["input_ids"]]
+    if rendering.adds_bos and tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        ids = [*_first_special(tokenizer), *ids]
     begins_turn = rendering.arguments.get("add_generation_prompt")
     if rendering.space and (begins_turn or not str(tokenizer.decode(ids)).endswith(rendering.space)):
         ids += _encode_space(tokenizer, rendering.space)
     return ids
+
+
+def _first_special(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the beginning-of-sequence token if the tokenizer itself writes it before a text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if list(tokenizer("x")["input_ids"])[:1] == [bos] else []
 
 
 def _encode_space(tokenizer: "PreTrainedTokenizerBase", space: str) -> list[int]:

@@ -78,7 +78,7 @@ def make_request(
         UserError: the prompt is longer than the model's context or has a token without an embedding, or the structure
             cannot be enforced.
     """
-    check_ids(prompt.ids, loaded.tokenizer, loaded.info.embedding_rows)
+    check_ids(prompt.text_ids, loaded.tokenizer, loaded.info.embedding_rows)
     wanted = max_new_tokens or loaded.config.generation.max_new_tokens
     budget = _budget(loaded, len(prompt), wanted)
     rules = response_rules(loaded.tokenizer, loaded.config.chat, prompt, tools) if prompt.templated else None

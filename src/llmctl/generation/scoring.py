@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.conversation_cache import ConversationCache
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Messages, Prompt, encode_prompt, uses_template
 from llmctl.model.vocabulary import check_ids
@@ -181,7 +182,12 @@ def sequence_logprobs(
 
 
 def encode_after(
-    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Messages", text: str, chat: ChatSection
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "str | Messages",
+    text: str,
+    chat: ChatSection,
+    *,
+    processor: LazyImageProcessor | None = None,
 ) -> tuple[Prompt, int]:
     """Return a prompt followed by a text, and the index of the first token of the text.
 
@@ -189,7 +195,7 @@ def encode_after(
     the model would write it there. A raw prompt and its text are tokenised together, and a token can span the end of
     the prompt. The prompt is then the common prefix of both tokenisations, with and without the text.
     """
-    alone = encode_prompt(tokenizer, prompt, chat)
+    alone = encode_prompt(tokenizer, prompt, chat, processor=processor)
     if uses_template(tokenizer, chat, prompt):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return alone.followed_by(ids), len(alone)
@@ -247,7 +253,9 @@ def _score(
     if prompt is None:
         encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:
-        encoded, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat)
+        encoded, start = encode_after(
+            loaded.tokenizer, prompt, text, chat or loaded.config.chat, processor=LazyImageProcessor(loaded)
+        )
     check_ids(encoded.ids, loaded.tokenizer, loaded.info.embedding_rows)
     logprobs: list[TokenLogprob] = []
     count = 0

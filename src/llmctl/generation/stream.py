@@ -13,6 +13,7 @@ from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.completion import Chunk, Completion
 from llmctl.generation.engine import Engine, engine_for_one
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, answer_seed, make_request
 
@@ -43,7 +44,13 @@ def stream(
         UserError: the prompt is empty or longer than the model's context.
         MachineError: memory ran out.
     """
-    encoded = encode_prompt(loaded.tokenizer, prompt, chat or loaded.config.chat, context_length=loaded.context_length)
+    encoded = encode_prompt(
+        loaded.tokenizer,
+        prompt,
+        chat or loaded.config.chat,
+        context_length=loaded.context_length,
+        processor=LazyImageProcessor(loaded),
+    )
     yield from stream_request(loaded, make_request(loaded, encoded, seed=seed, max_new_tokens=max_new_tokens))
 
 

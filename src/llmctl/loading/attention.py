@@ -38,8 +38,20 @@ _KNOWN_ARGUMENTS = {
 class PackedLayout(Protocol):
     """The page tables of a packed pass, which every device needs."""
 
-    def on(self, device: Any) -> PageTables:
+    def on(self, device: Any) -> "PackedTables":
         """Return the tables on a device."""
+
+
+class PackedTables(PageTables, Protocol):
+    """The page tables of a packed pass on a device, and the tokens that see later ones."""
+
+    @property
+    def visible_end(self) -> "Tensor | None":
+        """int32 [tokens], the end of the tokens that each token sees in layers without a window; None for itself."""
+
+    @property
+    def window_visible_end(self) -> "Tensor | None":
+        """The same in layers with a window."""
 
 
 class KeysChangedError(UnsupportedAttentionError):
@@ -160,12 +172,15 @@ def _attend_packed(
             mask.description if isinstance(mask, UnknownMask) else "a mask of the model's own"
         )
     tables, rows = packed.layout.on(query.device), query[0].transpose(0, 1)
+    ends = tables.window_visible_end if score.visible.window else tables.visible_end
     if packed.gathers:
+        if ends is not None:
+            raise UnsupportedAttentionError("latent attention with tokens that see later ones")
         return _attend_gathered(rows, key, value, tables, score)
     if key.shape[2] != len(rows):
         raise UnsupportedAttentionError("keys of other tokens than the queries")
     keys, values = packed.pages_of(key, value)
-    return paged_attention(rows, keys, values, tables, score)
+    return paged_attention(rows, keys, values, tables, score, visible_end=ends)
 
 
 def _attend_gathered(rows: "Tensor", key: "Tensor", value: "Tensor", tables: PageTables, score: Score) -> "Tensor":

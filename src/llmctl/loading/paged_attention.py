@@ -55,11 +55,23 @@ def single_pages(batch: int, tokens: int, key_count: int) -> Tables:
     )
 
 
-def paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score) -> "Tensor":
-    """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages."""
+def paged_attention(
+    query: "Tensor",
+    keys: "Tensor",
+    values: "Tensor",
+    tables: PageTables,
+    score: Score,
+    *,
+    visible_end: "Tensor | None" = None,
+) -> "Tensor":
+    """Attend from new tokens [tokens, heads, size] to the tokens of their own sequence, which are in pages.
+
+    Args:
+        visible_end: int32 [tokens], the end of the tokens that each token sees; None for the token itself.
+    """
     native = kernels.load() if query.device.type == "cpu" else None
     if native is None:
-        return _torch_paged_attention(query, keys, values, tables, score)
+        return _torch_paged_attention(query, keys, values, tables, score, visible_end)
     return native.paged_attention(
         query.contiguous(),
         keys,
@@ -72,11 +84,12 @@ def paged_attention(query: "Tensor", keys: "Tensor", values: "Tensor", tables: P
         chunk=score.visible.chunk,
         softcap=score.softcap,
         sinks=None if score.sinks is None else score.sinks.detach(),
+        visible_end=visible_end,
     )
 
 
 def _torch_paged_attention(
-    query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score
+    query: "Tensor", keys: "Tensor", values: "Tensor", tables: PageTables, score: Score, visible_end: "Tensor | None"
 ) -> "Tensor":
     import torch
 
@@ -86,7 +99,8 @@ def _torch_paged_attention(
         start = score.visible.first_visible(length - (end - first))  # tokens that no query sees are not read
         pages = tables.page_table[number].long()
         sequence_keys, sequence_values = (_gather(pool, pages, start, length) for pool in (keys, values))
-        out[first:end] = _attend_to_one(query[first:end], sequence_keys, sequence_values, score)
+        ends = None if visible_end is None else visible_end[first:end] - start
+        out[first:end] = _attend_to_one(query[first:end], sequence_keys, sequence_values, score, ends)
     return out
 
 
@@ -98,14 +112,25 @@ def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor
     return pool.index_select(0, needed).flatten(0, 1)[start - first * size : length - first * size].transpose(0, 1)
 
 
-def _attend_to_one(query: "Tensor", keys: "Tensor", values: "Tensor", score: Score) -> "Tensor":
-    """Attend from [tokens, heads, size] to [key heads, key tokens, size], causally: the tokens are the last ones."""
+def _attend_to_one(
+    query: "Tensor", keys: "Tensor", values: "Tensor", score: Score, visible_end: "Tensor | None" = None
+) -> "Tensor":
+    """Attend from [tokens, heads, size] to [key heads, key tokens, size], causally: the tokens are the last ones.
+
+    Args:
+        visible_end: [tokens], the end of the keys that each token sees; None for the token itself.
+    """
+    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     tokens, key_count = query.shape[0], keys.shape[1]
     mask = None
-    if tokens > 1 and (tokens != key_count or score.visible.hides_any(key_count)):
+    if tokens > 1 and (tokens != key_count or visible_end is not None or score.visible.hides_any(key_count)):
         mask = score.visible.mask(tokens, key_count, query.device)
+    if mask is not None and visible_end is not None:
+        positions = torch.arange(key_count, device=query.device)
+        later = positions > positions[key_count - tokens :, None]
+        mask = mask | (later & (positions < visible_end[:, None]))
     q = query.transpose(0, 1)
     if score.softcap or score.sinks is not None:
         if mask is None and tokens > 1:

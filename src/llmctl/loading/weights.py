@@ -133,7 +133,7 @@ def _read_weights(prepared: Prepared, cache_folder: Path | None) -> Any:
     loader = model_loader(prepared.info.model_type, trust_remote_code=bool(arguments["trust_remote_code"]))
     model, report = loader.from_pretrained(
         str(cache_folder or prepared.resolved.folder),
-        config=_read_config(prepared, quantization),
+        config=read_config(prepared, quantization),
         generation_config=GenerationConfig(),  # the model's own is read and checked in model/generation_config.py
         local_files_only=True,
         output_loading_info=True,
@@ -169,14 +169,14 @@ def _package_failure(plan: Plan, error: Exception) -> MachineError | None:
 
 
 def _model_arguments(plan: Plan) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained`, with transformers' objects; `_read_config` sets the attention."""
+    """Return the arguments of `from_pretrained`, with transformers' objects; `read_config` sets the attention."""
     arguments = {name: value for name, value in plan.model_kwargs.items() if name != "attn_implementation"}
     if plan.quantization is not None and plan.quantizes:
         arguments["quantization_config"] = plan.quantization.backend.transformers_config(plan.quantization)
     return arguments
 
 
-def _read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
+def read_config(prepared: Prepared, quantization_config: Any = None) -> Any:
     """Read config.json with transformers, and set the planned attention in it.
 
     `_attn_implementation` in a config.json wins over the argument of the same meaning unless the configuration is read

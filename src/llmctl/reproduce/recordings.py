@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import UserError
-from llmctl.generation.prompt import Prompt, media_from
+from llmctl.generation.media import media_from
+from llmctl.generation.prompt import Prompt
 from llmctl.reproduce.manifest import Manifest, manifest_from
 from llmctl.text_files import NotTextError, read_text, reason
 

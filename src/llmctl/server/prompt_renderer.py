@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError
+from llmctl.generation.image_processor import LazyImageProcessor
+from llmctl.generation.media import pictures_in
 from llmctl.generation.prompt import (
     Ending,
     Messages,
@@ -31,8 +33,16 @@ if TYPE_CHECKING:
 class PromptRenderer:
     """`encode_prompt` without a fork per conversation. Its state: a child process with a copy of the tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, *, context_length: int | None) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        chat: ChatSection,
+        *,
+        context_length: int | None,
+        processor: LazyImageProcessor,
+    ) -> None:
         self._tokenizer, self._chat, self._context_length = tokenizer, chat, context_length
+        self._processor = processor
         self._child = BoundedChild(self._render)
 
     def start(self) -> None:
@@ -57,10 +67,19 @@ class PromptRenderer:
         ending: Ending | None = None,
     ) -> Prompt:
         """Encode a prompt. Arguments and errors are those of `encode_prompt`."""
-        if not uses_template(self._tokenizer, chat, prompt) or is_long(texts_of(prompt, chat, tools)):
-            context = self._context_length
-            return encode_prompt(self._tokenizer, prompt, chat, tools=tools, ending=ending, context_length=context)
+        is_plain = not uses_template(self._tokenizer, chat, prompt)
+        if is_plain or pictures_in(prompt) or is_long(texts_of(prompt, chat, tools)):
+            return encode_prompt(
+                self._tokenizer,
+                prompt,
+                chat,
+                tools=tools,
+                ending=ending,
+                context_length=self._context_length,
+                processor=self._processor,
+            )
         conversation = rendering(self._tokenizer, prompt, chat, tools=tools, ending=ending)
+        conversation = replace(conversation, adds_bos=self._processor.takes_images)
         try:
             ids = self._child(asdict(conversation))
         except (LimitExceededError, FailedError) as error:

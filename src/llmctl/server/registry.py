@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import UserError
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import NO_TOKEN, Request, answer_seed, make_request
@@ -56,7 +57,12 @@ class ModelRegistry:
     @cached_property
     def prompts(self) -> PromptRenderer:
         """The renderer of conversations."""
-        return PromptRenderer(self.loaded.tokenizer, self.loaded.config.chat, context_length=self.loaded.context_length)
+        return PromptRenderer(
+            self.loaded.tokenizer,
+            self.loaded.config.chat,
+            context_length=self.loaded.context_length,
+            processor=LazyImageProcessor(self.loaded),
+        )
 
     def check_model(self, name: str) -> None:
         """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""

@@ -13,7 +13,7 @@ import pytest
 import llmctl
 from llmctl.generation.batch.keys import identity, row_key
 from llmctl.generation.batch.rows import rows_of
-from llmctl.generation.prompt import Media
+from llmctl.generation.media import Media
 from llmctl.machine.sandbox import run_bounded_each
 
 Tiny = Callable[[str], Path]

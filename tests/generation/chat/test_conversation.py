@@ -12,7 +12,8 @@ from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
-from llmctl.generation.prompt import Media, encode_prompt
+from llmctl.generation.media import Media
+from llmctl.generation.prompt import encode_prompt
 
 Tiny = Callable[[str], Path]
 

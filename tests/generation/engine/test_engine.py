@@ -291,12 +291,12 @@ class TestPrefixCache:
         found = pages.share([1, 2, 3])
         assert (found.pages, found.partial, found.partial_tokens) == ([], first[0], 2)
 
-    def test_equal_tokens_with_different_media_share_no_page(self) -> None:
+    def test_equal_tokens_with_different_salts_share_no_page(self) -> None:
         pages = PrefixCache(8, page_tokens=2)
         held = [pages.take(), pages.take()]
-        pages.remember(held, [1, 2, 3, 4], start=0, include_partial=True, media_key=b"one picture")
-        assert pages.share([1, 2, 3, 4, 5], media_key=b"one picture").held == held
-        assert pages.share([1, 2, 3, 4, 5], media_key=b"another").held == []
+        pages.remember(held, [1, 2, 3, 4], start=0, include_partial=True, salt=b"one picture")
+        assert pages.share([1, 2, 3, 4, 5], salt=b"one picture").held == held
+        assert pages.share([1, 2, 3, 4, 5], salt=b"another").held == []
         assert pages.share([1, 2, 3, 4, 5]).held == []
 
     def test_a_reused_page_is_no_longer_found(self) -> None:

@@ -123,7 +123,7 @@ def test_checkpoints_replace_the_least_recently_used() -> None:
     assert checkpoints.keep([1, 2]) is None  # it is kept already, and was used just now
     assert checkpoints.keep([8]) == 4
     assert [(c.tokens, c.slot) for c in checkpoints.find([1, 2, 3, 4])] == [(2, 5)]
-    assert not list(checkpoints.find([1, 2, 3, 4], media_key=b"picture"))
+    assert not list(checkpoints.find([1, 2, 3, 4], salt=b"picture"))
 
 
 def test_a_prompt_is_kept_after_its_last_two_messages() -> None:

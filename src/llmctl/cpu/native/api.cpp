@@ -93,11 +93,12 @@ LLMCTL_EXPORT void llmctl_pack_mxfp4(const void* pairs, const void* exponents, S
 // values (block, slot, head), in elements, then the window and the chunk (0: none). `sinks`: [query_heads] or null.
 LLMCTL_EXPORT void llmctl_attention(const void* q, int q_dtype, const void* k, const void* v, int kv_dtype, void* out,
                                     const int32_t* block_table, const int32_t* query_start, const int32_t* kv_length,
-                                    const Size* sizes, float scale, float softcap, const float* sinks, int threads) {
+                                    const Size* sizes, float scale, float softcap, const float* sinks,
+                                    const int32_t* visible_end, int threads) {
     const Attention job{q, q_dtype, k, v, kv_dtype, out, block_table, query_start, kv_length,
                   Size(sizes[0]), Size(sizes[1]), Size(sizes[2]), Size(sizes[3]), Size(sizes[4]), Size(sizes[5]),
                   Size(sizes[6]), Size(sizes[7]), Size(sizes[8]), Size(sizes[9]), Size(sizes[10]), Size(sizes[11]),
-                  Size(sizes[12]), scale, softcap, Size(sizes[13]), Size(sizes[14]), sinks};
+                  Size(sizes[12]), scale, softcap, Size(sizes[13]), Size(sizes[14]), sinks, visible_end};
     attend(job, threads);
 }
 

@@ -248,7 +248,14 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
         const Size of_chunk = job.chunk > 0 ? at / job.chunk * job.chunk : 0;
         return first > of_chunk ? first : of_chunk;
     };
-    const Size last = position + (piece.row_end - 1) / group;
+    // The end of the tokens that a query sees: the query itself, or the end of an image around it.
+    const auto end_of = [&](Size query) {
+        return job.visible_end ? static_cast<Size>(job.visible_end[start + query]) : position + query + 1;
+    };
+    Size last = 0;
+    for (Size query = piece.row_begin / group; query <= (piece.row_end - 1) / group; ++query) {
+        last = end_of(query) - 1 > last ? end_of(query) - 1 : last;
+    }
     const Size first = first_seen(position + piece.row_begin / group);  // pages of earlier tokens may hold something else
     for (Size key = first / kKeyBlock * kKeyBlock; key <= last; key += kKeyBlock) {
         const Size skipped = first > key ? first - key : 0;
@@ -261,7 +268,8 @@ inline void attention(const llmctl::Attention& job, const llmctl::AttentionPiece
             for (Size t = 0; t < rows; ++t) {
                 const Size at = position + (piece.row_begin + t) / group;
                 const Size seen = first_seen(at), begin = seen > key ? seen - key : 0;
-                const Size end = at + 1 - key < 0 ? 0 : at + 1 - key;
+                const Size visible = end_of((piece.row_begin + t) / group);
+                const Size end = visible - key < 0 ? 0 : visible - key;
                 const float correction =
                     softmax_step(scores + t * kKeyBlock, begin < kKeyBlock ? begin : kKeyBlock,
                                  end < kKeyBlock ? end : kKeyBlock, job.scale, job.softcap, state.peaks[t], state.sums[t]);

@@ -75,6 +75,7 @@ struct Attention {
     float scale, softcap;  // softcap 0: none
     Size window, chunk;    // 0: none; with chunks, a token sees the earlier ones of its own chunk only
     const float* sinks;    // [query_heads], or null: a logit in the softmax of every query that takes no value
+    const int32_t* visible_end;  // [tokens], the end of the tokens that each one sees; null if that is the token itself
 };
 
 // Some rows of some key heads of one sequence; rows times heads do not exceed kQueryRows.
@@ -120,6 +121,7 @@ enum OperationKind : Size {
     kSelectiveScan, // of Mamba 2, with the same state
     kGatedNorm,
     kActivation,  // without a gate
+    kAddMedia,    // add the media of the pass to the hidden states of their tokens
 };
 enum NormFlavour : Size {
     kNormThenWeight,  // Llama: rounded, then multiplied by the weights
@@ -172,6 +174,7 @@ struct Operation {
     Size floats;                                    // kRoute: the logits are float32 whatever the pass's type
     Size interleaved;                               // kExperts: gate and up alternate in gate_up_proj's outputs
     Size ungated, weighs_inputs;                    // kExperts: up_proj only; weights multiply the inputs, not the outputs
+    Size media;                                     // kEmbedding, kAddMedia: 1 + the number of the pass's media; 0: none
     const void* weight;                             // kExperts: gate_up_proj, expert after expert, codes before scales
     Size weight_dtype;
     const void* scales;

@@ -28,6 +28,12 @@ struct Runner {
     }
     char* output(const Operation& op, Size row) const { return buffer(op.output) + bytes(row * op.n); }
 
+    // The media of a token for an operation, or null for text and for operations that take no media.
+    const char* media_of(const Operation& op, Size row) const {
+        if (op.media == 0 || pass.media_rows == nullptr || pass.media_rows[row] < 0) return nullptr;
+        return static_cast<const char*>(pass.media[op.media - 1]) + bytes(pass.media_rows[row] * op.n);
+    }
+
     template <class Function>
     void each_row(const Operation& op, const Function& function) const {
         llmctl::each_row(op, rows(op), threads, function);
@@ -58,12 +64,14 @@ struct Runner {
         const bool is_latent = op.values_in_keys;
         const Size value_head = is_latent ? op.head_size : op.value_size, value_slot = op.kv_heads * value_head;
         const void* values = is_latent ? pass.keys[op.layer] : pass.values[op.layer];
+        const int32_t* visible_end = op.window > 0 ? pass.window_visible_end : pass.visible_end;
         const Attention job{buffer(op.input),  dtype,            pass.keys[op.layer], values,         dtype,
                             buffer(op.output), pass.page_table,  query_start,         pass.kv_length, pass.sequences,
                             pass.max_pages,    pass.page_tokens, op.heads,            op.kv_heads,    op.head_size,
                             op.value_size,     page,             slot,                op.head_size,
                             pass.page_tokens * value_slot,       value_slot,          value_head,     op.scale,
-                            op.softcap,        op.window,        op.chunk,       sinks};
+                            op.softcap,        op.window,        op.chunk,       sinks,
+                            op.per_sequence ? nullptr : visible_end};
         attend(job, threads);
     }
 
@@ -169,7 +177,11 @@ struct Runner {
         switch (op.kind) {
             case kEmbedding:
                 each_row(op, [&](Size row, float* work) {
-                    isa->embedding_row(op, dtype, pass.token_ids[row], output(op, row), work);
+                    if (const char* media = media_of(op, row)) {
+                        std::memcpy(output(op, row), media, static_cast<size_t>(bytes(op.n)));
+                    } else {
+                        isa->embedding_row(op, dtype, pass.token_ids[row], output(op, row), work);
+                    }
                 });
                 break;
             case kRmsNorm:
@@ -196,6 +208,12 @@ struct Runner {
             case kAdd:
                 each_row(op, [&](Size row, float* work) {
                     isa->add_row(op, dtype, input(op, row), other(op, row), output(op, row), work);
+                });
+                break;
+            case kAddMedia:
+                if (pass.media_rows == nullptr || op.media > pass.media_count) break;
+                each_row(op, [&](Size row, float* work) {
+                    if (const char* media = media_of(op, row)) isa->add_row(op, dtype, input(op, row), media, output(op, row), work);
                 });
                 break;
             case kScale:

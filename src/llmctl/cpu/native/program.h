@@ -24,7 +24,12 @@ struct Pass {
     const int32_t* kv_length;     // [sequences]
     void* const* states;          // [state], each with one element per slot; an operation knows its size
     const int32_t* state_slots;   // [sequences], the slot of each sequence in every state
-    Size max_pages, page_tokens, threads;
+    const int32_t* media_rows;    // [tokens], the row of each token's media, or -1 for a token of text; null without media
+    const void* const* media;     // [media_count], each with rows of the hidden size in `dtype`: the embeddings, then what
+                                  // is added to the hidden states after the first, second, … layer
+    const int32_t* visible_end;   // [tokens], the end of the tokens that each token sees; null if that is the token itself
+    const int32_t* window_visible_end;  // the same in layers with a window
+    Size media_count, max_pages, page_tokens, threads;
 };
 
 void run_program(const Operation* ops, Size count, const Pass& pass);

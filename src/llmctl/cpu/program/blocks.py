@@ -40,6 +40,7 @@ class Blocks:
         forwards: Modules that must use the program's operations from now on, with their new forward functions.
         logits_multiplier: The factor of all logits.
         logits_softcap: Logits become softcap * tanh(logits / softcap); None leaves them unchanged.
+        media_multiplier: The factor of the embeddings of media.
     """
 
     def __init__(self, model: Any, writer: ProgramWriter, norm_flavour: NormFlavour) -> None:
@@ -49,12 +50,22 @@ class Blocks:
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
         self.logits_multiplier = 1.0
         self.logits_softcap: float | None = None
+        self.media_multiplier = 1.0
         self._hidden_size: int = model.config.hidden_size
         self._buffers: dict[tuple[str, int], View] = {}
 
     def embedding(self, embed_tokens: Any, *, multiplier: float = 1.0) -> View:
-        """Look up the token ids. Return the hidden states, to which the layers add their outputs."""
-        return self._embedding(embed_tokens, "hidden", multiplier)
+        """Look up the token ids, or take the media's embeddings. Return the hidden states.
+
+        Args:
+            multiplier: The factor of all hidden states before the first layer.
+        """
+        self.media_multiplier = multiplier
+        return self._embedding(embed_tokens, "hidden", multiplier, takes_media=True)
+
+    def add_media(self, hidden: View, index: int) -> None:
+        """Add to the hidden states what an image encoder gives for the layer `index`, after that layer (DeepStack)."""
+        self.writer.add_media(hidden, 1 + index)
 
     def rms_norm(self, module: Any, x: View, name: str = "normed") -> View:
         """Normalise x [hidden], the input or the output of a sublayer."""
@@ -259,7 +270,7 @@ class Blocks:
             raise UnexpectedModuleError("projections that do not match the heads")
         return views
 
-    def _embedding(self, module: Any, name: str, multiplier: float = 1.0) -> View:
+    def _embedding(self, module: Any, name: str, multiplier: float = 1.0, *, takes_media: bool = False) -> View:
         from torch import nn
 
         from llmctl.cpu.layers import PackedEmbedding
@@ -273,7 +284,7 @@ class Blocks:
         _expect_untouched(module)
         weight = _weight(module)
         out = self._buffer(name, weight.k)
-        self.writer.embedding(weight, out, multiplier=multiplier)
+        self.writer.embedding(weight, out, multiplier=multiplier, takes_media=takes_media)
         return out
 
     def _linear(self, module: Any, x: View, out: str) -> View:

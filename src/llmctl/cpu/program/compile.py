@@ -37,6 +37,7 @@ class CompiledModel:
         self.program = program
         self._ropes, self._token_factors = tuple(blocks.ropes), tuple(blocks.token_factors)
         self._multiplier, self._softcap = blocks.logits_multiplier, blocks.logits_softcap
+        self._media_multiplier = blocks.media_multiplier
 
     def forward(self, layout: Layout, kv_cache: list[Pair], states: "Sequence[Tensor]" = ()) -> "Tensor":
         """Return the logits in float32 [sequences, vocabulary] after the last token of each sequence.
@@ -47,13 +48,20 @@ class CompiledModel:
 
         with torch.inference_mode():
             ropes = self._rope_tables(layout)
-            factors = [compute(layout.position_ids[0]) for compute in self._token_factors]
-            logits = self.program.run(layout, ropes, kv_cache, states, factors)
+            factors = [compute(layout.position_ids.flatten(0, -2)[0]) for compute in self._token_factors]
+            logits = self.program.run(layout, ropes, kv_cache, states, factors, self._media(layout))
             if self._multiplier != 1.0:
                 logits = logits * self._multiplier
             if self._softcap:
                 logits = torch.tanh(logits / self._softcap) * self._softcap
             return logits
+
+    def _media(self, layout: Layout) -> "list[Tensor]":
+        media, dtype = layout.media, self.program.dtype
+        if media is None:
+            return []
+        embeddings = media.embeddings * self._media_multiplier if self._media_multiplier != 1.0 else media.embeddings
+        return [rows.to(dtype).contiguous() for rows in (embeddings, *media.deepstack)]
 
     def _rope_tables(self, layout: Layout) -> list[Pair]:
         import torch

@@ -1,5 +1,6 @@
 """Llama: pre-norm layers of attention with RoPE and a gated MLP. Every other family derives from it."""
 
+import inspect
 from typing import Any, ClassVar
 
 from llmctl.cpu.program.blocks import Blocks, UnexpectedModuleError, expect_children
@@ -48,6 +49,8 @@ class Llama:
         hidden = self.embedding(getattr(body, self.embed_tokens))
         for index, layer in enumerate(body.layers):
             self.decoder_layer(layer, hidden, index)
+            if takes_deepstack(body):
+                self.blocks.add_media(hidden, index)
         self.output_head(getattr(body, self.final_norm), self.model.lm_head, hidden)
 
     def embedding(self, embed_tokens: Any) -> View:
@@ -93,6 +96,11 @@ class Llama:
     def output_head(self, norm: Any, lm_head: Any, hidden: View) -> None:
         """Compute the logits."""
         self.blocks.output_head(norm, lm_head, hidden)
+
+
+def takes_deepstack(body: Any) -> bool:
+    """Return True if a language model adds features of images to the hidden states after its first layers."""
+    return "deepstack_visual_embeds" in inspect.signature(type(body).forward).parameters
 
 
 def window_of_layer_type(config: Any, index: int) -> int:

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmctl.cpu.operations import Kernels
 from llmctl.cpu.program.writer import ProgramWriter, StateShape
 from llmctl.cpu.structs import Operation, Pass
-from llmctl.cpu.tensors import PageTables, dtype_codes
+from llmctl.cpu.tensors import PageTables, check_visible_end, dtype_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Pair = tuple["Tensor", "Tensor"]
+
+
+class MediaRows(Protocol):
+    """Rows that stand for tokens of images."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The indices of these tokens."""
+
+    @property
+    def embeddings(self) -> "Tensor":
+        """[rows, hidden size], in place of the tokens' embeddings."""
+
+    @property
+    def deepstack(self) -> "Sequence[Tensor]":
+        """Rows of the same shape to add to the hidden states after the first, second, … layer."""
 
 
 class Layout(PageTables, Protocol):
@@ -25,7 +41,7 @@ class Layout(PageTables, Protocol):
 
     @property
     def position_ids(self) -> "Tensor":
-        """int64 [1, tokens]."""
+        """int64 [1, tokens], or [axes, 1, tokens] for a RoPE with several axes."""
 
     @property
     def slots(self) -> "Tensor":
@@ -38,6 +54,18 @@ class Layout(PageTables, Protocol):
     @property
     def rope_lengths(self) -> Sequence[int]:
         """The length for which a RoPE that depends on the length is computed, for each sequence."""
+
+    @property
+    def media(self) -> MediaRows | None:
+        """The rows of tokens of images."""
+
+    @property
+    def visible_end(self) -> "Tensor | None":
+        """int32 [tokens], the end of the tokens that each token sees in layers without a window; None for itself."""
+
+    @property
+    def window_visible_end(self) -> "Tensor | None":
+        """The same in layers with a window."""
 
     @property
     def state_slots(self) -> "Tensor":
@@ -69,6 +97,7 @@ class Program:
         kv_cache: Sequence[Pair],
         states: "Sequence[Tensor]" = (),
         token_factors: "Sequence[Tensor]" = (),
+        media: "Sequence[Tensor]" = (),
     ) -> "Tensor":
         """Run one pass.
 
@@ -79,6 +108,7 @@ class Program:
             states: One tensor [slots, *shape] for each of `state_shapes`. Each sequence's slot is updated; its old
                 content is ignored when the sequence begins, that is, when all its tokens are in this pass.
             token_factors: The factors [tokens] of the queries of each token.
+            media: Rows in `dtype` for the tokens of `layout.media`: embeddings, then what is added after each layer.
 
         Returns:
             Logits in float32 [sequences, vocabulary] after each sequence's last token.
@@ -93,14 +123,17 @@ class Program:
         pages, page_tokens = kv_cache[0][0].shape[:2]
         check_layout(layout, pages=pages, page_tokens=page_tokens, vocabulary=self._written.embedding_rows)
         check_states(layout, states, self.state_shapes)
+        check_media(layout, media, width=self._written.operations[0].n, dtype=self.dtype)
         logits = torch.empty((sequences, self._written.vocabulary_size), dtype=torch.float32)
         with self._lock:
             self._grow_buffers(max(tokens, sequences))
             cosines, sines = ([rope[part].float().contiguous() for rope in ropes] for part in (0, 1))
             factors = [factor.float().contiguous() for factor in token_factors]
             keys, values = zip(*kv_cache, strict=True)
-            lists = [_pointers(tensors) for tensors in (self._buffers, cosines, sines, factors, keys, values, states)]
-            names = ("buffers", "rope_cos", "rope_sin", "token_factors", "keys", "values", "states")
+            media_rows = _media_rows(layout) if media else None
+            groups = (self._buffers, cosines, sines, factors, keys, values, states, media)
+            lists = [_pointers(tensors) for tensors in groups]
+            names = ("buffers", "rope_cos", "rope_sin", "token_factors", "keys", "values", "states", "media")
             data = Pass(
                 dtype=dtype_codes()[self.dtype],
                 tokens=tokens,
@@ -111,6 +144,10 @@ class Program:
                 threads=self._kernels.threads(),
                 **{name: ctypes.addressof(pointers) for name, pointers in zip(names, lists, strict=True)},
                 state_slots=layout.state_slots.data_ptr() if states else None,
+                media_count=len(media),
+                media_rows=_pointer(media_rows),
+                visible_end=_pointer(layout.visible_end),
+                window_visible_end=_pointer(layout.window_visible_end),
                 **_table_pointers(layout),
             )
             self._kernels.run_program(self._operations, data)
@@ -161,6 +198,36 @@ def check_states(layout: Layout, states: "Sequence[Tensor]", shapes: Sequence[St
             raise ValueError(f"every sequence needs a slot of its own among the {len(state)} of the states")
     if str(layout.state_slots.dtype) != "torch.int32" or not layout.state_slots.is_contiguous():
         raise ValueError("state_slots must be a contiguous int32 tensor")
+
+
+def check_media(layout: Layout, media: "Sequence[Tensor]", *, width: int, dtype: Any) -> None:
+    """Raise ValueError if the rows of media, or the ends of visible tokens, do not match the layout."""
+    starts, lengths = layout.query_start.tolist(), layout.kv_length.tolist()
+    for ends in (layout.visible_end, layout.window_visible_end):
+        check_visible_end(ends, starts, lengths)
+    if not media:
+        return
+    tokens = () if layout.media is None else layout.media.tokens
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < starts[-1]:
+        raise ValueError("media must belong to tokens of the pass")
+    for rows in media:
+        right = rows.shape == (len(tokens), width) and rows.dtype == dtype and rows.is_contiguous()
+        if not right or rows.device.type != "cpu":
+            raise ValueError(f"media must be contiguous CPU tensors of {dtype} with {len(tokens)} rows of {width}")
+
+
+def _media_rows(layout: Layout) -> "Tensor":
+    """Return the row of each token's media, or -1."""
+    import torch
+
+    rows = torch.full((layout.input_ids.numel(),), -1, dtype=torch.int32)
+    tokens = () if layout.media is None else tuple(layout.media.tokens)
+    rows[list(tokens)] = torch.arange(len(tokens), dtype=torch.int32)
+    return rows
+
+
+def _pointer(tensor: "Tensor | None") -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _table_pointers(layout: Layout) -> dict[str, int]:

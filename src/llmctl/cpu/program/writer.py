@@ -163,10 +163,19 @@ class ProgramWriter:
         self.kv_shapes.append((heads, size, size if value_size is None else value_size))
         return len(self.kv_shapes) - 1
 
-    def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0) -> None:
-        """Look up the rows of the token ids."""
+    def embedding(self, weight: Weight, out: View, *, multiplier: float = 1.0, takes_media: bool = False) -> None:
+        """Look up the rows of the token ids.
+
+        Args:
+            takes_media: Copy the first media of the pass instead, for the tokens that have media.
+        """
         self.embedding_rows = min(weight.n, self.embedding_rows or weight.n)
-        self._add("embedding", output=out.buffer, n=weight.k, scale=multiplier, **self._weight(weight))
+        media = 1 if takes_media else 0
+        self._add("embedding", output=out.buffer, n=weight.k, scale=multiplier, media=media, **self._weight(weight))
+
+    def add_media(self, x: View, number: int) -> None:
+        """Add the media with this number to x, in place, if the pass has them. x is a whole buffer."""
+        self._add("add_media", **_input(x), output=x.buffer, n=x.stride, media=1 + number)
 
     def rms_norm(self, norm: RmsNorm, x: View, out: View) -> None:
         """Apply a norm to x."""

@@ -13,6 +13,7 @@ from llmctl.generation.batch.order import InOrder
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for_many
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.prompt import Prompt, check_chat, encode_prompts
 from llmctl.generation.request import Request, make_request
@@ -137,6 +138,7 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
             loaded.tokenizer,
             [(row.prompt, _chat(loaded.config.chat, row)) for row in good],
             context_length=loaded.context_length,
+            processor=LazyImageProcessor(loaded),
         )
         prompts = {row.number: prompt for row, prompt in zip(good, encoded, strict=True)}
         for row in window:

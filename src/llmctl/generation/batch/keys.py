@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
-from llmctl.generation.prompt import media_document, template_text
+from llmctl.generation.media import media_document
+from llmctl.generation.prompt import template_text
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:

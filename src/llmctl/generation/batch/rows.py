@@ -17,7 +17,7 @@ from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.batch import openai_rows
 from llmctl.generation.batch.prompt_template import PromptTemplate
-from llmctl.generation.prompt import Media
+from llmctl.generation.media import Media
 from llmctl.text_files import encoding_of
 
 Format = Literal["jsonl", "text", "csv", "tsv"]

@@ -12,6 +12,7 @@ from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.chat.turn import Context, ContextUsage, Task, Turn
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
+from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.pieces import Piece, TextDelta, reasoning_of, text_of
 from llmctl.generation.prompt import Ending, Prompt, check_chat, encode_prompt
@@ -245,7 +246,9 @@ class ChatSession:
             check_length(self.loaded.tokenizer, [message.content], self.loaded.context_length)
         # the tokens of a conversation are also counted after an answer, which is not to be continued
         ending: Ending | None = "turn" if sent[-1]["role"] == "assistant" and not continues else None
-        return encode_prompt(self.loaded.tokenizer, sent, chat, ending=ending)
+        return encode_prompt(
+            self.loaded.tokenizer, sent, chat, ending=ending, processor=LazyImageProcessor(self.loaded)
+        )
 
     # -- the context
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import UserError
-from llmctl.generation.prompt import Media, media_document, media_from
+from llmctl.generation.media import Media, media_document, media_from
 from llmctl.paths import write_atomically
 from llmctl.text_files import NotTextError, read_text, reason
 

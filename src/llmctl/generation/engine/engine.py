@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.program import compiled
-from llmctl.errors import LlmctlError
+from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.completion import Completion, Event
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
@@ -15,6 +15,7 @@ from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
+from llmctl.model.towers import is_composite
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -120,6 +121,11 @@ class Engine:
         """
         if self._packed is not None and self._is_packed(request):
             self._waiting.append(self._packed.sequence(key, request, processors))
+        elif request.prompt.media:
+            raise UserError(
+                "images cannot be used here: this request runs alone, by model.generate",
+                hint="beam search, drafts, prompt lookup and quantised KV caches take no images",
+            )
         else:
             self._waiting.append(SoloRun(key, self.loaded, request, processors, cache=self._cache))
 
@@ -199,7 +205,8 @@ def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
     """Return True if the engine packs the requests of this model."""
     if loaded.draft is not None:
         return False
-    if single and compiled(loaded.model) is None and not has_recurrent_state(loaded.model):
+    takes_images = is_composite(loaded.info.config)  # whose rows only packed passes put among the tokens
+    if single and compiled(loaded.model) is None and not has_recurrent_state(loaded.model) and not takes_images:
         return False
     try:
         return is_packable(loaded)

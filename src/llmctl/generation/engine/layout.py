@@ -9,15 +9,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class MediaRows:
+    """Rows that stand for tokens of images.
+
+    Attributes:
+        tokens: The indices of these tokens, in ascending order.
+        embeddings: [rows, hidden size], in place of the tokens' embeddings.
+        deepstack: Rows of the same shape to add to the hidden states after the first, second, … layer.
+    """
+
+    tokens: tuple[int, ...]
+    embeddings: "Tensor"
+    deepstack: "tuple[Tensor, ...]" = ()
+
+
+@dataclass(frozen=True)
 class Segment:
     """The tokens of one sequence in this pass.
 
     Attributes:
-        ids: The new tokens.
+        ids: The new tokens. Tokens of images have the id of any token that has an embedding.
         start: The position of the first new token, which equals the number of tokens in the pool.
         pages: The pages of the sequence, including those for the new tokens.
         slot: The slot of the sequence's recurrent state. Models without such a state do not use it.
         rope_length: Minimum length for which a RoPE that depends on the length is computed.
+        positions: [axes, tokens] for a RoPE with several axes; None for the positions in the sequence.
+        media: The rows of tokens of images; their indices are those in `ids`.
+        visible_ends: For layers without and with a window, the end of the tokens that each token sees; None for the
+            token itself.
     """
 
     ids: Sequence[int]
@@ -25,6 +44,9 @@ class Segment:
     pages: Sequence[int]
     slot: int = 0
     rope_length: int = 0
+    positions: "Tensor | None" = None
+    media: MediaRows | None = None
+    visible_ends: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class Layout:
 
     Attributes:
         input_ids: [1, tokens].
-        position_ids: [1, tokens].
+        position_ids: [1, tokens], or [axes, 1, tokens] if a sequence has positions with several axes.
         slots: [tokens], the position of each token's key and value in the pool, counted in tokens.
         query_start: [sequences + 1], the index of each sequence's first token.
         kv_length: [sequences], tokens of each sequence, including the new ones.
@@ -41,6 +63,10 @@ class Layout:
         last: [sequences], the index of each sequence's last token.
         state_slots: [sequences], the slot of each sequence's recurrent state. A sequence whose first token is in this
             pass begins without a state, whatever its slot holds.
+        media: The rows of tokens of images, of all sequences; None without any.
+        visible_end: [tokens], the end of the tokens of its sequence that each token sees in layers without a window;
+            None if that is the token itself everywhere.
+        window_visible_end: The same in layers with a window.
     """
 
     input_ids: "Tensor"
@@ -55,6 +81,9 @@ class Layout:
     kv_lengths: tuple[int, ...]
     slot_numbers: tuple[int, ...]
     rope_lengths: tuple[int, ...]
+    media: MediaRows | None = None
+    visible_end: "Tensor | None" = None
+    window_visible_end: "Tensor | None" = None
     _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, device: Any) -> "Layout":
@@ -63,6 +92,9 @@ class Layout:
             tables = ("slots", "query_start", "kv_length", "page_table", "last", "state_slots")
             names = ("input_ids", "position_ids", *tables)
             moved = {name: getattr(self, name).to(device) for name in names}
+            for name in ("visible_end", "window_visible_end"):
+                tensor = getattr(self, name)
+                moved[name] = None if tensor is None else tensor.to(device)
             self._placed[device] = replace(self, **moved, _placed={})
         return self._placed[device]
 
@@ -96,7 +128,7 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
     table = [[*segment.pages, *[0] * (widest - len(segment.pages))] for segment in segments]
     return Layout(
         input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
+        position_ids=_position_ids(segments, positions),
         slots=torch.tensor(slots),
         query_start=torch.tensor(starts, dtype=torch.int32),
         kv_length=torch.tensor(lengths, dtype=torch.int32),
@@ -107,4 +139,49 @@ def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
         kv_lengths=tuple(lengths),
         slot_numbers=tuple(segment.slot for segment in segments),
         rope_lengths=tuple(max(s.rope_length, length) for s, length in zip(segments, lengths, strict=True)),
+        media=_join_media(segments, starts),
+        visible_end=_visible_end(segments, 0),
+        window_visible_end=_visible_end(segments, 1),
     )
+
+
+def _position_ids(segments: Sequence[Segment], positions: list[int]) -> "Tensor":
+    import torch
+
+    ordinary = torch.tensor([positions])
+    axes = next((len(one.positions) for one in segments if one.positions is not None), 0)
+    if not axes:
+        return ordinary
+    begin, parts = 0, []
+    for segment in segments:
+        end = begin + len(segment.ids)
+        parts.append(ordinary[:, begin:end].expand(axes, -1) if segment.positions is None else segment.positions)
+        begin = end
+    return torch.cat(parts, dim=1)[:, None]
+
+
+def _join_media(segments: Sequence[Segment], starts: Sequence[int]) -> MediaRows | None:
+    import torch
+
+    pairs = [(start, one.media) for one, start in zip(segments, starts, strict=False) if one.media is not None]
+    if not pairs:
+        return None
+    tokens = tuple(start + token for start, media in pairs for token in media.tokens)
+    layers = zip(*(media.deepstack for _, media in pairs), strict=True)
+    return MediaRows(
+        tokens,
+        torch.cat([media.embeddings for _, media in pairs]),
+        tuple(torch.cat(rows) for rows in layers),
+    )
+
+
+def _visible_end(segments: Sequence[Segment], kind: int) -> "Tensor | None":
+    import torch
+
+    if all(segment.visible_ends[kind] is None for segment in segments):
+        return None
+    ends: list[int] = []
+    for segment in segments:
+        own = segment.visible_ends[kind]
+        ends += range(segment.start + 1, segment.start + len(segment.ids) + 1) if own is None else own
+    return torch.tensor(ends, dtype=torch.int32)

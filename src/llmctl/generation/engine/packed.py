@@ -5,9 +5,10 @@ paged KV cache: vLLM, arXiv:2309.06180). When the KV cache is full, the newest s
 freed, and it is computed again later with the same text.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError
@@ -20,10 +21,12 @@ from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
 from llmctl.generation.engine.sampler import Sampler, Samplers, top_tokens
+from llmctl.generation.engine.sequence_media import SequenceMedia
 from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
+from llmctl.loading.image_encoder import image_encoder
 from llmctl.rope import begins_again_at_switch, dynamic_rope_limit, rope_switch
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class SequenceState:
         slot: The slot of its recurrent state while it runs.
         rope_length: Minimum length for which the RoPE is computed; 0 for the length of the sequence.
         checkpoints: The numbers of prompt tokens after which its recurrent state is kept, in ascending order.
+        media: The images of the prompt, or None.
+        text_id: The id that stands in passes for tokens of images.
     """
 
     key: Any
@@ -58,11 +63,32 @@ class SequenceState:
     slot: int = 0
     rope_length: int = 0
     checkpoints: tuple[int, ...] = ()
+    media: SequenceMedia | None = None
+    text_id: int = 0
 
     def segment(self, count: int) -> Segment:
         """Return the next `count` tokens for a pass."""
-        ids = self.ids[self.computed : self.computed + count]
-        return Segment(ids, self.computed, self.pages, self.slot, self.rope_length)
+        begin, end = self.computed, self.computed + count
+        segment = Segment(self.ids[begin:end], begin, self.pages, self.slot, self.rope_length)
+        if self.media is None:
+            return segment
+        rows = self.media.rows(begin, end)
+        ids = list(segment.ids)
+        for token in rows.tokens if rows is not None else ():
+            ids[token] = self.text_id
+        return replace(
+            segment,
+            ids=ids,
+            positions=self.media.positions(begin, end),
+            media=rows,
+            visible_ends=self.media.visible_ends(begin, end),
+        )
+
+    def cache_ids(self, count: int | None = None) -> list[int]:
+        """Return the ids by which caches know the first `count` tokens, by default all."""
+        prompt = self.answer.request.prompt
+        ids = [*prompt.cache_ids, *self.ids[len(prompt) :]] if prompt.media else self.ids
+        return ids[:count]
 
     @property
     def tokens_to_checkpoint(self) -> int:
@@ -76,10 +102,12 @@ class SequenceState:
         return len(request.prompt) + request.budget
 
     @property
-    def cache_key(self) -> bytes:
-        """The key that keeps apart equal tokens with different keys and values: a digest of the media, and the RoPE."""
-        media_key = self.answer.request.prompt.media_key
-        return media_key + b"long RoPE" if self.rope_length else media_key
+    def cache_salt(self) -> bytes:
+        """The bytes that keep apart equal tokens with different keys and values."""
+        salt = b"long RoPE" if self.rope_length else b""
+        if self.media is not None and self.media.sees_prompt:  # the first tokens depend on the last ones
+            salt += hashlib.blake2b(repr(self.answer.request.prompt.cache_ids).encode(), digest_size=16).digest()
+        return salt
 
 
 class PackedRunner:
@@ -91,6 +119,7 @@ class PackedRunner:
         self.samplers = Samplers(loaded.model)
         self._has_state = has_recurrent_state(loaded.model)
         self._rope_switch = rope_switch(loaded.model)
+        self._text_id = int(getattr(loaded.model.config.get_text_config(), "pad_token_id", None) or 0)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
         self.forget()
@@ -134,7 +163,13 @@ class PackedRunner:
             ids,
             rope_length=rope_length,
             checkpoints=checkpoints,
+            media=self._media(request),
+            text_id=self._text_id,
         )
+
+    def _media(self, request: Request) -> SequenceMedia | None:
+        prompt = request.prompt
+        return SequenceMedia(prompt.media, len(prompt), image_encoder(self.loaded)) if prompt.media else None
 
     def takes(self, request: Request) -> bool:
         """Return False for a request that may outgrow its RoPE in a way that only `model.generate` follows."""
@@ -164,10 +199,7 @@ class PackedRunner:
         if not parts:
             return events
         layout = lay_out(
-            [
-                Segment(s.ids[s.computed : s.computed + count], s.computed, s.pages, s.slot, s.rope_length)
-                for s, count in parts
-            ],
+            [sequence.segment(count) for sequence, count in parts],
             page_tokens=PAGE_TOKENS,
         )
         logits = forward(self.loaded.model, layout, self._pool)
@@ -242,11 +274,11 @@ class PackedRunner:
 
     def _shared_prefix(self, sequence: SequenceState) -> tuple[SharedPrefix, Checkpoint | None]:
         """Return the cached pages of a sequence's prefix, which are now held, and the state that belongs to them."""
-        ids, media_key = sequence.ids, sequence.cache_key
+        ids, salt = sequence.cache_ids(), sequence.cache_salt
         if not self._has_state:
-            return self.prefix_cache.share(ids, media_key=media_key), None
-        for checkpoint in self._checkpoints.find(ids[:-1], media_key=media_key):
-            shared = self.prefix_cache.share(ids[: checkpoint.tokens + 1], media_key=media_key)
+            return self.prefix_cache.share(ids, salt=salt), None
+        for checkpoint in self._checkpoints.find(ids[:-1], salt=salt):
+            shared = self.prefix_cache.share(ids[: checkpoint.tokens + 1], salt=salt)
             if shared.tokens == checkpoint.tokens:
                 return shared, checkpoint
             self.prefix_cache.release(shared.held)
@@ -280,9 +312,11 @@ class PackedRunner:
         parts = []
         for sequence in sorted(self.running, key=lambda s: len(s.ids) - s.computed > 1):
             count = min(sequence.tokens_to_checkpoint, left)
+            if count and sequence.media is not None:
+                count = sequence.media.uncut(sequence.computed, count)
             if count and sequence in self.running and self._take_pages(sequence, sequence.computed + count):
                 parts.append((sequence, count))
-                left -= count
+                left = max(0, left - count)
         return [part for part in parts if part[0] in self.running]
 
     def _take_pages(self, sequence: SequenceState, tokens: int) -> bool:
@@ -315,14 +349,14 @@ class PackedRunner:
         if not len(self._checkpoints):
             size = self._pool.state_bytes(sequence.slot)
             self._checkpoints.limit(_CHECKPOINT_BYTES // size if size else _MAX_CHECKPOINTS)
-        slot = self._checkpoints.keep(sequence.ids[: sequence.computed], media_key=sequence.cache_key)
+        slot = self._checkpoints.keep(sequence.cache_ids(sequence.computed), salt=sequence.cache_salt)
         if slot is not None:
             self._pool.copy_state(sequence.slot, slot)
 
     def _remember(self, sequence: SequenceState, *, start: int, include_partial: bool = False) -> None:
-        computed = sequence.ids[: sequence.computed]
+        computed = sequence.cache_ids(sequence.computed)
         self.prefix_cache.remember(
-            sequence.pages, computed, start=start, include_partial=include_partial, media_key=sequence.cache_key
+            sequence.pages, computed, start=start, include_partial=include_partial, salt=sequence.cache_salt
         )
 
     def _too_long(self, tokens: int) -> MachineError:

@@ -40,6 +40,8 @@ class _Traits:
         gathers: True if layers change keys or values after they were cached, as latent attention does.
         masks: True if layers compute attention in their own code. They then attend to all keys of all sequences, with a
             mask that hides those of the other sequences.
+        embeddings: The embeddings of tokens.
+        layers: The decoder layers.
         by_token: True if the layers with a state cannot add several tokens to a state, so that they add one at a time.
             Mamba 1 computes such tokens as if they began a sequence (modeling_mamba.py, transformers 5.24).
     """
@@ -52,6 +54,8 @@ class _Traits:
         self.masks = not takes_registered_attention(model) and not self.recurrent
         self.gathers = self.masks
         self.by_token = False
+        self.embeddings = model.get_input_embeddings()
+        self.layers = list(getattr(model.get_decoder(), "layers", ()))
 
 
 _TRAITS: "WeakKeyDictionary[Any, _Traits]" = WeakKeyDictionary()
@@ -108,6 +112,10 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             stack.enter_context(_replaced_forward(module, partial(run, module.forward)))
         for module in traits.ropes:
             stack.enter_context(_replaced_forward(module, partial(_rope_by_sequence, module.forward, layout)))
+        if layout.media is not None:
+            stack.enter_context(_replaced_forward(traits.embeddings, partial(_embed, traits.embeddings.forward, moved)))
+            for rows, layer in zip(layout.media.deepstack, traits.layers, strict=False):
+                stack.enter_context(_replaced_forward(layer, partial(_add_rows, layer.forward, layout, rows)))
         for module in traits.positions:
             stack.enter_context(_replaced_forward(module, partial(_embed_positions, module.forward, moved)))
         output = model(
@@ -269,6 +277,25 @@ class _GroupStates:
         for index, layer in self._used.items():
             for slot, one in zip(self._slots, split_layer_state(layer, len(self._slots)), strict=True):
                 self._pool.layer_states.setdefault(slot, {})[index] = one
+
+
+def _embed(forward: Callable[..., Any], layout: Layout, ids: Any, *rest: Any, **options: Any) -> Any:
+    """Return the embeddings of the tokens of a pass, with the rows of images in their places."""
+    media, embedded = layout.media, forward(ids, *rest, **options)
+    if media is None or ids.shape[-1] != layout.query_starts[-1]:
+        return embedded
+    embedded = embedded.clone()
+    embedded[0, list(media.tokens)] = media.embeddings.to(embedded.device, embedded.dtype)
+    return embedded
+
+
+def _add_rows(forward: Callable[..., Any], layout: Layout, rows: "Tensor", *arguments: Any, **options: Any) -> Any:
+    """Return the output of a layer with rows added to the hidden states of the tokens of images."""
+    output = forward(*arguments, **options)
+    hidden = (output[0] if isinstance(output, tuple) else output).clone()
+    tokens = list(layout.media.tokens) if layout.media is not None else []
+    hidden[0, tokens] += rows.to(hidden.device, hidden.dtype)
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def _embed_positions(forward: Callable[..., Any], layout: Layout, x: Any, *_: Any, **__: Any) -> Any:

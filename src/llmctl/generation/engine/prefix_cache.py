@@ -1,7 +1,7 @@
 """The allocation of pages of the paged KV cache, and the prefix cache.
 
 A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
-identified by its tokens, all earlier tokens, and the media of the prompt, so a sequence with the same prefix shares it
+identified by its tokens and all earlier ones, so a sequence with the same prefix shares it
 instead of computing it again. If only the first tokens of a page match, those tokens can be copied. A page that no
 sequence holds is idle. It keeps its contents until pages run out or too many are idle; the least recently used idle
 page is reused first.
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PAGE_TOKENS = 16
-PrefixKey = bytes  # a digest of the media and of all tokens up to the end of a page
+PrefixKey = bytes  # a digest of all tokens up to the end of a page
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class PrefixCache:
         *,
         start: int,
         include_partial: bool = False,
-        media_key: bytes = b"",
+        salt: bytes = b"",
     ) -> None:
         """Record that a sequence's pages hold `ids`.
 
@@ -120,10 +120,10 @@ class PrefixCache:
             ids: All tokens of the sequence that the pages hold.
             start: Index of a token; all earlier pages are recorded already.
             include_partial: Also record a last page that is not full. Nothing may be written to it afterwards.
-            media_key: The digest of the media in the prompt.
+            salt: Bytes that keep apart equal tokens with different keys and values.
         """
         size = self.page_tokens
-        keys = [media_key, *self._keys(ids, len(ids) // size, media_key)]
+        keys = [salt, *self._keys(ids, len(ids) // size, salt)]
         for number in range(start // size, len(keys) - 1):
             key = keys[number + 1]
             if key not in self._full and pages[number] not in self._contents:
@@ -134,11 +134,11 @@ class PrefixCache:
         if include_partial and rest and pages[len(keys) - 1] not in self._contents and not self._has(keys[-1], rest):
             self._keep(pages[len(keys) - 1], _Contents(keys[-1], rest, None))
 
-    def share(self, ids: Sequence[int], *, media_key: bytes = b"") -> SharedPrefix:
+    def share(self, ids: Sequence[int], *, salt: bytes = b"") -> SharedPrefix:
         """Return the cached pages for a prefix of `ids`, which never includes the last token, and hold them."""
         pages: list[int] = []
-        before = media_key
-        for key in self._keys(ids, (len(ids) - 1) // self.page_tokens, media_key):
+        before = salt
+        for key in self._keys(ids, (len(ids) - 1) // self.page_tokens, salt):
             page = self._full.get(key)
             if page is None:
                 break

@@ -44,20 +44,20 @@ class StateCheckpoints:
         """Keep at most `count` checkpoints from now on. Call it before the first one is kept."""
         del self._free[max(1, count) :]
 
-    def find(self, ids: Sequence[int], *, media_key: bytes = b"") -> Iterator[Checkpoint]:
+    def find(self, ids: Sequence[int], *, salt: bytes = b"") -> Iterator[Checkpoint]:
         """Yield the checkpoints of prefixes of `ids`, the longest first."""
         lengths = {checkpoint.tokens for checkpoint in self._kept.values() if checkpoint.tokens <= len(ids)}
-        for digest in reversed(_digests(ids, sorted(lengths), media_key)):
+        for digest in reversed(_digests(ids, sorted(lengths), salt)):
             if digest in self._kept:
                 self._kept.move_to_end(digest)
                 yield self._kept[digest]
 
-    def keep(self, ids: Sequence[int], *, media_key: bytes = b"") -> int | None:
+    def keep(self, ids: Sequence[int], *, salt: bytes = b"") -> int | None:
         """Record a checkpoint after `ids` and return its slot, to which the caller copies the state.
 
         Return None if there is one already. The least recently used checkpoint makes room.
         """
-        digest = _digests(ids, [len(ids)], media_key)[0]
+        digest = _digests(ids, [len(ids)], salt)[0]
         if digest in self._kept:
             self._kept.move_to_end(digest)
             return None
@@ -78,9 +78,9 @@ def checkpoint_positions(ids: Sequence[int], end_tokens: Collection[int]) -> tup
     return tuple(ends[-_MESSAGE_ENDS:]) or ((len(ids) - 1,) if len(ids) > 1 else ())
 
 
-def _digests(ids: Sequence[int], lengths: Sequence[int], media_key: bytes) -> list[bytes]:
-    """Return a digest of the media and the first tokens for each length, in ascending order."""
-    digests, start, hasher = [], 0, hashlib.blake2b(media_key, digest_size=16)
+def _digests(ids: Sequence[int], lengths: Sequence[int], salt: bytes) -> list[bytes]:
+    """Return a digest of the salt and the first tokens for each length, in ascending order."""
+    digests, start, hasher = [], 0, hashlib.blake2b(salt, digest_size=16)
     for length in lengths:
         hasher.update(array("q", ids[start:length]).tobytes())
         digests.append(hasher.copy().digest())

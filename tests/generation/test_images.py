@@ -1,0 +1,158 @@
+"""Answers about images: equal to those of plain transformers, alone, together, and from the prefix cache."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmctl
+from llmctl.errors import UserError
+from llmctl.generation.engine import Engine, engine_for_many
+from llmctl.generation.image_input import with_images
+from llmctl.generation.image_processor import LazyImageProcessor
+from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.request import Request, make_request
+from llmctl.loading.image_encoder import image_encoder
+from support.vision.build import build
+from support.vision.conversations import CONVERSATIONS, messages, raw_prompt
+from support.vision.families import FAMILIES
+from support.vision.pictures import picture
+from support.vision.reference import Answer, Reference
+
+NEW_TOKENS = 12
+# M-RoPE with DeepStack, a hybrid with recurrent states, images that are seen whole, and prompts that are
+SAMPLE = ("qwen3_vl", "qwen3_5", "gemma3", "paligemma", "llava_onevision")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a family's checkpoint, built once."""
+    root = tmp_path_factory.mktemp("vision")
+    return lambda name: root / name if (root / name / "config.json").exists() else build(name, root / name)
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str], llmctl.Model]:
+    """Return a family's model, loaded once."""
+    models: dict[str, llmctl.Model] = {}
+
+    def load(name: str) -> llmctl.Model:
+        if name not in models:
+            generation = {"max_new_tokens": NEW_TOKENS, "temperature": 0}
+            models[name] = llmctl.load(checkpoint(name), load={"dtype": "float32"}, generation=generation)
+        return models[name]
+
+    return load
+
+
+def prompt_of(conversation: str, name: str) -> Any:
+    """Return a conversation of the tests as the library takes it."""
+    if FAMILIES[name].template is not None:
+        return messages(conversation)
+    text, pictures = raw_prompt(conversation, FAMILIES[name].placeholder)
+    return with_images(text, pictures)
+
+
+def request_of(model: llmctl.Model, prompt: Any) -> Request:
+    chat, processor = model.config.chat, LazyImageProcessor(model)
+    return make_request(model, encode_prompt(model.tokenizer, with_images(prompt), chat, processor=processor))
+
+
+def answer_of(engine: Engine, request: Request) -> tuple[int, ...]:
+    [(_, completion)] = engine.run([(0, request)])
+    return tuple(completion.token_ids)  # type: ignore[union-attr]
+
+
+def expect(ids: Sequence[int], answer: Answer) -> None:
+    """Check an answer, which may end earlier than the reference's, at an end token."""
+    assert tuple(ids) == answer.ids[: len(ids)]
+    assert len(ids) > 1
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_answers_equal_those_of_plain_transformers_alone_and_together(
+    name: str, checkpoint: Callable[[str], Path], loaded: Callable[[str], llmctl.Model]
+) -> None:
+    reference, model, family = Reference(checkpoint(name)), loaded(name), FAMILIES[name]
+    conversations = [one for one in CONVERSATIONS if one not in family.cannot]
+    expected = [reference.answer(one, family) for one in conversations]
+    requests = [request_of(model, prompt_of(one, name)) for one in conversations]
+    for request, answer in zip(requests, expected, strict=True):
+        assert request.prompt.ids == answer.prompt
+        expect(answer_of(engine_for_many(model), request), answer)
+    together = dict(engine_for_many(model).run(enumerate(requests)))
+    for number, answer in enumerate(expected):
+        expect(together[number].token_ids, answer)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3"])
+def test_a_second_turn_about_an_image_computes_only_its_new_tokens(
+    name: str, loaded: Callable[[str], llmctl.Model]
+) -> None:
+    model = loaded(name)
+    engine, encoder = engine_for_many(model), image_encoder(model)
+    first: list[Mapping[str, Any]] = [{"role": "user", "content": [_image(4), _text("what is it?")]}]
+    request = request_of(model, first)
+    before = encoder.encoded
+    answer = answer_of(engine, request)
+    assert encoder.encoded == before + 1
+    assert engine.prefilled_tokens == len(request.prompt)
+    text = model.tokenizer.decode([token for token in answer if token not in request.eos_token_ids])
+    turn = [*first, {"role": "assistant", "content": [_text(text)]}, {"role": "user", "content": [_text("and now?")]}]
+    second = request_of(model, turn)
+    known = request.prompt.followed_by(answer).common(second.prompt)
+    assert known >= len(request.prompt), "the second turn begins with the first"
+    computed = engine.prefilled_tokens
+    again = answer_of(engine, second)
+    assert encoder.encoded == before + 1
+    assert engine.prefilled_tokens - computed < len(second.prompt) - len(request.prompt) + 16
+    assert again == answer_of(engine_for_many(model), second)
+
+
+def test_images_that_differ_in_one_pixel_share_no_token(loaded: Callable[[str], llmctl.Model]) -> None:
+    model = loaded("qwen3_vl")
+    other = picture(4).copy()
+    other.putpixel((3, 3), (0, 255, 0))
+    prompts = [
+        request_of(model, [{"role": "user", "content": [{"type": "image", "image": one}, _text("say it")]}]).prompt
+        for one in (picture(4), other)
+    ]
+    assert prompts[0].ids == prompts[1].ids
+    assert prompts[0].common(prompts[1]) == prompts[0].media[0].positions[0]
+
+
+def test_images_come_as_an_argument_or_as_parts_of_a_message(
+    loaded: Callable[[str], llmctl.Model], tmp_path: Path
+) -> None:
+    model = loaded("qwen3_vl")
+    picture(0).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    texts = {
+        model.generate("say it", images=[tmp_path / "a.png"]).text,
+        model.generate("say it", images=[content]).text,
+        model.generate("say it", images=[picture(0)]).text,
+        model.generate([{"role": "user", "content": [_image(0), _text("say it")]}]).text,
+    }
+    assert len(texts) == 1
+    assert model.generate("say it").text not in texts
+
+
+def test_the_text_of_a_placeholder_is_text(loaded: Callable[[str], llmctl.Model]) -> None:
+    model = loaded("qwen3_vl")
+    plain = request_of(model, "what is <|image_pad|>?").prompt
+    assert FAMILIES["qwen3_vl"].placeholder and LazyImageProcessor(model)().token_id not in plain.ids
+
+
+def test_a_model_without_towers_says_that_it_takes_no_images(tiny: Callable[[str], Path]) -> None:
+    model = llmctl.load(tiny("llama"))
+    with pytest.raises(UserError, match="takes no images"):
+        model.generate("hello", images=[picture(0)])
+
+
+def _image(number: int) -> dict[str, Any]:
+    return {"type": "image", "image": picture(number)}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
