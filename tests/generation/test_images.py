@@ -70,6 +70,7 @@ def expect(ids: Sequence[int], answer: Answer) -> None:
     assert len(ids) > 1
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # PaliGemma's processor
 @pytest.mark.parametrize("name", SAMPLE)
 def test_answers_equal_those_of_plain_transformers_alone_and_together(
     name: str, checkpoint: Callable[[str], Path], loaded: Callable[[str], llmctl.Model]
@@ -141,11 +142,11 @@ def test_images_come_as_an_argument_or_as_parts_of_a_message(
 def test_the_text_of_a_placeholder_is_text(loaded: Callable[[str], llmctl.Model]) -> None:
     model = loaded("qwen3_vl")
     plain = request_of(model, "what is <|image_pad|>?").prompt
-    assert FAMILIES["qwen3_vl"].placeholder and LazyImageProcessor(model)().token_id not in plain.ids
+    assert LazyImageProcessor(model)().token_id not in plain.ids
 
 
-def test_a_model_without_towers_says_that_it_takes_no_images(tiny: Callable[[str], Path]) -> None:
-    model = llmctl.load(tiny("llama"))
+def test_a_model_without_towers_says_that_it_takes_no_images(tiny_models: Callable[[str], Path]) -> None:
+    model = llmctl.load(tiny_models("llama"))
     with pytest.raises(UserError, match="takes no images"):
         model.generate("hello", images=[picture(0)])
 

@@ -107,8 +107,12 @@ class ImageProcessor:
     def encode_raw(self, text: str, images: Sequence[ProcessedImage]) -> list[int]:
         """Return the ids of a text with placeholders, as the processor writes a prompt without a chat template."""
         pictures = [image.picture.image() for image in images]
-        encoded = self._processor(text=[text], images=pictures, return_tensors="pt")
+        encoded = self._encode(text=[text], images=pictures, return_tensors="pt")
         return [int(token) for token in encoded["input_ids"][0]]
+
+    def _encode(self, **arguments: Any) -> Any:
+        with compat.quiet_libraries():
+            return self._processor(**arguments)
 
     def _count_that_matters(self, count: int) -> int:
         """Return 0 if images are processed one by one, else their number: LLaVA-OneVision divides only a single one."""
@@ -122,7 +126,7 @@ class ImageProcessor:
     def _process_group(self, pictures: "list[Picture]") -> list[ProcessedImage]:
         """Process pictures together and return each with its part of the tensors."""
         try:
-            encoded = self._processor(
+            encoded = self._encode(
                 text=[self.placeholder * len(pictures)],
                 images=[[picture.image() for picture in pictures]],  # a flat list would be that of several prompts
                 return_tensors="pt",
