@@ -15,7 +15,7 @@ DISTRIBUTION = "llmctl-hf"
 LIBRARY_VARIABLE = "LLMCTL_KERNELS_LIBRARY"
 ISA_VARIABLE = "LLMCTL_KERNELS_ISA"
 _NAME = "llmctl_kernels.dll" if sys.platform == "win32" else "llmctl_kernels.so"
-_VERSION = 12  # llmctl_version() in native/api.cpp
+_VERSION = 13  # llmctl_version() in native/api.cpp
 
 
 class _Unusable(Exception):  # noqa: N818 (it never leaves this module)

@@ -30,7 +30,7 @@ const Isa* const kIsas[] = {LLMCTL_EACH_ISA(LLMCTL_LIST)};
 }  // namespace
 
 // Increase it with every change of a function below, of a struct, or of the weight layout: Python refuses other versions.
-LLMCTL_EXPORT int llmctl_version() { return 12; }
+LLMCTL_EXPORT int llmctl_version() { return 13; }
 
 // The sizes of the structs that Python fills. Python compares them with those of ctypes when it loads the library.
 LLMCTL_EXPORT Size llmctl_operation_size() { return Size(sizeof(Operation)); }
