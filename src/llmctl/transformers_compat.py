@@ -282,21 +282,24 @@ def _keeps_state(module_class: str) -> bool:
 # -- generation
 
 
-def cache_argument() -> str:
-    """Return the name of the KV cache argument of `generate`.
+def cache_argument(model: Any) -> str:
+    """Return the name of the cache argument of a model, and of its `generate`.
 
-    It is `past_key_values` in 5.18 and `cache` in the releases that deprecate that name.
+    It is `past_key_values` in 5.18, `cache_params` there for models that have only a recurrent state (Mamba), and
+    `cache` in the releases that deprecate these names.
     """
     from transformers import GenerationMixin
 
+    if "cache_params" in inspect.signature(type(model).forward).parameters:
+        return "cache_params"
     parameters = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
-    """Return the KV cache among the keyword arguments of a forward pass, under either name, or None."""
-    cache = inputs.get("cache")
-    return inputs.get("past_key_values") if cache is None else cache
+    """Return the cache among the keyword arguments or the outputs of a forward pass, under any name, or None."""
+    found = (inputs.get(name) for name in ("cache", "past_key_values", "cache_params"))
+    return next((cache for cache in found if cache is not None), None)
 
 
 def sanitising_arguments(tokenizer: Any) -> dict[str, Any]:
@@ -398,6 +401,16 @@ def has_default_gate(experts: Any) -> bool:
 def gate_experts(experts: Any, gate_up: Any) -> Any:
     """Return activation(gate) * up as the experts' own class computes it."""
     return experts._apply_gate(gate_up)
+
+
+@cache
+def returns_indices_first(router_forward: Callable[..., Any]) -> bool:
+    """Return True if a router returns the indices of experts first and its logits last, as Granite's do in 5.18.
+
+    Args:
+        router_forward: The forward function of the router's class.
+    """
+    return "return top_k_index, top_k_weights, router_logits" in inspect.getsource(router_forward)
 
 
 def embedding_scale(embedding: Any) -> float | None:

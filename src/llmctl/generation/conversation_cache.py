@@ -33,7 +33,7 @@ class ConversationCache:
             return {}
         self._cache = cache
         self.prefilled_tokens = len(prompt) - common
-        return {cache_argument(): cache}
+        return {cache_argument(model): cache}
 
     def keep(self, prompt: Prompt) -> None:
         """Record that the cache now holds `prompt`, answer included, except its last token, which was not computed."""

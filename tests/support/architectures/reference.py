@@ -141,19 +141,21 @@ def _generate(model: Any, prompt: Ids) -> Answer:
 def one_pass_answers(
     folder: Path, prompts: Sequence[Ids], answers: Sequence[Answer], *, is_composite: bool
 ) -> list[Answer]:
-    """Return the most probable token after each token of answers, computed by transformers in one pass each.
+    """Return the most probable token at each place of answers, computed by transformers in one pass for each token.
 
-    A pass over a prompt with its answer has no cache. transformers' own generation differs from it where a layer has
-    another formula for single tokens.
+    A pass over a prompt with the answer so far has no cache. transformers' own generation differs from it where a layer
+    has another formula for single tokens, and in 5.18 where longrope changes.
     """
     import torch
 
     model, expected = plain_model(folder, is_composite=is_composite, dtype=torch.float32), []
     for prompt, answer in zip(prompts, answers, strict=True):
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*prompt, *answer.ids]])).logits[0, len(prompt) - 1 : -1]
-        best = logits.log_softmax(-1).max(-1)
-        expected.append(Answer(tuple(best.indices.tolist()), tuple(best.values.tolist())))
+        ids, best = [*prompt, *answer.ids], []
+        for end in range(len(prompt), len(ids)):
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([ids[:end]])).logits[0, -1]
+            best.append(logits.log_softmax(-1).max(-1))
+        expected.append(Answer(tuple(int(one.indices) for one in best), tuple(float(one.values) for one in best)))
     return expected
 
 

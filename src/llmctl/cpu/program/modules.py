@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmctl.cpu import kernels
 from llmctl.cpu.experts import Experts, Routing
 from llmctl.cpu.structs import Activation, NormFlavour
+from llmctl.transformers_compat import returns_indices_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,10 @@ def gated_mlp_forward(module: Any, names: MlpNames, x: "Tensor") -> "Tensor":
 def router_forward(
     module: Any, weight: "Tensor", bias: "Tensor | None", routing: Routing, x: "Tensor", *others: Any
 ) -> "tuple[Tensor, Tensor, Tensor]":
-    """Return logits [tokens, experts] for x [..., hidden], then weights and indices [tokens, top_k] of the experts."""
+    """Return logits [tokens, experts] for x [..., hidden], then weights and indices [tokens, top_k] of the experts.
+
+    In the order of the module's own class.
+    """
     import torch
 
     native = kernels.load()
@@ -94,7 +98,10 @@ def router_forward(
     rows = x.reshape(-1, weight.shape[1]).contiguous()
     logits = native.linear(rows, weight, bias, torch.float32 if routing.float_logits else None)
     experts, weights = native.route(logits, routing, x.dtype)
-    return logits, weights.to(x.dtype) if routing.round_weights else weights, experts.long()
+    weights = weights.to(x.dtype) if routing.round_weights else weights
+    if returns_indices_first(type(module).forward):
+        return experts.long(), weights, logits
+    return logits, weights, experts.long()
 
 
 def experts_forward(

@@ -125,7 +125,7 @@ def _logits_alone(model: Any, ids: list[int]) -> "Tensor":
             inputs["position_ids"] = torch.arange(first, end, device=model.device)[None]
         with torch.inference_mode():
             output = model(**inputs, **cache, use_cache=True)
-        cache = {cache_argument(): cache_of(output)}
+        cache = {cache_argument(model): cache_of(output)}
     logits: Tensor = output.logits[0, -1]
     return logits
 

@@ -124,7 +124,7 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             use_cache=True,
             logits_to_keep=moved.last,
             **({"attention_mask": _mask_of_sequences(moved, model.dtype)} if traits.masks else {}),
-            **{cache_argument(): cache},
+            **{cache_argument(model): cache},
         )
     logits: Tensor = output.logits[0]
     # a few classes ignore logits_to_keep (Qwen3OmniMoeThinkerForConditionalGeneration)
