@@ -6,13 +6,19 @@ command names the groups and single flags that it takes; flags of one command al
 
 from typing import Any
 
-from llmctl.cli._flag import Flag, file, integer, setting, settings_list, switch, text, texts
+from llmctl.cli._flag import Flag, file, files, integer, setting, settings_list, switch, text, texts
 
 MODEL_HELP = "Hub id (org/name) or folder"
 _REMEMBERED = "the last one downloaded or chosen, else a small one"
 
 PROMPT = text("--prompt", "-p", group="Prompt", help="Prompt text; - reads standard input", excludes=("--input",))
 PROMPT_FILE = file("--prompt-file", "-f", group="Prompt", help="Text file that holds the prompt", excludes=("--input",))
+IMAGE = files(
+    "--image",
+    group="Prompt",
+    help="Image that the prompt is about; - reads standard input",
+    excludes=("--input",),
+)
 SYSTEM = setting("--system", key="chat.system", group="Prompt", help="System prompt")
 NUM_RETURN = integer(
     "--num-return",
@@ -126,6 +132,7 @@ STREAM = switch("--stream", help="Stream the answer, as always", is_hidden=True)
 FLAGS: tuple[Flag[Any], ...] = (
     PROMPT,
     PROMPT_FILE,
+    IMAGE,
     SYSTEM,
     setting("--raw", key="chat.raw", metavar=None, group="Prompt",
             help="Send the prompt as it is, without the chat template"),

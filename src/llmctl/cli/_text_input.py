@@ -78,8 +78,11 @@ def _as_text(data: bytes) -> str:
         raise UserError(f"standard input: {reason(error)}", hint=_CONVERT) from error
 
 
-def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+def read_prompt(prompt: str | None, prompt_file: Path | None, *, reads_stdin: bool = True) -> str:
     """Return the prompt: the flag's text, the file and standard input, joined by blank lines.
+
+    Args:
+        reads_stdin: False if something else is read from standard input.
 
     Raises:
         UserError: there is none, or the file cannot be read.
@@ -89,11 +92,12 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         parts.append(prompt)
     if prompt_file is not None:
         parts.append(read_text_file(prompt_file, flag="--prompt-file").replace("\r\n", "\n"))
-    if prompt == "-" or not sys.stdin.isatty():
+    if reads_stdin and (prompt == "-" or not sys.stdin.isatty()):
         parts.append(read_stdin() if prompt == "-" or not parts or stdin_has_input() else "")
     text = "\n\n".join(part.rstrip("\n") for part in parts if part.strip())
     if not text:
-        raise UserError("there is no prompt", hint="give a PROMPT, --prompt-file FILE, or text on standard input")
+        further = ", or text on standard input" if reads_stdin else ": standard input is the image"
+        raise UserError("there is no prompt", hint=f"give a PROMPT or --prompt-file FILE{further}")
     return text
 
 

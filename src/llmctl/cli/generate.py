@@ -25,19 +25,17 @@ from llmctl.cli._flags import (
     OFFLINE,
     OUTPUT,
     OVERWRITE,
-    PROMPT,
     PROMPT_ARGUMENT,
-    PROMPT_FILE,
     PROMPT_TEMPLATE,
     STREAM,
     TOKEN_IDS,
     UNORDERED,
     VLLM_PYTHON,
 )
+from llmctl.cli._image_input import PromptInput, check_takes_images, read_prompt_input
 from llmctl.cli._loading import load_model, prepare_model, show_hashing
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
-from llmctl.cli._text_input import read_prompt
 from llmctl.errors import EXIT_NO, UserError
 
 if TYPE_CHECKING:
@@ -70,6 +68,8 @@ def generate(options: Options) -> None:
 
       llmctl generate "Is the sky blue?" --choices yes,no
 
+      llmctl generate --image cat.png "What is in this picture?" --model Qwen/Qwen3-VL-2B-Instruct
+
       llmctl generate --input prompts.jsonl --output answers.jsonl
 
       llmctl generate --input reviews.csv --prompt-template "Translate to {language}: {text}"
@@ -84,8 +84,7 @@ def generate(options: Options) -> None:
         raise UserError(
             "--engine vllm answers files of prompts: --input FILE", hint="for one prompt: --engine transformers"
         )
-    text = read_prompt(options.either(PROMPT_ARGUMENT, PROMPT), options[PROMPT_FILE])
-    answer(options.output, settings, text, count=options[NUM_RETURN], offline=options[OFFLINE])
+    answer(options.output, settings, read_prompt_input(options), count=options[NUM_RETURN], offline=options[OFFLINE])
 
 
 def _answer_file(options: Options, settings: "Settings") -> None:
@@ -108,14 +107,17 @@ def _answer_file(options: Options, settings: "Settings") -> None:
         raise typer.Exit(EXIT_NO)
 
 
-def answer(output: Output, settings: "Settings", text: str, *, count: int, offline: bool) -> None:
+def answer(output: Output, settings: "Settings", given: PromptInput, *, count: int, offline: bool) -> None:
     """Answer one prompt `count` times."""
     from llmctl.generation.stream import generate_many
 
-    loaded = load_model(output, prepare_model(output, settings, offline=offline))
+    prepared = prepare_model(output, settings, offline=offline)
+    if given.pictures:
+        check_takes_images(prepared)
+    loaded = load_model(output, prepared)
     is_prose = not settings.config.structure.model_fields_set  # a line break within a JSON string would be wrong
     completions = []
-    for number, chunks in enumerate(generate_many(loaded, text, count=count)):
+    for number, chunks in enumerate(generate_many(loaded, given.prompt, count=count)):
         if number and not output.as_json:
             output.line("")
         with nullcontext() if output.as_json else _Printer(output, wraps=is_prose) as printer:
@@ -128,7 +130,7 @@ def answer(output: Output, settings: "Settings", text: str, *, count: int, offli
             _note_completion(output, loaded, completions[-1])
     if output.as_json:
         with show_hashing(output, loaded.resolved):
-            body = document(loaded, text, completions)
+            body = document(loaded, given, completions)
         output.document("llmctl.generate/1", body)
 
 
@@ -171,13 +173,14 @@ def _note_completion(output: Output, loaded: "LoadedModel", completion: "Complet
     note_logprobs(output, loaded, completion)
 
 
-def document(loaded: "LoadedModel", prompt: str, completions: list["Completion"]) -> dict[str, Any]:
+def document(loaded: "LoadedModel", given: PromptInput, completions: list["Completion"]) -> dict[str, Any]:
     """Return the document of `--json`: the answers, the timings, and what is needed to repeat them."""
     from llmctl.platform_support import peak_memory_bytes
     from llmctl.reproduce.manifest import make_manifest
 
     return {
-        "prompt": prompt,
+        "prompt": given.text,
+        **given.images_document(),
         **completions[0].prompt.document(),
         "generation": loaded.plan.generation.document(),
         "completions": [_completion_document(loaded, completion) for completion in completions],

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import switch
-from llmctl.cli._flags import OFFLINE, PROMPT, PROMPT_ARGUMENT, PROMPT_FILE
+from llmctl.cli._flags import OFFLINE, PROMPT_ARGUMENT
+from llmctl.cli._image_input import PromptInput, read_prompt_input
 from llmctl.cli._loading import prepare_model, show_decisions
 from llmctl.cli._options import Options
-from llmctl.cli._text_input import read_prompt
 
 if TYPE_CHECKING:
     from llmctl.generation.inspection import Inspection
@@ -25,7 +25,7 @@ def prompt(options: Options) -> None:
     """Show a prompt as the model sees it, and its problems.
 
     The text goes to standard output. Notes on standard error give its length and the context, the number of
-    beginning-of-sequence tokens, and the tokens that end an answer. No weights are read.
+    beginning-of-sequence tokens, the tokens of images, and the tokens that end an answer. No weights are read.
 
     Examples:
 
@@ -33,12 +33,14 @@ def prompt(options: Options) -> None:
 
       llmctl prompt --system "Be brief." "Hello" --tokens
 
+      llmctl prompt --image cat.png "What is this?" --model Qwen/Qwen3-VL-2B-Instruct
+
       llmctl prompt --prompt-file question.txt --template mine.jinja --json
     """
     output, settings = options.output, options.settings()
-    text = read_prompt(options.either(PROMPT_ARGUMENT, PROMPT), options[PROMPT_FILE])
+    given = read_prompt_input(options)
     prepared = prepare_model(output, settings, offline=options[OFFLINE])
-    model, inspected = _inspect(prepared, text)
+    model, inspected = _inspect(prepared, given)
     show_decisions(output, model.plan)
     context = model.context_length
     if output.as_json:
@@ -55,12 +57,18 @@ def prompt(options: Options) -> None:
         f"{len(inspected.token_ids)} tokens of {context or 'unknown'}, {template}; beginning-of-sequence tokens: "
         f"{inspected.bos_count}; an answer ends with {ends}"
     )
+    for file, image in zip(given.files, inspected.images, strict=True):
+        output.note(
+            f"{file}: {image.width} x {image.height} pixels, {image.tokens} tokens between {image.first} and "
+            f"{image.last}; processed with {inspected.processed_with}"
+        )
     for warning in inspected.warnings:
         output.warn(warning)
 
 
-def _inspect(prepared: "Prepared", text: str) -> "tuple[PromptModel, Inspection]":
+def _inspect(prepared: "Prepared", given: PromptInput) -> "tuple[PromptModel, Inspection]":
     """Return the model without its weights, and the prompt as the model sees it."""
+    from llmctl.generation.image_processor import LazyImageProcessor
     from llmctl.generation.inspection import inspect_prompt
     from llmctl.loading.loader import apply_environment
     from llmctl.loading.model import load_prompt_model
@@ -72,11 +80,12 @@ def _inspect(prepared: "Prepared", text: str) -> "tuple[PromptModel, Inspection]
         model = load_prompt_model(prepared)
         inspected = inspect_prompt(
             model.tokenizer,
-            text,
+            given.prompt,
             config.chat,
             eos_token_ids=model.eos_token_ids,
             context_length=model.context_length,
             max_new_tokens=config.generation.max_new_tokens,
             embedding_rows=model.info.embedding_rows,
+            processor=LazyImageProcessor(model),
         )
     return model, inspected

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llmctl.cli._command import command, new_app
-from llmctl.cli._flag import required_path
+from llmctl.cli._flag import files, required_path
 from llmctl.cli._flags import DRAFT, MODEL, OVERCOMMIT, TRUST_REMOTE_CODE
 from llmctl.cli._loading import load_model, prepare_model, show_hashing
 from llmctl.cli._options import Options
@@ -23,13 +23,16 @@ app = new_app()
 
 FILE = required_path("FILE", help="Output of llmctl generate --json, or JSON Lines of it")
 
+IMAGE = files("--image", group="Replay", help="Image of a recorded prompt: the same picture, found by its hash")
 
-@command(app, FILE, MODEL, TRUST_REMOTE_CODE, OVERCOMMIT, DRAFT)
+
+@command(app, FILE, IMAGE, MODEL, TRUST_REMOTE_CODE, OVERCOMMIT, DRAFT)
 def replay(options: Options) -> None:
     """Repeat recorded answers and show where they differ.
 
     The model's files must have the hashes of the recording; nothing is downloaded. The exit code is 0 if every answer
-    is identical, token by token, and 1 otherwise. A recording is data: its settings must pass the schema, and the
+    is identical, token by token, and 1 otherwise. A recording has the hashes of its images, not their files: give the
+    same pictures with --image. A recording is data: its settings must pass the schema, and the
     model's own code runs only with --trust-remote-code.
 
     Examples:
@@ -40,11 +43,14 @@ def replay(options: Options) -> None:
 
       llmctl replay run.json --model ./the-same-model --json
     """
+    from llmctl.generation.image_input import read_images
     from llmctl.reproduce import replay as core
     from llmctl.reproduce.recordings import Recording, loading_key, read_recordings
 
     output = options.output
     recordings = read_recordings(options[FILE])
+    pictures = read_images([file.expanduser() for file in options[IMAGE]])
+    core.check_images(recordings, pictures)
     groups: dict[str, list[Recording]] = {}
     for recording in recordings:
         groups.setdefault(loading_key(recording.manifest), []).append(recording)
@@ -55,7 +61,7 @@ def replay(options: Options) -> None:
         differences += [d for d in core.environment_differences(group[0].manifest, loaded) if d not in differences]
         for recording in group:
             with output.waiting(f"replaying {recording.name}"):
-                outcomes.append(core.replay(loaded, recording))
+                outcomes.append(core.replay(loaded, core.with_images(loaded, recording, pictures)))
             if not output.as_json:
                 _show_outcome(output, outcomes[-1])
         del loaded

@@ -26,7 +26,7 @@ def with_images(prompt: Any, images: Sequence[ImageSource] = ()) -> Any:
         MachineError: Pillow is missing.
     """
     if isinstance(prompt, str):
-        return with_pictures(prompt, _read(images)) if images else prompt
+        return with_pictures(prompt, read_images(images)) if images else prompt
     if images:
         raise UserError(
             "the images of a conversation belong to its messages",
@@ -35,12 +35,12 @@ def with_images(prompt: Any, images: Sequence[ImageSource] = ()) -> Any:
     sources = list(_sources(prompt))
     if not sources:
         return prompt
-    pictures = iter(_read(sources))
+    pictures = iter(read_images(sources))
     return [_with_pictures(message, pictures) for message in prompt]
 
 
-def _read(sources: Sequence[ImageSource]) -> list[Picture]:
-    """Return the pictures of sources. Raise the first error."""
+def read_images(sources: Sequence[ImageSource]) -> list[Picture]:
+    """Return the pictures of sources. Raise the first error, one of those of `with_images`."""
     given = [Path(one) if isinstance(one, str) else one for one in sources]
     results = iter(read_pictures([one for one in given if not isinstance(one, Picture)]))
     pictures = [one if isinstance(one, Picture) else next(results) for one in given]

@@ -1,13 +1,15 @@
 """The prompt as the model sees it: text, ids, and warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.image_processor import LazyImageProcessor
-from llmctl.generation.prompt import Messages, added_tokens, encode_prompt, rendering, uses_template
+from llmctl.generation.media import Media
+from llmctl.generation.prompt import Messages, Prompt, added_tokens, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 from llmctl.model.tokenizer import in_parts
 from llmctl.model.vocabulary import check_ids
@@ -18,16 +20,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class InspectedImage:
+    """An image of a prompt.
+
+    Attributes:
+        sha256: Hash of its pixels, in hexadecimal.
+        tokens: Number of tokens that have its features.
+        first: Position of the first of them in the prompt.
+        last: Position of the last of them; tokens that separate its rows may stand between.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    tokens: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A prompt and its properties.
 
     Attributes:
-        text: The model's input, control tokens included.
+        text: The model's input, control tokens included; tokens that stand for an image are `<image: 64 tokens>`.
         tokens: The text of each id.
         bos_count: Number of beginning-of-sequence tokens in the prompt.
         templated: True if a chat template was applied.
         stop_tokens: The text of every token that ends an answer.
         warnings: Likely problems, as sentences for people.
+        images: The images, in order.
+        processed_with: The package that resizes images; None without any.
     """
 
     text: str
@@ -37,6 +60,8 @@ class Inspection:
     templated: bool
     stop_tokens: tuple[str, ...]
     warnings: tuple[str, ...]
+    images: tuple[InspectedImage, ...] = ()
+    processed_with: str | None = None
 
 
 def inspect_prompt(
@@ -59,7 +84,8 @@ def inspect_prompt(
     Raises:
         UserError: the same errors as in `encode_prompt`.
     """
-    ids = encode_prompt(tokenizer, prompt, chat, context_length=context_length, processor=processor).ids
+    encoded = encode_prompt(tokenizer, prompt, chat, context_length=context_length, processor=processor)
+    ids = encoded.ids
     templated = uses_template(tokenizer, chat, prompt)
     bos = tokenizer.bos_token_id
     warnings = [
@@ -67,17 +93,47 @@ def inspect_prompt(
         *_bos_warnings(tokenizer, ids),
         *_control_warnings(tokenizer, prompt, chat, templated=templated),
         *_length_warnings(len(ids), context_length, max_new_tokens),
-        *_embedding_warnings(tokenizer, ids, embedding_rows),
+        *_embedding_warnings(tokenizer, encoded.text_ids, embedding_rows),
     ]
     return Inspection(
-        text=str(tokenizer.decode(list(ids))),
+        text=_shown(tokenizer, encoded),
         token_ids=ids,
         tokens=tuple(str(tokenizer.decode([token])) for token in ids),
         bos_count=ids.count(bos) if bos is not None else 0,
         templated=templated,
         stop_tokens=tuple(str(tokenizer.decode([token])) for token in eos_token_ids),
         warnings=tuple(warnings),
+        images=tuple(_inspected(one) for one in encoded.media),
+        processed_with=processor().backend if processor is not None and encoded.media else None,
     )
+
+
+def _inspected(media: Media) -> InspectedImage:
+    assert media.image is not None, "the prompt was encoded here"  # noqa: S101
+    picture, places = media.image.picture, media.positions
+    return InspectedImage(media.sha256, picture.width, picture.height, len(places), places[0], places[-1])
+
+
+def _shown(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    """Return the text of a prompt, with one mark for each run of tokens that stand for an image."""
+    text, end = "", 0
+    for first, last in (run for one in prompt.media for run in _runs(one.positions)):
+        text += _decode_part(tokenizer, prompt.ids, end, first) + f"<image: {last + 1 - first} tokens>"
+        end = last + 1
+    return text + _decode_part(tokenizer, prompt.ids, end, len(prompt))
+
+
+def _runs(positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last of each run of consecutive positions."""
+    for _, run in groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
+        places = [position for _, position in run]
+        yield places[0], places[-1]
+
+
+def _decode_part(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], begin: int, end: int) -> str:
+    """Decode tokens as they stand after those before them, since some tokenizers drop the space of a first word."""
+    before = str(tokenizer.decode(list(ids[:begin]))) if begin else ""
+    return str(tokenizer.decode(list(ids[:end])))[len(before) :]
 
 
 def _template_warnings(

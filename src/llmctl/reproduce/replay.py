@@ -6,13 +6,15 @@ the model's files must have the recorded hashes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import GenerationSection, Settings, settings_from_mapping
 from llmctl.config.structure import names_a_file
 from llmctl.errors import ModelError, UserError
+from llmctl.generation.image_processor import LazyImageProcessor
+from llmctl.generation.media import locate_media
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.request import make_request
 from llmctl.generation.stream import stream_request
@@ -24,6 +26,7 @@ from llmctl.reproduce.recordings import Recording
 
 if TYPE_CHECKING:
     from llmctl.generation.completion import Completion
+    from llmctl.generation.pictures import Picture
     from llmctl.loading.model import LoadedModel
     from llmctl.loading.prepare import Prepared
 
@@ -233,6 +236,45 @@ def replay(loaded: "LoadedModel", recording: Recording) -> Outcome:
     *_, last = stream_request(configured, make_request(configured, recording.prompt, seed=recording.seed))
     assert last.completion is not None, "the last chunk carries the completion"  # noqa: S101
     return _compare(loaded, recording, last.completion)
+
+
+def check_images(recordings: Sequence[Recording], pictures: "Sequence[Picture]") -> None:
+    """Raise UserError if an image of a recording, which has only its hash, is not among the pictures, or none has any.
+
+    Args:
+        pictures: The pictures that the user gave.
+    """
+    if pictures and not any(recording.prompt.media for recording in recordings):
+        raise UserError("the recording has no answer about images", hint="omit --image")
+    known = {picture.sha256 for picture in pictures}
+    for recording in recordings:
+        media = recording.prompt.media
+        for number, one in enumerate(media, 1):
+            if one.sha256 not in known:
+                raise UserError(
+                    f"{recording.name}: a recording has only the hashes of its images, and none of the given files is "
+                    f"image {number} of {len(media)} (sha256 {one.sha256[:12]}…)",
+                    hint="give the same pictures: llmctl replay FILE --image cat.png",
+                )
+
+
+def with_images(loaded: "LoadedModel", recording: Recording, pictures: "Sequence[Picture]") -> Recording:
+    """Return a recording whose prompt has its images, after `check_images`.
+
+    Raises:
+        UserError: the images are processed into another number of tokens.
+    """
+    media = recording.prompt.media
+    if not media:
+        return recording
+    known = {picture.sha256: picture for picture in pictures}
+    processor = LazyImageProcessor(loaded)()
+    images = processor.process([known[one.sha256] for one in media])
+    try:
+        located = locate_media(recording.prompt.ids, images, processor.token_id)
+    except ValueError as error:
+        raise UserError(f"{recording.name}: its prompt does not fit its images: {error}") from error
+    return replace(recording, prompt=replace(recording.prompt, media=located))
 
 
 def _compare(loaded: "LoadedModel", recording: Recording, completion: "Completion") -> Outcome:
