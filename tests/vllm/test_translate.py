@@ -81,6 +81,11 @@ def test_several_gpus_and_machines() -> None:
     assert serve_command(arguments)[:2] == ("serve", "meta-llama/Meta-Llama-3-70B-Instruct")
 
 
+def test_images_that_are_turned_off_are_refused_by_vllm_too() -> None:
+    arguments = translated(load={"images": "never"}).arguments
+    assert after(arguments, "--limit-mm-per-prompt") == '{"image": 0}'
+
+
 def test_one_machine_loads_the_folder_and_several_load_the_id_and_commit() -> None:
     target = Target(model="/cache/snapshot", commit="c" * 40)
     one = translated(target, model={"id": "org/name", "revision": "v1"})

@@ -215,7 +215,7 @@ def _notes(survey: MachineSurvey) -> Iterator[tuple[str, str]]:
     variants = survey.variants
     if not any(variant.needed for variant in variants):
         return
-    has_extras = any(variant.needed and variant.needed.draft_and_adapter_bytes for variant in variants)
+    has_extras = any(variant.needed and variant.needed.extra_bytes for variant in variants)
     has_state = any(variant.needed and variant.needed.state_bytes for variant in variants)
     parts = ["KV cache", *(["recurrent states"] if has_state else []), "activations"]
     parts += ["draft model", "adapters"] if has_extras else []
@@ -237,7 +237,7 @@ def _row(variant: "Variant", *, is_best: bool) -> tuple[str, ...]:
         variant.name,
         format_bytes(sum(memory.weights.values())),
         format_bytes(variant.unquantised_bytes) if variant.unquantised_bytes else "",
-        format_bytes(memory.working_bytes + memory.draft_and_adapter_bytes),
+        format_bytes(memory.working_bytes + memory.extra_bytes),
         format_bytes(memory.total_bytes),
         format_bytes(variant.free_bytes),
         _range_text(variant.speed.decode) if variant.speed else "" if variant.verdict == "too large" else "?",

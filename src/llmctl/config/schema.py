@@ -97,6 +97,13 @@ class LoadSection(Section):
         True,
         description="Compute on a CPU with llmctl's own kernels: results do not depend on the batch.",
     )
+    images: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description=(
+            "When the vision tower of a model is loaded: auto, with the first image; always, at the start, so that the "
+            "plan counts it; never, so that images are refused."
+        ),
+    )
     overcommit: bool = Field(
         False, description="Load even if the RAM seems too small. The system may then kill the process."
     )

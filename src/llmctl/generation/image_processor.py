@@ -228,8 +228,12 @@ class LazyImageProcessor:
         return is_composite(self.model.info.config)
 
     def __call__(self) -> ImageProcessor:
-        """Return the processor. Errors are those of `load_image_processor`."""
+        """Return the processor. Raise UserError if images are turned off; else as `load_image_processor`."""
         model = self.model
+        if model.config.load.images == "never":
+            raise UserError(
+                "images are turned off (load.images: never)", hint="omit load.images, or set it to auto or always"
+            )
         if model.tokenizer not in _PROCESSORS:
             with compat.quiet_libraries():
                 _PROCESSORS[model.tokenizer] = load_image_processor(

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.loading.vision import ImageFeatures, VisionTowers, load_vision_towers
+from llmctl.loading.weights import translated_out_of_memory
+from llmctl.plan.images import FEATURE_CACHE_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llmctl.loading.model import LoadedModel
 
-_MAX_BYTES = 512 << 20
 _MAX_SHAPES = 65536
 
 
@@ -25,7 +26,7 @@ class ImageEncoder:
         encoded: Number of images that passed through the towers.
     """
 
-    def __init__(self, loaded: "LoadedModel", *, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, loaded: "LoadedModel", *, max_bytes: int = FEATURE_CACHE_BYTES) -> None:
         self._prepared, self._model, self._max_bytes = loaded.prepared, loaded.model, max_bytes
         self._towers: VisionTowers | None = None
         self._kept: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -33,11 +34,11 @@ class ImageEncoder:
         self._lock = Lock()
         self.encoded = 0
 
-    def towers(self, token_id: int) -> VisionTowers:
-        """Return the towers, which are loaded with the first call."""
+    def towers(self) -> VisionTowers:
+        """Return the towers, which are loaded with the first call. Errors are those of `load_vision_towers`."""
         with self._lock:
             if self._towers is None:
-                self._towers = load_vision_towers(self._prepared, self._model, token_id)
+                self._towers = load_vision_towers(self._prepared, self._model)
             return self._towers
 
     def features(self, key: str, inputs: "Mapping[str, Tensor]", token_id: int) -> ImageFeatures:
@@ -50,7 +51,8 @@ class ImageEncoder:
         """
         known = self._kept.get(key)
         if known is None:
-            known = self.towers(token_id).features(inputs)
+            with translated_out_of_memory(self._prepared, doing="encoding an image with"):
+                known = self.towers().features(inputs, token_id)
             self.encoded += 1
         self._kept[key] = known
         self._kept.move_to_end(key)

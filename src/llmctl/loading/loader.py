@@ -13,6 +13,7 @@ from llmctl.config import Config, Settings
 from llmctl.cpu.program import compile_model, compiled
 from llmctl.loading.adapters import apply_adapters
 from llmctl.loading.checks import check_architecture
+from llmctl.loading.image_encoder import image_encoder
 from llmctl.loading.lean_imports import lean_imports
 from llmctl.loading.measure import measure
 from llmctl.loading.model import LoadedModel, PromptModel, load_prompt_model
@@ -79,6 +80,8 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         model=model,
         measured=measure(model, load_seconds=time.perf_counter() - started, parameters=_stored_parameters(prepared)),
     )
+    if prepared.plan.loads_towers:
+        image_encoder(loaded).towers()
     return loaded if prepared.draft is None else _with_draft(loaded, prepared.draft)
 
 

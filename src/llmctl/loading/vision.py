@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl import transformers_compat as compat
 from llmctl.errors import ModelError, UserError
-from llmctl.loading.weights import read_config
+from llmctl.loading.weights import read_config, translated_errors
+from llmctl.quant.backend import FLOATS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llmctl.loading.prepare import Prepared
 
+_UNQUANTISED = (*FLOATS, "I64", "BOOL")  # positions are integers
 # Arguments of a language model that do not depend on the image, or that packed passes make themselves.
 _PLAIN = {
     *("cache", "past_key_values", "use_cache", "return_dict", "output_attentions", "output_hidden_states"),
@@ -61,11 +63,10 @@ class VisionTowers:
     Args:
         model: The composite model, with a recorder in place of its language model.
         recorder: The recorder.
-        token_id: The placeholder token.
     """
 
-    def __init__(self, model: Any, recorder: Any, token_id: int) -> None:
-        self.model, self._recorder, self._token_id = model, recorder, token_id
+    def __init__(self, model: Any, recorder: Any) -> None:
+        self.model, self._recorder = model, recorder
 
     @property
     def size_bytes(self) -> int:
@@ -73,8 +74,11 @@ class VisionTowers:
         shared = {id(parameter) for parameter in self._recorder.parameters()}
         return sum(one.nbytes for one in self.model.parameters() if id(one) not in shared)
 
-    def features(self, inputs: "Mapping[str, Tensor]") -> ImageFeatures:
+    def features(self, inputs: "Mapping[str, Tensor]", token_id: int) -> ImageFeatures:
         """Return the features of an image, given the composite model's arguments for a prompt of this image alone.
+
+        Args:
+            token_id: The placeholder token.
 
         Raises:
             UserError: the model needs more than packed passes can give it, such as layers with cross-attention.
@@ -84,7 +88,7 @@ class VisionTowers:
         ids = inputs["input_ids"]
         given = {name: value.to(self.model.device) for name, value in inputs.items()}
         with torch.inference_mode():
-            recorded = self._record(_with_text_around(given, self._token_id))
+            recorded = self._record(_with_text_around(given, token_id))
         unknown = {
             name
             for name, value in recorded.items()
@@ -92,8 +96,8 @@ class VisionTowers:
         }
         if unknown:
             raise UserError(f"images of {self.model.config.model_type} models need {', '.join(sorted(unknown))}")
-        places = _with_text_around(given, self._token_id)["input_ids"][0] == self._token_id
-        if not int((ids == self._token_id).sum()):
+        places = _with_text_around(given, token_id)["input_ids"][0] == token_id
+        if not int((ids == token_id).sum()):
             raise ModelError("the processor gives no token for an image")
         return _features(recorded, places)
 
@@ -171,38 +175,61 @@ def _sees(mask: Any, query: int, key: int) -> bool:
     return bool(value) if mask.dtype == torch.bool else float(value) == 0.0
 
 
-def load_vision_towers(prepared: "Prepared", language_model: Any, token_id: int) -> VisionTowers:
+def load_vision_towers(prepared: "Prepared", language_model: Any) -> VisionTowers:
     """Load the towers of a composite model beside its language model.
 
     Args:
         language_model: The model that generates text, whose embeddings some towers use.
-        token_id: The placeholder token.
 
     Raises:
-        UserError: the model takes no images.
-        ModelError: weights of the towers are missing.
+        UserError: the model takes no images, or its towers are stored in a quantised format.
+        ModelError: weights of the towers are missing or damaged.
+        MachineError: memory runs out, or a package is missing.
     """
-    from transformers import GenerationConfig
-
     chosen = compat.composite_model_class(prepared.info.model_type)
-    if chosen is None:
-        raise UserError(f"{prepared.plan.source} takes no images")
-    with compat.quiet_libraries(), compat.without_peft():
-        model, report = towers_only(chosen).from_pretrained(
-            str(prepared.resolved.folder),
-            config=read_config(prepared),
-            generation_config=GenerationConfig(),
-            local_files_only=True,
-            output_loading_info=True,
-            use_safetensors=True,
-            dtype=language_model.dtype,
-        )
+    if chosen is None or not prepared.info.towers:
+        raise UserError(f"{prepared.plan.source} takes no images", hint="llmctl plan MODEL --images 1 says which do")
+    _refuse_packed_towers(prepared)
+    with compat.quiet_libraries(), compat.without_peft(), translated_errors(prepared, part="the towers of "):
+        model, report = _read_towers(prepared, towers_only(chosen), language_model.dtype)
+        model.to(language_model.device).eval()
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{prepared.plan.source} lacks {len(missing)} weights for images, such as {missing[0]}")
     recorder = model.get_submodule(language_model_name(model))
     recorder.use_embeddings(language_model.get_input_embeddings())
-    model.to(language_model.device).eval()
-    return VisionTowers(model, recorder, token_id)
+    return VisionTowers(model, recorder)
+
+
+def _read_towers(prepared: "Prepared", model_class: Any, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a composite model without its language model, and transformers' report, from the original files."""
+    from transformers import GenerationConfig
+
+    config = read_config(prepared)
+    for part in (config, config.get_text_config(decoder=True)):
+        if hasattr(part, "quantization_config"):  # that of the language model: `_refuse_packed_towers`
+            del part.quantization_config
+    model, report = model_class.from_pretrained(
+        str(prepared.resolved.folder),
+        config=config,
+        generation_config=GenerationConfig(),
+        local_files_only=True,
+        output_loading_info=True,
+        use_safetensors=True,
+        dtype=dtype,
+    )
+    return model, report
+
+
+def _refuse_packed_towers(prepared: "Prepared") -> None:
+    """Raise UserError for a pre-quantised checkpoint whose towers are quantised, too."""
+    stored = prepared.plan.stored_quantization
+    packed = [one.name for one in prepared.info.left_out if one.dtype not in _UNQUANTISED] if stored is not None else []
+    if stored is not None and packed:
+        raise UserError(
+            f"the towers of {prepared.plan.source} are stored in {stored.name}, such as {packed[0]}: llmctl reads "
+            "images only with towers that are stored unquantised",
+            hint="use the original model with --quant, or a copy whose vision tower is not quantised",
+        )
 
 
 def language_model_name(model: Any) -> str:

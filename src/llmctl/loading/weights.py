@@ -1,6 +1,7 @@
 """The reading of weights with `from_pretrained`, from the model's own files or from the quantised cache."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from traceback import walk_tb
@@ -70,37 +71,62 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
 
 
 def _from_pretrained(prepared: Prepared, cache_folder: Path | None) -> Any:
-    """Return the model with its weights, checked to be complete; translate every error of the libraries."""
+    """Return the model with its weights, checked to be complete."""
+    with translated_errors(prepared):
+        return _read_weights(prepared, cache_folder)
+
+
+@contextmanager
+def translated_errors(prepared: Prepared, *, part: str = "") -> Iterator[None]:
+    """Translate every error of the libraries while weights are loaded.
+
+    Args:
+        part: What is loaded if not the model itself, as it stands before the model's name: `the towers of `.
+    """
     from safetensors import SafetensorError
 
     plan = prepared.plan
     try:
-        return _read_weights(prepared, cache_folder)
+        with translated_out_of_memory(prepared, doing=f"loading {part}".strip()):
+            yield
     except LlmctlError:
         raise
     except ImportError as error:
         raise _not_importable(plan, error) from error
-    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory_error(
-                plan, prepared.info, prepared.machine, prepared.config, doing="loading"
-            ) from error
-        raise _not_loadable(plan, error) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _not_loadable(plan, error, part) from error
     except Exception as error:
         failure = _package_failure(plan, error)
         if failure is None and not _comes_from_libraries(error):
             raise
-        raise failure or _not_loadable(plan, error) from error
+        raise failure or _not_loadable(plan, error, part) from error
 
 
-def _not_loadable(plan: Plan, error: Exception) -> ModelError:
+@contextmanager
+def translated_out_of_memory(prepared: Prepared, *, doing: str) -> Iterator[None]:
+    """Raise MachineError with advice if memory runs out.
+
+    Args:
+        doing: What is done with the model: `loading`.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(
+            prepared.plan, prepared.info, prepared.machine, prepared.config, doing=doing
+        ) from error
+
+
+def _not_loadable(plan: Plan, error: Exception, part: str) -> ModelError:
     """Return the error for a model that transformers cannot build from its config.json, or cannot load."""
     first, *rest = str(error).strip().splitlines() or [""]
     # the checks of a config have the reason in the second line
     reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first_line(error)
     named = not isinstance(error, OSError | ValueError | RuntimeError) or " " not in reason
     return ModelError(
-        f"{plan.source} cannot be loaded: {f'{type(error).__name__}: ' if named else ''}{reason}",
+        f"{part}{plan.source} cannot be loaded: {f'{type(error).__name__}: ' if named else ''}{reason}",
         hint="are its files complete, and does this transformers know it? --debug shows the cause",
     )
 

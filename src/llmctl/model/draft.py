@@ -20,6 +20,7 @@ def draft_config(config: Config) -> Config:
     set_by_user = config.model_dump(exclude_unset=True)
     load, quantization = dict(set_by_user.get("load", {})), dict(set_by_user.get("quantization", {}))
     load.pop("attn_implementation", None)
+    load.pop("images", None)
     if draft.dtype is not None:
         load["dtype"] = draft.dtype
     if isinstance(load.get("device_map"), Mapping):

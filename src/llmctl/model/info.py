@@ -147,6 +147,12 @@ class ModelInfo:
         return tower_bytes(self.config, self.left_out)
 
     @property
+    def takes_images(self) -> bool:
+        """True if the model is composite and one of its towers is for images."""
+        names = ("vision", "vq", "image_token")
+        return bool(self.left_out) and any(key.startswith(names) for key in self.config)
+
+    @property
     def stored_dtype(self) -> str:
         """torch's name of the dtype of most weights.
 

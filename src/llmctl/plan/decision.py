@@ -102,7 +102,8 @@ class Plan:
         fills_quantized_cache: True to write the quantised weights to the cache.
         draft: Plan of the draft model, or None.
         kernels: Kernels that compute unquantised layers and attention: llmctl's own on a CPU, else torch's.
-        left_out: Bytes on disk of each tower of a composite model; towers are not loaded, so `memory` excludes them.
+        left_out: Bytes on disk of each tower of a composite model that is not loaded with the language model.
+        loads_towers: True to load the towers at the start.
     """
 
     source: str
@@ -124,6 +125,7 @@ class Plan:
     draft: "Plan | None" = None
     kernels: Literal["llmctl", "torch"] = "torch"
     left_out: Mapping[str, int] = field(default_factory=dict)
+    loads_towers: bool = False
 
     @property
     def is_split(self) -> bool:

@@ -15,14 +15,14 @@ from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.draft import remaining_machine, with_draft
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
+from llmctl.plan.images import explain_towers, image_memory, loads_towers
 from llmctl.plan.kernels import decide_kernels
-from llmctl.plan.memory import Memory, activation_bytes, mapped_bytes, module_bytes
+from llmctl.plan.memory import ImageMemory, Memory, activation_bytes, mapped_bytes, module_bytes
 from llmctl.plan.options import hint_for
 from llmctl.plan.placement import Placement, candidate_devices, place
 from llmctl.plan.quantization import as_decisions, decide_quantization
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import Quantization
-from llmctl.units import format_bytes
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -98,13 +98,21 @@ def _plan_model(request: PlanRequest) -> Plan:
         generation=generation,
         devices=devices,
         memory=replace(memory, weights=placement.weights),
-        decisions=(*loading, *_explain_left_out(info), trust, *adapters, *_explain_use_fast(config), *generating),
+        decisions=(
+            *loading,
+            *explain_towers(config, info, dtype=dtype.value),
+            trust,
+            *adapters,
+            *_explain_use_fast(config),
+            *generating,
+        ),
         seed=config.seed,
         deterministic=config.deterministic,
         environment=_environment(config, devices) | _stored_environment(quantization, devices),
         quantization=quantization,
         kernels=kernels,
-        left_out=info.towers,
+        left_out={} if loads_towers(config, info) else info.towers,
+        loads_towers=loads_towers(config, info),
     )
 
 
@@ -130,6 +138,9 @@ def _memory_without_weights(request: PlanRequest, *, dtype: str, quantization: Q
         batch=batch,
         mapped_bytes=mapped_bytes(info, dtype=dtype, quantization=quantization),
         adapter_bytes=0 if request.config.model.merge_adapters else _adapter_bytes(request),
+        images=image_memory(info, request.images, dtype=dtype)
+        if request.images is not None or loads_towers(request.config, info)
+        else ImageMemory(),
     )
 
 
@@ -144,7 +155,8 @@ def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Qu
         request.machine,
         module_bytes(request.info, dtype=dtype, quantization=quantization),
         ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
-        reserved_bytes=memory.working_bytes + _adapter_bytes(request),  # merging needs memory for adapters as well
+        # merging needs memory for adapters as well
+        reserved_bytes=memory.working_bytes + memory.images.total_bytes + _adapter_bytes(request),
         quantized=quantization is not stored,
     )
 
@@ -188,14 +200,6 @@ def _decide_trust(config: Config, info: ModelInfo) -> Decision:
     if info.has_remote_code:
         return Decision("trust_remote_code", True, f"asked for: Python code of {info.source} will run")
     return Decision("trust_remote_code", False, "asked for, but the model has no code of its own")
-
-
-def _explain_left_out(info: ModelInfo) -> list[Decision]:
-    """Return a decision that says which towers of a composite model are not loaded."""
-    if not info.towers:
-        return []
-    size = format_bytes(sum(info.towers.values()))
-    return [Decision("left_out", ", ".join(info.towers), f"{size} on disk: llmctl reads text, which does not need it")]
 
 
 def _tokenizer_kwargs(config: Config, *, trust_remote_code: bool) -> dict[str, Any]:

@@ -136,6 +136,26 @@ def _is_converted(tensor: Tensor, *, dtype: str, quantization: Quantization | No
 
 
 @dataclass(frozen=True)
+class ImageMemory:
+    """The memory that images need beside the language model.
+
+    Attributes:
+        tower_bytes: Bytes of the towers.
+        feature_bytes: Maximum bytes of the features of images that are kept.
+        encoder_bytes: Bytes of intermediate results while one image passes through the towers.
+    """
+
+    tower_bytes: int = 0
+    feature_bytes: int = 0
+    encoder_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes together."""
+        return self.tower_bytes + self.feature_bytes + self.encoder_bytes
+
+
+@dataclass(frozen=True)
 class Memory:
     """The memory that a plan needs.
 
@@ -149,6 +169,7 @@ class Memory:
         mapped_bytes: Bytes of the files in RAM beside the weights during loading.
         draft_bytes: Bytes of the draft model with its cache and activations.
         adapter_bytes: Bytes of adapters that are not merged.
+        images: Memory for images, if they are planned for.
     """
 
     weights: Mapping[str, int]
@@ -160,6 +181,7 @@ class Memory:
     mapped_bytes: int = 0
     draft_bytes: int = 0
     adapter_bytes: int = 0
+    images: ImageMemory = ImageMemory()
 
     @property
     def working_bytes(self) -> int:
@@ -167,9 +189,9 @@ class Memory:
         return self.kv_cache_bytes + self.state_bytes + self.activation_bytes
 
     @property
-    def draft_and_adapter_bytes(self) -> int:
-        """Bytes of the draft model and the adapters."""
-        return self.draft_bytes + self.adapter_bytes
+    def extra_bytes(self) -> int:
+        """Bytes of the draft model, the adapters and the images."""
+        return self.draft_bytes + self.adapter_bytes + self.images.total_bytes
 
     @property
     def overhead_bytes(self) -> int:
@@ -180,7 +202,7 @@ class Memory:
     @property
     def total_bytes(self) -> int:
         """All bytes together, once the model is loaded."""
-        return sum(self.weights.values()) + self.working_bytes + self.draft_and_adapter_bytes + self.overhead_bytes
+        return sum(self.weights.values()) + self.working_bytes + self.extra_bytes + self.overhead_bytes
 
     def bytes_on(self, device: str) -> int:
         """Return the bytes on one of the devices in use, the runtime included.
@@ -188,7 +210,7 @@ class Memory:
         The GPUs have equal parts of the KV cache and the activations; without a GPU, they are in RAM.
         """
         gpus = [name for name in self.weights if name != "cpu"]
-        working = self.working_bytes + self.draft_and_adapter_bytes
+        working = self.working_bytes + self.extra_bytes
         size = self.weights[device]
         if device != "cpu":
             overhead = GPU_OVERHEAD_BYTES if device.startswith("cuda") else RUNTIME_BYTES
@@ -199,4 +221,4 @@ class Memory:
     def peak_ram_bytes(self) -> int:
         """The peak resident memory of the process, loading included, for a model in RAM."""
         weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
-        return RUNTIME_BYTES + weights + self.draft_and_adapter_bytes + max(self.mapped_bytes, self.working_bytes)
+        return RUNTIME_BYTES + weights + self.extra_bytes + max(self.mapped_bytes, self.working_bytes)

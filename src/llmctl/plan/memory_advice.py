@@ -93,6 +93,7 @@ def out_of_memory_error(plan: Plan, info: ModelInfo, machine: Machine, config: C
         f"memory ran out while {doing} {plan.source}: planned {format_bytes(memory.total_bytes)} "
         f"(weights {format_bytes(weights)}, "
         f"cache and activations for {memory.context} tokens {format_bytes(memory.working_bytes)}, "
+        f"{f'images {format_bytes(memory.images.total_bytes)}, ' if memory.images.total_bytes else ''}"
         f"runtime {format_bytes(memory.overhead_bytes)}); "
         f"free were {', '.join(f'{format_bytes(size)} on {device}' for device, size in free.items())}",
         hint="; ".join(hints) or "choose a smaller model, or close other programs",

@@ -9,6 +9,7 @@ from llmctl.machine.detection import Machine
 from llmctl.model.adapters import AdapterInfo
 from llmctl.model.draft import draft_config
 from llmctl.model.info import ModelInfo
+from llmctl.plan.images import ImageRequest
 
 Changes = Mapping[str, Mapping[str, Any]]
 
@@ -31,6 +32,7 @@ class PlanRequest:
         adapters: The adapters that `config.model.adapters` names.
         origins: The origins of the user's values by dotted key, to be shown with them.
         proposes_quantization: True if a comparison set the quantisation, not the user.
+        images: Images to reserve memory for; their tokens are part of `context`.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class PlanRequest:
     adapters: Sequence[AdapterInfo] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     proposes_quantization: bool = False
+    images: ImageRequest | None = None
 
     @property
     def context_tokens(self) -> int:
@@ -59,4 +62,4 @@ class PlanRequest:
     def for_draft(self, draft: ModelInfo) -> "PlanRequest":
         """Return the request for the draft model: alone on the machine, one sequence, no adapters."""
         config = draft_config(self.config)
-        return replace(self, config=config, info=draft, batch=1, draft=None, adapters=(), origins={})
+        return replace(self, config=config, info=draft, batch=1, draft=None, adapters=(), origins={}, images=None)

@@ -93,6 +93,12 @@ def _device_map(config: Config, target: Target) -> Outcome:
     return not_possible("vLLM places the model itself; vllm.tensor_parallel_size sets the number of GPUs")
 
 
+def _images(config: Config, _: Target) -> Outcome:
+    if config.load.images == "never":
+        return argument("--limit-mm-per-prompt", json.dumps({"image": 0}))
+    return not_needed("vLLM loads the towers of a model at the start")
+
+
 def _attention(config: Config, _: Target) -> Outcome:
     backends = {"flash_attention_2": "FLASH_ATTN", "flex_attention": "FLEX_ATTENTION"}
     attention = config.load.attn_implementation
@@ -336,6 +342,7 @@ RULES: dict[str, Rule] = {
     "model.use_safetensors": _format,
     "load.device_map": _device_map,
     "load.attn_implementation": _attention,
+    "load.images": _images,
     "tokenizer.model_max_length": _max_length,
     "tokenizer.fix_mistral_regex": _mistral_pattern,
     "quantization.bits": _bits,
