@@ -313,7 +313,7 @@ def test_the_clients_of_the_pages_get_answers(hub: HubStandin, tmp_path: Path) -
             for block in blocks(page, "python"):
                 exec(compile(block.text.replace("http://127.0.0.1:8000", address), str(page), "exec"), names)
             names["client"].close()
-        request = urllib.request.Request(f"{address}/v1/chat/completions", data=b" " * 4_200_000)
+        request = urllib.request.Request(f"{address}/v1/chat/completions", data=b" " * 34_000_000)
         request.add_header("Content-Type", "application/json")
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=60)

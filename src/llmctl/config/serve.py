@@ -40,7 +40,12 @@ class ServeSection(Section):
     drain_seconds: float = Field(
         30, ge=0, le=3600, description="On SIGTERM: maximum seconds for running answers to finish."
     )
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, le=1 << 30, description="Maximum bytes of a request's body.")
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=1024,
+        le=1 << 30,
+        description="Maximum bytes of a request's body. Images are a third larger there than their files.",
+    )
     fetch_images: bool = Field(
         False,
         description="Fetch images from the http and https URLs in requests, from public servers only. "

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -49,8 +50,8 @@ class ProcessedImage:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(tensor.nbytes for tensor in self.inputs.values())
+        """Bytes of the tensors and of the picture."""
+        return len(self.picture.pixels) + sum(tensor.nbytes for tensor in self.inputs.values())
 
 
 class ImageProcessor:
@@ -65,6 +66,7 @@ class ImageProcessor:
     def __init__(self, processor: Any, tokenizer: "PreTrainedTokenizerBase", token_id: int) -> None:
         self._processor, self._tokenizer, self.token_id = processor, tokenizer, token_id
         self._processed: OrderedDict[tuple[str, int], ProcessedImage] = OrderedDict()
+        self._lock = Lock()
         self._settings = f"{type(processor).__name__} {type(processor.image_processor).__name__}"
 
     @property
@@ -79,6 +81,10 @@ class ImageProcessor:
 
     def process(self, pictures: "Sequence[Picture]") -> list[ProcessedImage]:
         """Return the images of one prompt. Raise UserError for a picture that the processor refuses."""
+        with self._lock:
+            return self._process_or_reuse(pictures)
+
+    def _process_or_reuse(self, pictures: "Sequence[Picture]") -> list[ProcessedImage]:
         keys = [(picture.sha256, self._count_that_matters(len(pictures))) for picture in pictures]
         missing = [picture for picture, key in zip(pictures, keys, strict=True) if key not in self._processed]
         fresh = dict(zip(keys, self._process(pictures), strict=True)) if missing else {}

@@ -32,6 +32,7 @@ def make_app(registry: "ModelRegistry", *, drain_seconds: float = 30.0) -> "Fast
         yield
         await registry.worker.drain(drain_seconds)
         registry.prompts.close()
+        registry.images.close()
 
     app = FastAPI(title="llmctl", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     add_error_handlers(app)

@@ -14,6 +14,7 @@ from llmctl.generation.request import NO_TOKEN, Request, answer_seed, make_reque
 from llmctl.generation.tools import ToolUse
 from llmctl.model.vocabulary import check_ids
 from llmctl.server.http_errors import RequestError
+from llmctl.server.image_reader import ImageReader
 from llmctl.server.metrics import Metrics
 from llmctl.server.penalties import MinimumLength, Penalties
 from llmctl.server.prompt_renderer import PromptRenderer
@@ -63,6 +64,11 @@ class ModelRegistry:
             context_length=self.loaded.context_length,
             processor=LazyImageProcessor(self.loaded),
         )
+
+    @cached_property
+    def images(self) -> ImageReader:
+        """The reader of images."""
+        return ImageReader(LazyImageProcessor(self.loaded), fetches=self.loaded.config.serve.fetch_images)
 
     def check_model(self, name: str) -> None:
         """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""

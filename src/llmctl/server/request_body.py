@@ -11,6 +11,8 @@ Receive = Callable[[], Awaitable[Message]]
 
 # Limits memory: an empty list takes three bytes of JSON, but sixty in memory. No conversation needs this many.
 MAX_CONTAINERS = 200_000
+# A float takes two bytes of JSON and a comma, but more than thirty in memory. Base64 has no commas.
+MAX_VALUES = 4_000_000
 _LINGER_SECONDS = 1.0
 
 
@@ -76,6 +78,8 @@ def check_json(body: bytes, *, max_depth: int) -> None:
 
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
         raise RequestError(f"the JSON has more than {MAX_CONTAINERS} lists and objects", code="json_too_large")
+    if body.count(b",") > MAX_VALUES:
+        raise RequestError(f"the JSON has more than {MAX_VALUES:,} commas", code="json_too_large")
     try:
         level = [from_json(body, allow_inf_nan=False)]
     except ValueError as error:

@@ -8,7 +8,15 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from llmctl.server.chat_body import ChatBody
 from llmctl.server.fields import Body, Refused, WithoutEffect
 from llmctl.server.schemas import (
+    DETAIL_DESCRIPTION,
     MAX_MESSAGES,
+    PARTS,
+    URL_DESCRIPTION,
+    Detail,
+    ImageBody,
+    ImagePart,
+    ImageUrl,
+    ImageUrlBody,
     Message,
     Metadata,
     ModelName,
@@ -18,9 +26,12 @@ from llmctl.server.schemas import (
     ShortText,
     Temperature,
     Text,
+    TextPart,
     Tokens,
     TopP,
     check_streamed,
+    kind_of_content,
+    kind_of_part,
 )
 from llmctl.server.structure_fields import JsonSchemaBody, ResponseFormat, SchemaName
 from llmctl.server.template_fields import Effort, TemplateVariables
@@ -33,10 +44,48 @@ _NO_TOOLS = "for tools, use /v1/chat/completions"
 class InputPart(Body):
     """A text part of an input."""
 
-    type: Literal["input_text", "output_text", "text"] = Field(description="Text; images and files are not supported.")
+    type: Literal["input_text", "output_text", "text"] = Field(description="Text; sound and files are not supported.")
     text: Text = Field(description="The text.")
     annotations: Annotated[list[Any] | None, WithoutEffect("citations; the model sees the text")] = None
     logprobs: Annotated[list[Any] | None, WithoutEffect("of an earlier answer; the model sees the text")] = None
+
+
+class InputImagePart(ImageBody):
+    """An image of an input."""
+
+    type: Literal["input_image"] = Field(description="An image, in messages of the user.")
+    image_url: ImageUrl = Field(description=URL_DESCRIPTION)
+    detail: Detail | None = Field(None, description=DETAIL_DESCRIPTION)
+    file_id: Annotated[None, Refused("nothing is stored: send the image in image_url")] = None
+
+    @property
+    def source(self) -> str:
+        return self.image_url
+
+    @property
+    def chosen_detail(self) -> Detail | None:
+        return self.detail
+
+
+_Part = Annotated[
+    Annotated[InputPart, Tag("input_text part")]
+    | Annotated[InputPart, Tag("output_text part")]
+    | Annotated[InputPart, Tag("text part")]
+    | Annotated[RefusalPart, Tag("refusal part")]
+    | Annotated[InputImagePart, Tag("input_image part")],
+    Discriminator(
+        kind_of_part,
+        custom_error_type="part_type",
+        custom_error_message="a part is of the type input_text, output_text, input_image or refusal; "
+        "sound and files are not supported",
+    ),
+]
+
+
+_Content = Annotated[
+    Annotated[Text, Tag("plain text")] | Annotated[list[_Part], PARTS, Tag("list of parts")],
+    Discriminator(kind_of_content),
+]
 
 
 class InputMessage(Body):
@@ -44,18 +93,21 @@ class InputMessage(Body):
 
     type: Literal["message"] | None = Field("message", description="A message.")
     role: Literal["system", "developer", "user", "assistant"] = Field(description="Author.")
-    content: Text | Annotated[list[InputPart | RefusalPart], Field(min_length=1, max_length=1000)] = Field(
-        description="The text."
-    )
+    content: _Content = Field(description="The text, or parts: texts and images.")
     id: _Id = None
     status: _Status = None
 
     def message(self, *, reasoning: str | None) -> Message:
         """Return the equivalent chat message, with the reasoning before it."""
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text if isinstance(part, InputPart) else part.refusal for part in content)
+        content = self.content if isinstance(self.content, str) else [_chat_part(part) for part in self.content]
         return Message(role=self.role, content=content, reasoning_content=reasoning)
+
+
+def _chat_part(part: InputPart | RefusalPart | InputImagePart) -> TextPart | RefusalPart | ImagePart:
+    """Return the equivalent part of a chat message."""
+    if isinstance(part, InputImagePart):
+        return ImagePart(type="image_url", image_url=ImageUrlBody(url=part.image_url, detail=part.detail))
+    return TextPart(type="text", text=part.text) if isinstance(part, InputPart) else part
 
 
 class ReasoningPart(Body):

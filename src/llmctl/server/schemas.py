@@ -1,14 +1,18 @@
 """Parts of request bodies that several routes share. Every field has a bound; names and meanings are those of OpenAI's
 API and, for what that lacks, of vLLM's."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmctl.server.fields import REFUSED, Body, Refused, WithoutEffect
 from llmctl.server.structure_fields import StructureFields
 from llmctl.server.tool_calls import CallBody
+
+if TYPE_CHECKING:
+    from llmctl.generation.pictures import Picture
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -17,6 +21,10 @@ MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 10_000
 
 Text = Annotated[str, Field(max_length=4_000_000)]
+ImageUrl = Annotated[str, Field(min_length=1, max_length=70_000_000)]  # 50 MB in base64
+Detail = Literal["auto", "low", "high", "original"]
+URL_DESCRIPTION = "A data URL, `data:image/png;base64,…`; with `serve.fetch_images` also an http or https URL."
+DETAIL_DESCRIPTION = "`low` shrinks the image to 512 pixels on a side; otherwise the model's own processor decides."
 ShortText = Annotated[str, Field(max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -154,7 +162,7 @@ class Sampling(StructureFields, ServiceFields):
 class TextPart(Body):
     """A text part of a message."""
 
-    type: Literal["text"] = Field(description="Text; images and sound are not supported.")
+    type: Literal["text"] = Field(description="Text; sound, video and files are not supported.")
     text: Text = Field(description="The text.")
 
 
@@ -165,7 +173,71 @@ class RefusalPart(Body):
     refusal: Text = Field(description="Its text, which the model sees as the answer's text.")
 
 
-Content = Text | Annotated[list[TextPart | RefusalPart], Field(min_length=1, max_length=1000)]
+class ImageBody(Body):
+    """An image of a message, in either API."""
+
+    @property
+    def source(self) -> str:
+        """The URL."""
+        raise NotImplementedError
+
+    @property
+    def chosen_detail(self) -> Detail | None:
+        """How much of the image the model sees."""
+        raise NotImplementedError
+
+
+class ImageUrlBody(Body):
+    """Where an image is, and how much of it the model sees."""
+
+    url: ImageUrl = Field(description=URL_DESCRIPTION)
+    detail: Detail | None = Field(None, description=DETAIL_DESCRIPTION)
+
+
+class ImagePart(ImageBody):
+    """An image of a message."""
+
+    type: Literal["image_url"] = Field(description="An image, in messages of the user.")
+    image_url: ImageUrlBody = Field(description="The image.")
+
+    @property
+    def source(self) -> str:
+        return self.image_url.url
+
+    @property
+    def chosen_detail(self) -> Detail | None:
+        return self.image_url.detail
+
+
+def kind_of_part(value: Any) -> str | None:
+    """Return the tag of a part, by which its class is chosen. A tag has a space, which tells it from a field."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"{kind} part" if isinstance(kind, str) else None
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("text part")]
+    | Annotated[RefusalPart, Tag("refusal part")]
+    | Annotated[ImagePart, Tag("image_url part")],
+    Discriminator(
+        kind_of_part,
+        custom_error_type="part_type",
+        custom_error_message="a part is of the type text, image_url or refusal; "
+        "sound, video and files are not supported",
+    ),
+]
+PARTS = Field(min_length=1, max_length=1000)
+
+
+def kind_of_content(value: Any) -> str:
+    """Return the tag of a content, so that errors in a part are not hidden behind "not a string"."""
+    return "list of parts" if isinstance(value, list) else "plain text"
+
+
+Content = Annotated[
+    Annotated[Text, Tag("plain text")] | Annotated[list[Part], PARTS, Tag("list of parts")],
+    Discriminator(kind_of_content),
+]
 
 
 class Message(Body):
@@ -174,7 +246,7 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Author; `developer` is given to the template as `system`."
     )
-    content: Content | None = Field(None, description="The text.")
+    content: Content | None = Field(None, description="The text, or parts: texts and images.")
     name: Annotated[str, Field(max_length=256)] | None = Field(None, description="Given to the chat template.")
     tool_calls: Annotated[list[CallBody], Field(max_length=128)] | None = Field(
         None, description="Calls in an earlier answer."
@@ -190,14 +262,20 @@ class Message(Body):
     type: Annotated[Literal["text", "message"] | None, WithoutEffect("lm-eval sends it")] = None
     annotations: Annotated[list[Any] | None, WithoutEffect("citations; the model sees the text")] = None
     parsed: Annotated[Any, WithoutEffect("the client's own copy of the content")] = None
-    audio: Annotated[None, Refused("only text")] = None
+    audio: Annotated[None, Refused("only text and images")] = None
     function_call: Annotated[None, Refused("OpenAI's older form of tool calls: use tool_calls")] = None
 
-    def for_template(self) -> dict[str, Any]:
-        """Return the message in the form that chat templates expect: content as text, `developer` as `system`."""
-        content = self.refusal if self.content is None else self.content
+    def for_template(self, pictures: "Iterator[Picture] | None" = None) -> dict[str, Any]:
+        """Return the message in the form that chat templates expect: content as text, `developer` as `system`.
+
+        Args:
+            pictures: The pictures of the conversation that are still to come. Content with pictures stays in parts.
+        """
+        content: Any = self.refusal if self.content is None else self.content
         if isinstance(content, list):
-            content = "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+            parts = [_template_part(part, pictures or iter(())) for part in content]
+            is_text = all(part["type"] == "text" for part in parts)
+            content = "".join(part["text"] for part in parts) if is_text else parts
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": content or "", "name": self.name}
         message["tool_call_id"] = self.tool_call_id
@@ -206,3 +284,15 @@ class Message(Body):
         if self.tool_calls:
             message["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return {key: value for key, value in message.items() if value is not None}
+
+
+def _template_part(part: TextPart | RefusalPart | ImagePart, pictures: "Iterator[Picture]") -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        return {"type": "image", "image": next(pictures)}
+    return {"type": "text", "text": part.text if isinstance(part, TextPart) else part.refusal}
+
+
+def template_messages(messages: Iterable[Message], pictures: "Iterable[Picture]") -> list[dict[str, Any]]:
+    """Return the messages of a conversation for its template, with its pictures in place of its images."""
+    remaining = iter(pictures)
+    return [message.for_template(remaining) for message in messages]

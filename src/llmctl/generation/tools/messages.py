@@ -58,8 +58,19 @@ def for_template(
     )
     content = converted[0]["content"]
     parts = (described, content) if form.placement == "user" else (content, described)
-    converted[0]["content"] = "\n\n".join(part for part in parts if part)
+    converted[0]["content"] = _joined([part for part in parts if part], "\n\n")
     return converted, {}
+
+
+def _joined(contents: Sequence[Any], separator: str) -> Any:
+    """Return contents as one: a text if all are texts, else a list of parts."""
+    if all(isinstance(content, str) for content in contents):
+        return separator.join(contents)
+    lists = [[{"type": "text", "text": one}] if isinstance(one, str) else list(one) for one in contents]
+    parts = lists[0]
+    for more in lists[1:]:
+        parts = [*parts, {"type": "text", "text": separator}, *more]
+    return parts
 
 
 def _with_parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +87,7 @@ def _merge_user_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     merged: list[dict[str, Any]] = []
     for message in messages:
         if merged and message["role"] == merged[-1]["role"] == "user":
-            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n{message['content']}"}
+            merged[-1] = {**merged[-1], "content": _joined([merged[-1]["content"], message["content"]], "\n")}
         else:
             merged.append(message)
     return merged
@@ -141,7 +152,7 @@ def _separate_content(message: dict[str, Any], form: ToolFormat) -> None:
 
 def _as_text(message: dict[str, Any], calls: Sequence[Mapping[str, Any]] | None, form: ToolFormat) -> dict[str, Any]:
     """Convert a message for a template that does not render calls, or supports only user, assistant and system."""
-    content = str(message["content"])
+    content = message["content"]
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     if not calls:

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: continue a conversation, with tools, separate reasoning and structured answers."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
@@ -9,11 +9,14 @@ from llmctl.generation.logprobs import Alternative, TokenLogprob, token_text
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob
 from llmctl.server.chat_body import ChatBody
 from llmctl.server.http_errors import RequestError
+from llmctl.server.image_reader import placed_images
+from llmctl.server.schemas import template_messages
 from llmctl.server.tool_calls import openai_calls, openai_delta, resolve_tool_use
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmctl.generation.pictures import Picture
     from llmctl.server.pending import AnswerUpdate
     from llmctl.server.registry import ModelRegistry
 
@@ -26,16 +29,19 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         registry.check_model(body.model)
-        submission, writer = await asyncio.to_thread(prepare_chat, registry, body)
+        images = placed_images("messages", body.messages)
+        submission, writer = await registry.images.prepare(images, partial(prepare_chat, registry, body))
         return await answer(request, registry, body, submission, writer)
 
 
-def prepare_chat(registry: "ModelRegistry", body: ChatBody) -> "tuple[Submission, MessageWriter]":
-    """Return the generation requests of a body and the writer of their answers."""
+def prepare_chat(
+    registry: "ModelRegistry", body: ChatBody, pictures: "Sequence[Picture]" = ()
+) -> "tuple[Submission, MessageWriter]":
+    """Return the generation requests of a body, whose images are `pictures`, and the writer of their answers."""
     tokenizer = registry.loaded.tokenizer
     chat = body.chat_section(tokenizer, registry.loaded.config.chat, with_tools=bool(body.tools))
     use = resolve_tool_use(tokenizer, chat, body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
-    messages, arguments = use.conversation([message.for_template() for message in body.messages])
+    messages, arguments = use.conversation(template_messages(body.messages, pictures))
     prompt = registry.prompts.encode(messages, chat, ending=body.ending, **arguments)
     if use.is_exact and (name := body.structure()[0]) is not None:
         raise RequestError(f"{name} cannot be combined with enforced tools", param="tools")

@@ -10,16 +10,17 @@ if TYPE_CHECKING:
 
 def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     """Add the routes."""
-    entries = {
-        name: {"id": name, "object": "model", "created": registry.created, "owned_by": "llmctl"}
-        for name in registry.names
-    }
+
+    async def entry(name: str) -> dict[str, Any]:
+        inputs = ["text", "image"] if await registry.images.takes_images() else ["text"]
+        known = {"id": name, "object": "model", "created": registry.created, "owned_by": "llmctl"}
+        return {**known, "input_modalities": inputs}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": list(entries.values())}
+        return {"object": "list", "data": [await entry(name) for name in registry.names]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         registry.check_model(name)
-        return entries[name]
+        return await entry(name)

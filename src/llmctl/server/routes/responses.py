@@ -1,9 +1,9 @@
-"""`POST /v1/responses`: chat with text, in the format of OpenAI's newer API. Nothing is stored."""
+"""`POST /v1/responses`: chat with text and images, in the format of OpenAI's newer API. Nothing is stored."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
@@ -16,6 +16,7 @@ from llmctl.server.answering import (
     submit,
     tracked,
 )
+from llmctl.server.image_reader import placed_images
 from llmctl.server.response_body import ResponseBody
 from llmctl.server.routes.chat import MessageWriter, prepare_chat
 
@@ -34,7 +35,8 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     @app.post("/v1/responses", response_model=None)
     async def responses(request: Request, body: ResponseBody) -> Response:
         registry.check_model(body.model)
-        submission, choices = await asyncio.to_thread(prepare_chat, registry, body.chat())
+        images = placed_images("input", body.input)
+        submission, choices = await registry.images.prepare(images, partial(prepare_chat, registry, body.chat()))
         pending = submit(registry, submission)
         writer = _ResponseWriter(registry, body, submission.prompt_tokens)
         if body.stream:

@@ -1,19 +1,23 @@
 """`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, compatible with vLLM; lm-eval uses all three."""
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from llmctl.config import ChatSection
 from llmctl.server.fields import Body
-from llmctl.server.schemas import MAX_MESSAGES, MAX_TOKENS, Message, ModelName, Text, TokenId
+from llmctl.server.image_reader import placed_images
+from llmctl.server.schemas import MAX_MESSAGES, MAX_TOKENS, Message, ModelName, Text, TokenId, template_messages
 from llmctl.server.template_fields import TemplateFields
 from llmctl.server.tool_calls import ToolsBody, resolve_tool_use
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmctl.generation.pictures import Picture
     from llmctl.server.registry import ModelRegistry
 
 
@@ -76,7 +80,8 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
 
 async def _encode(registry: "ModelRegistry", body: TokenizeBody) -> list[int]:
     if body.messages is not None:
-        return await asyncio.to_thread(_encode_conversation, registry, body)
+        images = placed_images("messages", body.messages)
+        return await registry.images.prepare(images, partial(_encode_conversation, registry, body))
     prompt = body.prompt or ""
     if body.add_special_tokens is False:
         return list(registry.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -84,9 +89,9 @@ async def _encode(registry: "ModelRegistry", body: TokenizeBody) -> list[int]:
     return list(encoded.ids)
 
 
-def _encode_conversation(registry: "ModelRegistry", body: TokenizeBody) -> list[int]:
+def _encode_conversation(registry: "ModelRegistry", body: TokenizeBody, pictures: "Sequence[Picture]") -> list[int]:
     loaded = registry.loaded
     chat = body.chat_section(loaded.tokenizer, loaded.config.chat, with_tools=bool(body.tools))
     use = resolve_tool_use(loaded.tokenizer, chat, body.tools)
-    messages, arguments = use.conversation([message.for_template() for message in body.messages or ()])
+    messages, arguments = use.conversation(template_messages(body.messages or (), pictures))
     return list(registry.prompts.encode(messages, chat, ending=body.ending, **arguments).ids)

@@ -63,7 +63,7 @@ class Rules:
     origins: tuple[str, ...] = ()
     keys: Keys | None = None
     open_paths: frozenset[str] = frozenset()
-    body_bytes: int = 4 * 1024 * 1024
+    body_bytes: int = 32 * 1024 * 1024
     body_seconds: float = 30.0
     json_depth: int = 64
 
