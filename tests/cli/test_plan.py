@@ -16,6 +16,7 @@ from llmctl.plan.survey import Variant
 from support import hub_standin
 from support.hub_standin import HubStandin
 from support.machines import LLAMA3_8B
+from support.vision.build import build
 
 Run = Callable[..., Any]
 Tiny = Callable[[str], Path]
@@ -185,3 +186,52 @@ def test_a_server_that_ignores_ranges_is_not_read_to_the_end(hub: HubStandin, ru
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["parameters"] == LLAMA3_8B.parameters
     assert sum(entry["sent"] for entry in hub.log) < 200_000_000
+
+
+def test_images_are_planned_for_with_their_tokens_from_the_hub(hub: HubStandin, run: Run, tmp_path: Path) -> None:
+    build("qwen3_vl", tmp_path / "models" / "acme" / "vlm")
+    hub.reload()
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    arguments = ("plan", "acme/vlm", "--context", "100", "--dtype", "fp32", "--images", "3", "--image-size", "64x100")
+    done = run(*arguments, **more)
+    assert done.returncode == 0, done.stderr
+    assert "an image of 64 x 100 takes 24 tokens for this model; 3 take 72; Pillow resizes them" in " ".join(
+        done.stdout.split()
+    )
+    document = json.loads(run(*arguments, "--json", **more).stdout)
+    images = document["images"]
+    assert (images["tokens"], images["all_tokens"], images["backend"]) == (24, 72, "Pillow")
+    assert document["context"] == 172
+    memory = document["machines"][0]["ways"][0]["memory"]
+    assert memory["images"]["tower_bytes"] == sum(document["model"]["left_out"].values())
+    assert memory["images"]["encoder_bytes"] > images["input_bytes"]
+    without = json.loads(run(*arguments[:-4], "--json", **more).stdout)["machines"][0]["ways"][0]["memory"]
+    assert memory["kv_cache_bytes"] == without["kv_cache_bytes"] * 172 / 100
+    assert memory["total_bytes"] > without["total_bytes"] + memory["images"]["tower_bytes"]
+
+
+def test_a_plan_without_the_package_of_the_images_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    build("lfm2_vl", tmp_path / "vlm")
+    done = run("plan", str(tmp_path / "vlm"), "--images", "1", "--json")
+    document = json.loads(done.stdout)
+    assert document["images"]["tokens"] is None
+    assert "pip install torchvision" in document["images"]["unknown"]
+    assert document["machines"][0]["ways"][0]["memory"]["images"]["tower_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "1"], "takes no images"),
+        (["--images", "1", "--image-size", "huge"], "huge is not the size of an image"),
+        (["--images", "1", "--image-size", "90000x2"], "llmctl reads no image of 90000 x 2 pixels"),
+        (["--images", "1", "--set", "load.images=never"], "load.images is never"),
+        (["--image-size", "8x8"], "--images"),
+    ],
+)
+def test_images_that_cannot_be_planned_for_are_errors(
+    arguments: list[str], words: str, run: Run, tiny_models: Tiny
+) -> None:
+    done = run("plan", str(tiny_models("llama")), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr

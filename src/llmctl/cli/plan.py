@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cli._command import command, new_app
-from llmctl.cli._flag import file, integer, switch, texts
+from llmctl.cli._flag import file, integer, optional_integer, switch, text, texts
 from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
@@ -15,6 +15,7 @@ from llmctl.paths import check_output, write_atomically
 from llmctl.units import format_bytes, format_count
 
 if TYPE_CHECKING:
+    from llmctl.cli._plan_images import ImagesToPlan
     from llmctl.config import Settings
     from llmctl.machine.detection import Machine
     from llmctl.model.info import ModelInfo
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 app = new_app()
 _BAR_WIDTH = 32
 DEFAULT_CONTEXT = 4096
+DEFAULT_IMAGE_SIZE = "1024x768"
 
 CONTEXT = integer("--context", help="Tokens of prompt and answer together", default=DEFAULT_CONTEXT, minimum=1)
 BATCH = integer("--batch", help="Concurrent sequences", default=1, minimum=1)
@@ -34,15 +36,18 @@ MACHINES = texts(
     "YAML file",
     default_text="this machine",
 )
+IMAGES = optional_integer("--images", help="Images to plan for, beside --context", minimum=1, maximum=1000)
+IMAGE_SIZE = text(
+    "--image-size", metavar="WxH", help="Pixels of each image", default_text=DEFAULT_IMAGE_SIZE, needs="--images"
+)
 WRITE = file("--write", help="YAML file to write with the recommended configuration")
 MEASURE = switch("--measure", help="Measure this computer's speed again")
 FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
 
 @command(
-    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, MEASURE, WRITE, FORCE, "Model", "--quant", "--dtype", "--attn",
-    "--device-map",
-    "--draft",
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, IMAGES, IMAGE_SIZE, MEASURE, WRITE, FORCE, "Model", "--quant",
+    "--dtype", "--attn", "--device-map", "--draft",
 )  # fmt: skip
 def plan(options: Options) -> None:
     """Show how a model would run here, before downloading it.
@@ -56,6 +61,8 @@ def plan(options: Options) -> None:
 
       llmctl plan Qwen/Qwen3-32B --context 32768 --machine t4 --machine 2xh100
 
+      llmctl plan Qwen/Qwen3-VL-8B-Instruct --images 4 --image-size 1024x768
+
       llmctl plan Qwen/Qwen3-4B --write llmctl.yaml
     """
     from llmctl.model.resolve import preview_model
@@ -67,19 +74,25 @@ def plan(options: Options) -> None:
     if write is not None:
         check_output(write, flag="--write")
     preview = preview_model(settings, offline=options[OFFLINE])
-    context, limit = options[CONTEXT], preview.info.context_length
+    images = _images(options, preview)
+    context, limit = options[CONTEXT] + (images.all_tokens if images else 0), preview.info.context_length
     if limit is not None and context > limit:
         output.note(f"the context of {preview.info.source} ends at {limit} tokens")
         context = limit
     surveys = [
-        _survey(name, settings, preview, context=context, batch=options[BATCH], measure=options[MEASURE])
+        _survey(name, settings, preview, context=context, batch=options[BATCH], images=images, measure=options[MEASURE])
         for name in options[MACHINES] or [""]
     ]
     if output.as_json:
-        body = {"context": context, "batch": options[BATCH], "machines": [_survey_document(one) for one in surveys]}
+        body: dict[str, Any] = {
+            "context": context,
+            "batch": options[BATCH],
+            "images": asdict(images) if images else None,
+        }
+        body |= {"machines": [_survey_document(one) for one in surveys]}
         output.document("llmctl.plan/1", {**_model_document(preview), **body})
     else:
-        _show_model(output, preview)
+        _show_model(output, preview, images)
         for survey in surveys:
             _show_survey(output, survey)
     if write is not None:
@@ -104,8 +117,28 @@ class MachineSurvey:
     measured: str | None = None
 
 
+def _images(options: Options, preview: "ModelPreview") -> "ImagesToPlan | None":
+    """Return the images that --images asks for, with their tokens."""
+    count = options[IMAGES]
+    if count is None:
+        return None
+    from llmctl.cli._plan_images import images_to_plan
+
+    if options.settings().config.load.images == "never":
+        raise UserError("--images plans for images, and load.images is never", hint="omit one of them")
+    size = options[IMAGE_SIZE] or DEFAULT_IMAGE_SIZE
+    return images_to_plan(preview.info, count=count, size=size, offline=options[OFFLINE])
+
+
 def _survey(
-    name: str, settings: "Settings", preview: "ModelPreview", *, context: int, batch: int, measure: bool
+    name: str,
+    settings: "Settings",
+    preview: "ModelPreview",
+    *,
+    context: int,
+    batch: int,
+    images: "ImagesToPlan | None",
+    measure: bool,
 ) -> MachineSurvey:
     from llmctl.loading.quantized_cache import plan_cache
     from llmctl.machine.cpu_rates import read_cpu_rates
@@ -125,6 +158,7 @@ def _survey(
         batch=batch,
         draft=preview.draft.info if preview.draft else None,
         adapters=preview.adapters,
+        images=images.request if images else None,
     )
 
     def with_cache(variant: "Variant") -> "Variant":
@@ -148,7 +182,7 @@ def _survey(
     )
 
 
-def _show_model(output: Output, preview: "ModelPreview") -> None:
+def _show_model(output: Output, preview: "ModelPreview", images: "ImagesToPlan | None") -> None:
     from llmctl.model.checkpoint import dtype_bytes
 
     info = preview.info
@@ -158,7 +192,8 @@ def _show_model(output: Output, preview: "ModelPreview") -> None:
         ("architecture", f"{info.architecture}, {info.layer_count} layers, context {info.context_length}"),
         ("parameters", format_count(info.parameters)),
         ("weights", stored),
-        *([("left out", _left_out_text(info))] if info.towers else []),
+        *([("left out", _left_out_text(info))] if info.towers and images is None else []),
+        *(images.rows(info) if images is not None else []),
         ("download", _download_text(preview)),
     ]
     for adapter in preview.adapters:
@@ -215,10 +250,13 @@ def _notes(survey: MachineSurvey) -> Iterator[tuple[str, str]]:
     variants = survey.variants
     if not any(variant.needed for variant in variants):
         return
-    has_extras = any(variant.needed and variant.needed.extra_bytes for variant in variants)
-    has_state = any(variant.needed and variant.needed.state_bytes for variant in variants)
+    needed = [variant.needed for variant in variants if variant.needed]
+    has_draft = any(memory.draft_bytes or memory.adapter_bytes for memory in needed)
+    has_images = any(memory.images.total_bytes for memory in needed)
+    has_state = any(memory.state_bytes for memory in needed)
     parts = ["KV cache", *(["recurrent states"] if has_state else []), "activations"]
-    parts += ["draft model", "adapters"] if has_extras else []
+    parts += ["draft model", "adapters"] if has_draft else []
+    parts += ["vision tower", "features of images"] if has_images else []
     yield "cache+", ", ".join(parts)
     if any(variant.speed for variant in variants):
         measured = f", measured on {survey.measured}; --measure repeats it" if survey.measured else ""

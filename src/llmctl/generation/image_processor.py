@@ -193,6 +193,8 @@ def load_image_processor(
     except ImportError as error:
         raise missing_package(error) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if "Missing optional dependencies" in str(error):
+            raise missing_package(error) from error
         raise ModelError(
             f"the image processor of {source} cannot be loaded: {first_line(error)}",
             hint="are preprocessor_config.json and processor_config.json complete?",
@@ -203,7 +205,7 @@ def load_image_processor(
     return ImageProcessor(processor, tokenizer, int(token_id))
 
 
-def missing_package(error: ImportError) -> MachineError:
+def missing_package(error: Exception) -> MachineError:
     """Return the error for a package that images need."""
     text = str(error)
     for package, command in (

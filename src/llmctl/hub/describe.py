@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmctl.errors import LlmctlError, RemoteError
@@ -68,6 +69,21 @@ def describe(repo_id: str, *, revision: str | None = None) -> RemoteModel:
         info=info,
         why_not=why_not,
     )
+
+
+def fetch_processor(repo_id: str, *, commit: str | None, folder: Path) -> None:
+    """Write the files of a model's tokenizer and processor into a folder.
+
+    Raises:
+        RemoteError: the Hub refuses, or cannot be reached.
+    """
+    refuse_if_offline(f"the processor of {repo_id}")
+    listing = fetch_listing(repo_id, revision=commit, check_access=False)
+    wanted = set(needed([file.path for file in listing.files]))
+    for file in listing.files:
+        is_small = "/" not in file.path and ".safetensors" not in file.path and file.size_bytes <= _JSON_LIMIT
+        if file.path in wanted and is_small:
+            (folder / file.path).write_bytes(_bytes(listing, file, 0, file.size_bytes) if file.size_bytes else b"")
 
 
 def licence_of_tags(tags: Any) -> str | None:
