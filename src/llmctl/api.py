@@ -41,24 +41,28 @@ class Model(LoadedModel):
     """
 
     @overload
-    def generate(self, prompt: str | Messages, **settings: Any) -> Completion: ...
+    def generate(
+        self, prompt: str | Messages, *, images: Sequence[ImageSource] = (), **settings: Any
+    ) -> Completion: ...
     @overload
     def generate(self, prompt: Sequence[str | Messages], **settings: Any) -> list[Completion]: ...
     def generate(self, prompt: Any, **settings: Any) -> Any:
         """Return the answer to a prompt, or the answers to a list of prompts. See `llmctl.generate`."""
         return generate(self, prompt, **settings)
 
-    def stream(self, prompt: str | Messages, **settings: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: str | Messages, *, images: Sequence[ImageSource] = (), **settings: Any) -> Iterator[Chunk]:
         """Yield the answer to a prompt, piece by piece. See `llmctl.stream`."""
-        return stream(self, prompt, **settings)
+        return stream(self, prompt, images=images, **settings)
 
     async def agenerate(self, prompt: Any, **settings: Any) -> Any:
         """Return the result of `generate` without blocking the event loop."""
         return await asyncio.to_thread(lambda: generate(self, prompt, **settings))
 
-    async def astream(self, prompt: str | Messages, **settings: Any) -> AsyncIterator[Chunk]:
+    async def astream(
+        self, prompt: str | Messages, *, images: Sequence[ImageSource] = (), **settings: Any
+    ) -> AsyncIterator[Chunk]:
         """Yield the chunks of `stream` without blocking the event loop."""
-        chunks = iter(stream(self, prompt, **settings))
+        chunks = iter(stream(self, prompt, images=images, **settings))
         try:
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 yield chunk
@@ -203,7 +207,7 @@ def generate(loaded: LoadedModel, prompt: Any, *, images: Sequence[ImageSource] 
             "images of a list of prompts belong to its messages",
             hint='give messages with parts: {"type": "image", "image": path}',
         )
-    rows = answers.generate_batch(configured, [with_images(one) for one in prompt])
+    rows = answers.generate_batch(configured, prompt)
     return [row.completion if row.completion is not None else row.raise_error() for row in rows]
 
 
@@ -219,8 +223,8 @@ def generate_batch(
 
     Args:
         loaded: The model.
-        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `id`, `seed`,
-            `system`, `generation` and `structure`. A few hundred are read ahead, so the iterable may be endless.
+        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `images`, `id`,
+            `seed`, `system`, `generation` and `structure`. A few hundred are read ahead; the iterable may be endless.
         ordered: Yield in the order of the rows rather than as answers finish.
         settings: Settings of all rows.
     """

@@ -1,5 +1,6 @@
 """Images on the command line, with a tiny Qwen3-VL."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,3 +86,39 @@ def test_a_replay_needs_the_same_pictures(run: Run, vlm: Path, image: Path, othe
     done = run("replay", str(recording), "--image", str(other), "--image", str(image))
     assert done.returncode == 0, done.stderr
     assert "identical, 4 tokens" in done.stdout
+
+
+def test_rows_have_images_and_a_changed_picture_is_answered_again(
+    run: Run, vlm: Path, image: Path, other: Path, tmp_path: Path
+) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+    contents = [{"type": "image_url", "image_url": {"url": one}} for one in (url, "https://example.com/a.png")]
+    rows: list[dict[str, Any]] = [
+        {"id": "path", "prompt": "say it", "images": ["a.png"]},
+        {"id": "data", "messages": [{"role": "user", "content": [contents[0], {"type": "text", "text": "say it"}]}]},
+        {"id": "url", "messages": [{"role": "user", "content": [contents[1]]}]},
+        {"id": "missing", "prompt": "say it", "images": ["c.png"]},
+        {"id": "broken", "prompt": "say it", "images": ["rows.jsonl"]},
+        {"id": "two", "prompt": "say it", "images": ["a.png", "b.png"]},
+        {"id": "text", "prompt": "say it"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("generate", "--model", str(vlm), "--input", str(tmp_path / "rows.jsonl"), "--output", "out.jsonl")
+
+    def answers() -> tuple[dict[str, Any], str]:
+        done = run(*command, "-n", "4")
+        lines = (tmp_path / "work" / "out.jsonl").read_text().splitlines()
+        return {row["id"]: row for row in map(json.loads, lines)}, done.stderr
+
+    first, _ = answers()
+    assert first["path"]["text"] == first["data"]["text"] != first["text"]["text"]
+    assert first["two"]["prompt_tokens"] > first["path"]["prompt_tokens"]
+    assert "not fetched" in first["url"]["error"]["message"]
+    assert first["missing"]["error"]["message"].endswith("c.png does not exist")
+    assert "rows.jsonl is" in first["broken"]["error"]["message"]
+    other.replace(image)
+    picture(0).save(other)
+    second, notes = answers()
+    assert "2 of them answered before" in notes, "those without a picture of a file that changed"
+    assert second["path"]["key"] != first["path"]["key"]
+    assert second["path"]["prompt_tokens"] != first["path"]["prompt_tokens"]

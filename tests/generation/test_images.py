@@ -151,6 +151,25 @@ def test_a_model_without_towers_says_that_it_takes_no_images(tiny_models: Callab
         model.generate("hello", images=[picture(0)])
 
 
+def test_one_bad_image_of_a_batch_fails_alone(loaded: Callable[[str], llmctl.Model], tmp_path: Path) -> None:
+    model = loaded("qwen3_vl")
+    picture(0).save(tmp_path / "a.png")
+    rows = [
+        {"prompt": "say it", "images": [picture(0)]},
+        [{"role": "user", "content": [{"type": "image", "image": str(tmp_path / "missing.png")}, _text("say it")]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": str(tmp_path / "a.png")}, _text("say it")]}],
+    ]
+    first, second, third = llmctl.generate_batch(model, rows)
+    assert first.text == third.text == model.generate("say it", images=[picture(0)]).text
+    assert "does not exist" in str(second.error)
+
+
+def test_a_text_after_an_image_is_not_scored(loaded: Callable[[str], llmctl.Model]) -> None:
+    model = loaded("qwen3_vl")
+    with pytest.raises(UserError, match="cannot be scored"):
+        model.rank([{"role": "user", "content": [_image(0), _text("say it")]}], ["yes", "no"])
+
+
 def _image(number: int) -> dict[str, Any]:
     return {"type": "image", "image": picture(number)}
 

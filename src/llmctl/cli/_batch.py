@@ -65,6 +65,7 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
         LlmctlError: the files, the model or the machine prevent it. Answers so far are kept.
     """
     from llmctl.generation.batch.prompt_template import parse_template
+    from llmctl.generation.batch.row_images import with_media
     from llmctl.generation.batch.rows import choose_format, count_rows, read_rows
 
     if files.to_stdout and output.as_json:
@@ -75,7 +76,9 @@ def answer_batch(output: Output, settings: "Settings", files: BatchFiles, *, off
     input_format = choose_format(None if str(files.input) == "-" else files.input, files.input_format)
     with ExitStack() as stack:
         stream = stack.enter_context(_open_input(files))
-        rows = read_rows(stream, input_format, column=files.column, template=template)
+        rows = with_media(
+            read_rows(stream, input_format, column=files.column, template=template), folder=files.input.parent
+        )
         computer = stack.enter_context(
             open_computer(output, settings, offline=offline, with_manifest=files.with_manifest)
         )

@@ -64,8 +64,8 @@ def without_pictures(prompt: Any) -> Any:
     ]
 
 
-def with_pictures(text: str, pictures: "Sequence[Picture]") -> list[dict[str, Any]]:
-    """Return a text and its pictures as the message of a user, the pictures first."""
+def with_pictures(text: str, pictures: "Sequence[Any]") -> list[dict[str, Any]]:
+    """Return a text and its pictures, or their sources, as the message of a user, the pictures first."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 

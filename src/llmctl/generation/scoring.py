@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.conversation_cache import ConversationCache
+from llmctl.generation.image_input import count_images
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Messages, Prompt, encode_prompt, uses_template
@@ -250,6 +251,8 @@ def _score(
 ) -> Score:
     if not text:
         raise UserError("the text to score is empty", hint="give --text TEXT, --file FILE, or text on standard input")
+    if count_images(prompt or ""):
+        raise UserError("texts after images cannot be scored or ranked", hint="llmctl.generate takes images")
     if prompt is None:
         encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:

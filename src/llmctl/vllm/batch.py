@@ -250,7 +250,9 @@ def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ..
 
 
 def _unsupported_setting(row: Row) -> UserError | None:
-    """Return an error if a row sets something that vLLM lacks or supports only for a whole run."""
+    """Return an error if a row has something that vLLM lacks or supports only for a whole run."""
+    if row.media:
+        return UserError("rows with images are answered with --engine transformers only")
     unsupported = [name for name in row.settings.get("generation", {}) if name not in _ROW_KEYS]
     return UserError(f"vLLM does not support generation.{unsupported[0]} in a row") if unsupported else None
 

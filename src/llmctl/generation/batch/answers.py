@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmctl.config import ChatSection
 from llmctl.errors import ConfigError, LlmctlError, UserError
 from llmctl.generation.batch.order import InOrder
+from llmctl.generation.batch.row_images import decoded, windows
 from llmctl.generation.batch.rows import Row, rows_of
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import engine_for_many
@@ -63,8 +63,8 @@ def generate_batch(loaded: "LoadedModel", rows: Iterable[Any], *, ordered: bool 
     """Answer many prompts. An error in one does not affect the others.
 
     Args:
-        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `id`, `seed`,
-            `system`, `generation` and `structure`. A few hundred are read ahead, so the iterable may be endless.
+        rows: Each a text, a list of messages, or a mapping with `prompt` or `messages` and optionally `images`, `id`,
+            `seed`, `system`, `generation` and `structure`. A few hundred are read ahead; the iterable may be endless.
         ordered: Yield in the order of the rows rather than as answers finish.
 
     Yields:
@@ -132,8 +132,10 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
             return error
 
     check_chat(loaded.tokenizer, loaded.config.chat)
-    while window := list(islice(rows, WINDOW)):
-        good = [row for row in window if row.error is None]
+    for window in windows(rows, WINDOW):
+        read = [decoded(row) for row in window]
+        errors = {row.number: row.error for row in read if row.error is not None}
+        good = [row for row in read if row.error is None]
         encoded = encode_prompts(
             loaded.tokenizer,
             [(row.prompt, _chat(loaded.config.chat, row)) for row in good],
@@ -142,7 +144,7 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
         )
         prompts = {row.number: prompt for row, prompt in zip(good, encoded, strict=True)}
         for row in window:
-            prompt = row.error or prompts[row.number]
+            prompt = errors.get(row.number) or prompts[row.number]
             yield row, prompt if isinstance(prompt, LlmctlError) else request(row, prompt)
 
 

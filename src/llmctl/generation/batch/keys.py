@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config.structure import written_out
 from llmctl.generation.batch.rows import Row
-from llmctl.generation.media import media_document
+from llmctl.generation.media import media_document, without_pictures
 from llmctl.generation.prompt import template_text
 from llmctl.reproduce.hashes import adapter_files, model_files
 
@@ -84,11 +84,14 @@ def identity(prepared: "Prepared | PromptModel", *, engine: Mapping[str, Any] | 
 
 
 def row_key(row: Row, run: Identity) -> str:
-    """Return the key of a row. It depends on the prompt and settings, not on the id or other fields."""
+    """Return the key of a row. It depends on the prompt, the content of its images, and the settings.
+
+    The id, other fields and the names of images have no influence.
+    """
     settings = dict(row.settings)
     if "structure" in settings:
         settings["structure"] = json.dumps(settings["structure"])
-    content: dict[str, Any] = {"prompt": row.prompt, "settings": settings}
+    content: dict[str, Any] = {"prompt": without_pictures(row.prompt), "settings": settings}
     if row.media:
         content["media"] = media_document(row.media)
     return f"{_hash(content, ROW_DIGITS)}-{run.settings}-{run.model}"

@@ -1,8 +1,8 @@
 """The rows of a batch, read one at a time from JSON Lines, plain text, or CSV. A bad row has an error.
 
 A row of JSON Lines is an object with `prompt` or `messages`, or a request of OpenAI's Batch API. An object may have
-`id`, `seed`, `system`, and the keys of the sections `generation` and `structure` as mappings. All other fields belong
-to the user and are passed through.
+`images` beside its `prompt`, `id`, `seed`, `system`, and the keys of the sections `generation` and `structure` as
+mappings. All other fields belong to the user and are passed through.
 """
 
 import csv
@@ -17,7 +17,7 @@ from llmctl.config.structure import is_grammar_text
 from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.batch import openai_rows
 from llmctl.generation.batch.prompt_template import PromptTemplate
-from llmctl.generation.media import Media
+from llmctl.generation.media import Media, with_pictures
 from llmctl.text_files import encoding_of
 
 Format = Literal["jsonl", "text", "csv", "tsv"]
@@ -41,7 +41,7 @@ class Row:
         line: The line of the file where the row begins.
         id: The user's id; by default, the row number.
         prompt: A text, or messages; empty in a bad row.
-        media: Media of the prompt.
+        media: The images of the prompt, with the hashes of their files.
         is_openai: True for a request of OpenAI's Batch API, whose fields the answer has too.
         settings: The row's `seed`, `system`, `generation` and `structure`.
         fields: All other fields, which belong to the user.
@@ -313,11 +313,18 @@ def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
         return _bad_row(line, "id must be a string or a number")
     prompt = fields.pop(column or "prompt", None)
     messages = fields.pop("messages", None) if column is None else None
+    images = fields.pop("images", None)
     settings = {name: fields.pop(name) for name in _ROW_KEYS if fields.get(name) is not None}
-    problem = _prompt_problem(prompt, messages, column or "prompt") or _settings_problem(settings, fields)
+    problem = (
+        _prompt_problem(prompt, messages, column or "prompt")
+        or _images_problem(images, messages)
+        or _settings_problem(settings, fields)
+    )
     if problem:
         return _bad_row(line, problem, row_id, fields)
     chosen = prompt if messages is None else tuple(messages)
+    if images:
+        chosen = tuple(with_pictures(prompt, images))
     return line, row_id, {"prompt": chosen, "settings": settings, "fields": fields}
 
 
@@ -335,6 +342,16 @@ def _prompt_problem(prompt: Any, messages: Any, name: str) -> str | None:
     if not isinstance(prompt, str):
         return f"{name} must be a string, it is {type(prompt).__name__}"
     return None if prompt.strip() else f"{name} is empty"
+
+
+def _images_problem(images: Any, messages: Any) -> str | None:
+    if images is None:
+        return None
+    if messages is not None:
+        return "images belong to a prompt; messages have them in their content: {type: image, image: PATH}"
+    if not isinstance(images, list | tuple) or any(isinstance(one, Mapping | list | int | float) for one in images):
+        return "images must be a list of paths"
+    return None
 
 
 def _settings_problem(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
