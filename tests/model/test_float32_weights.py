@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from llmctl.model.float32_weights import float32_weights, modules_not_quantised
+from llmctl.model.float32_weights import computes_only_in_float32, float32_weights, modules_not_quantised
 from llmctl.model.modeling_source import modeling_source, never_ties_head
 
 SOURCE = textwrap.dedent(
@@ -57,6 +57,21 @@ def test_some_weights_stay_in_float32_in_float16_only_and_are_never_quantised() 
 
 def test_most_models_have_no_such_weights() -> None:
     assert float32_weights(modeling_source("llama"), dtype="float16") is None
+
+
+def test_classes_that_multiply_float32_by_half_precision_compute_in_float32_only() -> None:
+    norm = """
+class DeepseekV4RMSNorm(nn.Module):
+    def forward(self, x):
+        {}
+
+class DeepseekV4Experts(nn.Module):
+    pass
+"""
+    assert computes_only_in_float32(norm.format("return self.weight * hidden_states.to(input_dtype)"))
+    assert not computes_only_in_float32(norm.format("return (self.weight * hidden_states).to(input_dtype)"))
+    assert computes_only_in_float32(modeling_source("xlnet"))
+    assert not computes_only_in_float32(modeling_source("llama"))
 
 
 def test_a_class_without_a_rule_for_its_head_never_ties_it() -> None:

@@ -186,6 +186,15 @@ def test_float32_weights_stay_float32_on_a_cpu_unless_they_do_not_fit() -> None:
     assert plan.reason("dtype") == "float32, as stored, does not fit in RAM"
 
 
+def test_a_model_that_transformers_computes_in_float32_only_gets_it_and_is_refused_in_another_dtype() -> None:
+    numbers = {"layers": 2, "hidden": 64, "intermediate": 128, "heads": 4, "kv_heads": 2, "context": 64}
+    info = decoder_info(source="a/b", vocabulary=100, model_type="xlnet", **numbers)
+    for machine in (WORKSTATION, H100):
+        assert plan_for(machine, info).model_kwargs["dtype"] == "float32"
+    with pytest.raises(UserError, match="computes xlnet in float32 only"):
+        plan_for(WORKSTATION, info, load={"dtype": "bfloat16"})
+
+
 def test_an_apple_gpu_computes_in_float16() -> None:
     assert chosen(plan_for(MAC)) == ("float16", "sdpa", {"mps"})
 

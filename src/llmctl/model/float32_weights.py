@@ -10,6 +10,12 @@ from llmctl.transformers_compat import FLOAT16_EXCEPTIONS, FLOAT32_MODULES
 
 # A cheap test of a source before it is parsed, which takes longer than all other planning.
 _CANDIDATE = re.compile(rf"{FLOAT16_EXCEPTIONS}\w* = [\[{{]|\(.*dtype=torch\.float32|FloatTensor\(")
+# Code that multiplies float32 by half precision: XLNet's projections, which are made in float32; DeepSeek V4's norms in
+# 5.18, which stay in float32 and so return it.
+_MIXED_PRODUCTS = re.compile(
+    r"self\.q = nn\.Parameter\(torch\.FloatTensor"
+    r"|class DeepseekV4RMSNorm\((?:(?!\nclass ).|\n)*return self\.weight \* hidden_states\.to\(input_dtype\)"
+)
 _WEIGHTS = ("Parameter", "Buffer", "register_buffer")
 
 
@@ -37,6 +43,11 @@ def float32_weights(source: str, *, dtype: str) -> re.Pattern[str] | None:
 def modules_not_quantised(source: str) -> tuple[str, ...]:
     """Return the ends of the names of modules that transformers' classes keep out of every quantisation."""
     return tuple(dict.fromkeys(listed for one in _classes(source).values() for listed in one.float16_only))
+
+
+def computes_only_in_float32(source: str) -> bool:
+    """Return True if classes multiply float32 by half precision in a model of half precision, which torch refuses."""
+    return _MIXED_PRODUCTS.search(source) is not None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmctl.errors import ModelError
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
-from llmctl.model.float32_weights import float32_weights, modules_not_quantised
+from llmctl.model.float32_weights import computes_only_in_float32, float32_weights, modules_not_quantised
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
 from llmctl.model.loaded_names import renamer
 from llmctl.model.modeling_source import modeling_source, never_ties_head
@@ -55,10 +55,11 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "e
 _PASSES = re.compile(r"(loops?|cycles|repeats|passes)$", re.IGNORECASE)
 # Ends of the names of classes that do not continue a text.
 _OTHER_HEADS = ("ForMaskedLM", "Classification", "QuestionAnswering", "ForCTC", "ForNextSentencePrediction")
-# Composite types that do not continue a text, by the reason. The classes of the first ones demand pixel values.
+# Types that do not continue a text, by the reason. The classes of the first ones demand pixel values.
 _IMAGE_NEEDED = "a model that needs an image with every text"
 _NOT_FOR_TEXT = {
     **dict.fromkeys(("blip", "blip-2", "instructblip", "instructblipvideo", "idefics"), _IMAGE_NEEDED),
+    "blt": "a model of patches of bytes, for which transformers cannot make a cache",
     "evolla": "a model that needs a protein with every text",
     "pi0": "a model that controls robots",
     "shieldgemma2": "a model that classifies images",
@@ -211,6 +212,11 @@ class ModelInfo:
             dtype: The model's dtype.
         """
         return any(pattern.search(name) for pattern in self._float32_patterns[dtype])
+
+    @cached_property
+    def computes_only_in_float32(self) -> bool:
+        """True if transformers' classes of this model fail in half precision."""
+        return any(computes_only_in_float32(modeling_source(kind)) for kind in self.model_types)
 
     @cached_property
     def _float32_patterns(self) -> dict[str, list[re.Pattern[str]]]:

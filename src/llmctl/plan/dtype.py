@@ -1,6 +1,7 @@
 """The choice of the dtype that the model computes in."""
 
 from llmctl.config import Config
+from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
@@ -9,8 +10,17 @@ BF16_CAPABILITY = (8, 0)
 
 
 def decide_dtype(config: Config, machine: Machine, info: ModelInfo, *, devices: tuple[str, ...]) -> Decision:
-    """Choose the dtype. An explicit dtype is used as it is."""
+    """Choose the dtype. An explicit dtype is used as it is.
+
+    Raises:
+        UserError: it was asked for, and transformers cannot compute this model in it.
+    """
     requested = config.load.dtype
+    if info.computes_only_in_float32:
+        reason = f"this transformers computes {info.model_type} in float32 only"
+        if requested in ("auto", "float32"):
+            return Decision("dtype", "float32", reason)
+        raise UserError(f"{info.source}: {reason}", hint="--dtype float32, or a newer transformers")
     if requested != "auto":
         return Decision("dtype", requested, "asked for")
     decision = _best_dtype(config, machine, info, devices=devices)
