@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 import threading
 import time
@@ -297,6 +298,32 @@ def test_large_images_do_not_stop_the_answers_of_others(client: openai.OpenAI) -
             waits.append(time.monotonic() - begin)
         assert slow.result()["param"] == "messages[0].content[1]"
     assert max(waits) < 2, f"of {len(waits)} requests"
+
+
+def test_a_server_whose_images_are_turned_off_says_so(folder: Path) -> None:
+    with served(str(folder), *SETTINGS, "--set", "load.images=never") as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert client.models.retrieve("tiny").input_modalities == ["text"]  # type: ignore[attr-defined]
+        assert "load.images is never" in refusal(client, image_part(picture(0)))["message"]
+
+
+def test_towers_that_cannot_be_loaded_fail_the_request_and_leave_the_server_up(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    tensors = load_file(damaged / "model.safetensors")
+    without = next(name for name in tensors if "visual" in name)
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != without},
+        damaged / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with served(str(damaged), *SETTINGS) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        body = refusal(client, image_part(picture(0)))
+        assert "cannot load the model's parts for images" in body["message"]
+        assert str(damaged) not in body["message"]
+        assert client.chat.completions.create(model="tiny", messages=user(text_part("hi")), max_tokens=1).choices
 
 
 # -- the reader alone: fetching, and the budget

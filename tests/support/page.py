@@ -19,6 +19,7 @@ class Scripted:
         self.finish, self.seed, self.tokens, self.prompt_tokens = "stop", 0, 9, 3
         self.logprobs: list[dict[str, Any]] = []
         self.model = "org/scripted"
+        self.inputs: list[str] | None = ["text", "image"]
         self.defaults: dict[str, Any] = {"max_model_len": 100}
         self.bodies: list[dict[str, Any]] = []
         self.counted: list[dict[str, Any]] = []
@@ -35,7 +36,8 @@ class Scripted:
 
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
-            return {"data": [{"id": self.model}]}
+            inputs = {} if self.inputs is None else {"input_modalities": self.inputs}
+            return {"data": [{"id": self.model, **inputs}]}
 
         @app.get("/defaults")
         async def defaults() -> dict[str, Any]:

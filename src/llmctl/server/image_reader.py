@@ -1,6 +1,7 @@
 """Reading of the images in a request: their checks, fetching and decoding, apart from the event loop and the engine."""
 
 import asyncio
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from llmctl.server.schemas import ImageBody
 
 _LOW_DETAIL_SIDE = 512  # OpenAI's: https://developers.openai.com/api/docs/guides/images-vision
 _DECODERS = 2
+_log = logging.getLogger("llmctl.serve")
 _FETCHERS = 16
 _Result = TypeVar("_Result")
 
@@ -218,15 +220,18 @@ class ImageReader:
 
 
 def _why_no_images(processor: LazyImageProcessor) -> str | None:
+    """Return the reason in words for clients, which do not learn the model's folder."""
     if processor.takes_images:
+        if processor.model.config.load.images == "never":
+            return "this server takes no images: load.images is never"
         try:
             processor()
+            return None
         except UserError:
             pass  # a model with towers for sound only, for example
         except LlmctlError as error:
-            return f"this server takes no images: {error.message}"
-        else:
-            return None
+            _log.warning("%s", error.message)
+            return "this server takes no images, because their processor cannot be loaded; its log has the reason"
     return "this model takes no images; send text only"
 
 

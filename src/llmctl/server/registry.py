@@ -1,20 +1,23 @@
 """The served model, its names, and the conversion of a request body into generation requests."""
 
+import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmctl.errors import UserError
+from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.overrides import with_generation
+from llmctl.generation.pictures import Picture
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import NO_TOKEN, Request, answer_seed, make_request
 from llmctl.generation.tools import ToolUse
+from llmctl.loading.image_encoder import image_encoder
 from llmctl.model.vocabulary import check_ids
 from llmctl.server.http_errors import RequestError
-from llmctl.server.image_reader import ImageReader
+from llmctl.server.image_reader import ImageReader, PlacedImage
 from llmctl.server.metrics import Metrics
 from llmctl.server.penalties import MinimumLength, Penalties
 from llmctl.server.prompt_renderer import PromptRenderer
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
     from llmctl.server.worker import Worker
 
+_log = logging.getLogger("llmctl.serve")
+Submitted = TypeVar("Submitted")
 _MIN_TEMPERATURE = 0.01  # logits may overflow below it, and sampling is practically greedy
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 
@@ -69,6 +74,28 @@ class ModelRegistry:
     def images(self) -> ImageReader:
         """The reader of images."""
         return ImageReader(LazyImageProcessor(self.loaded), fetches=self.loaded.config.serve.fetch_images)
+
+    async def prepare_answer(
+        self, images: Sequence[PlacedImage], work: Callable[[list[Picture]], Submitted]
+    ) -> Submitted:
+        """Return the result of `work` with the pictures of a request, once the model can encode them.
+
+        Towers that cannot be loaded fail this request; in the engine, they would fail all running answers.
+        """
+        prepared = await self.images.prepare(images, work)
+        if images:
+            try:
+                await self.worker.call(image_encoder(self.loaded).towers)
+            except MachineError:
+                raise
+            except LlmctlError as error:  # its message contains the model's folder
+                _log.warning("%s", error.message)
+                raise RequestError(
+                    "this server cannot load the model's parts for images; its log has the reason",
+                    param=images[0].place,
+                    code="unsupported_image",
+                ) from error
+        return prepared
 
     def check_model(self, name: str) -> None:
         """Raise a 404 if the name is not one of this model's. It is never used as a path or a Hub id."""

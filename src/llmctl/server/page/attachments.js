@@ -1,16 +1,22 @@
-// Text files attached to a message. They are sent as text in the message, each in a fence that it cannot close.
+// Files attached to a message: images, and text files, which are sent as text in the message, each in a fence that it
+// cannot close.
 
 import { announce, byId, sizeText } from "./browser.js";
 import { button, element, replaceChildren } from "./elements.js";
+import { imageElement, imagePart, isImage, isImageFile, readImage } from "./images.js";
 import { plain } from "./markdown.js";
 
 export const MAX_FILE_BYTES = 256_000;
 export const MAX_TOTAL_BYTES = 1_000_000;
 export const MAX_FILES = 10;
 
-/** Return {name, text, bytes} of a file. Throw an Error if it is too large, empty or not text. */
-export async function readAttachment(file) {
+/** Return {name, text, bytes} of a file, or {name, image, bytes} of an image. Throw an Error that says what is wrong. */
+export async function readAttachment(file, takesImages) {
   const name = plain(file.name).replace(/[\s`]+/g, " ").trim().slice(0, 120) || "file";
+  if (isImageFile(file)) {
+    if (!takesImages) throw new Error(`${name} is an image, and this model takes none.`);
+    return readImage(file, name);
+  }
   if (file.size > MAX_FILE_BYTES) throw new Error(`${name} has ${sizeText(file.size)}; a file may have ${sizeText(MAX_FILE_BYTES)}.`);
   let text = "";
   try {
@@ -26,13 +32,22 @@ export async function readAttachment(file) {
 /** Return what is wrong with so many attachments, or null. */
 export function limitProblem(attachments) {
   if (attachments.length > MAX_FILES) return `A message may have ${MAX_FILES} files.`;
-  const total = attachments.reduce((sum, one) => sum + one.bytes, 0);
-  return total > MAX_TOTAL_BYTES ? `The files of a message may have ${sizeText(MAX_TOTAL_BYTES)} together.` : null;
+  const total = attachments.reduce((sum, one) => sum + (isImage(one) ? 0 : one.bytes), 0);
+  return total > MAX_TOTAL_BYTES ? `The text files of a message may have ${sizeText(MAX_TOTAL_BYTES)} together.` : null;
 }
 
-/** Return the text of a message as the model reads it: what was written, then the attached files. */
+/** Return the text of a message: what was written, then the attached text files and the names of images. */
 export function messageText({ content, attachments = [] }) {
-  return [content, ...attachments.map(fenced)].filter(Boolean).join("\n\n");
+  const texts = attachments.map((one) => (isImage(one) ? `Image: ${one.name}` : fenced(one)));
+  return [content, ...texts].filter(Boolean).join("\n\n");
+}
+
+/** Return the content of a message for a request: a text, or its images and its text. */
+export function messageContent({ content, attachments = [] }) {
+  const images = attachments.filter(isImage);
+  const text = messageText({ content, attachments: attachments.filter((one) => !isImage(one)) });
+  if (!images.length) return text;
+  return [...images.map(imagePart), ...(text ? [{ type: "text", text }] : [])];
 }
 
 function fenced({ name, text }) {
@@ -41,9 +56,11 @@ function fenced({ name, text }) {
   return `File: ${name}\n${fence}\n${text.replace(/\n$/, "")}\n${fence}`;
 }
 
-/** Return the elements of a sent message's attachments. Their text is shown on request. */
+/** Return the elements of a sent message's attachments. The text of files is shown on request. */
 export function attachmentElements(attachments) {
-  return attachments.map(({ name, text, bytes }) => {
+  return attachments.map((attachment) => {
+    if (isImage(attachment)) return imageElement(attachment);
+    const { name, text, bytes } = attachment;
     const details = element("details", { className: "attachment" });
     details.append(element("summary", {}, plain(name), element("span", { className: "hint", text: ` ${sizeText(bytes)}` })));
     details.addEventListener("toggle", () => { // a large file becomes an element only when it is shown
@@ -57,12 +74,19 @@ export function attachmentElements(attachments) {
 
 /**
  * Connect the button, dropping and pasting of files. Return the attachments of the message that is being written:
- * {files, set(files)}.
+ * {files, set(files), allowImages(takesImages)}.
  * @param {object} handlers `changed()` follows every change, `failed(error)` gets what could not be attached.
  */
 export function setUpAttachments({ changed, failed }) {
+  let takesImages = true; // until the server says
   const draft = {
     files: [],
+    allowImages(allowed) {
+      takesImages = allowed;
+      const label = allowed ? "Attach images or text files" : "Attach text files (this model takes no images)";
+      byId("attach").setAttribute("aria-label", label);
+      byId("attach").title = label;
+    },
     set(files) {
       draft.files = files;
       replaceChildren(byId("attached"), files.map((file) => draftElement(file)), byId("attach"));
@@ -77,14 +101,15 @@ export function setUpAttachments({ changed, failed }) {
       draft.set(draft.files.filter((one) => one !== file));
       announce(`Removed: ${file.name}`);
     });
-    return element("li", {}, name, size, remove);
+    const thumbnail = file.image ? [element("img", { attributes: { src: file.image, alt: file.name } })] : [];
+    return element("li", {}, ...thumbnail, name, size, remove);
   };
   const add = async (files) => {
     const problems = [];
     let all = draft.files;
     for (const file of files) {
       try {
-        const next = [...all, await readAttachment(file)];
+        const next = [...all, await readAttachment(file, takesImages)];
         const problem = limitProblem(next);
         if (problem) throw new Error(problem);
         all = next;

@@ -1,5 +1,7 @@
 // Conversations, stored in this browser.
 
+import { withoutOldImages } from "./images.js";
+
 const STORAGE_KEY = "conversations/1";
 
 /** Return a stored value, or null if there is none or it cannot be read. */
@@ -23,7 +25,7 @@ export function remember(name, value, replacer = null) {
 
 /**
  * Return all conversations, newest first: {id, title, isNamed, system, messages}. A message of the user has {role, content,
- * attachments: [{name, text, bytes}]}; one of the model {role, content, reasoning, stopped, cut, seeds, figures, before, after}.
+ * attachments: [{name, text, bytes} or {name, image, bytes}]}; one of the model {role, content, reasoning, stopped, cut, seeds, figures, before, after}.
  */
 export function allConversations() {
   const stored = recall(STORAGE_KEY);
@@ -34,11 +36,19 @@ export function newConversation() {
   return { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", system: "", messages: [] };
 }
 
-/** Store a conversation. Return false if the browser has no space for it. Log-probabilities are too large to be kept. */
-export function saveConversation(conversation) {
+/**
+ * Store a conversation. Return false if the browser has no space for it. Log-probabilities are too large to be kept, and
+ * so are the oldest images: `dropped` is called if some are not kept from now on.
+ */
+export function saveConversation(conversation, dropped = () => {}) {
   if (!conversation.isNamed) conversation.title = titleFrom(conversation.messages);
-  return store([conversation, ...allConversations().filter((one) => one.id !== conversation.id)]);
+  const { stored, dropped: images } = withoutOldImages([conversation, ...allConversations().filter((one) => one.id !== conversation.id)]);
+  if (images.some((image) => !known.has(image))) dropped();
+  images.forEach((image) => known.add(image));
+  return store(stored);
 }
+
+const known = new WeakSet(); // images of open conversations that are not stored
 
 function store(conversations) {
   return remember(STORAGE_KEY, conversations, (key, value) => (key === "logprobs" ? undefined : value));

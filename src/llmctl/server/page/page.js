@@ -1,16 +1,17 @@
 // The page: a conversation with the model of this server.
 
-import { messageText, setUpAttachments } from "./attachments.js";
+import { messageContent, messageText, setUpAttachments } from "./attachments.js";
 import { announce, byId, copyText, download } from "./browser.js";
 import { allConversations, newConversation, saveConversation } from "./conversations.js";
 import { ask } from "./dialogs.js";
 import { drawerIsShown, setUpDrawer, showDrawer, showList } from "./drawer.js";
 import { replaceChildren } from "./elements.js";
+import { NOT_KEPT } from "./images.js";
 import { plain } from "./markdown.js";
 import { messageElement, updateAnswer } from "./messages.js";
 import { showContext } from "./meter.js";
 import { receive } from "./receive.js";
-import { countTokens, modelName, serverDefaults, useKey } from "./server.js";
+import { countTokens, serverDefaults, servedModel, useKey } from "./server.js";
 import { requestSettings, setUpSettings, setUpTheme, showDefaults, useSeed } from "./settings.js";
 import { readConversation, toJsonLines, toMarkdown } from "./transcript.js";
 import { newVersion, position, switched, withoutShown } from "./versions.js";
@@ -183,7 +184,7 @@ function requestMessages(messages) {
   const last = messages.at(-1);
   const sent = messages.map((message) => ({
     role: message.role,
-    content: messageText(message),
+    content: messageContent(message),
     ...(message === last && message.role === "assistant" && message.reasoning ? { reasoning_content: message.reasoning } : {}),
   }));
   return conversation.system ? [{ role: "system", content: conversation.system }, ...sent] : sent;
@@ -246,7 +247,7 @@ function isEmpty(message) {
 }
 
 function save(one) {
-  if (!saveConversation(one)) showError(new Error("This browser has no storage left. The conversation will be lost when the page is closed."));
+  if (!saveConversation(one, () => showError(new Error(NOT_KEPT)))) showError(new Error("This browser has no storage left. The conversation will be lost when the page is closed."));
 }
 
 async function copy(text) {
@@ -275,7 +276,9 @@ async function importConversation(file) {
 }
 
 async function fetchModel() {
-  model = await modelName();
+  const { name, takesImages } = await servedModel();
+  model = name;
+  attachments.allowImages(takesImages);
   byId("model").textContent = plain(model);
   const defaults = await serverDefaults();
   contextLength = defaults?.max_model_len ?? null;

@@ -33,10 +33,10 @@ async function request(path, options = {}) {
   return response;
 }
 
-/** Return the name of the served model. */
-export async function modelName() {
+/** Return {name, takesImages} of the served model. A server that does not say what it takes decides with each request. */
+export async function servedModel() {
   const { data } = await (await request("/v1/models")).json();
-  return data[0].id;
+  return { name: data[0].id, takesImages: data[0].input_modalities?.includes("image") ?? true };
 }
 
 /** Return the server's settings for requests that set none; null if it does not tell them. */

@@ -30,7 +30,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         registry.check_model(body.model)
         images = placed_images("messages", body.messages)
-        submission, writer = await registry.images.prepare(images, partial(prepare_chat, registry, body))
+        submission, writer = await registry.prepare_answer(images, partial(prepare_chat, registry, body))
         return await answer(request, registry, body, submission, writer)
 
 

@@ -19,6 +19,7 @@ _MODULES = (
     "drawer",
     "elements",
     "highlight",
+    "images",
     "markdown",
     "messages",
     "meter",

@@ -36,7 +36,7 @@ def add_routes(app: "FastAPI", registry: "ModelRegistry") -> None:
     async def responses(request: Request, body: ResponseBody) -> Response:
         registry.check_model(body.model)
         images = placed_images("input", body.input)
-        submission, choices = await registry.images.prepare(images, partial(prepare_chat, registry, body.chat()))
+        submission, choices = await registry.prepare_answer(images, partial(prepare_chat, registry, body.chat()))
         pending = submit(registry, submission)
         writer = _ResponseWriter(registry, body, submission.prompt_tokens)
         if body.stream:
