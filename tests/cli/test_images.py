@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from llmctl.cli._dropped_files import leading_images
+from support.chat import Chat
 from support.vision.build import build
 from support.vision.pictures import picture
 
@@ -122,3 +124,56 @@ def test_rows_have_images_and_a_changed_picture_is_answered_again(
     assert "2 of them answered before" in notes, "those without a picture of a file that changed"
     assert second["path"]["key"] != first["path"]["key"]
     assert second["path"]["prompt_tokens"] != first["path"]["prompt_tokens"]
+
+
+def test_images_of_a_conversation_are_attached_kept_saved_and_resumed(
+    vlm: Path, image: Path, other: Path, tmp_path: Path
+) -> None:
+    chat = Chat(tmp_path, "--model", str(vlm), "-n", "4", "--set", "generation.temperature=0")
+    plain, _ = chat.ask("say it")
+    assert "removed: say it" in chat.say("/undo")
+    assert "attached a.png (40 x 40)" in chat.say(f"'{image}'")
+    with_image, computed = chat.ask("say it")
+    assert with_image > plain
+    assert computed < with_image, "the turn that was undone began with the same tokens"
+    chat.say("/retry")
+    assert "attached b.png (90 x 30)" in chat.say("/image b.png")
+    assert "images of the next message: none" in chat.say("/image none")
+    chat.child.send("b.png and this?\r")
+    chat.child.expect(r"attached b.png \(90 x 30\)")
+    chat.child.expect("tokens in")
+    chat.prompt()
+    assert "saved 4 messages" in chat.say("/save talk.jsonl")
+    assert chat.leave() == 0
+
+    saved = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert [[one["path"] for one in line.get("media", [])] for line in saved[1::2]] == [[str(image)], [str(other)]]
+    again = Chat(tmp_path, "--resume", "talk.jsonl", "-n", "4")
+    assert "removed: and this?" in again.say("/undo")
+    tokens, _ = again.ask("and?")
+    assert tokens > with_image
+    assert again.leave() == 0
+
+
+def test_a_conversation_whose_picture_has_changed_is_not_resumed(run: Run, vlm: Path, image: Path) -> None:
+    talk = [
+        {"schema": "llmctl.chat/1", "model": str(vlm), "commit": None, "system": None},
+        {"role": "user", "content": "hi", "media": [{"kind": "image", "sha256": "0" * 64, "path": str(image)}]},
+    ]
+    file = image.parent / "talk.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in talk))
+    refused = run("chat", "--resume", str(file), stdin="hello\n")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "a.png is no longer the picture of this message" in refused.stderr
+
+
+def test_paths_at_the_beginning_of_a_message_are_images(image: Path, other: Path) -> None:
+    blank = image.with_name("my cat.png")
+    image.rename(blank)
+    escaped = str(blank).replace(" ", "\\ ")
+    for written in (str(blank), f"'{blank}'", f'"{blank}"', escaped, blank.as_uri(), f"{blank} "):
+        assert leading_images(written) == ([blank], ""), written
+    assert leading_images(f"{escaped} what is it?") == ([blank], "what is it?")
+    assert leading_images(f"'{blank}' {other}") == ([blank, other], "")
+    for text in ("", "/help", "a.png is missing", f" {other}", f"what is {other}?", str(image.parent), "'"):
+        assert leading_images(text) == ([], text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmctl.cli._chat_screen import Conversation, DisplayOptions
+from llmctl.cli._dropped_files import leading_images
 from llmctl.cli._flags import generation_keys
 from llmctl.errors import UserError
 from llmctl.generation.chat import transcript
@@ -158,6 +159,17 @@ def _edit(conversation: Conversation, text: str) -> None:
     conversation.replace(text or conversation.edit(conversation.session.last_text))
 
 
+def _image(conversation: Conversation, argument: str) -> None:
+    if argument == "none":
+        conversation.attached = []
+    elif argument:
+        files, rest = leading_images(argument)
+        for file in files if files and not rest else [_file(argument)]:
+            conversation.attach(file)
+    names = ", ".join(image.name for image in conversation.attached) or "none"
+    conversation.output.line(f"images of the next message: {names}")
+
+
 def _save(conversation: Conversation, argument: str) -> None:
     file = _file(argument) if argument else conversation.file
     if file is None:
@@ -176,6 +188,7 @@ def _load(conversation: Conversation, argument: str) -> None:
     loaded = transcript.read(file)
     session = conversation.session
     session.clear()
+    conversation.attached = []
     session.messages, session.system = list(loaded.messages), loaded.system
     conversation.file = file
     conversation.output.line(f"{len(loaded.messages)} messages from {file}")
@@ -210,6 +223,7 @@ def _tokens(conversation: Conversation, _: str) -> None:
 
 def _clear(conversation: Conversation, _: str) -> None:
     conversation.session.clear()
+    conversation.attached = []
     conversation.output.line("the conversation is empty; the system prompt is kept")
 
 
@@ -236,6 +250,7 @@ COMMANDS = {
         _set,
     ),
     "/show": Entry("", "Show the model and every setting.", _show),
+    "/image": Entry("[FILE]", "Attach an image to the next message; none removes it.", _image),
     "/continue": Entry("", "Continue an answer that a limit or Ctrl-C has ended.", _continue),
     "/retry": Entry("", "Answer the last message again, with the next seed.", _retry),
     "/undo": Entry("", "Remove the last message and its answer.", _undo),

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from llmctl.generation.pieces import ReasoningDelta, TextDelta
 from llmctl.platform_support import unechoed_input
 
 if TYPE_CHECKING:
+    from llmctl.generation.chat.attachments import Attachment
     from llmctl.generation.chat.conversation import ChatSession, Pieces
     from llmctl.generation.chat.turn import Turn
     from llmctl.generation.pieces import Piece
@@ -65,6 +66,7 @@ class Conversation:
         display: The parts of an answer that are shown.
         file: The file of `/save` without a name.
         typed: The text that was typed during the last answer.
+        attached: Images of the next message.
     """
 
     session: "ChatSession"
@@ -75,11 +77,40 @@ class Conversation:
     display: DisplayOptions = field(default_factory=DisplayOptions)
     file: Path | None = None
     typed: str = ""
+    attached: "list[Attachment]" = field(default_factory=list)
 
     def ask(self, text: str) -> None:
-        """Send a message and show the answer."""
-        self.make_room(text)
-        self.show(self.session.stream(text))
+        """Send a message with the attached images and show the answer."""
+        self.make_room(text, images=self.attached)
+        earlier = self.session.last
+        try:
+            self.show(self.session.stream(text, images=self.attached))
+        finally:
+            if self.session.last is not earlier:
+                self.attached = []
+
+    @property
+    def takes_images(self) -> bool:
+        """True if the model may take images."""
+        from llmctl.generation.image_processor import LazyImageProcessor
+
+        return LazyImageProcessor(self.session.loaded).takes_images
+
+    def attach(self, file: Path) -> None:
+        """Attach an image to the next message.
+
+        Raises:
+            UserError: it cannot be read, or the model takes no images.
+            MachineError: a package is missing.
+        """
+        from llmctl.generation.chat.attachments import attach
+        from llmctl.generation.image_processor import LazyImageProcessor
+
+        processor = LazyImageProcessor(self.session.loaded)()
+        [image] = attach([file])
+        processor.process([image.picture])
+        self.attached.append(image)
+        self.output.note(f"attached {image.name} ({image.picture.width} x {image.picture.height})")
 
     def retry(self) -> None:
         """Answer the last message again and show the answer."""
@@ -137,9 +168,16 @@ class Conversation:
         if turn.completion.length_limit == "max_new_tokens":
             self.output.note("/continue continues the answer")
 
-    def make_room(self, text: str = "", *, replace_last: bool = False, continues: bool = False) -> None:
+    def make_room(
+        self,
+        text: str = "",
+        *,
+        images: "Sequence[Attachment]" = (),
+        replace_last: bool = False,
+        continues: bool = False,
+    ) -> None:
         """Warn if the context is nearly full, and offer to drop the oldest turns if there are any."""
-        usage = self.session.context_usage(text, replace_last=replace_last)
+        usage = self.session.context_usage(text, images=images, replace_last=replace_last)
         turns = sum(message.role == "user" for message in self.session.messages)
         if not usage.is_tight or turns <= (replace_last or continues):
             return
@@ -148,7 +186,7 @@ class Conversation:
             f"the context is nearly full: {usage.prompt_tokens} of {usage.context_length} tokens, {left} left"
         )
         if self.confirm("drop the oldest turns?", True):
-            dropped = self.session.drop_oldest(text, replace_last=replace_last, continues=continues)
+            dropped = self.session.drop_oldest(text, images=images, replace_last=replace_last, continues=continues)
             self.output.note(f"dropped the oldest {dropped} messages")
 
     def switch_model(self, name: str) -> None:

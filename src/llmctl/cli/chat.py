@@ -31,7 +31,8 @@ NO_STATS = switch("--no-stats", group="Chat", help="Omit the line of statistics 
 def chat(options: Options) -> None:
     """Chat with a model on the terminal, without a server.
 
-    /help lists the commands of a conversation. Ctrl-C stops an answer; at the prompt it clears the line, or exits if
+    /help lists the commands of a conversation; /image FILE, or a picture dropped on the terminal, goes with the next
+    message. Ctrl-C stops an answer; at the prompt it clears the line, or exits if
     the line is empty. In a pipe, every line of standard input is a message and every answer goes to standard output;
     with --json as one object per line.
 
@@ -117,6 +118,7 @@ def _pipe(conversation: "Conversation") -> None:
 def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
     """Read messages and commands from the terminal until the user exits."""
     from llmctl.cli import _chat_commands as chat_commands
+    from llmctl.cli._dropped_files import leading_images
     from llmctl.cli._line_editor import Editor
     from llmctl.paths import state_dir
 
@@ -133,7 +135,12 @@ def _talk(conversation: "Conversation", saved: "Transcript | None") -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            if text.startswith("/"):
+            files, text = leading_images(text) if conversation.takes_images else ([], text)
+            for dropped in files:
+                conversation.attach(dropped)
+            if files and not text:
+                output.note("type a message about it; /image none removes it")
+            elif text.startswith("/") and not files:
                 chat_commands.run(conversation, text)
             elif text.strip():
                 conversation.ask(text)

@@ -9,11 +9,12 @@ import pytest
 
 import llmctl
 from llmctl.errors import UserError
+from llmctl.generation.chat.attachments import attach
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript, export_markdown, read, save
-from llmctl.generation.media import Media
 from llmctl.generation.prompt import encode_prompt
+from support.vision.pictures import picture
 
 Tiny = Callable[[str], Path]
 
@@ -331,10 +332,21 @@ def test_a_saved_conversation_is_read_as_it_was(tmp_path: Path) -> None:
     assert "media" not in lines[1]
 
 
-def test_media_of_a_message_are_saved_by_their_hash(tmp_path: Path) -> None:
-    talk = replace(TALK, messages=(replace(TALK.messages[0], media=(Media("image", "aa"),)), *TALK.messages[1:]))
-    save(talk, tmp_path / "talk.jsonl")
-    assert read(tmp_path / "talk.jsonl") == talk
+def test_images_of_a_message_are_saved_by_path_and_hash(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    images = attach([tmp_path / "a.png"])
+    talk = replace(TALK, messages=(replace(TALK.messages[0], images=images), *TALK.messages[1:]))
+    file = tmp_path / "talk.jsonl"
+    save(talk, file)
+    assert read(file) == talk
+    picture(4).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r":2: .*a.png is no longer the picture"):
+        read(file)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r":2: .*a.png does not exist"):
+        read(file)
+    with pytest.raises(UserError, match="comes from no file"):
+        save(replace(TALK, messages=(replace(TALK.messages[0], images=attach([picture(0)])),)), file)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ConfigError, UserError
+from llmctl.generation.chat.attachments import Attachment, attach
 from llmctl.generation.chat.repetition import LoopGuard
 from llmctl.generation.chat.transcript import Message, Transcript
 from llmctl.generation.chat.turn import Context, ContextUsage, Task, Turn
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_chat
+from llmctl.generation.image_input import ImageSource
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.overrides import with_generation
 from llmctl.generation.pieces import Piece, TextDelta, reasoning_of, text_of
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Pieces = Generator[Piece, None, None]
+Images = Sequence[ImageSource | Attachment]
 
 
 class ChatSession:
@@ -65,45 +68,51 @@ class ChatSession:
 
     # -- turns
 
-    def send(self, text: str) -> Completion:
+    def send(self, text: str, *, images: Images = ()) -> Completion:
         """Send a message and return the complete answer. Errors are those of `stream`."""
-        for _ in self.stream(text):
+        for _ in self.stream(text, images=images):
             pass
         assert self.last is not None, "an answer has been recorded"  # noqa: S101
         assert self.last.completion is not None, "it was not stopped"  # noqa: S101
         return self.last.completion
 
-    def stream(self, text: str) -> Pieces:
+    def stream(self, text: str, *, images: Images = ()) -> Pieces:
         """Send a message and yield the answer, piece by piece.
 
         Closing the iterator, or Ctrl-C, stops the answer. Its text so far stays in the conversation, marked as stopped.
         If there is no text yet, or after an error, the conversation is unchanged.
 
+        Args:
+            images: Images before the text: paths, contents of files, or PIL images.
+
         Raises:
-            UserError: the text is empty, or does not fit in the context.
+            UserError: the text is empty, or does not fit in the context, or an image cannot be used.
             MachineError: memory ran out.
         """
         if not text.strip():
             raise UserError("the message is empty")
-        yield from self._answer([*self.messages, Message("user", text)], attempt=0)
+        yield from self._answer([*self.messages, Message("user", text, images=attach(images))], attempt=0)
 
     @property
-    def history(self) -> list[dict[str, str]]:
-        """The conversation as messages with `role` and `content`, the system prompt first."""
+    def history(self) -> list[dict[str, Any]]:
+        """The conversation as messages with `role` and `content`, the system prompt first.
+
+        The content of a message with images is a list of parts.
+        """
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *({"role": message.role, "content": message.content} for message in self.messages)]
+        return [*system, *(message.as_dict() for message in self.messages)]
 
     def retry(self) -> Pieces:
         """Answer the last message again, with the next seed. Errors are those of `stream`."""
-        before, text = self._before_last()
-        yield from self._answer([*before, Message("user", text)], attempt=self._attempt + 1)
+        before, last = self._before_last()
+        yield from self._answer([*before, last], attempt=self._attempt + 1)
 
     def edit(self, text: str) -> Pieces:
-        """Replace the last message and answer it. Errors are those of `stream`."""
-        before, _ = self._before_last()
+        """Replace the text of the last message and answer it. Errors are those of `stream`."""
+        before, last = self._before_last()
         if not text.strip():
             raise UserError("the message is empty")
-        yield from self._answer([*before, Message("user", text)], attempt=0)
+        yield from self._answer([*before, replace(last, content=text)], attempt=0)
 
     def continue_answer(self) -> Pieces:
         """Continue the last answer, which a limit or Ctrl-C has ended, and yield the new pieces.
@@ -134,8 +143,8 @@ class ChatSession:
         Raises:
             UserError: there is no message.
         """
-        self.messages, text = self._before_last()
-        return text
+        self.messages, last = self._before_last()
+        return last.content
 
     @property
     def last_text(self) -> str:
@@ -144,16 +153,17 @@ class ChatSession:
         Raises:
             UserError: there is no message.
         """
-        return self._before_last()[1]
+        return self._before_last()[1].content
 
     def clear(self) -> None:
         """Remove all messages; the system prompt is kept."""
         self.messages, self.last, self._engine = [], None, None
 
-    def _before_last(self) -> tuple[list[Message], str]:
+    def _before_last(self) -> tuple[list[Message], Message]:
+        """Return the last message of the user, and the messages before it."""
         for place in range(len(self.messages) - 1, -1, -1):
             if self.messages[place].role == "user":
-                return self.messages[:place], self.messages[place].content
+                return self.messages[:place], self.messages[place]
         raise UserError("the conversation has no message yet")
 
     def _answer(self, messages: list[Message], *, attempt: int) -> Pieces:
@@ -240,7 +250,7 @@ class ChatSession:
         Args:
             continues: The final message is an answer to continue.
         """
-        sent = [{"role": message.role, "content": message.content} for message in messages]
+        sent = [message.as_dict() for message in messages]
         chat = self.loaded.config.chat.model_copy(update={"system": self.system or None, "thinking": self.thinking})
         for message in messages:  # alone: too long a conversation loses its oldest turns
             check_length(self.loaded.tokenizer, [message.content], self.loaded.context_length)
@@ -252,14 +262,22 @@ class ChatSession:
 
     # -- the context
 
-    def context_usage(self, text: str = "", *, replace_last: bool = False) -> ContextUsage:
-        """Return the use of the context with `text` as the next message.
+    def context_usage(self, text: str = "", *, images: Images = (), replace_last: bool = False) -> ContextUsage:
+        """Return the use of the context with `text` and `images` as the next message.
 
         Args:
-            replace_last: `text` replaces the last message.
+            replace_last: `text` replaces that of the last message.
         """
         kept = self._before_last()[0] if replace_last else self.messages
-        return self._usage_of([*kept, *([Message("user", text)] if text else [])])
+        return self._usage_of([*kept, *self._next(text, images, replace_last=replace_last)])
+
+    def _next(self, text: str, images: Images, *, replace_last: bool) -> list[Message]:
+        """Return the next message; none without a text."""
+        if not text:
+            return []
+        if replace_last:
+            return [replace(self._before_last()[1], content=text)]
+        return [Message("user", text, images=attach(images))]
 
     def _usage_of(self, messages: Sequence[Message]) -> ContextUsage:
         context = self.loaded.context_length
@@ -267,12 +285,15 @@ class ChatSession:
         used = len(self._encode(messages)) if messages else 0
         return ContextUsage(used, context, wanted if context is None else min(wanted, context // 4))
 
-    def drop_oldest(self, text: str = "", *, replace_last: bool = False, continues: bool = False) -> int:
+    def drop_oldest(
+        self, text: str = "", *, images: Images = (), replace_last: bool = False, continues: bool = False
+    ) -> int:
         """Drop the oldest turns until `text` and its answer fit, with a quarter of the context free where possible.
 
         Args:
             text: The next message.
-            replace_last: `text` replaces the last message, which is kept until the new one is answered.
+            images: Its images.
+            replace_last: `text` replaces that of the last message, which is kept until the new one is answered.
             continues: The last answer is to be continued; its turn is kept.
 
         Returns:
@@ -283,7 +304,7 @@ class ChatSession:
         """
         rest = self._before_last()[0] if replace_last or continues else list(self.messages)
         last = self.messages[len(rest) :]
-        new = last if continues else [Message("user", text)] if text else []
+        new = last if continues else self._next(text, images, replace_last=replace_last)
         while rest:
             usage = self._usage_of([*rest, *new])
             if usage.left is None or usage.left >= max(usage.answer_tokens, (usage.context_length or 0) // 4):

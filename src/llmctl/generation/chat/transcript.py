@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import UserError
-from llmctl.generation.media import Media, media_document, media_from
+from llmctl.generation.chat.attachments import Attachment, attachments_from
 from llmctl.paths import write_atomically
 from llmctl.text_files import NotTextError, read_text, reason
 
@@ -22,14 +22,21 @@ class Message:
     Attributes:
         reasoning: The model's reasoning before its answer; it is shown, but not part of later prompts.
         stopped: True if the answer was stopped before its end.
-        media: Media of a user's message.
+        images: Images of a user's message, which stand before its text.
     """
 
     role: Literal["user", "assistant"]
     content: str
     reasoning: str = ""
     stopped: bool = False
-    media: tuple[Media, ...] = ()
+    images: tuple[Attachment, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the message for a prompt, with `role` and `content`."""
+        if not self.images:
+            return {"role": self.role, "content": self.content}
+        parts = [*(image.part for image in self.images), {"type": "text", "text": self.content}]
+        return {"role": self.role, "content": parts}
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,10 @@ class Transcript:
 
 
 def save(transcript: Transcript, file: Path) -> None:
-    """Write a conversation: a header line, then one message per line.
+    """Write a conversation: a header line, then one message per line. Of images, the paths and hashes are written.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or an image comes from no file.
     """
     header = {
         "schema": SCHEMA,
@@ -66,10 +73,12 @@ def save(transcript: Transcript, file: Path) -> None:
 
 
 def read(file: Path) -> Transcript:
-    """Read a saved conversation.
+    """Read a saved conversation, and the images of its messages.
 
     Raises:
-        UserError: the file cannot be read, or a line does not have the form that `save` writes.
+        UserError: the file cannot be read, a line does not have the form that `save` writes, or an image is missing or
+            was changed.
+        MachineError: it has images, and Pillow is missing.
     """
     try:
         lines = [line for line in read_text(file).split("\n") if line.strip()]
@@ -102,7 +111,8 @@ def _markdown(messages: Sequence[Message], transcript: Transcript) -> Iterator[s
         yield f"## System\n\n{transcript.system}"
     for message in messages:
         mark = " (stopped)" if message.stopped else ""
-        yield f"## {message.role.capitalize()}{mark}\n\n{message.content.strip()}"
+        images = "".join(f"(image: {image.name})\n\n" for image in message.images)
+        yield f"## {message.role.capitalize()}{mark}\n\n{images}{message.content.strip()}"
 
 
 def _write(file: Path, text: str) -> None:
@@ -116,8 +126,8 @@ def _record(message: Message) -> dict[str, Any]:
     record: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning:
         record["reasoning"] = message.reasoning
-    if message.media:
-        record["media"] = media_document(message.media)
+    if message.images:
+        record["media"] = [image.document() for image in message.images]
     return record | ({"stopped": True} if message.stopped else {})
 
 
@@ -143,13 +153,15 @@ def _message(file: Path, number: int, value: dict[str, Any]) -> Message:
         raise UserError(f"{file}:{number}: role is neither user nor assistant")
     reasoning = value.get("reasoning")
     try:
-        media = media_from(value.get("media", []))
+        images = attachments_from(value.get("media", []))
     except ValueError as error:
         raise UserError(f"{file}:{number}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{file}:{number}: {error.message}", hint=error.hint) from error
     return Message(
         role="user" if role == "user" else "assistant",
         content=_text(file, number, value, "content"),
         reasoning=reasoning if isinstance(reasoning, str) else "",
         stopped=value.get("stopped") is True,
-        media=media,
+        images=images,
     )
