@@ -5,7 +5,11 @@ compute it for each sequence, with the length that `generate` would see. This mo
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import getsource
 from typing import Any
+
+from llmctl.transformers_compat import cache_of
 
 _ORIGINAL_LENGTH = "original_max_position_embeddings"
 
@@ -63,6 +67,27 @@ def dynamic_rope_limit(model: Any) -> int | None:
     if not any("dynamic" in str(one.get("rope_type")) for one in [rope, *rope.values()] if isinstance(one, dict)):
         return None
     return int(rope.get(_ORIGINAL_LENGTH) or config.max_position_embeddings)
+
+
+def complete_beginning_again(model: Any) -> None:
+    """Let `generate` give the model all tokens when it drops the cache at the switch of longrope.
+
+    transformers 5.18 drops the cache of Phi 3 and its relatives there, and computes the last token alone.
+    """
+    own = type(model).prepare_inputs_for_generation if begins_again_at_switch(model) else None
+    switch = rope_switch(model)
+    if own is None or switch is None or "next_sequence_length" in getsource(own):
+        return
+    prepare = model.prepare_inputs_for_generation
+
+    @wraps(prepare)
+    def prepare_all(input_ids: Any, **inputs: Any) -> Any:
+        cache = cache_of(inputs)
+        if cache is not None and cache.get_seq_length() <= switch < input_ids.shape[1]:
+            inputs["next_sequence_length"] = None
+        return prepare(input_ids, **inputs)
+
+    model.prepare_inputs_for_generation = prepare_all
 
 
 def begins_again_at_switch(model: Any) -> bool:

@@ -24,6 +24,7 @@ from llmctl.machine.detection import Machine
 from llmctl.model.tokenizer import check_draft
 from llmctl.plan import Plan
 from llmctl.quant import registry
+from llmctl.rope import complete_beginning_again
 from llmctl.transformers_compat import quiet_libraries, without_peft
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def load_prepared(prepared: Prepared) -> LoadedModel:
         compile_model(model)
     if compiled(model) is None:  # programs bound every step
         bound_time_steps(model)
+    complete_beginning_again(model)
     _set_special_tokens(model, prompt_model)
     loaded = LoadedModel(
         prepared,
