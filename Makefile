@@ -12,7 +12,7 @@ VLLM   := .venv-vllm
 PREQUANTIZED := .packages-prequantized
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: architectures test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: architectures images test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -51,6 +51,11 @@ test-templates: $(VENV)/.tests-installed
 # minutes). Interrupted, it continues where it ended. `make architectures TYPES="qwen3_5 lfm2"` checks these again.
 architectures: $(VENV)/.tests-installed
 	PYTHONPATH=tests $(BIN)/python -m support.architectures.sweep $(TYPES)
+
+# A tiny checkpoint of every family that takes images, compared with plain transformers: docs/reference/images.md (a few
+# minutes). `make images FAMILIES="qwen3_vl gemma3"` checks these alone.
+images: $(VENV)/.tests-installed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m support.vision.page $(FAMILIES)
 
 # The page of llmctl serve in a real browser. Chromium is that of the system: playwright's own need not be downloaded.
 test-page: $(VENV)/.tests-installed

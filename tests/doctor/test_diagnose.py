@@ -12,6 +12,7 @@ from llmctl.doctor.diagnose import is_healthy
 from llmctl.doctor.findings import Computer, Disk, HubState, Refusal, Requirements, Trial
 from llmctl.hub.environment import Fault
 from llmctl.machine.detection import Machine, NvidiaDriver
+from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from support.machines import H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
 
@@ -392,3 +393,31 @@ def test_the_packages_of_a_format_are_checked_one_by_one() -> None:
     assert "no such symbol" in checks["gptqmodel"].reason
     checks = lines(findings(both, model=stored_in("gptq", bits=4)))
     assert (checks["gptqmodel"].status, checks["format"].status) == ("ok", "ok")
+
+
+# -- images
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [("auto", "loaded with the first image"), ("always", "loaded at the start"), ("never", "turned off (load.images)")],
+)
+def test_the_line_of_the_images_says_when_a_vision_tower_is_loaded(images: str, words: str) -> None:
+    tower = Tensor("model.visual.patch_embed.weight", "BF16", (64, 64))
+    config = {**LLAMA3_8B.config, "vision_config": {}}
+    model = replace(LLAMA3_8B, config=config, left_out=(tower,))
+    found = findings(
+        replace(H100, packages={**H100.packages, "pillow": "12.0"}), {"load": {"images": images}}, model=model
+    )
+    line = lines(found)["images"]
+    assert line.status == ("skipped" if images == "never" else "ok")
+    assert "model.visual: 8.19 kB on disk" in line.reason
+    assert words in line.reason
+
+
+def test_a_model_that_takes_images_without_pillow_is_a_warning_with_a_fix() -> None:
+    model = replace(
+        LLAMA3_8B, config={**LLAMA3_8B.config, "vision_config": {}}, left_out=(Tensor("visual.a.weight", "BF16", (8,)),)
+    )
+    line = lines(findings(H100, model=model))["images"]
+    assert (line.status, line.fix) == ("warning", "pip install 'llmctl-hf[images]'")

@@ -8,19 +8,16 @@ import pytest
 
 import llmctl
 from llmctl.errors import UserError
-from llmctl.generation.engine import Engine, engine_for_many
-from llmctl.generation.image_input import with_images
+from llmctl.generation.engine import engine_for_many
 from llmctl.generation.image_processor import LazyImageProcessor
-from llmctl.generation.prompt import encode_prompt
-from llmctl.generation.request import Request, make_request
 from llmctl.loading.image_encoder import image_encoder
 from support.vision.build import build
-from support.vision.conversations import CONVERSATIONS, messages, raw_prompt
+from support.vision.check import answer_of, is_equal, load_family, prompt_of, request_of
+from support.vision.conversations import CONVERSATIONS
 from support.vision.families import FAMILIES
 from support.vision.pictures import picture
 from support.vision.reference import Answer, Reference
 
-NEW_TOKENS = 12
 # M-RoPE with DeepStack, a hybrid with recurrent states, images that are seen whole, and prompts that are
 SAMPLE = ("qwen3_vl", "qwen3_5", "gemma3", "paligemma", "llava_onevision")
 
@@ -39,35 +36,15 @@ def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str], llmctl.Model]:
 
     def load(name: str) -> llmctl.Model:
         if name not in models:
-            generation = {"max_new_tokens": NEW_TOKENS, "temperature": 0}
-            models[name] = llmctl.load(checkpoint(name), load={"dtype": "float32"}, generation=generation)
+            models[name] = load_family(checkpoint(name))
         return models[name]
 
     return load
 
 
-def prompt_of(conversation: str, name: str) -> Any:
-    """Return a conversation of the tests as the library takes it."""
-    if FAMILIES[name].template is not None:
-        return messages(conversation)
-    text, pictures = raw_prompt(conversation, FAMILIES[name].placeholder)
-    return with_images(text, pictures)
-
-
-def request_of(model: llmctl.Model, prompt: Any) -> Request:
-    chat, processor = model.config.chat, LazyImageProcessor(model)
-    return make_request(model, encode_prompt(model.tokenizer, with_images(prompt), chat, processor=processor))
-
-
-def answer_of(engine: Engine, request: Request) -> tuple[int, ...]:
-    [(_, completion)] = engine.run([(0, request)])
-    return tuple(completion.token_ids)  # type: ignore[union-attr]
-
-
 def expect(ids: Sequence[int], answer: Answer) -> None:
     """Check an answer, which may end earlier than the reference's, at an end token."""
-    assert tuple(ids) == answer.ids[: len(ids)]
-    assert len(ids) > 1
+    assert is_equal(ids, answer), (ids, answer.ids)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # PaliGemma's processor

@@ -27,6 +27,7 @@ def diagnose(findings: Findings) -> tuple[Check, ...]:
         *check_account(findings, need),
         *check_computer(findings, need, plan),
         *_model(findings, plan),
+        *_images(findings),
     )
 
 
@@ -79,6 +80,23 @@ def _model(findings: Findings, plan: Plan | LlmctlError | None) -> Iterator[Chec
         yield ok("plan", _summary(plan))
     else:
         yield skipped("plan", "it needs the model's files")
+
+
+def _images(findings: Findings) -> Iterator[Check]:
+    """Say when the vision tower of a model is loaded, and check the package that decodes images."""
+    model, when = findings.model, findings.config.load.images
+    if model is None or not model.takes_images:
+        return
+    towers = f"{', '.join(model.towers)}: {format_bytes(sum(model.towers.values()))} on disk"
+    if when == "never":
+        yield skipped("images", f"{towers}; turned off (load.images)")
+        return
+    text = f"{towers}, loaded {'at the start' if when == 'always' else 'with the first image'}"
+    if findings.version("pillow") is None:
+        reason = f"{text}; Pillow, which decodes images, is not installed"
+        yield warning("images", reason, "pip install 'llmctl-hf[images]'")
+    else:
+        yield ok("images", text)
 
 
 def _summary(plan: Plan) -> str:

@@ -32,6 +32,7 @@ PACKAGES = (
     "hqq",
     "peft",
     "llguidance",
+    "pillow",
     *(package.name for package in packages_of_formats()),
 )
 # The flags of /proc/cpuinfo on which the speed of a model depends, in Linux's spelling.
