@@ -76,9 +76,11 @@ class Model(LoadedModel):
         """
         return ChatSession(_with_settings(self, settings))
 
-    def generate_object(self, prompt: str | Messages, shape: type[T], **settings: Any) -> T:
+    def generate_object(
+        self, prompt: str | Messages, shape: type[T], *, images: Sequence[ImageSource] = (), **settings: Any
+    ) -> T:
         """Return an answer as an object of a type. See `llmctl.generate_object`."""
-        return generate_object(self, prompt, shape, **settings)
+        return generate_object(self, prompt, shape, images=images, **settings)
 
     def score(self, text: str, **options: Any) -> Score:
         """Return the log-probabilities of a text. See `llmctl.score`."""
@@ -231,12 +233,14 @@ def generate_batch(
     return answers.generate_batch(_with_settings(loaded, settings), rows, ordered=ordered)
 
 
-def generate_object(loaded: LoadedModel, prompt: str | Messages, shape: type[T], **settings: Any) -> T:
+def generate_object(
+    loaded: LoadedModel, prompt: str | Messages, shape: type[T], *, images: Sequence[ImageSource] = (), **settings: Any
+) -> T:
     """Return one answer as an object: `generate_object(loaded, "Who was Ada?", Person)`.
 
-    Settings are those of `stream`; arguments and errors those of `llmctl.generation.structured.objects`.
+    Images and settings are those of `stream`; arguments and errors those of `llmctl.generation.structured.objects`.
     """
-    return objects.generate_object(_with_settings(loaded, settings), prompt, shape)
+    return objects.generate_object(_with_settings(loaded, settings), with_images(prompt, images), shape)
 
 
 score, rank = scoring.score, scoring.rank

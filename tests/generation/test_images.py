@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -139,6 +139,17 @@ def test_one_bad_image_of_a_batch_fails_alone(loaded: Callable[[str], llmctl.Mod
     first, second, third = llmctl.generate_batch(model, rows)
     assert first.text == third.text == model.generate("say it", images=[picture(0)]).text
     assert "does not exist" in str(second.error)
+
+
+def test_an_object_and_a_conversation_are_about_images(loaded: Callable[[str], llmctl.Model]) -> None:
+    model = loaded("qwen3_vl")
+    assert model.generate_object("yes or no?", Literal["yes", "no"], images=[picture(0)]) in ("yes", "no")
+    chat = model.chat()
+    assert chat.send("say it", images=[picture(0)]).text == model.generate("say it", images=[picture(0)]).text
+    assert chat.history[0]["content"][1] == _text("say it")
+    before = [message.images for message in chat.messages]
+    list(chat.edit("say more"))
+    assert [message.images for message in chat.messages] == before
 
 
 def test_a_text_after_an_image_is_not_scored(loaded: Callable[[str], llmctl.Model]) -> None:
