@@ -296,6 +296,15 @@ def test_json_with_too_many_lists_is_a_400() -> None:
     assert (caught.value.status, caught.value.code) == (400, "json_too_large")
 
 
+def test_a_body_of_many_small_values_is_refused_before_it_takes_memory() -> None:
+    from llmctl.server.http_errors import RequestError
+    from llmctl.server.request_body import MAX_VALUES, check_json
+
+    with pytest.raises(RequestError, match="commas") as caught:
+        check_json(b"[1" + b",1" * (MAX_VALUES + 1) + b"]", max_depth=64)
+    assert (caught.value.status, caught.value.code) == (400, "json_too_large")
+
+
 def test_another_content_type_is_refused(port: int) -> None:
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", ""):
         assert call(port, body=b"{}", headers={"Content-Type": kind}).status == 415
