@@ -41,6 +41,18 @@ def test_towers_loaded_at_the_start_take_the_planned_bytes(name: str, load: Call
     assert model.plan.memory.total_bytes > load(name).plan.memory.total_bytes + planned
 
 
+def test_images_are_read_beside_weights_from_the_quantised_cache(tmp_path: Path) -> None:
+    folder, quantization = build("qwen3_vl", tmp_path / "model"), {"bits": 8, "cache": True}
+    first, second = (
+        llmctl.load(folder, load={"dtype": "bfloat16"}, quantization=quantization, generation={"max_new_tokens": 4})
+        for _ in range(2)
+    )
+    assert first.plan.quantized_cache is None
+    assert second.plan.quantized_cache is not None
+    answers = [model.generate("say it", images=[picture(0)]).token_ids for model in (first, second)]
+    assert answers[0] == answers[1]
+
+
 def test_images_are_refused_where_they_are_turned_off(load: Callable[..., llmctl.Model]) -> None:
     model = load("qwen3_vl", images="never")
     assert model.generate("hello").token_ids

@@ -82,7 +82,7 @@ def document(loaded: "LoadedModel") -> dict[str, Any]:
             "memory": {**asdict(plan.memory), "total_bytes": plan.memory.total_bytes},
             "left_out": dict(plan.left_out),
         },
-        "measured": asdict(loaded.measured),
+        "measured": {**asdict(loaded.measured), "tower_bytes": _tower_bytes(loaded)},
         "adapters": adapter_documents(loaded),
         "draft": document(loaded.draft) if loaded.draft else None,
     }
@@ -111,6 +111,7 @@ def _show(output: Output, loaded: "LoadedModel") -> None:
             ("quantization", measured.quantization),
             ("device map", _map_text(measured.device_map)),
             ("weights", f"{where}; planned {planned}"),
+            *([("vision tower", _tower_text(loaded))] if plan.loads_towers else []),
             ("loaded in", f"{measured.load_seconds:.1f} s"),
             ("peak memory", format_bytes(measured.peak_memory_bytes)),
             *[("adapter", _adapter_text(loaded, adapter)) for adapter in loaded.adapters],
@@ -137,6 +138,18 @@ def adapter_documents(loaded: "LoadedModel") -> list[dict[str, Any]]:
 
 def _end_tokens_text(loaded: "LoadedModel") -> str:
     return ", ".join(f"{token} {loaded.tokenizer.decode([token])!r}" for token in loaded.eos_token_ids)
+
+
+def _tower_bytes(loaded: "LoadedModel") -> int | None:
+    """Return the bytes of the towers in memory; None if they are not loaded at the start."""
+    from llmctl.loading.image_encoder import image_encoder
+
+    return image_encoder(loaded).towers().size_bytes if loaded.plan.loads_towers else None
+
+
+def _tower_text(loaded: "LoadedModel") -> str:
+    planned = loaded.plan.memory.images.tower_bytes
+    return f"{format_bytes(_tower_bytes(loaded) or 0)} in memory; planned {format_bytes(planned)}"
 
 
 def _adapter_text(loaded: "LoadedModel", adapter: "AdapterInfo") -> str:
