@@ -8,7 +8,7 @@ import pytest
 
 import llmctl
 from llmctl.errors import UserError
-from llmctl.generation.engine import engine_for_many
+from llmctl.generation.engine import engine_for_chat, engine_for_many
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.loading.image_encoder import image_encoder
 from support.vision.build import build
@@ -164,3 +164,21 @@ def _image(number: int) -> dict[str, Any]:
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
+
+
+def test_text_without_images_runs_as_before_when_there_are_no_kernels(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmctl.cpu.kernels.load", lambda: None)
+    model = llmctl.load(checkpoint("qwen3_vl"), load={"dtype": "float32"}, generation={"max_new_tokens": 4})
+    engine = engine_for_chat(model)
+    answer_of(engine, request_of(model, "hello"))
+    assert engine.token_limit(request_of(model, "hello")) is None, "it runs alone, by model.generate"
+    picture_request = request_of(model, [{"role": "user", "content": [_image(0), _text("say it")]}])
+    assert len(answer_of(engine, picture_request)) > 1
+    assert engine.token_limit(picture_request) is not None, "it is packed"
+
+
+def test_beams_and_images_do_not_go_together(loaded: Callable[[str], llmctl.Model]) -> None:
+    with pytest.raises(UserError, match="cannot have images"):
+        loaded("qwen3_vl").generate("say it", images=[picture(0)], num_beams=2)

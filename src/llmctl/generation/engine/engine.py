@@ -9,13 +9,12 @@ from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.completion import Completion, Event
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
-from llmctl.generation.engine.packable import is_packable
+from llmctl.generation.engine.packable import is_packable, why_not_packed
 from llmctl.generation.engine.packed import PackedRunner, SequenceState
 from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
-from llmctl.model.towers import is_composite
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -31,7 +30,7 @@ class Engine:
     Args:
         single: Expect one request at a time. A model that is compiled to a program uses it, and one with a recurrent
             state is packed because the next turn can then continue from a checkpoint of that state. Any other model
-            gains nothing from packing one sequence and uses `model.generate`.
+            gains nothing from packing one sequence and uses `model.generate`, except for prompts with images.
         cache: Keeps keys and values between requests that run alone.
     """
 
@@ -45,7 +44,8 @@ class Engine:
     ) -> None:
         self.loaded, self.capacity = loaded, capacity
         self._cache = cache
-        self._packed = PackedRunner(loaded, capacity) if _packs(loaded, single=single) else None
+        self._packs_text = not single or _gains_alone(loaded)
+        self._packed = PackedRunner(loaded, capacity) if self._packs_text and _packs(loaded) else None
         self._solo: SoloRun | None = None
         self._waiting: deque[SequenceState | SoloRun] = deque()
         self._solo_prefilled = self._solo_generated = 0
@@ -119,12 +119,15 @@ class Engine:
         Args:
             processors: Logits processors for this answer only, applied after those of its structure.
         """
+        if request.prompt.media and self._packed is None and not self._packs_text and _packs(self.loaded):
+            self._packed = PackedRunner(self.loaded, self.capacity)
         if self._packed is not None and self._is_packed(request):
             self._waiting.append(self._packed.sequence(key, request, processors))
         elif request.prompt.media:
+            reason = why_not_packed(self.loaded) if self.loaded.draft is None else "it has a draft model"
             raise UserError(
-                "images cannot be used here: this request runs alone, by model.generate",
-                hint="beam search, drafts, prompt lookup and quantised KV caches take no images",
+                f"this request cannot have images: {reason or 'one of its settings needs model.generate'}",
+                hint="beam search, drafts, prompt lookup and other KV caches take no images",
             )
         else:
             self._waiting.append(SoloRun(key, self.loaded, request, processors, cache=self._cache))
@@ -170,6 +173,8 @@ class Engine:
     def _is_packed(self, request: Request) -> bool:
         if self._packed is None or not request.arguments.keys() <= PACKABLE_ARGUMENTS:
             return False
+        if not self._packs_text and not request.prompt.media:
+            return False
         return self._packed.takes(request)
 
     def _admit(self) -> None:
@@ -201,12 +206,14 @@ class Engine:
             self._solo = None
 
 
-def _packs(loaded: "LoadedModel", *, single: bool) -> bool:
+def _gains_alone(loaded: "LoadedModel") -> bool:
+    """Return True if packing speeds up a model even with a single sequence."""
+    return compiled(loaded.model) is not None or has_recurrent_state(loaded.model)
+
+
+def _packs(loaded: "LoadedModel") -> bool:
     """Return True if the engine packs the requests of this model."""
     if loaded.draft is not None:
-        return False
-    takes_images = is_composite(loaded.info.config)  # whose rows only packed passes put among the tokens
-    if single and compiled(loaded.model) is None and not has_recurrent_state(loaded.model) and not takes_images:
         return False
     try:
         return is_packable(loaded)
