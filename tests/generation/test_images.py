@@ -182,3 +182,21 @@ def test_text_without_images_runs_as_before_when_there_are_no_kernels(
 def test_beams_and_images_do_not_go_together(loaded: Callable[[str], llmctl.Model]) -> None:
     with pytest.raises(UserError, match="cannot have images"):
         loaded("qwen3_vl").generate("say it", images=[picture(0)], num_beams=2)
+
+
+def test_an_image_that_its_tower_refuses_is_the_error_of_its_request_alone(
+    loaded: Callable[[str], llmctl.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded("qwen3_vl")
+
+    def refuse(*_: Any) -> Any:
+        raise UserError("images of this model need cross-attention")
+
+    monkeypatch.setattr(image_encoder(model), "shape", refuse)
+    requests = [
+        request_of(model, "hello"),
+        request_of(model, [{"role": "user", "content": [_image(5), _text("say it")]}]),
+    ]
+    results = dict(engine_for_many(model).run(enumerate(requests)))
+    assert isinstance(results[1], UserError)
+    assert len(results[0].token_ids) > 1  # type: ignore[union-attr]

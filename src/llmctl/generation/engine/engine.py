@@ -48,6 +48,7 @@ class Engine:
         self._packed = PackedRunner(loaded, capacity) if self._packs_text and _packs(loaded) else None
         self._solo: SoloRun | None = None
         self._waiting: deque[SequenceState | SoloRun] = deque()
+        self._refused: list[Event] = []
         self._solo_prefilled = self._solo_generated = 0
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
@@ -73,7 +74,7 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """True if any request is waiting or running."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._refused)
 
     @property
     def has_room(self) -> bool:
@@ -114,27 +115,34 @@ class Engine:
     # -- requests
 
     def add(self, key: Any, request: Request, processors: Sequence[Any] = ()) -> None:
-        """Queue a request.
+        """Queue a request. One whose images cannot be used ends with its error in the next step.
 
         Args:
             processors: Logits processors for this answer only, applied after those of its structure.
         """
+        try:
+            self._waiting.append(self._start(key, request, processors))
+        except LlmctlError as error:
+            self._refused.append(Event(key, end=error))
+
+    def _start(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState | SoloRun:
+        """Return the run of a request. Raise LlmctlError if its images cannot be used."""
         if request.prompt.media and self._packed is None and not self._packs_text and _packs(self.loaded):
             self._packed = PackedRunner(self.loaded, self.capacity)
         if self._packed is not None and self._is_packed(request):
-            self._waiting.append(self._packed.sequence(key, request, processors))
-        elif request.prompt.media:
+            return self._packed.sequence(key, request, processors)
+        if request.prompt.media:
             reason = why_not_packed(self.loaded) if self.loaded.draft is None else "it has a draft model"
             raise UserError(
                 f"this request cannot have images: {reason or 'one of its settings needs model.generate'}",
                 hint="beam search, drafts, prompt lookup and other KV caches take no images",
             )
-        else:
-            self._waiting.append(SoloRun(key, self.loaded, request, processors, cache=self._cache))
+        return SoloRun(key, self.loaded, request, processors, cache=self._cache)
 
     def cancel(self, key: Any) -> None:
         """Drop a request. A running one stops within one token."""
         self._waiting = deque(one for one in self._waiting if one.key != key)
+        self._refused = [event for event in self._refused if event.key != key]
         if self._packed is not None:
             self._packed.cancel(key)
         if self._solo is not None and self._solo.key == key:
@@ -143,6 +151,7 @@ class Engine:
     def drop_all(self) -> None:
         """Drop every request; the prefix cache is kept."""
         self._waiting.clear()
+        self._refused.clear()
         if self._packed is not None:
             self._packed.drop_all()
         self._drop_solo()
@@ -162,10 +171,11 @@ class Engine:
             MachineError: memory ran out. The caller must drop the running requests.
         """
         self._admit()
+        refused, self._refused = self._refused, []
         try:
             if self._solo is not None:
-                return self._step_solo(self._solo)
-            return self._packed.step() if self._packed is not None else []
+                return refused + self._step_solo(self._solo)
+            return refused + (self._packed.step() if self._packed is not None else [])
         except Exception as error:
             _raise_if_out_of_memory(error, self.loaded)
             raise
