@@ -25,6 +25,8 @@ from support.hub_standin import HubStandin
 from support.pages import PAGES, ROOT, Block, blocks, commands, run_line, shell_lines
 from support.served import served
 from support.tiny import write_model
+from support.vision.build import build
+from support.vision.pictures import picture
 
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -34,6 +36,7 @@ MODELS = (
     "Qwen/Qwen3-8B",
     "meta-llama/Meta-Llama-3-8B-Instruct",
 )
+VISION_MODELS = ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-8B-Instruct")
 DEFAULT = MODELS[0]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "reference"]
@@ -51,7 +54,7 @@ FILES = {
     "prompts.jsonl": "".join(
         json.dumps(json.loads(block.text)) + "\n"
         for block in blocks(ROOT / "docs" / "how-to" / "batch.md", "json")
-        if "text" not in json.loads(block.text) and "error" not in json.loads(block.text)
+        if not {"text", "error", "images"} & json.loads(block.text).keys()
     ),
     "talk.jsonl": '{"schema": "llmctl.chat/1", "model": "Qwen/Qwen3-4B", "commit": null, "system": null}\n'
     '{"role": "user", "content": "Hello"}\n{"role": "assistant", "content": "Hi"}\n',
@@ -112,6 +115,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubStandin]:
     first = write_model(root / MODELS[0], max_position_embeddings=2048)
     for name in MODELS[1:]:
         shutil.copytree(first, root / name)
+    for name in VISION_MODELS:
+        build("qwen3_vl", root / name)
     write_lora(root / "org" / "my-lora", outputs=64, inputs=64)
     gated = {"meta-llama/Meta-Llama-3-8B-Instruct": {"gated": "manual", "allow": ["alice"]}}
     (root / "hub.json").write_text(json.dumps({"repos": gated}))
@@ -142,6 +147,8 @@ def desk(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
+    for number, name in enumerate(("cat.png", "before.png", "after.png")):
+        picture(number).save(folder / name)
     (folder / "configs").symlink_to(ROOT / "configs")
     for name in ("one", "two"):
         write_lora(folder / name, outputs=64, inputs=64)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import llmctl
+from llmctl.cli._image_input import PromptInput
 from llmctl.cli._render import Output
 from llmctl.cli.generate import _Printer, document
 from llmctl.config import ChatSection
@@ -113,7 +114,7 @@ def test_the_document_of_generate_and_a_row_of_a_batch_have_the_reasoning(tiny: 
     request = make_request(loaded, prompt)
     *_, last = stream_request(loaded, request, processors=scripted(loaded, HARMONY, prompt))
     assert last.completion is not None
-    body = document(loaded, "hi", [last.completion])
+    body = document(loaded, PromptInput("hi"), [last.completion])
     assert body["prompt_templated"] is True
     assert (body["completions"][0]["text"], body["completions"][0]["reasoning"]) == ("Hello there.", "Simple.")
     assert reasoning_document(last.completion) == {"reasoning": "Simple."}

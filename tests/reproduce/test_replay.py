@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import llmctl
+from llmctl.cli._image_input import PromptInput
 from llmctl.cli.generate import document
 from llmctl.cli.main import main
 from llmctl.errors import LlmctlError
@@ -42,7 +43,7 @@ def record(loaded: llmctl.LoadedModel, *, count: int = 1, seed: int = 42, **gene
     completions = []
     for chunks in generate_many(settled, "the capital of france", count=count):
         completions += [chunk.completion for chunk in chunks if chunk.completion is not None]
-    return {"schema": "llmctl.generate/1", **document(settled, "the capital of france", completions)}
+    return {"schema": "llmctl.generate/1", **document(settled, PromptInput("the capital of france"), completions)}
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_hosts_and_origins_are_those_of_the_configuration(public_server: ServerP
 
 def test_bodies_have_limits_of_size_and_depth_and_must_be_json(public_server: ServerProcess) -> None:
     path = "/v1/completions"
-    large = b'{"model": "tiny", "prompt": "' + b"x" * (5 << 20) + b'"}'
+    large = b'{"model": "tiny", "prompt": "' + b"x" * (33 << 20) + b'"}'
     assert public_server.call("POST", path, body=large).status == 413
     assert public_server.call("POST", path, body=b"[" * 100_000).status == 400
     assert public_server.call("POST", path, body=b'{"a":' * 100 + b"1" + b"}" * 100).status == 400
@@ -117,7 +117,7 @@ def test_bodies_have_limits_of_size_and_depth_and_must_be_json(public_server: Se
     with connected(public_server.port) as opened:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
         opened.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-        for _ in range(5):
+        for _ in range(33):
             opened.sendall(b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
         assert answer_on(opened).status == 413
     assert public_server.complete().status == 200

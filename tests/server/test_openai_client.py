@@ -80,10 +80,10 @@ def check_strictly(kind: type[BaseModel], value: BaseModel) -> None:
 
 
 def unknown_fields(value: Any, place: str = "") -> Iterator[str]:
-    """Yield fields that OpenAI's types lack, but for reasoning and the seed, with which an answer can be repeated."""
+    """Yield fields that OpenAI's types lack, but for reasoning, the seed of an answer, and what a model takes."""
     if isinstance(value, BaseModel):
         for name in value.model_extra or {}:
-            if name not in ("reasoning_content", "seed"):
+            if name not in ("reasoning_content", "seed", "input_modalities"):
                 yield f"{place}.{name}"
         for name in type(value).model_fields:
             yield from unknown_fields(getattr(value, name), f"{place}.{name}")
