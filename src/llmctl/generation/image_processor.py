@@ -86,8 +86,11 @@ class ImageProcessor:
 
     def _process_or_reuse(self, pictures: "Sequence[Picture]") -> list[ProcessedImage]:
         keys = [(picture.sha256, self._count_that_matters(len(pictures))) for picture in pictures]
-        missing = [picture for picture, key in zip(pictures, keys, strict=True) if key not in self._processed]
-        fresh = dict(zip(keys, self._process(pictures), strict=True)) if missing else {}
+        missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._processed}
+        if self._count_that_matters(len(pictures)) > 1 and missing:
+            fresh = dict(zip(keys, self._process_group(list(pictures)), strict=True))
+        else:
+            fresh = {key: image for key, picture in missing.items() for image in self._process_group([picture])}
         images = [self._processed.get(key) or fresh[key] for key in keys]
         for key, image in zip(keys, images, strict=True):
             self._processed[key] = image
@@ -123,11 +126,6 @@ class ImageProcessor:
     def _count_that_matters(self, count: int) -> int:
         """Return 0 if images are processed one by one, else their number: LLaVA-OneVision divides only a single one."""
         return min(count, 2) if compat.counts_images(self._processor.image_processor) else 0
-
-    def _process(self, pictures: "Sequence[Picture]") -> list[ProcessedImage]:
-        together = self._count_that_matters(len(pictures)) > 1
-        groups = [list(pictures)] if together else [[picture] for picture in pictures]
-        return [image for group in groups for image in self._process_group(group)]
 
     def _process_group(self, pictures: "list[Picture]") -> list[ProcessedImage]:
         """Process pictures together and return each with its part of the tensors."""

@@ -13,7 +13,7 @@ from llmctl.model.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What a processor makes of one image.
+    """The result of processing one image.
 
     Attributes:
         tokens: Tokens in the prompt, with those that mark its rows, its beginning and its end.

@@ -32,7 +32,7 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What an image becomes in the language model.
+    """The features of an image, as the language model takes them.
 
     Attributes:
         embeddings: [tokens, hidden size], the rows that stand in place of the embeddings of the placeholder tokens.
@@ -85,10 +85,10 @@ class VisionTowers:
         """
         import torch
 
-        ids = inputs["input_ids"]
-        given = {name: value.to(self.model.device) for name, value in inputs.items()}
+        placed = {name: value.to(self.model.device) for name, value in inputs.items()}
+        given = _with_text_around(placed, token_id)
         with torch.inference_mode():
-            recorded = self._record(_with_text_around(given, token_id))
+            recorded = self._record(given)
         unknown = {
             name
             for name, value in recorded.items()
@@ -96,8 +96,8 @@ class VisionTowers:
         }
         if unknown:
             raise UserError(f"images of {self.model.config.model_type} models need {', '.join(sorted(unknown))}")
-        places = _with_text_around(given, token_id)["input_ids"][0] == token_id
-        if not int((ids == token_id).sum()):
+        places = given["input_ids"][0] == token_id
+        if not bool(places.any()):
             raise ModelError("the processor gives no token for an image")
         return _features(recorded, places)
 

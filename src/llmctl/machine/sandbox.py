@@ -351,7 +351,7 @@ def _read_outcome(results: "_Results", limits: _Limits) -> Any:
 
 
 class _Results:
-    """What a child writes into its pipe. Its state is the part of the next outcome that was read already."""
+    """The outcomes in a child's pipe. Its state is the part of the next outcome that was read already."""
 
     def __init__(self, read_fd: int) -> None:
         self._read_fd = read_fd

@@ -52,7 +52,7 @@ def computes_only_in_float32(source: str) -> bool:
 
 @dataclass
 class _Class:
-    """What a class says about dtypes.
+    """The statements of a class about dtypes.
 
     Attributes:
         bases: Names of its base classes.

@@ -188,7 +188,7 @@ class ImageBody(Body):
 
 
 class ImageUrlBody(Body):
-    """Where an image is, and how much of it the model sees."""
+    """The address of an image, and the detail in which the model sees it."""
 
     url: ImageUrl = Field(description=URL_DESCRIPTION)
     detail: Detail | None = Field(None, description=DETAIL_DESCRIPTION)

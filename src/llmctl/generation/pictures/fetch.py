@@ -315,7 +315,7 @@ class _TimedSocket:
 
 
 class _TimedReader(io.RawIOBase):
-    """What a socket receives until a deadline."""
+    """A stream of the bytes that a socket receives until a deadline."""
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._connected, self._deadline = connected, deadline
