@@ -406,5 +406,16 @@ def test_pictures_that_are_held_leave_no_room_for_others_until_they_are_released
         read()
     assert caught.value.status == 429
     held.clear()
-    assert len(read()) == 1
+
+    def read_once_released() -> list[Picture]:  # a thread of the reader may hold the last picture a moment longer
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return read()
+            except RequestError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    assert len(read_once_released()) == 1
     reader.close()
