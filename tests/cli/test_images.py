@@ -90,6 +90,60 @@ def test_a_replay_needs_the_same_pictures(run: Run, vlm: Path, image: Path, othe
     assert "identical, 4 tokens" in done.stdout
 
 
+def test_score_ranks_and_scores_after_images(run: Run, vlm: Path, image: Path, other: Path, tmp_path: Path) -> None:
+    command = ("score", "--model", str(vlm), "--json")
+    question = ("--image", str(image), "--prompt", "say it")
+    done = run(*command, *question, "--choices", "yes,no")
+    assert done.returncode == 0, done.stderr
+    choices = {one["text"]: one["logprob"] for one in json.loads(done.stdout)["choices"]}
+    [text] = json.loads(run(*command, *question, "--text", "yes").stdout)["texts"]
+    assert text["logprob"] == pytest.approx(choices["yes"], abs=1e-4)
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "prompt": "say it", "images": ["a.png"], "completion": "yes"},
+        {"id": 2, "prompt": "say it", "images": ["b.png"], "completion": "yes"},
+        {"id": 3, "prompt": "say it", "completion": "yes"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(*command[:3], "--input", str(tmp_path / "rows.jsonl"))
+    assert done.returncode == 0, done.stderr
+    scores = [json.loads(line)["logprob"] for line in done.stdout.splitlines()]
+    assert scores[0] == pytest.approx(choices["yes"], abs=1e-4)
+    assert len(set(scores)) == 3
+
+
+def test_score_refuses_images_that_it_cannot_use(
+    run: Run, vlm: Path, tiny_models: Callable[[str], Path], image: Path, tmp_path: Path
+) -> None:
+    llama = str(tiny_models("llama"))
+    refused = run("score", "--model", llama, "--image", str(image), "--prompt", "say it", "--choices", "yes,no")
+    assert (refused.returncode, "takes no images" in refused.stderr) == (2, True)
+    refused = run("score", "--model", str(vlm), "--image", str(image), "--text", "yes")
+    assert (refused.returncode, "belong to a prompt" in refused.stderr) == (2, True)
+    row = {"prompt": "say it", "images": ["missing.png"], "completion": "yes"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    refused = run("score", "--model", str(vlm), "--input", str(tmp_path / "rows.jsonl"))
+    assert refused.returncode == 2
+    assert "rows.jsonl:1: " in refused.stderr
+    assert "missing.png" in refused.stderr
+
+
+def test_a_limit_of_tokens_shrinks_images_in_prompts_and_plans(run: Run, vlm: Path, image: Path) -> None:
+    limit = ("--max-image-tokens", "4", "--json")
+    shown = json.loads(run("prompt", "--model", str(vlm), "--image", str(image), "say it", *limit).stdout)
+    assert shown["images"][0]["tokens"] <= 4
+    planned = json.loads(run("plan", str(vlm), "--images", "2", "--image-size", "40x40", *limit).stdout)
+    assert planned["images"]["tokens"] <= 4
+    assert planned["images"]["all_tokens"] == 2 * planned["images"]["tokens"]
+    refused = run("generate", "--model", str(vlm), "--image", str(image), "say it", "--max-image-tokens", "1")
+    assert (refused.returncode, "load.max_image_tokens is 1" in refused.stderr) == (2, True)
+
+
+def test_the_plan_of_an_answer_counts_its_images(run: Run, vlm: Path, image: Path) -> None:
+    command = ("generate", "--model", str(vlm), "say it", "-n", "2", "--json")
+    plans = [json.loads(run(*command, *more).stdout)["manifest"]["plan"] for more in ((), ("--image", str(image)))]
+    assert plans[0] != plans[1]
+
+
 def test_rows_have_images_and_a_changed_picture_is_answered_again(
     run: Run, vlm: Path, image: Path, other: Path, tmp_path: Path
 ) -> None:

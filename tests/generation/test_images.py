@@ -1,6 +1,7 @@
 """Answers about images: equal to those of plain transformers, alone, together, and from the prefix cache."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.engine import engine_for_chat, engine_for_many
 from llmctl.generation.image_processor import LazyImageProcessor
+from llmctl.generation.prompt import Prompt
 from llmctl.loading.image_encoder import image_encoder
 from support.vision.build import build
 from support.vision.check import answer_of, is_equal, load_family, prompt_of, request_of
@@ -152,10 +154,44 @@ def test_an_object_and_a_conversation_are_about_images(loaded: Callable[[str], l
     assert [message.images for message in chat.messages] == before
 
 
-def test_a_text_after_an_image_is_not_scored(loaded: Callable[[str], llmctl.Model]) -> None:
-    model = loaded("qwen3_vl")
-    with pytest.raises(UserError, match="cannot be scored"):
-        model.rank([{"role": "user", "content": [_image(0), _text("say it")]}], ["yes", "no"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+def test_texts_after_images_are_scored_like_plain_transformers(
+    name: str, checkpoint: Callable[[str], Path], loaded: Callable[[str], llmctl.Model]
+) -> None:
+    reference, model = Reference(checkpoint(name)), loaded(name)
+    texts = ("a red house", "blue")
+    inputs = reference.chat_inputs([{"role": "user", "content": [_image(0), _text("say it")]}])
+    expected = {
+        text: reference.logprobs(inputs, model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
+    }
+    scored = model.score(texts[0], prompt="say it", images=[picture(0)], top=2)
+    assert [one.logprob for one in scored.logprobs] == pytest.approx(expected[texts[0]], abs=1e-3)
+    assert all(len(one.top) == 2 for one in scored.logprobs)
+    before = image_encoder(model).encoded
+    ranked = model.rank("say it", texts, images=[picture(0)], by="mean")
+    totals = {one.score.text: one.score.total for one in ranked}
+    assert totals == pytest.approx({text: sum(logprobs) for text, logprobs in expected.items()}, abs=1e-3)
+    assert image_encoder(model).encoded == before, "the image is known"
+    with pytest.raises(UserError, match="belong to a prompt"):
+        model.score("a text", images=[picture(0)])
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "idefics3", "gemma4", "llava_next"])
+def test_images_are_shrunk_to_a_limit_of_tokens(name: str, checkpoint: Callable[[str], Path]) -> None:
+    large = picture(1).resize((900, 300))
+
+    def prompt(limit: int | None) -> Prompt:
+        model = llmctl.load(checkpoint(name), load={"dtype": "float32", "max_image_tokens": limit})
+        request = request_of(model, [{"role": "user", "content": [{"type": "image", "image": large}, _text("hi")]}])
+        assert len(answer_of(engine_for_many(model), replace(request, budget=2))) == 2
+        return request.prompt
+
+    whole, text = prompt(None), len(prompt(None)) - len(prompt(None).media[0].positions)
+    smaller = prompt(len(whole.media[0].positions) // 2 + text)
+    assert len(smaller) < len(whole)
+    assert smaller.media[0].sha256 == whole.media[0].sha256, "the hash is that of the picture as it was given"
+    with pytest.raises(UserError, match="max_image_tokens is 1"):
+        prompt(1)
 
 
 def _image(number: int) -> dict[str, Any]:

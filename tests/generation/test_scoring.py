@@ -9,7 +9,7 @@ import pytest
 import llmctl
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation import scoring
+from llmctl.generation import scoring, sequence_logprobs
 
 Tiny = Callable[[str], Path]
 TEXT = "the capital of france is paris . once upon a time there was a café ☃ . " * 2
@@ -40,7 +40,7 @@ def test_every_architecture_scores_like_a_plain_pass_even_in_portions(
     ids = list(loaded.tokenizer(TEXT)["input_ids"])
     assert values(llmctl.score(loaded, TEXT)) == pytest.approx(plain(loaded, ids), abs=1e-4)
     sizes: list[int] = []
-    monkeypatch.setattr(scoring, "_PORTION_TOKENS", 16)
+    monkeypatch.setattr(sequence_logprobs, "_PORTION_TOKENS", 16)
     hook = loaded.model.register_forward_hook(lambda _m, _a, output: sizes.append(output.logits.shape[1]))
     portions = values(llmctl.score(loaded, TEXT))
     hook.remove()

@@ -196,6 +196,8 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--device-map", "--device", key="load.device_map", metavar="NAME", group="Loading",
             help="Device: auto, cpu, cuda, cuda:N, mps, balanced or sequential"),
     OVERCOMMIT,
+    setting("--max-image-tokens", key="load.max_image_tokens", metavar="INTEGER", group="Loading",
+            help="Shrink larger images to this many tokens", default_text="the model's limits"),
     setting("--deterministic", key="deterministic", metavar=None, group="Loading",
             help="Use torch's deterministic algorithms; slower"),
     DRAFT,

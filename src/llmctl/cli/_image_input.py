@@ -1,5 +1,6 @@
 """Prompts of the command line: text and images from flags, files and standard input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from llmctl.errors import UserError
 if TYPE_CHECKING:
     from llmctl.generation.pictures import Picture
     from llmctl.loading.prepare import Prepared
+    from llmctl.plan.images import ImageRequest
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class PromptInput:
         from llmctl.generation.media import with_pictures
 
         return with_pictures(self.text, self.pictures) if self.pictures else self.text
+
+    @property
+    def images_to_plan(self) -> "ImageRequest | None":
+        """The images as a plan takes them: all as large as the largest."""
+        from llmctl.plan.images import ImageRequest
+
+        if not self.pictures:
+            return None
+        largest = max(self.pictures, key=lambda picture: picture.width * picture.height)
+        return ImageRequest(len(self.pictures), largest.width, largest.height)
 
     def images_document(self) -> dict[str, Any]:
         """Return the images as JSON values; empty without any."""
@@ -58,10 +70,11 @@ def read_prompt_input(options: Options) -> PromptInput:
     if sum(from_stdin) > 1 or (any(from_stdin) and text == "-"):
         raise UserError("standard input can be read once: as one image, or as the prompt", hint="give files for others")
     prompt = read_prompt(text, options[PROMPT_FILE], reads_stdin=not any(from_stdin))
-    return PromptInput(prompt, tuple(map(str, files)), _read(files))
+    return PromptInput(prompt, tuple(map(str, files)), read_image_files(files))
 
 
-def _read(files: list[Path]) -> "tuple[Picture, ...]":
+def read_image_files(files: Sequence[Path]) -> "tuple[Picture, ...]":
+    """Return the pictures in files; `-` is standard input. Errors are those of `read_prompt_input`."""
     if not files:
         return ()
     from llmctl.generation.image_input import read_images

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from llmctl.loading.prepare import Prepared
     from llmctl.model.resolve import ResolvedModel
     from llmctl.plan import Plan
+    from llmctl.plan.images import ImageRequest
 
 _LONG_SECONDS = 2
 
 
-def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Prepared":
+def prepare_model(
+    output: Output, settings: "Settings", *, offline: bool, images: "ImageRequest | None" = None
+) -> "Prepared":
     """Prepare a model without its weights, with a download if needed, and report which model is used.
+
+    Args:
+        images: Images to reserve memory for.
 
     Raises:
         LlmctlError: as `loading.prepare`.
@@ -30,7 +36,7 @@ def prepare_model(output: Output, settings: "Settings", *, offline: bool) -> "Pr
 
     check_structure(settings.config)
     with show_download(output, settings) as progress:
-        prepared = prepare(settings, offline=offline, progress=progress)
+        prepared = prepare(settings, offline=offline, progress=progress, images=images)
     output.note(f"model: {prepared.resolved.source} ({prepared.resolved.reason})")
     note_unused(output, [one.name for one in prepared.plan.generation.left_out if one.changes_text])
     if prepared.draft is not None:

@@ -4,6 +4,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmctl.errors import LlmctlError, MachineError, RemoteError, UserError
 from llmctl.generation.image_tokens import ImageTokens, count_image_tokens
@@ -55,10 +56,13 @@ class ImagesToPlan:
         return [("towers", towers), ("images", f"{one}{all_of_them}; {self.backend} resizes them")]
 
 
-def images_to_plan(info: ModelInfo, *, count: int, size: str, offline: bool) -> ImagesToPlan:
+def images_to_plan(info: ModelInfo, *, count: int, size: str, max_tokens: int | None, offline: bool) -> ImagesToPlan:
     """Count the tokens of images of a size such as `1024x768` with the model's own processor.
 
     Without a package that the processor needs, or without its files, the tokens are unknown.
+
+    Args:
+        max_tokens: Maximum tokens to which an image is shrunk; None for the processor's own limits.
 
     Raises:
         UserError: the size cannot be read, or the model takes no images or refuses this size.
@@ -67,7 +71,7 @@ def images_to_plan(info: ModelInfo, *, count: int, size: str, offline: bool) -> 
     if not info.takes_images:
         raise UserError(f"{info.source} takes no images", hint="omit --images")
     try:
-        counted = _count(info, width=width, height=height, count=count, offline=offline)
+        counted = _count(info, width=width, height=height, count=count, max_tokens=max_tokens, offline=offline)
     except (MachineError, RemoteError) as error:
         return ImagesToPlan(count, width, height, None, 0, unknown=_reason(error))
     return ImagesToPlan(
@@ -98,12 +102,12 @@ def _width_and_height(size: str) -> tuple[int, int]:
     return width, height
 
 
-def _count(info: ModelInfo, *, width: int, height: int, count: int, offline: bool) -> ImageTokens:
+def _count(info: ModelInfo, *, offline: bool, **image: Any) -> ImageTokens:
     """Count with the processor in the model's folder, or from the Hub."""
     if info.folder is not None:
-        return count_image_tokens(info.folder, info, width=width, height=height, count=count)
+        return count_image_tokens(info.folder, info, **image)
     if offline:
         raise RemoteError("the processor is not on this machine", hint="omit --offline")
     with tempfile.TemporaryDirectory() as name:
         fetch_processor(info.source, commit=info.commit, folder=Path(name))
-        return count_image_tokens(Path(name), info, width=width, height=height, count=count)
+        return count_image_tokens(Path(name), info, **image)

@@ -111,7 +111,7 @@ def answer(output: Output, settings: "Settings", given: PromptInput, *, count: i
     """Answer one prompt `count` times."""
     from llmctl.generation.stream import generate_many
 
-    prepared = prepare_model(output, settings, offline=offline)
+    prepared = prepare_model(output, settings, offline=offline, images=given.images_to_plan)
     if given.pictures:
         check_takes_images(prepared)
     loaded = load_model(output, prepared)

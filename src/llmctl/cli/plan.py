@@ -46,8 +46,8 @@ FORCE = switch("--force", help="Replace an existing file", needs="--write")
 
 
 @command(
-    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, IMAGES, IMAGE_SIZE, MEASURE, WRITE, FORCE, "Model", "--quant",
-    "--dtype", "--attn", "--device-map", "--draft",
+    app, MODEL_ARGUMENT, CONTEXT, BATCH, MACHINES, IMAGES, IMAGE_SIZE, MEASURE, WRITE, FORCE, "--max-image-tokens",
+    "Model", "--quant", "--dtype", "--attn", "--device-map", "--draft",
 )  # fmt: skip
 def plan(options: Options) -> None:
     """Show how a model would run here, before downloading it.
@@ -124,10 +124,13 @@ def _images(options: Options, preview: "ModelPreview") -> "ImagesToPlan | None":
         return None
     from llmctl.cli._plan_images import images_to_plan
 
-    if options.settings().config.load.images == "never":
+    load = options.settings().config.load
+    if load.images == "never":
         raise UserError("--images plans for images, and load.images is never", hint="omit one of them")
     size = options[IMAGE_SIZE] or DEFAULT_IMAGE_SIZE
-    return images_to_plan(preview.info, count=count, size=size, offline=options[OFFLINE])
+    return images_to_plan(
+        preview.info, count=count, size=size, max_tokens=load.max_image_tokens, offline=options[OFFLINE]
+    )
 
 
 def _survey(

@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmctl.cli._command import command, new_app
 from llmctl.cli._flag import Flag, file, files, optional_integer, text, texts
-from llmctl.cli._flags import MODEL_ARGUMENT, OFFLINE
+from llmctl.cli._flags import IMAGE, MODEL_ARGUMENT, OFFLINE
+from llmctl.cli._image_input import PromptInput, check_takes_images, read_image_files
 from llmctl.cli._loading import load_model, prepare_model
 from llmctl.cli._options import Options
 from llmctl.cli._render import Output
@@ -64,16 +65,18 @@ class Job:
         prompt: The context before it, or None.
         text: The text itself.
         id: The id of its row, if the row has one.
+        has_images: True if the prompt is messages with the paths of images.
     """
 
     prompt: "str | Messages | None"
     text: str
     id: Any = None
+    has_images: bool = False
 
 
 @command(
-    app, MODEL_ARGUMENT, TEXT, FILES, PROMPT, TOKENS, WINDOW, STRIDE, CHOICES, CHOICE, BY, ROWS, RESULTS, "--system",
-    "--raw", "--template", "--logprobs", "Model", "Loading",
+    app, MODEL_ARGUMENT, TEXT, FILES, PROMPT, IMAGE, TOKENS, WINDOW, STRIDE, CHOICES, CHOICE, BY, ROWS, RESULTS,
+    "--system", "--raw", "--template", "--logprobs", "Model", "Loading",
 )  # fmt: skip
 def score(options: Options) -> None:
     """Show how likely a text is to a model, or rank several answers.
@@ -81,7 +84,7 @@ def score(options: Options) -> None:
     Log-probabilities are natural logarithms of the model's own distribution: raw logits in float32, no temperature. A
     text without a prompt is scored as it is, except for its first token, which has no context. A prompt passes through
     the chat template, if there is one, and the text is the assistant's answer. A text longer than the context is read
-    through a window that moves by --stride.
+    through a window that moves by --stride. A text after images must fit in the context.
 
     Examples:
 
@@ -91,19 +94,24 @@ def score(options: Options) -> None:
 
       llmctl score --prompt "Is the sky green?" --choices yes,no
 
+      llmctl score --image cat.png --prompt "What is this?" --choices cat,dog --model Qwen/Qwen3-VL-2B-Instruct
+
       llmctl score --raw -p "The capital of France is" --text " Paris" --tokens
 
       llmctl score --input rows.jsonl --output scored.jsonl
     """
     from llmctl.generation.scoring import make_windows, rank, score_each
 
-    output, prompt, tokens = options.output, options[PROMPT], options[TOKENS]
+    output, tokens = options.output, options[TOKENS]
     answers, rows = _answers(options), options[ROWS]
     _check_combination(options, has_answers=bool(answers))
+    given, prompt = _read_prompt(options)
     if (results := options[RESULTS]) is not None:
         check_output(results, flag="--output")
     jobs = _read_rows(rows) if rows else [] if answers else [Job(prompt, text) for text in _read_texts(options)]
-    prepared = prepare_model(output, options.settings(), offline=options[OFFLINE])
+    prepared = prepare_model(output, options.settings(), offline=options[OFFLINE], images=given.images_to_plan)
+    if given.pictures or any(job.has_images for job in jobs):
+        check_takes_images(prepared)
     window, stride = options[WINDOW], options[STRIDE]
     make_windows(prepared.config.tokenizer.model_max_length or prepared.info.context_length, window, stride)
     loaded = load_model(output, prepared)
@@ -112,7 +120,7 @@ def score(options: Options) -> None:
         ranked = rank(loaded, prompt or "", answers, by=options[BY], top=top)
         _show_choices(output, loaded, ranked, by=options[BY], tokens=tokens)
         return
-    scores = score_each(loaded, ((job.prompt, job.text) for job in jobs), top=top, window=window, stride=stride)
+    scores = score_each(loaded, _pairs(jobs), top=top, window=window, stride=stride)
     if rows:
         _write_rows(output, loaded, jobs, scores, results, tokens=tokens is not False)
         return
@@ -137,6 +145,23 @@ def _check_combination(options: Options, *, has_answers: bool) -> None:
         options.refuse(BY, reason="--by works only with --choices")
 
 
+def _read_prompt(options: Options) -> "tuple[PromptInput, str | Messages | None]":
+    """Return the prompt of the flags, and as the library takes it: None without one."""
+    prompt, files = options[PROMPT], options[IMAGE]
+    if files and prompt is None:
+        raise UserError("images belong to a prompt", hint="give --prompt TEXT")
+    given = PromptInput(prompt or "", tuple(map(str, files)), read_image_files(files))
+    return given, None if prompt is None else given.prompt
+
+
+def _pairs(jobs: Iterable[Job]) -> "Iterator[tuple[str | Messages | None, str]]":
+    """Yield prompts and texts. The images of a prompt are decoded when its turn comes."""
+    from llmctl.generation.image_input import with_images
+
+    for job in jobs:
+        yield with_images(job.prompt) if job.has_images else job.prompt, job.text
+
+
 def _read_texts(options: Options) -> list[str]:
     """Return the texts of the flags, the files, or standard input, whose last newline is not part of the text."""
     texts = [*options[TEXT], *(read_text_file(path, flag="--file") for path in options[FILES])]
@@ -158,8 +183,8 @@ def _read_rows(file: Path) -> list[Job]:
                 try:
                     if problem is not None:
                         raise ValueError(problem)
-                    jobs.append(_job(value))
-                except ValueError as error:
+                    jobs.append(_job(value, file.parent))
+                except (ValueError, UserError) as error:
                     problems.append(f"{file}:{line}: {error}")
     except OSError as error:
         raise UserError(f"--input {file}: {error.strerror}") from error
@@ -169,15 +194,19 @@ def _read_rows(file: Path) -> list[Job]:
             shown.append(f"and {len(problems) - _MAX_SHOWN_PROBLEMS} more")
         raise UserError(
             "\n  ".join([f"{len(problems)} of {len(problems) + len(jobs)} rows cannot be scored:", *shown]),
-            hint='a row is {"text": …}, or {"prompt": …, "completion": …}',
+            hint='a row is {"text": …}, or {"prompt": …, "completion": …} and perhaps {"images": [paths]}',
         )
     if not jobs:
         raise UserError(f"--input {file}: there are no rows in it")
     return jobs
 
 
-def _job(row: Any) -> Job:
-    """Return the job of a row. Raises ValueError."""
+def _job(row: Any, folder: Path) -> Job:
+    """Return the job of a row. Raises ValueError, and UserError for an image.
+
+    Args:
+        folder: Paths of images are relative to it.
+    """
     if not isinstance(row, dict):
         raise ValueError("it is not an object")  # noqa: TRY004 (one class for whatever is wrong with a row)
     name = "completion" if "completion" in row else "text"
@@ -186,7 +215,30 @@ def _job(row: Any) -> Job:
         raise ValueError(f"{name} must be a text that is not empty")
     if not isinstance(prompt, str | None) and not _are_messages(prompt):
         raise ValueError("prompt must be a text, or a list of messages")
-    return Job(prompt, text, row.get("id"))
+    images = _images(row, prompt, folder)
+    return Job(images or prompt, text, row.get("id"), has_images=bool(images))
+
+
+def _images(row: Any, prompt: "str | Messages | None", folder: Path) -> "Messages | None":
+    """Return the messages of a row with images, whose files exist; None without any. Errors are those of `_job`."""
+    from llmctl.generation.batch.rows import images_problem
+    from llmctl.generation.image_input import count_images, image_sources, with_image_sources
+    from llmctl.generation.media import with_pictures
+
+    images = row.get("images")
+    if problem := images_problem(images, None if isinstance(prompt, str | None) else prompt):
+        raise ValueError(problem)
+    if images:
+        if not isinstance(prompt, str):
+            raise ValueError("images belong to a prompt")
+        prompt = with_pictures(prompt, images)
+    if prompt is None or not count_images(prompt):
+        return None
+    messages = with_image_sources(prompt, folder)
+    for source in image_sources(messages):
+        if isinstance(source, Path) and not source.is_file():
+            raise ValueError(f"{source}: there is no such file")
+    return messages
 
 
 def _are_messages(value: Any) -> bool:

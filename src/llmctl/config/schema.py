@@ -104,6 +104,14 @@ class LoadSection(Section):
             "plan counts it; never, so that images are refused."
         ),
     )
+    max_image_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Maximum tokens of an image in a prompt; larger images are shrunk. Default: the limits of the model's "
+            "image processor."
+        ),
+    )
     overcommit: bool = Field(
         False, description="Load even if the RAM seems too small. The system may then kill the process."
     )

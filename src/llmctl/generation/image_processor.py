@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from llmctl import transformers_compat as compat
 from llmctl.errors import MachineError, ModelError, UserError, first_line
+from llmctl.generation.image_size import shrunk, smaller_settings
 from llmctl.model.towers import is_composite
 
 if TYPE_CHECKING:
@@ -34,19 +35,23 @@ class ProcessedImage:
 
     Attributes:
         key: Hash of the picture and of the settings of its processing, in hexadecimal. Equal keys give equal features.
-        picture: The picture.
+        sha256: Hash of the picture as it was given.
+        picture: The picture as it is processed: smaller than the one given if that had too many tokens.
         text: The text that stands for the image in a prompt, with `tokens` placeholder tokens.
         tokens: Number of tokens that have features of the image.
         token_id: The placeholder token.
         inputs: Arguments of the composite model for a prompt that has this image alone.
+        settings: Settings of the image processor that differ from those in its files.
     """
 
     key: str
+    sha256: str
     picture: "Picture" = field(repr=False)
     text: str
     tokens: int
     token_id: int
     inputs: "Mapping[str, Tensor]" = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -61,10 +66,18 @@ class ImageProcessor:
         processor: transformers' processor.
         tokenizer: The model's tokenizer.
         token_id: The placeholder token, each of which takes one row of an image's features.
+        max_tokens: Maximum tokens of one image, or None for the processor's own limits.
     """
 
-    def __init__(self, processor: Any, tokenizer: "PreTrainedTokenizerBase", token_id: int) -> None:
-        self._processor, self._tokenizer, self.token_id = processor, tokenizer, token_id
+    def __init__(
+        self,
+        processor: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        token_id: int,
+        *,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._processor, self._tokenizer, self.token_id, self._max_tokens = processor, tokenizer, token_id, max_tokens
         self._processed: OrderedDict[tuple[str, int], ProcessedImage] = OrderedDict()
         self._lock = Lock()
         self._settings = f"{type(processor).__name__} {type(processor.image_processor).__name__}"
@@ -88,9 +101,9 @@ class ImageProcessor:
         keys = [(picture.sha256, self._count_that_matters(len(pictures))) for picture in pictures]
         missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._processed}
         if self._count_that_matters(len(pictures)) > 1 and missing:
-            fresh = dict(zip(keys, self._process_group(list(pictures)), strict=True))
+            fresh = dict(zip(keys, self._process_within_limit(list(pictures)), strict=True))
         else:
-            fresh = {key: image for key, picture in missing.items() for image in self._process_group([picture])}
+            fresh = {key: image for key, picture in missing.items() for image in self._process_within_limit([picture])}
         images = [self._processed.get(key) or fresh[key] for key in keys]
         for key, image in zip(keys, images, strict=True):
             self._processed[key] = image
@@ -115,8 +128,11 @@ class ImageProcessor:
 
     def encode_raw(self, text: str, images: Sequence[ProcessedImage]) -> list[int]:
         """Return the ids of a text with placeholders, as the processor writes a prompt without a chat template."""
+        settings = dict(images[0].settings)
+        if any(image.settings != settings for image in images):  # no call of the processor makes these images
+            return list(self._tokenizer(self.expand(text, images))["input_ids"])
         pictures = [image.picture.image() for image in images]
-        encoded = self._encode(text=[text], images=pictures, return_tensors="pt")
+        encoded = self._encode(text=[text], images=pictures, return_tensors="pt", **_images_kwargs(settings))
         return [int(token) for token in encoded["input_ids"][0]]
 
     def _encode(self, **arguments: Any) -> Any:
@@ -127,7 +143,38 @@ class ImageProcessor:
         """Return 0 if images are processed one by one, else their number: LLaVA-OneVision divides only a single one."""
         return min(count, 2) if compat.counts_images(self._processor.image_processor) else 0
 
-    def _process_group(self, pictures: "list[Picture]") -> list[ProcessedImage]:
+    def _process_within_limit(self, pictures: "list[Picture]") -> list[ProcessedImage]:
+        """Process pictures together, smaller if they would have too many tokens."""
+        images = self._process_group(pictures, {})
+        further = iter(smaller_settings(self._processor.image_processor))
+        settings: Mapping[str, Any] = {}
+        smaller = pictures
+        while not self._fit(images):
+            if (fewer := next(further, None)) is not None:
+                settings = fewer
+            else:
+                smaller = [self._smaller(image) for image in images]
+            images = self._process_group(smaller, settings)
+        given = [picture.sha256 for picture in pictures]
+        return [replace(image, sha256=sha256) for image, sha256 in zip(images, given, strict=True)]
+
+    def _fit(self, images: Sequence[ProcessedImage]) -> bool:
+        return self._max_tokens is None or all(len(self._ids(image.text)) <= self._max_tokens for image in images)
+
+    def _smaller(self, image: ProcessedImage) -> "Picture":
+        """Return a smaller picture of an image that has too many tokens. Raise UserError if there is none."""
+        tokens, limit = len(self._ids(image.text)), self._max_tokens or 1
+        if tokens <= limit:
+            return image.picture
+        smaller = shrunk(image.picture, tokens=tokens, limit=limit)
+        if smaller is None:
+            raise UserError(
+                f"this model reads an image as {tokens} tokens or more, and load.max_image_tokens is {limit}",
+                hint=f"--max-image-tokens {tokens}",
+            )
+        return smaller
+
+    def _process_group(self, pictures: "list[Picture]", settings: Mapping[str, Any]) -> list[ProcessedImage]:
         """Process pictures together and return each with its part of the tensors."""
         try:
             encoded = self._encode(
@@ -136,6 +183,7 @@ class ImageProcessor:
                 return_tensors="pt",
                 return_text_replacement_offsets=True,
                 return_mm_token_type_ids=True,
+                **_images_kwargs(settings),
             )
         except ImportError as error:
             raise missing_package(error) from error
@@ -145,9 +193,9 @@ class ImageProcessor:
         texts = [part["replacement"] for part in encoded.pop("text_replacement_offsets")[0]]
         tensors = {name: tensor for name, tensor in encoded.items() if hasattr(tensor, "nbytes")}
         if len(pictures) == 1:
-            return [self._image(pictures[0], texts[0], tensors)]
+            return [self._image(pictures[0], texts[0], tensors, settings)]
         return [
-            self._image(picture, text, self._part(tensors, number, text, len(pictures)))
+            self._image(picture, text, self._part(tensors, number, text, len(pictures)), settings)
             for number, (picture, text) in enumerate(zip(pictures, texts, strict=True))
         ]
 
@@ -161,25 +209,38 @@ class ImageProcessor:
         counts = {name: tensor for name, tensor in tensors.items() if name == "batch_num_images"}
         return {**part, **by_token, **counts, "input_ids": ids}
 
-    def _image(self, picture: "Picture", text: str, inputs: "dict[str, Tensor]") -> ProcessedImage:
+    def _image(
+        self, picture: "Picture", text: str, inputs: "dict[str, Tensor]", settings: Mapping[str, Any]
+    ) -> ProcessedImage:
         together = inputs["batch_num_images"].tolist() if "batch_num_images" in inputs else []
-        source = json.dumps([picture.sha256, self._settings, text, together])
+        source = json.dumps([picture.sha256, self._settings, dict(settings), text, together])
         key = hashlib.sha256(source.encode()).hexdigest()
         tokens = self._ids(text).count(self.token_id)
-        return ProcessedImage(key, picture, text, tokens, self.token_id, inputs)
+        return ProcessedImage(key, picture.sha256, picture, text, tokens, self.token_id, inputs, settings)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _images_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the argument of a processor that changes settings of its image processor."""
+    return {"images_kwargs": dict(settings)} if settings else {}
+
+
 def load_image_processor(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Mapping[str, Any], *, source: str
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Mapping[str, Any],
+    *,
+    source: str,
+    max_tokens: int | None = None,
 ) -> ImageProcessor:
     """Load the processor of a model that takes images.
 
     Args:
         config: The model's config.json.
         source: The model's name in messages.
+        max_tokens: Maximum tokens of one image, or None for the processor's own limits.
 
     Raises:
         UserError: the model takes no images.
@@ -200,7 +261,7 @@ def load_image_processor(
     if processor is None or getattr(processor, "image_token", None) is None:
         raise UserError(f"{source} takes no images", hint="llmctl plan MODEL --images 1 says which models do")
     token_id = config.get("image_token_id", config.get("image_token_index", getattr(processor, "image_token_id", None)))
-    return ImageProcessor(processor, tokenizer, int(token_id))
+    return ImageProcessor(processor, tokenizer, int(token_id), max_tokens=max_tokens)
 
 
 def missing_package(error: Exception) -> MachineError:
@@ -243,6 +304,10 @@ class LazyImageProcessor:
         if model.tokenizer not in _PROCESSORS:
             with compat.quiet_libraries():
                 _PROCESSORS[model.tokenizer] = load_image_processor(
-                    model.resolved.folder, model.tokenizer, model.info.config, source=model.plan.source
+                    model.resolved.folder,
+                    model.tokenizer,
+                    model.info.config,
+                    source=model.plan.source,
+                    max_tokens=model.config.load.max_image_tokens,
                 )
         return _PROCESSORS[model.tokenizer]

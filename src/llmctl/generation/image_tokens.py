@@ -26,11 +26,14 @@ class ImageTokens:
     input_bytes: int
 
 
-def count_image_tokens(folder: Path, info: ModelInfo, *, width: int, height: int, count: int = 1) -> ImageTokens:
+def count_image_tokens(
+    folder: Path, info: ModelInfo, *, width: int, height: int, count: int = 1, max_tokens: int | None = None
+) -> ImageTokens:
     """Return the tokens of an image of `width` x `height` pixels, one of `count` in its prompt.
 
     Args:
         folder: Folder of the files of the tokenizer and the processor.
+        max_tokens: Maximum tokens to which an image is shrunk; None for the processor's own limits.
 
     Raises:
         UserError: the model takes no images, or refuses one of this size.
@@ -42,7 +45,7 @@ def count_image_tokens(folder: Path, info: ModelInfo, *, width: int, height: int
         if compat.composite_model_class(info.model_type) is None:
             raise UserError(f"{info.source} takes no images", hint="omit --images")
         tokenizer = load_tokenizer(folder, arguments, source=info.source, info=info)
-        processor = load_image_processor(folder, tokenizer, info.config, source=info.source)
+        processor = load_image_processor(folder, tokenizer, info.config, source=info.source, max_tokens=max_tokens)
         picture = Picture.of(width=width, height=height, pixels=bytes(3 * width * height))
         image = processor.process([picture] * min(count, 2))[-1]  # one processor divides only a single image
     tokens = len(tokenizer(image.text, add_special_tokens=False)["input_ids"])

@@ -95,7 +95,7 @@ def locate_media(ids: Sequence[int], images: "Sequence[ProcessedImage]", token_i
     media, begin = [], 0
     for image in images:
         positions = tuple(places[begin : begin + image.tokens])
-        media.append(Media("image", image.picture.sha256, positions, image))
+        media.append(Media("image", image.sha256, positions, image))
         begin += image.tokens
     return tuple(media)
 

@@ -1,29 +1,27 @@
 """Scores of texts: log-probabilities of tokens, perplexity, and a ranking of choices."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
 from llmctl.generation.conversation_cache import ConversationCache
-from llmctl.generation.image_input import count_images
+from llmctl.generation.engine import Engine, engine_for_chat
+from llmctl.generation.image_input import ImageSource, count_images, with_images
 from llmctl.generation.image_processor import LazyImageProcessor
-from llmctl.generation.logprobs import TokenLogprob, token_logprobs
+from llmctl.generation.logprobs import TokenLogprob
 from llmctl.generation.prompt import Messages, Prompt, encode_prompt, uses_template
+from llmctl.generation.sequence_logprobs import sequence_logprobs
+from llmctl.generation.teacher_forcing import forced_logprobs
 from llmctl.model.vocabulary import check_ids
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
     from llmctl.loading.model import LoadedModel
 
-# The logits of a long text are computed in portions: maximum elements (128 MiB in float32) and tokens of one portion.
-_PORTION_ELEMENTS = 2**25
-_PORTION_TOKENS = 2048
 By = Literal["sum", "mean", "byte"]
 
 
@@ -92,6 +90,7 @@ def score(
     text: str,
     *,
     prompt: "str | Messages | None" = None,
+    images: Sequence[ImageSource] = (),
     chat: ChatSection | None = None,
     top: int = 0,
     window: int | None = None,
@@ -103,6 +102,7 @@ def score(
         text: Scored literally. If the chat template is applied to the prompt, control tokens in the text are encoded
             as text, like those in the prompt.
         prompt: The text before it, which is not scored. `encode_after` describes where the prompt ends.
+        images: Images before the prompt, for models that take them. The text must then fit in the context.
         chat: Replaces the configuration's chat section.
         top: Number of top tokens to record at each position.
         window: Maximum tokens of one pass; by default, the context.
@@ -110,9 +110,12 @@ def score(
             in transformers' guide on perplexity: each window scores only the tokens that earlier ones did not.
 
     Raises:
-        UserError: the text or the prompt is empty, or window and stride do not fit.
+        UserError: the text or the prompt is empty, window and stride do not fit, or an image cannot be used.
     """
-    return next(score_each(loaded, [(prompt, text)], chat=chat, top=top, window=window, stride=stride))
+    if images and prompt is None:
+        raise UserError("images belong to a prompt", hint='prompt="What is in the picture?"')
+    given = None if prompt is None else with_images(prompt, images)
+    return next(score_each(loaded, [(given, text)], chat=chat, top=top, window=window, stride=stride))
 
 
 def score_each(
@@ -124,11 +127,19 @@ def score_each(
     window: int | None = None,
     stride: int | None = None,
 ) -> Iterator[Score]:
-    """Yield the score of each pair of a prompt (or None) and a text. Consecutive equal prompts are computed once."""
+    """Yield the score of each pair of a prompt (or None) and a text. Consecutive equal prompts are computed once.
+
+    The images of prompts are decoded pictures, as `with_images` returns them.
+    """
     windows = make_windows(loaded.context_length, window, stride)
     before: str | Messages | None = None
     kept = ConversationCache()
+    engine: Engine | None = None
     for prompt, text in pairs:
+        if prompt is not None and count_images(prompt):
+            engine = engine or engine_for_chat(loaded)
+            yield _score_after_images(loaded, text, prompt, chat, top, engine)
+            continue
         if prompt is None or prompt != before:
             kept = ConversationCache()
         before = prompt
@@ -140,6 +151,7 @@ def rank(
     prompt: "str | Messages",
     choices: Sequence[str],
     *,
+    images: Sequence[ImageSource] = (),
     chat: ChatSection | None = None,
     by: By = "sum",
     top: int = 0,
@@ -148,6 +160,7 @@ def rank(
 
     Args:
         choices: At least two.
+        images: Images before the prompt, for models that take them.
         chat: Replaces the configuration's chat section.
         by: The sum of an answer's log-probabilities (favours short answers), the mean per token, or the sum per byte.
         top: Number of top tokens to record at each position.
@@ -157,29 +170,12 @@ def rank(
     """
     if len(set(choices)) < max(len(choices), 2):
         raise UserError("ranking needs at least two choices, all different", hint="--choices yes,no")
-    scores = list(score_each(loaded, [(prompt, choice) for choice in choices], chat=chat, top=top))
+    given = with_images(prompt, images)
+    scores = list(score_each(loaded, [(given, choice) for choice in choices], chat=chat, top=top))
     best = max(s.total for s in scores)
     mass = sum(exp(s.total - best) for s in scores)
     ranked = [RankedChoice(s, exp(s.total - best - log(mass))) for s in scores]
     return tuple(sorted(ranked, key=lambda choice: choice.score.by(by), reverse=True))
-
-
-def sequence_logprobs(
-    loaded: "LoadedModel", prompt: Prompt, *, start: int, top: int = 0, kept: ConversationCache | None = None
-) -> tuple[TokenLogprob, ...]:
-    """Return the log-probabilities of the tokens from `start` on, each conditioned on all earlier tokens.
-
-    Args:
-        prompt: The whole sequence, which must fit in the context.
-        start: At least 1.
-        top: Number of top tokens to record at each position.
-        kept: The cache of an earlier call; the common prefix is not computed again.
-    """
-    logprobs: list[TokenLogprob] = []
-    for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
-        place = start + len(logprobs)
-        logprobs += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
-    return tuple(logprobs)
 
 
 def encode_after(
@@ -194,10 +190,11 @@ def encode_after(
 
     With a chat template, the prompt ends where the assistant's turn begins, and the text is tokenised separately, as
     the model would write it there. A raw prompt and its text are tokenised together, and a token can span the end of
-    the prompt. The prompt is then the common prefix of both tokenisations, with and without the text.
+    the prompt. The prompt is then the common prefix of both tokenisations, with and without the text. After images, a
+    raw prompt and its text are tokenised separately, too.
     """
     alone = encode_prompt(tokenizer, prompt, chat, processor=processor)
-    if uses_template(tokenizer, chat, prompt):
+    if alone.media or uses_template(tokenizer, chat, prompt):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return alone.followed_by(ids), len(alone)
     both = encode_prompt(tokenizer, f"{prompt}{text}", chat)
@@ -249,10 +246,7 @@ def _score(
     windows: Windows,
     kept: ConversationCache,
 ) -> Score:
-    if not text:
-        raise UserError("the text to score is empty", hint="give --text TEXT, --file FILE, or text on standard input")
-    if count_images(prompt or ""):
-        raise UserError("texts after images cannot be scored or ranked", hint="llmctl.generate takes images")
+    _check_text(text)
     if prompt is None:
         encoded, start = encode_prompt(loaded.tokenizer, text, ChatSection(raw=True)), 1
     else:
@@ -270,42 +264,17 @@ def _score(
     return Score(text, tuple(logprobs), start, count)
 
 
-def _logits(model: Any, prompt: Prompt, start: int, kept: ConversationCache) -> "Iterator[torch.Tensor]":
-    """Yield the logits that predict the tokens from `start` on, in portions of shape [T, V].
-
-    The tokens before `start` are computed separately, so that an answer gets the same score whether or not its prompt
-    was cached.
-    """
-    ids = list(prompt.ids)
-    cache = kept.arguments_for(model, Prompt(prompt.ids[:start], prompt.media))
-    known, last = start - kept.prefilled_tokens, len(ids) - 1
-    if not cache:  # the cache of this model cannot be kept: compute everything at once
-        if last >= start:
-            yield _forward(model, ids[:last], last, use_cache=False)[start - 1 :]
-        return
-    size = _portion(model)
-    minimal_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    for begin in range(known, start - 1, size):
-        end = min(begin + size, start - 1)
-        _forward(model, ids[begin:end], end, use_cache=True, **minimal_logits, **cache)
-    for begin in range(start - 1, last, size):
-        end = min(begin + size, last)
-        yield _forward(model, ids[begin:end], end, use_cache=True, **cache)
-    kept.keep(prompt)
+def _score_after_images(
+    loaded: "LoadedModel", text: str, prompt: "str | Messages", chat: ChatSection | None, top: int, engine: Engine
+) -> Score:
+    _check_text(text)
+    processor = LazyImageProcessor(loaded)
+    encoded, start = encode_after(loaded.tokenizer, prompt, text, chat or loaded.config.chat, processor=processor)
+    context, ids = replace(encoded, ids=encoded.ids[:start]), encoded.ids[start:]
+    check_ids(ids, loaded.tokenizer, loaded.info.embedding_rows)
+    return Score(text, forced_logprobs(loaded, context, ids, top=top, engine=engine), start)
 
 
-def _forward(model: Any, ids: list[int], seen: int, **arguments: Any) -> "torch.Tensor":
-    """Return the logits [T, V] of one pass over `ids`, after which the context has `seen` tokens."""
-    import torch
-
-    with torch.no_grad():
-        inputs = torch.tensor([ids], dtype=torch.long, device=model.device)
-        mask = torch.ones((1, seen), dtype=torch.long, device=model.device)
-        logits: torch.Tensor = model(input_ids=inputs, attention_mask=mask, **arguments).logits[0]
-        return logits
-
-
-def _portion(model: Any) -> int:
-    """Return the maximum tokens of one portion of logits."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    return max(16, min(_PORTION_TOKENS, _PORTION_ELEMENTS // vocabulary))
+def _check_text(text: str) -> None:
+    if not text:
+        raise UserError("the text to score is empty", hint="give --text TEXT, --file FILE, or text on standard input")

@@ -11,6 +11,7 @@ from llmctl.model.draft import draft_settings
 from llmctl.model.info import ModelInfo, check_generates_text, read_model_info
 from llmctl.model.resolve import ResolvedModel, resolve_adapters, resolve_model
 from llmctl.plan import Plan, PlanRequest, make_plan
+from llmctl.plan.images import ImageRequest
 
 if TYPE_CHECKING:
     from llmctl.hub.download.progress import Progress
@@ -47,6 +48,7 @@ def prepare(
     progress: "Progress | None" = None,
     context: int | None = None,
     batch: int = 1,
+    images: ImageRequest | None = None,
 ) -> Prepared:
     """Find the model, download it if needed, read its headers, and plan. Reads no weights and does not import torch.
 
@@ -56,6 +58,7 @@ def prepare(
         progress: Receives the progress of a download.
         context: Tokens to reserve memory for; see `PlanRequest`.
         batch: Concurrent sequences to reserve memory for.
+        images: Images to reserve memory for.
 
     Raises:
         LlmctlError: see `resolve_model`, `read_model_info` and `make_plan`.
@@ -65,7 +68,14 @@ def prepare(
     machine = machine or read_machine()
     adapters = resolve_adapters(config, offline=offline, progress=progress)
     request = PlanRequest(
-        config, machine, info, context=context, batch=batch, adapters=adapters, origins=settings.origins
+        config,
+        machine,
+        info,
+        context=context,
+        batch=batch,
+        adapters=adapters,
+        origins=settings.origins,
+        images=images,
     )
     if config.draft.id is None:
         plan = plan_cache(make_plan(request), config, info, machine)

@@ -65,11 +65,11 @@ def _tower_bytes(info: ModelInfo, dtype: str) -> int:
 
 def _feature_bytes(info: ModelInfo, images: ImageRequest | None, dtype: str) -> int:
     """Return the bytes of the features that are kept: a row for each token, and one for each level of DeepStack."""
-    if images is None or images.tokens is None:
+    if images is None:
         return FEATURE_CACHE_BYTES
     levels = 1 + len(_vision(info).get("deepstack_visual_indexes") or ())
     row = int(info.text_config.get("hidden_size") or 0) * levels * DTYPE_SIZE_BYTES[dtype]
-    one = images.tokens * row
+    one = (_patches(info, images) if images.tokens is None else images.tokens) * row
     return max(min(images.count * one, FEATURE_CACHE_BYTES), one)
 
 
@@ -81,11 +81,21 @@ def _encoder_bytes(info: ModelInfo, images: ImageRequest | None, dtype: str) -> 
     vision = _vision(info)
     hidden = _first_int(vision, "hidden_size", "embed_dim", "width")
     inner = _first_int(vision, "intermediate_size") or 4 * hidden
-    patch = _first_int(vision, "patch_size") or 14
-    side = _first_int(vision, "image_size") or 1024
-    pixel_bytes = images.input_bytes if images is not None and images.input_bytes else 3 * 4 * side**2
-    patches = pixel_bytes // (3 * 4 * patch**2)
-    return 2 * pixel_bytes + patches * (8 * hidden + 4 * inner) * DTYPE_SIZE_BYTES[dtype]
+    rows = _patches(info, images) * (8 * hidden + 4 * inner) * DTYPE_SIZE_BYTES[dtype]
+    return 2 * _input_bytes(info, images) + rows
+
+
+def _input_bytes(info: ModelInfo, images: ImageRequest | None) -> int:
+    """Return the bytes of the tensors of one image: float32 pixels, as many as it has or as the towers expect."""
+    if images is not None and images.input_bytes:
+        return images.input_bytes
+    side = _first_int(_vision(info), "image_size") or 1024
+    return 3 * 4 * max(side**2, images.width * images.height if images is not None else 0)
+
+
+def _patches(info: ModelInfo, images: ImageRequest | None) -> int:
+    """Return the patches of one image: at least as many as it has tokens."""
+    return _input_bytes(info, images) // (3 * 4 * (_first_int(_vision(info), "patch_size") or 14) ** 2)
 
 
 def _vision(info: ModelInfo) -> dict[str, Any]:

@@ -343,6 +343,9 @@ RULES: dict[str, Rule] = {
     "load.device_map": _device_map,
     "load.attn_implementation": _attention,
     "load.images": _images,
+    "load.max_image_tokens": _always(
+        not_possible("vLLM has no limit of tokens per image; vllm.extra: {mm_processor_kwargs: …} has those of a model")
+    ),
     "tokenizer.model_max_length": _max_length,
     "tokenizer.fix_mistral_regex": _mistral_pattern,
     "quantization.bits": _bits,

@@ -84,6 +84,21 @@ class Reference:
         logprobs = [row[0].log_softmax(-1) for row in output.logits]
         return Answer(prompt, ids, tuple(float(row[token]) for row, token in zip(logprobs, ids, strict=True)))
 
+    def logprobs(self, inputs: Any, ids: Sequence[int]) -> tuple[float, ...]:
+        """Return the log-probability of each of `ids` after the tensors of a prompt."""
+        start = inputs["input_ids"].shape[1]
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=len(ids),
+            do_sample=False,
+            prefix_allowed_tokens_fn=lambda _, known: [ids[len(known) - start]],
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        rows = [row[0].log_softmax(-1) for row in output.logits]
+        return tuple(float(row[token]) for row, token in zip(rows, ids, strict=True))
+
 
 @contextmanager
 def _numpy_may_copy_tensors() -> Iterator[None]:

@@ -317,7 +317,7 @@ def parse_object(value: Any, *, line: int, column: str | None = None) -> Parsed:
     settings = {name: fields.pop(name) for name in _ROW_KEYS if fields.get(name) is not None}
     problem = (
         _prompt_problem(prompt, messages, column or "prompt")
-        or _images_problem(images, messages)
+        or images_problem(images, messages)
         or _settings_problem(settings, fields)
     )
     if problem:
@@ -344,7 +344,8 @@ def _prompt_problem(prompt: Any, messages: Any, name: str) -> str | None:
     return None if prompt.strip() else f"{name} is empty"
 
 
-def _images_problem(images: Any, messages: Any) -> str | None:
+def images_problem(images: Any, messages: Any) -> str | None:
+    """Return the problem with the `images` of a row, or None."""
     if images is None:
         return None
     if messages is not None:

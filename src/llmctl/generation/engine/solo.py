@@ -15,7 +15,7 @@ from llmctl.generation.decoding_stats import DecodingMeter
 from llmctl.generation.logprobs import RawLogits
 from llmctl.generation.pieces import Piece
 from llmctl.generation.request import Request, generation_config
-from llmctl.generation.scoring import sequence_logprobs
+from llmctl.generation.sequence_logprobs import sequence_logprobs
 from llmctl.generation.structured.constraint import processors as structure_processors
 from llmctl.transformers_compat import quiet_libraries
 

@@ -15,7 +15,7 @@ from llmctl.generation.logprobs import TokenLogprob, token_text
 from llmctl.generation.pieces import text_of
 from llmctl.generation.prompt import Prompt, encode_prompt
 from llmctl.generation.prompt_length import check_length
-from llmctl.generation.scoring import sequence_logprobs
+from llmctl.generation.sequence_logprobs import sequence_logprobs
 from llmctl.server.answering import ChoiceWriter, Submission, answer, finish_reason, json_logprob, usage
 from llmctl.server.fields import Refused
 from llmctl.server.http_errors import RequestError
