@@ -94,8 +94,9 @@ def _llama_bench(bench: str, file: str, threads: int) -> dict[str, Any]:
     for name, arguments in tests.items():
         command = [bench, "-m", file, "-t", str(threads), "-r", "1", "-o", "json", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"llama-bench ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        if done.returncode != 0:  # the other programs are measured all the same
+            sys.stderr.write(f"llama-bench ended with {done.returncode}:\n{done.stderr[-2000:]}\n")
+            return {}
         rates[name] = json.loads(done.stdout)[0]["avg_ts"]
     return rates
 

@@ -7,6 +7,7 @@ llama-bench feeds random token ids, and the converter refuses tokenizers that it
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     sys.path[:0] = [str(source), str(source / "gguf-py")]
     import gguf
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+    from conversion import ModelBase, ModelType, gemma, get_model_architecture, get_model_class
 
     architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
     try:
@@ -24,11 +25,28 @@ def main() -> None:
     except NotImplementedError:
         sys.exit(3)
 
+    load_hparams = ModelBase.load_hparams
+
+    def with_old_names(*arguments: Any, **options: Any) -> dict[str, Any]:
+        """Return a config with the keys of published checkpoints, which transformers 5.24 renames."""
+        config: dict[str, Any] = load_hparams(*arguments, **options)
+        if "mlp_layer_types" in config:
+            config.setdefault("first_k_dense_replace", config["mlp_layer_types"].count("dense"))
+        if config.get("model_type") == "granitemoehybrid":
+            names = {"full_attention": "attention", "linear_attention": "mamba"}
+            config["layer_types"] = [names.get(one, one) for one in config["layer_types"]]
+        return config
+
+    ModelBase.load_hparams = staticmethod(with_old_names)
+
     def set_vocab(self: Any) -> None:
         self.gguf_writer.add_tokenizer_model("no_vocab")
         if not any(f"{self.gguf_writer.arch}.vocab_size" in part for part in self.gguf_writer.kv_data):
             self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
 
+    # Gemma's converter keeps as many rows of the embedding as tokenizer.json has tokens
+    rows = range(ModelBase.load_hparams(folder, False)["vocab_size"])
+    gemma.json = SimpleNamespace(load=lambda _: {"model": {"vocab": rows}, "added_tokens": ()})
     model_class.set_vocab = set_vocab
     if model_class.supports_mtp_export:
         model_class.no_mtp = True  # the random checkpoints have no layers that predict several tokens

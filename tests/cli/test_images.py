@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 
 from llmctl.cli._dropped_files import leading_images
+from llmctl.cli._image_input import PromptInput
+from llmctl.config import Config, Settings
+from llmctl.generation.image_input import read_images
+from llmctl.loading.prepare import prepare
+from llmctl.plan.images import ImageRequest
 from support.chat import Chat
 from support.vision.build import build
 from support.vision.pictures import picture
@@ -128,20 +133,26 @@ def test_score_refuses_images_that_it_cannot_use(
 
 
 def test_a_limit_of_tokens_shrinks_images_in_prompts_and_plans(run: Run, vlm: Path, image: Path) -> None:
-    limit = ("--max-image-tokens", "4", "--json")
+    picture(2).save(image)
+    shown = json.loads(run("prompt", "--model", str(vlm), "--image", str(image), "say it", "--json").stdout)
+    assert shown["images"][0]["tokens"] > 12
+    limit = ("--max-image-tokens", "12", "--json")
     shown = json.loads(run("prompt", "--model", str(vlm), "--image", str(image), "say it", *limit).stdout)
-    assert shown["images"][0]["tokens"] <= 4
-    planned = json.loads(run("plan", str(vlm), "--images", "2", "--image-size", "40x40", *limit).stdout)
-    assert planned["images"]["tokens"] <= 4
+    assert shown["images"][0]["tokens"] <= 12
+    planned = json.loads(run("plan", str(vlm), "--images", "2", "--image-size", "64x100", *limit).stdout)
+    assert planned["images"]["tokens"] <= 12
     assert planned["images"]["all_tokens"] == 2 * planned["images"]["tokens"]
     refused = run("generate", "--model", str(vlm), "--image", str(image), "say it", "--max-image-tokens", "1")
     assert (refused.returncode, "load.max_image_tokens is 1" in refused.stderr) == (2, True)
 
 
-def test_the_plan_of_an_answer_counts_its_images(run: Run, vlm: Path, image: Path) -> None:
-    command = ("generate", "--model", str(vlm), "say it", "-n", "2", "--json")
-    plans = [json.loads(run(*command, *more).stdout)["manifest"]["plan"] for more in ((), ("--image", str(image)))]
-    assert plans[0] != plans[1]
+def test_the_plan_of_an_answer_counts_its_images(vlm: Path, image: Path, other: Path) -> None:
+    given = PromptInput("say it", (str(image), str(other)), tuple(read_images([image, other])))
+    settings = Settings(Config.model_validate({"model": {"id": str(vlm)}}))
+    without, counted = (prepare(settings, images=images).plan.memory for images in (None, given.images_to_plan))
+    assert given.images_to_plan == ImageRequest(2, 90, 30), "as large as the largest"
+    assert counted.images.tower_bytes > 0 == without.images.tower_bytes
+    assert counted.total_bytes > without.total_bytes
 
 
 def test_rows_have_images_and_a_changed_picture_is_answered_again(

@@ -1,5 +1,7 @@
 """Answers about images: equal to those of plain transformers, alone, together, and from the prefix cache."""
 
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,10 @@ import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.engine import engine_for_chat, engine_for_many
 from llmctl.generation.image_processor import LazyImageProcessor
+from llmctl.generation.image_tokens import count_image_tokens
 from llmctl.generation.prompt import Prompt
 from llmctl.loading.image_encoder import image_encoder
+from llmctl.model.info import read_model_info
 from support.vision.build import build
 from support.vision.check import answer_of, is_equal, load_family, prompt_of, request_of
 from support.vision.conversations import CONVERSATIONS
@@ -176,7 +180,7 @@ def test_texts_after_images_are_scored_like_plain_transformers(
         model.score("a text", images=[picture(0)])
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "idefics3", "gemma4", "llava_next"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "idefics3", "mistral3"])
 def test_images_are_shrunk_to_a_limit_of_tokens(name: str, checkpoint: Callable[[str], Path]) -> None:
     large = picture(1).resize((900, 300))
 
@@ -186,12 +190,25 @@ def test_images_are_shrunk_to_a_limit_of_tokens(name: str, checkpoint: Callable[
         assert len(answer_of(engine_for_many(model), replace(request, budget=2))) == 2
         return request.prompt
 
-    whole, text = prompt(None), len(prompt(None)) - len(prompt(None).media[0].positions)
-    smaller = prompt(len(whole.media[0].positions) // 2 + text)
+    whole = prompt(None)
+    smaller = prompt(2 * len(whole.media[0].positions) // 3)
     assert len(smaller) < len(whole)
     assert smaller.media[0].sha256 == whole.media[0].sha256, "the hash is that of the picture as it was given"
     with pytest.raises(UserError, match="max_image_tokens is 1"):
         prompt(1)
+
+
+def test_a_budget_of_tokens_is_lowered_to_one_that_the_processor_accepts(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("gemma4"), tmp_path / "gemma4")
+    file = next(path for path in folder.glob("*processor_config.json") if "max_soft_tokens" in path.read_text())
+    file.write_text(re.sub(r'"max_soft_tokens": \d+', '"max_soft_tokens": 560', file.read_text()))
+    info = read_model_info(folder, source="gemma4")
+    counts = [
+        count_image_tokens(folder, info, width=900, height=900, max_tokens=limit).tokens for limit in (None, 300, 100)
+    ]
+    assert counts[0] > 300 >= counts[1] > 100 >= counts[2]
 
 
 def _image(number: int) -> dict[str, Any]:

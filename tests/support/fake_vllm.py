@@ -62,12 +62,19 @@ class Handler(BaseHTTPRequestHandler):
         if how == "refuses" and body["seed"] == 13:
             return self.answer(400, {"error": {"message": "thirteen is refused", "type": "", "code": 400}})
         time.sleep(float(os.environ.get("FAKE_VLLM_SECONDS", "0")))
-        ids = body["prompt"][-2:] + [0]
+        is_chat = "messages" in body
+        ids = [1, 2, 0] if is_chat else body["prompt"][-2:] + [0]
         tokens = [f"token_id:{one}" for one in ids]
+        text = json.dumps({k: v for k, v in body.items() if k != "prompt"})
+        if is_chat:
+            tops = [{"token": "token_id:7", "logprob": -0.1}]
+            scored = [{"token": t, "logprob": -0.5, "top_logprobs": tops} for t in tokens]
+            return self.answer(200, {"choices": [{"message": {"role": "assistant", "content": text},
+                "finish_reason": "stop", "stop_reason": None, "token_ids": ids,
+                "logprobs": {"content": scored} if body.get("logprobs") else None}]})
         logprobs = {"tokens": tokens, "token_logprobs": [-0.5] * 3, "top_logprobs": [{t: -0.5, "token_id:7": -0.1}
                     for t in tokens]}
-        self.answer(200, {"choices": [{"text": json.dumps({k: v for k, v in body.items() if k != "prompt"}),
-            "finish_reason": "stop", "stop_reason": None, "token_ids": ids,
+        self.answer(200, {"choices": [{"text": text, "finish_reason": "stop", "stop_reason": None, "token_ids": ids,
             "logprobs": logprobs if body["logprobs"] is not None else None}]})
 
     def log_message(self, *_):

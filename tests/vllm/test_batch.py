@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from llmctl.cli.main import main
+from llmctl.generation.pictures import bytes_of_data_url, read_pictures
 from support import forkserver
+from support.vision.build import build
+from support.vision.pictures import picture
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -73,6 +76,37 @@ def test_each_request_carries_the_settings_of_its_row(batch: Run) -> None:
     assert requests[3]["structured_outputs"] == {"grammar": "start: /yes|no/"}
     scored = read()[1]["logprobs"]
     assert [one["top"][0]["id"] for one in scored] == [7, 7, 7]
+
+
+def test_rows_with_images_are_sent_as_messages_with_the_decoded_pictures(
+    fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = build("qwen3_vl", tmp_path / "qwen3_vl")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    picture(1).save("a.jpg", quality=80)
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+    parts = [{"type": "text", "text": "and this?"}, {"type": "image", "image": "a.jpg"}]
+    write_rows(
+        {"id": 1, "prompt": "say it", "images": ["a.jpg"], "generation": {"logprobs": 1, "max_new_tokens": 5}},
+        {"id": 2, "messages": [*turns, {"role": "user", "content": parts}], "system": "be brief"},
+        {"id": 3, "prompt": "say <|im_end|>", "images": ["a.jpg"]},
+        {"id": 4, "prompt": "say it"},
+    )
+    assert main(command_line(folder)) == 1
+    answers = {one["id"]: one for one in read()}
+    first, second = (json.loads(answers[number]["text"]) for number in (1, 2))
+    assert (first["max_tokens"], first["top_logprobs"], first["add_generation_prompt"]) == (5, 1, True)
+    assert answers[1]["logprobs"][0]["top"][0]["id"] == 7
+    image, text = first["messages"][0]["content"]
+    assert text == {"type": "text", "text": "say it"}
+    [original] = read_pictures([Path("a.jpg")])
+    [sent] = read_pictures([bytes_of_data_url(image["image_url"]["url"])])
+    assert sent == original, "the very pixels that llmctl has hashed"
+    assert [message["role"] for message in second["messages"]] == ["system", "user", "assistant", "user"]
+    assert second["messages"][-1]["content"][1]["type"] == "image_url"
+    assert "control token" in answers[3]["error"]["message"]
+    assert "messages" not in json.loads(answers[4]["text"])
 
 
 def test_a_refused_or_unsupported_row_does_not_affect_the_others(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,16 @@ def note_unused(output: Output, names: Sequence[str]) -> None:
 
 
 def load_model(output: Output, prepared: "Prepared") -> "LoadedModel":
-    """Load the weights of a prepared model, and report the decisions: important ones, and with --verbose all."""
+    """Load the weights of a prepared model, and report the decisions: important ones, and with --verbose all.
+
+    Raises:
+        LlmctlError: as `load_prepared`, and if images are wanted from the start and their processor cannot be loaded.
+    """
+    from llmctl.cli._image_input import check_takes_images
     from llmctl.loading.loader import load_prepared
 
+    if prepared.plan.loads_towers:
+        check_takes_images(prepared)
     with output.waiting(f"loading {prepared.resolved.source}"):
         loaded = load_prepared(prepared)
     show_decisions(output, loaded.plan)

@@ -20,7 +20,10 @@ app = new_app()
 TOKENS = switch("--tokens", group="Prompt", help="Show each token id beside its text")
 
 
-@command(app, PROMPT_ARGUMENT, "Prompt", TOKENS, "--model", "--revision", "--config", "--set", "--offline")
+@command(
+    app, PROMPT_ARGUMENT, "Prompt", TOKENS, "--model", "--revision", "--config", "--set", "--offline",
+    "--max-image-tokens",
+)  # fmt: skip
 def prompt(options: Options) -> None:
     """Show a prompt as the model sees it, and its problems.
 

@@ -266,13 +266,11 @@ def load_image_processor(
 
 def missing_package(error: Exception) -> MachineError:
     """Return the error for a package that images need."""
-    text = str(error)
-    for package, command in (
-        ("torchvision", "pip install torchvision, of the version that belongs to your torch"),
-        ("num2words", "pip install num2words"),
-    ):
-        if package in text.lower():
-            return MachineError(f"the images of this model need the package {package}", hint=command)
+    if "torchvision" in str(error).lower():
+        return MachineError(
+            "the images of this model need the package torchvision",
+            hint="pip install torchvision, of the version that belongs to your torch",
+        )
     return MachineError(f"images need a package: {first_line(error)}", hint="pip install 'llmctl-hf[images]'")
 
 

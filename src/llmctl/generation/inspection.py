@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.errors import UserError
+from llmctl.generation.control_tokens import added_tokens
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.media import Media
-from llmctl.generation.prompt import Messages, Prompt, added_tokens, encode_prompt, rendering, uses_template
+from llmctl.generation.prompt import Messages, Prompt, encode_prompt, rendering, uses_template
 from llmctl.machine.sandbox import FailedError, LimitExceededError, run_bounded
 from llmctl.model.tokenizer import in_parts
 from llmctl.model.vocabulary import check_ids

@@ -4,19 +4,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
 from llmctl.errors import LlmctlError, UserError
+from llmctl.generation.control_tokens import refuse_control_tokens, texts_in
 from llmctl.generation.media import (
     Media,
     cache_ids,
-    locate_media,
     media_document,
     message_parts,
     pictures_in,
     without_pictures,
 )
+from llmctl.generation.prompt_images import PromptImages, process_images
 from llmctl.generation.prompt_length import check_length, is_long, limits_for
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
@@ -28,7 +28,7 @@ from llmctl.transformers_compat import expanding_tokenizer, sanitising_arguments
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llmctl.generation.image_processor import ImageProcessor, LazyImageProcessor, ProcessedImage
+    from llmctl.generation.image_processor import LazyImageProcessor
 
 Messages = Sequence[Mapping[str, Any]]
 # How a rendered conversation ends: with the beginning of the assistant's turn, inside its final message, or after it.
@@ -150,7 +150,7 @@ def encode_prompts(
                 encoded[number] = Prompt(tuple(_encode_raw(tokenizer, str(prompt), chat)), is_open=True)
         except LlmctlError as error:
             encoded[number] = error
-    short = {number: one for number, one in renderings.items() if not is_long(_texts(one.messages))}
+    short = {number: one for number, one in renderings.items() if not is_long(texts_in(one.messages))}
     works = [partial(render, tokenizer, one) for one in short.values()]
     for (number, one), result in zip(short.items(), run_bounded_each(works), strict=True):
         encoded[number] = template_error(result) if isinstance(result, Exception) else _finished(one, result)
@@ -161,7 +161,7 @@ def encode_prompts(
 
 def _render_long(tokenizer: "PreTrainedTokenizerBase", conversation: "Rendering") -> Prompt | LlmctlError:
     """Render and tokenise a long conversation, with more time and memory than a template alone may use."""
-    seconds, extra_bytes = limits_for(_texts(conversation.messages))
+    seconds, extra_bytes = limits_for(texts_in(conversation.messages))
     work = partial(render, tokenizer, conversation)
     [result] = run_bounded_each([work], seconds=seconds, extra_bytes=extra_bytes)
     if isinstance(result, Exception):
@@ -175,38 +175,6 @@ def _finished(conversation: "Rendering", ids: Sequence[int]) -> Prompt | LlmctlE
         return conversation.prompt(ids)
     except ValueError as error:
         return UserError(f"the chat template does not fit the images: {error}", hint="--template FILE uses another one")
-
-
-@dataclass(frozen=True)
-class PromptImages:
-    """The images of a prompt, in order, with the processor that made them."""
-
-    processor: "ImageProcessor"
-    images: "tuple[ProcessedImage, ...]"
-
-    def expand(self, text: str) -> str:
-        """Replace the placeholders in a rendered prompt by the texts of the images."""
-        return self.processor.expand(text, self.images)
-
-    def media(self, ids: Sequence[int]) -> tuple[Media, ...]:
-        """Return the media of a prompt. Raise ValueError if it has not as many placeholders as the images."""
-        return locate_media(ids, self.images, self.processor.token_id)
-
-
-def process_images(prompt: "str | Messages", processor: "LazyImageProcessor | None") -> PromptImages | None:
-    """Return the images of a prompt, processed; None without any.
-
-    Raises:
-        UserError: the model takes no images, or refuses a picture.
-        MachineError: a package is missing.
-    """
-    pictures = pictures_in(prompt)
-    if not pictures:
-        return None
-    if processor is None:
-        raise UserError("images cannot be used here", details={"param": "messages"})
-    loaded = processor()
-    return PromptImages(loaded, tuple(loaded.process(pictures)))
 
 
 def _encode_raw_with_images(
@@ -289,33 +257,6 @@ def template_source(tokenizer: "PreTrainedTokenizerBase", chat: ChatSection, *, 
 
 
 @dataclass(frozen=True)
-class AddedTokens:
-    """The added tokens of a tokenizer.
-
-    Attributes:
-        special: The ids of special tokens by their text. Decoders remove them.
-        text: All added tokens, with a null character between two.
-    """
-
-    special: Mapping[str, int]
-    text: str
-
-
-_added_tokens: "WeakKeyDictionary[Any, tuple[int, AddedTokens]]" = WeakKeyDictionary()
-
-
-def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> AddedTokens:
-    """Return the added tokens of a tokenizer. They are cached, since transformers collects them with every call."""
-    size, tokens = _added_tokens.get(tokenizer, (0, None))
-    if tokens is None or size != len(tokenizer):
-        added = tokenizer.added_tokens_decoder
-        special = {str(token.content): id_ for id_, token in added.items() if token.special}
-        tokens = AddedTokens(special, "\0".join(str(token.content) for token in added.values()))
-        _added_tokens[tokenizer] = (len(tokenizer), tokens)
-    return tokens
-
-
-@dataclass(frozen=True)
 class Rendering:
     """A conversation for a chat template, in JSON values.
 
@@ -364,7 +305,7 @@ def rendering(
         raise UserError("this model has no chat template for messages", hint="give a prompt text, or --template FILE")
     arguments = template_arguments(tokenizer, chat, template, with_tools=bool(tools))
     if not (sanitising := sanitising_arguments(tokenizer)):
-        _refuse_control_tokens(tokenizer, [*messages, *(tools or ()), arguments])
+        refuse_control_tokens(tokenizer, [*messages, *(tools or ()), arguments])
     if tools:
         arguments["tools"] = list(tools)
     last = {"continue_final_message": True} if ending == "inside" else {"add_generation_prompt": ending == "turn"}
@@ -433,30 +374,6 @@ def _encode_space(tokenizer: "PreTrainedTokenizerBase", space: str) -> list[int]
     return list(tokenizer(space, add_special_tokens=False)["input_ids"])
 
 
-def _refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", given: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse control tokens in messages: older transformers cannot keep them apart from the template's own."""
-    special = added_tokens(tokenizer).special
-    for text in _texts(given):
-        token = next((token for token in special if token in text), None)
-        if token is not None:
-            raise UserError(
-                f"the prompt contains the control token {token}, which this transformers would take for a real one",
-                hint="pip install --upgrade transformers, or remove it from the text",
-            )
-
-
 def texts_of(prompt: "str | Messages", chat: ChatSection, tools: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
     """Yield every text that a prompt contains."""
-    yield from _texts([prompt, tools or (), chat.system or "", chat.prefill or ""])
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every string in messages or tools, including argument names."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _texts([key, part])
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
+    yield from texts_in([prompt, tools or (), chat.system or "", chat.prefill or ""])

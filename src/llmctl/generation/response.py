@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from llmctl.config import ChatSection
 from llmctl.generation.channels import channels_of
+from llmctl.generation.control_tokens import added_tokens
 from llmctl.generation.pieces import Piece, ReasoningDelta, TextDelta
-from llmctl.generation.prompt import Prompt, added_tokens, template_source
+from llmctl.generation.prompt import Prompt, template_source
 from llmctl.generation.reasoning import ReasoningFormat, Segment, tagged_reasoning
 from llmctl.generation.structured.constraint import tokens_named_by_id
 from llmctl.generation.structured.lark import LarkWriter

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.generation.answer import Answer
-from llmctl.generation.batch.answers import RowOutcome, RowRequest, row_requests
+from llmctl.generation.batch.answers import RowOutcome, RowRequest, row_chat, row_requests
 from llmctl.generation.batch.rows import Row
 from llmctl.generation.completion import Completion, FinishReason
 from llmctl.generation.logprobs import Alternative, TokenLogprob
 from llmctl.generation.pieces import assemble
 from llmctl.generation.request import Request
 from llmctl.generation.structured.structure import Structure
+from llmctl.vllm.images import as_completion, chat_fields
 from llmctl.vllm.process import VllmProcess
 from llmctl.vllm.translate import Translation
 
@@ -77,11 +78,13 @@ class VllmBatch:
                         has_more = False
                         break
                     row, made = item
-                    refusal = made if isinstance(made, LlmctlError) else _unsupported_setting(row)
-                    if refusal is not None:
-                        yield row, refusal, None
-                    elif isinstance(made, RowRequest):
-                        pending[loop.create_task(self._answer(client, made))] = (row, made)
+                    try:
+                        body = self._body(row, made)
+                    except LlmctlError as error:
+                        yield row, error, None
+                        continue
+                    assert isinstance(made, RowRequest)  # noqa: S101 (an error has no body)
+                    pending[loop.create_task(self._answer(client, made, body))] = (row, made)
                 on_pass(tokens)
                 for task in loop.run_until_complete(_wait_for_some(pending)):
                     row, made = pending.pop(task)
@@ -114,14 +117,25 @@ class VllmBatch:
         except UserError as error:
             return error
 
-    async def _answer(self, client: "AsyncClient", made: RowRequest) -> Completion:
+    def _body(self, row: Row, made: RowRequest | LlmctlError) -> dict[str, Any]:
+        """Return the body of a row's request. Raise LlmctlError if the row cannot be answered."""
+        if isinstance(made, LlmctlError):
+            raise made
+        _check_settings(row)
+        body = request_body(made, self._translation.served_name)
+        if not row.media:
+            return body
+        chat = row_chat(made.loaded.config.chat, row)
+        return with_chat(body, chat_fields(made.loaded.tokenizer, row.prompt, made.request.prompt, chat))
+
+    async def _answer(self, client: "AsyncClient", made: RowRequest, body: Mapping[str, Any]) -> Completion:
         """Answer one row. Raises UserError if vLLM refuses it, MachineError if vLLM fails."""
         import httpx2
 
-        body, started = request_body(made, self._translation.served_name), time.perf_counter()
+        started, is_chat = time.perf_counter(), "messages" in body
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                response = await client.post("/v1/completions", json=body)
+                response = await client.post("/v1/chat/completions" if is_chat else "/v1/completions", json=body)
                 break
             except httpx2.TransportError as error:  # the server may close an idle connection while it is being reused
                 if not attempts_left:
@@ -129,8 +143,9 @@ class VllmBatch:
                 await asyncio.sleep(_POLL_SECONDS)
         if response.status_code != 200:
             raise _response_error(response)
+        document = as_completion(response.json()) if is_chat else response.json()
         return split_completion(
-            parse_completion(response.json(), made.request, seconds=time.perf_counter() - started),
+            parse_completion(document, made.request, seconds=time.perf_counter() - started),
             made.loaded.tokenizer,
             made.request,
         )
@@ -180,6 +195,14 @@ def request_body(made: RowRequest, model: str) -> dict[str, Any]:
         "return_tokens_as_token_ids": True,
         **({"structured_outputs": _structure(request.structure)} if request.structure else {}),
     }
+
+
+def with_chat(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request to /v1/chat/completions with the settings of one to /v1/completions."""
+    kept = {name: value for name, value in body.items() if name not in ("prompt", "logprobs")}
+    count = body["logprobs"]
+    logprobs = {} if count is None else {"logprobs": True, "top_logprobs": count}
+    return {**kept, **logprobs, **fields}
 
 
 def _structure(structure: Structure) -> dict[str, Any]:
@@ -249,12 +272,11 @@ def _logprobs(logprobs: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ..
     return tuple(scored)
 
 
-def _unsupported_setting(row: Row) -> UserError | None:
-    """Return an error if a row has something that vLLM lacks or supports only for a whole run."""
-    if row.media:
-        return UserError("rows with images are answered with --engine transformers only")
-    unsupported = [name for name in row.settings.get("generation", {}) if name not in _ROW_KEYS]
-    return UserError(f"vLLM does not support generation.{unsupported[0]} in a row") if unsupported else None
+def _check_settings(row: Row) -> None:
+    """Raise UserError if a row has a setting that vLLM lacks or supports only for a whole run."""
+    for name in row.settings.get("generation", {}):
+        if name not in _ROW_KEYS:
+            raise UserError(f"vLLM does not support generation.{name} in a row")
 
 
 def _response_error(response: "Response") -> LlmctlError:

@@ -138,7 +138,7 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
         good = [row for row in read if row.error is None]
         encoded = encode_prompts(
             loaded.tokenizer,
-            [(row.prompt, _chat(loaded.config.chat, row)) for row in good],
+            [(row.prompt, row_chat(loaded.config.chat, row)) for row in good],
             context_length=loaded.context_length,
             processor=LazyImageProcessor(loaded),
         )
@@ -148,7 +148,8 @@ def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[R
             yield row, prompt if isinstance(prompt, LlmctlError) else request(row, prompt)
 
 
-def _chat(chat: ChatSection, row: Row) -> ChatSection:
+def row_chat(chat: ChatSection, row: Row) -> ChatSection:
+    """Return the chat section of a row, which may have its own system prompt."""
     system = row.settings.get("system")
     return chat if system is None else chat.model_copy(update={"system": system})
 

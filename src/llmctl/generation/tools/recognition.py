@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.config import ChatSection
+from llmctl.generation.control_tokens import added_tokens
 from llmctl.generation.marks import ID
-from llmctl.generation.prompt import added_tokens, template_source, template_text
+from llmctl.generation.prompt import template_source, template_text
 from llmctl.generation.tools.arguments import JsonArguments, TaggedArguments
 from llmctl.generation.tools.families import family_format
 from llmctl.generation.tools.format import HERMES, Placement, ToolFormat, between_marks
