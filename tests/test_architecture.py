@@ -30,6 +30,7 @@ LAYERS = {
     "plan": 5,
     "model.resolve": 4,
     "loading": 7,
+    "gpu": 7,
     "reproduce": 8,
     "generation": 9,
     "doctor": 9,

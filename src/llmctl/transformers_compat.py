@@ -246,6 +246,21 @@ def set_attention(config: Any, implementation: str) -> None:
     }
 
 
+def group_heads_only_where(takes_grouped_heads: Callable[[Any, Any], bool]) -> None:
+    """Let transformers' SDPA repeat the heads of keys and values for which a function of both returns False.
+
+    transformers groups heads on every CUDA card, also where no fused kernel of torch does (5.18 to 5.24).
+    """
+    from transformers.integrations import sdpa_attention
+
+    decide = sdpa_attention.use_gqa_in_sdpa
+
+    def use_gqa_in_sdpa(attention_mask: Any, key: Any, value: Any) -> bool:
+        return takes_grouped_heads(key, value) and bool(decide(attention_mask, key, value))
+
+    sdpa_attention.use_gqa_in_sdpa = use_gqa_in_sdpa
+
+
 def use_default_experts(config: Any) -> None:
     """Drop an experts implementation named by config.json, which can be a kernel from the Hub."""
     config._experts_implementation = None

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.support.program_families import (
     OTHER_ROUNDING,
     QUANTIZED,
     RECURRENT,
+    family_folder,
 )
 
 import llmctl
@@ -37,18 +39,7 @@ CASES = [(name, None) for name in FAMILIES] + [(name, bits) for name in QUANTIZE
 @pytest.fixture(scope="module")
 def folder_of(tiny_models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a class's tiny model, created once."""
-    root = tmp_path_factory.mktemp("families")
-
-    def folder(name: str) -> Path:
-        row = FAMILIES[name]
-        if isinstance(row, str):
-            return tiny_models(row)
-        if not (root / name).exists():
-            tiny.ARCHITECTURES[name] = (row[0], name, row[1])
-            tiny.write_model(root / name, name)
-        return root / name
-
-    return folder
+    return partial(family_folder, root=tmp_path_factory.mktemp("families"), tiny_models=tiny_models)
 
 
 def load(folder: Path, *, bits: int | None = None, dtype: str = "bfloat16") -> LoadedModel:

@@ -1,5 +1,10 @@
 """A tiny model of every family that has a program of CPU kernels, and the groups of families that tests treat alike."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from support import tiny
+
 FOUR_EXPERTS: dict[str, object] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 DELTA_NET: dict[str, object] = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -351,3 +356,14 @@ QUANTIZED = (
     "Gemma4ForCausalLM",
     "NemotronHForCausalLM",
 )
+
+
+def family_folder(name: str, root: Path, tiny_models: Callable[[str], Path]) -> Path:
+    """Return the folder of a class's tiny model, created once under `root`."""
+    row = FAMILIES[name]
+    if isinstance(row, str):
+        return tiny_models(row)
+    if not (root / name).exists():
+        tiny.ARCHITECTURES[name] = (row[0], name, row[1])
+        tiny.write_model(root / name, name)
+    return root / name

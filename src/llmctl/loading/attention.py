@@ -12,9 +12,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmctl.cpu.tensors import PageTables
-from llmctl.loading.attention_mask import UnknownMask, UnsupportedAttentionError, VisibleTokens, visible_tokens
-from llmctl.loading.paged_attention import Score, attend_with_mask, paged_attention, single_pages
+from llmctl.gpu.call import AttentionCall, PackedTables
+from llmctl.gpu.paged_attention import PagedAttention
+from llmctl.gpu.sdpa import attend_with_mask
+from llmctl.loading.attention_mask import (
+    Score,
+    UnknownMask,
+    UnsupportedAttentionError,
+    VisibleTokens,
+    visible_tokens,
+)
+from llmctl.loading.paged_attention import paged_attention, single_pages, uses_kernel
 from llmctl.transformers_compat import (
     attention_of,
     has_sinks_or_softcap,
@@ -38,20 +46,8 @@ _KNOWN_ARGUMENTS = {
 class PackedLayout(Protocol):
     """The page tables of a packed pass, which every device needs."""
 
-    def on(self, device: Any) -> "PackedTables":
+    def on(self, device: Any) -> PackedTables:
         """Return the tables on a device."""
-
-
-class PackedTables(PageTables, Protocol):
-    """The page tables of a packed pass on a device, and the tokens that see later ones."""
-
-    @property
-    def visible_end(self) -> "Tensor | None":
-        """int32 [tokens], the end of the tokens that each token sees in layers without a window; None for itself."""
-
-    @property
-    def window_visible_end(self) -> "Tensor | None":
-        """The same in layers with a window."""
 
 
 class KeysChangedError(UnsupportedAttentionError):
@@ -65,6 +61,7 @@ class PackedPass:
     Attributes:
         pages: The keys and values of each layer, [pages, tokens of a page, heads, size].
         layout: The page tables of the pass.
+        attention: Computes what llmctl's kernel does not.
         gathers: True if the cache returns all keys of all sequences, one after the other, and layers attend to what
             they make of those (latent attention). False if layers attend to the pages.
         written: The layer of the keys and values that the cache returned, by their identities.
@@ -72,6 +69,7 @@ class PackedPass:
 
     pages: "Mapping[int, tuple[Tensor, Tensor]]"
     layout: PackedLayout
+    attention: PagedAttention
     gathers: bool = False
     written: "dict[tuple[int, int], tuple[int, Tensor, Tensor]]" = field(default_factory=dict)
 
@@ -151,13 +149,9 @@ def _attention_forward(
         arguments.setdefault("dropout", 0.0)
         out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
         return out
-    attended = paged_attention(
-        query.transpose(1, 2).reshape(-1, heads, size),
-        _as_pages(key),
-        _as_pages(value),
-        single_pages(batch, tokens, key.shape[2]),
-        score,
-    )
+    rows = query.transpose(1, 2).reshape(-1, heads, size)
+    tables = single_pages(batch, tokens, key.shape[2])
+    attended = paged_attention(AttentionCall(rows, _as_pages(key), _as_pages(value), tables, score), PagedAttention())
     return attended.view(batch, tokens, heads, -1), None
 
 
@@ -176,24 +170,30 @@ def _attend_packed(
     if packed.gathers:
         if ends is not None:
             raise UnsupportedAttentionError("latent attention with tokens that see later ones")
-        return _attend_gathered(rows, key, value, tables, score)
+        return _attend_gathered(packed.attention, rows, key, value, tables, score)
     if key.shape[2] != len(rows):
         raise UnsupportedAttentionError("keys of other tokens than the queries")
     keys, values = packed.pages_of(key, value)
-    return paged_attention(rows, keys, values, tables, score, visible_end=ends)
+    return paged_attention(AttentionCall(rows, keys, values, tables, score, ends), packed.attention)
 
 
-def _attend_gathered(rows: "Tensor", key: "Tensor", value: "Tensor", tables: PageTables, score: Score) -> "Tensor":
+def _attend_gathered(
+    attention: PagedAttention, rows: "Tensor", key: "Tensor", value: "Tensor", tables: PackedTables, score: Score
+) -> "Tensor":
     """Attend from rows [tokens, heads, size] to the keys [1, heads, key tokens, size] of all sequences."""
     import torch
 
     if key.shape[2] != sum(tables.kv_lengths):
         raise UnsupportedAttentionError("keys of other tokens than the cached ones")
+    if not uses_kernel(rows, attention):
+        keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        return attention.attend(AttentionCall(rows, keys, values, tables, score))
     attended, begin = [], 0
     for first, end, length in zip(tables.query_starts, tables.query_starts[1:], tables.kv_lengths, strict=False):
         one_key, one_value = key[:, :, begin : begin + length], value[:, :, begin : begin + length]
         one_table = single_pages(1, end - first, length)
-        attended.append(paged_attention(rows[first:end], _as_pages(one_key), _as_pages(one_value), one_table, score))
+        call = AttentionCall(rows[first:end], _as_pages(one_key), _as_pages(one_value), one_table, score)
+        attended.append(paged_attention(call, attention))
         begin += length
     return torch.cat(attended)
 

@@ -1,4 +1,4 @@
-"""The tokens that an attention layer sees, read from the mask functions that transformers makes for it.
+"""The scores of an attention layer, and the tokens that it sees, read from the mask functions of transformers.
 
 A packed pass has no mask tensor. transformers describes every mask by a function of two positions; in a packed pass
 that function becomes a `VisibleTokens`, which the layers receive in place of a mask, or an `UnknownMask`, which no
@@ -55,6 +55,23 @@ class VisibleTokens:
         """Return the first position that a token at `position`, or any later one, sees."""
         first = max(0, position - self.window + 1) if self.window else 0
         return max(first, position // self.chunk * self.chunk) if self.chunk else first
+
+
+@dataclass(frozen=True)
+class Score:
+    """The computation of scores from q·k.
+
+    Attributes:
+        scale: The factor of q·k.
+        visible: The tokens that each token sees.
+        softcap: Scores become softcap * tanh(score / softcap); 0 leaves them unchanged.
+        sinks: [heads], further logits in the softmax, which take no value; None for none.
+    """
+
+    scale: float
+    visible: VisibleTokens
+    softcap: float = 0.0
+    sinks: "Tensor | None" = None
 
 
 @dataclass(frozen=True)

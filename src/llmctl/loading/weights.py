@@ -9,6 +9,7 @@ from typing import Any
 
 from llmctl import transformers_compat as compat
 from llmctl.errors import LlmctlError, MachineError, ModelError, first_line
+from llmctl.gpu.sdpa import repeat_heads_where_needed
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.composite import model_loader, text_generator
 from llmctl.loading.prepare import Prepared
@@ -60,6 +61,7 @@ def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:
     with nullcontext() if plan.stored_quantization is None else compat.quiet_packages():
         model = _from_pretrained(prepared, cache_folder)
     check_finite(plan.source, model)
+    repeat_heads_where_needed()
     if plan.kernels == "llmctl":
         from llmctl.cpu.layers import use_kernels
         from llmctl.loading.attention import use_attention

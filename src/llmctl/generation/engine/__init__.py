@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity, engine_capacity
 from llmctl.generation.engine.engine import Engine
-from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
+from llmctl.generation.engine.packed_modules import page_tokens
 
 if TYPE_CHECKING:
     from llmctl.generation.request import Request
@@ -26,7 +26,7 @@ def engine_for_many(loaded: "LoadedModel", *, sequences: int | None = None) -> E
 
 def engine_for_one(loaded: "LoadedModel", request: "Request") -> Engine:
     """Return an engine whose KV cache is large enough for one request."""
-    tokens = len(request.prompt) + request.budget + PAGE_TOKENS
+    tokens = len(request.prompt) + request.budget + page_tokens(loaded.model)
     return Engine(loaded, replace(engine_capacity(loaded, sequences=1), kv_tokens=tokens), single=True)
 
 

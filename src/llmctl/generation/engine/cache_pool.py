@@ -65,7 +65,7 @@ class CachePool:
     def gather(self, layer: int, layout: Layout) -> "tuple[Tensor, Tensor]":
         """Return the keys and values [1, heads, tokens, size] of all sequences, one after the other."""
         keys, values = self.kv[layer]
-        index = layout.on(keys.device).cached_slots(self._page_tokens)
+        index = layout.on(keys.device).key_slots
         found = [
             pages.view(-1, *pages.shape[2:]).index_select(0, index).transpose(0, 1)[None] for pages in (keys, values)
         ]

@@ -1,8 +1,12 @@
 """The layout of a packed pass: tokens of several sequences, one after the other without padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any
+
+from llmctl.gpu.call import key_slots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,114 +54,243 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The sizes of a layout's tables.
+
+    Attributes:
+        tokens: Tokens of the pass.
+        sequences: Sequences of the pass.
+        pages: Columns of the page table.
+        axes: Axes of the positions; 0 for ordinary ones.
+        ends: True for each of `visible_end` and `window_visible_end` that exists.
+    """
+
+    tokens: int
+    sequences: int
+    pages: int
+    axes: int = 0
+    ends: tuple[bool, bool] = (False, False)
+
+    def parts(self) -> Iterator[tuple[str, int, bool]]:
+        """Yield the name and the size of each table, and True if it is int64; the other tables are int32."""
+        yield "input_ids", self.tokens, True
+        yield "position_ids", self.tokens * max(1, self.axes), True
+        yield "slots", self.tokens, True
+        yield "last", self.sequences, True
+        yield "query_start", self.sequences + 1, False
+        yield "kv_length", self.sequences, False
+        yield "key_start", self.sequences + 1, False
+        yield "state_slots", self.sequences, False
+        yield "page_table", self.sequences * self.pages, False
+        for name, exists in zip(("visible_end", "window_visible_end"), self.ends, strict=True):
+            if exists:
+                yield name, self.tokens, False
+
+
+@dataclass(frozen=True)
 class Layout:
     """The layout of one pass. Tensors are int32 or int64 on the CPU; `on` returns copies on other devices.
 
+    All of its tables are parts of one tensor, so that one copy brings them to a device.
+
     Attributes:
-        input_ids: [1, tokens].
-        position_ids: [1, tokens], or [axes, 1, tokens] if a sequence has positions with several axes.
-        slots: [tokens], the position of each token's key and value in the pool, counted in tokens.
-        query_start: [sequences + 1], the index of each sequence's first token.
-        kv_length: [sequences], tokens of each sequence, including the new ones.
-        page_table: [sequences, maximum pages of a sequence], padded with 0.
-        last: [sequences], the index of each sequence's last token.
-        state_slots: [sequences], the slot of each sequence's recurrent state. A sequence whose first token is in this
-            pass begins without a state, whatever its slot holds.
+        page_tokens: Tokens of a page.
+        packed: int64 [n], the tables, as `Shape.parts` lists them.
+        shape: The sizes of the tables.
+        query_starts, kv_lengths, slot_numbers: The tables of these names, as integers.
+        rope_lengths: Minimum lengths for which RoPEs that depend on the length are computed.
         media: The rows of tokens of images, of all sequences; None without any.
-        visible_end: [tokens], the end of the tokens of its sequence that each token sees in layers without a window;
-            None if that is the token itself everywhere.
-        window_visible_end: The same in layers with a window.
     """
 
-    input_ids: "Tensor"
-    position_ids: "Tensor"
-    slots: "Tensor"
-    query_start: "Tensor"
-    kv_length: "Tensor"
-    page_table: "Tensor"
-    last: "Tensor"
-    state_slots: "Tensor"
+    page_tokens: int
+    packed: "Tensor"
+    shape: Shape
     query_starts: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     slot_numbers: tuple[int, ...]
     rope_lengths: tuple[int, ...]
     media: MediaRows | None = None
-    visible_end: "Tensor | None" = None
-    window_visible_end: "Tensor | None" = None
     _placed: dict[Any, "Layout"] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, device: Any) -> "Layout":
         """Return the layout on another device."""
+        if device == self.packed.device:
+            return self
         if device not in self._placed:
-            tables = ("slots", "query_start", "kv_length", "page_table", "last", "state_slots")
-            names = ("input_ids", "position_ids", *tables)
-            moved = {name: getattr(self, name).to(device) for name in names}
-            for name in ("visible_end", "window_visible_end"):
-                tensor = getattr(self, name)
-                moved[name] = None if tensor is None else tensor.to(device)
-            self._placed[device] = replace(self, **moved, _placed={})
+            is_pinned = device.type == "cuda" and self.packed.device.type == "cpu"  # such a copy does not wait
+            packed = self.packed.pin_memory() if is_pinned else self.packed
+            self._placed[device] = replace(self, packed=packed.to(device, non_blocking=True), _placed={})
         return self._placed[device]
 
-    def cached_slots(self, page_tokens: int) -> "Tensor":
-        """Return the slots of all tokens of all sequences, the earlier ones included."""
+    @property
+    def input_ids(self) -> "Tensor":
+        """[1, tokens]."""
+        return self._tables["input_ids"][None]
+
+    @property
+    def position_ids(self) -> "Tensor":
+        """[1, tokens], or [axes, 1, tokens] if a sequence has positions with several axes."""
+        positions = self._tables["position_ids"]
+        return positions.view(self.shape.axes, 1, -1) if self.shape.axes else positions[None]
+
+    @property
+    def slots(self) -> "Tensor":
+        """[tokens], the position of each token's key and value in the pool, counted in tokens."""
+        return self._tables["slots"]
+
+    @property
+    def last(self) -> "Tensor":
+        """[sequences], the index of each sequence's last token."""
+        return self._tables["last"]
+
+    @property
+    def query_start(self) -> "Tensor":
+        """[sequences + 1], the index of each sequence's first token."""
+        return self._tables["query_start"]
+
+    @property
+    def kv_length(self) -> "Tensor":
+        """[sequences], tokens of each sequence, including the new ones."""
+        return self._tables["kv_length"]
+
+    @property
+    def key_start(self) -> "Tensor":
+        """[sequences + 1], the sums of `kv_length`."""
+        return self._tables["key_start"]
+
+    @property
+    def state_slots(self) -> "Tensor":
+        """[sequences], the slot of each sequence's recurrent state.
+
+        A sequence whose first token is in this pass begins without a state, whatever its slot holds.
+        """
+        return self._tables["state_slots"]
+
+    @property
+    def page_table(self) -> "Tensor":
+        """[sequences, maximum pages of a sequence], padded with 0."""
+        return self._tables["page_table"].view(self.shape.sequences, self.shape.pages)
+
+    @property
+    def visible_end(self) -> "Tensor | None":
+        """[tokens], the end of the tokens of its sequence that each token sees in layers without a window.
+
+        None if that is the token itself everywhere.
+        """
+        return self._tables.get("visible_end")
+
+    @property
+    def window_visible_end(self) -> "Tensor | None":
+        """The same in layers with a window."""
+        return self._tables.get("window_visible_end")
+
+    @cached_property
+    def max_query(self) -> int:
+        """Maximum new tokens of a sequence."""
+        return max(end - start for start, end in pairwise(self.query_starts))
+
+    @property
+    def max_kv(self) -> int:
+        """Maximum tokens that the page table has room for."""
+        return self.shape.pages * self.page_tokens
+
+    @cached_property
+    def key_slots(self) -> "Tensor":
+        """The slots of all tokens of all sequences, the earlier ones included, one sequence after the other."""
+        return key_slots(self, sum(self.kv_lengths), self.page_tokens)
+
+    @cached_property
+    def _tables(self) -> "dict[str, Tensor]":
         import torch
 
-        places = []
-        for pages, length in zip(self.page_table.long(), self.kv_lengths, strict=True):
-            position = torch.arange(length, device=pages.device)
-            places.append(pages[position // page_tokens] * page_tokens + position % page_tokens)
-        return torch.cat(places)
+        tables, begin = {}, 0
+        for name, size, is_long in self.shape.parts():
+            words = size if is_long else -(-size // 2)
+            part = self.packed[begin : begin + words]
+            tables[name] = part if is_long else part.view(torch.int32)[:size]
+            begin += words
+        return tables
 
 
-def lay_out(segments: Sequence[Segment], *, page_tokens: int) -> Layout:
-    """Pack segments into one row."""
-    import torch
+def lay_out(segments: Sequence[Segment], *, page_tokens: int, pages: int = 0) -> Layout:
+    """Pack segments into one row.
 
-    ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    starts, lengths = [0], []
-    for segment in segments:
-        ids += segment.ids
-        end = segment.start + len(segment.ids)
-        positions += range(segment.start, end)
-        slots += [segment.pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(segment.start, end)]
-        starts.append(len(ids))
-        lengths.append(end)
-    widest = max(len(segment.pages) for segment in segments)
-    table = [[*segment.pages, *[0] * (widest - len(segment.pages))] for segment in segments]
+    Args:
+        pages: Columns of the page table; 0 for as many as the longest sequence has.
+    """
+    ids = [token for segment in segments for token in segment.ids]
+    ranges = [range(segment.start, segment.start + len(segment.ids)) for segment in segments]
+    starts = [0, *accumulate(map(len, ranges))]
+    lengths = [one.stop for one in ranges]
+    slots = [segment.slot for segment in segments]
+    axes = next((len(one.positions) for one in segments if one.positions is not None), 0)
+    ends = [_visible_ends(segments, ranges, kind) for kind in (0, 1)]
+    long = [
+        *ids,
+        *(_positions_with_axes(segments, ranges, axes) if axes else chain.from_iterable(ranges)),
+        *_key_places(segments, ranges, page_tokens),
+        *(start - 1 for start in starts[1:]),
+    ]
+    tables, small = [segment.pages for segment in segments], [starts, lengths, [0, *accumulate(lengths)], slots]
+    pages = pages or max(map(len, tables))
     return Layout(
-        input_ids=torch.tensor([ids]),
-        position_ids=_position_ids(segments, positions),
-        slots=torch.tensor(slots),
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_length=torch.tensor(lengths, dtype=torch.int32),
-        page_table=torch.tensor(table, dtype=torch.int32),
-        last=torch.tensor([start - 1 for start in starts[1:]]),
-        state_slots=torch.tensor([segment.slot for segment in segments], dtype=torch.int32),
+        page_tokens=page_tokens,
+        packed=_pack(long, small, tables, pages, ends),
+        shape=Shape(len(ids), len(segments), pages, axes, (ends[0] is not None, ends[1] is not None)),
         query_starts=tuple(starts),
         kv_lengths=tuple(lengths),
-        slot_numbers=tuple(segment.slot for segment in segments),
+        slot_numbers=tuple(slots),
         rope_lengths=tuple(max(s.rope_length, length) for s, length in zip(segments, lengths, strict=True)),
         media=_join_media(segments, starts),
-        visible_end=_visible_end(segments, 0),
-        window_visible_end=_visible_end(segments, 1),
     )
 
 
-def _position_ids(segments: Sequence[Segment], positions: list[int]) -> "Tensor":
-    import torch
+def _key_places(segments: Sequence[Segment], ranges: Sequence[range], page_tokens: int) -> Iterator[int]:
+    """Yield the position of each token's key and value in the pool, counted in tokens."""
+    for segment, positions in zip(segments, ranges, strict=True):
+        for position in positions:
+            yield segment.pages[position // page_tokens] * page_tokens + position % page_tokens
 
-    ordinary = torch.tensor([positions])
-    axes = next((len(one.positions) for one in segments if one.positions is not None), 0)
-    if not axes:
-        return ordinary
-    begin, parts = 0, []
-    for segment in segments:
-        end = begin + len(segment.ids)
-        parts.append(ordinary[:, begin:end].expand(axes, -1) if segment.positions is None else segment.positions)
-        begin = end
-    return torch.cat(parts, dim=1)[:, None]
+
+def _pack(
+    long: list[int],
+    small: Sequence[list[int]],
+    tables: Sequence[Sequence[int]],
+    pages: int,
+    ends: Sequence[list[int] | None],
+) -> "Tensor":
+    """Return all tables in one int64 tensor, in the order of `Shape.parts`; int32 tables begin at whole words."""
+    import torch
+    from torch.nn.functional import pad
+
+    def whole(part: "Tensor") -> "Tensor":
+        return pad(part, (0, part.numel() % 2)).view(torch.int64)
+
+    widest = max(map(len, tables))
+    rows = torch.tensor([[*table, *[0] * (widest - len(table))] for table in tables], dtype=torch.int32)
+    parts = [torch.tensor([n for one in small for n in (*one, *[0] * (len(one) % 2))], dtype=torch.int32)]
+    parts += [pad(rows, (0, pages - widest)).flatten()]
+    parts += [torch.tensor(one, dtype=torch.int32) for one in ends if one is not None]
+    return torch.cat([torch.tensor(long), *map(whole, parts)])
+
+
+def _positions_with_axes(segments: Sequence[Segment], ranges: Sequence[range], axes: int) -> list[int]:
+    """Return the positions of all tokens along the first axis, then along the second, …"""
+    positions: list[int] = []
+    for axis in range(axes):
+        for segment, ordinary in zip(segments, ranges, strict=True):
+            positions += ordinary if segment.positions is None else segment.positions[axis].tolist()
+    return positions
+
+
+def _visible_ends(segments: Sequence[Segment], ranges: Sequence[range], kind: int) -> list[int] | None:
+    """Return the end of the tokens that each token sees; None if that is the token itself everywhere."""
+    itself = [position + 1 for one in ranges for position in one]
+    ends: list[int] = []
+    for segment, positions in zip(segments, ranges, strict=True):
+        own = segment.visible_ends[kind]
+        ends += (position + 1 for position in positions) if own is None else own
+    return None if ends == itself else ends
 
 
 def _join_media(segments: Sequence[Segment], starts: Sequence[int]) -> MediaRows | None:
@@ -173,15 +306,3 @@ def _join_media(segments: Sequence[Segment], starts: Sequence[int]) -> MediaRows
         torch.cat([media.embeddings for _, media in pairs]),
         tuple(torch.cat(rows) for rows in layers),
     )
-
-
-def _visible_end(segments: Sequence[Segment], kind: int) -> "Tensor | None":
-    import torch
-
-    if all(segment.visible_ends[kind] is None for segment in segments):
-        return None
-    ends: list[int] = []
-    for segment in segments:
-        own = segment.visible_ends[kind]
-        ends += range(segment.start + 1, segment.start + len(segment.ids) + 1) if own is None else own
-    return torch.tensor(ends, dtype=torch.int32)

@@ -9,8 +9,7 @@ from llmctl.cpu.program import compiled
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
-from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state
-from llmctl.generation.engine.prefix_cache import PAGE_TOKENS
+from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state, page_tokens
 from llmctl.loading.attention_mask import UnsupportedAttentionError
 from llmctl.rope import rope_switch
 from llmctl.transformers_compat import cache_argument, cache_of, has_indexer
@@ -92,7 +91,7 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
     import torch
 
     size = min(int(model.config.get_text_config().vocab_size), 1000)
-    longest = max(2 * boundary + 7, 2 * PAGE_TOKENS + 5)
+    longest = max(2 * boundary + 7, 2 * page_tokens(model) + 5)
     prompts = [[n * step % size for n in range(1, length + 1)] for step, length in ((7, longest), (5, 23), (3, 3))]
     try:
         packed = _packed_logits(model, prompts)
@@ -132,9 +131,10 @@ def _logits_alone(model: Any, ids: list[int]) -> "Tensor":
 
 def _packed_logits(model: Any, prompts: list[list[int]]) -> "list[Tensor]":
     """Return the logits after the last token of each prompt, computed in three packed passes."""
-    free = iter(range(sum(len(ids) // PAGE_TOKENS + 1 for ids in prompts)))
-    tables = [list(islice(free, len(ids) // PAGE_TOKENS + 1)) for ids in prompts]
-    pool = CachePool(sum(map(len, tables)), PAGE_TOKENS, slots=len(prompts))
+    size = page_tokens(model)
+    free = iter(range(sum(len(ids) // size + 1 for ids in prompts)))
+    tables = [list(islice(free, len(ids) // size + 1)) for ids in prompts]
+    pool = CachePool(sum(map(len, tables)), size, slots=len(prompts))
     bounds = [(0, len(ids) // 2, len(ids) - 1, len(ids)) for ids in prompts]
     logits: list[Tensor] = []
     for part in range(3):
@@ -142,5 +142,5 @@ def _packed_logits(model: Any, prompts: list[list[int]]) -> "list[Tensor]":
             Segment(ids[bound[part] : bound[part + 1]], bound[part], table, slot, rope_length=len(ids))
             for slot, (ids, bound, table) in enumerate(zip(prompts, bounds, tables, strict=True))
         ]
-        logits = list(forward(model, lay_out(segments, page_tokens=PAGE_TOKENS), pool))
+        logits = list(forward(model, lay_out(segments, page_tokens=size), pool))
     return logits

@@ -18,8 +18,8 @@ from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.capacity import EngineCapacity
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
-from llmctl.generation.engine.packed_modules import has_recurrent_state
-from llmctl.generation.engine.prefix_cache import PAGE_TOKENS, PrefixCache, SharedPrefix
+from llmctl.generation.engine.packed_modules import has_recurrent_state, page_tokens
+from llmctl.generation.engine.prefix_cache import PrefixCache, SharedPrefix
 from llmctl.generation.engine.sampler import Sampler, Samplers, top_tokens
 from llmctl.generation.engine.sequence_media import SequenceMedia
 from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
@@ -117,6 +117,7 @@ class PackedRunner:
         self.loaded, self.capacity = loaded, capacity
         self.prefilled_tokens = self.generated_tokens = 0
         self.samplers = Samplers(loaded.model)
+        self.page_tokens = page_tokens(loaded.model)
         self._has_state = has_recurrent_state(loaded.model)
         self._rope_switch = rope_switch(loaded.model)
         self._text_id = int(getattr(loaded.model.config.get_text_config(), "pad_token_id", None) or 0)
@@ -127,11 +128,12 @@ class PackedRunner:
     def forget(self) -> None:
         """Replace the KV cache by an empty one. No sequence may be running."""
         idle = self.capacity.idle_tokens
-        pages = max(2, self.capacity.kv_tokens // PAGE_TOKENS)
-        self.prefix_cache = PrefixCache(pages, max_idle=None if idle is None else idle // PAGE_TOKENS)
+        size = self.page_tokens
+        pages = max(2, self.capacity.kv_tokens // size)
+        self.prefix_cache = PrefixCache(pages, page_tokens=size, max_idle=None if idle is None else idle // size)
         slots = self.capacity.sequences
         checkpoints = _MAX_CHECKPOINTS if self._has_state else 0
-        self._pool = CachePool(pages, PAGE_TOKENS, slots=slots + checkpoints)
+        self._pool = CachePool(pages, size, slots=slots + checkpoints)
         self._free_slots = list(range(slots))
         self._checkpoints = StateCheckpoints(range(slots, slots + checkpoints))
 
@@ -143,7 +145,7 @@ class PackedRunner:
     @property
     def max_sequence_tokens(self) -> int:
         """Maximum tokens of one sequence, if it has the whole KV cache."""
-        return self.prefix_cache.count * PAGE_TOKENS
+        return self.prefix_cache.count * self.page_tokens
 
     def sequence(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState:
         """Return a sequence for a request, without queueing it.
@@ -200,7 +202,7 @@ class PackedRunner:
             return events
         layout = lay_out(
             [sequence.segment(count) for sequence, count in parts],
-            page_tokens=PAGE_TOKENS,
+            page_tokens=self.page_tokens,
         )
         logits = forward(self.loaded.model, layout, self._pool)
         ready: list[tuple[SequenceState, int]] = []
@@ -209,7 +211,7 @@ class PackedRunner:
             sequence.computed += count
             if not sequence.answer.token_ids:
                 self.prefilled_tokens += count
-            if sequence.computed // PAGE_TOKENS > start // PAGE_TOKENS:
+            if sequence.computed // self.page_tokens > start // self.page_tokens:
                 self._remember(sequence, start=start)
             if count > 1 or sequence.computed in sequence.checkpoints or sequence.computed % _CHECKPOINT_TOKENS == 0:
                 self._keep_state(sequence)
@@ -282,12 +284,12 @@ class PackedRunner:
             if shared.tokens == checkpoint.tokens:
                 return shared, checkpoint
             self.prefix_cache.release(shared.held)
-        return SharedPrefix([]), None
+        return SharedPrefix(0, []), None
 
     def _begin(self, sequence: SequenceState, shared: SharedPrefix, checkpoint: Checkpoint | None) -> None:
         """Give a sequence a slot, the cached pages of its prefix, and the state that belongs to them."""
         sequence.slot = self._free_slots.pop()
-        sequence.pages, sequence.computed = shared.pages, len(shared.pages) * PAGE_TOKENS
+        sequence.pages, sequence.computed = shared.pages, len(shared.pages) * self.page_tokens
         if shared.partial is not None:
             page = self.prefix_cache.take()
             if page is not None:
@@ -335,7 +337,7 @@ class PackedRunner:
 
     def _leave(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
-        if sequence.computed % PAGE_TOKENS:
+        if sequence.computed % self.page_tokens:
             self._remember(sequence, start=sequence.computed, include_partial=True)
         self._keep_state(sequence)
         self.prefix_cache.release(sequence.pages)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.layer_states import join_layer_states, new_layer_state, split_layer_state
 from llmctl.generation.engine.layout import Layout
+from llmctl.gpu.paged_attention import attention_of_model
 from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
 from llmctl.loading.attention_mask import UnsupportedAttentionError, VisibleTokens
 from llmctl.rope import rope_by_sequence, rope_depends_on_length
@@ -42,6 +43,7 @@ class _Traits:
             mask that hides those of the other sequences.
         embeddings: The embeddings of tokens.
         layers: The decoder layers.
+        is_spread: True if its modules are on several devices.
         by_token: True if the layers with a state cannot add several tokens to a state, so that they add one at a time.
             Mamba 1 computes such tokens as if they began a sequence (modeling_mamba.py, transformers 5.24).
     """
@@ -54,6 +56,7 @@ class _Traits:
         self.masks = not takes_registered_attention(model) and not self.recurrent
         self.gathers = self.masks
         self.by_token = False
+        self.is_spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
         self.embeddings = model.get_input_embeddings()
         self.layers = list(getattr(model.get_decoder(), "layers", ()))
 
@@ -70,6 +73,11 @@ def _traits_of(model: Any) -> _Traits:
 def has_recurrent_state(model: Any) -> bool:
     """Return True if any layer keeps a state that cannot be cut back to an earlier token."""
     return bool(_traits_of(model).recurrent)
+
+
+def page_tokens(model: Any) -> int:
+    """Return the number of tokens of a page of the KV cache that the model's attention can read."""
+    return attention_of_model(model).page_tokens
 
 
 def hides_other_sequences(model: Any) -> bool:
@@ -101,7 +109,7 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
     import torch
 
     moved = layout.on(model.device)
-    packed = PackedPass(pool.kv, layout, gathers=traits.gathers)
+    packed = PackedPass(pool.kv, layout, attention_of_model(model), gathers=traits.gathers)
     cache = _packed_cache(layout, pool, packed)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -122,13 +130,14 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             input_ids=moved.input_ids,
             position_ids=moved.position_ids,
             use_cache=True,
-            logits_to_keep=moved.last,
+            # an index on the CPU fits the device of the last layer, whichever that is
+            logits_to_keep=layout.last if traits.is_spread else moved.last,
             **({"attention_mask": _mask_of_sequences(moved, model.dtype)} if traits.masks else {}),
             **{cache_argument(model): cache},
         )
     logits: Tensor = output.logits[0]
     # a few classes ignore logits_to_keep (Qwen3OmniMoeThinkerForConditionalGeneration)
-    return logits[moved.last] if len(logits) == layout.query_starts[-1] else logits
+    return logits[layout.on(logits.device).last] if len(logits) == layout.query_starts[-1] else logits
 
 
 def _mask_of_sequences(layout: Layout, dtype: Any) -> "Tensor":

@@ -1,6 +1,6 @@
 """The allocation of pages of the paged KV cache, and the prefix cache.
 
-A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one sequence, in every layer. A full page is
+A page holds the keys and values of a number of consecutive tokens of one sequence, in every layer. A full page is
 identified by its tokens and all earlier ones, so a sequence with the same prefix shares it
 instead of computing it again. If only the first tokens of a page match, those tokens can be copied. A page that no
 sequence holds is idle. It keeps its contents until pages run out or too many are idle; the least recently used idle
@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-PAGE_TOKENS = 16
 PrefixKey = bytes  # a digest of all tokens up to the end of a page
 
 
@@ -31,19 +30,16 @@ class SharedPrefix:
     """Cached pages with the prefix of a sequence. All of them are held for that sequence.
 
     Attributes:
+        tokens: Number of tokens whose keys and values the pages have.
         pages: Full pages.
         partial: A page of which only the first tokens match, or None. The caller copies them and releases the page.
         partial_tokens: Number of matching tokens in `partial`.
     """
 
+    tokens: int
     pages: list[int]
     partial: int | None = None
     partial_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens whose keys and values the pages have."""
-        return len(self.pages) * PAGE_TOKENS + self.partial_tokens
 
     @property
     def held(self) -> list[int]:
@@ -56,11 +52,12 @@ class PrefixCache:
 
     Args:
         count: Number of pages.
+        page_tokens: Tokens of a page.
         max_idle: Maximum idle pages that keep their contents while unused pages remain. A page takes memory when it is
             first written, so without this bound idle prefixes would fill a CPU's memory.
     """
 
-    def __init__(self, count: int, *, page_tokens: int = PAGE_TOKENS, max_idle: int | None = None) -> None:
+    def __init__(self, count: int, *, page_tokens: int, max_idle: int | None = None) -> None:
         self.count = count
         self.max_idle = count if max_idle is None else max_idle
         self.page_tokens = page_tokens
@@ -147,7 +144,8 @@ class PrefixCache:
         rest = ids[len(pages) * self.page_tokens : len(ids) - 1]
         matching = {page: _common(self._contents[page].ids, rest) for page in self._candidates(before, rest)}
         partial = max(matching, key=matching.__getitem__, default=None)
-        shared = SharedPrefix(pages, partial, matching[partial] if partial is not None else 0)
+        partial_tokens = matching[partial] if partial is not None else 0
+        shared = SharedPrefix(len(pages) * self.page_tokens + partial_tokens, pages, partial, partial_tokens)
         for page in shared.held:
             self._holders[page] = self._holders.get(page, 0) + 1
             self._idle.pop(page, None)
