@@ -79,7 +79,7 @@ def images_to_plan(info: ModelInfo, *, count: int, size: str, max_tokens: int | 
         width,
         height,
         counted.tokens,
-        count * counted.tokens,
+        counted.all_tokens,
         input_bytes=counted.input_bytes,
         backend=counted.backend,
     )

@@ -2,26 +2,35 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmctl import transformers_compat as compat
+from llmctl.config import ChatSection
 from llmctl.errors import UserError
-from llmctl.generation.image_processor import load_image_processor
+from llmctl.generation.image_processor import ImageProcessor, load_image_processor
+from llmctl.generation.media import with_pictures
 from llmctl.generation.pictures.picture import Picture
+from llmctl.generation.prompt import encode_prompt
 from llmctl.model.info import ModelInfo
 from llmctl.model.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The result of processing one image.
+    """The result of processing images of one size.
 
     Attributes:
-        tokens: Tokens in the prompt, with those that mark its rows, its beginning and its end.
+        tokens: Tokens of one image in the prompt, with those that mark its rows, its beginning and its end.
+        all_tokens: Tokens of all images.
         backend: The package that resizes images: Pillow or torchvision.
-        input_bytes: Bytes of the tensors for the towers.
+        input_bytes: Bytes of the tensors for the towers, of one image.
     """
 
     tokens: int
+    all_tokens: int
     backend: str
     input_bytes: int
 
@@ -29,7 +38,9 @@ class ImageTokens:
 def count_image_tokens(
     folder: Path, info: ModelInfo, *, width: int, height: int, count: int = 1, max_tokens: int | None = None
 ) -> ImageTokens:
-    """Return the tokens of an image of `width` x `height` pixels, one of `count` in its prompt.
+    """Return the tokens of `count` images of `width` x `height` pixels in one prompt.
+
+    Prompts with and without images are compared, since chat templates write more tokens around images.
 
     Args:
         folder: Folder of the files of the tokenizer and the processor.
@@ -47,6 +58,26 @@ def count_image_tokens(
         tokenizer = load_tokenizer(folder, arguments, source=info.source, info=info)
         processor = load_image_processor(folder, tokenizer, info.config, source=info.source, max_tokens=max_tokens)
         picture = Picture.of(width=width, height=height, pixels=bytes(3 * width * height))
-        image = processor.process([picture] * min(count, 2))[-1]  # one processor divides only a single image
-    tokens = len(tokenizer(image.text, add_special_tokens=False)["input_ids"])
-    return ImageTokens(tokens, processor.backend, image.size_bytes)
+        prompts = [_length(tokenizer, processor, picture, number) for number in range(min(count, 3) + 1)]
+        [image] = processor.process([picture])
+    # one processor divides only a single image, so the second image can add less than the first
+    further = prompts[-1] - prompts[-2]
+    all_tokens = prompts[-1] - prompts[0] + (count - len(prompts) + 1) * further
+    return ImageTokens(further, all_tokens, processor.backend, image.size_bytes)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A processor that is loaded, for the encoding of prompts."""
+
+    processor: ImageProcessor
+    takes_images: bool = True
+
+    def __call__(self) -> ImageProcessor:
+        return self.processor
+
+
+def _length(tokenizer: "PreTrainedTokenizerBase", processor: ImageProcessor, picture: Picture, count: int) -> int:
+    """Return the tokens of a prompt with `count` images."""
+    prompt = with_pictures("x", [picture] * count) if count else "x"
+    return len(encode_prompt(tokenizer, prompt, ChatSection(), processor=_Loaded(processor)))

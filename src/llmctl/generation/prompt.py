@@ -16,7 +16,7 @@ from llmctl.generation.media import (
     pictures_in,
     without_pictures,
 )
-from llmctl.generation.prompt_images import PromptImages, process_images
+from llmctl.generation.prompt_images import ProcessorSource, PromptImages, process_images
 from llmctl.generation.prompt_length import check_length, is_long, limits_for
 from llmctl.generation.template_variables import template_arguments, template_error
 from llmctl.machine.sandbox import run_bounded_each
@@ -27,8 +27,6 @@ from llmctl.transformers_compat import expanding_tokenizer, sanitising_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from llmctl.generation.image_processor import LazyImageProcessor
 
 Messages = Sequence[Mapping[str, Any]]
 # How a rendered conversation ends: with the beginning of the assistant's turn, inside its final message, or after it.
@@ -98,7 +96,7 @@ def encode_prompt(
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
     ending: Ending | None = None,
-    processor: "LazyImageProcessor | None" = None,
+    processor: ProcessorSource | None = None,
 ) -> Prompt:
     """Encode a text or a conversation.
 
@@ -131,7 +129,7 @@ def encode_prompts(
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_length: int | None = None,
     ending: Ending | None = None,
-    processor: "LazyImageProcessor | None" = None,
+    processor: ProcessorSource | None = None,
 ) -> list[Prompt | LlmctlError]:
     """Encode many prompts like `encode_prompt`, in one child process. Return a prompt or an error for each."""
     encoded: dict[int, Prompt | LlmctlError] = {}

@@ -2,13 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmctl.errors import UserError
 from llmctl.generation.media import Media, locate_media, pictures_in
 
 if TYPE_CHECKING:
-    from llmctl.generation.image_processor import ImageProcessor, LazyImageProcessor, ProcessedImage
+    from llmctl.generation.image_processor import ImageProcessor, ProcessedImage
+
+
+class ProcessorSource(Protocol):
+    """Gives the image processor of a model when a prompt needs it."""
+
+    @property
+    def takes_images(self) -> bool:
+        """True if the model is composite, so that plain transformers would use its processor."""
+
+    def __call__(self) -> "ImageProcessor":
+        """Return the processor. Raise UserError if the model takes no images."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class PromptImages:
 
 
 def process_images(
-    prompt: "str | Sequence[Mapping[str, Any]]", processor: "LazyImageProcessor | None"
+    prompt: "str | Sequence[Mapping[str, Any]]", processor: ProcessorSource | None
 ) -> PromptImages | None:
     """Return the images of a prompt, processed; None without any.
 
