@@ -44,7 +44,7 @@ MAC = Machine(
     28 * GIB,
     12,
     frozenset(),
-    (Gpu(0, "Apple GPU", (0, 0), 36 * GIB, 28 * GIB, kind="mps"),),
+    (Gpu(0, "Apple GPU", (0, 0), 36 * GIB, 28 * GIB, kind="mps", shares_ram=True),),
     EVERYTHING,
 )
 

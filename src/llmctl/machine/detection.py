@@ -61,10 +61,15 @@ class Gpu:
     Attributes:
         index: Number, as in `cuda:0`.
         name: Name given by the driver.
-        capability: CUDA compute capability; (0, 0) for Apple's.
-        total_bytes: Memory.
+        capability: CUDA compute capability, or the major and minor number of AMD's gfx version ((9, 4) for gfx942, so
+            it must not be compared with NVIDIA's); (0, 0) for Intel's and Apple's.
+        total_bytes: Memory that it can use. For Apple's: the recommended working set, which is less than the RAM.
         free_bytes: Memory that is free now.
-        kind: `cuda`, or `mps` for Apple's, whose memory is the machine's RAM.
+        kind: `cuda` for NVIDIA's, `rocm` for AMD's (`cuda:N` in torch), `xpu` for Intel's, `mps` for Apple's.
+        torch_has_code: False if this build of torch has no code for it, so that its first kernel would fail; True if it
+            has; None if it is unknown, and should be assumed to work.
+        shares_ram: True if its memory is the machine's RAM, so that the two must not be added: Apple's, NVIDIA's GB10
+            and Jetson, processors with graphics.
     """
 
     index: int
@@ -72,12 +77,16 @@ class Gpu:
     capability: tuple[int, int]
     total_bytes: int
     free_bytes: int
-    kind: Literal["cuda", "mps"] = "cuda"
+    kind: Literal["cuda", "rocm", "xpu", "mps"] = "cuda"
+    torch_has_code: bool | None = None
+    shares_ram: bool = False
 
     @property
     def device(self) -> str:
-        """The name of the device in torch: `cuda:0`, or `mps`."""
-        return cuda_device(self.index) if self.kind == "cuda" else "mps"
+        """The name of the device in torch: `cuda:0` (AMD's, too), `xpu:0`, or `mps`."""
+        if self.kind == "mps":
+            return "mps"
+        return f"xpu:{self.index}" if self.kind == "xpu" else cuda_device(self.index)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Machine:
         kernels: Instruction set of llmctl's own kernels for CPUs; None without them.
         compiler: C++ compiler that torch.compile would call, or an empty string.
         is_hypothetical: True for a machine that is only described; its packages are those that it should have.
+        macos: Version of macOS, as (14, 5); None elsewhere. Apple's GPUs compute bfloat16 from 14 on.
     """
 
     system: str
@@ -113,6 +123,7 @@ class Machine:
     compiler: str = ""
     kernels: str | None = None
     is_hypothetical: bool = False
+    macos: tuple[int, int] | None = None
 
     @property
     def cpu_multiplies_bf16(self) -> bool:
@@ -151,7 +162,7 @@ def read_machine() -> Machine:
     cards = _nvidia_gpus()
     gpus = cards if cuda else ()
     if system == "Darwin" and architecture == "arm64" and "torch" in packages:
-        gpus = (Gpu(0, "Apple GPU", (0, 0), total, available, kind="mps"),)
+        gpus = (Gpu(0, "Apple GPU", (0, 0), total, available, kind="mps", shares_ram=True),)
     return Machine(
         system=system,
         architecture=architecture,

@@ -90,7 +90,7 @@ def preset_machine(name: str) -> Machine:
         return gpu_machine(CARDS[match[2]], int(match[1] or 1))
     if name in MACS:
         memory = MACS[name][0] * GIB
-        gpu = Gpu(0, f"Apple {name}", (0, 0), memory, int(memory * 0.75), kind="mps")
+        gpu = Gpu(0, f"Apple {name}", (0, 0), memory, int(memory * 0.75), kind="mps", shares_ram=True)
         packages = {k: v for k, v in _PACKAGES.items() if k != "flash_attn"}
         return Machine(
             "Darwin", "arm64", memory, int(memory * 0.75), 8, gpus=(gpu,), packages=packages, is_hypothetical=True
