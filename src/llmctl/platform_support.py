@@ -330,6 +330,17 @@ def read_system_file(path: str) -> str:
         return ""
 
 
+def read_sysctl(name: str) -> bytes:
+    """Return a value of the kernel of macOS, by its name in sysctl(8); empty if there is none, or on another system."""
+    if sys.platform != "darwin":
+        return b""
+    import ctypes
+
+    value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    code = ctypes.CDLL(None).sysctlbyname(name.encode(), value, ctypes.byref(size), None, ctypes.c_size_t(0))
+    return value.raw[: size.value] if code == 0 else b""
+
+
 def process_status_bytes(name: str) -> int | None:
     """Return a size from /proc/self/status, such as "VmRSS"; None if there is no such file or figure."""
     _, separator, rest = read_system_file("/proc/self/status").partition(f"\n{name}:")

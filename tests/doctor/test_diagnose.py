@@ -11,10 +11,11 @@ from llmctl.doctor import Check, Findings, diagnose
 from llmctl.doctor.diagnose import is_healthy
 from llmctl.doctor.findings import Computer, Disk, HubState, Refusal, Requirements, Trial
 from llmctl.hub.environment import Fault
-from llmctl.machine.detection import Machine, NvidiaDriver
+from llmctl.machine.detection import Gpu, Machine
+from llmctl.machine.nvml import NvidiaDriver
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
-from support.machines import H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
+from support.machines import GIB, H100, LAPTOP, LLAMA3_8B, MAC, T4, V100
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "flash_attn", "psutil")
 RANGES = {"torch": ">=2.13", "transformers": "<6,>=5.18", "huggingface_hub": "<3,>=2.0", "kernels": ""}
@@ -139,6 +140,40 @@ def test_a_card_that_torch_has_no_code_for_is_named() -> None:
     line = lines(findings(V100, {"load": {"device_map": "cuda"}}))["torch"]
     assert line.status == "broken"
     assert "no code for Tesla V100-SXM2-32GB (compute capability 7.0)" in line.reason
+
+
+MI300X = Gpu(0, "AMD Instinct MI300X", (9, 4), 192 * GIB, 190 * GIB, "rocm", torch_has_code=True)
+ROCM = {"version": "2.13.0+rocm7.0", "cuda": None, "hip": "7.0.51831", "threads": 16, "gpu_works": True}
+
+
+def amd(gpu: Gpu = MI300X) -> Machine:
+    return replace(H100, gpus=(gpu,), torch_cuda=None)
+
+
+def test_a_torch_built_for_amd_is_fine_where_it_computes() -> None:
+    line = lines(findings(amd(), torch=ROCM))["torch"]
+    assert line.status == "ok"
+    assert line.reason.endswith("built for ROCm (HIP 7.0.51831), computes on AMD Instinct MI300X")
+
+
+def test_the_error_of_an_amd_card_is_quoted() -> None:
+    facts = ROCM | {"gpu_works": False, "gpu_error": "no permission for /dev/kfd"}
+    line = lines(findings(amd(), {"load": {"device_map": "cuda"}}, torch=facts))["torch"]
+    assert (line.status, line.fix) == ("broken", "rocminfo")
+    assert "no permission for /dev/kfd" in line.reason
+
+
+def test_an_amd_card_that_torch_has_no_code_for_is_named() -> None:
+    line = lines(findings(amd(replace(MI300X, name="AMD Radeon RX 6600", torch_has_code=False)), torch=ROCM))["torch"]
+    assert line.status == "broken"
+    assert "has no code for AMD Radeon RX 6600" in line.reason
+
+
+def test_a_torch_built_for_intel_without_a_gpu_is_a_warning() -> None:
+    facts = {"version": "2.13.0+xpu", "cuda": None, "xpu": "20250301", "gpu_error": "No XPU devices are available."}
+    line = lines(findings(LAPTOP, torch=facts))["torch"]
+    assert line.status == "warning"
+    assert "No XPU devices are available; models run on the CPU instead" in line.reason
 
 
 @pytest.mark.parametrize(("error", "fix"), [(9, "sudo modprobe nvidia"), (18, "sudo reboot")])

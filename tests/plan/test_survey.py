@@ -10,7 +10,8 @@ import pytest
 
 from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import MachineError, UserError
-from llmctl.machine.presets import card_of, preset_machine
+from llmctl.machine.cards import card_of
+from llmctl.machine.presets import preset_machine
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan import PlanRequest, make_plan

@@ -194,7 +194,7 @@ FLAGS: tuple[Flag[Any], ...] = (
     setting("--attn", key="load.attn_implementation", metavar="NAME", group="Loading",
             help="Attention: auto, flash_attention_2, sdpa, eager or flex_attention"),
     setting("--device-map", "--device", key="load.device_map", metavar="NAME", group="Loading",
-            help="Device: auto, cpu, cuda, cuda:N, mps, balanced or sequential"),
+            help="Device: auto, cpu, cuda, cuda:N, xpu, mps, balanced or sequential"),
     OVERCOMMIT,
     setting("--max-image-tokens", key="load.max_image_tokens", metavar="INTEGER", group="Loading",
             help="Shrink larger images to this many tokens", default_text="the model's limits"),

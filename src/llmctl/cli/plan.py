@@ -32,8 +32,8 @@ BATCH = integer("--batch", help="Concurrent sequences", default=1, minimum=1)
 MACHINES = texts(
     "--machine",
     metavar="NAME",
-    help="Machine to plan for instead of this one (repeatable): h100, 2xh100, a100-40, rtx4090, t4, m3-max-36, or a "
-    "YAML file",
+    help="Machine to plan for instead of this one (repeatable): h100, 2xh100, rtx4090+gtx1660, a100-40, mi300x, "
+    "arc-b580, m3-max-36, or a YAML file",
     default_text="this machine",
 )
 IMAGES = optional_integer("--images", help="Images to plan for, beside --context", minimum=1, maximum=1000)

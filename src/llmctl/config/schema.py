@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Backend = str
 else:
     Backend = Literal["auto", *sorted(backend.name for backend in BACKENDS)]
-_DEVICE_MAP = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|cuda|cuda:\d+)$")
-_DEVICE = re.compile(r"^(cpu|mps|cuda|cuda:\d+|\d+)$")
+_DEVICE_MAP = re.compile(r"^(auto|balanced|balanced_low_0|sequential|cpu|mps|(cuda|xpu)(:\d+)?)$")
+_DEVICE = re.compile(r"^(cpu|mps|(cuda|xpu)(:\d+)?|\d+)$")
 _MODEL_HELP = "Hub id (org/name) or path of a folder. A relative path in a file is relative to that file."
 _REVISION_HELP = "Branch, tag or commit on the Hub. Default: the main branch."
 
@@ -71,8 +71,9 @@ class LoadSection(Section):
     device_map: str | dict[str, int | str] = Field(
         "auto",
         description=(
-            "auto, cpu, cuda, cuda:N, mps, balanced, sequential, or a map from module names to devices. "
-            "auto uses the GPUs, and RAM only for weights that do not fit on them."
+            "auto, cpu, cuda, cuda:N, xpu, xpu:N, mps, balanced, sequential, or a map from module names to devices. "
+            "auto uses the GPUs, and RAM only for weights that do not fit on them. AMD GPUs are cuda, too; Intel's "
+            "are xpu."
         ),
     )
     max_memory: dict[int | str, int | str] | None = Field(
@@ -122,12 +123,12 @@ class LoadSection(Section):
         if isinstance(value, str):
             if not _DEVICE_MAP.match(value):
                 raise ValueError(
-                    "use auto, cpu, cuda, cuda:N, mps, balanced, sequential or a map of modules to devices"
+                    "use auto, cpu, cuda, cuda:N, xpu, mps, balanced, sequential or a map of modules to devices"
                 )
             return value
         wrong = [str(device) for device in value.values() if not _DEVICE.match(str(device))]
         if wrong:
-            raise ValueError(f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, cpu or mps; not disk)")
+            raise ValueError(f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, xpu:N, cpu or mps; not disk)")
         return value
 
     @field_validator("max_memory")

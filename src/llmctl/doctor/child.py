@@ -53,17 +53,24 @@ def _torch(name: str) -> dict[str, Any]:
         "version": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": getattr(torch.version, "hip", None),
+        "xpu": getattr(torch.version, "xpu", None),
         "threads": torch.get_num_threads(),
         "cuda_works": False,
     }
     if torch.version.cuda:
-        facts |= {"architectures": torch.cuda.get_arch_list()}
-        try:
-            torch.cuda.init()
-            facts |= {"cuda_works": bool(torch.ones(2, device="cuda").sum().item() == 2)}
-        except Exception as error:  # noqa: BLE001 (torch raises AssertionError, RuntimeError and its own here)
-            facts |= {"cuda_error": (str(error).strip().splitlines() or [type(error).__name__])[0][:300]}
+        facts |= {"architectures": torch.cuda.get_arch_list(), **_trial(torch, "cuda", "cuda")}
+    elif facts["hip"] or facts["xpu"]:
+        facts |= _trial(torch, "cuda" if facts["hip"] else "xpu", "gpu")
     return facts
+
+
+def _trial(torch: Any, device: str, name: str) -> dict[str, Any]:
+    """Compute something on a device; return `<name>_works`, or `<name>_error` with the reason."""
+    try:
+        getattr(torch, device).init()
+        return {f"{name}_works": bool(torch.ones(2, device=device).sum().item() == 2)}
+    except Exception as error:  # noqa: BLE001 (torch raises AssertionError, RuntimeError and its own here)
+        return {f"{name}_error": (str(error).strip().splitlines() or [type(error).__name__])[0][:300]}
 
 
 def _transformers(name: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from llmctl.hub.environment import (
     import_faults,
     without_credentials,
 )
-from llmctl.machine.detection import read_machine, read_nvidia_driver
+from llmctl.machine.detection import read_machine
+from llmctl.machine.nvml import read_nvidia_driver
 from llmctl.model import demo
 from llmctl.model.info import check_generates_text, read_model_info
 from llmctl.model.resolve import EXAMPLE, check_id, is_path, local_folder

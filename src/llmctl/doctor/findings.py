@@ -8,7 +8,8 @@ from typing import Any, Literal
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, Problem
 from llmctl.hub.environment import Fault
-from llmctl.machine.detection import Machine, NvidiaDriver
+from llmctl.machine.detection import Machine
+from llmctl.machine.nvml import NvidiaDriver
 from llmctl.model.info import ModelInfo
 
 Status = Literal["ok", "warning", "broken", "skipped"]

@@ -1,13 +1,14 @@
 """Checks of torch, the driver and the GPUs, and of the packages that need one. Pure."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from llmctl.doctor.findings import Check, Findings, fault, ok, skipped, warning
 from llmctl.doctor.need import Need
 from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
 from llmctl.errors import LlmctlError
 from llmctl.machine.detection import Gpu
+from llmctl.machine.torch_build import has_code_for
 from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
 from llmctl.plan.dtype import BF16_CAPABILITY
 from llmctl.plan.placement import candidate_devices
@@ -57,9 +58,11 @@ def _torch(findings: Findings, need: Need) -> Check:
     cuda, version = facts.get("cuda"), facts.get("version") or findings.version("torch") or "torch"
     here = cards[0].name if cards else "an NVIDIA card"
     if cuda is None:
-        if not facts.get("hip") and (cards or findings.driver.cards_on_bus):
+        if facts.get("hip") or facts.get("xpu"):
+            return _other_build(findings, version, facts, need)
+        if cards or findings.driver.cards_on_bus:
             return _cpu_build(findings, version, here, need)
-        return in_range(findings, "torch", needed=ALWAYS, about="" if facts.get("hip") else ", built for the CPU")
+        return in_range(findings, "torch", needed=ALWAYS, about=", built for the CPU")
     if facts.get("cuda_works") or not cards:
         unsupported = _unsupported_card(facts.get("architectures") or (), cards)
         if unsupported is None:
@@ -68,6 +71,22 @@ def _torch(findings: Findings, need: Need) -> Check:
         reason = f"{version} has no code for {unsupported.name} (compute capability {_dotted(unsupported.capability)})"
         return _gpu_fault(findings, "torch", reason, f"choose a build with code for it at {SELECTOR}", need)
     return _no_cuda(findings, version, cuda, here, need)
+
+
+def _other_build(findings: Findings, version: str, facts: Mapping[str, Any], need: Need) -> Check:
+    """Check a torch built for the GPUs of AMD or Intel."""
+    built = f"built for ROCm (HIP {facts['hip']})" if facts.get("hip") else "built for Intel's GPUs"
+    gpus = findings.machine.gpus if findings.machine is not None else ()
+    without = next((gpu for gpu in gpus if gpu.torch_has_code is False), None)
+    if without is not None:
+        fix = f"choose a build with code for it at {SELECTOR}"
+        return _gpu_fault(findings, "torch", f"{version} has no code for {without.name}", fix, need)
+    if not facts.get("gpu_works"):
+        error = str(facts.get("gpu_error") or "it gives no reason").rstrip(".")
+        reason = f"{version} is {built}, but cannot use one: {error}"
+        return _gpu_fault(findings, "torch", reason, "rocminfo" if facts.get("hip") else "clinfo", need)
+    works = f", {built}" + (f", computes on {gpus[0].name}" if gpus else "")
+    return in_range(findings, "torch", needed=ALWAYS, about=works)
 
 
 def _cpu_build(findings: Findings, version: str, here: str, need: Need) -> Check:
@@ -108,21 +127,8 @@ def _gpu_fault(findings: Findings, name: str, reason: str, fix: str, need: Need)
 
 
 def _unsupported_card(architectures: Sequence[str], cards: Sequence[Gpu]) -> Gpu | None:
-    """Return the first card that none of torch's compiled architectures supports.
-
-    `sm_86` runs on the same major version with an equal or higher minor version; `compute_120` also on later versions.
-    """
-    known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in architectures]
-    built = [(match[1], (int(match[2]), int(match[3]))) for match in known if match]
-    for card in cards if built else ():
-        major, minor = card.capability
-        runs = any(
-            (kind == "sm" and at[0] == major and at[1] <= minor) or (kind == "compute" and at <= card.capability)
-            for kind, at in built
-        )
-        if not runs:
-            return card
-    return None
+    """Return the first card that none of torch's compiled architectures supports."""
+    return next((card for card in cards if has_code_for(card.capability, architectures) is False), None)
 
 
 def _cards(findings: Findings, need: Need) -> Check:

@@ -14,7 +14,7 @@ class Need:
     """The reasons why things are needed, as text; None if a thing is not needed.
 
     Attributes:
-        cuda: Reason for an NVIDIA GPU that torch can use.
+        cuda: Reason for a GPU that torch can use; on FlashAttention-2's part, one of NVIDIA.
         flash_attention: Reason for the package flash-attn.
         packages: Reasons for packages of quantisation backends, by package name.
         download: Reason for the Hub and a writable cache.
@@ -46,14 +46,14 @@ def needs(findings: Findings, plan: Plan | LlmctlError | None) -> Need:
 
 
 def _cuda(findings: Findings) -> str | None:
-    """Return why an NVIDIA GPU is needed: the device map names one, or is `auto` and the driver shows one."""
+    """Return why a GPU is needed: the device map names one, or is `auto` and the driver shows one."""
     wanted = findings.config.load.device_map
     places = wanted.values() if isinstance(wanted, dict) else (wanted,)
-    named = next((place for place in places if str(place).isdigit() or str(place).startswith("cuda")), None)
+    named = next((place for place in places if str(place).isdigit() or str(place).startswith(("cuda", "xpu"))), None)
     if named is not None:
         return f"load.device_map names {named}"
     gpus = findings.machine.gpus if findings.machine else ()
-    if wanted in ("auto", "balanced", "balanced_low_0", "sequential") and any(gpu.kind == "cuda" for gpu in gpus):
+    if wanted in ("auto", "balanced", "balanced_low_0", "sequential") and any(gpu.kind != "mps" for gpu in gpus):
         return f"load.device_map is {wanted}, which uses the GPU"
     return None
 

@@ -59,6 +59,7 @@ def _machine(findings: Findings) -> Iterator[str]:
         yield f"RAM {machine.ram_total_bytes} bytes, {machine.ram_available_bytes} available"
         for gpu in (*machine.gpus, *machine.idle_gpus):
             yield f"{gpu.kind}:{gpu.index} {gpu.name} {gpu.capability} {gpu.total_bytes} bytes, {gpu.free_bytes} free"
+            yield f"  torch has code for it: {gpu.torch_has_code}; memory shared with RAM: {gpu.shares_ram}"
     if driver.version or driver.error or driver.cards_on_bus:
         yield f"NVIDIA driver {driver.version}, CUDA {driver.cuda}, error {driver.error}, cards {driver.cards_on_bus}"
 

@@ -1,20 +1,24 @@
 """The description of this computer: read cheaply, without importing torch, or built by hand in a test."""
 
 import ctypes
-import importlib.util
 import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from llmctl.cpu import kernels
+from llmctl.machine.apple import read_mac
+from llmctl.machine.nvml import NvidiaCard, driver_is_present, read_nvidia_cards
 from llmctl.machine.threads import physical_cores
-from llmctl.platform_support import read_system_file
+from llmctl.machine.torch_build import TorchBuild, has_code_for, read_architectures, read_torch_build
+from llmctl.machine.torch_gpus import TorchGpu, torch_gpus
+from llmctl.machine.visible_devices import AMD_VARIABLES, VARIABLE, hides_everything, order_is_unknown, visible_cards
+from llmctl.platform_support import read_sysctl, read_system_file
 from llmctl.quant.checkpoint_formats import packages_of_formats
 
 PACKAGES = (
@@ -131,51 +135,113 @@ class Machine:
         return bool(self.cpu_features & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-@dataclass(frozen=True)
-class NvidiaDriver:
-    """NVIDIA's driver, as NVML shows it.
-
-    Attributes:
-        version: Version; None if NVML could not be queried.
-        cuda: Newest CUDA version that it supports.
-        error: NVML's error number; None if there was no error, or NVML is not installed.
-        cards_on_bus: Number of NVIDIA cards on the PCI bus (Linux), with or without a driver.
-    """
-
-    version: str | None = None
-    cuda: tuple[int, int] | None = None
-    error: int | None = None
-    cards_on_bus: int = 0
-
-
 def read_machine() -> Machine:
     """Read the description of this computer. Imports neither torch nor transformers."""
     import psutil
 
     limit, _ = container_memory()
-    total = min(psutil.virtual_memory().total, limit or 2**62)
-    available = read_free_ram_bytes()
-    packages = _packages()
-    cpu_kernels = kernels.load()
-    cuda = _torch_cuda_version()
-    system, architecture = platform.system(), platform.machine()
-    cards = _nvidia_gpus()
-    gpus = cards if cuda else ()
-    if system == "Darwin" and architecture == "arm64" and "torch" in packages:
-        gpus = (Gpu(0, "Apple GPU", (0, 0), total, available, kind="mps", shares_ram=True),)
+    ram = _Ram(min(psutil.virtual_memory().total, limit or 2**62), read_free_ram_bytes())
+    cpu_kernels, build = kernels.load(), read_torch_build()
+    mac = read_mac(ram_bytes=ram.total_bytes)
+    gpus = _usable_gpus(build, ram)
+    if mac is not None and build is not None:
+        usable = mac.working_set_bytes
+        gpus = (Gpu(0, mac.chip, (0, 0), usable, min(usable, ram.available_bytes), kind="mps", shares_ram=True),)
     return Machine(
-        system=system,
-        architecture=architecture,
-        ram_total_bytes=total,
-        ram_available_bytes=available,
+        system=platform.system(),
+        architecture=platform.machine(),
+        ram_total_bytes=ram.total_bytes,
+        ram_available_bytes=ram.available_bytes,
         physical_cores=physical_cores(),
         cpu_features=_cpu_features(),
         gpus=gpus,
-        packages=packages,
-        torch_cuda=cuda,
-        idle_gpus=() if cuda else cards,
+        packages=_packages(),
+        torch_cuda=build.cuda if build is not None else None,
+        idle_gpus=_idle_gpus(build, ram),
         compiler=_compiler(),
         kernels=cpu_kernels.isa if cpu_kernels is not None else None,
+        macos=mac.macos if mac is not None else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Ram:
+    """The RAM of this computer, and what a new process can take of it."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+def _usable_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
+    """Return the GPUs that torch shows this process, in its order."""
+    if build is None:
+        return ()
+    if build.cuda:
+        return _nvidia_gpus(build, ram)
+    hidden = build.hip is not None and any(hides_everything(os.environ.get(name)) for name in AMD_VARIABLES)
+    if (build.hip or build.xpu) and not hidden:
+        return _asked_gpus(ram)
+    return ()
+
+
+def _idle_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
+    """Return NVIDIA's cards if torch is built without CUDA."""
+    cards = read_nvidia_cards() if build is None or not build.cuda else None
+    shown = visible_cards(cards or (), os.environ.get(VARIABLE))
+    return tuple(_gpu_of_card(index, card, ram) for index, card in enumerate(shown))
+
+
+def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...]:
+    """Return NVIDIA's cards as NVML describes them; as torch does where NVML cannot tell them or their order."""
+    setting = os.environ.get(VARIABLE)
+    if hides_everything(setting):
+        return ()
+    cards = read_nvidia_cards()
+    if order_is_unknown(cards, os.environ) if cards else cards is None and driver_is_present():
+        asked = _asked_gpus(ram)
+        if asked:
+            return asked
+    shown = visible_cards(cards or (), setting)
+    architectures = read_architectures(build.folder) if shown else ()
+    return tuple(_gpu_of_card(index, card, ram, architectures) for index, card in enumerate(shown))
+
+
+def _gpu_of_card(index: int, card: NvidiaCard, ram: _Ram, architectures: Sequence[str] = ()) -> Gpu:
+    return Gpu(
+        index,
+        card.name,
+        card.capability,
+        ram.total_bytes if card.total_bytes is None else card.total_bytes,
+        ram.available_bytes if card.free_bytes is None else card.free_bytes,
+        torch_has_code=has_code_for(card.capability, architectures),
+        shares_ram=card.total_bytes is None,
+    )
+
+
+def _asked_gpus(ram: _Ram) -> tuple[Gpu, ...]:
+    """Return the GPUs that torch names when it is asked; none if it does not answer."""
+    return tuple(_gpu_of_torch(index, gpu, ram) for index, gpu in enumerate(torch_gpus() or ()))
+
+
+def _gpu_of_torch(index: int, gpu: TorchGpu, ram: _Ram) -> Gpu:
+    """Return a GPU as torch describes it.
+
+    CUDA counts the pages of files in the RAM as used, which the system would give away: a card that uses the RAM can
+    take what a process can (https://nvidia.custhelp.com/app/answers/detail/a_id/5728).
+    """
+    total, free = gpu["total_bytes"], gpu["free_bytes"]
+    if gpu["shares_ram"]:
+        limit = total if free is None or gpu["kind"] == "cuda" else free
+        free = min(limit, ram.available_bytes)
+    return Gpu(
+        index,
+        gpu["name"],
+        gpu["capability"],
+        total,
+        total if free is None else free,
+        gpu["kind"],
+        gpu["torch_has_code"],
+        gpu["shares_ram"],
     )
 
 
@@ -204,19 +270,6 @@ def _packages() -> dict[str, str]:
     return versions
 
 
-def _torch_cuda_version() -> str | None:
-    """Return the CUDA version in torch's version.py, which can be read without importing torch."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin:
-        return None
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
-    return match[1] if match else None
-
-
 def _cpu_features() -> frozenset[str]:
     match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
     return frozenset(match[1].split() if match else ()) & frozenset(CPU_FEATURES)
@@ -225,7 +278,9 @@ def _cpu_features() -> frozenset[str]:
 def read_cpu_name() -> str:
     """Return the name of the processor; an empty string if it is unknown."""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
-    return match[1].strip() if match else platform.processor()
+    if match:
+        return match[1].strip()
+    return read_sysctl("machdep.cpu.brand_string").rstrip(b"\0").decode(errors="replace") or platform.processor()
 
 
 def container_memory() -> tuple[int | None, int]:
@@ -241,92 +296,6 @@ def container_memory() -> tuple[int | None, int]:
         return int(limit), int((folder / "memory.current").read_text(encoding="utf-8"))
     except (OSError, ValueError, IndexError):
         return None, 0
-
-
-class _NvmlMemory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-def read_nvidia_driver() -> NvidiaDriver:
-    """Ask NVIDIA's driver for its version, and the PCI bus for cards. Makes no CUDA context."""
-    cards, nvml = _cards_on_bus(), _nvml()
-    if nvml is None:
-        return NvidiaDriver(cards_on_bus=cards)
-    error = nvml.nvmlInit_v2()
-    if error != 0:
-        return NvidiaDriver(error=error, cards_on_bus=cards)
-    try:
-        text, cuda = ctypes.create_string_buffer(80), ctypes.c_int()
-        nvml.nvmlSystemGetDriverVersion(text, 80)
-        nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
-    finally:
-        nvml.nvmlShutdown()
-    # 12040 is 12.4 (NVML_CUDA_DRIVER_VERSION_MAJOR and _MINOR)
-    version = text.value.decode(errors="replace") or None
-    return NvidiaDriver(version, (cuda.value // 1000, cuda.value % 1000 // 10) if cuda.value else None, None, cards)
-
-
-def _cards_on_bus() -> int:
-    """Count display controllers (PCI class 03) of NVIDIA (vendor 10de)."""
-    count = 0
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            vendor, pci_class = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
-        except OSError:
-            continue
-        count += vendor == "0x10de" and pci_class.startswith("0x03")
-    return count
-
-
-def _nvml() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL("libnvidia-ml.so.1" if os.name != "nt" else "nvml.dll")
-    except OSError:
-        return None
-
-
-def _nvidia_gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA cards that the driver shows and CUDA_VISIBLE_DEVICES allows, through NVML (no CUDA context)."""
-    nvml = _nvml()
-    if nvml is None or nvml.nvmlInit_v2() != 0:
-        return ()
-    try:
-        count = ctypes.c_uint()
-        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        cards = [_nvidia_gpu(nvml, number) for number in range(count.value)]
-    finally:
-        nvml.nvmlShutdown()
-    chosen = _visible([card for card in cards if card is not None])
-    return tuple(
-        Gpu(index, card.name, card.capability, card.total_bytes, card.free_bytes) for index, card in enumerate(chosen)
-    )
-
-
-def _nvidia_gpu(nvml: ctypes.CDLL, number: int) -> Gpu | None:
-    handle = ctypes.c_void_p()
-    if nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle)) != 0:
-        return None
-    name = ctypes.create_string_buffer(96)
-    nvml.nvmlDeviceGetName(handle, name, 96)
-    major, minor, memory = ctypes.c_int(), ctypes.c_int(), _NvmlMemory()
-    nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
-    nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
-    text = name.value.decode(errors="replace")
-    return Gpu(number, text, (major.value, minor.value), memory.total, memory.free)
-
-
-def _visible(cards: list[Gpu]) -> list[Gpu]:
-    """Apply CUDA_VISIBLE_DEVICES as CUDA does for numbers: stop at the first one that does not exist."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
-        return cards
-    chosen = []
-    for item in wanted.split(","):
-        text = item.strip()
-        if not text.isdigit() or int(text) >= len(cards):
-            break
-        chosen.append(cards[int(text)])
-    return chosen
 
 
 def measure_ram_bandwidth(*, threads: int | None = None) -> float:

@@ -1,22 +1,20 @@
-"""Hypothetical machines: cards and computers by name, and machines described in a YAML file.
-
-Bandwidths and FLOP rates are the vendors' figures (data sheets of the named products): bytes per second between the GPU
-and its memory, and dense half-precision products with float32 accumulation.
-"""
+"""Hypothetical machines: cards and computers by name, and machines described in a YAML file."""
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmctl import yaml_reader
 from llmctl.errors import UserError
+from llmctl.machine.apple import GIB, working_set_bytes
+from llmctl.machine.cards import ALIASES, CARDS, CHIPS, Card
 from llmctl.machine.detection import Gpu, Machine
 from llmctl.quant.checkpoint_formats import packages_of_formats
 from llmctl.text_files import read_text
 from llmctl.units import parse_bytes
 
-GIB = 2**30
 _KERNELS = (
     ("amx_bf16", "amxbf16"), ("avx512_bf16", "avx512bf16"), ("avx512_vnni", "avx512vnni"), ("avx512f", "avx512vl"),
     ("avx_vnni", "avxvnni"), ("avx2", "avx2"), ("asimd", "neon"),
@@ -32,94 +30,102 @@ _PACKAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Card:
-    """A GPU model: name, CUDA capability, memory in GiB, bandwidth in GB/s, half-precision TFLOP/s."""
-
-    name: str
-    capability: tuple[int, int]
-    memory_gib: float
-    bandwidth_gb: float
-    half_tflops: float
-
-
-CARDS = {
-    "t4": Card("Tesla T4", (7, 5), 15, 320, 65),
-    "v100-16": Card("Tesla V100-SXM2-16GB", (7, 0), 16, 900, 112),
-    "v100-32": Card("Tesla V100-SXM2-32GB", (7, 0), 32, 900, 112),
-    "rtx3060": Card("NVIDIA GeForce RTX 3060", (8, 6), 12, 360, 25),
-    "rtx3090": Card("NVIDIA GeForce RTX 3090", (8, 6), 24, 936, 71),
-    "rtx4090": Card("NVIDIA GeForce RTX 4090", (8, 9), 24, 1008, 165),
-    "l4": Card("NVIDIA L4", (8, 9), 22.5, 300, 121),
-    "a10": Card("NVIDIA A10G", (8, 6), 22.5, 600, 70),
-    "l40s": Card("NVIDIA L40S", (8, 9), 45, 864, 362),
-    "a100-40": Card("NVIDIA A100-SXM4-40GB", (8, 0), 40, 1555, 312),
-    "a100-80": Card("NVIDIA A100-SXM4-80GB", (8, 0), 80, 2039, 312),
-    "h100": Card("NVIDIA H100 80GB HBM3", (9, 0), 80, 3350, 989),
-    "h200": Card("NVIDIA H200", (9, 0), 141, 4800, 989),
-}
-# Apple computers: memory in GiB, bandwidth in GB/s, half-precision TFLOP/s of the GPU.
-MACS = {"m2-24": (24, 100, 7), "m3-max-36": (36, 300, 28), "m3-max-128": (128, 400, 33), "m4-pro-48": (48, 273, 17)}
-
-
-def card_of(gpu: Gpu) -> Card | None:
-    """Return the card of a GPU by its driver's name; if several match, the one with the closest memory size."""
-    words = set(_words(gpu.name))
-    full_matches = [card for card in CARDS.values() if set(_words(card.name)) - {"nvidia", "geforce", "tesla"} <= words]
-    model_matches = [card for card in CARDS.values() if _words(card.name)[1:2] and _model_word(card.name) in words]
-    candidates = full_matches or model_matches
-    return min(candidates, key=lambda card: abs(card.memory_gib * GIB - gpu.total_bytes), default=None)
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"[\s-]+", name.lower())
-
-
-def _model_word(name: str) -> str:
-    return next((word for word in _words(name) if re.search(r"\d", word)), "")
-
-
 def preset_machine(name: str) -> Machine:
-    """Return a machine by name: `h100`, `2xh100`, `m3-max-36`, or the path of a YAML file.
+    """Return a machine by name: `h100`, `2xh100`, `rtx4090+gtx1660`, `m3-max-36`, or the path of a YAML file.
 
     Raises:
         UserError: there is no such name or file, or the file does not describe a machine.
     """
-    match = re.fullmatch(r"(?:(\d+)x)?([\w.-]+)", name)
-    if match and match[2] in CARDS:
-        return gpu_machine(CARDS[match[2]], int(match[1] or 1))
-    if name in MACS:
-        memory = MACS[name][0] * GIB
-        gpu = Gpu(0, f"Apple {name}", (0, 0), memory, int(memory * 0.75), kind="mps", shares_ram=True)
-        packages = {k: v for k, v in _PACKAGES.items() if k != "flash_attn"}
-        return Machine(
-            "Darwin", "arm64", memory, int(memory * 0.75), 8, gpus=(gpu,), packages=packages, is_hypothetical=True
-        )
+    cards = _cards(name)
+    if cards:
+        return gpu_machine(cards)
+    if name in _macs():
+        return _macs()[name]
     if Path(name).is_file():
         return _from_file(Path(name))
+    known = ", ".join((*CARDS, *_macs()))
     raise UserError(
-        f"there is no machine {name!r}", hint=f"known: {', '.join((*CARDS, *MACS))}; 2xh100 for two; or a YAML file"
+        f"there is no machine {name!r}", hint=f"known: {known}; 2xh100 or rtx4090+gtx1660 for two; or a YAML file"
     )
 
 
-def gpu_machine(card: Card, count: int, *, ram_gib: float | None = None) -> Machine:
-    """Return a server with `count` cards, 0.5 GiB of each in use, and twice as much RAM as GPU memory."""
-    ram = int((ram_gib or max(2 * count * card.memory_gib, 32)) * GIB)
-    memory = int(card.memory_gib * GIB)
-    gpus = tuple(Gpu(n, card.name, card.capability, memory, memory - GIB // 2) for n in range(count))
+def _cards(name: str) -> list[Card]:
+    """Return the cards of a list such as `2xrtx3090+t4`; none if a part of it is no card."""
+    cards: list[Card] = []
+    for part in name.split("+"):
+        match = re.fullmatch(r"(?:([1-9]\d?)x)?([\w.-]+)", part)
+        card = CARDS.get(ALIASES.get(match[2], match[2])) if match else None
+        if match is None or card is None:
+            return []
+        cards += [card] * int(match[1] or 1)
+    return cards
+
+
+def gpu_machine(cards: Sequence[Card], *, ram_gib: float | None = None) -> Machine:
+    """Return a server with these cards, 0.5 GiB of each in use, and twice as much RAM as GPU memory.
+
+    The memory of a card without its own is the RAM.
+
+    Raises:
+        UserError: the cards are of several vendors.
+    """
+    if len({card.kind for card in cards}) > 1:
+        names = ", ".join(card.name for card in cards)
+        raise UserError(f"no build of torch computes on all of these: {names}", hint="choose cards of one vendor")
+    gpu_gib = sum(card.memory_gib for card in cards)
+    shares_ram = any(card.shares_ram for card in cards)
+    ram = int((ram_gib or (gpu_gib if shares_ram else max(2 * gpu_gib, 32))) * GIB)
+    is_cuda, is_arm = cards[0].kind == "cuda", cards[0].kind == "cuda" and shares_ram
+    x86 = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"})
     return Machine(
         "Linux",
-        "x86_64",
+        "aarch64" if is_arm else "x86_64",
         ram,
         int(ram * 0.9),
         16,
-        frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}),
-        gpus,
-        _PACKAGES,
-        "13.0",
+        frozenset({"asimd", "bf16"}) if is_arm else x86,
+        tuple(_gpu(number, card, ram_bytes=ram) for number, card in enumerate(cards)),
+        _PACKAGES if is_cuda else _without_flash(),
+        "13.0" if is_cuda else None,
         compiler="g++",
         is_hypothetical=True,
     )
+
+
+def _gpu(index: int, card: Card, *, ram_bytes: int) -> Gpu:
+    memory = int(card.memory_gib * GIB)
+    free = min(memory, int(ram_bytes * 0.9)) if card.shares_ram else memory - GIB // 2
+    return Gpu(index, card.name, card.capability, memory, free, card.kind, shares_ram=card.shares_ram)
+
+
+def _macs() -> dict[str, Machine]:
+    """Return Apple's computers by name, such as `m1-16` and `m4-max-64`."""
+    return {
+        f"{chip.name.lower().replace(' ', '-')}-{size}": _mac(f"Apple {chip.name}", size * GIB)
+        for chip in CHIPS
+        for size in chip.memory_gib
+    }
+
+
+def _mac(name: str, memory: int) -> Machine:
+    """Return a Mac with a quarter of its memory in use."""
+    available, usable = int(memory * 0.75), working_set_bytes(memory)
+    gpu = Gpu(0, name, (0, 0), usable, min(usable, available), kind="mps", shares_ram=True)
+    return Machine(
+        "Darwin",
+        "arm64",
+        memory,
+        available,
+        8,
+        gpus=(gpu,),
+        packages=_without_flash(),
+        is_hypothetical=True,
+        macos=(15, 0),
+    )
+
+
+def _without_flash() -> dict[str, str]:
+    return {name: version for name, version in _PACKAGES.items() if name != "flash_attn"}
 
 
 def _kernels(features: frozenset[str]) -> str:
@@ -136,7 +142,7 @@ def _from_file(path: Path) -> Machine:
         content: Any = {} if node is None else yaml_reader.read(node, Any, line=1)
         names = list(content.get("gpus", []))
         ram = parse_bytes(content.get("ram", "32GiB"))
-        cards = [CARDS[name] for name in names]
+        cards = [CARDS[ALIASES.get(name, name)] for name in names]
         features = frozenset(content.get("features", ["avx2"]))
         cores = int(content.get("cores", 8))
         unknown = set(content) - {"gpus", "ram", "features", "cores"}
@@ -146,7 +152,9 @@ def _from_file(path: Path) -> Machine:
         raise UserError(f"{path} does not describe a machine: {error}", hint="gpus: [rtx4090], ram: 64GiB") from error
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}", hint="known: gpus, ram, features, cores")
-    gpus = tuple(replace(gpu_machine(card, 1).gpus[0], index=n) for n, card in enumerate(cards))
+    if cards:
+        machine = gpu_machine(cards, ram_gib=ram / GIB)
+        return replace(machine, physical_cores=cores, cpu_features=features, kernels=_kernels(features))
     return Machine(
         "Linux",
         "x86_64",
@@ -154,9 +162,7 @@ def _from_file(path: Path) -> Machine:
         int(ram * 0.9),
         cores,
         features,
-        gpus,
-        _PACKAGES if gpus else {k: v for k, v in _PACKAGES.items() if k != "flash_attn"},
-        "13.0" if gpus else None,
+        packages=_without_flash(),
         kernels=_kernels(features),
         compiler="g++",
         is_hypothetical=True,

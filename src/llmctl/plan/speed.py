@@ -10,9 +10,9 @@ measured, from published figures of eager decoding.
 
 from dataclasses import dataclass
 
+from llmctl.machine.cards import rates_of
 from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
-from llmctl.machine.presets import MACS, card_of
 from llmctl.model.info import ModelInfo
 from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.plan.decision import Plan
@@ -22,8 +22,9 @@ Range = tuple[float, float]
 
 # Tokens of a short conversation, for which speeds are given unless stated otherwise.
 SHORT_CONTEXT = 256
-# Share of the memory bandwidth while decoding in 16 bits, by device; each quantisation backend has its own.
-_DECODE_SHARES = {"cuda": (0.45, 0.85), "mps": (0.4, 0.8), "cpu": (0.35, 0.7)}
+# Share of the memory bandwidth while decoding in 16 bits, by device; each quantisation backend has its own. For Intel's
+# GPUs no figure of eager decoding with torch was found: the range is wide.
+_DECODE_SHARES = {"cuda": (0.45, 0.85), "xpu": (0.2, 0.8), "mps": (0.4, 0.8), "cpu": (0.35, 0.7)}
 # Shares of the measured rates of llmctl's kernels, measured with the two models named above.
 _KERNEL_DECODE_SHARE, _KERNEL_PREFILL_SHARE = (0.88, 1.05), (0.8, 1.1)
 _CACHE_SHARE = (0.2, 0.4)  # of the rate for 16 bits, reading keys and values
@@ -189,13 +190,7 @@ def _decode_share(plan: Plan, machine: Machine, device_kind: str) -> Range:
 
 
 def _gpu_rates(machine: Machine, gpus: list[str]) -> tuple[float, float] | None:
-    """Return the bytes and operations per second of the slowest GPU in use."""
-    rates = []
-    for gpu in machine.gpus:
-        if gpu.kind == "mps":
-            mac = MACS.get(gpu.name.removeprefix("Apple "))
-            if mac:
-                rates.append((mac[1] * 1e9, mac[2] * 1e12))
-        elif gpu.device in gpus and (card := card_of(gpu)) is not None:
-            rates.append((card.bandwidth_gb * 1e9, card.half_tflops * 1e12))
-    return min(rates) if rates else None
+    """Return the bytes and operations per second of the slowest GPU in use; None if one of them is not known."""
+    rates = [rates_of(gpu) for gpu in machine.gpus if gpu.device in gpus]
+    known = [(rate.bandwidth, rate.operations) for rate in rates if rate is not None]
+    return min(known) if known and len(known) == len(rates) else None

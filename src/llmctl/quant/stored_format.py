@@ -84,6 +84,9 @@ class Support:
         return " ".join(["pip install", *options, *(package.requirement for package in self.packages)])
 
 
+_UNEXAMINED = Support(refusal="are not known to load on this kind of GPU")
+
+
 @dataclass(frozen=True)
 class Layout:
     """The tensors of a format.
@@ -110,7 +113,7 @@ class StoredFormat(WeightFormat):
 
     Attributes:
         name: transformers' name of it, `quant_method`.
-        support: The support by kind of device: `cpu`, `cuda`, `mps`.
+        support: The support by kind of device: `cpu`, `cuda`, `mps`. Others are refused.
         layout: The tensors.
         label_of: Returns the label for a configuration.
         unpacks: True if the weights are unpacked while loading.
@@ -145,7 +148,7 @@ class StoredFormat(WeightFormat):
 
     def support_on(self, devices: tuple[str, ...]) -> Support:
         """Return the support on the first of the devices, which is a GPU if there is one."""
-        return self.support[devices[0].partition(":")[0] if devices else "cpu"]
+        return self.support.get(devices[0].partition(":")[0] if devices else "cpu", _UNEXAMINED)
 
     # -- decisions
 

@@ -11,7 +11,8 @@ from llmctl.config import Config
 from llmctl.config.structure import written_out
 from llmctl.errors import UserError
 from llmctl.hub.listing import Algorithm, RemoteFile, is_safe_path
-from llmctl.machine.detection import read_cpu_name, read_machine, read_nvidia_driver
+from llmctl.machine.detection import read_cpu_name, read_machine
+from llmctl.machine.nvml import read_nvidia_driver
 from llmctl.reproduce.hashes import adapter_files, model_files
 
 if TYPE_CHECKING:
