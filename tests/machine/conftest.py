@@ -1,5 +1,6 @@
 """Machines by hand: NVIDIA's driver, the build of torch, the torch that the child process imports, and the RAM."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def plant_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[st
         folder = tmp_path / "packages" / "torch"
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+        monkeypatch.setenv("PYTHONPATH", str(folder.parent), prepend=os.pathsep)
         return folder
 
     return planted

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.nvml import GIB, GPU_IS_LOST, NOT_SUPPORTED, FakeCard, FakeNvml, OldNvml
 
 from llmctl.machine.detection import read_machine
 from llmctl.machine.nvml import read_nvidia_cards, read_nvidia_driver
 from llmctl.machine.torch_build import build_in, has_code_for, read_architectures
 from llmctl.machine.visible_devices import hides_everything, visible_cards
+from support.nvml import GIB, GPU_IS_LOST, NOT_SUPPORTED, FakeCard, FakeNvml, OldNvml
 
 Install = Callable[..., None]
 

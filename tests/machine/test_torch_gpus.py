@@ -1,4 +1,4 @@
-"""The GPUs that torch names when it is asked: AMD's, Intel's, and NVIDIA's where NVML does not tell. The torch is made up."""
+"""The GPUs that a made-up torch names: AMD's, Intel's, and NVIDIA's where NVML does not tell them."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """NVML by hand: the functions that llmctl calls, with cards that are written down."""
+# ruff: noqa: N802 (the names are NVML's)
 
 from dataclasses import dataclass, field
 from typing import Any

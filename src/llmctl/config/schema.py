@@ -128,7 +128,9 @@ class LoadSection(Section):
             return value
         wrong = [str(device) for device in value.values() if not _DEVICE.match(str(device))]
         if wrong:
-            raise ValueError(f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, xpu:N, cpu or mps; not disk)")
+            raise ValueError(
+                f"no such device: {', '.join(wrong)} (use a GPU number, cuda:N, xpu:N, cpu or mps; not disk)"
+            )
         return value
 
     @field_validator("max_memory")

@@ -48,8 +48,8 @@ CARDS = {
     "v100-pcie-16": Card("Tesla V100-PCIE-16GB", _VOLTA, 16, 900, 112),
     "v100-pcie-32": Card("Tesla V100-PCIE-32GB", _VOLTA, 32, 900, 112),
     "v100s": Card("Tesla V100S-PCIE-32GB", _VOLTA, 32, 1134, 130),
-    # Turing: T4 data sheet; GeForce RTX: Turing whitepaper, table of tensor rates with FP32 accumulation; GTX 16 have no
-    # tensor cores: twice the rate of float32 at boost.
+    # Turing: T4 data sheet; GeForce RTX: Turing whitepaper, tensor rates with FP32 accumulation; GTX 16 have no tensor
+    # cores: twice the rate of float32 at boost.
     "t4": Card("Tesla T4", _TURING, 15, 320, 65),
     "gtx1660": Card("NVIDIA GeForce GTX 1660", _TURING, 6, 192, 10),
     "gtx1660super": Card("NVIDIA GeForce GTX 1660 SUPER", _TURING, 6, 336, 10),
@@ -151,8 +151,8 @@ CARDS = {
 ALIASES = {"v100": "v100-16", "a100": "a100-80", "h100-sxm": "h100", "b580": "arc-b580", "1660": "gtx1660"}
 
 # Apple's technical specifications; rates: 256 operations for each core and clock, in float16 as in float32
-# (https://github.com/philipturner/metal-benchmarks). The smaller Max chips have fewer memory channels, and differ in the
-# sizes with which they are sold.
+# (https://github.com/philipturner/metal-benchmarks). The smaller Max chips have fewer channels to the memory, and are
+# sold with other sizes of it.
 CHIPS = (
     Chip("M1", 68, 2.6, (8, 16)),
     Chip("M1 Pro", 200, 5.3, (16, 32)),
@@ -205,7 +205,7 @@ def rates_of(gpu: Gpu) -> GpuRates | None:
 
 
 def card_of(gpu: Gpu) -> Card | None:
-    """Return the card of a GPU by its driver's name: the same model, variant and form; of several, the closest in memory.
+    """Return the card of a GPU by its driver's name: the same model, variant and form; of several, the closest in size.
 
     A name without a form, such as `NVIDIA A100`, is that of any form.
     """

@@ -97,7 +97,14 @@ def driver_is_present() -> bool:
     """
     if os.name == "nt":
         return (Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll").is_file()
-    names = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/proc/driver/nvidia/version")
+    names = (
+        "/dev/nvidiactl",
+        "/dev/nvidia0",
+        "/dev/dxg",
+        "/dev/nvhost-gpu",
+        "/dev/nvgpu",
+        "/proc/driver/nvidia/version",
+    )
     return any(Path(name).exists() for name in names) or any(Path("/dev").glob("nvidia[0-9]*"))
 
 

@@ -56,7 +56,10 @@ def read_architectures(folder: Path) -> tuple[str, ...]:
     """
     for name in _BINDINGS:
         try:
-            with (folder / "lib" / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with (
+                (folder / "lib" / name).open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
                 return _architectures_in(data)
         except (OSError, ValueError):  # there is no such file, or it is empty
             continue

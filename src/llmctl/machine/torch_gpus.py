@@ -1,7 +1,7 @@
 """The GPUs that torch sees, in torch's own order: for AMD and Intel, and for NVIDIA where NVML does not tell.
 
-torch is asked in a child process, because its import takes seconds and the driver can hang. The answer is remembered for
-the life of this process; once torch computes on a GPU in this process, torch is asked here.
+torch is asked in a child process, because its import takes seconds and the driver can hang. The answer is remembered
+for the life of this process; once torch computes on a GPU in this process, torch is asked here.
 """
 
 import functools
@@ -22,7 +22,7 @@ _LIMIT_SECONDS = 60.0  # importing torch from a cold disk can take half of that
 
 
 class TorchGpu(TypedDict):
-    """A GPU as torch describes it; the fields are those of `detection.Gpu`. A size is None if torch does not tell it."""
+    """A GPU as torch describes it, with the fields of `detection.Gpu`; None if torch does not tell the free memory."""
 
     kind: Literal["cuda", "rocm", "xpu"]
     name: str

@@ -21,7 +21,11 @@ def hides_everything(setting: str | None) -> bool:
 
 
 def visible_cards(cards: Sequence[NvidiaCard], setting: str | None) -> list[NvidiaCard]:
-    """Return the cards or slices of `cards`, in CUDA's order of numbers, that CUDA shows with this CUDA_VISIBLE_DEVICES."""
+    """Return what CUDA shows of `cards` with this CUDA_VISIBLE_DEVICES.
+
+    Args:
+        cards: The cards in CUDA's order of numbers.
+    """
     if setting is None:
         return _as_cuda_shows(cards)
     slices = [one for card in cards for one in card.slices]

@@ -68,7 +68,7 @@ def device_name(target: int | str) -> str:
     text = str(target)
     if text.isdigit():
         return cuda_device(text)
-    return cuda_device(0) if text == "cuda" else text
+    return f"{text}:0" if text in ("cuda", "xpu") else text
 
 
 def _describe_gpus(machine: Machine) -> str:
@@ -163,7 +163,7 @@ def _budgets(
 ) -> dict[str, int]:
     """Return the bytes of weights that each device can hold, RAM last."""
     limits = {device_name(k): parse_bytes(v) for k, v in (config.load.max_memory or {}).items()}
-    gpus = [gpu for gpu in machine.gpus if gpu.device in devices and gpu.kind == "cuda"]
+    gpus = [gpu for gpu in machine.gpus if gpu.device in devices and gpu.kind != "mps"]
     budgets: dict[str, int] = {}
     for gpu in gpus:
         budgets[gpu.device] = _gpu_budget(gpu, limits, share=reserved_bytes // len(gpus), quantized=quantized)
