@@ -15,17 +15,28 @@ class CachePool:
 
     Its state: tensors, allocated when a layer first uses them. On a CPU, pages and slots take memory only once written.
 
+    Args:
+        pages: Pages for sequences.
+        slots: Slots of recurrent states.
+        pads: Allocate one page more, for the sequences that pad a batch.
+
     Attributes:
+        page_tokens: Tokens of a page.
         kv: Keys and values by layer, each [pages, tokens of a page, heads, head size].
         states: The state tensors of a compiled model, each [slots, ...].
         layer_states: For a model that runs module by module, transformers' cache layers by slot and layer.
     """
 
-    def __init__(self, pages: int, page_tokens: int, *, slots: int = 1) -> None:
-        self._pages, self._page_tokens, self._slots = pages, page_tokens, slots
+    def __init__(self, pages: int, page_tokens: int, *, slots: int = 1, pads: bool = False) -> None:
+        self._pages, self.page_tokens, self._slots = pages + pads, page_tokens, slots
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.states: list[Tensor] = []
         self.layer_states: dict[int, dict[int, Any]] = {}
+
+    @property
+    def padding_page(self) -> int:
+        """The page for the sequences that pad a batch, the last one."""
+        return self._pages - 1
 
     def kv_tensors(self, shapes: Sequence[tuple[int, int, int]], dtype: Any) -> "list[tuple[Tensor, Tensor]]":
         """Return the key and value tensors of all layers on the CPU, given heads, key size and value size of each."""
@@ -33,7 +44,7 @@ class CachePool:
 
         for layer, (heads, *sizes) in enumerate(shapes):
             if layer not in self.kv:
-                keys, values = (torch.empty(self._pages, self._page_tokens, heads, n, dtype=dtype) for n in sizes)
+                keys, values = (torch.empty(self._pages, self.page_tokens, heads, n, dtype=dtype) for n in sizes)
                 self.kv[layer] = (keys, values)
         return [self.kv[layer] for layer in range(len(shapes))]
 
@@ -91,4 +102,6 @@ class CachePool:
         import torch
 
         _, heads, _, size = like.shape
-        return torch.empty(self._pages, self._page_tokens, heads, size, dtype=like.dtype, device=like.device)
+        # kernels of GPUs may read what was never written, and multiply it by 0
+        allocate = torch.empty if like.device.type == "cpu" else torch.zeros
+        return allocate(self._pages, self.page_tokens, heads, size, dtype=like.dtype, device=like.device)

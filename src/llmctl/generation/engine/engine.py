@@ -1,7 +1,7 @@
 """One interface for all requests: those that can be packed run together, the others alone, in order of arrival."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cpu.program import compiled
@@ -15,6 +15,7 @@ from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
+from llmctl.gpu.graphs import GraphRecorder, is_on_gpu, recorder_for
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -28,10 +29,12 @@ class Engine:
     later requests wait until it has ended.
 
     Args:
-        single: Expect one request at a time. A model that is compiled to a program uses it, and one with a recurrent
-            state is packed because the next turn can then continue from a checkpoint of that state. Any other model
-            gains nothing from packing one sequence and uses `model.generate`, except for prompts with images.
+        single: Expect one request at a time. A model that is compiled to a program uses it, one with a recurrent state
+            is packed because the next turn can then continue from a checkpoint of that state, and one on a GPU because
+            its steps are then recorded as graphs. Any other model gains nothing from packing one sequence and uses
+            `model.generate`, except for prompts with images.
         cache: Keeps keys and values between requests that run alone.
+        recorder_for: Returns what records decode steps of a model as graphs; None to run all steps without.
     """
 
     def __init__(
@@ -41,11 +44,12 @@ class Engine:
         *,
         single: bool = False,
         cache: ConversationCache | None = None,
+        recorder_for: Callable[[Any], GraphRecorder | None] = recorder_for,
     ) -> None:
         self.loaded, self.capacity = loaded, capacity
-        self._cache = cache
+        self._cache, self._recorder_for = cache, recorder_for
         self._packs_text = not single or _gains_alone(loaded)
-        self._packed = PackedRunner(loaded, capacity) if self._packs_text and _packs(loaded) else None
+        self._packed = self._runner() if self._packs_text and _packs(loaded) else None
         self._solo: SoloRun | None = None
         self._waiting: deque[SequenceState | SoloRun] = deque()
         self._refused: list[Event] = []
@@ -125,10 +129,13 @@ class Engine:
         except LlmctlError as error:
             self._refused.append(Event(key, end=error))
 
+    def _runner(self) -> PackedRunner:
+        return PackedRunner(self.loaded, self.capacity, recorder=self._recorder_for(self.loaded.model))
+
     def _start(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState | SoloRun:
         """Return the run of a request. Raise LlmctlError if its images cannot be used."""
         if request.prompt.media and self._packed is None and not self._packs_text and _packs(self.loaded):
-            self._packed = PackedRunner(self.loaded, self.capacity)
+            self._packed = self._runner()
         if self._packed is not None and self._is_packed(request):
             return self._packed.sequence(key, request, processors)
         if request.prompt.media:
@@ -218,7 +225,7 @@ class Engine:
 
 def _gains_alone(loaded: "LoadedModel") -> bool:
     """Return True if packing speeds up a model even with a single sequence."""
-    return compiled(loaded.model) is not None or has_recurrent_state(loaded.model)
+    return is_on_gpu(loaded.model) or compiled(loaded.model) is not None or has_recurrent_state(loaded.model)
 
 
 def _packs(loaded: "LoadedModel") -> bool:

@@ -117,10 +117,20 @@ class Layout:
         if device == self.packed.device:
             return self
         if device not in self._placed:
-            is_pinned = device.type == "cuda" and self.packed.device.type == "cpu"  # such a copy does not wait
-            packed = self.packed.pin_memory() if is_pinned else self.packed
-            self._placed[device] = replace(self, packed=packed.to(device, non_blocking=True), _placed={})
+            packed = self._source(device).to(device, non_blocking=True)
+            self._placed[device] = replace(self, packed=packed, _placed={})
         return self._placed[device]
+
+    def copy_to(self, static: "Layout") -> None:
+        """Write the tables over those of a layout of the same shape, whose tensors stay where they are."""
+        if static.shape != self.shape:
+            raise ValueError(f"tables of {self.shape} do not fit into those of {static.shape}")
+        static.packed.copy_(self._source(static.packed.device), non_blocking=True)
+
+    def _source(self, device: Any) -> "Tensor":
+        """Return the tables where a copy to a device does not wait: in pinned memory."""
+        from_cpu_to_gpu = device.type == "cuda" and self.packed.device.type == "cpu"
+        return self.packed.pin_memory() if from_cpu_to_gpu else self.packed
 
     @property
     def input_ids(self) -> "Tensor":

@@ -16,6 +16,7 @@ from llmctl.generation.answer import Answer
 from llmctl.generation.completion import Event
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.capacity import EngineCapacity
+from llmctl.generation.engine.decode_graphs import DecodeGraphs
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import has_recurrent_state, page_tokens
@@ -26,6 +27,7 @@ from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoi
 from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
+from llmctl.gpu.graphs import GraphRecorder
 from llmctl.loading.image_encoder import image_encoder
 from llmctl.rope import begins_again_at_switch, dynamic_rope_limit, rope_switch
 
@@ -111,10 +113,16 @@ class SequenceState:
 
 
 class PackedRunner:
-    """Schedules packed sequences over a paged KV cache. Its state: waiting and running sequences, and the cache."""
+    """Schedules packed sequences over a paged KV cache. Its state: waiting and running sequences, and the cache.
 
-    def __init__(self, loaded: "LoadedModel", capacity: EngineCapacity) -> None:
-        self.loaded, self.capacity = loaded, capacity
+    Args:
+        recorder: Records decode steps as graphs; None to run all steps without.
+    """
+
+    def __init__(
+        self, loaded: "LoadedModel", capacity: EngineCapacity, *, recorder: GraphRecorder | None = None
+    ) -> None:
+        self.loaded, self.capacity, self._recorder = loaded, capacity, recorder
         self.prefilled_tokens = self.generated_tokens = 0
         self.samplers = Samplers(loaded.model)
         self.page_tokens = page_tokens(loaded.model)
@@ -133,9 +141,19 @@ class PackedRunner:
         self.prefix_cache = PrefixCache(pages, page_tokens=size, max_idle=None if idle is None else idle // size)
         slots = self.capacity.sequences
         checkpoints = _MAX_CHECKPOINTS if self._has_state else 0
-        self._pool = CachePool(pages, size, slots=slots + checkpoints)
+        self._pool = CachePool(pages, size, slots=slots + checkpoints, pads=self._recorder is not None)
+        self.graphs = self._new_graphs(pages)
         self._free_slots = list(range(slots))
         self._checkpoints = StateCheckpoints(range(slots, slots + checkpoints))
+
+    def _new_graphs(self, pages: int) -> DecodeGraphs | None:
+        if self._recorder is None:
+            return None
+        context = self.loaded.context_length
+        longest = pages if context is None else min(pages, self.prefix_cache.needed(context))
+        return DecodeGraphs(
+            self.loaded.model, self._pool, self._recorder, sequences=self.capacity.sequences, pages=longest
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -200,11 +218,7 @@ class PackedRunner:
         parts = self._parts()
         if not parts:
             return events
-        layout = lay_out(
-            [sequence.segment(count) for sequence, count in parts],
-            page_tokens=self.page_tokens,
-        )
-        logits = forward(self.loaded.model, layout, self._pool)
+        logits = self._forward([sequence.segment(count) for sequence, count in parts])
         ready: list[tuple[SequenceState, int]] = []
         for row, (sequence, count) in enumerate(parts):
             start = sequence.computed
@@ -218,6 +232,13 @@ class PackedRunner:
             if sequence.computed == len(sequence.ids):
                 ready.append((sequence, row))
         return events + self._sample(ready, logits)
+
+    def _forward(self, segments: list[Segment]) -> "Tensor":
+        """Return the logits [sequences, vocabulary] after the last token of each segment."""
+        logits = self.graphs.run(segments) if self.graphs is not None else None
+        if logits is not None:
+            return logits
+        return forward(self.loaded.model, lay_out(segments, page_tokens=self.page_tokens), self._pool)
 
     def _rope_length(self, tokens: int) -> int:
         """Return the length for which the RoPE of a sequence of `tokens` is computed; 0 if that is its own length."""

@@ -85,6 +85,19 @@ def hides_other_sequences(model: Any) -> bool:
     return _traits_of(model).masks
 
 
+def why_not_recorded(model: Any) -> str | None:
+    """Return why a decode step of a model cannot be recorded as a graph; None if nothing is known against it."""
+    traits = _traits_of(model)
+    reasons = {
+        "its layers keep a recurrent state": bool(traits.recurrent),
+        "its RoPE depends on the length of the sequence": bool(traits.ropes),
+        "its layers attend to keys that are gathered anew": traits.gathers,
+        "it is on several devices": traits.is_spread,
+        "LLM.int8 looks for outliers in every pass": bool(getattr(model, "is_loaded_in_8bit", False)),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 def add_tokens_one_by_one(model: Any) -> None:
     """Make layers with a recurrent state add tokens to an earlier state one at a time."""
     _traits_of(model).by_token = True
@@ -136,6 +149,8 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
             **{cache_argument(model): cache},
         )
     logits: Tensor = output.logits[0]
+    if layout.max_query == 1:
+        return logits
     # a few classes ignore logits_to_keep (Qwen3OmniMoeThinkerForConditionalGeneration)
     return logits[layout.on(logits.device).last] if len(logits) == layout.query_starts[-1] else logits
 

@@ -1,0 +1,235 @@
+"""Decode steps by recorded graphs, with a recorder that repeats the recorded computation in place of a GPU."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmctl
+from llmctl.generation.engine import Engine, EngineCapacity
+from llmctl.generation.engine.cache_pool import CachePool
+from llmctl.generation.engine.decode_graphs import DecodeGraphs, batch_sizes
+from llmctl.generation.engine.forward import forward
+from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.generation.prompt import Prompt
+from llmctl.generation.request import Request, make_request
+from llmctl.gpu.paged_attention import PagedAttention, choose_attention
+from llmctl.gpu.varlen import VarlenAttention
+from llmctl.loading.model import LoadedModel
+from support.varlen import HALF, ReferenceKernel
+
+CAPACITY = EngineCapacity(8, 64, 800)
+
+
+class Recorder:
+    """Repeats a computation and writes its result over the first one, as a graph does. Its state: the recordings."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self._refuses = refuses
+        self.replays = 0
+        self.outputs: list[torch.Tensor] = []
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Any:
+        if self._refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        run()  # a real one runs twice, too
+        output = run()
+        self.outputs.append(output)
+        recorder = self
+
+        class Recording:
+            def replay(self) -> torch.Tensor:
+                recorder.replays += 1
+                with torch.inference_mode():
+                    output.copy_(run())
+                return output
+
+        return Recording()
+
+
+@pytest.fixture
+def load(tiny_models: Callable[[str], Path]) -> Callable[..., LoadedModel]:
+    """Load a tiny model whose packed attention is one call for all sequences."""
+
+    def load(architecture: str = "llama", **generation: object) -> LoadedModel:
+        loaded = llmctl.load(
+            tiny_models(architecture),
+            load={"dtype": "float32", "cpu_kernels": False},
+            generation={"max_new_tokens": 20, **generation},
+        )
+        kernel = ReferenceKernel(page_multiple=16, dtypes=(torch.float32, *HALF))
+        backends = [VarlenAttention(kernel.varlen_attn, page_tokens=16)]
+        choose_attention(loaded.model, PagedAttention(backends, replaces_kernels=True))
+        return loaded
+
+    return load
+
+
+def engine_of(loaded: LoadedModel, recorder: Recorder | None, capacity: EngineCapacity = CAPACITY) -> Engine:
+    return Engine(loaded, capacity, recorder_for=lambda _: recorder)
+
+
+def requests_for(loaded: LoadedModel, count: int) -> list[Request]:
+    chance = random.Random(1)
+    prompts = [[chance.randrange(5, 300) for _ in range(chance.randrange(1, 60))] for _ in range(count)]
+    return [make_request(loaded, Prompt(tuple(ids)), seed=number) for number, ids in enumerate(prompts)]
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[tuple[int, ...]]:
+    found = dict(engine.run(enumerate(requests)))
+    return [found[number].token_ids for number in range(len(requests))]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "gpt_oss", "mixtral"])
+def test_answers_with_graphs_equal_those_without(load: Callable[..., LoadedModel], architecture: str) -> None:
+    loaded = load(architecture)
+    requests, recorder = requests_for(loaded, 10), Recorder()
+    engine = engine_of(loaded, recorder)
+    assert answers(engine, requests) == answers(engine_of(loaded, None), requests)
+    assert engine._packed is not None
+    assert engine._packed.graphs is not None
+    assert engine._packed.graphs.failure is None
+    assert engine._packed.graphs.sizes[-1] == 8
+    assert recorder.replays > 20
+    assert engine.kv_usage == 0
+
+
+def test_a_batch_is_padded_to_the_next_size() -> None:
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(6) == [1, 2, 4, 8]
+    assert batch_sizes(256) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+class TestOneStep:
+    @pytest.fixture
+    def pool(self) -> CachePool:
+        return CachePool(8, 16, pads=True)
+
+    def graphs(self, loaded: LoadedModel, pool: CachePool, recorder: Recorder) -> DecodeGraphs:
+        segments = [Segment([5, 6, 7 + n], 0, [n]) for n in range(6)]
+        forward(loaded.model, lay_out(segments, page_tokens=16), pool)
+        return DecodeGraphs(loaded.model, pool, recorder, sequences=8, pages=3)
+
+    def steps(self, count: int, start: int = 3) -> list[Segment]:
+        return [Segment([20 + n], start, [n]) for n in range(count)]
+
+    def test_the_first_step_of_a_size_runs_without(self, load: Callable[..., LoadedModel], pool: CachePool) -> None:
+        recorder = Recorder()
+        graphs = self.graphs(load(), pool, recorder)
+        assert graphs.run(self.steps(3)) is None
+        assert graphs.run(self.steps(5)) is None
+        assert graphs.sizes == []
+        assert graphs.run(self.steps(4)) is not None
+        assert graphs.sizes == [4]
+
+    def test_padding_touches_no_page_of_a_sequence(self, load: Callable[..., LoadedModel], pool: CachePool) -> None:
+        loaded, recorder = load(), Recorder()
+        graphs = self.graphs(loaded, pool, recorder)
+        graphs.run(self.steps(5))
+        before = [tensor[:8].nan_to_num() for pair in pool.kv.values() for tensor in pair]
+        logits = graphs.run(self.steps(5))
+        after = [tensor[:8].nan_to_num() for pair in pool.kv.values() for tensor in pair]
+        changed = {
+            (page, token)
+            for one, other in zip(before, after, strict=True)
+            for page, token in (one != other).flatten(2).any(-1).nonzero().tolist()
+        }
+        assert changed == {(n, 3) for n in range(5)}
+        expected = forward(loaded.model, lay_out(self.steps(5), page_tokens=16), pool)
+        assert logits is not None
+        assert torch.allclose(logits, expected, atol=1e-4)
+
+    def test_a_replay_reads_and_writes_the_same_tensors(
+        self, load: Callable[..., LoadedModel], pool: CachePool
+    ) -> None:
+        recorder = Recorder()
+        graphs = self.graphs(load(), pool, recorder)
+        graphs.run(self.steps(4))
+        places = []
+        for start in (3, 4, 5):
+            logits = graphs.run(self.steps(4, start))
+            assert logits is not None
+            static, _ = graphs._recorded[4]
+            places.append((logits.data_ptr(), static.packed.data_ptr(), static.kv_length.data_ptr()))
+            assert static.kv_length.tolist() == [start + 1] * 4
+        assert len(set(places)) == 1
+        assert logits.data_ptr() == recorder.outputs[0].data_ptr()
+
+    def test_images_and_prompts_run_without(self, load: Callable[..., LoadedModel], pool: CachePool) -> None:
+        graphs = self.graphs(load(), pool, Recorder())
+        for segments in (
+            [Segment([5, 6], 3, [0])],
+            [Segment([5], 3, [0], positions=torch.zeros(3, 1, dtype=torch.int64))],
+        ):
+            assert graphs.run(segments) is None
+            assert graphs.run(segments) is None
+        assert graphs.sizes == []
+
+
+def test_a_step_that_cannot_be_recorded_runs_without(load: Callable[..., LoadedModel]) -> None:
+    loaded = load()
+    requests = requests_for(loaded, 3)
+    engine = engine_of(loaded, Recorder(refuses=True))
+    assert answers(engine, requests) == answers(engine_of(loaded, None), requests)
+    assert engine._packed is not None
+    assert engine._packed.graphs is not None
+    assert engine._packed.graphs.failure == "operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("lfm2", "its layers keep a recurrent state"),
+        ("phi3_long", "its RoPE depends on the length of the sequence"),
+        ("deepseek_v3", "its layers attend to keys that are gathered anew"),
+    ],
+)
+def test_what_changes_with_the_length_is_not_recorded(
+    load: Callable[..., LoadedModel], architecture: str, reason: str
+) -> None:
+    loaded, recorder = load(architecture), Recorder()
+    engine = engine_of(loaded, recorder)
+    answers(engine, requests_for(loaded, 3))
+    assert engine._packed is not None
+    assert engine._packed.graphs is not None
+    assert engine._packed.graphs.failure == reason
+    assert recorder.outputs == []
+
+
+def test_attention_that_goes_from_sequence_to_sequence_is_not_recorded(load: Callable[..., LoadedModel]) -> None:
+    loaded = load()
+    choose_attention(loaded.model, PagedAttention(replaces_kernels=True))
+    engine = engine_of(loaded, Recorder())
+    answers(engine, requests_for(loaded, 3))
+    assert engine._packed is not None
+    assert engine._packed.graphs is not None
+    assert engine._packed.graphs.failure == "its attention goes from sequence to sequence"
+    assert engine._packed.graphs.sizes == []
+
+
+def test_an_emptied_cache_has_graphs_of_its_own(load: Callable[..., LoadedModel]) -> None:
+    loaded = load()
+    requests, recorder = requests_for(loaded, 2), Recorder()
+    engine = engine_of(loaded, recorder)
+    first = answers(engine, requests)
+    recorded = len(recorder.outputs)
+    engine.forget()
+    assert answers(engine, requests) == first
+    assert len(recorder.outputs) == 2 * recorded
+
+
+def test_a_single_answer_on_a_gpu_goes_through_packed_passes(
+    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmctl.generation.engine import engine
+
+    loaded, recorder = load(), Recorder()
+    request = requests_for(loaded, 1)[0]
+    alone = answers(Engine(loaded, CAPACITY, single=True), [request])
+    monkeypatch.setattr(engine, "is_on_gpu", lambda _: True)
+    single = Engine(loaded, CAPACITY, single=True, recorder_for=lambda _: recorder)
+    assert answers(single, [request]) == alone
+    assert recorder.replays > 10
