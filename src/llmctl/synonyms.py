@@ -71,6 +71,8 @@ _VALUES: dict[str, tuple[str, Any]] = {
     "cpu": ("load.device_map", "cpu"),
     "gpu": ("load.device_map", "cuda"),
     "cuda": ("load.device_map", "cuda"),
+    "rocm": ("load.device_map", "cuda"),
+    "xpu": ("load.device_map", "xpu"),
     "greedy": ("generation.temperature", "0"),
 }
 _SPLIT = "layers go to the GPU as they fit; load.max_memory limits it, --device cpu avoids it"

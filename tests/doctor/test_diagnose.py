@@ -169,6 +169,14 @@ def test_an_amd_card_that_torch_has_no_code_for_is_named() -> None:
     assert "has no code for AMD Radeon RX 6600" in line.reason
 
 
+def test_a_torch_for_the_cpu_beside_an_amd_card_is_named() -> None:
+    card = replace(MI300X, torch_has_code=None)
+    line = lines(findings(replace(LAPTOP, idle_gpus=(card,))))["torch"]
+    assert line.status == "warning"
+    assert "built for the CPU only, but AMD Instinct MI300X is in this machine" in line.reason
+    assert "choose the build for ROCm" in str(line.fix)
+
+
 def test_a_torch_built_for_intel_without_a_gpu_is_a_warning() -> None:
     facts = {"version": "2.13.0+xpu", "cuda": None, "xpu": "20250301", "gpu_error": "No XPU devices are available."}
     line = lines(findings(LAPTOP, torch=facts))["torch"]

@@ -1,13 +1,14 @@
 """Machines by hand: NVIDIA's driver, the build of torch, the torch that the child process imports, and the RAM."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmctl.machine import detection, nvml, torch_gpus
+from llmctl.machine.amd import AmdCard
 from llmctl.machine.torch_build import TorchBuild
 
 _VARIABLES = (
@@ -25,14 +26,22 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Install NVML, a build of torch and traces of a driver."""
+    """Install NVML, a build of torch, traces of NVIDIA's driver, and cards of AMD."""
 
-    def installed(library: Any = None, *, driver: bool = False, architectures: str = "", **build: str) -> None:
+    def installed(
+        library: Any = None,
+        *,
+        driver: bool = False,
+        architectures: str = "",
+        amd: Sequence[AmdCard] = (),
+        **build: str,
+    ) -> None:
         (tmp_path / "lib").mkdir()
         content = b"\x7fELF sm_ \0not sm_75\0" + architectures.encode() + b"\0compute_at\0"
         (tmp_path / "lib" / "libtorch_python.so").write_bytes(content)
         monkeypatch.setattr(nvml, "load_library", lambda: library)
         monkeypatch.setattr(detection, "driver_is_present", lambda: driver)
+        monkeypatch.setattr(detection, "read_amd_cards", lambda: amd)
         monkeypatch.setattr(detection, "read_torch_build", lambda: TorchBuild(tmp_path, **(build or {"cuda": "13.0"})))
 
     return installed

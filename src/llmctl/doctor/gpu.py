@@ -62,6 +62,10 @@ def _torch(findings: Findings, need: Need) -> Check:
             return _other_build(findings, version, facts, need)
         if cards or findings.driver.cards_on_bus:
             return _cpu_build(findings, version, here, need)
+        idle = findings.machine.idle_gpus if findings.machine is not None else ()
+        if idle:
+            reason = f"{version} is built for the CPU only, but {idle[0].name} is in this machine"
+            return _gpu_fault(findings, "torch", reason, f"choose the build for ROCm at {SELECTOR}", need)
         return in_range(findings, "torch", needed=ALWAYS, about=", built for the CPU")
     if facts.get("cuda_works") or not cards:
         unsupported = _unsupported_card(facts.get("architectures") or (), cards)

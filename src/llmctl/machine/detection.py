@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmctl.cpu import kernels
+from llmctl.machine.amd import read_amd_cards
 from llmctl.machine.apple import read_mac
 from llmctl.machine.nvml import NvidiaCard, driver_is_present, read_nvidia_cards
 from llmctl.machine.threads import physical_cores
@@ -107,7 +108,7 @@ class Machine:
         gpus: GPUs that this build of torch can use.
         packages: Versions of installed packages by name.
         torch_cuda: CUDA version that torch is built for, or None.
-        idle_gpus: GPUs that the driver shows but this build of torch cannot use.
+        idle_gpus: GPUs that the driver shows but this build of torch is not made for, if it can use no other.
         kernels: Instruction set of llmctl's own kernels for CPUs; None without them.
         compiler: C++ compiler that torch.compile would call, or an empty string.
         is_hypothetical: True for a machine that is only described; its packages are those that it should have.
@@ -157,7 +158,7 @@ def read_machine() -> Machine:
         gpus=gpus,
         packages=_packages(),
         torch_cuda=build.cuda if build is not None else None,
-        idle_gpus=_idle_gpus(build, ram),
+        idle_gpus=() if gpus else _idle_gpus(build, ram),
         compiler=_compiler(),
         kernels=cpu_kernels.isa if cpu_kernels is not None else None,
         macos=mac.macos if mac is not None else None,
@@ -185,10 +186,13 @@ def _usable_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
 
 
 def _idle_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
-    """Return NVIDIA's cards if torch is built without CUDA."""
+    """Return NVIDIA's cards if torch is built without CUDA, and AMD's if it is built without ROCm."""
     cards = read_nvidia_cards() if build is None or not build.cuda else None
     shown = visible_cards(cards or (), os.environ.get(VARIABLE))
-    return tuple(_gpu_of_card(index, card, ram) for index, card in enumerate(shown))
+    nvidia = [_gpu_of_card(index, card, ram) for index, card in enumerate(shown)]
+    others = read_amd_cards() if build is None or not build.hip else ()
+    amd = [Gpu(n, one.name, (0, 0), one.total_bytes, one.free_bytes, "rocm") for n, one in enumerate(others)]
+    return (*nvidia, *amd)
 
 
 def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...]:
