@@ -56,11 +56,10 @@ function fenced({ name, text }) {
   return `File: ${name}\n${fence}\n${text.replace(/\n$/, "")}\n${fence}`;
 }
 
-/** Return the elements of a sent message's attachments. The text of files is shown on request. */
+/** Return the elements of a sent message's attachments: images side by side, then files, whose text is shown on request. */
 export function attachmentElements(attachments) {
-  return attachments.map((attachment) => {
-    if (isImage(attachment)) return imageElement(attachment);
-    const { name, text, bytes } = attachment;
+  const images = attachments.filter(isImage).map(imageElement);
+  const files = attachments.filter((attachment) => !isImage(attachment)).map(({ name, text, bytes }) => {
     const details = element("details", { className: "attachment" });
     details.append(element("summary", {}, plain(name), element("span", { className: "hint", text: ` ${sizeText(bytes)}` })));
     details.addEventListener("toggle", () => { // a large file becomes an element only when it is shown
@@ -70,6 +69,7 @@ export function attachmentElements(attachments) {
     });
     return details;
   });
+  return images.length ? [element("div", { className: "pictures" }, ...images), ...files] : files;
 }
 
 /**

@@ -382,6 +382,7 @@ setUpDrawer({
 });
 const attachments = setUpAttachments({
   changed: () => {
+    scrollDown(false); // the list of files takes room from the conversation
     showRunning();
     queueMicrotask(updateContext); // not while a message is being sent
   },
