@@ -19,12 +19,12 @@ from llmctl.generation.engine.capacity import EngineCapacity
 from llmctl.generation.engine.decode_graphs import DecodeGraphs
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.generation.engine.next_tokens import Choice, logprobs_of, next_tokens
 from llmctl.generation.engine.packed_modules import has_recurrent_state, page_tokens
 from llmctl.generation.engine.prefix_cache import PrefixCache, SharedPrefix
-from llmctl.generation.engine.sampler import Sampler, Samplers, top_tokens
+from llmctl.generation.engine.sampler import Sampler, Samplers
 from llmctl.generation.engine.sequence_media import SequenceMedia
 from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
-from llmctl.generation.logprobs import TokenLogprob, token_logprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
 from llmctl.gpu.graphs import GraphRecorder
@@ -117,14 +117,21 @@ class PackedRunner:
 
     Args:
         recorder: Records decode steps as graphs; None to run all steps without.
+        samples_on_device: Choose the tokens of all sequences together on their device; by default on all but CPUs.
     """
 
     def __init__(
-        self, loaded: "LoadedModel", capacity: EngineCapacity, *, recorder: GraphRecorder | None = None
+        self,
+        loaded: "LoadedModel",
+        capacity: EngineCapacity,
+        *,
+        recorder: GraphRecorder | None = None,
+        samples_on_device: bool | None = None,
     ) -> None:
         self.loaded, self.capacity, self._recorder = loaded, capacity, recorder
         self.prefilled_tokens = self.generated_tokens = 0
-        self.samplers = Samplers(loaded.model)
+        is_cpu = loaded.model.device.type == "cpu"
+        self.samplers = Samplers(loaded.model, on_cpu=is_cpu if samples_on_device is None else not samples_on_device)
         self.page_tokens = page_tokens(loaded.model)
         self._has_state = has_recurrent_state(loaded.model)
         self._rope_switch = rope_switch(loaded.model)
@@ -254,17 +261,17 @@ class PackedRunner:
 
     def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
         """Sample the next token of every sequence in `ready`, which has (sequence, row of the logits)."""
-        argmax = top_tokens(logits)
+        together = not self.samplers.on_cpu
+        choices = [Choice(one.sampler, one.ids, row, one.answer.request.logprobs) for one, row in ready]
+        tokens = next_tokens(logits, choices, together=together) if choices else []
+        logprobs = logprobs_of(logits, choices, tokens, together=together)
         events = []
-        for sequence, row in ready:
-            greedy = sequence.sampler.is_greedy
-            try:
-                token = argmax[row] if greedy else sequence.sampler.sample(sequence.ids, logits[row].float())
-            except LlmctlError as error:  # a structure that became too complex
+        for (sequence, _), token, logprob in zip(ready, tokens, logprobs, strict=True):
+            if isinstance(token, LlmctlError):
                 self._leave(sequence)
-                events.append(Event(sequence.key, end=error))
+                events.append(Event(sequence.key, end=token))
                 continue
-            pieces = sequence.answer.take(token, _logprob(sequence.answer.request, logits[row], token))
+            pieces = sequence.answer.take(token, logprob)
             self.generated_tokens += 1
             sequence.ids.append(token)
             if sequence.answer.finish_reason is not None:
@@ -388,7 +395,3 @@ class PackedRunner:
             f"{self.max_sequence_tokens}",
             hint="lower --max-new-tokens, or shorten the prompt",
         )
-
-
-def _logprob(request: Request, logits: "Tensor", token: int) -> TokenLogprob | None:
-    return None if request.logprobs is None else token_logprob(logits, token, request.logprobs)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.candidate_sampler import CandidateSampler, split
 from llmctl.generation.request import Request
+from llmctl.gpu.sampling import Warping
 from llmctl.model.generation_fields import FIELDS
 from llmctl.transformers_compat import logits_processors
 
@@ -22,30 +23,33 @@ _MAX_CACHED = 64
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. Its state: the random generator.
+    """Chooses the tokens of one sequence. Its state: the random generator, on a CPU.
 
     Args:
         processors: transformers' LogitsProcessorList, or None.
         samples: Sample rather than take the argmax.
-        on_cpu: The logits are on the CPU, where the order of a generator's random numbers allows CandidateSampler.
+        on_cpu: Sample with a random generator, as `model.generate` does, by `sample`. Otherwise `next_tokens` chooses.
+
+    Attributes:
+        processors: The processors that need the whole vocabulary, before the last warpers.
+        warping: The settings of the last warpers.
     """
 
     def __init__(self, seed: int, processors: Any, *, samples: bool, on_cpu: bool) -> None:
-        self._seed, self._processors, self._samples = seed, processors, samples
-        self._candidates: CandidateSampler | None = None
-        if samples and on_cpu:
-            first, warpers = split(processors or ())
-            self._processors = type(processors)(first) if first else None
-            self._candidates = CandidateSampler(warpers)
+        self.seed, self.samples = seed, samples
+        first, warpers = split(processors or ()) if samples else (list(processors or ()), [])
+        self.processors = type(processors)(first) if first else None
+        self.warping = Warping.of(warpers)
+        self._candidates = CandidateSampler(warpers) if samples and on_cpu else None
         self._generator: Any = None
 
     @property
     def is_greedy(self) -> bool:
         """True if the next token is the argmax of the raw logits."""
-        return not self._samples and not self._processors
+        return not self.samples and not self.processors
 
     def sample(self, ids: Sequence[int], logits: "Tensor") -> int:
-        """Return the token after `ids`, as `model.generate` chooses it for one sequence.
+        """Return the token after `ids`, as `model.generate` chooses it for one sequence on a CPU.
 
         Args:
             logits: [vocabulary] in float32.
@@ -53,26 +57,27 @@ class Sampler:
         import torch
 
         scores = logits[None]
-        if self._processors:
-            scores = self._processors(torch.tensor([ids], device=logits.device), scores.clone())
-        if not self._samples:
+        if self.processors:
+            scores = self.processors(torch.tensor([ids]), scores.clone())
+        if self._candidates is None:
             return int(scores.argmax(-1))
         if self._generator is None:
-            self._generator = torch.Generator(device=logits.device).manual_seed(self._seed)
-        if self._candidates is not None:
-            return self._candidates.sample(scores[0], self._generator)
-        return int(torch.multinomial(torch.softmax(scores, -1), 1, generator=self._generator))
+            self._generator = torch.Generator().manual_seed(self.seed)
+        return self._candidates.sample(scores[0], self._generator)
 
 
 class Samplers:
     """Makes samplers for one model.
 
+    Args:
+        on_cpu: True for sampling as `model.generate` does it on a CPU, sequence by sequence.
+
     Its state: the processors of recent settings, by their arguments. Their number is bounded, since every client of a
     server may use a different temperature.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, *, on_cpu: bool) -> None:
+        self._model, self.on_cpu = model, on_cpu
         self._kept: OrderedDict[Any, tuple[Any, bool]] = OrderedDict()
 
     def make(self, request: Request, processors: Sequence[Any] = ()) -> Sampler:
@@ -92,7 +97,7 @@ class Samplers:
             if len(self._kept) > _MAX_CACHED:
                 self._kept.popitem(last=False)
             merged, samples = self._kept[key]
-        return Sampler(request.seed, merged, samples=samples, on_cpu=self._model.device.type == "cpu")
+        return Sampler(request.seed, merged, samples=samples, on_cpu=self.on_cpu)
 
     def _merged(self, request: Request, processors: Sequence[Any]) -> tuple[Any, bool]:
         """Return the processors that `model.generate` would use, and True if it would sample."""

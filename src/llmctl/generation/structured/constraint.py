@@ -61,14 +61,20 @@ class StructureProcessor:
         """Return `scores` with minus infinity for every forbidden token."""
         if input_ids.shape[0] != 1:
             raise UserError("a structure is enforced for one answer at a time, not for beams")
-        answer = input_ids[0, self._prompt_length :].tolist()
+        allowed = self.allowed_after(input_ids[0].tolist(), scores.shape[-1])
+        return scores if allowed is None else keep_allowed(scores, allowed.to(scores.device))
+
+    def allowed_after(self, ids: Sequence[int], size: int) -> "Tensor | None":
+        """Return the allowed next tokens as booleans [size] on the CPU; None if the answer has ended.
+
+        Args:
+            ids: The tokens of the prompt and of the answer so far.
+        """
+        answer = list(ids[self._prompt_length :])
         if not self._ends.isdisjoint(answer):  # tokens after the end are not constrained
-            return scores
+            return None
         self._follow(answer)
-        allowed = self._allowed(scores)
-        masked = scores.masked_fill(~allowed, float("-inf"))
-        # if earlier processors have excluded every allowed token, the structure takes precedence
-        return masked.where(masked.isfinite().any(-1, keepdim=True), scores.new_zeros(()).where(allowed, -float("inf")))
+        return self._allowed(size)
 
     def _follow(self, answer: list[int]) -> None:
         same = 0
@@ -82,20 +88,27 @@ class StructureProcessor:
         self._tokens = answer
         _raise_on_error(self._matcher, self._structure)
 
-    def _allowed(self, scores: "Tensor") -> "Tensor":
-        """Return the allowed next tokens as booleans [vocabulary], on the device of `scores`."""
+    def _allowed(self, size: int) -> "Tensor":
         import torch
 
         bits = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
         _raise_on_error(self._matcher, self._structure)
         bits[self._vocabulary.eos_token_id] = False
-        size = scores.shape[-1]
         allowed = torch.zeros(size, dtype=torch.bool)  # a model may have more rows than its tokenizer has tokens
         allowed[: len(bits)] = bits[:size]
         allowed[[token for token in self._ends if token < size]] = self._matcher.is_accepting()
         if not bool(allowed.any()):
             raise UserError("no token is allowed next: the structure needs an end token (generation.extra_eos_tokens)")
-        return allowed.to(scores.device)
+        return allowed
+
+
+def keep_allowed(scores: "Tensor", allowed: "Tensor") -> "Tensor":
+    """Return scores [rows, vocabulary] with minus infinity for every token that is not allowed.
+
+    If earlier processors have excluded every allowed token of a row, the structure takes precedence.
+    """
+    masked = scores.masked_fill(~allowed, float("-inf"))
+    return masked.where(masked.isfinite().any(-1, keepdim=True), scores.new_zeros(()).where(allowed, -float("inf")))
 
 
 class Follower:
