@@ -174,6 +174,22 @@ def test_an_order_that_the_environment_sets_needs_no_question(
     assert times_asked(folder) == 0
 
 
+def test_torch_is_asked_for_slices_in_the_form_of_old_drivers(
+    install: Install, plant_torch: PlantTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(FakeNvml(FakeCard("NVIDIA A100-SXM4-40GB", "GPU-1", (8, 0), mig=True)))
+    plant_torch(torch_with(RTX_4090 | {"name": "NVIDIA A100-SXM4-40GB MIG 1g.5gb"}, cuda="11.8"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-1/7/0")
+    assert [gpu.name for gpu in read_machine().gpus] == ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"]
+
+
+def test_cards_of_one_name_with_different_memory_are_different(install: Install, plant_torch: PlantTorch) -> None:
+    install(FakeNvml(FakeCard("RTX 3080", "GPU-1", memory=10), FakeCard("RTX 3080", "GPU-2", memory=12)))
+    folder = plant_torch(torch_with(RTX_4090, cuda="13.0"))
+    read_machine()
+    assert times_asked(folder) == 1
+
+
 def test_cards_of_one_model_need_no_question(install: Install, plant_torch: PlantTorch) -> None:
     install(FakeNvml(FakeCard("RTX 3090", "GPU-1"), FakeCard("RTX 3090", "GPU-2")))
     folder = plant_torch(torch_with(RTX_4090, cuda="13.0"))

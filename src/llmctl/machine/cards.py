@@ -56,7 +56,9 @@ CARDS = {
     "gtx1660ti": Card("NVIDIA GeForce GTX 1660 Ti", _TURING, 6, 288, 11),
     "rtx2060": Card("NVIDIA GeForce RTX 2060", _TURING, 6, 336, 26),
     "rtx2070": Card("NVIDIA GeForce RTX 2070", _TURING, 8, 448, 30),
+    "rtx2070super": Card("NVIDIA GeForce RTX 2070 SUPER", _TURING, 8, 448, 36),
     "rtx2080": Card("NVIDIA GeForce RTX 2080", _TURING, 8, 448, 40),
+    "rtx2080super": Card("NVIDIA GeForce RTX 2080 SUPER", _TURING, 8, 496, 45),
     "rtx2080ti": Card("NVIDIA GeForce RTX 2080 Ti", _TURING, 11, 616, 54),
     # Ampere GeForce: GA102 whitepaper, tensor rates with FP32 accumulation, without sparsity. Laptop: twice the rate of
     # float32 at the highest boost of NVIDIA's comparison of laptop GPUs.
@@ -66,6 +68,7 @@ CARDS = {
     "rtx3070": Card("NVIDIA GeForce RTX 3070", _AMPERE, 8, 448, 41),
     "rtx3070ti": Card("NVIDIA GeForce RTX 3070 Ti", _AMPERE, 8, 608, 43),
     "rtx3080": Card("NVIDIA GeForce RTX 3080", _AMPERE, 10, 760, 60),
+    "rtx3080-12": Card("NVIDIA GeForce RTX 3080", _AMPERE, 12, 912, 61),
     "rtx3080ti": Card("NVIDIA GeForce RTX 3080 Ti", _AMPERE, 12, 912, 68),
     "rtx3090": Card("NVIDIA GeForce RTX 3090", _AMPERE, 24, 936, 71),
     "rtx3090ti": Card("NVIDIA GeForce RTX 3090 Ti", _AMPERE, 24, 1008, 80),
@@ -87,19 +90,24 @@ CARDS = {
     "rtx4070-laptop": Card("NVIDIA GeForce RTX 4070 Laptop GPU", _ADA, 8, 256, 40),
     "rtx4080-laptop": Card("NVIDIA GeForce RTX 4080 Laptop GPU", _ADA, 12, 432, 67),
     "rtx4090-laptop": Card("NVIDIA GeForce RTX 4090 Laptop GPU", _ADA, 16, 576, 79),
-    # Blackwell GeForce: RTX Blackwell whitepaper (as above).
+    # Blackwell GeForce: RTX Blackwell whitepaper (as above) and NVIDIA's comparison of laptop GPUs (as above).
     "rtx5060": Card("NVIDIA GeForce RTX 5060", _BLACKWELL, 8, 448, 38),
     "rtx5060ti": Card("NVIDIA GeForce RTX 5060 Ti", _BLACKWELL, 16, 448, 47),
     "rtx5070": Card("NVIDIA GeForce RTX 5070", _BLACKWELL, 12, 672, 62),
     "rtx5070ti": Card("NVIDIA GeForce RTX 5070 Ti", _BLACKWELL, 16, 896, 88),
     "rtx5080": Card("NVIDIA GeForce RTX 5080", _BLACKWELL, 16, 960, 113),
     "rtx5090": Card("NVIDIA GeForce RTX 5090", _BLACKWELL, 32, 1792, 210),
+    "rtx5070-laptop": Card("NVIDIA GeForce RTX 5070 Laptop GPU", _BLACKWELL, 8, 384, 30),
+    "rtx5070ti-laptop": Card("NVIDIA GeForce RTX 5070 Ti Laptop GPU", _BLACKWELL, 12, 672, 45),
     "rtx5080-laptop": Card("NVIDIA GeForce RTX 5080 Laptop GPU", _BLACKWELL, 16, 896, 50),
     "rtx5090-laptop": Card("NVIDIA GeForce RTX 5090 Laptop GPU", _BLACKWELL, 24, 896, 64),
     # Workstations: data sheets of the RTX A series, RTX Ada and RTX PRO Blackwell, without sparsity.
+    "a2000": Card("NVIDIA RTX A2000 12GB", _AMPERE, 12, 288, 32),
     "a4000": Card("NVIDIA RTX A4000", _AMPERE, 16, 448, 77),
     "a5000": Card("NVIDIA RTX A5000", _AMPERE, 24, 768, 111),
     "a6000": Card("NVIDIA RTX A6000", _AMPERE, 48, 768, 155),
+    "rtx4000-ada": Card("NVIDIA RTX 4000 Ada Generation", _ADA, 20, 360, 107),
+    "rtx5000-ada": Card("NVIDIA RTX 5000 Ada Generation", _ADA, 32, 576, 261),
     "rtx6000-ada": Card("NVIDIA RTX 6000 Ada Generation", _ADA, 48, 960, 364),
     "rtx-pro-6000": Card("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", _BLACKWELL, 96, 1792, 504),
     # Data centre: data sheets without sparsity; A10G from AWS's table of G5; B200's rate from the HGX data sheet.

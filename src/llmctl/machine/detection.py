@@ -18,7 +18,7 @@ from llmctl.machine.nvml import NvidiaCard, driver_is_present, read_nvidia_cards
 from llmctl.machine.threads import physical_cores
 from llmctl.machine.torch_build import TorchBuild, has_code_for, read_architectures, read_torch_build
 from llmctl.machine.torch_gpus import TorchGpu, torch_gpus
-from llmctl.machine.visible_devices import AMD_VARIABLES, VARIABLE, hides_everything, order_is_unknown, visible_cards
+from llmctl.machine.visible_devices import AMD_VARIABLES, VARIABLE, hides_everything, only_cuda_knows, visible_cards
 from llmctl.platform_support import read_sysctl, read_system_file
 from llmctl.quant.checkpoint_formats import packages_of_formats
 
@@ -201,7 +201,7 @@ def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...]:
     if hides_everything(setting):
         return ()
     cards = read_nvidia_cards()
-    if order_is_unknown(cards, os.environ) if cards else cards is None and driver_is_present():
+    if only_cuda_knows(cards, os.environ) if cards else cards is None and driver_is_present():
         asked = _asked_gpus(ram)
         if asked:
             return asked

@@ -43,10 +43,9 @@ def preset_machine(name: str) -> Machine:
         return _macs()[name]
     if Path(name).is_file():
         return _from_file(Path(name))
-    known = ", ".join((*CARDS, *_macs()))
-    raise UserError(
-        f"there is no machine {name!r}", hint=f"known: {known}; 2xh100 or rtx4090+gtx1660 for two; or a YAML file"
-    )
+    macs = "Macs by chip and memory, such as m1-16 and m4-max-64"
+    several = "several cards as 2xh100 or rtx4090+gtx1660"
+    raise UserError(f"there is no machine {name!r}", hint=f"known: {', '.join(CARDS)}; {macs}; {several}; a YAML file")
 
 
 def _cards(name: str) -> list[Card]:

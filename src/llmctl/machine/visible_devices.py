@@ -35,15 +35,17 @@ def visible_cards(cards: Sequence[NvidiaCard], setting: str | None) -> list[Nvid
     return _as_cuda_shows(_chosen([_with_number(item, cards) for item in setting.split(",")]))
 
 
-def order_is_unknown(cards: Sequence[NvidiaCard], environment: Mapping[str, str]) -> bool:
-    """Return True if CUDA numbers these cards in an order that only CUDA knows.
+def only_cuda_knows(cards: Sequence[NvidiaCard], environment: Mapping[str, str]) -> bool:
+    """Return True if what CUDA shows of these cards does not follow from NVML and the environment.
 
     By default the fastest card comes first, and CUDA does not say how it compares different ones; NVML's order is that
-    of the bus. UUIDs have the order of their list.
+    of the bus. UUIDs have the order of their list. `MIG-GPU-…/1/0` is the form of slices before driver 470.
     """
-    setting = environment.get(VARIABLE)
-    listed = setting is not None and setting.startswith(("GPU-", "MIG-"))
-    return len({card.name for card in cards}) > 1 and environment.get(ORDER) != "PCI_BUS_ID" and not listed
+    setting = environment.get(VARIABLE) or ""
+    if setting.startswith(("GPU-", "MIG-")):
+        return setting.startswith("MIG-GPU-")
+    models = {(card.name, (card.total_bytes or 0) >> 30) for card in cards}
+    return len(models) > 1 and environment.get(ORDER) != "PCI_BUS_ID"
 
 
 def _as_cuda_shows(cards: Sequence[NvidiaCard]) -> list[NvidiaCard]:
