@@ -41,6 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         (tmp_path / "lib" / "libtorch_python.so").write_bytes(content)
         monkeypatch.setattr(nvml, "load_library", lambda: library)
         monkeypatch.setattr(detection, "driver_is_present", lambda: driver)
+        monkeypatch.setattr(detection, "may_find_gpus", lambda **_: True)
         monkeypatch.setattr(detection, "read_amd_cards", lambda: amd)
         monkeypatch.setattr(detection, "read_torch_build", lambda: TorchBuild(tmp_path, **(build or {"cuda": "13.0"})))
 

@@ -1,5 +1,7 @@
 """The GPUs that a made-up torch names: AMD's, Intel's, and NVIDIA's where NVML does not tell them."""
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from llmctl.config.layers import settings_from_mapping
 from llmctl.machine import torch_gpus
 from llmctl.machine.detection import read_machine
+from llmctl.machine.nvml import driver_is_present
+from llmctl.machine.torch_gpus import may_find_gpus
 from support.nvml import GIB, FakeCard, FakeNvml
 
 Install = Callable[..., None]
@@ -210,6 +214,37 @@ def test_a_full_card_has_no_free_memory(install: Install, plant_torch: PlantTorc
     install(None, driver=True)
     plant_torch(torch_with(RTX_4090 | {"free": "CUDA error: out of memory"}, cuda="13.0"))
     assert [gpu.free_bytes for gpu in read_machine().gpus] == [0]
+
+
+# -- when to ask
+
+
+@pytest.mark.parametrize(
+    ("file", "present"),
+    [
+        ("dev/nvidia0", True),
+        ("dev/nvhost-gpu", True),
+        ("usr/lib/wsl/lib/libcuda.so.1", True),
+        ("proc/driver/nvidia/version", False),
+        ("dev/dxg", False),
+        ("dev/nvram", False),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_the_files_that_cuda_opens_show_a_driver(tmp_path: Path, file: str, *, present: bool) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert driver_is_present(tmp_path) is present
+
+
+@pytest.mark.parametrize(("file", "amd", "intel"), [("kfd", True, False), ("dri", False, True), ("dxg", True, True)])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these files")
+def test_without_device_files_no_gpu_is_sought(tmp_path: Path, file: str, *, amd: bool, intel: bool) -> None:
+    assert not may_find_gpus(is_amd=True, root=tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / file).touch()
+    assert may_find_gpus(is_amd=True, root=tmp_path) is amd
+    assert may_find_gpus(is_amd=False, root=tmp_path) is intel
 
 
 # -- the question

@@ -17,7 +17,7 @@ from llmctl.machine.apple import read_mac
 from llmctl.machine.nvml import NvidiaCard, driver_is_present, read_nvidia_cards
 from llmctl.machine.threads import physical_cores
 from llmctl.machine.torch_build import TorchBuild, has_code_for, read_architectures, read_torch_build
-from llmctl.machine.torch_gpus import TorchGpu, torch_gpus
+from llmctl.machine.torch_gpus import TorchGpu, may_find_gpus, torch_gpus
 from llmctl.machine.visible_devices import AMD_VARIABLES, VARIABLE, hides_everything, only_cuda_knows, visible_cards
 from llmctl.platform_support import read_sysctl, read_system_file
 from llmctl.quant.checkpoint_formats import packages_of_formats
@@ -179,10 +179,10 @@ def _usable_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
         return ()
     if build.cuda:
         return _nvidia_gpus(build, ram)
+    if not (build.hip or build.xpu) or not may_find_gpus(is_amd=build.hip is not None):
+        return ()
     hidden = build.hip is not None and any(hides_everything(os.environ.get(name)) for name in AMD_VARIABLES)
-    if (build.hip or build.xpu) and not hidden:
-        return _asked_gpus(ram)
-    return ()
+    return () if hidden else _asked_gpus(ram)
 
 
 def _idle_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:

@@ -89,23 +89,16 @@ def read_nvidia_driver() -> NvidiaDriver:
     return NvidiaDriver(version, cuda, None, cards)
 
 
-def driver_is_present() -> bool:
-    """Return True if there are traces of a driver for CUDA, even where NVML is missing.
+def driver_is_present(root: Path = Path("/")) -> bool:
+    """Return True if there are traces of a driver that CUDA can use, even where NVML is missing.
 
-    Containers without the capability `utility` have device files but no NVML; under WSL 2 there is /dev/dxg, and on
-    Jetson /dev/nvhost-gpu or /dev/nvgpu.
+    Containers without the capability `utility` have device files but no NVML; Jetson's are nvhost-gpu and nvgpu. Every
+    container of such a host shows /proc/driver/nvidia, and every WSL 2 /dev/dxg, which is why these do not count.
     """
     if os.name == "nt":
         return (Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll").is_file()
-    names = (
-        "/dev/nvidiactl",
-        "/dev/nvidia0",
-        "/dev/dxg",
-        "/dev/nvhost-gpu",
-        "/dev/nvgpu",
-        "/proc/driver/nvidia/version",
-    )
-    return any(Path(name).exists() for name in names) or any(Path("/dev").glob("nvidia[0-9]*"))
+    names = ("dev/nvhost-gpu", "dev/nvgpu", "usr/lib/wsl/lib/libcuda.so.1")
+    return any((root / name).exists() for name in names) or any((root / "dev").glob("nvidia[0-9]*"))
 
 
 class _Memory(ctypes.Structure):

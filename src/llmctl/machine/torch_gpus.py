@@ -33,6 +33,12 @@ class TorchGpu(TypedDict):
     shares_ram: bool
 
 
+def may_find_gpus(*, is_amd: bool, root: Path = Path("/")) -> bool:
+    """Return True if the drivers of AMD or Intel have made the device files that their libraries open (Linux)."""
+    names = ("kfd", "dxg") if is_amd else ("dri", "dxg")  # dxg: WSL 2
+    return sys.platform != "linux" or any((root / "dev" / name).exists() for name in names)
+
+
 def torch_gpus(*, limit_seconds: float = _LIMIT_SECONDS) -> tuple[TorchGpu, ...] | None:
     """Return the GPUs that torch sees; None if it gives no answer within the limit."""
     torch: Any = sys.modules.get("torch")
