@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from copy import copy
+from copy import copy, deepcopy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -172,6 +172,17 @@ def accepted_arguments(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names or name in inner}
 
 
+def empty_model(loader: Any, config: Any, *, trust_remote_code: bool) -> Any:
+    """Return a model on the meta device, made by an auto class or a model class."""
+    import torch
+
+    config = deepcopy(config)
+    with torch.device("meta"):
+        if hasattr(loader, "_model_mapping"):
+            return loader.from_config(config, trust_remote_code=trust_remote_code)
+        return loader._from_config(config)
+
+
 def _class_in(mapping: Any, config_class: Any) -> Any:
     try:
         model_class = mapping[config_class]
@@ -198,10 +209,25 @@ def supports_attention(model_class: Any, implementation: str) -> bool:
     if implementation == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
-        # if flash_attn is installed but unusable, transformers fetches a kernel from the Hub in its place
-        return bool(getattr(model_class, "_supports_flash_attn", False) and is_flash_attn_2_available())
+        # if flash_attn is installed but unusable, or not among the implementations that a class lists (gpt-oss),
+        # transformers fetches a kernel from the Hub in its place
+        listed = getattr(model_class, "_compatible_flash_implementations", None) or (implementation,)
+        is_supported = getattr(model_class, "_supports_flash_attn", False) and implementation in listed
+        return bool(is_supported and is_flash_attn_2_available())
     flags = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
     return implementation == "eager" or bool(getattr(model_class, flags[implementation], False))
+
+
+def flash_attention_failure() -> str | None:
+    """Import the package flash_attn, and return why that fails; None if it works.
+
+    Its compiled part fits one version of torch and of CUDA only, which its metadata does not show.
+    """
+    try:
+        import_module("flash_attn")
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None
 
 
 def has_indexer(model: Any) -> bool:

@@ -16,14 +16,16 @@ PRINTED = {
     "T4": """\
 device_map=13.7 GB on cuda:0, 2.36 GB on cpu: spilled: the GPUs have no room for all 16.1 GB
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
-attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
+attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5; \
+keys and values are repeated, since no fused kernel for this GPU takes shared ones
 """,
     "T4, 4-bit": """\
 device_map=cuda:0: all 6.03 GB of weights fit on it, and 798 MB for KV cache and activations
 dtype=float16: Tesla T4 has compute capability 7.5, bfloat16 needs 8.0 or more
-attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5
+attn_implementation=sdpa: flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5; \
+keys and values are repeated, since no fused kernel for this GPU takes shared ones
 quantization=bitsandbytes 4-bit nf4: asked for: nf4 of bitsandbytes
-bnb_4bit_compute_dtype=float16: the model's half precision; the library's default, float32, is several times slower
+bnb_4bit_compute_dtype=float16: half precision; the library's default, float32, is several times slower
 """,
     "RTX 4090": """\
 device_map=cuda:0: all 16.1 GB of weights fit on it, and 798 MB for KV cache and activations

@@ -44,7 +44,7 @@ def chosen(plan: Plan) -> tuple[str, str, Any]:
     return (
         plan.model_kwargs["dtype"],
         plan.model_kwargs["attn_implementation"],
-        set(plan.model_kwargs["device_map"].values()),
+        set(plan.module_devices.values()),
     )
 
 
@@ -70,7 +70,8 @@ def test_a_t4_gets_float16_and_sdpa_even_when_all_of_it_fits() -> None:
     plan = plan_for(T4, quantization={"bits": 4})
     assert chosen(plan) == ("float16", "sdpa", {"cuda:0"})
     assert plan.reason("attn_implementation") == (
-        "flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5"
+        "flash_attention_2 needs compute capability 8.0 or more, Tesla T4 has 7.5; "
+        "keys and values are repeated, since no fused kernel for this GPU takes shared ones"
     )
     assert plan.model_kwargs["quantization_config"]["bnb_4bit_compute_dtype"] == "float16"
 
@@ -87,7 +88,7 @@ def test_the_reason_mentions_a_missing_flash_attn() -> None:
 
 def test_two_cards_share_what_one_cannot_hold() -> None:
     plan = plan_for(TWO_4090, LLAMA3_70B, quantization={"bits": 4, "use_double_quant": True})
-    places = list(plan.model_kwargs["device_map"].values())
+    places = list(plan.module_devices.values())
     assert places == sorted(places), "blocks go to the devices in forward order"
     assert set(places) == {"cuda:0", "cuda:1"}
     assert "llm_int8_enable_fp32_cpu_offload" not in plan.model_kwargs["quantization_config"]
@@ -123,7 +124,7 @@ def test_what_spills_to_ram_is_counted_unquantised() -> None:
 
 def test_a_quantised_spill_gets_the_explicit_map_and_the_flag_it_needs() -> None:
     plan = plan_for(gpu_machine(("NVIDIA GeForce RTX 3060", (8, 6), 4)), quantization={"bits": 4})
-    places = plan.model_kwargs["device_map"]
+    places = plan.module_devices
     assert {"cuda:0", "cpu"} == set(places.values())
     assert "model.layers.0" in places
     assert plan.model_kwargs["quantization_config"]["llm_int8_enable_fp32_cpu_offload"] is True
@@ -195,8 +196,8 @@ def test_a_model_that_transformers_computes_in_float32_only_gets_it_and_is_refus
         plan_for(WORKSTATION, info, load={"dtype": "bfloat16"})
 
 
-def test_an_apple_gpu_computes_in_float16() -> None:
-    assert chosen(plan_for(MAC)) == ("float16", "sdpa", {"mps"})
+def test_an_apple_gpu_computes_in_bfloat16() -> None:
+    assert chosen(plan_for(MAC)) == ("bfloat16", "sdpa", {"mps"})
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "float32"])
@@ -269,7 +270,7 @@ def test_every_quantisation_key_reaches_the_library() -> None:
     assert arguments["bnb_4bit_quant_type"] == "fp4"
     assert arguments["bnb_4bit_use_double_quant"] is True
     assert arguments["bnb_4bit_compute_dtype"] == "float32"
-    assert arguments["llm_int8_skip_modules"] == ["q_proj"]
+    assert arguments["llm_int8_skip_modules"] == ["lm_head", "q_proj"]
     eight = {"bits": 8, "llm_int8_threshold": 4, "enable_fp32_cpu_offload": True}
     assert plan_for(H100, quantization=eight).model_kwargs["quantization_config"] == {
         "load_in_8bit": True,

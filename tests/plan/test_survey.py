@@ -12,63 +12,14 @@ from llmctl.config import Config, settings_from_mapping
 from llmctl.errors import MachineError, UserError
 from llmctl.machine.cards import card_of
 from llmctl.machine.presets import preset_machine
-from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan import PlanRequest, make_plan
 from llmctl.plan.survey import Variant, recommended, survey, with_fewer_sequences
 from llmctl.units import format_count
 from support.machines import LLAMA3_8B, LLAMA3_70B, MAC, decoder_info
+from support.published_models import gemma3_27b, mixtral_8x7b
 
 CONFIG: Config = settings_from_mapping({}).config
-
-
-def mixtral_8x7b() -> ModelInfo:
-    """https://huggingface.co/mistralai/Mixtral-8x7B-Instruct-v0.1/blob/main/config.json"""
-    dense = decoder_info(
-        source="mistralai/Mixtral-8x7B-Instruct-v0.1",
-        layers=32,
-        hidden=4096,
-        intermediate=14336,
-        heads=32,
-        kv_heads=8,
-        vocabulary=32000,
-        context=32768,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
-    tensors = [tensor for tensor in dense.tensors if ".mlp." not in tensor.name]
-    for n in range(32):
-        moe = f"model.layers.{n}.block_sparse_moe"
-        tensors.append(Tensor(f"{moe}.gate.weight", "BF16", (8, 4096)))
-        for e in range(8):
-            tensors += [Tensor(f"{moe}.experts.{e}.w{k}.weight", "BF16", (14336, 4096)) for k in (1, 2, 3)]
-    return ModelInfo(source=dense.source, config={**dense.config, "model_type": "mixtral"}, tensors=tuple(tensors))
-
-
-def gemma3_27b() -> ModelInfo:
-    """https://huggingface.co/google/gemma-3-27b-it/blob/main/config.json, the language model alone."""
-    kinds = ["full_attention" if (n + 1) % 6 == 0 else "sliding_attention" for n in range(62)]
-    plain = decoder_info(
-        source="google/gemma-3-27b-it",
-        layers=62,
-        hidden=5376,
-        intermediate=21504,
-        heads=32,
-        kv_heads=16,
-        vocabulary=262208,
-        context=131072,
-        tied=True,
-        head_dim=128,
-        sliding_window=1024,
-        layer_types=kinds,
-    )
-    # decoder_info makes heads of hidden / heads = 168; here they are 128 wide
-    shapes = {"q_proj": (4096, 5376), "k_proj": (2048, 5376), "v_proj": (2048, 5376), "o_proj": (5376, 4096)}
-    tensors = []
-    for tensor in plain.tensors:
-        name = tensor.name.split(".")[-2]
-        tensors.append(Tensor(tensor.name, "BF16", shapes[name]) if name in shapes else tensor)
-    return ModelInfo(source=plain.source, config=plain.config, tensors=tuple(tensors))
 
 
 MIXTRAL, GEMMA = mixtral_8x7b(), gemma3_27b()
@@ -206,8 +157,7 @@ def test_a_quantised_checkpoint_has_one_variant() -> None:
 )
 def test_decoding_is_bounded_by_the_bandwidth(machine: str, low: float, high: float) -> None:
     """Llama 3 8B in half precision: 16 GB a token at 1008, 3350 and 300 GB/s are at most 63, 209 and 19."""
-    name = "float16" if machine.startswith("m3") else "bfloat16"
-    speed = ways(LLAMA3_8B, machine)[name].speed
+    speed = ways(LLAMA3_8B, machine)["bfloat16"].speed
     assert speed is not None
     assert low <= speed.decode[0] <= speed.decode[1] <= high
     assert speed.decode[0] < speed.decode[1]
@@ -252,7 +202,7 @@ def test_a_card_is_known_by_the_name_that_its_driver_gives(name: str) -> None:
 
 def test_an_apple_gpu_is_surveyed_in_its_ram() -> None:
     found = survey(PlanRequest(CONFIG, MAC, LLAMA3_8B, context=4096))
-    assert {way.name: way.verdict for way in found}["float16"] == "fits"
+    assert {way.name: way.verdict for way in found}["bfloat16"] == "fits"
 
 
 def test_a_variant_that_does_not_fit_has_what_it_would_need_and_what_is_missing() -> None:

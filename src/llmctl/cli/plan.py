@@ -264,8 +264,8 @@ def _notes(survey: MachineSurvey) -> Iterator[tuple[str, str]]:
     if any(variant.speed for variant in variants):
         measured = f", measured on {survey.measured}; --measure repeats it" if survey.measured else ""
         yield "tok/s*", f"estimate: tokens per second of one sequence after a short prompt{measured}"
-    has_cuda = any(gpu.kind == "cuda" for gpu in survey.machine.gpus)
-    if has_cuda and any("-bit" in variant.name and variant.verdict in ("spills", "too large") for variant in variants):
+    has_card = any(gpu.kind != "mps" for gpu in survey.machine.gpus)
+    if has_card and any("-bit" in variant.name and variant.verdict in ("spills", "too large") for variant in variants):
         yield "RAM", "weights that are quantised on loading stay in half precision in the RAM beside a GPU"
 
 
@@ -334,8 +334,8 @@ def _bars(variant: "Variant", machine: "Machine") -> Iterator[str]:
     memory = variant.plan.memory
     free = {gpu.device: gpu.free_bytes for gpu in machine.gpus}
     modules: dict[str, list[str]] = {}
-    for module, device in variant.plan.model_kwargs["device_map"].items():
-        modules.setdefault(str(device), []).append(module)
+    for module, device in variant.plan.module_devices.items():
+        modules.setdefault(device, []).append(module)
     for device in memory.weights:
         used, room = memory.bytes_on(device), free.get(device, machine.ram_available_bytes)
         filled = min(max(round(used / room * _BAR_WIDTH), 1), _BAR_WIDTH) if room else _BAR_WIDTH

@@ -6,7 +6,7 @@ from llmctl.doctor.findings import Check, Findings, fault, ok
 from llmctl.doctor.software import import_failure
 from llmctl.errors import LlmctlError
 from llmctl.plan import Plan
-from llmctl.plan.placement import candidate_devices
+from llmctl.plan.devices import candidate_devices
 from llmctl.quant.stored_format import Package
 
 

@@ -9,9 +9,9 @@ from llmctl.doctor.software import ALWAYS, in_range, not_importable, package
 from llmctl.errors import LlmctlError
 from llmctl.machine.detection import Gpu
 from llmctl.machine.torch_build import has_code_for
-from llmctl.plan.attention import FLASH_CAPABILITY, FLASH_DTYPES
-from llmctl.plan.dtype import BF16_CAPABILITY
-from llmctl.plan.placement import candidate_devices
+from llmctl.plan.attention import FLASH_DTYPES
+from llmctl.plan.devices import candidate_devices
+from llmctl.plan.gpus import AMPERE
 from llmctl.quant.backend import BackendPackage, QuantBackend
 from llmctl.quant.registry import backend_packages
 from llmctl.units import format_bytes
@@ -179,7 +179,7 @@ def _dtype(findings: Findings) -> Check:
     dtype, cards = findings.config.load.dtype, nvidia_cards(findings)
     on_cpu = findings.config.load.device_map == "cpu" or not (findings.machine and findings.machine.gpus)
     if dtype == "bfloat16" and not on_cpu:
-        old = next((card for card in cards if card.capability < BF16_CAPABILITY), None)
+        old = next((card for card in cards if card.capability < AMPERE), None)
         if old is not None:
             reason = f"{old.name} (compute capability {_dotted(old.capability)}) only emulates bfloat16, slowly"
             return warning("dtype", reason, "--dtype fp16")
@@ -199,7 +199,7 @@ def _attention(findings: Findings) -> Check:
     if load.device_map in ("cpu", "mps"):
         reason = f"FlashAttention-2 runs on NVIDIA GPUs, but load.device_map is {load.device_map}"
         return fault("attention", reason, sdpa, needed=needed_by)
-    old = next((card for card in cards if card.capability < FLASH_CAPABILITY), None)
+    old = next((card for card in cards if card.capability < AMPERE), None)
     if old is not None:
         reason = f"FlashAttention-2 needs compute capability 8.0 or more, but {old.name} has {_dotted(old.capability)}"
         return fault("attention", reason, sdpa, needed=needed_by)
@@ -215,7 +215,7 @@ def _flash_attn(findings: Findings, need: Need) -> Check:
     if need.flash_attention is None:
         return skipped("flash-attn", "not installed, and not needed: SDPA is used")
     install = "pip install --no-build-isolation flash-attn"
-    if any(card.capability >= FLASH_CAPABILITY for card in nvidia_cards(findings)):
+    if any(card.capability >= AMPERE for card in nvidia_cards(findings)):
         return fault("flash-attn", "not installed", install, needed=need.flash_attention)
     reason = f"not installed, and no GPU here can run it (for one that can: {install})"
     return fault("flash-attn", reason, "--attn sdpa", needed=need.flash_attention)

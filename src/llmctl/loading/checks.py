@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 from llmctl import transformers_compat as compat
-from llmctl.errors import ModelError, UserError
+from llmctl.errors import MachineError, ModelError, UserError
 from llmctl.loading.prepare import Prepared
 from llmctl.model.info import ModelInfo
 from llmctl.model.towers import tower_of
@@ -20,6 +20,7 @@ def check_architecture(prepared: Prepared) -> Prepared:
     Raises:
         UserError: the architecture needs code of its own that is not trusted, does not generate text, or does not
             support the attention that the user asked for.
+        MachineError: FlashAttention-2 was asked for, and its package cannot be imported.
     """
     info = prepared.info
     trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
@@ -52,13 +53,18 @@ def _unknown_architecture(info: ModelInfo) -> UserError:
 def _with_supported_attention(prepared: Prepared, model_class: Any) -> Plan:
     plan, requested = prepared.plan, prepared.config.load.attn_implementation
     planned = plan.model_kwargs["attn_implementation"]
-    if compat.supports_attention(model_class, planned):
+    failure = compat.flash_attention_failure() if planned == "flash_attention_2" else None
+    if failure is None and compat.supports_attention(model_class, planned):
         return plan
     reason = f"{model_class.__name__} does not support {planned} here"
+    if failure is not None:
+        reason = f"flash_attn is installed and cannot be imported: {failure}"
+    if requested != "auto" and failure is not None:
+        raise MachineError(reason, hint="pip install --force-reinstall --no-build-isolation flash-attn, or --attn sdpa")
     if requested != "auto":
         raise UserError(f"{plan.source}: {reason}", hint="omit --attn")
     fallback = "sdpa" if compat.supports_attention(model_class, "sdpa") else "eager"
-    decision = Decision("attn_implementation", fallback, reason)
+    decision = Decision("attn_implementation", fallback, reason, is_note=failure is not None)
     return replace(plan.with_decision(decision), model_kwargs={**plan.model_kwargs, "attn_implementation": fallback})
 
 

@@ -12,6 +12,7 @@ from llmctl.errors import LlmctlError, MachineError, ModelError, first_line
 from llmctl.gpu.sdpa import repeat_heads_where_needed
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.composite import model_loader, text_generator
+from llmctl.loading.device_map import with_complete_device_map
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.quantized_cache import fill_cache, refill_cache
 from llmctl.plan import Plan
@@ -25,6 +26,9 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
     Returns:
         The inputs with the plan that was followed (a damaged entry of the cache changes it), and the model.
     """
+    if len(prepared.plan.devices) > 1:
+        with translated_errors(prepared):
+            prepared = with_complete_device_map(prepared, _empty_model(prepared))
     plan = prepared.plan
     if plan.quantized_cache is not None:
         try:
@@ -40,6 +44,13 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
         plan = fill_cache(model, plan, prepared.config, prepared.info, prepared.machine)
         prepared = replace(prepared, plan=plan)
     return prepared, text_generator(model)
+
+
+def _empty_model(prepared: Prepared) -> Any:
+    """Return the model without memory for its weights."""
+    trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
+    loader = model_loader(prepared.info.model_type, trust_remote_code=trusted)
+    return compat.empty_model(loader, read_config(prepared), trust_remote_code=trusted)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

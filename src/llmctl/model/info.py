@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ModelError
+from llmctl.model.attention_support import supports_attention
 from llmctl.model.checkpoint import Tensor, dtype_bytes, read_json, read_tensors, weight_files
 from llmctl.model.float32_weights import computes_only_in_float32, float32_weights, modules_not_quantised
 from llmctl.model.generation_config import GenerationDefaults, read_generation_defaults
@@ -217,6 +218,12 @@ class ModelInfo:
     def computes_only_in_float32(self) -> bool:
         """True if transformers' classes of this model fail in half precision."""
         return any(computes_only_in_float32(modeling_source(kind)) for kind in self.model_types)
+
+    def supports_attention(self, implementation: str) -> bool | None:
+        """Return True if transformers' class supports `sdpa` or `flash_attention_2`; None if that is not known."""
+        sources = (modeling_source(kind) for kind in self.model_types)
+        found = (supports_attention(source, self.architecture, implementation) for source in sources)
+        return next((one for one in found if one is not None), None)
 
     @cached_property
     def _float32_patterns(self) -> dict[str, list[re.Pattern[str]]]:

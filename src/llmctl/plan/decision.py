@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.model.generation_config import LeftOut
+from llmctl.plan.gpus import is_card
 from llmctl.plan.memory import Memory
 from llmctl.quant.backend import Quantization
 
@@ -93,7 +94,7 @@ class Plan:
         generation: The generation settings with their origins, and what is left out of the model's own.
         environment: Environment variables to set before torch is imported.
         quantization: Quantisation of the weights, stored or applied on loading; None for unquantised weights.
-        devices: Devices in use: `cuda:0`, `cpu`, `mps`.
+        devices: Devices in use, GPUs first: `cuda:0`, `xpu:0`, `cpu`, `mps`.
         memory: Memory by purpose.
         decisions: All decisions with their reasons, in order.
         seed: Seed for `transformers.set_seed`; None to draw one for each answer.
@@ -126,6 +127,15 @@ class Plan:
     kernels: Literal["llmctl", "torch"] = "torch"
     left_out: Mapping[str, int] = field(default_factory=dict)
     loads_towers: bool = False
+
+    @property
+    def module_devices(self) -> dict[str, str]:
+        """torch's name of the device of each module of the device map."""
+        cards = {int(name.partition(":")[2]): name for name in self.devices if is_card(name)}
+        return {
+            module: cards.get(device, f"{device}") if isinstance(device, int) else device
+            for module, device in self.model_kwargs["device_map"].items()
+        }
 
     @property
     def is_split(self) -> bool:

@@ -8,6 +8,7 @@ from llmctl.errors import MachineError, UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
+from llmctl.plan.gpus import is_card
 from llmctl.quant.backend import Quantization
 from llmctl.transformers_compat import FP8_CACHE_SINCE
 
@@ -93,7 +94,7 @@ def _decide_cache(config: Config, machine: Machine, info: ModelInfo, *, devices:
     name = config.generation.cache_implementation
     if name is None:
         return {}, ()
-    if name.startswith("offloaded") and not any(device.startswith("cuda") for device in devices):
+    if name.startswith("offloaded") and not any(map(is_card, devices)):
         raise MachineError(
             f"the {name} cache moves keys and values from a GPU to RAM; this model runs on {', '.join(devices)}",
             hint="omit --cache: keys and values are in RAM already",
@@ -171,7 +172,7 @@ def _decide_compiling(
             "generation.compile: a model that is partly in RAM cannot be compiled",
             hint="omit --compile, or choose a model or a dtype that fits on the GPU",
         )
-    on_gpu = devices[0].startswith("cuda")
+    on_gpu = is_card(devices[0])
     if on_gpu and "triton" not in machine.packages:
         raise MachineError(
             "compiling for a GPU needs the package triton, which is not installed", hint="pip install triton"

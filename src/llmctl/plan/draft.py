@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from llmctl.machine.detection import Machine
 from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.gpus import is_card
 from llmctl.units import format_bytes
 
 
@@ -12,9 +13,9 @@ def remaining_machine(machine: Machine, plan: Plan) -> Machine:
     used = dict(plan.memory.weights)
     for device in plan.devices:
         used[device] = used.get(device, 0) + plan.memory.working_bytes // len(plan.devices)
-    in_ram = sum(size for device, size in used.items() if not device.startswith("cuda"))
+    in_ram = sum(size for device, size in used.items() if not is_card(device))
     gpus = tuple(
-        replace(gpu, free_bytes=max(gpu.free_bytes - (used.get(gpu.device, 0) if gpu.kind == "cuda" else in_ram), 0))
+        replace(gpu, free_bytes=max(gpu.free_bytes - (in_ram if gpu.kind == "mps" else used.get(gpu.device, 0)), 0))
         for gpu in machine.gpus
     )
     return replace(machine, gpus=gpus, ram_available_bytes=max(machine.ram_available_bytes - in_ram, 0))

@@ -8,19 +8,17 @@ from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
+from llmctl.plan.arrangement import arrange
 from llmctl.plan.attention import decide_attention
-from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from llmctl.plan.decision import Decision, GenerationChoice, Plan
 from llmctl.plan.decoding import decide_decoding
 from llmctl.plan.draft import remaining_machine, with_draft
-from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.generation import decide_generation
-from llmctl.plan.images import explain_towers, image_memory, loads_towers
+from llmctl.plan.images import explain_towers, loads_towers
 from llmctl.plan.kernels import decide_kernels
-from llmctl.plan.memory import ImageMemory, Memory, activation_bytes, mapped_bytes, module_bytes
 from llmctl.plan.options import hint_for
-from llmctl.plan.placement import Placement, candidate_devices, place
-from llmctl.plan.quantization import as_decisions, decide_quantization
+from llmctl.plan.placement import Placement
+from llmctl.plan.quantization import as_decisions
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import Quantization
 
@@ -62,24 +60,19 @@ def plan_without_advice(request: PlanRequest) -> Plan:
 
 def _plan_model(request: PlanRequest) -> Plan:
     config, machine, info = request.config, request.machine, request.info
-    devices = candidate_devices(config, machine)
-    dtype = decide_dtype(config, machine, info, devices=devices)
-    quantization, quantization_decisions = decide_quantization(
-        config, machine, info, dtype=dtype.value, devices=devices, is_asked=not request.proposes_quantization
-    )
-    memory = _memory_without_weights(request, dtype=dtype.value, quantization=quantization)
-    placement = _place(request, memory, dtype=dtype.value, quantization=quantization)
-    devices = tuple(placement.weights) or devices
+    arrangement = arrange(request)
+    devices, placement, dtype = arrangement.devices, arrangement.placement, arrangement.dtype
     attention = decide_attention(config, machine, info, devices=devices, dtype=dtype.value)
     generation = decide_generation(config, info, origins=request.origins)
-    quantization, offload_decisions = _offload(quantization, placement)
+    quantization, offload_decisions = _offload(arrangement.quantization, placement)
     trust = _decide_trust(config, info)
     decoding, decoding_decisions = decide_decoding(config, machine, info, devices=devices, quantization=quantization)
     adapters = decide_adapters(
         config, machine, info, request.adapters, placement=placement, quantized=_is_packed(quantization)
     )
     kernels, kernel_decisions = decide_kernels(config, machine, devices=devices)
-    loading = (placement.decision, dtype, *kernel_decisions, attention, *quantization_decisions, *offload_decisions)
+    weights = (*arrangement.quantization_decisions, *offload_decisions)
+    loading = (placement.decision, dtype, *kernel_decisions, attention, *weights)
     generating = (*generation.decisions(), *_decide_seed(request, generation), *decoding_decisions)
     return Plan(
         source=info.source,
@@ -97,7 +90,7 @@ def _plan_model(request: PlanRequest) -> Plan:
         generation_kwargs={**generation.arguments, **decoding},
         generation=generation,
         devices=devices,
-        memory=replace(memory, weights=placement.weights),
+        memory=arrangement.memory,
         decisions=(
             *loading,
             *explain_towers(config, info, dtype=dtype.value),
@@ -113,51 +106,6 @@ def _plan_model(request: PlanRequest) -> Plan:
         kernels=kernels,
         left_out={} if loads_towers(config, info) else info.towers,
         loads_towers=loads_towers(config, info),
-    )
-
-
-def required_memory(request: PlanRequest) -> Memory:
-    """Return the memory that a model needs, whether there is so much or not; all weights on the first device."""
-    config, machine, info = request.config, request.machine, request.info
-    devices = candidate_devices(config, machine)
-    dtype = decide_dtype(config, machine, info, devices=devices).value
-    quantization, _ = decide_quantization(config, machine, info, dtype=dtype, devices=devices)
-    total = sum(module_bytes(info, dtype=dtype, quantization=quantization).values())
-    memory = _memory_without_weights(request, dtype=dtype, quantization=quantization)
-    return replace(memory, weights={**dict.fromkeys(devices, 0), devices[0]: total})
-
-
-def _memory_without_weights(request: PlanRequest, *, dtype: str, quantization: Quantization | None) -> Memory:
-    info, context, batch = request.info, request.context_tokens, request.batch
-    return Memory(
-        weights={},
-        kv_cache_bytes=kv_cache_bytes(info, context=context, batch=batch, dtype=dtype),
-        state_bytes=state_bytes(info, batch=batch, dtype=dtype),
-        activation_bytes=activation_bytes(info, context=context, batch=batch, dtype=dtype),
-        context=context,
-        batch=batch,
-        mapped_bytes=mapped_bytes(info, dtype=dtype, quantization=quantization),
-        adapter_bytes=0 if request.config.model.merge_adapters else _adapter_bytes(request),
-        images=image_memory(info, request.images, dtype=dtype)
-        if request.images is not None or loads_towers(request.config, info)
-        else ImageMemory(),
-    )
-
-
-def _adapter_bytes(request: PlanRequest) -> int:
-    return sum(adapter.size_bytes for adapter in request.adapters)
-
-
-def _place(request: PlanRequest, memory: Memory, *, dtype: str, quantization: Quantization | None) -> Placement:
-    stored = quantization if quantization is not None and quantization.is_stored else None
-    return place(
-        request.config,
-        request.machine,
-        module_bytes(request.info, dtype=dtype, quantization=quantization),
-        ram_sizes=module_bytes(request.info, dtype=dtype, quantization=stored),
-        # merging needs memory for adapters as well
-        reserved_bytes=memory.working_bytes + memory.images.total_bytes + _adapter_bytes(request),
-        quantized=quantization is not stored,
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan.cache_memory import DTYPE_SIZE_BYTES
+from llmctl.plan.gpus import is_card
 from llmctl.quant.backend import EMBEDDINGS, FLOATS, Quantization
+from llmctl.quant.precision import Kind, kind_of
 
 # CUDA context, cuBLAS workspaces and the allocator's slack, approximately, on every card in use.
 GPU_OVERHEAD_BYTES = 900_000_000
@@ -15,6 +17,7 @@ GPU_OVERHEAD_BYTES = 900_000_000
 RUNTIME_BYTES = 400_000_000
 # Architectures whose checkpoints name tensors without the prefix that the loaded module has.
 _MODULE_PREFIX = {"gpt2": "transformer."}
+_HEAD = "lm_head"
 
 
 def tensor_bytes(
@@ -55,16 +58,15 @@ def unquantised_bytes(info: ModelInfo, quantization: Quantization | None) -> int
 def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | None = None) -> dict[str, int]:
     """Return the bytes of each module that is placed whole: the decoder blocks, and the modules around them.
 
-    The names are those of the loaded model's modules, in the order of a forward pass. A tied output head takes no bytes
-    of its own.
+    The names are those of the loaded model's modules, in the order of a forward pass; a tensor that belongs to a module
+    with blocks inside has its own name. A tied output head takes no bytes of its own.
     """
-    prefix = _MODULE_PREFIX.get(info.model_type, "")
     sizes: dict[str, int] = {}
+    blocks = {tensor.block.rpartition(".")[0] for tensor in info.loaded_tensors if tensor.block is not None}
+    parents = {block[: match.start()] for block in blocks for match in re.finditer(r"\.|$", block)}
     for tensor in info.loaded_tensors:
-        module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
-        if not module.startswith((prefix, "lm_head")):
-            module = prefix + module
-        if module.rpartition(".")[2] == "lm_head" and info.has_tied_head:
+        module = _module_of(tensor, parents, _MODULE_PREFIX.get(info.model_type, ""))
+        if module.rpartition(".")[2] == _HEAD and info.has_tied_head:
             continue
         size = tensor_bytes(
             tensor,
@@ -75,8 +77,25 @@ def module_bytes(info: ModelInfo, *, dtype: str, quantization: Quantization | No
         )
         sizes[module] = sizes.get(module, 0) + size
     if info.has_tied_head:
-        sizes["lm_head"] = 0
+        sizes[_HEAD] = 0
     return dict(sorted(sizes.items(), key=lambda item: _forward_order(item[0])))
+
+
+def _module_of(tensor: Tensor, parents: set[str], prefix: str) -> str:
+    """Return the module with which a tensor is placed; `parents` are the modules with blocks inside."""
+    module = tensor.block or tensor.name.rpartition(".")[0] or tensor.name
+    module = tensor.name if module in parents else module
+    return module if module.startswith((prefix, _HEAD)) else prefix + module
+
+
+def tied_modules(info: ModelInfo) -> tuple[str, str] | None:
+    """Return the names of the output head and of the embedding whose weights it shares; None if it has its own."""
+    if not info.has_tied_head:
+        return None
+    tables = (tensor for tensor in info.loaded_tensors if kind_of(tensor.name, tensor.shape) is Kind.EMBEDDING)
+    prefix = _MODULE_PREFIX.get(info.model_type, "")
+    table = next((_module_of(tensor, set(), prefix) for tensor in tables), None)
+    return (_HEAD, table) if table is not None else None
 
 
 def _forward_order(module: str) -> tuple[int, int, str]:
@@ -85,7 +104,7 @@ def _forward_order(module: str) -> tuple[int, int, str]:
     number = re.search(r"\.(\d+)$", module)
     if number:
         return (1, int(number[1]), module)
-    return (3, 0, module) if module == "lm_head" else (2, 0, module)
+    return (3, 0, module) if module == _HEAD else (2, 0, module)
 
 
 def activation_bytes(info: ModelInfo, *, context: int, batch: int = 1, dtype: str) -> int:
@@ -160,7 +179,7 @@ class Memory:
     """The memory that a plan needs.
 
     Attributes:
-        weights: Bytes of weights by device, `cuda:0`, `cpu` or `mps`.
+        weights: Bytes of weights by device, `cuda:0`, `xpu:0`, `cpu` or `mps`.
         kv_cache_bytes: Bytes of keys and values for `batch` sequences of `context` tokens.
         activation_bytes: Bytes of intermediate results while a prompt of `context` tokens is read.
         context: Number of tokens counted.
@@ -196,7 +215,7 @@ class Memory:
     @property
     def overhead_bytes(self) -> int:
         """Bytes of the runtime: on every GPU in use, and in RAM."""
-        gpus = sum(1 for device in self.weights if device.startswith("cuda"))
+        gpus = sum(map(is_card, self.weights))
         return gpus * GPU_OVERHEAD_BYTES + RUNTIME_BYTES
 
     @property
@@ -213,12 +232,12 @@ class Memory:
         working = self.working_bytes + self.extra_bytes
         size = self.weights[device]
         if device != "cpu":
-            overhead = GPU_OVERHEAD_BYTES if device.startswith("cuda") else RUNTIME_BYTES
+            overhead = GPU_OVERHEAD_BYTES if is_card(device) else RUNTIME_BYTES
             return size + working // len(gpus) + overhead
         return size + (0 if gpus else working) + RUNTIME_BYTES
 
     @property
     def peak_ram_bytes(self) -> int:
         """The peak resident memory of the process, loading included, for a model in RAM."""
-        weights = sum(size for device, size in self.weights.items() if not device.startswith("cuda"))
+        weights = sum(size for device, size in self.weights.items() if not is_card(device))
         return RUNTIME_BYTES + weights + self.extra_bytes + max(self.mapped_bytes, self.working_bytes)

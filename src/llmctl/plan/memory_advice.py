@@ -9,6 +9,7 @@ from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.plan.decision import Plan
+from llmctl.plan.gpus import is_card
 from llmctl.plan.make import has_plan
 from llmctl.plan.memory import module_bytes
 from llmctl.plan.options import fitting_options, quantization_options, smaller_options
@@ -86,7 +87,7 @@ def out_of_memory_error(plan: Plan, info: ModelInfo, machine: Machine, config: C
         possible_savings(plan, info, preferred(config, machine, devices=plan.devices)), plan, info, machine, config
     )
     hints = [f"{saving.option} saves {format_bytes(saving.bytes)}" for saving in savings[:3]]
-    on_gpu = any(device.startswith("cuda") for device in plan.devices)
+    on_gpu = any(map(is_card, plan.devices))
     if on_gpu and config.load.device_map not in ("auto", "cpu"):
         hints.append("--device-map auto puts part of it in RAM")
     return MachineError(

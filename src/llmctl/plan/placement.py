@@ -1,16 +1,19 @@
-"""The choice of devices, and of the device of every module.
+"""The choice of the device of every module.
 
 The map is decided before loading, so that it can be shown and nothing spills to disk silently (accelerate's `auto` only
-logs that).
+logs that). Where several devices are in use, its GPUs are numbers, as in transformers' own maps: accelerate takes the
+first of a *set* of devices as the main one, which is the same in every run for numbers, but not for strings.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmctl.config import Config
 from llmctl.errors import MachineError, UserError
-from llmctl.machine.detection import Gpu, Machine, cuda_device
+from llmctl.machine.detection import Gpu, Machine
 from llmctl.plan.decision import Decision
+from llmctl.plan.devices import DeviceChoice, device_name
+from llmctl.plan.gpus import gpus_on, is_card
 from llmctl.plan.memory import GPU_OVERHEAD_BYTES
 from llmctl.units import format_bytes, parse_bytes
 
@@ -19,9 +22,10 @@ QUANTIZING_SHARE = 0.9
 # Usable share of the free RAM; the rest is for the process itself.
 RAM_SHARE = 0.95
 SMALLER_MODEL = "choose a smaller model"
+_NO_ROOM = "the GPUs have no memory left for weights beside KV cache and activations"
 
 
-Filled = tuple[dict[str, int | str], dict[str, int]]  # device of each module, bytes on each device
+Filled = tuple[dict[str, str], dict[str, int]]  # device of each module, bytes on each device
 
 
 @dataclass(frozen=True)
@@ -41,58 +45,39 @@ class Placement:
     decision: Decision
 
 
-def candidate_devices(config: Config, machine: Machine) -> tuple[str, ...]:
-    """Return the devices that may be used, before sizes are known.
+@dataclass(frozen=True)
+class ModuleSizes:
+    """The bytes of a model's modules.
 
-    Raises:
-        MachineError: the device map names a device that this machine lacks.
+    Attributes:
+        on_gpu: Bytes by module, in forward order.
+        in_ram: Bytes by module in RAM beside a GPU, where bitsandbytes quantises nothing.
+        tied: Names of the output head and of the embedding whose weights it shares, so that both need the same device.
     """
-    requested = config.load.device_map
-    available = {gpu.device: gpu for gpu in machine.gpus}
-    if isinstance(requested, dict):
-        named = tuple(dict.fromkeys(device_name(target) for target in requested.values()))
-    elif requested in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return tuple(available) or ("cpu",)
-    else:
-        named = (device_name(requested),)
-    for device in named:
-        if device != "cpu" and device not in available:
-            raise MachineError(
-                f"there is no {device} on this machine: {_describe_gpus(machine)}", hint="use --device-map auto or cpu"
-            )
-    return named
 
+    on_gpu: Mapping[str, int]
+    in_ram: Mapping[str, int]
+    tied: tuple[str, str] | None = None
 
-def device_name(target: int | str) -> str:
-    """Return torch's name of a device: `0`, `"0"`, `cuda` and `cuda:0` are all `cuda:0`."""
-    text = str(target)
-    if text.isdigit():
-        return cuda_device(text)
-    return f"{text}:0" if text in ("cuda", "xpu") else text
-
-
-def _describe_gpus(machine: Machine) -> str:
-    if machine.gpus:
-        return ", ".join(f"{gpu.kind}:{gpu.index} {gpu.name}" for gpu in machine.gpus)
-    if machine.idle_gpus:
-        return f"{machine.idle_gpus[0].name} is present, but this torch is built without CUDA"
-    return "no GPU was found"
+    @property
+    def total(self) -> int:
+        """Bytes of all modules."""
+        return sum(self.on_gpu.values())
 
 
 def place(
     config: Config,
     machine: Machine,
-    sizes: Mapping[str, int],
+    sizes: ModuleSizes,
     *,
-    ram_sizes: Mapping[str, int] | None = None,
+    choice: DeviceChoice,
     reserved_bytes: int,
     quantized: bool,
 ) -> Placement:
     """Decide the device of every module.
 
     Args:
-        sizes: Bytes by module, in forward order.
-        ram_sizes: Bytes by module for modules in RAM beside a GPU, which bitsandbytes does not quantise.
+        choice: The devices to use, and why.
         reserved_bytes: Bytes of cache and activations, kept free on the GPUs in equal parts.
         quantized: True if weights are quantised while loading.
 
@@ -100,31 +85,37 @@ def place(
         MachineError: it does not fit; the message has the figures.
         UserError: a device map leaves modules without a device.
     """
-    devices, requested = candidate_devices(config, machine), config.load.device_map
+    devices, requested = choice.devices, config.load.device_map
     if isinstance(requested, dict):
         return _place_explicitly(requested, sizes)
     budgets = _budgets(config, machine, devices, reserved_bytes=reserved_bytes, quantized=quantized)
-    ram = _Ram(budgets["cpu"], machine.ram_available_bytes, reserved_bytes, config.load.overcommit)
-    total = sum(sizes.values())
+    ram = _Ram(budgets["cpu"], _ram_limit(config, machine, devices), reserved_bytes, config.load.overcommit)
     if devices in (("cpu",), ("mps",)):
-        return _place_whole(devices[0], total, ram, _reason_for_one_device(devices[0], requested, machine))
+        reason = "asked for" if requested == devices[0] else choice.reason or "it is the Apple GPU"
+        return _place_whole(devices[0], sizes.total, ram, reason)
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
-    if not any(gpus.values()) and not requested.startswith("cuda"):
-        return _place_whole(
-            "cpu", total, ram, "the GPUs have no memory left for weights beside KV cache and activations"
-        )
-    whole = _place_on_one_gpu(requested, total, gpus, reserved_bytes=reserved_bytes)
-    if whole is not None:
-        return whole
-    if requested != "sequential":
-        budgets |= _even_budgets(sizes, gpus)
-    return _spread(sizes, ram_sizes or sizes, budgets)
+    if not any(gpus.values()) and not is_card(requested):
+        return _place_whole("cpu", sizes.total, ram, _NO_ROOM)
+    alone = _budgets(config, machine, devices, reserved_bytes=reserved_bytes * len(gpus), quantized=quantized)
+    alone.pop("cpu")
+    placement = _place_on_one_gpu(requested, sizes.total, alone, reserved_bytes=reserved_bytes)
+    if placement is None:
+        if requested != "sequential":
+            budgets |= _even_budgets(sizes.on_gpu, gpus)
+        placement = _spread(sizes, budgets)
+    return _with_reason(placement, choice.reason)
+
+
+def _with_reason(placement: Placement, more: str) -> Placement:
+    """Return a placement with an addition to its reason."""
+    decision = placement.decision
+    return replace(placement, decision=replace(decision, reason=f"{decision.reason}; {more}")) if more else placement
 
 
 def _place_on_one_gpu(requested: str, total: int, gpus: Mapping[str, int], *, reserved_bytes: int) -> Placement | None:
     """Place everything on one GPU, or return None if the model has to be spread over several devices."""
     best = max(gpus, key=lambda device: gpus[device])
-    if requested.startswith("cuda") and gpus[best] < total:
+    if is_card(requested) and gpus[best] < total:
         raise _too_large(total, gpus, where=best, missing_bytes=total - gpus[best])
     first = next(iter(gpus))
     candidate = first if requested == "sequential" else best
@@ -135,12 +126,16 @@ def _place_on_one_gpu(requested: str, total: int, gpus: Mapping[str, int], *, re
     return None
 
 
-def _place_explicitly(requested: Mapping[str, int | str], sizes: Mapping[str, int]) -> Placement:
+def _place_explicitly(requested: Mapping[str, int | str], sizes: ModuleSizes) -> Placement:
     device_map = {module: device_name(target) for module, target in requested.items()}
     weights: dict[str, int] = {}
     unplaced = []
-    for module, size in sizes.items():
-        owner = max((name for name in device_map if _inside(module, name)), key=len, default=None)
+
+    def owner_of(module: str) -> str | None:
+        return max((name for name in device_map if _inside(module, name)), key=len, default=None)
+
+    for module, size in sizes.on_gpu.items():
+        owner = owner_of(module)
         if owner is None:
             if not any(_inside(name, module) for name in device_map):
                 unplaced.append(module)
@@ -151,7 +146,23 @@ def _place_explicitly(requested: Mapping[str, int | str], sizes: Mapping[str, in
             f"the device map leaves {len(unplaced)} modules without a device: {', '.join(unplaced[:3])}",
             hint='add them, or "" for all other modules',
         )
-    return Placement(device_map, weights, (), Decision("device_map", dict(device_map), "asked for"))
+    owners = [owner_of(module) for module in sizes.tied or ()]
+    if len({device_map[owner] for owner in owners if owner is not None}) > 1:
+        raise UserError(
+            f"{' and '.join(sizes.tied or ())} share their weights, and the device map separates them",
+            hint="give both the same device",
+        )
+    in_order = dict(sorted(weights.items(), key=lambda item: item[0] == "cpu"))
+    return Placement(numbered(device_map), in_order, (), Decision("device_map", device_map, "asked for"))
+
+
+def numbered(device_map: Mapping[str, str]) -> dict[str, int | str]:
+    """Return a device map with numbers for GPUs if it has several devices."""
+    if len(set(device_map.values())) < 2:
+        return dict(device_map)
+    return {
+        module: int(device.partition(":")[2]) if is_card(device) else device for module, device in device_map.items()
+    }
 
 
 def _inside(module: str, parent: str) -> bool:
@@ -163,11 +174,18 @@ def _budgets(
 ) -> dict[str, int]:
     """Return the bytes of weights that each device can hold, RAM last."""
     limits = {device_name(k): parse_bytes(v) for k, v in (config.load.max_memory or {}).items()}
-    gpus = [gpu for gpu in machine.gpus if gpu.device in devices and gpu.kind != "mps"]
+    gpus = gpus_on(machine, devices)
+    cards = [gpu for gpu in gpus if gpu.kind != "mps"]
     budgets: dict[str, int] = {}
+    for gpu in cards:
+        budgets[gpu.device] = _gpu_budget(gpu, limits, share=reserved_bytes // len(cards), quantized=quantized)
+    ram = int(machine.ram_available_bytes * RAM_SHARE)
     for gpu in gpus:
-        budgets[gpu.device] = _gpu_budget(gpu, limits, share=reserved_bytes // len(gpus), quantized=quantized)
-    budgets["cpu"] = min(limits.get("cpu", limits.get("mps", 2**62)), int(machine.ram_available_bytes * RAM_SHARE))
+        if gpu.kind == "mps":  # what Metal may use of the RAM
+            ram = min(ram, gpu.free_bytes)
+        elif gpu.shares_ram:  # nothing is gained by moving weights to the same memory
+            ram = 0
+    budgets["cpu"] = min(limits.get("cpu", limits.get("mps", 2**62)), ram)
     return budgets
 
 
@@ -177,12 +195,19 @@ def _gpu_budget(gpu: Gpu, limits: Mapping[str, int], *, share: int, quantized: b
     return max(int(usable * (QUANTIZING_SHARE if quantized else 1)), 0)
 
 
+def _ram_limit(config: Config, machine: Machine, devices: tuple[str, ...]) -> str:
+    """Return what the usable RAM is, for a sentence."""
+    if {"cpu", "mps"} & {str(device) for device in config.load.max_memory or {}}:
+        return "allowed by max_memory"
+    return "usable by the Apple GPU" if devices == ("mps",) else "free"
+
+
 @dataclass(frozen=True)
 class _Ram:
-    """The RAM: usable and free bytes, bytes of cache and activations, and the setting `load.overcommit`."""
+    """The RAM: usable bytes, what they are, bytes of cache and activations, and the setting `load.overcommit`."""
 
     usable_bytes: int
-    free_bytes: int
+    limit: str
     working_bytes: int
     overcommit: bool
 
@@ -190,10 +215,9 @@ class _Ram:
 def _place_whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
     """Place everything on one device that uses the RAM."""
     if total + ram.working_bytes > ram.usable_bytes and not ram.overcommit:
-        limited = "allowed by max_memory" if ram.usable_bytes < int(ram.free_bytes * RAM_SHARE) else "free"
         raise MachineError(
             f"the weights take {format_bytes(total)}, cache and activations {format_bytes(ram.working_bytes)}; "
-            f"{format_bytes(ram.usable_bytes)} of RAM are {limited}",
+            f"{format_bytes(ram.usable_bytes)} of RAM are {ram.limit}",
             hint=SMALLER_MODEL,
             details={
                 "weights_bytes": total,
@@ -203,14 +227,6 @@ def _place_whole(device: str, total: int, ram: _Ram, reason: str) -> Placement:
             },
         )
     return Placement({"": device}, {device: total}, (), Decision("device_map", device, reason))
-
-
-def _reason_for_one_device(device: str, requested: str, machine: Machine) -> str:
-    if requested == device:
-        return "asked for"
-    if machine.idle_gpus:
-        return f"this torch is built without CUDA, so the {machine.idle_gpus[0].name} cannot be used"
-    return "no GPU was found" if device == "cpu" else "it is the Apple GPU"
 
 
 def _even_budgets(sizes: Mapping[str, int], gpus: Mapping[str, int]) -> dict[str, int]:
@@ -236,7 +252,7 @@ def _fill(sizes: Mapping[str, int], budgets: Mapping[str, int], last: Mapping[st
         last: Bytes by module on the last device, if they differ there.
     """
     queue = list(budgets)
-    device_map: dict[str, int | str] = {}
+    device_map: dict[str, str] = {}
     weights = dict.fromkeys(budgets, 0)
     for module in sizes:
         while True:
@@ -252,21 +268,24 @@ def _fill(sizes: Mapping[str, int], budgets: Mapping[str, int], last: Mapping[st
     return device_map, weights
 
 
-def _spread(sizes: Mapping[str, int], ram_sizes: Mapping[str, int], budgets: Mapping[str, int]) -> Placement:
+def _spread(sizes: ModuleSizes, budgets: Mapping[str, int]) -> Placement:
     """Fill the GPUs, then RAM; nothing goes to disk."""
-    total = sum(sizes.values())
-    filled = _fill(sizes, budgets, ram_sizes)
+    filled = _fill(sizes.on_gpu, budgets, sizes.in_ram)
     if filled is None:
         *_, last = budgets
-        _, unlimited = _fill(sizes, {**budgets, last: 2**62}, ram_sizes) or ({}, {last: total})
+        _, unlimited = _fill(sizes.on_gpu, {**budgets, last: 2**62}, sizes.in_ram) or ({}, {last: sizes.total})
         missing = unlimited[last] - budgets[last]
-        raise _too_large(total, budgets, where="the GPUs and RAM", missing_bytes=missing)
+        raise _too_large(sizes.total, budgets, where="the GPUs and RAM", missing_bytes=missing)
     device_map, weights = filled
+    if sizes.tied is not None:
+        head, embedding = sizes.tied
+        device_map[head] = device_map[embedding]
     spilled = tuple(module for module, device in device_map.items() if device == "cpu")
     used = {device: size for device, size in weights.items() if size}
     split = ", ".join(f"{format_bytes(size)} on {device}" for device, size in used.items())
-    reason = f"spilled: the GPUs have no room for all {format_bytes(total)}" if spilled else "spread over the GPUs"
-    return Placement(device_map, used, spilled, Decision("device_map", split, reason))
+    total = format_bytes(sizes.total)
+    reason = f"spilled: the GPUs have no room for all {total}" if spilled else "spread over the GPUs"
+    return Placement(numbered(device_map), used, spilled, Decision("device_map", split, reason))
 
 
 def _too_large(total: int, budgets: Mapping[str, int], *, where: str, missing_bytes: int) -> MachineError:

@@ -5,6 +5,7 @@ from llmctl.errors import UserError
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
 from llmctl.plan.decision import Decision
+from llmctl.plan.dtype import product_dtype
 from llmctl.plan.kernels import kernels_obstacle
 from llmctl.quant import registry
 from llmctl.quant.backend import Choice, Quantization
@@ -34,8 +35,11 @@ def decide_quantization(
     refusal = backend.refusal(config, machine, devices=devices)
     if refusal is not None:
         raise refusal
-    quantization, choices = backend.plan(config, machine, dtype=dtype)
-    quantization = backend.keep(quantization, read_directly=_never_quantised(info), kept=_kept(info))
+    products = product_dtype(machine, info, devices=devices, dtype=dtype)
+    quantization, choices = backend.plan(config, machine, devices=devices, product_dtype=products)
+    quantization = backend.keep(
+        quantization, heads=_heads(info), read_directly=_never_quantised(info), kept=_kept(info)
+    )
     first, *rest = choices
     reason = ("asked for: " if is_asked else "") + first.reason + _unquantised_share(quantization, info)
     return quantization, as_decisions((first._replace(reason=reason), *rest))
@@ -86,6 +90,12 @@ def _never_quantised(info: ModelInfo) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*named, *(".".join(module.split(".")[-2:]) for module in special))))
 
 
+def _heads(info: ModelInfo) -> tuple[str, ...]:
+    """Return the names of the output heads; one that shares the weights of the embedding is not in the checkpoint."""
+    heads = [tensor for tensor in info.loaded_tensors if kind_of(tensor.name, tensor.shape) is Kind.HEAD]
+    return tuple(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in heads)) or ("lm_head",)
+
+
 def _kept(info: ModelInfo) -> tuple[str, ...]:
     """Return the ends of the names of modules whose matrices stay unquantised, two parts each."""
     kept = [tensor.name.split(".") for tensor in info.loaded_tensors if kind_of(tensor.name, tensor.shape) is Kind.KEPT]
@@ -104,7 +114,10 @@ def _unquantised_share(quantization: Quantization, info: ModelInfo) -> str:
     experts = sum(tensor.numel for tensor in left if kind_of(tensor.name, tensor.shape) is Kind.EXPERTS)
     if experts:
         share = f"{100 * experts / info.parameters:.0f} %"
-        return f"; the experts, {share} of the weights, stay unquantised: {backend.name} does not support them"
+        return (
+            f"; the experts, {share} of the weights, stay unquantised: {backend.name} does not support them, "
+            "and llmctl's own kernels for CPUs do (--device-map cpu)"
+        )
     percent = 100 * sum(tensor.numel for tensor in left) / max(info.parameters, 1)
     return f"; {percent:.0f} % of the weights stay unquantised: {_WHY_KEPT}" if percent >= _SMALL_PERCENT else ""
 

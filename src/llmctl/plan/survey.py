@@ -3,19 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.machine.cpu_rates import CpuRates
 from llmctl.machine.detection import Machine
 from llmctl.model.info import ModelInfo
+from llmctl.plan.arrangement import arrange, required_memory
 from llmctl.plan.decision import Decision, Plan
+from llmctl.plan.devices import device_choices
 from llmctl.plan.dtype import decide_dtype
-from llmctl.plan.make import plan_without_advice, required_memory
+from llmctl.plan.gpus import is_card
+from llmctl.plan.make import plan_without_advice
 from llmctl.plan.memory import Memory, unquantised_bytes
 from llmctl.plan.options import largest
-from llmctl.plan.placement import candidate_devices
 from llmctl.plan.request import Changes, PlanRequest
 from llmctl.plan.speed import Speed, estimate_speed
 from llmctl.quant.registry import preferred
@@ -98,16 +100,15 @@ def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
     """Return the name of each variant with the keys that select it, without those that the user has excluded."""
     if request.info.stored_quantization is not None:
         return [(f"as stored ({request.info.stored_quantization.name})", {})]
-    half = {"dtype": str(_half_dtype(request).value)}
-    try:
-        devices = candidate_devices(request.config, request.machine)
-    except LlmctlError:
-        devices = ()  # every variant is impossible, and its reason explains it
-    backend = preferred(request.config, request.machine, devices=devices)
+    half = _half_precision(request)
+    backend = preferred(request.config, request.machine, devices=half.devices)
     candidates: list[tuple[str, Changes]] = [
         ("float32", {"load": {"dtype": "float32"}, "quantization": {"bits": None}}),
-        (half["dtype"], {"load": half, "quantization": {"bits": None}}),
-        *((variant.name, {"load": half, "quantization": variant.section}) for variant in backend.variants()),
+        (half.dtype, {"load": {"dtype": half.asked}, "quantization": {"bits": None}}),
+        *(
+            (variant.name, {"load": {"dtype": half.asked_quantised}, "quantization": variant.section})
+            for variant in backend.variants()
+        ),
     ]
     config = request.config
     agreeing = [(name, changes) for name, changes in candidates if _agrees(config, changes)]
@@ -125,15 +126,52 @@ def _agrees(config: Config, changes: Changes) -> bool:
     return True
 
 
-def _half_dtype(request: PlanRequest) -> Decision:
-    """Return the half-precision dtype for this machine, with the reason."""
-    dtype = request.config.load.dtype if request.config.load.dtype in _HALF else "auto"
-    changed = request.with_changes({"load": {"dtype": dtype}, "quantization": {"bits": 4}})
+class _Half(NamedTuple):
+    """Half precision on a machine.
+
+    Attributes:
+        dtype: The dtype.
+        asked: The value of `load.dtype` with which unquantised weights get it.
+        asked_quantised: The same for quantised weights.
+        devices: The devices that would hold quantised weights.
+        reason: The reason for the dtype.
+    """
+
+    dtype: str
+    asked: str
+    asked_quantised: str
+    devices: tuple[str, ...]
+    reason: str
+
+
+def _half_precision(request: PlanRequest) -> _Half:
+    """Return the half precision for this machine. A dtype is named only where `auto` would not choose it."""
+    requested, stored = request.config.load.dtype, request.info.stored_dtype
+    asked = requested if requested in _HALF else "auto"
+    changed = request.with_changes({"load": {"dtype": asked}, "quantization": {"bits": 4}})
+    devices, decision = _devices_and_dtype(changed)
+    if decision.value in _HALF:
+        is_default = asked != "auto" or stored in _HALF
+        return _Half(decision.value, asked if is_default else decision.value, asked, devices, decision.reason)
+    return _Half("bfloat16", "bfloat16", asked, devices, "half the memory of float32; emulated here, and slow")
+
+
+def _devices_and_dtype(request: PlanRequest) -> tuple[tuple[str, ...], Decision]:
     try:
-        devices = candidate_devices(changed.config, request.machine)
-        return decide_dtype(changed.config, request.machine, request.info, devices=devices)
+        arrangement = arrange(request)
+        return arrangement.devices, arrangement.dtype
     except LlmctlError:
-        return Decision("dtype", "bfloat16", "the usual half precision")
+        return _devices_and_dtype_of_any_size(request)
+
+
+def _devices_and_dtype_of_any_size(request: PlanRequest) -> tuple[tuple[str, ...], Decision]:
+    """Return the devices and the dtype for a model that does not fit; every variant says why it does not."""
+    config, machine, info = request.config, request.machine, request.info
+    try:
+        first, *_ = device_choices(config, machine, quantizes=True)
+        return first.devices, decide_dtype(config, machine, info, devices=first.devices)
+    except LlmctlError:
+        return (), Decision("dtype", "bfloat16", "the usual half precision")
 
 
 def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRates | None) -> Variant:
@@ -148,8 +186,9 @@ def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRa
         return _too_large(name, changes, changed, error)
     except LlmctlError as error:
         return Variant(name, changes, "impossible", reason=error.message, hint=error.hint)
-    plan = _with_reason_for_dtype(plan, request)
-    in_ram = [module for module, device in plan.model_kwargs["device_map"].items() if device == "cpu"]
+    plan = _with_reason_for_dtype(plan, changes, request)
+    name = plan.model_kwargs["dtype"] if name in _HALF else name
+    in_ram = [module for module, device in plan.module_devices.items() if device == "cpu"]
     spills = bool(in_ram) and bool(machine.gpus) and changed.config.load.device_map != "cpu"
     fits_on_gpu = partial(_fits, on_gpu=True)
     return Variant(
@@ -172,7 +211,7 @@ def _too_large(name: str, changes: Changes, changed: PlanRequest, error: Machine
     """Return a variant that does not fit, with what it would need."""
     needed = required_memory(changed)
     devices = tuple(needed.weights)
-    on_gpus = devices[0].startswith("cuda")
+    on_gpus = is_card(devices[0])
     spills = on_gpus and changed.config.load.device_map == "auto"
     return Variant(
         name,
@@ -187,13 +226,14 @@ def _too_large(name: str, changes: Changes, changed: PlanRequest, error: Machine
     )
 
 
-def _with_reason_for_dtype(plan: Plan, request: PlanRequest) -> Plan:
-    """Return the plan with the reason for the dtype, which the variant set and not the user."""
-    if request.config.load.dtype != "auto" or request.info.stored_quantization is not None:
+def _with_reason_for_dtype(plan: Plan, changes: Changes, request: PlanRequest) -> Plan:
+    """Return the plan with the reason for a dtype that the variant named and not the user."""
+    named = changes.get("load", {}).get("dtype", "auto")
+    if named == "auto" or request.config.load.dtype != "auto":
         return plan
-    if plan.model_kwargs["dtype"] in _HALF:
-        return plan.with_decision(_half_dtype(request))
-    return plan.with_decision(Decision("dtype", "float32", "the most exact; half precision takes half the memory"))
+    if named == "float32":
+        return plan.with_decision(Decision("dtype", named, "the most exact; half precision takes half the memory"))
+    return plan.with_decision(Decision("dtype", named, _half_precision(request).reason))
 
 
 def _count_blocks(modules: list[str], info: ModelInfo) -> int:

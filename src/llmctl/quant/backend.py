@@ -196,7 +196,7 @@ class WeightFormat(Protocol):
     def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
         """Return the lowest and highest share of the memory bandwidth that decoding reaches; None: as in bfloat16.
 
-        `device` is `cpu`, `cuda` or `mps`.
+        `device` is `cpu`, `cuda`, `xpu` or `mps`.
         """
         return None
 
@@ -262,16 +262,27 @@ class QuantBackend(WeightFormat, Protocol):
     own_keys: frozenset[str] = frozenset()
     package: BackendPackage | None = None
 
-    def plan(self, config: "Config", machine: "Machine", *, dtype: str) -> tuple[Quantization, tuple[Choice, ...]]:
-        """Return the quantisation that a configuration asks for, and the reasons."""
+    def plan(
+        self, config: "Config", machine: "Machine", *, devices: tuple[str, ...], product_dtype: str
+    ) -> tuple[Quantization, tuple[Choice, ...]]:
+        """Return the quantisation that a configuration asks for, and the reasons.
+
+        `product_dtype` is the dtype to multiply in.
+        """
         ...
 
     def keep(
-        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+        self,
+        quantization: Quantization,
+        *,
+        heads: tuple[str, ...],
+        read_directly: tuple[str, ...],
+        kept: tuple[str, ...],
     ) -> Quantization:
         """Return the quantisation with further modules left unquantised.
 
         Args:
+            heads: Names of the output heads, for backends that do not quantise them.
             read_directly: Ends of the names of modules whose weights other code reads.
             kept: Ends of the names of those that `quant.precision` keeps, for backends that do not apply it.
         """

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import LlmctlError, MachineError
+from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.quant.backend import (
     STORED,
     BackendPackage,
@@ -20,7 +20,7 @@ from llmctl.quant.backend import (
     Variant,
     is_skipped,
 )
-from llmctl.quant.precision import HEADS, Kind, kind_of
+from llmctl.quant.precision import Kind, kind_of
 from llmctl.quant.stored_weights import use_requested_dtype
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmctl.machine.detection import Machine
     from llmctl.model.checkpoint import Tensor
 
+_SKIPPED = "llm_int8_skip_modules"
 _OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
 _SCALES = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB")  # in a checkpoint, in float32
 _CPU_WITH_AVX512 = "cpu with AVX-512"
@@ -35,8 +36,6 @@ _CPU_WITH_AVX512 = "cpu with AVX-512"
 _DECODE_SHARES = {
     ("cuda", 8): (0.08, 0.3),
     ("cuda", 4): (0.2, 0.55),
-    ("mps", 8): (0.05, 0.3),
-    ("mps", 4): (0.05, 0.3),
     ("cpu", 8): (0.01, 0.03),
     ("cpu", 4): (0.01, 0.03),
     (_CPU_WITH_AVX512, 8): (0.12, 0.4),
@@ -58,6 +57,11 @@ class BitsAndBytes(QuantBackend):
     package = BackendPackage("bitsandbytes", tested_up_to="0.50", probe="llmctl.quant.bitsandbytes:probe")
 
     def refusal(self, config: "Config", machine: "Machine", *, devices: tuple[str, ...]) -> LlmctlError | None:
+        if "mps" in devices:
+            return UserError(
+                "bitsandbytes has no kernels for Apple GPUs but those that it fetches from the Hub",
+                hint="use --device-map cpu, where llmctl's own kernels compute with weights in 4 and 8 bits",
+            )
         if "bitsandbytes" in machine.packages:
             return None
         bits = config.quantization.bits
@@ -66,23 +70,27 @@ class BitsAndBytes(QuantBackend):
             f"{what} need the package bitsandbytes, which is not installed", hint="pip install bitsandbytes"
         )
 
-    def plan(self, config: "Config", machine: "Machine", *, dtype: str) -> tuple[Quantization, tuple[Choice, ...]]:
+    def plan(
+        self, config: "Config", machine: "Machine", *, devices: tuple[str, ...], product_dtype: str
+    ) -> tuple[Quantization, tuple[Choice, ...]]:
         section = config.quantization
         kept: dict[str, Any] = {}
         if section.skip_modules is not None:
-            kept["llm_int8_skip_modules"] = list(section.skip_modules)
+            kept[_SKIPPED] = list(section.skip_modules)
         if section.enable_fp32_cpu_offload:
             kept[_OFFLOAD] = True
         if section.bits == 8:
             quantization = _eight_bits({"llm_int8_threshold": section.llm_int8_threshold, **kept})
-            reason = "LLM.int8 of bitsandbytes" + _cpu_warning(machine)
+            reason = "LLM.int8 of bitsandbytes" + _cpu_warning(machine, devices)
             return quantization, (Choice("quantization", quantization.label, reason),)
         compute: str = section.compute_dtype
         compute_reason = "asked for"
         if compute == "auto":
             # BitsAndBytesConfig's own default is float32, which makes every product of a half-precision model slow.
-            compute = dtype if dtype in ("float16", "bfloat16") else "bfloat16"
-            compute_reason = "the model's half precision; the library's default, float32, is several times slower"
+            compute = product_dtype
+            compute_reason = "half precision; the library's default, float32, is several times slower"
+            if compute == "float32":
+                compute_reason = "the model overflows in float16, and the GPU computes no bfloat16"
         quantization = _four_bits(
             {
                 "bnb_4bit_quant_type": section.quant_type,
@@ -92,19 +100,28 @@ class BitsAndBytes(QuantBackend):
             }
         )
         return quantization, (
-            Choice("quantization", quantization.label, f"{section.quant_type} of bitsandbytes" + _cpu_warning(machine)),
+            Choice(
+                "quantization",
+                quantization.label,
+                f"{section.quant_type} of bitsandbytes" + _cpu_warning(machine, devices),
+            ),
             Choice("bnb_4bit_compute_dtype", compute, compute_reason),
         )
 
     def keep(
-        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+        self,
+        quantization: Quantization,
+        *,
+        heads: tuple[str, ...],
+        read_directly: tuple[str, ...],
+        kept: tuple[str, ...],
     ) -> Quantization:
-        modules = dict.fromkeys((*read_directly, *kept))
+        modules = (*quantization.arguments.get(_SKIPPED, ()), *read_directly, *kept)
         if not modules:
             return quantization
         # a list replaces transformers' own, which has the head
-        skipped = [*quantization.arguments.get("llm_int8_skip_modules", HEADS), *modules]
-        return replace(quantization, arguments={**quantization.arguments, "llm_int8_skip_modules": skipped})
+        skipped = list(dict.fromkeys((*heads, *modules)))
+        return replace(quantization, arguments={**quantization.arguments, _SKIPPED: skipped})
 
     def scheme(self, bits: int) -> Quantization:
         return _eight_bits({}) if bits == 8 else _four_bits({"bnb_4bit_quant_type": "nf4"})
@@ -142,9 +159,7 @@ class BitsAndBytes(QuantBackend):
         section 3).
         """
         arguments = quantization.arguments
-        if kind_of(tensor.name, tensor.shape) is not Kind.LINEAR or is_skipped(
-            tensor, arguments.get("llm_int8_skip_modules") or ()
-        ):
+        if kind_of(tensor.name, tensor.shape) is not Kind.LINEAR or is_skipped(tensor, arguments.get(_SKIPPED) or ()):
             return None
         if quantization.bits == 8:
             return tensor.numel + 4 * tensor.shape[0]
@@ -164,7 +179,8 @@ class BitsAndBytes(QuantBackend):
 
     def decode_share(self, quantization: Quantization, device: str, machine: "Machine") -> tuple[float, float] | None:
         fast_cpu = device == "cpu" and "avx512f" in machine.cpu_features
-        return _DECODE_SHARES[_CPU_WITH_AVX512 if fast_cpu else device, quantization.bits or 8]
+        kind = _CPU_WITH_AVX512 if fast_cpu else "cuda" if device == "xpu" else device
+        return _DECODE_SHARES[kind, quantization.bits or 8]
 
     def script(self, quantization: Quantization) -> ScriptLines:
         if quantization.is_stored:
@@ -277,8 +293,8 @@ def _four_bits(arguments: Mapping[str, Any]) -> Quantization:
     return Quantization(BACKEND, 4, f"bitsandbytes 4-bit {code}{double}", {"load_in_4bit": True, **arguments})
 
 
-def _cpu_warning(machine: "Machine") -> str:
-    if machine.gpus:
+def _cpu_warning(machine: "Machine", devices: tuple[str, ...]) -> str:
+    if devices != ("cpu",):
         return ""
     faster = "torch" if machine.kernels is None else "llmctl"
     return f"; on a CPU it saves memory but is slow, unlike quantization.backend: {faster}"

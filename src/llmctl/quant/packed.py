@@ -45,7 +45,9 @@ class PackedBackend(QuantBackend):
             )
         return None
 
-    def plan(self, config: "Config", machine: "Machine", *, dtype: str) -> tuple[Quantization, tuple[Choice, ...]]:
+    def plan(
+        self, config: "Config", machine: "Machine", *, devices: tuple[str, ...], product_dtype: str
+    ) -> tuple[Quantization, tuple[Choice, ...]]:
         section = config.quantization
         assert section.bits is not None  # noqa: S101 (the caller quantises)
         arguments = self.packing_arguments(section.bits, section.head_bits)
@@ -59,7 +61,12 @@ class PackedBackend(QuantBackend):
         return quantization, (Choice("quantization", quantization.label, reason),)
 
     def keep(
-        self, quantization: Quantization, *, read_directly: tuple[str, ...], kept: tuple[str, ...]
+        self,
+        quantization: Quantization,
+        *,
+        heads: tuple[str, ...],
+        read_directly: tuple[str, ...],
+        kept: tuple[str, ...],
     ) -> Quantization:
         if not read_directly:
             return quantization

@@ -148,7 +148,10 @@ class StoredFormat(WeightFormat):
 
     def support_on(self, devices: tuple[str, ...]) -> Support:
         """Return the support on the first of the devices, which is a GPU if there is one."""
-        return self.support.get(devices[0].partition(":")[0] if devices else "cpu", _UNEXAMINED)
+        kind = devices[0].partition(":")[0] if devices else "cpu"
+        if kind == "xpu" and self.unpacks:
+            return self.support["cuda"]
+        return self.support.get(kind, _UNEXAMINED)
 
     # -- decisions
 
@@ -156,6 +159,8 @@ class StoredFormat(WeightFormat):
         support = self.support_on(devices)
         if support.refusal is not None:
             return self._unsupported(support.refusal, machine, devices)
+        if self.support["cpu"].refusal and any(gpu.kind == "rocm" and gpu.device in devices for gpu in machine.gpus):
+            return self._unsupported("can be loaded on an NVIDIA GPU only", machine, devices)
         old = next((gpu for gpu in machine.gpus if gpu.device in devices and _is_older(gpu, support.capability)), None)
         if old is not None:
             return self._too_old(old, support)

@@ -1,9 +1,11 @@
 """The capacity of an engine, determined from the free memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.packed_modules import hides_other_sequences
+from llmctl.loading.device_map import layer_shares
 from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from llmctl.plan.memory import activation_bytes
 
@@ -48,21 +50,43 @@ def engine_capacity(loaded: "LoadedModel", *, sequences: int | None = None) -> E
     pass_tokens = _PASS_TOKENS.get(device, 1024)
     if hides_other_sequences(loaded.model):
         sequences, pass_tokens = min(sequences, _HIDDEN_SEQUENCES), min(pass_tokens, _HIDDEN_PASS_TOKENS)
-    free = _free_bytes(loaded) * _USABLE - activation_bytes(loaded.info, context=pass_tokens, dtype=dtype)
-    free -= state_bytes(loaded.info, batch=sequences, dtype=dtype)
     token = kv_cache_bytes(loaded.info, context=1, dtype=dtype)
     context = loaded.context_length or 8192
     wanted = sequences * context
-    kv_tokens = int(max(context // 8, min(wanted, free // token if token else wanted)))
+    fitting = tokens_that_fit(
+        [(_free_bytes(place), share) for place, share in layer_shares(loaded.model).items()],
+        token_bytes=token,
+        state_bytes=state_bytes(loaded.info, batch=sequences, dtype=dtype),
+        activation_bytes=activation_bytes(loaded.info, context=pass_tokens, dtype=dtype),
+    )
+    kv_tokens = int(max(context // 8, min(wanted, wanted if fitting is None else fitting)))
     idle = max(context, _IDLE_BYTES // token) if device == "cpu" and token else None
     return EngineCapacity(sequences, pass_tokens, kv_tokens, idle)
 
 
-def _free_bytes(loaded: "LoadedModel") -> int:
-    if loaded.model.device.type == "cuda":
-        import torch
+def tokens_that_fit(
+    devices: Sequence[tuple[int, float]], *, token_bytes: int, state_bytes: int, activation_bytes: int
+) -> float | None:
+    """Return the tokens whose keys and values fit on every device; None if the model keeps none.
 
-        return int(torch.cuda.mem_get_info(loaded.model.device)[0])
+    Args:
+        devices: The free bytes of each device, and its share of the layers, which is its share of the cache.
+        token_bytes: Bytes of the keys and values of one token in all layers.
+        state_bytes: Bytes of the recurrent states in all layers.
+        activation_bytes: Bytes of intermediate results, which every device needs in its turn.
+    """
+    if not token_bytes:
+        return None
+    return min(
+        (free * _USABLE - activation_bytes - state_bytes * share) // (token_bytes * share) for free, share in devices
+    )
+
+
+def _free_bytes(device: Any) -> int:
+    import torch
+
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).mem_get_info(device)[0])
     from llmctl.machine.detection import read_free_ram_bytes
 
     return read_free_ram_bytes()
