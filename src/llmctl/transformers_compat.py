@@ -177,6 +177,7 @@ def empty_model(loader: Any, config: Any, *, trust_remote_code: bool) -> Any:
     import torch
 
     config = deepcopy(config)
+    set_attention(config, "eager")  # the planned one may need a GPU
     with torch.device("meta"):
         if hasattr(loader, "_model_mapping"):
             return loader.from_config(config, trust_remote_code=trust_remote_code)

@@ -22,5 +22,16 @@ def test_a_weight_gets_the_name_that_transformers_gives_it(model_type: str, stor
     assert rename(loaded) == loaded
 
 
+@pytest.mark.parametrize("name", ["Gemma3", "Llava", "Mistral3", "AyaVision"])
+def test_the_language_model_of_a_composite_has_the_name_of_its_part(name: str) -> None:
+    rename = renamer((f"{name}ForConditionalGeneration", name.lower().replace("ayavision", "aya_vision")))
+    assert rename is not None
+    assert rename("language_model.model.layers.3.mlp.up_proj.weight") == (
+        "model.language_model.layers.3.mlp.up_proj.weight"
+    )
+    assert rename("language_model.lm_head.weight") == "lm_head.weight"
+    assert rename("model.language_model.layers.3.mlp.up_proj.weight").startswith("model.language_model.layers")
+
+
 def test_a_model_without_an_entry_keeps_its_names() -> None:
     assert renamer(("LlamaForCausalLM", "llama")) is None

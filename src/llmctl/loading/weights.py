@@ -28,7 +28,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
     """
     if len(prepared.plan.devices) > 1:
         with translated_errors(prepared):
-            prepared = with_complete_device_map(prepared, _empty_model(prepared))
+            prepared = with_complete_device_map(prepared, empty_model(prepared))
     plan = prepared.plan
     if plan.quantized_cache is not None:
         try:
@@ -46,7 +46,7 @@ def load_weights(prepared: Prepared) -> tuple[Prepared, Any]:
     return prepared, text_generator(model)
 
 
-def _empty_model(prepared: Prepared) -> Any:
+def empty_model(prepared: Prepared) -> Any:
     """Return the model without memory for its weights."""
     trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
     loader = model_loader(prepared.info.model_type, trust_remote_code=trusted)

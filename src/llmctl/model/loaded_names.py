@@ -31,7 +31,9 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str] | None:
     Args:
         keys: The class and the model types of a model. transformers' table has entries for both.
     """
-    entries = [entry for key in dict.fromkeys(keys) for entry in _entries(key)]
+    names = tuple(dict.fromkeys(keys))
+    entries = [entry for key in names for entry in _entries(key)]
+    entries += [entry for key in names for entry in _entries_of_base(key)]
     if not entries:
         return None
     entries.sort(key=lambda entry: entry.converts)  # transformers renames first
@@ -42,6 +44,14 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str] | None:
         return name
 
     return rename
+
+
+def _entries_of_base(key: str) -> Iterator[_Rename]:
+    """Yield the entries for the model inside a class with a head, which is its part `model`."""
+    name, _, is_head = key.partition("For")
+    for pattern, target, converts in _entries(f"{name}Model") if is_head else ():
+        inside = pattern.pattern.removeprefix("^")
+        yield _Rename(re.compile(rf"^model\.{inside}"), f"model.{target}", converts)
 
 
 @cache
