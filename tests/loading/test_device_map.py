@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmctl.config import settings_from_mapping
-from llmctl.errors import LlmctlError, MachineError, UserError
+from llmctl.errors import MachineError, UserError
 from llmctl.generation.engine.capacity import tokens_that_fit
 from llmctl.loading.checks import check_architecture
 from llmctl.loading.device_map import layer_shares, with_complete_device_map

@@ -288,7 +288,7 @@ def test_an_intel_gpu_is_used_and_its_memory_counted() -> None:
     plan = plan_for(machine, quantization={"bits": 4})
     assert (dtype_of(plan), plan.devices) == ("bfloat16", ("xpu:0",))
     assert plan.memory.overhead_bytes == plan_for(H100, quantization={"bits": 4}).memory.overhead_bytes
-    assert plan.reason("attn_implementation").endswith("this machine has Intel(R) Arc(TM) B580 Graphics")
+    assert plan.reason("attn_implementation").endswith("this machine has: Intel(R) Arc(TM) B580 Graphics")
     spilled = plan_for(machine)
     assert spilled.devices == ("xpu:0", "cpu")
     assert set(spilled.model_kwargs["device_map"].values()) == {0, "cpu"}

@@ -115,7 +115,7 @@ def _model_obstacles(info: ModelInfo, *, dtype: str) -> list[LlmctlError]:
 def _no_gpu(machine: Machine) -> str:
     if machine.idle_gpus:
         return f"torch {machine.packages.get('torch', '')} cannot use the {machine.idle_gpus[0].name} of this machine"
-    return "this machine has none" if not machine.gpus else f"this machine has {machine.gpus[0].name}"
+    return "this machine has none" if not machine.gpus else f"this machine has: {machine.gpus[0].name}"
 
 
 def _combined_error(obstacles: list[LlmctlError]) -> LlmctlError:

@@ -44,7 +44,10 @@ def smaller_options(request: PlanRequest) -> dict[str, Changes]:
     if config.load.dtype == "float32" or (config.load.dtype == "auto" and request.info.stored_dtype == "float32"):
         options["--dtype bf16"] = {"load": {"dtype": "bfloat16"}}
     quantized = quantization_options(request.info, config.quantization.bits)
-    return options | {option: {"quantization": {"bits": bits}} for option, bits in quantized}
+    options |= {option: {"quantization": {"bits": bits}} for option, bits in quantized}
+    if request.machine.gpus and config.load.device_map != "cpu":
+        options["--device-map cpu"] = {"load": {"device_map": "cpu"}}
+    return options
 
 
 def largest(fits: Callable[[int], bool], limit: int, *, step: int = 16) -> int | None:

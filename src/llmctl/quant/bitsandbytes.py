@@ -148,7 +148,9 @@ class BitsAndBytes(QuantBackend):
 
     def offloaded(self, quantization: Quantization) -> tuple[Quantization, tuple[Choice, ...]]:
         arguments = {**quantization.arguments, _OFFLOAD: True}
-        choice = Choice(_OFFLOAD, True, "part of the model is in RAM, unquantised")
+        choice = Choice(
+            _OFFLOAD, True, "part of the model is in RAM, unquantised (--device-map cpu quantises all of it)"
+        )
         return replace(quantization, arguments=arguments), (choice,)
 
     def weight_bytes(self, tensor: "Tensor", quantization: Quantization, *, is_tied: bool) -> int | None:

@@ -36,8 +36,9 @@ FOUR_OVER_SIX = Package("fouroversix", "fouroversix", "1.0", options="--no-build
 _NEEDS_GPU = "can be loaded on an NVIDIA GPU only"
 _APPLE = Support(refusal="are not supported on an Apple GPU")
 _HUB_KERNELS = Support(reason="layers for it are compiled code from the Hub, which llmctl does not download")
+_VLLM_KERNELS = replace(_HUB_KERNELS, reason=f"{_HUB_KERNELS.reason}; vLLM brings its own (--engine vllm)")
 _UNPACK = ('settings["dequantize"] = True',)
-_FP8 = {"cpu": Support(reason="transformers multiplies in it on GPUs only"), "cuda": _HUB_KERNELS, "mps": _APPLE}
+_FP8 = {"cpu": Support(reason="transformers multiplies in it on GPUs only"), "cuda": _VLLM_KERNELS, "mps": _APPLE}
 
 
 def _refused(reason: str) -> dict[str, Support]:
@@ -151,7 +152,7 @@ FORMATS: tuple[StoredFormat, ...] = (
     ),
     Mxfp4(
         "mxfp4",
-        _everywhere(_HUB_KERNELS),
+        {**_everywhere(_HUB_KERNELS), "cuda": _VLLM_KERNELS},
         MXFP4_LAYOUT,
         unpacks=True,
         adapt=unpack_while_loading,
