@@ -25,6 +25,9 @@ FP8_CACHE_SINCE = (5, 21)
 FLOAT32_MODULES = "_keep_in_fp32_modules_strict"
 FLOAT16_EXCEPTIONS = "_keep_in_fp32_modules"
 TIED_WEIGHTS = "_tied_weights_keys"
+# The same of attention: flags of the implementations that a class supports, and the FlashAttention kernels it can use.
+ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+FLASH_KERNELS = "_compatible_flash_implementations"
 
 
 # -- importing and logging

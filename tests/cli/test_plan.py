@@ -126,7 +126,7 @@ def test_the_recommended_configuration_is_written_and_valid(hub: HubStandin, run
     from llmctl.config.layers import read_only_file
 
     config = read_only_file(file).config
-    assert (config.model.id, config.quantization.bits, config.load.dtype) == ("acme/llama3-8b", 8, "float16")
+    assert (config.model.id, config.quantization.bits, config.load.dtype) == ("acme/llama3-8b", 8, "auto")
     again = run(*arguments, **more)
     assert again.returncode == 2
     assert "exists already" in again.stderr

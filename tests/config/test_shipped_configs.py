@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.config import Config
 from llmctl.config.layers import read_only_file
 from llmctl.model.checkpoint import Tensor
 from llmctl.model.info import ModelInfo
 from llmctl.plan.cache_memory import kv_cache_bytes
 from llmctl.plan.memory import module_bytes
+from llmctl.quant.backend import Quantization
 from llmctl.quant.bitsandbytes import BACKEND as BITSANDBYTES
 from support.machines import RTX_4090
 
@@ -89,6 +91,10 @@ def test_header_downloads_the_model_and_runs_the_file(file: Path) -> None:
     assert all(f"--config configs/{file.name} " in line for line in runs)
 
 
+def _quantization(config: Config) -> Quantization:
+    return BITSANDBYTES.plan(config, RTX_4090, devices=("cuda:0",), product_dtype="bfloat16")[0]
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_memory_in_the_header_equals_the_computed_memory(file: Path) -> None:
     config = read_only_file(file).config
@@ -96,7 +102,7 @@ def test_memory_in_the_header_equals_the_computed_memory(file: Path) -> None:
     assert found is not None
     weights_text, cache_text, context = found.groups()
     info, bits = MODELS[config.model.id or ""], config.quantization.bits
-    quantization = BITSANDBYTES.plan(config, RTX_4090, dtype="bfloat16")[0] if bits else None
+    quantization = _quantization(config) if bits else None
     weights = sum(module_bytes(info, dtype="bfloat16", quantization=quantization).values())
     cache = kv_cache_bytes(info, context=int(context), dtype="bfloat16")
     assert f"{weights / 1e9:.{len(weights_text.partition('.')[2])}f}" == weights_text

@@ -80,7 +80,7 @@ def test_every_backend_makes_weights_smaller_and_can_be_shown(backend: QuantBack
     sizes = []
     for variant in backend.variants():
         asked = config(**variant.section)
-        quantization, choices = backend.plan(asked, CPU, dtype="bfloat16")
+        quantization, choices = backend.plan(asked, CPU, devices=("cpu",), product_dtype="bfloat16")
         size = backend.weight_bytes(MATRIX, quantization, is_tied=False)
         assert size is not None
         sizes.append(size)

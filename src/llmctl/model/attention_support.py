@@ -3,8 +3,7 @@
 import re
 from functools import cache
 
-_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
-_FLASH_KERNELS = "_compatible_flash_implementations"
+from llmctl.transformers_compat import ATTENTION_FLAGS, FLASH_KERNELS
 
 
 @cache
@@ -19,8 +18,8 @@ def supports_attention(source: str, architecture: str, implementation: str) -> b
         architecture: The name of the class.
         implementation: `sdpa` or `flash_attention_2`.
     """
-    supported = _assigned(source, architecture, _FLAGS[implementation])
-    kernels = _assigned(source, architecture, _FLASH_KERNELS) if implementation == "flash_attention_2" else None
+    supported = _assigned(source, architecture, ATTENTION_FLAGS[implementation])
+    kernels = _assigned(source, architecture, FLASH_KERNELS) if implementation == "flash_attention_2" else None
     if kernels not in (None, "None") and f'"{implementation}"' not in str(kernels):
         return False
     return None if supported is None else supported == "True"
