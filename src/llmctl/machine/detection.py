@@ -1,6 +1,7 @@
 """The description of this computer: read cheaply, without importing torch, or built by hand in a test."""
 
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -271,6 +272,9 @@ def _packages() -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    # a flash_attn whose compiled part is for another Python, or was never built, is as good as none; AMD's may need none
+    if importlib.util.find_spec("flash_attn_2_cuda") is None and "FLASH_ATTENTION_TRITON_AMD_ENABLE" not in os.environ:
+        versions.pop("flash_attn", None)
     return versions
 
 

@@ -76,17 +76,19 @@ def gpu_machine(cards: Sequence[Card], *, ram_gib: float | None = None) -> Machi
     ram = int((ram_gib or (gpu_gib if shares_ram else max(2 * gpu_gib, 32))) * GIB)
     is_cuda, is_arm = cards[0].kind == "cuda", cards[0].kind == "cuda" and shares_ram
     x86 = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"})
+    features = frozenset({"asimd", "bf16"}) if is_arm else x86
     return Machine(
         "Linux",
         "aarch64" if is_arm else "x86_64",
         ram,
         int(ram * 0.9),
         16,
-        frozenset({"asimd", "bf16"}) if is_arm else x86,
+        features,
         tuple(_gpu(number, card, ram_bytes=ram) for number, card in enumerate(cards)),
         _PACKAGES if is_cuda else _without_flash(),
         "13.0" if is_cuda else None,
         compiler="g++",
+        kernels=_kernels(features),
         is_hypothetical=True,
     )
 
@@ -118,6 +120,7 @@ def _mac(name: str, memory: int) -> Machine:
         8,
         gpus=(gpu,),
         packages=_without_flash(),
+        kernels="neon",
         is_hypothetical=True,
         macos=(15, 0),
     )
