@@ -272,7 +272,7 @@ def _packages() -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    # a flash_attn whose compiled part is for another Python, or was never built, is as good as none; AMD's may need none
+    # a flash_attn whose compiled part is for another Python, or was never built, is none; AMD's may need no such part
     if importlib.util.find_spec("flash_attn_2_cuda") is None and "FLASH_ATTENTION_TRITON_AMD_ENABLE" not in os.environ:
         versions.pop("flash_attn", None)
     return versions
