@@ -10,6 +10,8 @@ import llmctl
 from llmctl.errors import UserError
 from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion, DecodingStats
+from llmctl.generation.prompt import Prompt
+from llmctl.generation.request import generation_config, make_request
 from support.generation_config import with_generation_config
 from support.tiny import edit_json, write_model
 
@@ -158,6 +160,21 @@ def test_a_static_cache_gives_the_same_text_and_its_size_is_reported(architectur
     assert static.token_ids == dynamic.token_ids == plain.token_ids
     assert stats_of(dynamic).cache_bytes == pytest.approx(stats_of(dynamic).dynamic_cache_bytes, rel=0.01)
     assert (stats_of(static).cache_bytes or 0) > (stats_of(dynamic).cache_bytes or 0)
+
+
+def test_transformers_compiles_no_static_cache_on_a_gpu_unless_asked(tiny_models: Tiny) -> None:
+    """transformers compiles on a GPU by default, in the thread of the answer: its own criteria decide here."""
+    from types import SimpleNamespace
+
+    from transformers import GenerationConfig, StaticCache
+
+    loaded = load_tiny(tiny_models("llama"), cache_implementation="static")
+    arguments = make_request(loaded, Prompt((5, 6, 7))).arguments
+    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"), config=loaded.model.config)
+    cache = {"cache": StaticCache(config=loaded.model.config, max_cache_len=64)}
+    compiles = type(loaded.model)._valid_auto_compile_criteria
+    assert compiles(on_gpu, cache, GenerationConfig(cache_implementation="static"))
+    assert not compiles(on_gpu, cache, generation_config(arguments))
 
 
 def test_an_fp8_cache_takes_a_quarter_of_the_float32_size(tiny_models: Tiny) -> None:

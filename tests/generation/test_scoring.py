@@ -49,6 +49,32 @@ def test_every_architecture_scores_like_a_plain_pass_even_in_portions(
     assert max(sizes) <= 16, "never more logits at once than a portion"
 
 
+def test_portions_of_logits_are_larger_on_a_gpu_with_memory_for_them() -> None:
+    """A vocabulary of 128,256: 261 tokens are 128 MiB in float32."""
+    gib, tokens = 2**30, sequence_logprobs.portion_tokens
+    assert tokens(128_256, None) == 261
+    assert tokens(128_256, (60 * gib, 80 * gib)) == 2048
+    assert tokens(128_256, (7 * gib, 24 * gib)) == 1024
+    assert tokens(128_256, (gib // 2, 24 * gib)) == 261, "a card that is nearly full"
+    assert tokens(128_256, (7.5 * gib, 24 * gib)) == tokens(128_256, (6.5 * gib, 24 * gib)), "no small steps"
+    assert tokens(32_000, None) == 1048
+    assert tokens(500, (60 * gib, 80 * gib)) == 2048
+    assert tokens(10**8, None) == 16
+
+
+def test_memory_that_runs_out_during_a_score_is_a_machine_error(
+    tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny(tiny_models("llama"))
+
+    def full(**_: Any) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(loaded.model, "forward", full)
+    with pytest.raises(llmctl.MachineError, match="memory ran out while scoring with"):
+        llmctl.score(loaded, TEXT)
+
+
 def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_models: Tiny) -> None:
     import torch
 

@@ -316,3 +316,28 @@ def test_a_load_that_cannot_fit_is_refused_before_it_begins_and_can_be_forced(ti
         load(settings_from_mapping(asked), machine=small)
     forced = settings_from_mapping({**asked, "load": {"overcommit": True}})
     assert load(forced, machine=small).measured.parameters > 0
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_the_users_own_settings_of_the_allocator_stay(
+    name: str, tiny_models: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    from dataclasses import replace
+
+    from llmctl.loading.loader import apply_environment
+    from llmctl.plan.make import ALLOCATOR_VARIABLES
+
+    plan = prepare(settings_from_mapping({"model": {"id": str(tiny_models("llama"))}})).plan
+    plan = replace(plan, environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True", "LLMCTL_TEST_ONLY": "1"})
+    for variable in (*ALLOCATOR_VARIABLES, "LLMCTL_TEST_ONLY"):
+        monkeypatch.setenv(variable, "")  # restored after the test
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    apply_environment(plan)
+    values = {variable: os.environ.get(variable) for variable in ALLOCATOR_VARIABLES}
+    assert values == {**dict.fromkeys(ALLOCATOR_VARIABLES), name: "max_split_size_mb:128"}
+    assert os.environ["LLMCTL_TEST_ONLY"] == "1"
+    monkeypatch.delenv(name)
+    apply_environment(plan)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

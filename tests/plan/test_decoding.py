@@ -58,6 +58,17 @@ def test_a_cache_offloaded_from_a_gpu_needs_a_gpu() -> None:
     assert plan.generation_kwargs["cache_implementation"] == "offloaded"
 
 
+@pytest.mark.parametrize("cache", ["static", "offloaded_static"])
+def test_a_static_cache_is_compiled_only_if_that_is_asked_for(cache: str) -> None:
+    plan = generation(RTX_4090, cache_implementation=cache)
+    assert plan.generation_kwargs["cache_implementation"] == cache
+    assert plan.generation_kwargs["disable_compile"] is True
+    compiling = replace(RTX_4090, compiler="g++", packages={**RTX_4090.packages, "triton": "3.5.0"})
+    assert "disable_compile" not in generation(compiling, compile=True).generation_kwargs
+    assert "disable_compile" not in generation(compiling, compile=True, cache_implementation="static").generation_kwargs
+    assert "disable_compile" not in generation(RTX_4090).generation_kwargs
+
+
 def test_the_backend_of_a_quantised_cache_is_one_that_is_installed() -> None:
     bare, quanto = LAPTOP, replace(LAPTOP, packages={**EVERYTHING, "optimum-quanto": "0.2.7"})
     for machine, backend in ((bare, "fp8"), (quanto, "quanto")):

@@ -316,6 +316,14 @@ def test_safetensors_and_no_remote_code_are_always_explicit_arguments(machine: M
     assert all(d.reason for d in plan.decisions)
 
 
+def test_blocks_of_gpu_memory_grow_in_place_where_torch_supports_it() -> None:
+    grows = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert grows.items() <= plan_for(H100).environment.items()
+    on_cpu = plan_for(H100, load={"device_map": "cpu", "dtype": "bfloat16"})
+    for plan in (on_cpu, plan_for(MAC), plan_for(replace(H100, system="Windows"))):
+        assert "PYTORCH_ALLOC_CONF" not in plan.environment
+
+
 def test_the_reason_for_trusted_code_names_the_repository() -> None:
     info = replace(LLAMA3_8B, config={**LLAMA3_8B.config, "auto_map": {"AutoModelForCausalLM": "x.Y"}})
     plan = plan_for(H100, info, model={"trust_remote_code": True})

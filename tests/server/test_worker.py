@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmctl
 from llmctl.generation.completion import Completion
-from llmctl.generation.engine import Engine
+from llmctl.generation.engine import Engine, packed
+from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
@@ -116,7 +118,7 @@ def test_a_request_that_cannot_be_packed_waits_its_turn_and_blocks_nobody(llama:
 
 def test_a_request_that_can_never_fit_is_refused_at_once(llama: LoadedModel) -> None:
     with working(llama) as worker:
-        worker._engine._packed.prefix_cache.count = 3  # type: ignore[union-attr]
+        worker._engine._packed._pool_size.planned = 3  # type: ignore[union-attr]
         with pytest.raises(RequestError) as caught:
             answers(worker, (request(llama, tokens=60), []))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
@@ -131,3 +133,48 @@ def test_samplers_of_rare_settings_are_not_kept(llama: LoadedModel) -> None:
             answers(worker, *((one, []) for one in many[number : number + 25]))
         assert worker._engine._packed is not None
         assert len(worker._engine._packed.samplers._kept) < 80
+
+
+def test_a_server_that_ran_out_of_memory_answers_later_requests(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The request that needs the whole KV cache gets an error, once. Later ones are answered with half of it."""
+    refused: list[int] = []
+    with working(llama) as worker:
+        runner = worker._engine._packed
+        assert runner is not None
+        fitting = runner.prefix_cache.count // 2
+
+        def forward(model: Any, layout: Any, pool: CachePool, real: Any = packed.forward) -> Any:
+            if pool._pages > fitting:
+                refused.append(pool._pages)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return real(model, layout, pool)
+
+        monkeypatch.setattr(packed, "forward", forward)
+        with pytest.raises(RequestError) as caught:
+            answers(worker, (replace(request(llama), budget=(fitting + 1) * runner.page_tokens), []))
+        assert (caught.value.status, caught.value.code) == (503, "out_of_memory")
+        short = request(llama)
+        assert [one.text for one in answers(worker, (short, []), (short, []))] == [alone(short, llama)] * 2
+    assert len(refused) == 1
+    assert "memory ran out while generating with" in caplog.text
+
+
+def test_queued_answers_wait_for_a_smaller_cache_without_an_error(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with working(llama) as worker:
+        passes: list[int] = []
+
+        def forward(*arguments: Any, real: Any = packed.forward) -> Any:
+            passes.append(1)
+            if len(passes) == 5:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            return real(*arguments)
+
+        monkeypatch.setattr(packed, "forward", forward)
+        many = [request(llama, word) for word in ("library", "the capital of", PROMPT, "once upon a time")] * 3
+        completions = answers(worker, *((one, []) for one in many))
+        monkeypatch.undo()
+        assert [one.text for one in completions] == [alone(one, llama) for one in many]

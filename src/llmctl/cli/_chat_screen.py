@@ -191,15 +191,21 @@ class Conversation:
 
     def switch_model(self, name: str) -> None:
         """Switch to another model; return to the current one if that fails."""
+        from llmctl.loading.device_memory import release_memory
         from llmctl.loading.loader import load_prepared
 
         before = self.session.release()
+        failure: BaseException | None = None
         try:
             loaded = self.load(name)
-        except (LlmctlError, KeyboardInterrupt):
-            self.session.use(load_prepared(before))
-            raise
+        except (LlmctlError, KeyboardInterrupt) as error:
+            failure = error
+        if failure is not None:  # outside of the except clause: the traceback holds what was loaded of the other model
+            release_memory(failure)
+            loaded = load_prepared(before)
         self.session.use(loaded)
+        if failure is not None:
+            raise failure
 
 
 class _Printer:

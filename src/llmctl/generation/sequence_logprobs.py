@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.logprobs import TokenLogprob, token_logprobs
 from llmctl.generation.prompt import Prompt
+from llmctl.loading.device_memory import device_memory_bytes
+from llmctl.loading.weights import translated_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 # The logits of a long text are computed in portions: maximum elements (128 MiB in float32) and tokens of one portion.
 _PORTION_ELEMENTS = 2**25
 _PORTION_TOKENS = 2048
+# On a GPU, logits may take these shares of its memory and of what is free. Each takes 16 bits, then twice 32 bits.
+_MEMORY_SHARE, _FREE_SHARE = 1 / 16, 1 / 4
+_LOGIT_BYTES = 10
 
 
 def sequence_logprobs(
@@ -28,11 +33,15 @@ def sequence_logprobs(
         start: At least 1.
         top: Number of top tokens to record at each position.
         kept: The cache of an earlier call; the common prefix is not computed again.
+
+    Raises:
+        MachineError: memory ran out.
     """
     logprobs: list[TokenLogprob] = []
-    for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
-        place = start + len(logprobs)
-        logprobs += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
+    with translated_out_of_memory(loaded.prepared, doing="scoring with"):
+        for rows in _logits(loaded.model, prompt, start, kept or ConversationCache()):
+            place = start + len(logprobs)
+            logprobs += token_logprobs(rows, list(prompt.ids[place : place + rows.shape[0]]), top)
     return tuple(logprobs)
 
 
@@ -73,5 +82,21 @@ def _forward(model: Any, ids: list[int], seen: int, **arguments: Any) -> "torch.
 
 def _portion(model: Any) -> int:
     """Return the maximum tokens of one portion of logits."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    return max(16, min(_PORTION_TOKENS, _PORTION_ELEMENTS // vocabulary))
+    return portion_tokens(int(model.config.get_text_config().vocab_size), device_memory_bytes(model.device))
+
+
+def portion_tokens(vocabulary: int, memory: tuple[int, int] | None) -> int:
+    """Return the maximum tokens of one portion of logits.
+
+    On a GPU it is a power of two, so that it, and with it the last bits of a score, does not follow every change of
+    the free memory.
+
+    Args:
+        memory: Free and total bytes of the GPU; None for another device.
+    """
+    tokens = _PORTION_ELEMENTS // vocabulary
+    if memory is not None:
+        free, total = memory
+        fitting = int(min(free * _FREE_SHARE, total * _MEMORY_SHARE)) // (vocabulary * _LOGIT_BYTES)
+        tokens = max(tokens, 1 << fitting.bit_length() >> 1)
+    return max(16, min(_PORTION_TOKENS, tokens))

@@ -23,6 +23,7 @@ from llmctl.loading.weights import load_weights
 from llmctl.machine.detection import Machine
 from llmctl.model.tokenizer import check_draft
 from llmctl.plan import Plan
+from llmctl.plan.make import ALLOCATOR_VARIABLES
 from llmctl.quant import registry
 from llmctl.rope import complete_beginning_again
 from llmctl.transformers_compat import quiet_libraries, without_peft
@@ -117,8 +118,10 @@ def _imports(plan: Plan) -> AbstractContextManager[None]:
 
 def apply_environment(plan: Plan) -> None:
     """Set the variables that the libraries read when they are imported; the user's own values stay."""
+    has_allocator = any(name in os.environ for name in ALLOCATOR_VARIABLES)
     for name, value in plan.environment.items():
-        os.environ.setdefault(name, value)
+        if not (has_allocator and name in ALLOCATOR_VARIABLES):
+            os.environ.setdefault(name, value)
 
 
 def _set_special_tokens(model: "PreTrainedModel", prompt_model: PromptModel) -> None:

@@ -13,6 +13,7 @@ from llmctl.gpu.sdpa import repeat_heads_where_needed
 from llmctl.loading.checks import check_finite, check_keys
 from llmctl.loading.composite import model_loader, text_generator
 from llmctl.loading.device_map import with_complete_device_map
+from llmctl.loading.device_memory import is_out_of_memory
 from llmctl.loading.prepare import Prepared
 from llmctl.loading.quantized_cache import fill_cache, refill_cache
 from llmctl.plan import Plan
@@ -51,19 +52,6 @@ def empty_model(prepared: Prepared) -> Any:
     trusted = bool(prepared.plan.model_kwargs["trust_remote_code"])
     loader = model_loader(prepared.info.model_type, trust_remote_code=trusted)
     return compat.empty_model(loader, read_config(prepared), trust_remote_code=trusted)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an exception means that memory ran out.
-
-    For GPUs torch raises a class of its own. The CPU's allocator raises a bare RuntimeError, which only its message
-    identifies (c10/core/impl/alloc_cpu.cpp). No other code of llmctl examines messages.
-    """
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _load(prepared: Prepared, cache_folder: Path | None = None) -> Any:

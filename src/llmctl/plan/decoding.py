@@ -14,6 +14,8 @@ from llmctl.transformers_compat import FP8_CACHE_SINCE
 
 # Packages of the backends that quantise a cache; fp8 needs none.
 _BACKENDS = {"quanto": "optimum-quanto", "hqq": "hqq"}
+# On a GPU transformers compiles the forward pass for these caches without being asked, with the mode "reduce-overhead".
+_STATIC = ("static", "offloaded_static")
 # With CUDA graphs (transformers' default, "reduce-overhead") the graphs belong to the thread that recorded them, and
 # every answer is generated in a thread of its own.
 COMPILE_MODE = "default"
@@ -98,6 +100,11 @@ def _decide_cache(config: Config, machine: Machine, info: ModelInfo, *, devices:
         raise MachineError(
             f"the {name} cache moves keys and values from a GPU to RAM; this model runs on {', '.join(devices)}",
             hint="omit --cache: keys and values are in RAM already",
+        )
+    if name in _STATIC and not config.generation.compile:
+        return (
+            {"cache_implementation": name, "disable_compile": True},
+            (Decision("cache_implementation", name, "asked for; not compiled (--compile)"),),
         )
     if name != "quantized":
         return {"cache_implementation": name}, (Decision("cache_implementation", name, "asked for"),)

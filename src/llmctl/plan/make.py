@@ -5,6 +5,7 @@ from typing import Any
 
 from llmctl.config import Config
 from llmctl.errors import LlmctlError, MachineError
+from llmctl.machine.detection import Machine
 from llmctl.machine.threads import THREAD_ENVIRONMENT
 from llmctl.model.info import ModelInfo
 from llmctl.plan.adapters import decide_adapters
@@ -21,6 +22,9 @@ from llmctl.plan.placement import Placement
 from llmctl.plan.quantization import as_decisions
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import Quantization
+
+# The names under which torch reads the options of its GPU allocator; the user may have set any of them.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -101,7 +105,7 @@ def _plan_model(request: PlanRequest) -> Plan:
         ),
         seed=config.seed,
         deterministic=config.deterministic,
-        environment=_environment(config, devices) | _stored_environment(quantization, devices),
+        environment=_environment(config, machine, devices) | _stored_environment(quantization, devices),
         quantization=quantization,
         kernels=kernels,
         left_out={} if loads_towers(config, info) else info.towers,
@@ -172,11 +176,14 @@ def _decide_seed(request: PlanRequest, generation: GenerationChoice) -> list[Dec
     return [Decision("seed", request.config.seed, request.origins.get("seed", "configuration"))]
 
 
-def _environment(config: Config, devices: tuple[str, ...]) -> dict[str, str]:
+def _environment(config: Config, machine: Machine, devices: tuple[str, ...]) -> dict[str, str]:
     """Return the variables that the libraries read when they are imported."""
     environment = {"DISABLE_SAFETENSORS_CONVERSION": "1"}
     if any(device.startswith("cuda") for device in devices):
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
+        if machine.system == "Linux" and machine.torch_cuda:
+            # blocks that grow in place: less memory is lost between blocks of different sizes (torch, CUDA semantics)
+            environment[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
     if devices == ("cpu",):
         environment |= THREAD_ENVIRONMENT
     if config.deterministic:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
 _log = logging.getLogger("llmctl.serve")
+_OUT_OF_MEMORY = "out_of_memory"
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,21 @@ class Worker:
 
     def _run(self) -> None:
         while True:
+            failure: Exception | None = None
             try:
                 if not self._take_work():
                     return
                 publish(self._step())
+            except MachineError as error:
+                _log.warning("%s", error.message)  # its message is for the operator
+                failure = _out_of_memory()
             except LlmctlError as error:
-                self._fail_running(error)
+                failure = error
             except Exception as error:  # noqa: BLE001 (a bug must not affect later requests)
                 _log.exception("a bug while generating")
-                self._fail_running(to_request_error(error))
+                failure = to_request_error(error)
+            if failure is not None:  # outside of the except clauses: a traceback holds the tensors of the pass
+                self._fail_running(failure)
 
     def _take_work(self) -> bool:
         """Wait for work, then start queued answers while there is room. Return False once the server has drained."""
@@ -225,18 +232,22 @@ class Worker:
 
     def _fail_running(self, error: Exception) -> None:
         """Fail all running answers after an out-of-memory error or a bug. Queued answers are still served."""
-        if isinstance(error, MachineError):  # its message is for the operator
-            _log.warning("%s", error.message)
-            error = RequestError(
-                "the server ran out of memory: try again later, or with fewer tokens",
-                status=503,
-                code="out_of_memory",
-                headers={"Retry-After": "1"},
-            )
         failed = list(self._running)
         self._running.clear()
-        self._engine.drop_all()
+        if isinstance(error, RequestError) and error.code == _OUT_OF_MEMORY:
+            self._engine.shrink()
+        else:
+            self._engine.drop_all()
         publish((answer, (), error) for answer in failed)
+
+
+def _out_of_memory() -> RequestError:
+    return RequestError(
+        "the server ran out of memory: try again later, or with fewer tokens",
+        status=503,
+        code=_OUT_OF_MEMORY,
+        headers={"Retry-After": "1"},
+    )
 
 
 def _queue_full(waiting: int) -> RequestError:

@@ -1,6 +1,5 @@
 """A conversation with a loaded model, whose engine keeps keys and values between turns."""
 
-import gc
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +20,7 @@ from llmctl.generation.prompt import Ending, Prompt, check_chat, encode_prompt
 from llmctl.generation.prompt_length import check_length
 from llmctl.generation.request import Request, make_request
 from llmctl.generation.stream import stream_request
+from llmctl.loading.device_memory import release_memory
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -353,7 +353,7 @@ class ChatSession:
         prepared = old.prepared
         self._engine = None
         del self.loaded, old
-        _free_memory()
+        release_memory()
         return prepared
 
     def use(self, loaded: "LoadedModel") -> None:
@@ -371,14 +371,6 @@ class ChatSession:
         """Return the conversation in its saved form."""
         plan = self.loaded.plan
         return Transcript(plan.source, plan.commit, self.system, tuple(self.messages))
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()  # modules refer to each other in cycles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:

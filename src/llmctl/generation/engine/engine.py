@@ -16,6 +16,8 @@ from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
 from llmctl.gpu.graphs import GraphRecorder, is_on_gpu, recorder_for
+from llmctl.loading.device_memory import is_out_of_memory
+from llmctl.plan.memory_advice import out_of_memory_error
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -171,6 +173,12 @@ class Engine:
         if self._cache is not None:
             self._cache.forget()
 
+    def shrink(self) -> None:
+        """Drop every request and halve the paged KV cache, after memory ran out."""
+        if self._packed is not None:
+            self._packed.shrink()  # first: it copies nothing, and gives memory back
+        self.drop_all()
+
     def step(self) -> list[Event]:
         """Run one pass of the model and return its events.
 
@@ -241,9 +249,6 @@ def _packs(loaded: "LoadedModel") -> bool:
 
 def _raise_if_out_of_memory(error: Exception, loaded: "LoadedModel") -> None:
     """Raise MachineError with the plan and advice if `error` means that memory ran out."""
-    from llmctl.loading.weights import is_out_of_memory
-    from llmctl.plan.memory_advice import out_of_memory_error
-
     if is_out_of_memory(error):
         raise out_of_memory_error(
             loaded.plan, loaded.info, loaded.machine, loaded.config, doing="generating with"

@@ -11,6 +11,7 @@ from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.packed_modules import add_tokens_one_by_one, has_recurrent_state, page_tokens
 from llmctl.loading.attention_mask import UnsupportedAttentionError
+from llmctl.loading.device_memory import is_out_of_memory
 from llmctl.rope import rope_switch
 from llmctl.transformers_compat import cache_argument, cache_of, has_indexer
 
@@ -104,8 +105,6 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
     except UnsupportedAttentionError as error:
         return str(error)
     except _CODE_ERRORS as error:
-        from llmctl.loading.weights import is_out_of_memory
-
         if is_out_of_memory(error):
             raise
         return f"its code does not accept packed sequences ({type(error).__name__})"

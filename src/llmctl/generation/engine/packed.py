@@ -21,6 +21,7 @@ from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
 from llmctl.generation.engine.next_tokens import Choice, logprobs_of, next_tokens
 from llmctl.generation.engine.packed_modules import has_recurrent_state, page_tokens
+from llmctl.generation.engine.pool_size import PoolSize
 from llmctl.generation.engine.prefix_cache import PrefixCache, SharedPrefix
 from llmctl.generation.engine.sampler import Sampler, Samplers
 from llmctl.generation.engine.sequence_media import SequenceMedia
@@ -28,6 +29,7 @@ from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoi
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
 from llmctl.gpu.graphs import GraphRecorder
+from llmctl.loading.device_memory import is_out_of_memory, release_memory
 from llmctl.loading.image_encoder import image_encoder
 from llmctl.rope import begins_again_at_switch, dynamic_rope_limit, rope_switch
 
@@ -138,13 +140,13 @@ class PackedRunner:
         self._text_id = int(getattr(loaded.model.config.get_text_config(), "pad_token_id", None) or 0)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
+        self._pool_size = PoolSize(max(2, capacity.kv_tokens // self.page_tokens))
         self.forget()
 
     def forget(self) -> None:
         """Replace the KV cache by an empty one. No sequence may be running."""
         idle = self.capacity.idle_tokens
-        size = self.page_tokens
-        pages = max(2, self.capacity.kv_tokens // size)
+        size, pages = self.page_tokens, self._pool_size.pages
         self.prefix_cache = PrefixCache(pages, page_tokens=size, max_idle=None if idle is None else idle // size)
         slots = self.capacity.sequences
         checkpoints = _MAX_CHECKPOINTS if self._has_state else 0
@@ -169,8 +171,8 @@ class PackedRunner:
 
     @property
     def max_sequence_tokens(self) -> int:
-        """Maximum tokens of one sequence, if it has the whole KV cache."""
-        return self.prefix_cache.count * self.page_tokens
+        """Maximum tokens of one sequence, if it has the whole KV cache, and that has its planned size."""
+        return self._pool_size.planned * self.page_tokens
 
     def sequence(self, key: Any, request: Request, processors: Sequence[Any]) -> SequenceState:
         """Return a sequence for a request, without queueing it.
@@ -226,6 +228,8 @@ class PackedRunner:
         if not parts:
             return events
         logits = self._forward([sequence.segment(count) for sequence, count in parts])
+        if logits is None:
+            return events
         ready: list[tuple[SequenceState, int]] = []
         for row, (sequence, count) in enumerate(parts):
             start = sequence.computed
@@ -240,12 +244,36 @@ class PackedRunner:
                 ready.append((sequence, row))
         return events + self._sample(ready, logits)
 
-    def _forward(self, segments: list[Segment]) -> "Tensor":
-        """Return the logits [sequences, vocabulary] after the last token of each segment."""
-        logits = self.graphs.run(segments) if self.graphs is not None else None
-        if logits is not None:
-            return logits
-        return forward(self.loaded.model, lay_out(segments, page_tokens=self.page_tokens), self._pool)
+    def _forward(self, segments: list[Segment]) -> "Tensor | None":
+        """Return the logits [sequences, vocabulary] after the last token of each segment.
+
+        None if memory ran out, and the sequences now wait for a smaller KV cache.
+        """
+        try:
+            logits = self.graphs.run(segments) if self.graphs is not None else None
+            if logits is not None:
+                return logits
+            return forward(self.loaded.model, lay_out(segments, page_tokens=self.page_tokens), self._pool)
+        except (RuntimeError, MemoryError) as error:
+            half = self._pool_size.half
+            fitting = [s for s in self.running if self.prefix_cache.needed(s.max_tokens) <= half]
+            if not is_out_of_memory(error) or half == self._pool_size.pages or not fitting:
+                raise
+        self.shrink()  # outside of the except clause: the traceback holds the tensors of the pass
+        return None
+
+    def shrink(self) -> None:
+        """Halve the KV cache after memory ran out. Running sequences wait, and are computed again with the same text.
+
+        Nothing of the old cache is copied, since that would need memory.
+        """
+        for sequence in reversed(self.running):
+            sequence.pages, sequence.computed = [], 0
+            self.waiting.appendleft(sequence)
+        self.running.clear()
+        self._pool_size.halve()
+        self.forget()
+        release_memory()
 
     def _rope_length(self, tokens: int) -> int:
         """Return the length for which the RoPE of a sequence of `tokens` is computed; 0 if that is its own length."""
@@ -287,6 +315,8 @@ class PackedRunner:
     def _admit(self) -> list[Event]:
         """Start waiting sequences while their prompts fit. Return an error event for each that can never fit."""
         refused = []
+        if self.waiting and not self.running and self._pool_size.grow():
+            self.forget()
         while self.waiting and len(self.running) < self.capacity.sequences:
             sequence = self.waiting[0]
             if self.prefix_cache.needed(sequence.max_tokens) > self.prefix_cache.count:
@@ -392,6 +422,6 @@ class PackedRunner:
     def _too_long(self, tokens: int) -> MachineError:
         return MachineError(
             f"prompt and answer may have {tokens} tokens, but the KV cache has memory for only "
-            f"{self.max_sequence_tokens}",
+            f"{self.prefix_cache.count * self.page_tokens}",
             hint="lower --max-new-tokens, or shorten the prompt",
         )
