@@ -12,7 +12,7 @@ VLLM   := .venv-vllm
 PREQUANTIZED := .packages-prequantized
 KERNELS := src/llmctl/cpu/native
 
-.PHONY: architectures images test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
+.PHONY: architectures gpu-check images test-prequantized test-vllm test-templates run test lint docs plan-accuracy clean faults kills generation-configs schemas kernels-sanitize test-clients test-page serve-fuzz serve-load
 
 run: $(VENV)/.installed
 	@$(BIN)/llmctl generate --prompt "$(PROMPT)"
@@ -111,6 +111,10 @@ test-prequantized: $(VENV)/.tests-installed $(PREQUANTIZED)/.installed
 $(PREQUANTIZED)/.installed: tests/loading/prequantized-packages.txt
 	DISABLE_CUDA=1 $(PIP) --no-deps --no-build-isolation --target $(PREQUANTIZED) --requirement $<
 	@touch $@
+
+# The GPU of this machine: results, speed and memory, a JSON document after every step, in at most 8 minutes
+gpu-check: $(VENV)/.installed
+	@$(BIN)/python benchmarks/gpu.py
 
 # What was planned against what is there, as a table
 plan-accuracy: $(VENV)/.tests-installed

@@ -13,7 +13,11 @@ from importlib import import_module
 from llmctl.errors import LlmctlError
 from llmctl.machine.child_process import take_over_stdout
 
-_QUESTIONS = {"bounds": ("llmctl.bench.bounds", "say_bounds"), "run": ("llmctl.bench.measure", "say_run")}
+_QUESTIONS = {
+    "bounds": ("llmctl.bench.bounds", "say_bounds"),
+    "run": ("llmctl.bench.measure", "say_run"),
+    "gpu_check": ("llmctl.bench.gpu_check.child", "say_steps"),
+}
 
 
 def main() -> None:

@@ -26,11 +26,22 @@ _STYLES = {"broken": "bad", "warning": "doubtful", "ok": "good", "skipped": "dim
 
 FILE = file("--output", "-o", help="File of the report", default_text=str(DEFAULT_REPORT), needs="--report")
 REPORT = switch("--report", help="Write a report to paste, without secrets")
+GPU_CHECK = switch("--gpu-check", help="Run models on the GPU: results, speed and memory, in at most 8 minutes")
 TIME_LIMIT = number("--time-limit", help="Maximum seconds of one import", default=30.0, minimum=1, maximum=600)
 
 
 @command(
-    app, MODEL_ARGUMENT, REPORT, FILE, TIME_LIMIT, "--model", "--config", "--set", "--offline", reports_faults=True
+    app,
+    MODEL_ARGUMENT,
+    REPORT,
+    FILE,
+    GPU_CHECK,
+    TIME_LIMIT,
+    "--model",
+    "--config",
+    "--set",
+    "--offline",
+    reports_faults=True,
 )
 def doctor(options: Options) -> None:
     """Find what prevents a model from running here, and the fix.
@@ -46,7 +57,14 @@ def doctor(options: Options) -> None:
       llmctl doctor Qwen/Qwen3-4B
 
       llmctl doctor --model Qwen/Qwen3-4B --set load.device_map=cuda --report
+
+      llmctl doctor --gpu-check --report
     """
+    if options[GPU_CHECK]:
+        from llmctl.cli._gpu_check import check_gpu
+
+        check_gpu(options.output, report=(options[FILE] or DEFAULT_REPORT) if options[REPORT] else None)
+        return
     from llmctl.doctor import diagnose, examine
     from llmctl.doctor.diagnose import is_healthy
 

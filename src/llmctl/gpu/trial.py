@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.gpu.call import AttentionBackend, AttentionCall, key_slots
 from llmctl.gpu.sdpa import SdpaAttention
 from llmctl.loading.attention_mask import VisibleTokens
+from llmctl.loading.device_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,9 +58,9 @@ def failure_of_trial(backend: AttentionBackend, call: AttentionCall) -> str | No
                 error = torch.linalg.vector_norm(found - wanted, dim=-1)
                 if not bool((error <= _TOLERANCE * torch.linalg.vector_norm(wanted, dim=-1) + 1e-4).all()):
                     return "it gives wrong results"
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError, NotImplementedError, ImportError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return None
 

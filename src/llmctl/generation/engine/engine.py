@@ -114,6 +114,11 @@ class Engine:
         pages = self._packed.prefix_cache if self._packed else None
         return 1 - pages.free / pages.count if pages else 0.0
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the paged KV cache has room for now; 0 without one."""
+        return self._packed.kv_tokens if self._packed else 0
+
     def token_limit(self, request: Request) -> int | None:
         """Return the maximum tokens of prompt and answer that fit in the KV cache; None if there is no limit."""
         return self._packed.max_sequence_tokens if self._packed and self._is_packed(request) else None

@@ -170,6 +170,11 @@ class PackedRunner:
         return bool(self.waiting or self.running)
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache has room for now."""
+        return self.prefix_cache.count * self.page_tokens
+
+    @property
     def max_sequence_tokens(self) -> int:
         """Maximum tokens of one sequence, if it has the whole KV cache, and that has its planned size."""
         return self._pool_size.planned * self.page_tokens
@@ -421,7 +426,6 @@ class PackedRunner:
 
     def _too_long(self, tokens: int) -> MachineError:
         return MachineError(
-            f"prompt and answer may have {tokens} tokens, but the KV cache has memory for only "
-            f"{self.prefix_cache.count * self.page_tokens}",
+            f"prompt and answer may have {tokens} tokens, but the KV cache has memory for only {self.kv_tokens}",
             hint="lower --max-new-tokens, or shorten the prompt",
         )
