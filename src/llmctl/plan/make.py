@@ -181,7 +181,7 @@ def _environment(config: Config, machine: Machine, devices: tuple[str, ...]) -> 
     environment = {"DISABLE_SAFETENSORS_CONVERSION": "1"}
     if any(device.startswith("cuda") for device in devices):
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver lists them, as planned
-        if machine.system == "Linux" and machine.torch_cuda:
+        if machine.system == "Linux" and machine.torch_cuda and not any(gpu.shares_ram for gpu in machine.gpus):
             # blocks that grow in place: less memory is lost between blocks of different sizes (torch, CUDA semantics)
             environment[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
     if devices == ("cpu",):

@@ -8,7 +8,8 @@ from typing import Any
 from llmctl._version import __version__
 from llmctl.bench.bounds import copy_bandwidth, product_flops
 from llmctl.bench.gpu_check.workplace import Workplace, rounded
-from llmctl.machine.detection import read_machine, read_nvidia_driver
+from llmctl.machine.detection import read_machine
+from llmctl.machine.nvml import read_nvidia_driver
 from llmctl.units import format_bytes
 
 # Names that newer releases have, and what depends on them.

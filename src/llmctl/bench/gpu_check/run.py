@@ -14,13 +14,13 @@ from llmctl.machine.detection import Machine
 
 TOTAL_SECONDS = 470.0  # of eight minutes; the rest is for starting and ending processes
 _LEAST_SECONDS = 3.0
-_KINDS = ("cuda", "hip")
+_KINDS = ("cuda", "rocm")
 Ask = Callable[..., Iterator[Mapping[str, Any]]]
 
 
 def require_gpu(machine: Machine) -> None:
     """Raise MachineError if there is no GPU that this check knows: one of NVIDIA, or of AMD with ROCm."""
-    if not any(gpu.kind in _KINDS for gpu in machine.gpus):
+    if not any(gpu.kind in _KINDS and gpu.torch_has_code is not False for gpu in machine.gpus):
         raise MachineError("there is no NVIDIA or AMD GPU here that this build of torch can use (llmctl doctor)")
 
 

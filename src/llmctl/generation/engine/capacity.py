@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.engine.packed_modules import hides_other_sequences
 from llmctl.loading.device_map import layer_shares
+from llmctl.loading.device_memory import device_memory_bytes
+from llmctl.machine.detection import read_free_ram_bytes
 from llmctl.plan.cache_memory import kv_cache_bytes, state_bytes
 from llmctl.plan.memory import activation_bytes
 
@@ -83,10 +85,5 @@ def tokens_that_fit(
 
 
 def _free_bytes(device: Any) -> int:
-    import torch
-
-    if device.type in ("cuda", "xpu"):
-        return int(getattr(torch, device.type).mem_get_info(device)[0])
-    from llmctl.machine.detection import read_free_ram_bytes
-
-    return read_free_ram_bytes()
+    memory = device_memory_bytes(device)
+    return read_free_ram_bytes() if memory is None else memory[0]
