@@ -156,6 +156,20 @@ def test_a_torch_built_for_amd_is_fine_where_it_computes() -> None:
     assert line.reason.endswith("built for ROCm (HIP 7.0.51831), computes on AMD Instinct MI300X")
 
 
+def test_the_library_of_bitsandbytes_is_named_for_the_gpu_that_it_is_for() -> None:
+    facts = {"backend": "ROCm", "library": "rocm"}
+    found = findings(amd(), torch=ROCM, trials={"bitsandbytes": Trial("imported", facts)})
+    assert "native library for ROCm" in lines(found)["bitsandbytes"].reason
+
+
+def test_bitsandbytes_without_a_library_for_the_installed_rocm_is_broken_where_it_is_needed() -> None:
+    facts = {"backend": "ROCm", "library": None, "library_error": "No compatible ROCm binary found"}
+    trials = {"bitsandbytes": Trial("imported", facts)}
+    line = lines(findings(amd(), {"quantization": {"bits": "4bit"}}, torch=ROCM, trials=trials))["bitsandbytes"]
+    assert line.status == "broken"
+    assert "no native library for ROCm (No compatible ROCm binary found)" in line.reason
+
+
 def test_the_error_of_an_amd_card_is_quoted() -> None:
     facts = ROCM | {"gpu_works": False, "gpu_error": "no permission for /dev/kfd"}
     line = lines(findings(amd(), {"load": {"device_map": "cuda"}}, torch=facts))["torch"]

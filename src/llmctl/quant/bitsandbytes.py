@@ -195,12 +195,15 @@ class BitsAndBytes(QuantBackend):
 
     def examine(self, facts: Mapping[str, Any], *, cuda: str | None, cuda_works: bool) -> tuple[Finding | None, str]:
         library, reinstall = facts.get("library"), "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
-        if cuda_works and library != "cuda":
+        is_amd = facts.get("backend") == "ROCm"
+        if (cuda_works and library != "cuda") or (is_amd and library is None):
             why = facts.get("library_error") or "only the one for CPUs is there"
-            return Finding(True, f"it has no native library for CUDA {cuda} ({why})", reinstall), ""
+            wanted = "ROCm" if is_amd else f"CUDA {cuda}"
+            return Finding(True, f"it has no native library for {wanted} ({why})", reinstall), ""
         if library is None:
             return Finding(False, "its native library is missing: on this CPU it computes slowly", reinstall), ""
-        return None, f", native library for {f'CUDA {cuda}' if library == 'cuda' else 'CPUs'}"
+        names = {"cuda": f"CUDA {cuda}", "rocm": "ROCm", "xpu": "Intel's GPUs"}
+        return None, f", native library for {names.get(library, 'CPUs')}"
 
     def import_package(self) -> None:
         """Import bitsandbytes without letting it fetch code.
@@ -268,9 +271,12 @@ def probe() -> dict[str, Any]:
     BACKEND.import_package()
     extension: Any = importlib.import_module("bitsandbytes.cextension")
     is_missing = isinstance(extension.lib, extension.ErrorHandlerMockBNBNativeLibrary)
+    backend = extension.BNB_BACKEND  # CPU, CUDA, ROCm or XPU
+    library = backend.lower() if extension.lib.compiled_with_cuda or backend == "XPU" else "cpu"
     return {
         "version": importlib.import_module("bitsandbytes").__version__,
-        "library": None if is_missing else ("cuda" if extension.lib.compiled_with_cuda else "cpu"),
+        "backend": backend,
+        "library": None if is_missing else library,
         "library_error": str(extension.lib.error_msg)[:300] if is_missing else None,
     }
 
