@@ -263,6 +263,31 @@ class TestSdpa:
         assert (found["key_heads"], found["enable_gqa"]) == (8, False)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt_oss"])
+@pytest.mark.parametrize("copied", [1, 1 << 27])
+def test_a_decode_step_on_an_older_card_takes_several_sequences_at_a_time(
+    tiny_models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, architecture: str, copied: int
+) -> None:
+    loaded = llmctl.load(tiny_models(architecture), load=MODULES, generation={"max_new_tokens": 24})
+    requests = requests_for(loaded)
+    expected = [generated(loaded, one) for one in requests]
+    use(loaded, [])
+    assert is_packable(loaded)
+    batches, compute = set(), torch.nn.functional.scaled_dot_product_attention
+
+    def record(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        batches.add(query.shape[0])
+        assert not options.get("enable_gqa")
+        return compute(query, key, *rest, **options)
+
+    monkeypatch.setattr(sdpa, "device_type", lambda _: "mps")
+    monkeypatch.setattr(sdpa, "_COPIED_BYTES", copied)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    assert answers(loaded, requests) == expected
+    if architecture != "gpt_oss":  # sinks need all scores
+        assert (max(batches) > 1) == (copied > 1)
+
+
 def test_transformers_own_sdpa_repeats_heads_below_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -4,7 +4,8 @@ The first backend of the list that has what a call needs, and that passes a tria
 one has everything. So what a backend lacks goes to the next one and is never ignored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -50,6 +51,15 @@ class PagedAttention:
     def is_single_call(self) -> bool:
         """True if the calls so far needed no loop over sequences."""
         return bool(self.used) and self._last.name not in self.used
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Forget inside the `with` block what was used before it."""
+        before, self.used = self.used, set()
+        try:
+            yield
+        finally:
+            self.used |= before
 
     def attend(self, call: AttentionCall) -> "Tensor":
         """Return [tokens, heads, value size]."""

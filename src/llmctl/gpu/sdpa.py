@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FUSED_CAPABILITY = (8, 0)  # of FlashAttention, the kernel that takes grouped heads (sdp_utils.cpp)
 _FUSED_SIZE = 256
+_COPIED_BYTES = 128 << 20  # of keys, and as many of values, in one call for several sequences
 
 
 class SdpaAttention:
@@ -34,6 +35,8 @@ class SdpaAttention:
         import torch
 
         query, tables = call.query, call.tables
+        if call.is_paged and tables.max_query == 1 and _can_decode_together(call):
+            return _decode_together(call)
         out = torch.empty(*query.shape[:2], call.values.shape[-1], dtype=query.dtype, device=query.device)
         begin = 0
         for number, length in enumerate(tables.kv_lengths):
@@ -49,6 +52,36 @@ class SdpaAttention:
             out[first:end] = attend_to_one(query[first:end], keys, values, call.score, ends)
             begin += length
         return out
+
+
+def _can_decode_together(call: AttentionCall) -> bool:
+    """Return True on a GPU, if torch's SDPA has everything that a decode step needs."""
+    features = call.score.softcap or call.score.sinks is not None or call.visible_end is not None
+    return device_type(call.query) != "cpu" and not features
+
+
+def _decode_together(call: AttentionCall) -> "Tensor":
+    """Attend from one new token of each sequence, for as many sequences at a time as their copied keys have room.
+
+    The heads of a group are laid out as tokens, so that they share keys and values without `enable_gqa`.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    tables, (page_tokens, key_heads, size) = call.tables, call.keys.shape[1:]
+    pages = -(-max(tables.kv_lengths) // page_tokens)
+    width = pages * page_tokens
+    together = max(1, _COPIED_BYTES // (width * key_heads * size * call.keys.element_size()))
+    position, outputs = torch.arange(width, device=call.query.device), []
+    for first in range(0, len(tables.kv_lengths), together):
+        rows = slice(first, first + together)
+        table, lengths = tables.page_table[rows, :pages].long(), tables.kv_length[rows, None]
+        keys, values = (pool[table].flatten(1, 2).transpose(1, 2) for pool in (call.keys, call.values))
+        visible = call.score.visible.between(lengths - 1, position)[:, None, None]
+        query = call.query[rows].reshape(len(table), key_heads, -1, size)
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=call.score.scale)
+        outputs.append(out.flatten(1, 2))
+    return torch.cat(outputs)
 
 
 def _gather(pool: "Tensor", pages: "Tensor", start: int, length: int) -> "Tensor":

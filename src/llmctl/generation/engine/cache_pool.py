@@ -102,6 +102,5 @@ class CachePool:
         import torch
 
         _, heads, _, size = like.shape
-        # kernels of GPUs may read what was never written, and multiply it by 0
-        allocate = torch.empty if like.device.type == "cpu" else torch.zeros
-        return allocate(self._pages, self.page_tokens, heads, size, dtype=like.dtype, device=like.device)
+        # a kernel may read what was never written and multiply it by 0, so it must not be NaN
+        return torch.zeros(self._pages, self.page_tokens, heads, size, dtype=like.dtype, device=like.device)

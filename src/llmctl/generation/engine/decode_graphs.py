@@ -1,4 +1,4 @@
-"""Decode steps by recorded graphs: one graph for each size of batch, over tables that stay where they are.
+"""Decode steps by recorded graphs: one for each size of batch and number of axes, over tables that stay in place.
 
 A step with one new token for each sequence is padded to the next size by sequences of one token that have a page of
 their own. The tables of the step are copied, in one piece, to where the graph reads them.
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_Kind = tuple[int, int]  # the size of the batch, and the axes of its positions
+
+
 class DecodeGraphs:
-    """Runs decode steps. Its state: the graph of each size of batch, and why there are none.
+    """Runs decode steps. Its state: the graph of each kind of step, and why there are none.
 
     Args:
         pool: The KV cache. Its last page belongs to the sequences that pad a batch.
@@ -33,59 +36,61 @@ class DecodeGraphs:
     def __init__(self, model: Any, pool: CachePool, recorder: GraphRecorder, *, sequences: int, pages: int) -> None:
         self._model, self._pool, self._recorder = model, pool, recorder
         self._pages, self._sizes = pages, batch_sizes(sequences)
-        self._recorded: dict[int, tuple[Layout, Recording]] = {}
-        self._seen: set[int] = set()
+        self._recorded: dict[_Kind, tuple[Layout, Recording]] = {}
+        self._seen: set[_Kind] = set()
         self.failure: str | None = None
 
     @property
     def sizes(self) -> list[int]:
         """The sizes of batch that have a graph."""
-        return sorted(self._recorded)
+        return sorted({size for size, _ in self._recorded})
 
     def run(self, segments: Sequence[Segment]) -> "Tensor | None":
         """Return the logits [sequences, vocabulary] of a step; None if it has to run without a graph."""
-        if self.failure is not None or not all(_is_ordinary(one) for one in segments):
+        if self.failure is not None or any(len(one.ids) > 1 or one.media is not None for one in segments):
             return None
-        size = next(size for size in self._sizes if size >= len(segments))
-        if size not in self._recorded and not self._record(size, segments):
+        axes = next((len(one.positions) for one in segments if one.positions is not None), 0)
+        kind = next(size for size in self._sizes if size >= len(segments)), axes
+        if kind not in self._recorded and not self._record(kind, segments):
             return None
-        static, recording = self._recorded[size]
-        self._padded(size, segments).copy_to(static)
+        static, recording = self._recorded[kind]
+        self._padded(kind, segments).copy_to(static)
         return recording.replay()[: len(segments)]
 
-    def _record(self, size: int, segments: Sequence[Segment]) -> bool:
-        """Record the graph of a size. Return False if the step has to run without one.
+    def _record(self, kind: "_Kind", segments: Sequence[Segment]) -> bool:
+        """Record the graph of a kind of step. Return False if the step has to run without one.
 
-        The first step of a size runs without: a short answer would not gain what the recording costs.
+        The first step of a kind runs without: a short answer would not gain what the recording costs.
         """
         import torch
 
-        if size not in self._seen:
-            self._seen.add(size)
+        if kind not in self._seen:
+            self._seen.add(kind)
             return False
         self.failure = why_not_recorded(self._model)
         if self.failure is not None:
             return False
-        layout = self._padded(size, segments).on(self._model.device)
+        layout = self._padded(kind, segments).on(self._model.device)
         static = replace(layout, packed=layout.packed.clone(), _placed={})
         attention = attention_of_model(self._model)
-        attention.used.clear()
         try:
-            recording = self._recorder.record(lambda: forward_modules(self._model, static, self._pool))
+            with attention.watched():
+                recording = self._recorder.record(lambda: forward_modules(self._model, static, self._pool))
+                is_single_call = attention.is_single_call
         except torch.OutOfMemoryError:
             self.failure = "there is no memory for graphs"
         except RuntimeError as error:
             self.failure = str(error).strip().partition("\n")[0]
         else:
-            if attention.is_single_call:
-                self._recorded[size] = (static, recording)
+            if is_single_call:
+                self._recorded[kind] = (static, recording)
                 return True
             self.failure = "its attention goes from sequence to sequence"
         return False
 
-    def _padded(self, size: int, segments: Sequence[Segment]) -> Layout:
-        """Return the layout of a step with `size` sequences."""
-        padding = [Segment([0], 0, [self._pool.padding_page])] * (size - len(segments))
+    def _padded(self, kind: "_Kind", segments: Sequence[Segment]) -> Layout:
+        """Return the layout of a step of a kind."""
+        padding = [Segment([0], 0, [self._pool.padding_page])] * (kind[0] - len(segments))
         return lay_out([*segments, *padding], page_tokens=self._pool.page_tokens, pages=self._pages)
 
 
@@ -95,8 +100,3 @@ def batch_sizes(sequences: int) -> list[int]:
     while sizes[-1] < sequences:
         sizes.append(2 * sizes[-1])
     return sizes
-
-
-def _is_ordinary(segment: Segment) -> bool:
-    """Return True if a segment is one token of text at its own position."""
-    return len(segment.ids) == 1 and segment.media is None and segment.positions is None

@@ -295,6 +295,8 @@ def _positions_with_axes(segments: Sequence[Segment], ranges: Sequence[range], a
 
 def _visible_ends(segments: Sequence[Segment], ranges: Sequence[range], kind: int) -> list[int] | None:
     """Return the end of the tokens that each token sees; None if that is the token itself everywhere."""
+    if all(segment.visible_ends[kind] is None for segment in segments):
+        return None
     itself = [position + 1 for one in ranges for position in one]
     ends: list[int] = []
     for segment, positions in zip(segments, ranges, strict=True):

@@ -28,6 +28,7 @@ _CODE_ERRORS = (
 _LONGEST_TRIAL = 2048  # tokens
 _TOLERANCE = {"torch.float32": 1e-3}  # of the logits' norm
 _TOLERANCE_OF_16_BITS = 0.05
+_TOLERANCE_OF_16_BITS_ON_GPUS = 0.15  # where packed sequences and single ones have different kernels
 _PROVEN = (
     "Afmoe Beam Cohere2 Cohere2Moe Cwm Dots1 Exaone4 ExaoneMoe Flint Gemma2 Gemma3 Gemma3n Gemma4 Gemma4Unified GptOss "
     "GraniteMoeSWA GraniteSWA HyperCLOVAX Laguna Llama4 MiMoV2Flash Ministral Ministral3 Mistral Mixtral Olmo3 Phi3 "
@@ -98,7 +99,8 @@ def _failure_of_trial(model: Any, boundary: int) -> str | None:
         packed = _packed_logits(model, prompts)
         for ids, logits in zip(prompts, packed, strict=True):
             alone = _logits_alone(model, ids)
-            tolerance = _TOLERANCE.get(str(model.dtype), _TOLERANCE_OF_16_BITS)
+            in_16_bits = _TOLERANCE_OF_16_BITS if model.device.type == "cpu" else _TOLERANCE_OF_16_BITS_ON_GPUS
+            tolerance = _TOLERANCE.get(str(model.dtype), in_16_bits)
             difference = torch.linalg.vector_norm(logits.float() - alone.float())
             if not difference <= tolerance * torch.linalg.vector_norm(alone.float()):
                 return "packed sequences give other results"
