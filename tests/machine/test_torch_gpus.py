@@ -13,6 +13,7 @@ from llmctl.machine import torch_gpus
 from llmctl.machine.detection import read_machine
 from llmctl.machine.nvml import driver_is_present
 from llmctl.machine.torch_gpus import may_find_gpus
+from llmctl.plan.devices import device_choices
 from support.nvml import GIB, FakeCard, FakeNvml
 
 Install = Callable[..., None]
@@ -274,7 +275,17 @@ def test_a_torch_that_fails_gives_no_answer(install: Install, plant_torch: Plant
     install(hip="7.0")
     plant_torch(code)
     assert torch_gpus.torch_gpus(limit_seconds=30) is None
-    assert read_machine().gpus == ()
+    machine = read_machine()
+    assert machine.gpus == ()
+    (choice,) = device_choices(settings_from_mapping({}).config, machine, quantizes=False)
+    assert choice.devices == ("cpu",)
+    assert choice.reason.startswith("torch was asked for its GPUs and did not answer")
+
+
+def test_a_torch_without_gpus_is_not_silent(install: Install, plant_torch: PlantTorch) -> None:
+    install(hip="7.0")
+    plant_torch(torch_with(hip="7.0"))
+    assert not read_machine().torch_is_silent
 
 
 def test_what_a_torch_prints_is_no_part_of_its_answer(install: Install, plant_torch: PlantTorch) -> None:

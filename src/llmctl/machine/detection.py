@@ -114,6 +114,7 @@ class Machine:
         compiler: C++ compiler that torch.compile would call, or an empty string.
         is_hypothetical: True for a machine that is only described; its packages are those that it should have.
         macos: Version of macOS, as (14, 5); None elsewhere. Apple's GPUs compute bfloat16 from 14 on.
+        torch_is_silent: True if torch was asked for its GPUs and did not answer, so that there may be some.
     """
 
     system: str
@@ -130,6 +131,7 @@ class Machine:
     kernels: str | None = None
     is_hypothetical: bool = False
     macos: tuple[int, int] | None = None
+    torch_is_silent: bool = False
 
     @property
     def cpu_multiplies_bf16(self) -> bool:
@@ -145,7 +147,8 @@ def read_machine() -> Machine:
     ram = _Ram(min(psutil.virtual_memory().total, limit or 2**62), read_free_ram_bytes())
     cpu_kernels, build = kernels.load(), read_torch_build()
     mac = read_mac(ram_bytes=ram.total_bytes)
-    gpus = _usable_gpus(build, ram)
+    answer = _usable_gpus(build, ram)
+    gpus = answer or ()
     if mac is not None and build is not None:
         usable = mac.working_set_bytes
         gpus = (Gpu(0, mac.chip, (0, 0), usable, min(usable, ram.available_bytes), kind="mps", shares_ram=True),)
@@ -163,6 +166,7 @@ def read_machine() -> Machine:
         compiler=_compiler(),
         kernels=cpu_kernels.isa if cpu_kernels is not None else None,
         macos=mac.macos if mac is not None else None,
+        torch_is_silent=answer is None,
     )
 
 
@@ -174,8 +178,8 @@ class _Ram:
     available_bytes: int
 
 
-def _usable_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
-    """Return the GPUs that torch shows this process, in its order."""
+def _usable_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...] | None:
+    """Return the GPUs that torch shows this process, in its order; None if only torch knows and it does not answer."""
     if build is None:
         return ()
     if build.cuda:
@@ -196,7 +200,7 @@ def _idle_gpus(build: TorchBuild | None, ram: _Ram) -> tuple[Gpu, ...]:
     return (*nvidia, *amd)
 
 
-def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...]:
+def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...] | None:
     """Return NVIDIA's cards as NVML describes them; as torch does where NVML cannot tell them or their order."""
     setting = os.environ.get(VARIABLE)
     if hides_everything(setting):
@@ -204,7 +208,7 @@ def _nvidia_gpus(build: TorchBuild, ram: _Ram) -> tuple[Gpu, ...]:
     cards = read_nvidia_cards()
     if only_cuda_knows(cards, os.environ) if cards else cards is None and driver_is_present():
         asked = _asked_gpus(ram)
-        if asked:
+        if asked or cards is None:
             return asked
     shown = visible_cards(cards or (), setting)
     architectures = read_architectures(build.folder) if shown else ()
@@ -223,9 +227,10 @@ def _gpu_of_card(index: int, card: NvidiaCard, ram: _Ram, architectures: Sequenc
     )
 
 
-def _asked_gpus(ram: _Ram) -> tuple[Gpu, ...]:
-    """Return the GPUs that torch names when it is asked; none if it does not answer."""
-    return tuple(_gpu_of_torch(index, gpu, ram) for index, gpu in enumerate(torch_gpus() or ()))
+def _asked_gpus(ram: _Ram) -> tuple[Gpu, ...] | None:
+    """Return the GPUs that torch names when it is asked; None if it does not answer."""
+    answer = torch_gpus()
+    return None if answer is None else tuple(_gpu_of_torch(index, gpu, ram) for index, gpu in enumerate(answer))
 
 
 def _gpu_of_torch(index: int, gpu: TorchGpu, ram: _Ram) -> Gpu:

@@ -10,6 +10,7 @@ from llmctl.plan.gpus import computes_bfloat16, no_code, usable_gpus
 
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 _OTHER_TORCH = "install a torch that has it (pytorch.org lists the builds by CUDA version), or use --device-map cpu"
+_SILENT = "torch was asked for its GPUs and did not answer (llmctl doctor examines it)"
 _BUILDS = {"cuda": "CUDA", "rocm": "ROCm", "xpu": "Intel's XPU", "mps": "Metal"}
 
 
@@ -94,7 +95,7 @@ def _describe_gpus(machine: Machine) -> str:
     if machine.idle_gpus:
         idle = machine.idle_gpus[0]
         return f"{idle.name} is present, but this torch is built without {_BUILDS[idle.kind]}"
-    return "no GPU was found"
+    return _SILENT if machine.torch_is_silent else "no GPU was found"
 
 
 def _why_no_gpu(machine: Machine) -> str:
@@ -103,4 +104,4 @@ def _why_no_gpu(machine: Machine) -> str:
     if machine.idle_gpus:
         idle = machine.idle_gpus[0]
         return f"this torch is built without {_BUILDS[idle.kind]}, so the {idle.name} cannot be used"
-    return "no GPU was found"
+    return _SILENT if machine.torch_is_silent else "no GPU was found"
