@@ -4,6 +4,7 @@ A decode step of a model has hundreds of kernels of a few microseconds each, and
 the GPU to run it.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +30,10 @@ class Recording(Protocol):
 
 
 class CudaGraphRecorder:
-    """Records CUDA graphs, on ROCm too. All of them share the memory of their intermediate results.
+    """Records CUDA graphs, on ROCm too. All that exist share the memory of their intermediate results.
+
+    Its state: the newest graph. torch refuses the memory of graphs that are all gone (create_or_incref_pool in
+    CUDACachingAllocator.cpp), so the next one after them takes memory of its own.
 
     Args:
         device: The device on which everything runs.
@@ -37,7 +41,7 @@ class CudaGraphRecorder:
 
     def __init__(self, device: Any) -> None:
         self._device = device
-        self._memory: Any = None
+        self._newest: weakref.ref[Any] | None = None
 
     def record(self, run: "Callable[[], Tensor]") -> Recording:
         """Return a graph of what `run` does.
@@ -49,6 +53,8 @@ class CudaGraphRecorder:
 
         with torch.cuda.device(self._device):
             before, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            newest = self._newest() if self._newest is not None else None
+            memory = newest.pool() if newest is not None else None
             graph = torch.cuda.CUDAGraph()
             try:
                 side.wait_stream(before)
@@ -56,11 +62,11 @@ class CudaGraphRecorder:
                     run()  # libraries allocate their workspaces on first use, which a recording does not allow
                 before.wait_stream(side)
                 # other threads, such as those that process images, may use the GPU meanwhile
-                with torch.cuda.graph(graph, pool=self._memory, stream=side, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=memory, stream=side, capture_error_mode="thread_local"):
                     output = run()
             finally:
                 torch.cuda.set_stream(before)  # a failed recording leaves its own stream selected
-            self._memory = graph.pool()
+            self._newest = weakref.ref(graph)
         return _CudaRecording(graph, output)
 
 

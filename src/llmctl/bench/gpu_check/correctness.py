@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from llmctl.bench.gpu_check.checkpoints import SMALL
 from llmctl.bench.gpu_check.reference import (
     Reference,
     compared,
@@ -39,17 +38,32 @@ _SCHEMA = {
 }
 
 
-def correctness(workplace: Workplace) -> Iterator[dict[str, Any]]:
-    """Compare the small models; each comparison is a result."""
+def llama(workplace: Workplace) -> Iterator[dict[str, Any]]:
+    """Compare a Llama."""
+    yield from _compare(workplace, "llama")
+
+
+def gemma2(workplace: Workplace) -> Iterator[dict[str, Any]]:
+    """Compare a Gemma 2: windows and softcap."""
+    yield from _compare(workplace, "gemma2")
+
+
+def gpt_oss(workplace: Workplace) -> Iterator[dict[str, Any]]:
+    """Compare a gpt-oss: windows, sinks and experts."""
+    yield from _compare(workplace, "gpt_oss")
+
+
+def _compare(workplace: Workplace, name: str) -> Iterator[dict[str, Any]]:
+    """Compare a small model; each comparison is a result."""
     good = count = 0
-    for name in SMALL:
-        loaded = workplace.load(name, load={"dtype": workplace.dtype})
-        reference = Reference(workplace.checkpoint(name))
-        for title, result in _comparisons(workplace, loaded, reference):
-            count, good = count + 1, good + result.get("ok", True)
-            yield {f"{name}: {title}": result}
-        yield {f"{name}: attention": attention_facts(loaded)}
-    workplace.headline = f"{good} of {count} comparisons agree"
+    loaded = workplace.load(name, load={"dtype": workplace.dtype})
+    for title, result in _comparisons(workplace, loaded, Reference(workplace.checkpoint(name))):
+        count, good = count + 1, good + result.get("ok", True)
+        yield {title: result}
+    facts = attention_facts(loaded)
+    yield {"attention": facts}
+    packed = ", ".join(facts["packed"]) or facts["implementation"]
+    workplace.headline = f"{good} of {count} comparisons agree; attention by {packed}"
 
 
 def _comparisons(

@@ -8,7 +8,8 @@ from llmctl.bench.bounds import copy_bandwidth
 from llmctl.bench.gpu_check.workplace import SkippedError, Workplace, attention_facts, rounded
 from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
-from llmctl.generation.engine import engine_for_many, engine_for_one
+from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
+from llmctl.generation.engine.capacity import engine_capacity
 from llmctl.loading.device_memory import release_memory
 from llmctl.machine.detection import measure_ram_bandwidth
 from llmctl.units import format_bytes
@@ -73,20 +74,24 @@ def _modes(workplace: Workplace, loaded: "LoadedModel") -> dict[str, Callable[[]
 
     tokens, prompt = workplace.sizes.new_tokens, workplace.sizes.prompt_tokens
 
-    def in_engine(*, packed: bool, **arguments: Any) -> float:
-        rate = 0.0
-        for count in (_WARM_UP_TOKENS, tokens):
+    def in_engine(make: Callable[[], Engine], **arguments: Any) -> float:
+        rate, engine = 0.0, make()
+        for count in (_WARM_UP_TOKENS, tokens):  # first, what is compiled and recorded once
             [request] = _requests(loaded, prompt=prompt, batch=1, tokens=count)
             request = replace(request, arguments={**request.arguments, **arguments})
-            engine = engine_for_many(loaded, sequences=1) if packed else engine_for_one(loaded, request)
             rate = float(measure_cell(engine, Cell(prompt, 1), [request])["decode_tokens_per_second"])
         return rate
 
+    def packed(**options: Any) -> Engine:
+        return Engine(loaded, engine_capacity(loaded, sequences=1), **options)
+
+    static: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}
     return {
         "transformers": lambda: _plain_rate(loaded, prompt=prompt, tokens=tokens),
-        "one answer": lambda: in_engine(packed=False),
-        "packed": lambda: in_engine(packed=True),
-        "static cache": lambda: in_engine(packed=False, cache_implementation="static", disable_compile=True),
+        "without graphs": lambda: in_engine(lambda: packed(recorder_for=lambda _: None)),
+        "with graphs": lambda: in_engine(packed),
+        "as one answer": lambda: in_engine(lambda: packed(single=True)),
+        "static cache": lambda: in_engine(lambda: packed(single=True), **static),
     }
 
 
@@ -148,8 +153,14 @@ def many_sequences(workplace: Workplace) -> Iterator[dict[str, Any]]:
         measured["tokens_per_second"] = measured["new_tokens"] / measured["seconds"]
         yield {f"{batch} sequences": rounded(measured)}
         lines.append(f"{batch}: {measured['tokens_per_second']:.4g}")
-    yield {"attention": attention_facts(loaded)}
+    yield {"attention": attention_facts(loaded), "graphs": _graph_facts(engine)}
     workplace.headline = f"tokens/s with prompts of {sizes.prompt_tokens} tokens, {', '.join(lines)}"
+
+
+def _graph_facts(engine: Engine) -> dict[str, Any]:
+    """Return the sizes of batch that were recorded as graphs, and why others were not."""
+    graphs = engine.graphs
+    return {"sizes": graphs.sizes, "failure": graphs.failure} if graphs is not None else {"sizes": []}
 
 
 def generate_batch(workplace: Workplace) -> Iterator[dict[str, Any]]:

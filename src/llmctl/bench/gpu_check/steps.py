@@ -25,7 +25,11 @@ class Step:
 GROUPS: tuple[tuple[Step, ...], ...] = (
     (Step("probe", f"{_PACKAGE}.probe:probe", 40),),
     (Step("checkpoints", f"{_PACKAGE}.checkpoints:write_checkpoints", 90),),
-    (Step("correctness", f"{_PACKAGE}.correctness:correctness", 90),),
+    (
+        Step("llama", f"{_PACKAGE}.correctness:llama", 60),
+        Step("gemma2", f"{_PACKAGE}.correctness:gemma2", 45),
+        Step("gpt_oss", f"{_PACKAGE}.correctness:gpt_oss", 45),
+    ),
     (
         Step("load", f"{_PACKAGE}.speed:load", 60),
         Step("single stream", f"{_PACKAGE}.speed:single_stream", 60),

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from llmctl.bench.gpu_check.workplace import Workplace, rounded
+from llmctl.bench.gpu_check.workplace import SkippedError, Workplace, rounded
 from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
 from llmctl.config import Config
+from llmctl.errors import MachineError
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
 from llmctl.loading.device_memory import release_memory
@@ -46,7 +48,12 @@ def quantised(workplace: Workplace) -> Iterator[dict[str, Any]]:
 
 def _answer_with(workplace: Workplace, *, bits: int) -> dict[str, Any]:
     """Load the large model in 8 or 4 bits, answer, drop it, and return what was measured."""
-    loaded = workplace.load("large", quantization={"bits": bits})
+    try:
+        loaded = workplace.load("large", quantization={"bits": bits})
+    except MachineError as error:
+        if find_spec("bitsandbytes") is None:
+            raise SkippedError(error.message) from error
+        raise
     [request] = _requests(loaded, workplace, batch=1)
     tokens = _tokens(engine_for_one(loaded, request), [request])
     cell = measure_cell(engine_for_one(loaded, request), Cell(len(request.prompt), 1), [request])

@@ -9,6 +9,7 @@ from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.completion import Completion, Event
 from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
+from llmctl.generation.engine.decode_graphs import DecodeGraphs
 from llmctl.generation.engine.packable import is_packable, why_not_packed
 from llmctl.generation.engine.packed import PackedRunner, SequenceState
 from llmctl.generation.engine.packed_modules import has_recurrent_state
@@ -113,6 +114,11 @@ class Engine:
         """Share of the paged KV cache that running sequences hold."""
         pages = self._packed.prefix_cache if self._packed else None
         return 1 - pages.free / pages.count if pages else 0.0
+
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """The recorded decode steps; None where steps are not recorded."""
+        return self._packed.graphs if self._packed else None
 
     @property
     def kv_tokens(self) -> int:
