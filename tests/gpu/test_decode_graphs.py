@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llmctl
 from llmctl.generation.engine import Engine, EngineCapacity
@@ -14,8 +16,10 @@ from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.decode_graphs import DecodeGraphs, batch_sizes
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
+from llmctl.generation.engine.packed_modules import forward_modules
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
+from llmctl.gpu.call import AttentionBackend, AttentionCall
 from llmctl.gpu.paged_attention import PagedAttention, choose_attention
 from llmctl.gpu.varlen import VarlenAttention
 from llmctl.loading.model import LoadedModel
@@ -251,3 +255,44 @@ def test_a_single_answer_on_a_gpu_goes_through_packed_passes(
     single = Engine(loaded, CAPACITY, single=True, recorder_for=lambda _: recorder)
     assert answers(single, [request]) == alone
     assert recorder.replays > 10
+
+
+class _Copies(TorchDispatchMode):
+    """Counts the tensors that are copied from the CPU to the model's device, single numbers excepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu":
+            tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+            self.count += any(one.device.type == "cpu" and one.dim() for one in tensors)
+        return result
+
+
+class _Trusting(PagedAttention):
+    def _can(self, backend: AttentionBackend, call: AttentionCall) -> bool:
+        return backend.supports(call)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen3", "gemma3", "gpt_oss", "mixtral", "qwen3_moe", "phi3", "gpt2"]
+)
+def test_a_step_neither_waits_for_the_device_nor_copies_to_it(
+    tiny_models: Callable[[str], Path], architecture: str
+) -> None:
+    """On the meta device, tensors have no values, so that whatever needs one fails, as in the recording of a graph."""
+    loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16", "cpu_kernels": False})
+    model = loaded.model.to("meta")
+    choose_attention(model, _Trusting([VarlenAttention(varlen_attn)]))
+    pool = CachePool(4, 256, pads=True)
+    layout = lay_out([Segment([5], 3, [n]) for n in range(4)], page_tokens=256)
+    with _Copies() as first:
+        forward_modules(model, layout, pool)
+    with _Copies() as again:
+        logits = forward_modules(model, layout.on(model.device), pool)
+    assert logits.shape[0] == 4
+    assert logits.device.type == "meta"
+    assert (first.count, again.count) == (1, 0)  # all tables of a pass in one copy

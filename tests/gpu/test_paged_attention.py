@@ -220,7 +220,9 @@ class TestSdpa:
         """Attend with 8 heads of queries and 2 of keys as on a card; check the result, and return the arguments."""
         compute = torch.nn.functional.scaled_dot_product_attention
 
-        def attend(device: str, capability: tuple[int, int], tokens: int, count: int, **hides: int) -> dict[str, Any]:
+        def attend(
+            device: str, capability: tuple[int, int], tokens: int, count: int, dtype: Any = torch.bfloat16, **hides: int
+        ) -> dict[str, Any]:
             calls: list[dict[str, Any]] = []
 
             def record(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -232,11 +234,13 @@ class TestSdpa:
             monkeypatch.setattr(sdpa, "cuda_capability", lambda _: capability)
             monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
             layout = lay_out([Segment(range(tokens), count - tokens, range(-(-count // 16)))], page_tokens=16)
-            query, keys, values = torch.randn(tokens, 8, 64), torch.randn(count, 2, 64), torch.randn(count, 2, 64)
+            query, keys, values = (
+                torch.randn(n, heads, 64).to(dtype) for n, heads in ((tokens, 8), (count, 2), (count, 2))
+            )
             call = AttentionCall(query, keys, values, layout, Score(0.125, VisibleTokens(**hides)))
             expected = sdpa.SdpaAttention().attend(call)
             monkeypatch.setattr(sdpa, "device_type", lambda _: device)
-            assert torch.allclose(sdpa.SdpaAttention().attend(call), expected, atol=1e-5)
+            assert torch.allclose(sdpa.SdpaAttention().attend(call), expected, atol=0.02)
             return calls[-1]
 
         return attend
@@ -244,8 +248,12 @@ class TestSdpa:
     def test_heads_are_grouped_only_where_a_fused_kernel_takes_them(self, attend: Any) -> None:
         grouped = attend("cuda", (8, 0), 20, 20)
         assert (grouped["key_heads"], grouped["enable_gqa"], grouped["is_causal"]) == (2, True, True)
-        for device in ("cuda", "mps"):
-            repeated = attend(device, (7, 5), 20, 20)
+        for device, capability, dtype in (
+            ("cuda", (7, 5), torch.float16),
+            ("cuda", (9, 0), torch.float32),
+            ("mps", (0, 0), torch.bfloat16),
+        ):
+            repeated = attend(device, capability, 20, 20, dtype)
             assert (repeated["key_heads"], repeated["enable_gqa"], repeated["is_causal"]) == (8, False, True)
 
     @pytest.mark.parametrize("capability", [(7, 0), (8, 9)])
@@ -302,13 +310,13 @@ def test_transformers_own_sdpa_repeats_heads_below_capability_8(monkeypatch: pyt
     module.num_key_value_groups, module.is_causal = 4, True  # type: ignore[assignment]
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
     monkeypatch.setattr(sdpa, "device_type", lambda _: "cuda")
-    query, key = torch.randn(1, 8, 20, 64), torch.randn(1, 2, 20, 64)
+    query, key = torch.randn(1, 8, 20, 64).half(), torch.randn(1, 2, 20, 64).half()
     outputs = []
     for capability in ((7, 5), (8, 0)):
         monkeypatch.setattr(sdpa, "cuda_capability", lambda _, found=capability: found)
         outputs.append(sdpa_attention_forward(module, query, key, key, None)[0])
     assert seen == [(8, False), (2, True)]
-    assert torch.allclose(*outputs, atol=1e-6)
+    assert torch.allclose(*outputs, atol=1e-3)
 
 
 def test_a_sequence_with_images_returns_to_one_call_when_it_decodes() -> None:

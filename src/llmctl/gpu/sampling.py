@@ -127,7 +127,8 @@ def warp(scores: "Tensor", settings: Settings, count: int) -> "tuple[Tensor, Ten
     scores = scores / settings.temperature
     ids = torch.arange(scores.shape[-1], device=scores.device)[None]
     if count:
-        scores, ids = torch.topk(scores, count)
+        whole = count == scores.shape[-1]
+        scores, ids = torch.sort(scores, descending=True) if whole else torch.topk(scores, count)
         least = scores.gather(1, settings.top_k.clamp(max=count) - 1)
         scores = scores.masked_fill(scores < least, -torch.inf)
         shares = torch.softmax(scores, -1)

@@ -15,7 +15,7 @@ from llmctl.transformers_compat import group_heads_only_where
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FUSED_CAPABILITY = (8, 0)  # of FlashAttention, the kernel that takes grouped heads (sdp_utils.cpp)
+_FUSED_CAPABILITY = (8, 0)  # of FlashAttention, the kernel that takes grouped heads in 16 bits (sdp_utils.cpp)
 _FUSED_SIZE = 256
 _COPIED_BYTES = 128 << 20  # of keys, and as many of values, in one call for several sequences
 
@@ -134,7 +134,7 @@ def takes_grouped_heads(query: "Tensor", values: "Tensor", *, has_mask: bool) ->
     """Return True if a fused kernel of torch takes keys and values with fewer heads than the query."""
     if device_type(query) != "cuda":
         return device_type(query) == "cpu"
-    fits = query.shape[-1] == values.shape[-1] <= _FUSED_SIZE
+    fits = query.shape[-1] == values.shape[-1] <= _FUSED_SIZE and query.element_size() == 2
     return fits and not has_mask and cuda_capability(query.device) >= _FUSED_CAPABILITY
 
 

@@ -110,12 +110,9 @@ class Samplers:
 
 
 def top_tokens(logits: "Tensor") -> list[int]:
-    """Return the argmax of each row [vocabulary] of logits, the first of equal ones."""
-    if logits.device.type == "cpu":  # torch's argmax takes 25 times as long as NumPy's (torch 2.13, AVX-512)
-        logits = logits.float()
-        return [int(token) for token in logits.numpy().argmax(-1)]
-    tokens: list[int] = logits.argmax(-1).tolist()
-    return tokens
+    """Return the argmax of each row [vocabulary] of logits on the CPU, the first of equal ones."""
+    # torch's argmax takes 25 times as long as NumPy's (torch 2.13, AVX-512)
+    return [int(token) for token in logits.float().numpy().argmax(-1)]
 
 
 def _cache_key(request: Request) -> Any:
