@@ -295,7 +295,7 @@ def _range_text(value: tuple[float, float]) -> str:
 def verdict_text(variant: "Variant") -> str:
     """Return the verdict of a variant in words."""
     if variant.verdict == "fits":
-        return "fits"
+        return "fits, on the CPU" if variant.is_on_cpu else "fits"
     if variant.verdict == "impossible":
         return f"not possible: {variant.reason}"
     smaller = []

@@ -14,6 +14,7 @@ from llmctl.plan.decision import Decision
 from llmctl.plan.devices import DeviceChoice, device_choices
 from llmctl.plan.dtype import decide_dtype
 from llmctl.plan.images import image_memory, loads_towers
+from llmctl.plan.kernels import kernels_obstacle
 from llmctl.plan.memory import (
     ImageMemory,
     Memory,
@@ -29,6 +30,7 @@ from llmctl.quant.backend import Quantization
 
 # Devices become fewer from round to round, or the CPU is added; more rounds change nothing.
 _ROUNDS = 4
+_KEPT_ON_CPU = "llmctl's own kernels keep the weights packed there; unpacked, they have no room on the GPUs"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def arrange(request: PlanRequest) -> Arrangement:
             errors.append(error)
             continue
         if not found.placement.spilled:
-            return found if choice is first else _with_reason(found, "the GPUs with bfloat16 alone have no room")
+            is_first_with_gpus = choice is first or choice.devices == ("cpu",)
+            return found if is_first_with_gpus else _with_reason(found, "the GPUs with bfloat16 alone have no room")
         if spilling is None or spilling[0] is choice:  # a smaller dtype on the same devices
             spilling = choice, found
     if spilling is None:
@@ -124,6 +127,18 @@ def _alternatives(request: PlanRequest) -> Iterator[tuple[DeviceChoice, str]]:
     for choice in (*(one for one in preferred if dtypes(one) != dtypes(last)), last):
         for dtype in sorted(dtypes(choice).values(), reverse=True):  # float32 before bfloat16
             yield choice, dtype
+    if last.devices != ("cpu",) and config.load.device_map == "auto" and _cpu_keeps_packed(request):
+        yield DeviceChoice(("cpu",), _KEPT_ON_CPU), "float32"
+
+
+def _cpu_keeps_packed(request: PlanRequest) -> bool:
+    """Return True if a checkpoint is unpacked on a GPU, and multiplied as it is by llmctl's own kernels on the CPU."""
+    stored = request.info.stored_quantization
+    if stored is None or not stored.backend.is_unpacked(stored):
+        return False
+    obstacle = kernels_obstacle(request.config, request.machine, devices=("cpu",))
+    kept = stored.backend.loaded_as(stored, request.config, obstacle=obstacle)
+    return not kept.backend.is_unpacked(kept)
 
 
 def _arrange_on(request: PlanRequest, choice: DeviceChoice, instead_of_float16: str) -> Arrangement:

@@ -38,7 +38,7 @@ _CPU_GIGAFLOPS = {"bf16 instructions": (80.0, 240.0), "bfloat16": (12.0, 30.0), 
 _GPU_PREFILL_SHARE = (0.2, 0.6)
 # Seconds to launch the kernels of one block from Python on a GPU.
 _BLOCK_LAUNCH = (0.0006, 0.0002)
-_SPILL_BANDWIDTH = 12e9  # bytes per second of the bus: weights in RAM cross it for every token
+_SPILL_BANDWIDTH = 12e9  # bytes per second of the bus: weights in RAM cross it for every token, all experts included
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _gpu_speed(plan: Plan, machine: Machine, info: ModelInfo, *, prompt: int) ->
     def decode(tokens: int) -> Range:
         total = resident * active + kv_cache_bytes(info, context=tokens, dtype=_dtype(plan))
         low, high = (
-            total / bandwidth / share + spilled * active / _SPILL_BANDWIDTH + info.layer_count * launch
+            total / bandwidth / share + spilled / _SPILL_BANDWIDTH + info.layer_count * launch
             for share, launch in zip(
                 _decode_share(plan, machine, gpus[0].partition(":")[0]), _BLOCK_LAUNCH, strict=True
             )

@@ -24,6 +24,7 @@ from llmctl.quant.registry import preferred
 
 Verdict = Literal["fits", "spills", "too large", "impossible"]
 _HALF = ("bfloat16", "float16")
+_ON_CPU = Decision("device_map", "cpu", "the GPUs have no room, and the CPU's kernels compute with all of it quantised")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Variant:
         needed: Memory that it needs, whether it fits or not; None if it is impossible.
         missing_bytes: Bytes of RAM or GPU memory that are missing if it is too large.
         spilled_modules: Names of the modules in RAM that are not blocks.
+        is_on_cpu: True if it uses none of the GPUs.
         largest_batch: Maximum sequences for which a variant that does not fit would fit; None if it never does.
         reason: Why it is impossible, in one line.
         hint: What to do about it.
@@ -60,6 +62,7 @@ class Variant:
     needed: Memory | None = None
     missing_bytes: int = 0
     spilled_modules: tuple[str, ...] = ()
+    is_on_cpu: bool = False
     largest_batch: int | None = None
     reason: str = ""
     hint: str | None = None
@@ -68,10 +71,17 @@ class Variant:
 def survey(request: PlanRequest, *, cpu_rates: CpuRates | None = None) -> tuple[Variant, ...]:
     """Plan every variant of the requested model, the most exact first.
 
+    If none fits on the GPUs, those follow that fit quantised on the CPU, where experts are quantised, too.
+
     Args:
         cpu_rates: Measured rates of this computer, for the estimate of speed on its CPU.
     """
-    return tuple(_variant(name, changes, request, cpu_rates) for name, changes in _candidates(request))
+    variants = tuple(_variant(name, changes, request, cpu_rates) for name, changes in _candidates(request))
+    if any(variant.verdict == "fits" or variant.largest_batch is not None for variant in variants):
+        return variants
+    on_cpu = (_variant(name, changes, request, cpu_rates) for name, changes in _candidates_on_cpu(request))
+    fitting = (one for one in on_cpu if one.plan is not None and one.verdict == "fits")
+    return (*variants, *(replace(one, plan=one.plan and one.plan.with_decision(_ON_CPU)) for one in fitting))
 
 
 def recommended(variants: tuple[Variant, ...]) -> Variant | None:
@@ -114,6 +124,16 @@ def _candidates(request: PlanRequest) -> list[tuple[str, Changes]]:
     agreeing = [(name, changes) for name, changes in candidates if _agrees(config, changes)]
     bits = f"{config.quantization.bits}-bit, " if config.quantization.bits else ""
     return agreeing or [(f"{bits}{config.load.dtype}", {})]
+
+
+def _candidates_on_cpu(request: PlanRequest) -> list[tuple[str, Changes]]:
+    """Return the quantised variants on the CPU beside GPUs; none if the user has excluded them."""
+    if not request.machine.gpus or request.info.stored_quantization is not None:
+        return []
+    variants = preferred(request.config, request.machine, devices=("cpu",)).variants()
+    load = {"device_map": "cpu"}
+    candidates = [(f"{one.name}, CPU", {"load": load, "quantization": one.section}) for one in variants]
+    return [(name, changes) for name, changes in candidates if _agrees(request.config, changes)]
 
 
 def _agrees(config: Config, changes: Changes) -> bool:
@@ -189,7 +209,7 @@ def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRa
     plan = _with_reason_for_dtype(plan, changes, request)
     name = plan.model_kwargs["dtype"] if name in _HALF else name
     in_ram = [module for module, device in plan.module_devices.items() if device == "cpu"]
-    spills = bool(in_ram) and bool(machine.gpus) and changed.config.load.device_map != "cpu"
+    spills = plan.is_split
     fits_on_gpu = partial(_fits, on_gpu=True)
     return Variant(
         name,
@@ -200,6 +220,7 @@ def _variant(name: str, changes: Changes, request: PlanRequest, cpu_rates: CpuRa
         free_bytes=_free_bytes(plan.devices, machine),
         unquantised_bytes=unquantised_bytes(info, plan.quantization),
         spilled_blocks=_count_blocks(in_ram, info) if spills else 0,
+        is_on_cpu=bool(machine.gpus) and plan.devices == ("cpu",),
         spilled_modules=tuple(module for module in in_ram if module and not module[-1].isdigit()) if spills else (),
         largest_context=_largest_context(changed, fits_on_gpu) if spills else None,
         largest_batch=_largest_batch(changed, fits_on_gpu) if spills else None,

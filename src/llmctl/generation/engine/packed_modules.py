@@ -56,7 +56,8 @@ class _Traits:
         self.masks = not takes_registered_attention(model) and not self.recurrent
         self.gathers = self.masks
         self.by_token = False
-        self.is_spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+        # the language model inside a composite has no hf_device_map of its own
+        self.is_spread = len({parameter.device for parameter in model.parameters()}) > 1
         self.embeddings = model.get_input_embeddings()
         self.layers = list(getattr(model.get_decoder(), "layers", ()))
 
