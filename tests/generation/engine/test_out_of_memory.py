@@ -89,6 +89,26 @@ def test_answers_that_are_half_written_continue_with_a_smaller_pool(
     assert engine._packed.prefix_cache.count == 128
 
 
+def test_memory_that_runs_out_while_tokens_are_chosen_loses_none(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [replace(request, logprobs=1) for request in requests_for(loaded, 4)]
+    expected, engine = texts(Engine(loaded, ROOMY), requests), Engine(loaded, ROOMY)
+    passes: list[int] = []
+
+    def fails_once(*arguments: Any, real: Any = packed.next_tokens, **options: Any) -> Any:
+        passes.append(len(passes))
+        if len(passes) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(packed, "next_tokens", fails_once)
+    found = dict(engine.run(enumerate(requests)))
+    assert [found[number].token_ids for number in range(4)] == expected
+    assert all(len(answer.logprobs or ()) == 24 for answer in found.values() if isinstance(answer, Completion))
+    assert engine.kv_tokens == 2048
+
+
 def test_an_answer_that_fits_no_smaller_pool_fails_and_later_ones_use_a_smaller_pool(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,9 +203,10 @@ def _continuous_batching(
     whole = time.perf_counter() - began
     outputs = list(answers.values())
     count = sum(len(output.generated_tokens) for output in outputs)
-    times = [stamp for output in outputs for stamp in output.timestamps or ()]
+    times = [stamp for output in outputs for stamp in getattr(output, "timestamps", None) or ()]
+    starts = [output.created_time for output in outputs if hasattr(output, "created_time")]
     # without the capture of CUDA graphs, which a server does once
-    seconds = max(times) - min(output.created_time for output in outputs) if times else whole
+    seconds = max(times) - min(starts) if times and starts else whole
     return {"tokens_per_second": count / seconds, "new_tokens": count, "seconds": seconds, "with_start_seconds": whole}
 
 

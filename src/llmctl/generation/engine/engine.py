@@ -11,9 +11,10 @@ from llmctl.generation.conversation_cache import ConversationCache
 from llmctl.generation.engine.capacity import EngineCapacity
 from llmctl.generation.engine.decode_graphs import DecodeGraphs
 from llmctl.generation.engine.packable import is_packable, why_not_packed
-from llmctl.generation.engine.packed import PackedRunner, SequenceState
+from llmctl.generation.engine.packed import PackedRunner
 from llmctl.generation.engine.packed_modules import has_recurrent_state
 from llmctl.generation.engine.sampler import PACKABLE_ARGUMENTS
+from llmctl.generation.engine.sequence import SequenceState
 from llmctl.generation.engine.solo import SoloRun
 from llmctl.generation.request import Request
 from llmctl.gpu.graphs import GraphRecorder, is_on_gpu, recorder_for

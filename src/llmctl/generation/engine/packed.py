@@ -5,11 +5,9 @@ paged KV cache: vLLM, arXiv:2309.06180). When the KV cache is full, the newest s
 freed, and it is computed again later with the same text.
 """
 
-import hashlib
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmctl.errors import LlmctlError, MachineError
 from llmctl.generation.answer import Answer
@@ -23,9 +21,11 @@ from llmctl.generation.engine.next_tokens import Choice, logprobs_of, next_token
 from llmctl.generation.engine.packed_modules import has_recurrent_state, page_tokens
 from llmctl.generation.engine.pool_size import PoolSize
 from llmctl.generation.engine.prefix_cache import PrefixCache, SharedPrefix
-from llmctl.generation.engine.sampler import Sampler, Samplers
+from llmctl.generation.engine.sampler import Samplers
+from llmctl.generation.engine.sequence import SequenceState
 from llmctl.generation.engine.sequence_media import SequenceMedia
 from llmctl.generation.engine.state_checkpoints import Checkpoint, StateCheckpoints, checkpoint_positions
+from llmctl.generation.logprobs import TokenLogprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
 from llmctl.gpu.graphs import GraphRecorder
@@ -38,80 +38,10 @@ if TYPE_CHECKING:
 
     from llmctl.loading.model import LoadedModel
 
+T = TypeVar("T")
 _MAX_CHECKPOINTS = 64
 _CHECKPOINT_BYTES = 1 << 30
 _CHECKPOINT_TOKENS = 512  # of an answer, after which its state is kept again
-
-
-@dataclass(eq=False)
-class SequenceState:
-    """The state of one unfinished answer.
-
-    Attributes:
-        ids: Token ids of the prompt and the answer so far.
-        pages: Pages of the KV cache that hold its tokens.
-        computed: Number of tokens whose keys and values are in those pages, and which its recurrent state has seen.
-        slot: The slot of its recurrent state while it runs.
-        rope_length: Minimum length for which the RoPE is computed; 0 for the length of the sequence.
-        checkpoints: The numbers of prompt tokens after which its recurrent state is kept, in ascending order.
-        media: The images of the prompt, or None.
-        text_id: The id that stands in passes for tokens of images.
-    """
-
-    key: Any
-    answer: Answer
-    sampler: Sampler
-    ids: list[int]
-    pages: list[int] = field(default_factory=list)
-    computed: int = 0
-    slot: int = 0
-    rope_length: int = 0
-    checkpoints: tuple[int, ...] = ()
-    media: SequenceMedia | None = None
-    text_id: int = 0
-
-    def segment(self, count: int) -> Segment:
-        """Return the next `count` tokens for a pass."""
-        begin, end = self.computed, self.computed + count
-        segment = Segment(self.ids[begin:end], begin, self.pages, self.slot, self.rope_length)
-        if self.media is None:
-            return segment
-        rows = self.media.rows(begin, end)
-        ids = list(segment.ids)
-        for token in rows.tokens if rows is not None else ():
-            ids[token] = self.text_id
-        return replace(
-            segment,
-            ids=ids,
-            positions=self.media.positions(begin, end),
-            media=rows,
-            visible_ends=self.media.visible_ends(begin, end),
-        )
-
-    def cache_ids(self, count: int | None = None) -> list[int]:
-        """Return the ids by which caches know the first `count` tokens, by default all."""
-        prompt = self.answer.request.prompt
-        ids = [*prompt.cache_ids, *self.ids[len(prompt) :]] if prompt.media else self.ids
-        return ids[:count]
-
-    @property
-    def tokens_to_checkpoint(self) -> int:
-        """Number of tokens to compute before the recurrent state is kept, or before its tokens end."""
-        return next((n for n in self.checkpoints if n > self.computed), len(self.ids)) - self.computed
-
-    @property
-    def max_tokens(self) -> int:
-        """Maximum tokens of the prompt and the answer."""
-        request = self.answer.request
-        return len(request.prompt) + request.budget
-
-    @property
-    def cache_salt(self) -> bytes:
-        """The bytes that keep apart equal tokens with different keys and values."""
-        salt = b"long RoPE" if self.rope_length else b""
-        if self.media is not None and self.media.sees_prompt:  # the first tokens depend on the last ones
-            salt += hashlib.blake2b(repr(self.answer.request.prompt.cache_ids).encode(), digest_size=16).digest()
-        return salt
 
 
 class PackedRunner:
@@ -232,7 +162,8 @@ class PackedRunner:
         parts = self._parts()
         if not parts:
             return events
-        logits = self._forward([sequence.segment(count) for sequence, count in parts])
+        segments = [sequence.segment(count) for sequence, count in parts]
+        logits = self._or_shrink(lambda: self._forward(segments))
         if logits is None:
             return events
         ready: list[tuple[SequenceState, int]] = []
@@ -247,18 +178,20 @@ class PackedRunner:
                 self._keep_state(sequence)
             if sequence.computed == len(sequence.ids):
                 ready.append((sequence, row))
-        return events + self._sample(ready, logits)
+        chosen = self._or_shrink(lambda: self._choose(ready, logits))
+        return events if chosen is None else events + self._take(ready, *chosen)
 
-    def _forward(self, segments: list[Segment]) -> "Tensor | None":
-        """Return the logits [sequences, vocabulary] after the last token of each segment.
+    def _forward(self, segments: list[Segment]) -> "Tensor":
+        """Return the logits [sequences, vocabulary] after the last token of each segment."""
+        logits = self.graphs.run(segments) if self.graphs is not None else None
+        if logits is not None:
+            return logits
+        return forward(self.loaded.model, lay_out(segments, page_tokens=self.page_tokens), self._pool)
 
-        None if memory ran out, and the sequences now wait for a smaller KV cache.
-        """
+    def _or_shrink(self, compute: Callable[[], T]) -> T | None:
+        """Return the result of a part of a pass; None if memory ran out, and the sequences wait for a smaller cache."""
         try:
-            logits = self.graphs.run(segments) if self.graphs is not None else None
-            if logits is not None:
-                return logits
-            return forward(self.loaded.model, lay_out(segments, page_tokens=self.page_tokens), self._pool)
+            return compute()
         except (RuntimeError, MemoryError) as error:
             half = self._pool_size.half
             fitting = [s for s in self.running if self.prefix_cache.needed(s.max_tokens) <= half]
@@ -292,12 +225,22 @@ class PackedRunner:
             sequence.rope_length = self._rope_length(len(sequence.ids))
             self.waiting.appendleft(sequence)
 
-    def _sample(self, ready: list[tuple[SequenceState, int]], logits: "Tensor") -> list[Event]:
-        """Sample the next token of every sequence in `ready`, which has (sequence, row of the logits)."""
+    def _choose(
+        self, ready: list[tuple[SequenceState, int]], logits: "Tensor"
+    ) -> tuple[list[int | LlmctlError], list[TokenLogprob | None]]:
+        """Return the next token of every sequence in `ready`, which has (sequence, row), and its log-probability."""
         together = not self.samplers.on_cpu
         choices = [Choice(one.sampler, one.ids, row, one.answer.request.logprobs) for one, row in ready]
         tokens = next_tokens(logits, choices, together=together) if choices else []
-        logprobs = logprobs_of(logits, choices, tokens, together=together)
+        return tokens, logprobs_of(logits, choices, tokens, together=together)
+
+    def _take(
+        self,
+        ready: list[tuple[SequenceState, int]],
+        tokens: list[int | LlmctlError],
+        logprobs: list[TokenLogprob | None],
+    ) -> list[Event]:
+        """Add a token to every sequence in `ready`, and return what follows from that."""
         events = []
         for (sequence, _), token, logprob in zip(ready, tokens, logprobs, strict=True):
             if isinstance(token, LlmctlError):
