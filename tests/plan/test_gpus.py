@@ -342,3 +342,17 @@ def test_formats_that_are_unpacked_while_loading_are_counted_in_16_bits_on_every
     weights = 2 * 8 * 512 * 16 * 16 if method == "mxfp4" else 512 * 4096
     assert sum(plan.memory.weights.values()) == 2 * weights
     assert f"unpacked to {dtype_of(plan)} while loading" in plan.reason("quantization")
+
+
+def test_each_of_several_gpus_has_room_for_the_activations_of_a_prompt() -> None:
+    long = {"generation": {"max_new_tokens": 6000}}
+    plan = plan_for(TWO_4090, LLAMA3_8B, load={"device_map": "balanced"}, **long)
+    memory = plan.memory
+    for gpu in TWO_4090.gpus:
+        expected = memory.weights[gpu.device] + memory.kv_cache_bytes // 2 + memory.activation_bytes + 900_000_000
+        assert memory.bytes_on(gpu.device) == pytest.approx(expected, abs=1)
+    full = with_free(TWO_4090, 9.5, 9.5)
+    spilled = plan_for(full, LLAMA3_8B, **long)
+    room = full.gpus[0].free_bytes - 900_000_000 - memory.kv_cache_bytes // 2 - memory.activation_bytes
+    assert spilled.memory.weights["cuda:0"] <= room
+    assert "cpu" in spilled.memory.weights

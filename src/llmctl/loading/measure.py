@@ -50,11 +50,18 @@ def measure(model: Any, *, load_seconds: float, parameters: int | None = None) -
         dtype=str(dtype).removeprefix("torch."),
         attn_implementation=attention_of(model.config),
         quantization=registry.describe(model),
-        device_map={name: str(device) for name, device in devices.items()},
+        device_map={name: _device_name(device) for name, device in devices.items()},
         device_bytes=_device_bytes(model),
         load_seconds=load_seconds,
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _device_name(device: Any) -> str:
+    """Return the name of a device of a device map, where GPUs may be numbers."""
+    import torch
+
+    return str(torch.device(device)) if isinstance(device, int) else str(device)
 
 
 def _device_bytes(model: Any) -> dict[str, int]:

@@ -23,7 +23,7 @@ from llmctl.plan.memory import (
     module_bytes,
     tied_modules,
 )
-from llmctl.plan.placement import ModuleSizes, Placement, place
+from llmctl.plan.placement import ModuleSizes, Placement, Reserved, place
 from llmctl.plan.quantization import decide_quantization
 from llmctl.plan.request import PlanRequest
 from llmctl.quant.backend import Quantization
@@ -219,6 +219,9 @@ def _place(
         ),
         choice=choice,
         # merging needs memory for adapters as well
-        reserved_bytes=memory.working_bytes + memory.images.total_bytes + _adapter_bytes(request),
+        reserved=Reserved(
+            memory.kv_cache_bytes + memory.state_bytes + _adapter_bytes(request),
+            memory.activation_bytes + memory.images.total_bytes,
+        ),
         quantized=quantization is not stored,
     )

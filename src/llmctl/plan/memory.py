@@ -220,20 +220,23 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """All bytes together, once the model is loaded."""
-        return sum(self.weights.values()) + self.working_bytes + self.extra_bytes + self.overhead_bytes
+        """All bytes together, once the model is loaded; every GPU has activations in its turn."""
+        gpus = sum(map(is_card, self.weights))
+        again = max(gpus - 1, 0) * self.activation_bytes
+        return sum(self.weights.values()) + self.working_bytes + again + self.extra_bytes + self.overhead_bytes
 
     def bytes_on(self, device: str) -> int:
         """Return the bytes on one of the devices in use, the runtime included.
 
-        The GPUs have equal parts of the KV cache and the activations; without a GPU, they are in RAM.
+        The GPUs have equal parts of the KV cache, and each has activations; without a GPU, they are in RAM.
         """
         gpus = [name for name in self.weights if name != "cpu"]
         working = self.working_bytes + self.extra_bytes
         size = self.weights[device]
         if device != "cpu":
             overhead = GPU_OVERHEAD_BYTES if is_card(device) else RUNTIME_BYTES
-            return size + working // len(gpus) + overhead
+            divided = (working - self.activation_bytes) // len(gpus)
+            return size + divided + self.activation_bytes + overhead
         return size + (0 if gpus else working) + RUNTIME_BYTES
 
     @property

@@ -65,20 +65,43 @@ class ModuleSizes:
         return sum(self.on_gpu.values())
 
 
+@dataclass(frozen=True)
+class Reserved:
+    """Bytes that are kept free on the GPUs.
+
+    Attributes:
+        divided_bytes: Bytes that the GPUs divide as they divide the layers: KV cache, states, adapters.
+        whole_bytes: Bytes that each GPU needs in its turn: activations, images.
+    """
+
+    divided_bytes: int
+    whole_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes, for one device."""
+        return self.divided_bytes + self.whole_bytes
+
+    @property
+    def alone(self) -> "Reserved":
+        """The same for a GPU that holds all layers."""
+        return Reserved(0, self.total_bytes)
+
+
 def place(
     config: Config,
     machine: Machine,
     sizes: ModuleSizes,
     *,
     choice: DeviceChoice,
-    reserved_bytes: int,
+    reserved: Reserved,
     quantized: bool,
 ) -> Placement:
     """Decide the device of every module.
 
     Args:
         choice: The devices to use, and why.
-        reserved_bytes: Bytes of cache and activations, kept free on the GPUs in equal parts.
+        reserved: Bytes that are kept free.
         quantized: True if weights are quantised while loading.
 
     Raises:
@@ -88,17 +111,17 @@ def place(
     devices, requested = choice.devices, config.load.device_map
     if isinstance(requested, dict):
         return _place_explicitly(requested, sizes)
-    budgets = _budgets(config, machine, devices, reserved_bytes=reserved_bytes, quantized=quantized)
-    ram = _Ram(budgets["cpu"], _ram_limit(config, machine, devices), reserved_bytes, config.load.overcommit)
+    budgets = _budgets(config, machine, devices, reserved=reserved, quantized=quantized)
+    ram = _Ram(budgets["cpu"], _ram_limit(config, machine, devices), reserved.total_bytes, config.load.overcommit)
     if devices in (("cpu",), ("mps",)):
         reason = "asked for" if requested == devices[0] else choice.reason or "it is the Apple GPU"
         return _place_whole(devices[0], sizes.total, ram, reason)
     gpus = {device: budget for device, budget in budgets.items() if device != "cpu"}
     if not any(gpus.values()) and not is_card(requested):
         return _place_whole("cpu", sizes.total, ram, _NO_ROOM)
-    alone = _budgets(config, machine, devices, reserved_bytes=reserved_bytes * len(gpus), quantized=quantized)
+    alone = _budgets(config, machine, devices, reserved=reserved.alone, quantized=quantized)
     alone.pop("cpu")
-    placement = _place_on_one_gpu(requested, sizes.total, alone, reserved_bytes=reserved_bytes)
+    placement = _place_on_one_gpu(requested, sizes.total, alone, reserved_bytes=reserved.total_bytes)
     if placement is None:
         if requested != "sequential":
             budgets |= _even_budgets(sizes.on_gpu, gpus)
@@ -170,7 +193,7 @@ def _inside(module: str, parent: str) -> bool:
 
 
 def _budgets(
-    config: Config, machine: Machine, devices: tuple[str, ...], *, reserved_bytes: int, quantized: bool
+    config: Config, machine: Machine, devices: tuple[str, ...], *, reserved: Reserved, quantized: bool
 ) -> dict[str, int]:
     """Return the bytes of weights that each device can hold, RAM last."""
     limits = {device_name(k): parse_bytes(v) for k, v in (config.load.max_memory or {}).items()}
@@ -178,7 +201,8 @@ def _budgets(
     cards = [gpu for gpu in gpus if gpu.kind != "mps"]
     budgets: dict[str, int] = {}
     for gpu in cards:
-        budgets[gpu.device] = _gpu_budget(gpu, limits, share=reserved_bytes // len(cards), quantized=quantized)
+        share = reserved.divided_bytes // len(cards) + reserved.whole_bytes
+        budgets[gpu.device] = _gpu_budget(gpu, limits, share=share, quantized=quantized)
     ram = int(machine.ram_available_bytes * RAM_SHARE)
     for gpu in gpus:
         if gpu.kind == "mps":  # what Metal may use of the RAM
