@@ -11,7 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llmctl
-from llmctl.generation.engine import Engine, EngineCapacity
+from llmctl.generation.engine import Engine, EngineCapacity, cache_pool
 from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.decode_graphs import DecodeGraphs, batch_sizes
 from llmctl.generation.engine.forward import forward
@@ -95,7 +95,7 @@ def answers(engine: Engine, requests: list[Request]) -> list[tuple[int, ...]]:
     return [found[number].token_ids for number in range(len(requests))]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "gpt_oss", "mixtral", "lfm2", "qwen3_5"])
 def test_answers_with_graphs_equal_those_without(load: Callable[..., LoadedModel], architecture: str) -> None:
     loaded = load(architecture)
     requests, recorder = requests_for(loaded, 10), Recorder()
@@ -204,7 +204,6 @@ def test_a_step_that_cannot_be_recorded_runs_without(load: Callable[..., LoadedM
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("lfm2", "its layers keep a recurrent state"),
         ("phi3_long", "its RoPE depends on the length of the sequence"),
         ("deepseek_v3", "its layers attend to keys that are gathered anew"),
     ],
@@ -230,6 +229,21 @@ def test_attention_that_goes_from_sequence_to_sequence_is_not_recorded(load: Cal
     assert engine._packed.graphs is not None
     assert engine._packed.graphs.failure == "its attention goes from sequence to sequence"
     assert engine._packed.graphs.sizes == []
+
+
+def test_graphs_are_recorded_again_when_states_move(
+    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_pool, "_FIRST_ROWS", 2)
+    loaded = load("lfm2")
+    requests, recorder = requests_for(loaded, 7), Recorder()
+    engine = engine_of(loaded, recorder)
+    with_graphs = [*answers(engine, requests[:1]), *answers(engine, requests)]
+    assert engine._packed is not None
+    assert engine._packed.graphs is not None
+    assert len(recorder.outputs) > len(engine._packed.graphs.sizes)
+    engine = engine_of(loaded, None)
+    assert with_graphs == [*answers(engine, requests[:1]), *answers(engine, requests)]
 
 
 def test_an_emptied_cache_has_graphs_of_its_own(load: Callable[..., LoadedModel]) -> None:
@@ -278,7 +292,7 @@ class _Trusting(PagedAttention):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["llama", "qwen3", "gemma3", "gpt_oss", "mixtral", "qwen3_moe", "phi3", "gpt2"]
+    "architecture", ["llama", "qwen3", "gemma3", "gpt_oss", "mixtral", "qwen3_moe", "phi3", "gpt2", "lfm2", "qwen3_5"]
 )
 def test_a_step_neither_waits_for_the_device_nor_copies_to_it(
     tiny_models: Callable[[str], Path], architecture: str
@@ -287,8 +301,9 @@ def test_a_step_neither_waits_for_the_device_nor_copies_to_it(
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16", "cpu_kernels": False})
     model = loaded.model.to("meta")
     choose_attention(model, _Trusting([VarlenAttention(varlen_attn)]))
-    pool = CachePool(4, 256, pads=True)
-    layout = lay_out([Segment([5], 3, [n]) for n in range(4)], page_tokens=256)
+    pool = CachePool(4, 256, slots=4, pads=True)
+    forward_modules(model, lay_out([Segment([5, 6, 7], 0, [n], n) for n in range(4)], page_tokens=256), pool)
+    layout = lay_out([Segment([5], 3, [n], n) for n in range(4)], page_tokens=256)
     with _Copies() as first:
         forward_modules(model, layout, pool)
     with _Copies() as again:

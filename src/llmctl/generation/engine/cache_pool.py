@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmctl.generation.engine.layer_states import layer_tensors, split_layer_state
+from llmctl.generation.engine.layer_states import LayerStates
 from llmctl.generation.engine.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FIRST_ROWS = 16  # of the states of a layer; more are added as more sequences run
 
 
 class CachePool:
@@ -17,21 +19,26 @@ class CachePool:
 
     Args:
         pages: Pages for sequences.
-        slots: Slots of recurrent states.
-        pads: Allocate one page more, for the sequences that pad a batch.
+        slots: Slots of the recurrent states of running sequences.
+        checkpoints: Further slots, for copies of states.
+        pads: Allocate one page more, for the sequences that pad a batch. Their state has the slot 0.
 
     Attributes:
         page_tokens: Tokens of a page.
         kv: Keys and values by layer, each [pages, tokens of a page, heads, head size].
         states: The state tensors of a compiled model, each [slots, ...].
-        layer_states: For a model that runs module by module, transformers' cache layers by slot and layer.
+        moves: How often tensors have moved since the first pass, because more slots of states are used.
     """
 
-    def __init__(self, pages: int, page_tokens: int, *, slots: int = 1, pads: bool = False) -> None:
-        self._pages, self.page_tokens, self._slots = pages + pads, page_tokens, slots
+    def __init__(
+        self, pages: int, page_tokens: int, *, slots: int = 1, checkpoints: int = 0, pads: bool = False
+    ) -> None:
+        self._pages, self.page_tokens, self._slots, self._checkpoints = pages + pads, page_tokens, slots, checkpoints
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.states: list[Tensor] = []
-        self.layer_states: dict[int, dict[int, Any]] = {}
+        self.moves = 0
+        self._layer_states: dict[int, LayerStates] = {}  # of a model that runs module by module, by layer
+        self._copies: dict[int, list[Tensor]] = {}  # of such states, by slot
 
     @property
     def padding_page(self) -> int:
@@ -53,7 +60,9 @@ class CachePool:
         import torch
 
         if not self.states:
-            self.states = [torch.empty((self._slots, *shape), dtype=dtype) for shape, dtype in shapes]
+            self.states = [
+                torch.empty((self._slots + self._checkpoints, *shape), dtype=dtype) for shape, dtype in shapes
+            ]
         return self.states
 
     def copy_page(self, source: int, target: int, tokens: int) -> None:
@@ -82,6 +91,20 @@ class CachePool:
         ]
         return found[0], found[1]
 
+    def read_state(self, layer: int, slots: "Tensor") -> Any:
+        """Return transformers' cache layer with a copy of the states of some slots."""
+        return self._layer_states[layer].read(slots)
+
+    def write_state(self, layer: int, slots: "Tensor", state: Any, *, highest: int) -> None:
+        """Write the states of a cache layer of transformers to some slots, of which `highest` is the highest."""
+        if layer not in self._layer_states:
+            self._layer_states[layer] = LayerStates(state, min(max(highest + 1, _FIRST_ROWS), self._slots))
+        states = self._layer_states[layer]
+        if highest >= states.rows:
+            states.grow(min(2 * highest, self._slots))
+            self.moves += 1
+        states.write(slots, state)
+
     def copy_state(self, source: int, target: int) -> None:
         """Copy the recurrent states of one slot to another."""
         import torch
@@ -89,14 +112,26 @@ class CachePool:
         with torch.inference_mode():
             for tensor in self.states:
                 tensor[target] = tensor[source]
-            layers = self.layer_states.get(source, {})
-            self.layer_states[target] = {index: split_layer_state(layer, 1)[0] for index, layer in layers.items()}
+            rows = self._rows(source)
+            if target >= self._slots:
+                self._copies[target] = [row.clone() for row in rows]
+                return
+            for states in self._layer_states.values():
+                if target >= states.rows:
+                    states.grow(min(2 * target, self._slots))
+                    self.moves += 1
+            for own, row in zip(self._rows(target), rows, strict=True):
+                own.copy_(row)
 
     def state_bytes(self, slot: int) -> int:
         """Return the size of the recurrent state of one sequence; 0 without one."""
-        layers = self.layer_states.get(slot, {}).values()
-        tensors = [tensor[slot] for tensor in self.states] + [t for layer in layers for t in layer_tensors(layer)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in [*(tensor[slot] for tensor in self.states), *self._rows(slot)])
+
+    def _rows(self, slot: int) -> "list[Tensor]":
+        """Return the tensors of a slot, of all layers that run module by module."""
+        if slot >= self._slots:
+            return self._copies.get(slot, [])
+        return [row for states in self._layer_states.values() for row in states.row(slot)]
 
     def _new(self, like: "Tensor") -> "Tensor":
         import torch

@@ -37,6 +37,7 @@ class DecodeGraphs:
         self._model, self._pool, self._recorder = model, pool, recorder
         self._pages, self._sizes = pages, batch_sizes(sequences)
         self._recorded: dict[_Kind, tuple[Layout, Recording]] = {}
+        self._moves = pool.moves
         self._seen: set[_Kind] = set()
         self.failure: str | None = None
 
@@ -47,20 +48,23 @@ class DecodeGraphs:
 
     def run(self, segments: Sequence[Segment]) -> "Tensor | None":
         """Return the logits [sequences, vocabulary] of a step; None if it has to run without a graph."""
-        if self.failure is not None or any(len(one.ids) > 1 or one.media is not None for one in segments):
+        if self.failure is not None or not all(_is_decoding(one) for one in segments):
             return None
+        if self._pool.moves != self._moves:
+            self._recorded, self._moves = {}, self._pool.moves
         axes = next((len(one.positions) for one in segments if one.positions is not None), 0)
         kind = next(size for size in self._sizes if size >= len(segments)), axes
-        if kind not in self._recorded and not self._record(kind, segments):
+        if kind not in self._recorded and not self._record(kind):
             return None
         static, recording = self._recorded[kind]
         self._padded(kind, segments).copy_to(static)
         return recording.replay()[: len(segments)]
 
-    def _record(self, kind: "_Kind", segments: Sequence[Segment]) -> bool:
+    def _record(self, kind: "_Kind") -> bool:
         """Record the graph of a kind of step. Return False if the step has to run without one.
 
-        The first step of a kind runs without: a short answer would not gain what the recording costs.
+        The first step of a kind runs without: a short answer would not gain what the recording costs. The recorded step
+        has padding only: recording repeats it, and a recurrent state must not see a token twice.
         """
         import torch
 
@@ -70,7 +74,7 @@ class DecodeGraphs:
         self.failure = why_not_recorded(self._model)
         if self.failure is not None:
             return False
-        layout = self._padded(kind, segments).on(self._model.device)
+        layout = self._padded(kind, []).on(self._model.device)
         static = replace(layout, packed=layout.packed.clone(), _placed={})
         attention = attention_of_model(self._model)
         try:
@@ -89,9 +93,14 @@ class DecodeGraphs:
         return False
 
     def _padded(self, kind: "_Kind", segments: Sequence[Segment]) -> Layout:
-        """Return the layout of a step of a kind."""
-        padding = [Segment([0], 0, [self._pool.padding_page])] * (kind[0] - len(segments))
-        return lay_out([*segments, *padding], page_tokens=self._pool.page_tokens, pages=self._pages)
+        """Return the layout of a step of a kind. A padding sequence has two tokens, so that it does not begin."""
+        import torch
+
+        size, axes = kind
+        positions = torch.ones(axes, 1, dtype=torch.int64) if axes else None
+        padding = Segment([0], 1, [self._pool.padding_page], positions=positions)
+        segments = [*segments, *[padding] * (size - len(segments))]
+        return lay_out(segments, page_tokens=self._pool.page_tokens, pages=self._pages)
 
 
 def batch_sizes(sequences: int) -> list[int]:
@@ -100,3 +109,8 @@ def batch_sizes(sequences: int) -> list[int]:
     while sizes[-1] < sequences:
         sizes.append(2 * sizes[-1])
     return sizes
+
+
+def _is_decoding(segment: Segment) -> bool:
+    """Return True if a segment adds one token of text to earlier ones."""
+    return len(segment.ids) == 1 and segment.start > 0 and segment.media is None

@@ -4,10 +4,14 @@ The names of these tensors differ between releases and kinds of layers, so these
 cache layer holds, in its attributes or in dicts there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from copy import copy
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Name = tuple[str, Any]  # an attribute, and a key if that is a dict
 
 
 def new_layer_state(config: Any, layer: int) -> Any:
@@ -17,29 +21,50 @@ def new_layer_state(config: Any, layer: int) -> Any:
     return DynamicCache(config=config).layers[layer]
 
 
-def join_layer_states(layers: Sequence[Any]) -> Any:
-    """Return one cache layer with the states of several sequences, whose tensors are [1, ...]."""
-    import torch
+class LayerStates:
+    """The states of one layer for many sequences. Its state: tensors [rows, ...], and a cache layer that held such.
 
-    return _rebuilt(layers[0], [_tensors_of(layer) for layer in layers], lambda tensors: torch.cat(tensors))
+    Args:
+        layer: A cache layer of transformers with the states of some sequences.
+    """
+
+    def __init__(self, layer: Any, rows: int) -> None:
+        self._layer = layer
+        self._tensors = {name: _zeros(rows, tensor) for name, tensor in _tensors_of(layer).items()}
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return next((len(tensor) for tensor in self._tensors.values()), 0)
+
+    def read(self, rows: "Tensor") -> Any:
+        """Return a cache layer with a copy of the states of some rows."""
+        found = {name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._tensors.items()}
+        return _with_tensors(self._layer, found)
+
+    def write(self, rows: "Tensor", layer: Any) -> None:
+        """Write the states of a cache layer to some rows."""
+        for name, tensor in _tensors_of(layer).items():
+            own = self._tensors[name]
+            own.index_copy_(0, rows.to(own.device), tensor.to(own.dtype))
+
+    def grow(self, rows: int) -> None:
+        """Make room for more rows. The tensors move."""
+        for name, tensor in self._tensors.items():
+            grown = _zeros(rows, tensor)
+            grown[: len(tensor)] = tensor
+            self._tensors[name] = grown
+
+    def row(self, number: int) -> "list[Tensor]":
+        """Return the tensors of one row."""
+        return [tensor[number] for tensor in self._tensors.values()]
 
 
-def split_layer_state(layer: Any, count: int) -> list[Any]:
-    """Return a cache layer for each of `count` sequences; no tensor is shared with `layer`."""
-    tensors = [_tensors_of(layer)]
-    return [_rebuilt(layer, tensors, partial(_row, n)) for n in range(count)]
+def _zeros(rows: int, like: "Tensor") -> "Tensor":
+    return like.new_zeros((rows, *like.shape[1:]))
 
 
-def layer_tensors(layer: Any) -> list[Any]:
-    """Return the tensors that a cache layer holds."""
-    return list(_tensors_of(layer).values())
-
-
-def _row(number: int, tensors: list[Any]) -> Any:
-    return tensors[0][number : number + 1].clone()
-
-
-def _tensors_of(layer: Any) -> dict[tuple[str, Any], Any]:
+def _tensors_of(layer: Any) -> "dict[_Name, Tensor]":
     """Return the tensors in the attributes of a cache layer, and in dicts there, by attribute and key."""
     import torch
 
@@ -51,16 +76,15 @@ def _tensors_of(layer: Any) -> dict[tuple[str, Any], Any]:
     return found
 
 
-def _rebuilt(layer: Any, tensors: Sequence[dict[tuple[str, Any], Any]], combine: Callable[[list[Any]], Any]) -> Any:
-    """Return a copy of a cache layer whose tensors are combined from those of several layers."""
+def _with_tensors(layer: Any, tensors: "Mapping[_Name, Tensor]") -> Any:
+    """Return a copy of a cache layer with other tensors."""
     copied = copy(layer)
     for name, value in vars(copied).items():
         if isinstance(value, dict):
             vars(copied)[name] = dict(value)
-    for name, key in tensors[0]:
-        one = combine([each[name, key] for each in tensors])
+    for (name, key), tensor in tensors.items():
         if key is None:
-            vars(copied)[name] = one
+            vars(copied)[name] = tensor
         else:
-            vars(copied)[name][key] = one
+            vars(copied)[name][key] = tensor
     return copied

@@ -78,11 +78,12 @@ class PackedRunner:
         idle = self.capacity.idle_tokens
         size, pages = self.page_tokens, self._pool_size.pages
         self.prefix_cache = PrefixCache(pages, page_tokens=size, max_idle=None if idle is None else idle // size)
-        slots = self.capacity.sequences
+        pads = self._recorder is not None
+        slots = self.capacity.sequences + pads
         checkpoints = _MAX_CHECKPOINTS if self._has_state else 0
-        self._pool = CachePool(pages, size, slots=slots + checkpoints, pads=self._recorder is not None)
+        self._pool = CachePool(pages, size, slots=slots, checkpoints=checkpoints, pads=pads)
         self.graphs = self._new_graphs(pages)
-        self._free_slots = list(range(slots))
+        self._free_slots = list(reversed(range(pads, slots)))
         self._checkpoints = StateCheckpoints(range(slots, slots + checkpoints))
 
     def _new_graphs(self, pages: int) -> DecodeGraphs | None:

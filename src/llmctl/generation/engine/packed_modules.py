@@ -7,14 +7,15 @@ that depends on the length of a sequence is computed for each sequence.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmctl.generation.engine.cache_pool import CachePool
-from llmctl.generation.engine.layer_states import join_layer_states, new_layer_state, split_layer_state
+from llmctl.generation.engine.layer_states import new_layer_state
 from llmctl.generation.engine.layout import Layout
 from llmctl.gpu.paged_attention import attention_of_model
 from llmctl.loading.attention import KeysChangedError, PackedPass, packed_attention
@@ -90,7 +91,6 @@ def why_not_recorded(model: Any) -> str | None:
     """Return why a decode step of a model cannot be recorded as a graph; None if nothing is known against it."""
     traits = _traits_of(model)
     reasons = {
-        "its layers keep a recurrent state": bool(traits.recurrent),
         "its RoPE depends on the length of the sequence": bool(traits.ropes),
         "its layers attend to keys that are gathered anew": traits.gathers,
         "it is on several devices": traits.is_spread,
@@ -129,7 +129,7 @@ def _forward(model: Any, traits: _Traits, layout: Layout, pool: CachePool) -> "T
         stack.enter_context(torch.inference_mode())
         if not traits.masks:
             stack.enter_context(packed_attention(model, packed))
-        run = _RecurrentPass(model, layout, pool, cache, by_token=traits.by_token)
+        run = _RecurrentPass(model, moved, pool, cache, by_token=traits.by_token)
         for module in traits.recurrent:
             stack.enter_context(_replaced_forward(module, partial(run, module.forward)))
         for module in traits.ropes:
@@ -221,29 +221,46 @@ class _RecurrentPass:
 
     def __call__(self, forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         outputs: list[list[Any]] = [[] for _ in self._layout.kv_lengths]
-        for group in self._groups():
-            states = _GroupStates(self._config, self._layout, self._pool, [n for n, _ in group])
+        for group in self._groups:
+            states = _GroupStates(self._config, self._pool, group)
             for rows in self._steps(group):
                 place = partial(self._place, rows, states)
                 result = forward(*map(place, arguments), **{name: place(value) for name, value in keywords.items()})
-                for number, (sequence, _) in enumerate(group):
+                if group.is_whole:
+                    states.store()
+                    return _map_tensors(result, _turned)
+                for number, sequence in enumerate(group.numbers):
                     outputs[sequence].append(_map_tensors(result, itemgetter(slice(number, number + 1))))
             states.store()
         return _join([part for parts in outputs for part in parts])
 
-    def _groups(self) -> list[list[tuple[int, slice]]]:
-        """Return the sequences that run together, with their rows: those that add one token; the others alone."""
-        rows = [(n, slice(a, b)) for n, (a, b) in enumerate(pairwise(self._layout.query_starts))]
-        decoding = [(n, row) for n, row in rows if row.stop - row.start == 1 and self._layout.kv_lengths[n] > 1]
-        return ([decoding] if decoding else []) + [[one] for one in rows if one not in decoding]
+    @cached_property
+    def _groups(self) -> "list[_Group]":
+        """The sequences that run together: those that add one token; the others alone."""
+        layout = self._layout
+        rows = [slice(a, b) for a, b in pairwise(layout.query_starts)]
+        counts = [row.stop - row.start for row in rows]
+        begins = [length == count for length, count in zip(layout.kv_lengths, counts, strict=True)]
+        decoding = [n for n, count in enumerate(counts) if count == 1 and not begins[n]]
+        others = [[n] for n, count in enumerate(counts) if count > 1 or begins[n]]
+        is_whole = len(decoding) == len(rows)
+        return [
+            _Group(
+                numbers,
+                [rows[n] for n in numbers],
+                layout.state_slots.long() if is_whole else layout.state_slots[numbers].long(),
+                highest=max(layout.slot_numbers[n] for n in numbers),
+                begins=begins[numbers[0]],
+                is_whole=is_whole,
+            )
+            for numbers in ([decoding] if decoding else []) + others
+        ]
 
-    def _steps(self, group: list[tuple[int, slice]]) -> list[list[slice]]:
+    def _steps(self, group: "_Group") -> list[list[slice]]:
         """Return the rows of each call of the layer for a group."""
-        (number, row), rows = group[0], [row for _, row in group]
-        continues = self._layout.kv_lengths[number] > row.stop - row.start
-        if self._by_token and continues and len(group) == 1:
-            return [[slice(n, n + 1)] for n in range(row.start, row.stop)]
-        return [rows]
+        if self._by_token and not group.begins and len(group.rows) == 1:
+            return [[slice(n, n + 1)] for n in range(group.rows[0].start, group.rows[0].stop)]
+        return [group.rows]
 
     def _place(self, rows: list[slice], states: "_GroupStates", value: Any) -> Any:
         """Return an argument of the layer for the rows of a call: its part of a tensor of all tokens, or its cache."""
@@ -252,10 +269,37 @@ class _RecurrentPass:
         tokens = self._layout.query_starts[-1]
 
         def select(tensor: "Tensor") -> "Tensor":
-            has_all = tensor.dim() > 1 and tensor.shape[:2] == (1, tokens)
-            return torch.cat([tensor[:, row] for row in rows]) if has_all else tensor
+            if tensor.dim() < 2 or tensor.shape[:2] != (1, tokens):
+                return tensor
+            return _turned(tensor) if states.group.is_whole else torch.cat([tensor[:, row] for row in rows])
 
         return states.cache if value is self._cache else _map_tensors(value, select)
+
+
+def _turned(tensor: "Tensor") -> "Tensor":
+    """Return [1, tokens, ...] as sequences of one token, [tokens, 1, ...], or the reverse."""
+    return tensor.transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences that run together through a layer with a recurrent state.
+
+    Attributes:
+        numbers: Their numbers in the pass.
+        rows: Their tokens.
+        slots: int64, the slots of their states.
+        highest: The highest of these.
+        begins: True if their first tokens are in this pass.
+        is_whole: True if they are all sequences of the pass, with one token each.
+    """
+
+    numbers: list[int]
+    rows: list[slice]
+    slots: "Tensor"
+    highest: int
+    begins: bool
+    is_whole: bool
 
 
 class _GroupStates:
@@ -265,13 +309,10 @@ class _GroupStates:
         cache: The cache for one call of a layer.
     """
 
-    def __init__(self, config: Any, layout: Layout, pool: CachePool, group: list[int]) -> None:
+    def __init__(self, config: Any, pool: CachePool, group: _Group) -> None:
         from transformers import Cache
 
-        self._config, self._pool = config, pool
-        self._slots = [layout.slot_numbers[n] for n in group]
-        is_new = [layout.kv_lengths[n] == layout.query_starts[n + 1] - layout.query_starts[n] for n in group]
-        self._begins = all(is_new)
+        self._config, self._pool, self.group = config, pool, group
         self._used: dict[int, Any] = {}
         states = self
 
@@ -291,17 +332,16 @@ class _GroupStates:
 
     def _layer(self, index: int) -> Any:
         if index not in self._used:
-            if self._begins:
-                self._used[index] = new_layer_state(self._config, index)
-            else:
-                self._used[index] = join_layer_states([self._pool.layer_states[slot][index] for slot in self._slots])
+            new = self.group.begins
+            self._used[index] = (
+                new_layer_state(self._config, index) if new else self._pool.read_state(index, self.group.slots)
+            )
         return self._used[index]
 
     def store(self) -> None:
         """Write the states of the used layers to the pool."""
         for index, layer in self._used.items():
-            for slot, one in zip(self._slots, split_layer_state(layer, len(self._slots)), strict=True):
-                self._pool.layer_states.setdefault(slot, {})[index] = one
+            self._pool.write_state(index, self.group.slots, layer, highest=self.group.highest)
 
 
 def _embed(forward: Callable[..., Any], layout: Layout, ids: Any, *rest: Any, **options: Any) -> Any:
