@@ -10,12 +10,13 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config import ChatSection
-from llmctl.errors import LlmctlError, UserError
+from llmctl.errors import LlmctlError, MachineError, UserError
 from llmctl.generation.completion import Chunk, Completion
 from llmctl.generation.engine import Engine, engine_for_one
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.prompt import Messages, encode_prompt
 from llmctl.generation.request import Request, answer_seed, make_request
+from llmctl.loading.device_memory import release_memory
 
 if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
@@ -109,11 +110,18 @@ class _Stepping:
 
     def run(self) -> None:
         """Step the engine to the end of the answer; pass any exception to `chunks`."""
+        failure: BaseException | None = None
         try:
             self._step_to_the_end()
         except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
-            self._engine.forget()
-            self._ready.put(error)
+            failure = error
+        if failure is None:
+            return
+        if isinstance(failure, MachineError):
+            release_memory(failure)
+        self._engine.recover()
+        self._engine.forget()
+        self._ready.put(failure)
 
     def _step_to_the_end(self) -> None:
         engine = self._engine

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from llmctl.loading.model import LoadedModel
 
 _log = logging.getLogger("llmctl.serve")
-_OUT_OF_MEMORY = "out_of_memory"
 
 
 @dataclass(frozen=True)
@@ -234,10 +233,7 @@ class Worker:
         """Fail all running answers after an out-of-memory error or a bug. Queued answers are still served."""
         failed = list(self._running)
         self._running.clear()
-        if isinstance(error, RequestError) and error.code == _OUT_OF_MEMORY:
-            self._engine.shrink()
-        else:
-            self._engine.drop_all()
+        self._engine.recover()
         publish((answer, (), error) for answer in failed)
 
 
@@ -245,7 +241,7 @@ def _out_of_memory() -> RequestError:
     return RequestError(
         "the server ran out of memory: try again later, or with fewer tokens",
         status=503,
-        code=_OUT_OF_MEMORY,
+        code="out_of_memory",
         headers={"Retry-After": "1"},
     )
 

@@ -10,6 +10,7 @@ import torch
 
 import llmctl
 from llmctl.errors import MachineError
+from llmctl.generation.chat.conversation import ChatSession
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine, EngineCapacity, packed
 from llmctl.generation.engine.cache_pool import CachePool
@@ -117,7 +118,7 @@ def test_an_answer_that_fits_no_smaller_pool_fails_and_later_ones_use_a_smaller_
     engine.add("long", long_request(loaded))
     with pytest.raises(MachineError, match="memory ran out while generating with"):
         engine.step()
-    engine.shrink()
+    engine.recover()
     assert not engine.is_busy
     short = requests_for(loaded, 3)
     assert texts(engine, short) == texts(Engine(loaded, EngineCapacity(4, 512, 512)), short)
@@ -174,3 +175,15 @@ def test_the_pool_grows_again_when_no_answer_runs(loaded: LoadedModel, monkeypat
     runner._pool_size._halved_at -= 100
     assert texts(engine, requests) == expected
     assert runner.prefix_cache.count == 256
+
+
+def test_a_conversation_goes_on_with_a_smaller_cache_after_an_error(
+    tiny_models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = ChatSession(llmctl.load(tiny_models("llama"), load={"dtype": "float32"}))
+    make_card_small(monkeypatch, fitting_pages=10)  # the context is 16 pages
+    with pytest.raises(MachineError, match="memory ran out while generating with"):
+        session.send("two plus two")
+    answer = session.send("two plus two")
+    assert 0 < len(answer.prompt) + len(answer.token_ids) <= 8 * 16
+    assert [message.role for message in session.messages] == ["user", "assistant"]

@@ -107,7 +107,7 @@ def answers(
                 if event.end is not None:
                     yield event.key, event.end, under_way.pop(event.key.number)
     finally:
-        engine.drop_all()
+        engine.recover()
 
 
 def row_requests(loaded: "PromptModel", rows: Iterator[Row]) -> Iterator[tuple[Row, RowRequest | LlmctlError]]:

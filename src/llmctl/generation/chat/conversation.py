@@ -200,7 +200,7 @@ class ChatSession:
         prompt, seed, limit = task.prompt, self.loaded.plan.seed, self._default_limit()
         seed = None if seed is None else (seed + task.attempt) % 2**32
         request = make_request(self.loaded, prompt, seed=seed, max_new_tokens=limit)
-        room = engine.token_limit(request)
+        room = engine.token_limit(request, now=True)
         if limit is None or room is None or not len(prompt) < room < len(prompt) + request.budget:
             return request
         request = make_request(self.loaded, prompt, seed=request.seed, max_new_tokens=room - len(prompt))

@@ -57,6 +57,7 @@ class Engine:
         self._solo: SoloRun | None = None
         self._waiting: deque[SequenceState | SoloRun] = deque()
         self._refused: list[Event] = []
+        self._ran_out = False  # of memory, in the last step
         self._solo_prefilled = self._solo_generated = 0
 
     def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, Completion | LlmctlError]]:
@@ -75,7 +76,7 @@ class Engine:
                     if event.end is not None:
                         yield event.key, event.end
         finally:
-            self.drop_all()
+            self.recover()
 
     # -- the load
 
@@ -126,9 +127,15 @@ class Engine:
         """Tokens that the paged KV cache has room for now; 0 without one."""
         return self._packed.kv_tokens if self._packed else 0
 
-    def token_limit(self, request: Request) -> int | None:
-        """Return the maximum tokens of prompt and answer that fit in the KV cache; None if there is no limit."""
-        return self._packed.max_sequence_tokens if self._packed and self._is_packed(request) else None
+    def token_limit(self, request: Request, *, now: bool = False) -> int | None:
+        """Return the maximum tokens of prompt and answer that fit in the KV cache; None if there is no limit.
+
+        Args:
+            now: In its present size, which is less than the planned one after memory ran out.
+        """
+        if self._packed is None or not self._is_packed(request):
+            return None
+        return self._packed.kv_tokens if now else self._packed.max_sequence_tokens
 
     # -- requests
 
@@ -185,17 +192,23 @@ class Engine:
         if self._cache is not None:
             self._cache.forget()
 
-    def shrink(self) -> None:
-        """Drop every request and halve the paged KV cache, after memory ran out."""
-        if self._packed is not None:
-            self._packed.shrink()  # first: it copies nothing, and gives memory back
+    def recover(self) -> None:
+        """Drop every request; if memory ran out in the last step, halve the paged KV cache.
+
+        After an error, call it outside of the except clause if the engine goes on: the exception holds the tensors of
+        the pass.
+        """
+        ran_out, self._ran_out = self._ran_out, False
+        if ran_out and self._packed is not None:
+            self._packed.shrink()  # before the requests are dropped: that may copy states
         self.drop_all()
 
     def step(self) -> list[Event]:
         """Run one pass of the model and return its events.
 
         Raises:
-            MachineError: memory ran out. The caller must drop the running requests.
+            MachineError: memory ran out.
+            Exception: any error; then the caller must call `recover`.
         """
         self._admit()
         refused, self._refused = self._refused, []
@@ -204,6 +217,7 @@ class Engine:
                 return refused + self._step_solo(self._solo)
             return refused + (self._packed.step() if self._packed is not None else [])
         except Exception as error:
+            self._ran_out = is_out_of_memory(error)
             _raise_if_out_of_memory(error, self.loaded)
             raise
 
