@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.generation.completion import Completion
 from llmctl.generation.engine import Engine
+from llmctl.generation.request import NO_TOKEN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,9 @@ def plain_answers(model: Any, requests: "Sequence[Request]") -> list[tuple[int, 
     answers = []
     for request in requests:
         ids = torch.tensor([request.prompt.ids], device=model.device)
-        config = GenerationConfig(max_new_tokens=request.budget, do_sample=False, eos_token_id=None, pad_token_id=0)
+        config = GenerationConfig(
+            max_new_tokens=request.budget, do_sample=False, eos_token_id=[NO_TOKEN], pad_token_id=0
+        )
         output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         answers.append(tuple(output[0, ids.shape[1] :].tolist()))
     return answers

@@ -10,6 +10,7 @@ from llmctl.bench.measure import Prompts, measure_cell
 from llmctl.bench.task import Cell
 from llmctl.generation.engine import Engine, engine_for_many, engine_for_one
 from llmctl.generation.engine.capacity import engine_capacity
+from llmctl.generation.request import NO_TOKEN
 from llmctl.loading.device_memory import release_memory
 from llmctl.machine.detection import measure_ram_bandwidth
 from llmctl.units import format_bytes
@@ -62,32 +63,33 @@ def single_stream(workplace: Workplace) -> Iterator[dict[str, Any]]:
     yield rounded({"bandwidth": bandwidth, "bytes_per_token": read, "bound": bandwidth / read})
     rates: dict[str, float] = {}
     for mode, measure in _modes(workplace, loaded).items():
-        rate = rates[mode] = measure()
-        yield {mode: rounded({"tokens_per_second": rate, "share_of_bound": rate * read / bandwidth})}
+        rate, facts = measure()
+        rates[mode] = rate
+        yield {mode: rounded({"tokens_per_second": rate, "share_of_bound": rate * read / bandwidth, **facts})}
     best = max(rates, key=rates.__getitem__)
     workplace.headline = f"{best}: {rates[best]:.4g} tokens/s, {rates[best] * read / bandwidth:.0%} of the bound"
 
 
-def _modes(workplace: Workplace, loaded: "LoadedModel") -> dict[str, Callable[[], float]]:
-    """Return a function for each way to generate one answer, which returns its tokens per second."""
+def _modes(workplace: Workplace, loaded: "LoadedModel") -> dict[str, Callable[[], tuple[float, dict[str, Any]]]]:
+    """Return a function for each way to generate one answer, which returns its tokens per second and further facts."""
     from dataclasses import replace
 
     tokens, prompt = workplace.sizes.new_tokens, workplace.sizes.prompt_tokens
 
-    def in_engine(make: Callable[[], Engine], **arguments: Any) -> float:
+    def in_engine(make: Callable[[], Engine], **arguments: Any) -> tuple[float, dict[str, Any]]:
         rate, engine = 0.0, make()
         for count in (_WARM_UP_TOKENS, tokens):  # first, what is compiled and recorded once
             [request] = _requests(loaded, prompt=prompt, batch=1, tokens=count)
             request = replace(request, arguments={**request.arguments, **arguments})
             rate = float(measure_cell(engine, Cell(prompt, 1), [request])["decode_tokens_per_second"])
-        return rate
+        return rate, {} if engine.graphs is None else {"graphs": _graph_facts(engine)}
 
     def packed(**options: Any) -> Engine:
         return Engine(loaded, engine_capacity(loaded, sequences=1), **options)
 
     static: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}
     return {
-        "transformers": lambda: _plain_rate(loaded, prompt=prompt, tokens=tokens),
+        "transformers": lambda: (_plain_rate(loaded, prompt=prompt, tokens=tokens), {}),
         "without graphs": lambda: in_engine(lambda: packed(recorder_for=lambda _: None)),
         "with graphs": lambda: in_engine(packed),
         "as one answer": lambda: in_engine(lambda: packed(single=True)),
@@ -104,7 +106,7 @@ def _plain_rate(loaded: "LoadedModel", *, prompt: int, tokens: int) -> float:
     ids = torch.tensor([request.prompt.ids], device=loaded.model.device)
 
     def seconds(count: int) -> float:
-        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
+        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=[NO_TOKEN], pad_token_id=0)
         began = time.perf_counter()
         loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0].tolist()
         return time.perf_counter() - began
