@@ -15,6 +15,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,22 +36,25 @@ FLASH_KERNELS = "_compatible_flash_implementations"
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the warnings and progress bars of transformers: llmctl turns what matters into decisions and errors.
+    """Silence transformers and accelerate, warnings and progress bars: llmctl says what matters.
 
     A verbosity that the user raised (TRANSFORMERS_VERBOSITY=info, or `--debug`) is kept.
     """
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    accelerate = getLogger("accelerate")
+    verbosity, bars, level = logging.get_verbosity(), logging.is_progress_bar_enabled(), accelerate.level
     if verbosity >= logging.WARNING:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        accelerate.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 
