@@ -187,3 +187,22 @@ def test_a_conversation_goes_on_with_a_smaller_cache_after_an_error(
     answer = session.send("two plus two")
     assert 0 < len(answer.prompt) + len(answer.token_ids) <= 8 * 16
     assert [message.role for message in session.messages] == ["user", "assistant"]
+
+
+def test_memory_that_runs_out_while_an_image_is_encoded_shrinks_the_pool_too(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(loaded, ROOMY)
+
+    def fail(*_: Any) -> None:
+        raise MachineError("memory ran out while encoding an image") from torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "forward", fail)
+        engine.add(0, requests_for(loaded, 1)[0])
+        with pytest.raises(MachineError, match="encoding an image"):
+            engine.step()
+    engine.recover()
+    assert (engine.kv_tokens, engine.is_busy) == (2048, False)
+    engine.recover()
+    assert engine.kv_tokens == 2048, "only once for an error"

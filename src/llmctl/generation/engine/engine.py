@@ -217,7 +217,8 @@ class Engine:
                 return refused + self._step_solo(self._solo)
             return refused + (self._packed.step() if self._packed is not None else [])
         except Exception as error:
-            self._ran_out = is_out_of_memory(error)
+            # the cause: what encodes images translates its errors itself
+            self._ran_out = any(map(is_out_of_memory, filter(None, (error, error.__cause__))))
             _raise_if_out_of_memory(error, self.loaded)
             raise
 
