@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from llmctl.vllm.detection import detect_vllm
 from llmctl.vllm.process import VllmProcess, free_port
 from llmctl.vllm.translate import translate
 from support.tiny import edit_json, write_model
+from support.vision.build import build
+from support.vision.families import FAMILIES
+from support.vision.pictures import picture
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,3 +140,31 @@ def test_a_batch_gives_the_answers_of_transformers_and_a_killed_one_is_resumed(
     )
     assert [one["text"] for one in theirs] == [one["text"] for one in ours]
     assert [one["stop_string"] for one in theirs] == [one["stop_string"] for one in ours]
+
+
+def test_rows_with_images_give_the_answers_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["idefics3"]  # vLLM for CPUs computes heads of 32 and more, and this family without torchvision
+    heads = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "pad_token_id": 0}
+    monkeypatch.setitem(FAMILIES, "idefics3", replace(family, config={**family.config, "text_config": heads}))
+    folder = build("idefics3", tmp_path / "idefics3")
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("a.png")
+    picture(4).save("b.png")
+    rows: list[dict[str, Any]] = [
+        {"prompt": "say it", "images": ["a.png"]},
+        {"prompt": "say it", "images": ["b.png"]},
+        {"prompt": "say it"},
+        {"prompt": "compare", "images": ["a.png", "b.png"]},
+    ]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["generate", "--model", str(folder), "--dtype", "fp32", "-n", "6", "-t", "0", "--offline", "--token-ids"]
+    files = [*common, "--input", "in.jsonl", "--output"]
+    extra = "vllm.extra={enforce_eager: true, limit_mm_per_prompt: {image: 2}, skip_mm_profiling: true}"
+    assert main([*files, "vllm.jsonl", "--engine", "vllm", "--vllm-python", PYTHON, "--set", extra]) == 0
+    assert main([*files, "here.jsonl"]) == 0
+    theirs, ours = (
+        [json.loads(line)["token_ids"] for line in Path(name).read_text().splitlines()]
+        for name in ("vllm.jsonl", "here.jsonl")
+    )
+    assert theirs == ours
+    assert len({tuple(ids) for ids in ours}) == len(rows)
