@@ -25,7 +25,7 @@ from llmctl.gpu import paged_attention, sdpa
 from llmctl.gpu.call import AttentionBackend, AttentionCall
 from llmctl.gpu.flash import FlashAttention
 from llmctl.gpu.paged_attention import PagedAttention, backends_for, choose_attention
-from llmctl.gpu.varlen import VarlenAttention, varlen_backends
+from llmctl.gpu.varlen import VarlenAttention, varlen_backends, ways_of
 from llmctl.loading.attention_mask import Score, VisibleTokens
 from llmctl.loading.model import LoadedModel
 from support.program_families import FAMILIES, family_folder
@@ -173,6 +173,35 @@ def test_float32_goes_to_sdpa_because_the_kernel_refuses_it(tiny_models: Callabl
     assert answers(loaded, [request]) == [expected]
     assert attention.used == {SDPA}
     assert set(attention.failures) == {PAGES, COPIES}
+
+
+@pytest.mark.parametrize(("architecture", "used"), [("llama", {COPIES}), ("gpt_oss", {SDPA})])
+def test_a_release_without_pages_and_groups_reads_copies(
+    tiny_models: Callable[[str], Path], architecture: str, used: set[str]
+) -> None:
+    kernel = reference()
+
+    def of_an_older_torch(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> Any:
+        how = {"scale": scale, "window_size": window_size, "enable_gqa": True}
+        return kernel.varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how)
+
+    loaded = llmctl.load(tiny_models(architecture), load=MODULES, generation={"max_new_tokens": 8})
+    requests = requests_for(loaded, 3)
+    expected = [generated(loaded, one) for one in requests]
+    attention = use(loaded, [*ways_of(of_an_older_torch)])
+    assert answers(loaded, requests) == expected
+    assert attention.used == used
 
 
 def test_a_cached_prefix_is_shared_in_pages_of_any_size(tiny_models: Callable[[str], Path]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAGE_TOKENS = 256  # flash_api.cpp: "Paged KV cache block size must be divisible by 256"
-_NEEDED = {"window_size", "enable_gqa", "scale", "return_aux"}
+_NEEDED = {"window_size", "scale"}
 _FOR_PAGES = {"seqused_k", "block_table", "num_splits"}
 
 
@@ -41,11 +41,14 @@ class VarlenAttention:
     ) -> None:
         self._function, self._reads_pages, self._gives_key_start = function, reads_pages, gives_key_start
         self.page_tokens = page_tokens if reads_pages else 0
+        self._names = signature(function).parameters.keys()
         kind = "pages" if reads_pages and gives_key_start else "pages, FlashAttention-3" if reads_pages else "copies"
         self.name = f"varlen_attn ({kind})"
 
     def supports(self, call: AttentionCall) -> bool:
         """Return True if a call needs neither chunks, a soft cap nor tokens that see later ones."""
+        if call.score.sinks is not None and "return_aux" not in self._names:
+            return False
         return not (call.score.visible.chunk or call.score.softcap or call.visible_end is not None)
 
     def attend(self, call: AttentionCall) -> "Tensor":
@@ -64,7 +67,7 @@ class VarlenAttention:
             tables.max_kv,
             scale=score.scale,
             window_size=window_of(call),
-            enable_gqa=call.is_grouped,
+            **({"enable_gqa": call.is_grouped} if "enable_gqa" in self._names else {}),
             **pages,
             **self._aux(score.sinks),
         )
@@ -85,11 +88,16 @@ def varlen_backends() -> list[VarlenAttention]:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before 2.10
         return []
-    names = signature(varlen_attn).parameters.keys()
+    return ways_of(varlen_attn)
+
+
+def ways_of(function: Callable[..., Any]) -> list[VarlenAttention]:
+    """Return the ways in which a release's `varlen_attn` may attend, by its arguments."""
+    names = signature(function).parameters.keys()
     if not names >= _NEEDED:
         return []
-    paged = [VarlenAttention(varlen_attn), VarlenAttention(varlen_attn, gives_key_start=False)]
-    copied = VarlenAttention(varlen_attn, reads_pages=False)
+    paged = [VarlenAttention(function), VarlenAttention(function, gives_key_start=False)]
+    copied = VarlenAttention(function, reads_pages=False)
     return [*paged, copied] if names >= _FOR_PAGES else [copied]
 
 
