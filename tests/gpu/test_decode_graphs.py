@@ -16,7 +16,7 @@ from llmctl.generation.engine.cache_pool import CachePool
 from llmctl.generation.engine.decode_graphs import DecodeGraphs, batch_sizes
 from llmctl.generation.engine.forward import forward
 from llmctl.generation.engine.layout import Segment, lay_out
-from llmctl.generation.engine.packed_modules import forward_modules
+from llmctl.generation.engine.packed_modules import forward_modules, why_not_recorded
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.gpu.call import AttentionBackend, AttentionCall
@@ -218,6 +218,37 @@ def test_what_changes_with_the_length_is_not_recorded(
     assert engine._packed.graphs is not None
     assert engine._packed.graphs.failure == reason
     assert recorder.outputs == []
+
+
+def test_divided_offloaded_and_int8_models_are_not_recorded(tiny_models: Callable[[str], Path]) -> None:
+    """accelerate keeps offloaded weights on the meta device."""
+    whole, divided = (llmctl.load(tiny_models("llama"), load={"cpu_kernels": False}).model for _ in range(2))
+    divided.lm_head.to("meta")
+    assert why_not_recorded(divided) == "it is on several devices"
+    assert why_not_recorded(whole) is None
+    whole.is_loaded_in_8bit = True
+    assert why_not_recorded(whole) == "LLM.int8 looks for outliers in every pass"
+
+
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_the_index_of_the_last_tokens_fits_the_device_of_the_head(
+    tiny_models: Callable[[str], Path], is_divided: bool
+) -> None:
+    """Only an index on the CPU can select rows on any GPU; the hidden states are on the last one."""
+    model = llmctl.load(tiny_models("llama"), load={"cpu_kernels": False}).model.to("meta")
+    if is_divided:
+        model.lm_head.to_empty(device="cpu")
+    choose_attention(model, _Trusting([VarlenAttention(varlen_attn)]))
+    places = []
+
+    def stop(_: Any, __: Any, options: dict[str, Any]) -> None:
+        places.append(options["logits_to_keep"].device.type)
+        raise InterruptedError
+
+    model.register_forward_pre_hook(stop, with_kwargs=True)
+    with pytest.raises(InterruptedError):
+        forward_modules(model, lay_out([Segment([5, 6], 0, [0])], page_tokens=256), CachePool(1, 256))
+    assert places == ["cpu" if is_divided else "meta"]
 
 
 def test_attention_that_goes_from_sequence_to_sequence_is_not_recorded(load: Callable[..., LoadedModel]) -> None:
