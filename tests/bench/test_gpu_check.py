@@ -5,16 +5,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmctl
 from llmctl.bench.gpu_check import Report, report_text, require_gpu
-from llmctl.bench.gpu_check.reference import Reference, compared
+from llmctl.bench.gpu_check.checkpoints import SMALL, SMALL_SHAPE, write_small
+from llmctl.bench.gpu_check.reference import Reference, compared, completions, logprob_differences
 from llmctl.bench.gpu_check.run import run_groups
 from llmctl.bench.gpu_check.steps import Step, all_steps, chosen_groups
+from llmctl.bench.measure import Prompts
+from llmctl.bench.task import Cell
 from llmctl.errors import MachineError
+from llmctl.generation.engine import Engine, EngineCapacity
 from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request
 from support.machines import H100, LAPTOP, MAC
@@ -149,6 +155,29 @@ def test_documents_and_the_report_have_no_secrets_and_no_home_folder(monkeypatch
     markdown = report_text([document], when="2026-01-01")
     assert "error    load" in markdown
     assert json.dumps(document, ensure_ascii=False) in markdown
+
+
+@pytest.mark.parametrize(
+    ("change", "ok"),
+    [
+        ({}, True),
+        ({"sliding_window": 15}, False),
+        ({"attn_logit_softcapping": None}, False),
+        ({"final_logit_softcapping": None}, False),
+    ],
+    ids=["same", "window", "softcap", "softcap of logits"],
+)
+def test_a_wrong_window_and_a_missing_softcap_are_found(change: dict[str, Any], ok: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma2"
+    model_type, special = SMALL["gemma2"]
+    layers = {"num_hidden_layers": 2, "layer_types": special["layer_types"][:2]}
+    write_small(folder, model_type, {**SMALL_SHAPE, **special, **layers})
+    loaded = llmctl.load(folder, load={"dtype": "float32"})
+    requests = [replace(one, logprobs=0) for one in Prompts(loaded, 1).requests(Cell(40, 3), 12)]
+    answers = completions(Engine(loaded, EngineCapacity(8, 512, 1024)), requests)
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**content, **change}), encoding="utf-8")
+    assert logprob_differences(Reference(folder), answers)["ok"] is ok
 
 
 def test_tokens_that_differ_are_wrong_unless_they_are_a_near_tie(tiny_models: Callable[[str], Path]) -> None:

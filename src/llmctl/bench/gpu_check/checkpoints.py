@@ -30,21 +30,25 @@ _NEEDED_GPU_BYTES, _NEEDED_DISK_BYTES = 20 << 30, 34 << 30
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "gemma2": ("gemma2", {  # windows, softcap, norms around each part
-        "sliding_window": 64, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0,
-        "query_pre_attn_scalar": 64, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 16, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 10.0,
+        "query_pre_attn_scalar": 64, "tie_word_embeddings": False,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
-    "gpt_oss": ("gpt_oss", {  # sinks, windows, experts
-        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64, "tie_word_embeddings": False,
+    "gpt_oss": ("gpt_oss", {  # sinks, windows, experts: all, since rounding would change a choice
+        "num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 16, "tie_word_embeddings": False,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
 }  # fmt: skip
-_SMALL_SHAPE: dict[str, Any] = {
+SMALL_SHAPE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 4096,
 }  # fmt: skip
-_SMALLEST_SHAPE = {**_SMALL_SHAPE, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+_SMALLEST_SHAPE = {**SMALL_SHAPE, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 _SMALL_VOCABULARY = 2048
-_SPREAD = 2.4  # of what a product adds to its input: greedy and sampled texts of random weights then differ
+# Standard deviations of weights, times the square root of the hidden size. With more in the layers, each of them would
+# multiply the rounding of half precision; with less around them, the answers to different prompts would not differ.
+# Larger weights of queries and keys make the scores of the attention uneven, so that a wrong softcap shows.
+_SPREAD_IN_LAYERS, _SPREAD_OF_SCORES, _SPREAD = 1.0, 1.7, 2.4
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -54,7 +58,7 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def write_checkpoints(workplace: Workplace) -> Iterator[dict[str, Any]]:
     """Write the models of all later steps."""
-    shape = _SMALLEST_SHAPE if workplace.tiny else _SMALL_SHAPE
+    shape = _SMALLEST_SHAPE if workplace.tiny else SMALL_SHAPE
     for name, (model_type, special) in SMALL.items():
         write_small(workplace.folder / name, model_type, {**shape, **special})
     yield {"small": list(SMALL)}
@@ -87,10 +91,17 @@ def write_small(folder: Path, model_type: str, shape: Mapping[str, Any]) -> None
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, _SPREAD / shape["hidden_size"] ** 0.5)
+                spread = _spread(name, has_softcap="attn_logit_softcapping" in shape)
+                parameter.normal_(0, spread / shape["hidden_size"] ** 0.5)
     model.to(torch.bfloat16).save_pretrained(str(folder))
+
+
+def _spread(name: str, *, has_softcap: bool) -> float:
+    if has_softcap and (".q_proj." in name or ".k_proj." in name):
+        return _SPREAD_OF_SCORES
+    return _SPREAD_IN_LAYERS if ".layers." in name else _SPREAD
 
 
 def write_large(folder: Path, shape: Mapping[str, Any], *, device: str) -> int:

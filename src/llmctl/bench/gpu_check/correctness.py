@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _TOKENS = 32
 _JSON_TOKENS = 200  # one for each letter, and for what may stand between
-_LENGTHS = (3, 17, 40, 95, 150, 300, 600)  # of prompts: some are longer than the windows of 64 tokens
+_LENGTHS = (3, 17, 40, 95, 150, 300, 600)  # of prompts: most are longer than the windows of 16 tokens
 _ROOMY, _CHUNKED = EngineCapacity(64, 4096, 16384), EngineCapacity(4, 48, 4096)
 _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50}
 _SCHEMA = {
@@ -105,7 +105,7 @@ def _sampled(loaded: "LoadedModel", requests: "list[Request]") -> Iterator[tuple
     first = completions(Engine(loaded, _ROOMY), sampled)
     yield "the same seeds", share_of_same(first, completions(Engine(loaded, _ROOMY), sampled), least=1.0)
     alone = [completions(Engine(loaded, _ROOMY), [request])[0] for request in sampled]
-    yield "seeds alone and together", share_of_same(first, alone, least=0.8)
+    yield "seeds alone and together", share_of_same(first, alone, least=0.5)
     other = completions(Engine(loaded, _ROOMY), [replace(request, seed=request.seed + 1000) for request in sampled])
     differ = sum(a.token_ids != b.token_ids for a, b in zip(first, other, strict=True))
     yield "other seeds", {"differ": differ, "of": len(first), "ok": differ == len(first)}

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 # Two tokens are a near tie if their logits in float32 differ by less than this share of the logits' spread: half
 # precision may choose either. Random logits have their maximum at about three times the spread.
-_NEAR_TIE = 0.3
+_NEAR_TIE = 0.2
+# Mean difference of log-probabilities, as a share of that spread. In bfloat16 on a CPU it is 0.007 to 0.015; a window
+# that is a token too short makes it 0.08 and more.
+_ROUNDING = 0.04
 
 
 class Reference:
@@ -103,7 +106,7 @@ def logprob_differences(reference: Reference, answers: Sequence[Completion]) -> 
         "mean_difference": round(mean, 4),
         "largest_difference": round(largest, 4),
         "spread_of_logits": round(spread, 3),
-        "ok": mean <= _NEAR_TIE / 3 * spread,
+        "ok": mean <= _ROUNDING * spread,
     }
 
 
