@@ -1,5 +1,6 @@
 """The layout of a packed pass: tokens of several sequences, one after the other without padding."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -71,20 +72,22 @@ class Shape:
     axes: int = 0
     ends: tuple[bool, bool] = (False, False)
 
-    def parts(self) -> Iterator[tuple[str, int, bool]]:
-        """Yield the name and the size of each table, and True if it is int64; the other tables are int32."""
-        yield "input_ids", self.tokens, True
-        yield "position_ids", self.tokens * max(1, self.axes), True
-        yield "slots", self.tokens, True
-        yield "last", self.sequences, True
-        yield "query_start", self.sequences + 1, False
-        yield "kv_length", self.sequences, False
-        yield "key_start", self.sequences + 1, False
-        yield "state_slots", self.sequences, False
-        yield "page_table", self.sequences * self.pages, False
-        for name, exists in zip(("visible_end", "window_visible_end"), self.ends, strict=True):
-            if exists:
-                yield name, self.tokens, False
+    @cached_property
+    def long_sizes(self) -> dict[str, int]:
+        """The sizes of the int64 tables, which come first."""
+        tokens = self.tokens
+        positions = tokens * max(1, self.axes)
+        return {"input_ids": tokens, "position_ids": positions, "slots": tokens, "last": self.sequences}
+
+    @cached_property
+    def int_sizes(self) -> dict[str, int]:
+        """The sizes of the int32 tables, which follow them."""
+        sequences = self.sequences
+        sizes = {"query_start": sequences + 1, "kv_length": sequences, "key_start": sequences + 1}
+        sizes |= {"state_slots": sequences, "page_table": sequences * self.pages}
+        ends = zip(("visible_end", "window_visible_end"), self.ends, strict=True)
+        sizes |= {name: self.tokens for name, exists in ends if exists}
+        return sizes | {"": sum(sizes.values()) % 2}  # to a whole number of int64
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Layout:
 
     Attributes:
         page_tokens: Tokens of a page.
-        packed: int64 [n], the tables, as `Shape.parts` lists them.
+        packed: int64 [n], the tables, as `shape` lists them.
         shape: The sizes of the tables.
         query_starts, kv_lengths, slot_numbers: The tables of these names, as integers.
         rope_lengths: Minimum lengths for which RoPEs that depend on the length are computed.
@@ -135,13 +138,12 @@ class Layout:
     @property
     def input_ids(self) -> "Tensor":
         """[1, tokens]."""
-        return self._tables["input_ids"][None]
+        return self._tables["input_ids"]
 
     @property
     def position_ids(self) -> "Tensor":
         """[1, tokens], or [axes, 1, tokens] if a sequence has positions with several axes."""
-        positions = self._tables["position_ids"]
-        return positions.view(self.shape.axes, 1, -1) if self.shape.axes else positions[None]
+        return self._tables["position_ids"]
 
     @property
     def slots(self) -> "Tensor":
@@ -179,7 +181,7 @@ class Layout:
     @property
     def page_table(self) -> "Tensor":
         """[sequences, maximum pages of a sequence], padded with 0."""
-        return self._tables["page_table"].view(self.shape.sequences, self.shape.pages)
+        return self._tables["page_table"]
 
     @property
     def visible_end(self) -> "Tensor | None":
@@ -213,12 +215,16 @@ class Layout:
     def _tables(self) -> "dict[str, Tensor]":
         import torch
 
-        tables, begin = {}, 0
-        for name, size, is_long in self.shape.parts():
-            words = size if is_long else -(-size // 2)
-            part = self.packed[begin : begin + words]
-            tables[name] = part if is_long else part.view(torch.int32)[:size]
-            begin += words
+        shape = self.shape
+        longs, ints = list(shape.long_sizes.values()), list(shape.int_sizes.values())
+        parts = [
+            *self.packed[: sum(longs)].split_with_sizes(longs),
+            *self.packed[sum(longs) :].view(torch.int32).split_with_sizes(ints),
+        ]
+        tables = dict(zip((*shape.long_sizes, *shape.int_sizes), parts, strict=True))
+        tables["input_ids"] = tables["input_ids"][None]
+        tables["position_ids"] = tables["position_ids"].view(*([shape.axes] if shape.axes else []), 1, shape.tokens)
+        tables["page_table"] = tables["page_table"].view(shape.sequences, shape.pages)
         return tables
 
 
@@ -269,19 +275,17 @@ def _pack(
     pages: int,
     ends: Sequence[list[int] | None],
 ) -> "Tensor":
-    """Return all tables in one int64 tensor, in the order of `Shape.parts`; int32 tables begin at whole words."""
+    """Return all tables in one int64 tensor, in the order of `Shape`."""
     import torch
-    from torch.nn.functional import pad
 
-    def whole(part: "Tensor") -> "Tensor":
-        return pad(part, (0, part.numel() % 2)).view(torch.int64)
-
-    widest = max(map(len, tables))
-    rows = torch.tensor([[*table, *[0] * (widest - len(table))] for table in tables], dtype=torch.int32)
-    parts = [torch.tensor([n for one in small for n in (*one, *[0] * (len(one) % 2))], dtype=torch.int32)]
-    parts += [pad(rows, (0, pages - widest)).flatten()]
-    parts += [torch.tensor(one, dtype=torch.int32) for one in ends if one is not None]
-    return torch.cat([torch.tensor(long), *map(whole, parts)])
+    packed = bytearray(array("q", long).tobytes())
+    for one in small:
+        packed += array("i", one).tobytes()
+    for table in tables:
+        packed += array("i", table).tobytes() + bytes(4 * (pages - len(table)))
+    for end in ends:
+        packed += array("i", end or ()).tobytes()
+    return torch.frombuffer(packed + bytes(len(packed) % 8), dtype=torch.int64)
 
 
 def _positions_with_axes(segments: Sequence[Segment], ranges: Sequence[range], axes: int) -> list[int]:

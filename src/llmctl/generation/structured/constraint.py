@@ -61,7 +61,7 @@ class StructureProcessor:
         """Return `scores` with minus infinity for every forbidden token."""
         if input_ids.shape[0] != 1:
             raise UserError("a structure is enforced for one answer at a time, not for beams")
-        allowed = self.allowed_after(input_ids[0].tolist(), scores.shape[-1])
+        allowed = self._allowed_after(input_ids[0, self._prompt_length :].tolist(), scores.shape[-1])
         return scores if allowed is None else keep_allowed(scores, allowed.to(scores.device))
 
     def allowed_after(self, ids: Sequence[int], size: int) -> "Tensor | None":
@@ -70,7 +70,9 @@ class StructureProcessor:
         Args:
             ids: The tokens of the prompt and of the answer so far.
         """
-        answer = list(ids[self._prompt_length :])
+        return self._allowed_after(list(ids[self._prompt_length :]), size)
+
+    def _allowed_after(self, answer: list[int], size: int) -> "Tensor | None":
         if not self._ends.isdisjoint(answer):  # tokens after the end are not constrained
             return None
         self._follow(answer)
