@@ -205,8 +205,16 @@ def is_stateful(model: Any) -> bool:
 
 
 def supports_dynamic_cache(model: Any) -> bool:
-    """Return True if a model keeps its past in DynamicCache; a few have a cache class of their own."""
-    return bool(model._supports_default_dynamic_cache())
+    """Return True if a model keeps its past in DynamicCache and computes several tokens after it.
+
+    A few have a cache class of their own. GPT has none at all, and ProphetNet takes one token at a time after a cache
+    (the assertion on `use_cache` in modeling_prophetnet.py).
+    """
+    takes_cache = {"cache", "past_key_values", "cache_params"} & inspect.signature(
+        type(model).forward
+    ).parameters.keys()
+    is_prophetnet = type(model).__name__ == "ProphetNetForCausalLM"
+    return bool(takes_cache and not is_prophetnet and model._supports_default_dynamic_cache())
 
 
 # -- attention

@@ -17,6 +17,14 @@ class UnsupportedAttentionError(Exception):
     """The attention of a model needs something that a packed pass cannot do."""
 
 
+def sees_whole_prompt(model: Any) -> bool:
+    """Return True if all tokens of a prompt see each other, as in PaliGemma, also without images.
+
+    transformers leaves the causal mask out there (`is_causal` of GemmaAttention, 5.24).
+    """
+    return getattr(model.config.get_text_config(), "use_bidirectional_attention", None) is True
+
+
 @dataclass(frozen=True)
 class VisibleTokens:
     """The earlier tokens that a token sees: all, those in a sliding window, or those in the same chunk.

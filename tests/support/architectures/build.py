@@ -16,6 +16,8 @@ class CannotBuildError(Exception):
 
 
 MAX_PARAMETERS = 25_000_000
+_TOKEN_FIELDS = ("_token_id", "_token_index")
+_SPECIAL_TOKENS = ("bos", "eos", "pad")
 _TOWERS = ("vision", "audio", "image", "vq", "sam", "qformer", "encoder")
 
 
@@ -44,10 +46,30 @@ def build(model_type: str, folder: Path, *, is_composite: bool = False) -> str:
     torch.manual_seed(0)
     model = auto_class(is_composite=is_composite).from_config(config)
     randomize(model)
+    if is_composite:
+        _never_generate_placeholders(model)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(str(folder))
     write_tokenizer(folder, size=VOCABULARY)
     return type(model).__name__
+
+
+def _never_generate_placeholders(model: Any) -> None:
+    """Give the placeholders of images and sound the logit 0, which is never the largest of many.
+
+    Trained models do not write them, and plain transformers reads generated ones as another token.
+    """
+    import torch
+
+    fields = model.config.to_dict()
+    names = [
+        name for name in fields if name.endswith(("_token_id", "_token_index")) and name[:3] not in _SPECIAL_TOKENS
+    ]
+    ids = [fields[name] for name in names if isinstance(fields[name], int) and 0 <= fields[name] < VOCABULARY]
+    head = model.get_output_embeddings()
+    if head is not None:
+        with torch.no_grad():
+            head.weight[ids] = 0
 
 
 def auto_class(*, is_composite: bool) -> Any:

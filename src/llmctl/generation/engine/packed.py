@@ -29,6 +29,7 @@ from llmctl.generation.logprobs import TokenLogprob
 from llmctl.generation.request import Request
 from llmctl.generation.structured.constraint import processors as structure_processors
 from llmctl.gpu.graphs import GraphRecorder
+from llmctl.loading.attention_mask import sees_whole_prompt
 from llmctl.loading.device_memory import is_out_of_memory, release_memory
 from llmctl.loading.image_encoder import image_encoder
 from llmctl.rope import begins_again_at_switch, dynamic_rope_limit, rope_switch
@@ -67,6 +68,7 @@ class PackedRunner:
         self.page_tokens = page_tokens(loaded.model)
         self._has_state = has_recurrent_state(loaded.model)
         self._rope_switch = rope_switch(loaded.model)
+        self._sees_prompt = sees_whole_prompt(loaded.model)
         self._text_id = int(getattr(loaded.model.config.get_text_config(), "pad_token_id", None) or 0)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
@@ -133,8 +135,10 @@ class PackedRunner:
         )
 
     def _media(self, request: Request) -> SequenceMedia | None:
-        prompt = request.prompt
-        return SequenceMedia(prompt.media, len(prompt), image_encoder(self.loaded)) if prompt.media else None
+        prompt, sees_prompt = request.prompt, self._sees_prompt
+        if not (prompt.media or sees_prompt):
+            return None
+        return SequenceMedia(prompt.media, len(prompt), image_encoder(self.loaded), sees_prompt=sees_prompt)
 
     def takes(self, request: Request) -> bool:
         """Return False for a request that may outgrow its RoPE in a way that only `model.generate` follows."""

@@ -14,21 +14,24 @@ if TYPE_CHECKING:
 
 
 class SequenceMedia:
-    """The images of a prompt.
+    """The images of a prompt, perhaps none.
 
     Args:
         media: The images, with their positions.
         prompt_tokens: Length of the prompt.
         encoder: Gives the features of images. They are computed when a pass first needs them.
+        sees_prompt: All tokens of the prompt see each other, with images or without.
     """
 
-    def __init__(self, media: Sequence[Media], prompt_tokens: int, encoder: ImageEncoder) -> None:
+    def __init__(
+        self, media: Sequence[Media], prompt_tokens: int, encoder: ImageEncoder, *, sees_prompt: bool = False
+    ) -> None:
         self._media, self._prompt_tokens, self._encoder = tuple(media), prompt_tokens, encoder
         self._images = [one.image for one in media if one.image is not None]
         shapes = [encoder.shape(image.key, image.inputs, image.token_id) for image in self._images]
         self._positions, self._shift = self._all_positions([(shape.positions, shape.advance) for shape in shapes])
         self._blocks = (any(shape.blocks[0] for shape in shapes), any(shape.blocks[1] for shape in shapes))
-        self.sees_prompt = any(shape.sees_prompt for shape in shapes)
+        self.sees_prompt = sees_prompt or any(shape.sees_prompt for shape in shapes)
         self._runs = [(0, prompt_tokens)] if self.sees_prompt else _runs([p for one in media for p in one.positions])
 
     def positions(self, begin: int, end: int) -> "Tensor | None":
