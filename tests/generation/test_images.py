@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from transformers import BatchFeature
 
 import llmctl
 from llmctl.errors import UserError
@@ -15,6 +16,7 @@ from llmctl.generation.engine import engine_for_chat, engine_for_many
 from llmctl.generation.image_processor import LazyImageProcessor
 from llmctl.generation.image_tokens import count_image_tokens
 from llmctl.generation.prompt import Prompt
+from llmctl.generation.request import make_request
 from llmctl.loading.image_encoder import image_encoder
 from llmctl.model.info import read_model_info
 from support.vision.build import build
@@ -92,6 +94,22 @@ def test_a_second_turn_about_an_image_computes_only_its_new_tokens(
     assert encoder.encoded == before + 1
     assert engine.prefilled_tokens - computed < len(second.prompt) - len(request.prompt) + 16
     assert again == answer_of(engine_for_many(model), second)
+
+
+def test_a_prompt_without_images_is_seen_whole_as_by_plain_transformers(
+    checkpoint: Callable[[str], Path], loaded: Callable[[str], llmctl.Model]
+) -> None:
+    import torch
+
+    reference, model = Reference(checkpoint("paligemma")), loaded("paligemma")
+    prompts = [Prompt(ids) for ids in ((81, 184, 220), tuple(range(40, 57)))]
+    together = dict(engine_for_many(model).run((n, make_request(model, one)) for n, one in enumerate(prompts)))
+    for number, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt.ids])
+        expect(
+            together[number].token_ids,  # type: ignore[union-attr]
+            reference.generate(BatchFeature({"input_ids": ids, "attention_mask": torch.ones_like(ids)})),
+        )
 
 
 def test_images_that_differ_in_one_pixel_share_no_token(loaded: Callable[[str], llmctl.Model]) -> None:
