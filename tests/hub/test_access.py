@@ -1,10 +1,13 @@
 """The translation of the Hub client's exceptions into errors with a hint: by type, by status, by asking the Hub."""
 
 import ssl
+import sys
+from types import ModuleType
 from typing import Any
 
-import httpx2
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from llmctl.errors import (
     GatedError,
@@ -16,8 +19,11 @@ from llmctl.errors import (
     UserError,
 )
 from llmctl.hub import error_translation, settings
+from llmctl.hub.http_library import http_library
 from llmctl.hub.listing import fetch_listing
 from support.hub_standin import HubStandin
+
+httpx = http_library()
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +36,31 @@ def _this_hub(hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(hub.root / "no-tokens"))
 
 
-def _tls(code: int | None) -> httpx2.ConnectError:
+@pytest.mark.parametrize(
+    ("version", "name"), [("1.5.0", "httpx"), ("1.33.0", "httpx"), ("2.0.0.rc1", "httpx2"), ("2.4.0", "httpx2")]
+)
+def test_the_http_library_is_the_one_that_huggingface_hub_calls(
+    monkeypatch: pytest.MonkeyPatch, version: str, name: str
+) -> None:
+    planted = ModuleType(name)
+    monkeypatch.setattr(huggingface_hub, "__version__", version)
+    monkeypatch.setitem(sys.modules, name, planted)
+    assert http_library() is planted
+
+
+def test_the_http_library_has_the_errors_of_huggingface_hub() -> None:
+    assert issubclass(HfHubHTTPError, http_library().HTTPError)
+
+
+def _tls(code: int | None) -> Exception:
     cause = ssl.SSLCertVerificationError("certificate verify failed")
     if code is None:
         plain = ssl.SSLError("wrong version number")
-        error = httpx2.ConnectError("refused", request=httpx2.Request("GET", settings.endpoint()))
+        error = httpx.ConnectError("refused", request=httpx.Request("GET", settings.endpoint()))
         error.__cause__ = plain
         return error
     cause.verify_code = code
-    error = httpx2.ConnectError("refused", request=httpx2.Request("GET", settings.endpoint()))
+    error = httpx.ConnectError("refused", request=httpx.Request("GET", settings.endpoint()))
     error.__cause__ = cause
     return error
 
@@ -62,7 +84,7 @@ def test_a_tls_error_distinguishes_a_wrong_clock_from_an_unknown_signer(code: in
 def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy.invalid:3128")
     monkeypatch.setenv("NO_PROXY", "")
-    error = error_translation.translate(httpx2.ProxyError("407", request=httpx2.Request("GET", settings.endpoint())))
+    error = error_translation.translate(httpx.ProxyError("407", request=httpx.Request("GET", settings.endpoint())))
     assert "http://proxy.invalid:3128" in error.message
     assert "secret" not in error.message + str(error.hint)
 

@@ -20,7 +20,7 @@ _CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")  # without them and with
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME", "LLMCTL_HOME")
 # huggingface_hub converts these while it is imported, so a wrong one stops every command.
 NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
-OTHER_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # which other libraries read, and httpx2 does not
+OTHER_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # which other libraries read, and httpx does not
 # An empty value of these would be taken literally: as the address "", or as the folder of the command.
 _MEANINGLESS_IF_EMPTY = (*NUMBERS, "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")

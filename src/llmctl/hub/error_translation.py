@@ -1,4 +1,4 @@
-"""The translation of huggingface_hub's and httpx2's exceptions into errors of llmctl.
+"""The translation of huggingface_hub's and httpx's exceptions into errors of llmctl.
 
 The cause is found by type, status and header (`X-Error-Code`). If these leave it open, the Hub is asked: whose token
 is this, is this model gated, may this token read it. The text of an error is never searched.
@@ -24,6 +24,7 @@ from llmctl.hub import settings
 from llmctl.hub.cache.paths import near_names
 from llmctl.hub.environment import OTHER_CERTIFICATES, connection_faults, without_credentials
 from llmctl.hub.http import NotJsonError, Patience, get_json, requested_pause, tls_error
+from llmctl.hub.http_library import http_library
 from llmctl.hub.login.tokens import VARIABLES, token_source
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def translate(
         revision: Requested revision.
         token: Token that was sent, if it is not the one in use.
     """
-    import httpx2
+    httpx = http_library()
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     if isinstance(error, LlmctlError):
@@ -62,9 +63,9 @@ def translate(
         return OfflineError("HF_HUB_OFFLINE is set", hint="run it again without HF_HUB_OFFLINE")
     if isinstance(error, HfHubHTTPError):
         return _Refusal(error, repo_id, revision, token).explain()
-    if isinstance(error, httpx2.HTTPError):
+    if isinstance(error, httpx.HTTPError):
         return unreachable(error)
-    if type(error).__module__.startswith("socksio."):  # httpx2 does not translate it
+    if type(error).__module__.startswith("socksio."):  # httpx does not translate it
         return UnreachableError(
             f"the proxy {_proxy()} does not answer as a SOCKS proxy does",
             hint="check ALL_PROXY, HTTPS_PROXY and HTTP_PROXY: http://HOST:PORT is for other proxies",
@@ -88,7 +89,7 @@ def not_the_hub(what: str) -> UnreachableError:
 
 def unreachable(error: Exception) -> LlmctlError:
     """Return the error for a call that got no response."""
-    import httpx2
+    httpx = http_library()
 
     if fault := next(connection_faults(scheme=urlsplit(settings.endpoint()).scheme), None):
         return fault.error()
@@ -101,12 +102,12 @@ def unreachable(error: Exception) -> LlmctlError:
         return _tls(host, tls)
     proxy = _proxy()
     through = f" through the proxy {proxy}" if proxy else ""
-    if isinstance(error, httpx2.ProxyError):
+    if isinstance(error, httpx.ProxyError):
         return UnreachableError(
             f"the proxy {proxy or 'of the environment'} does not let llmctl reach {host}",
             hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
         )
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return UnreachableError(
             f"{host} did not answer within {settings.timeout_seconds():g} s{through}",
             hint="try again; HF_HUB_DOWNLOAD_TIMEOUT sets the number of seconds",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import OfflineError, TokenError
 from llmctl.hub import settings
 from llmctl.hub.environment import connection_faults, endpoint_fault
+from llmctl.hub.http_library import http_library
 from llmctl.hub.login import tokens
 
 if TYPE_CHECKING:
@@ -88,14 +89,13 @@ def session() -> "httpx2.Client":
         UserError: HF_ENDPOINT, a proxy or a certificate file of the environment cannot be used.
         MachineError: a proxy needs a package that is not installed.
     """
-    import httpx2
     from huggingface_hub.utils import get_session
 
     if fault := endpoint_fault(settings.endpoint()):
         raise fault.error()
     try:
         return get_session()
-    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+    except (ImportError, ValueError, OSError, http_library().InvalidURL) as error:
         if fault := next(connection_faults(), None):
             raise fault.error() from error
         raise
@@ -103,10 +103,8 @@ def session() -> "httpx2.Client":
 
 def timeout() -> "httpx2.Timeout":
     """Return the time limit for each connect, read and write."""
-    import httpx2
-
-    seconds = settings.timeout_seconds()
-    return httpx2.Timeout(seconds, pool=None)
+    limit: httpx2.Timeout = http_library().Timeout(settings.timeout_seconds(), pool=None)
+    return limit
 
 
 def bound_other_calls() -> None:
@@ -115,13 +113,14 @@ def bound_other_calls() -> None:
     Its own default is to wait for ever. Only for a process of llmctl: it changes the shared client, which a program
     with its own `set_client_factory` would not want.
     """
-    import httpx2
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import hf_request_event_hook
 
+    make_client: Callable[..., httpx2.Client] = http_library().Client
+
     def client() -> "httpx2.Client":
         hooks: dict[str, list[Callable[..., Any]]] = {"request": [hf_request_event_hook]}
-        return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout())
+        return make_client(event_hooks=hooks, follow_redirects=True, timeout=timeout())
 
     set_client_factory(client)
 
@@ -154,7 +153,7 @@ def get_json(
     """Return the JSON document at `path` below the Hub's address.
 
     Raises:
-        httpx2.HTTPError: raised by huggingface_hub for the status, or last by the transport. Callers turn it into an
+        HTTPError: of httpx, raised by huggingface_hub for the status, or last by the transport. Callers turn it into an
             error of llmctl with `error_translation.translate`.
         NotJsonError: the response is not JSON, so not the Hub's.
     """
@@ -169,10 +168,10 @@ def get_json(
 
 
 def get_bytes(url: str, *, start: int, count: int, patience: Patience | None = None) -> bytes:
-    """Return `count` bytes of a file on the Hub from `start` on. httpx2 keeps the token on the Hub's own origin.
+    """Return `count` bytes of a file on the Hub from `start` on. httpx keeps the token on the Hub's own origin.
 
     Raises:
-        httpx2.HTTPError: as `get_json`.
+        HTTPError: as `get_json`.
     """
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -209,18 +208,18 @@ def _get(
 
     With `limit`, at most that many bytes of a successful response are read; they are in its `extensions["body"]`.
     """
-    import httpx2
+    httpx = http_library()
 
     failures = 0
     while True:
         try:
             sent = {**headers(token), **(extra_headers or {})}
             response = _once(session(), url, sent, limit)
-        except httpx2.TransportError as error:
+        except httpx.TransportError as error:
             failures += 1
             if failures >= _attempts(error, patience):
                 raise
-            pause, why = patience.pause(failures), f"{httpx2.URL(url).host} does not answer"
+            pause, why = patience.pause(failures), f"{httpx.URL(url).host} does not answer"
         else:
             failures += 1
             if response.status_code not in RETRIED_STATUSES or failures >= patience.attempts:
@@ -259,13 +258,13 @@ def reason(response: "httpx2.Response") -> str:
 
 def _attempts(error: Exception, patience: Patience) -> int:
     """Return the maximum attempts for an error: one or two if it is unlikely to be temporary."""
-    import httpx2
+    httpx = http_library()
 
-    if isinstance(error, (httpx2.ProxyError, httpx2.UnsupportedProtocol)) or tls_error(error) is not None:
+    if isinstance(error, (httpx.ProxyError, httpx.UnsupportedProtocol)) or tls_error(error) is not None:
         return 1
-    if isinstance(error, httpx2.ConnectError):
+    if isinstance(error, httpx.ConnectError):
         return min(2, patience.attempts)
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return min(3, patience.attempts)
     return patience.attempts
 

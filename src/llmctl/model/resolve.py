@@ -216,15 +216,16 @@ def _resolve_default(config: Config, reason: str, *, offline: bool, progress: "P
 def _why_unreachable(*, offline: bool) -> str | None:
     """Return why the Hub does not answer, or None if it does. Asks only once, as a copy may be on this machine."""
     from llmctl.hub import http, settings
+    from llmctl.hub.http_library import http_library
 
     if offline or settings.is_offline():
         return "offline"
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    httpx = http_library()
     try:
         http.get_json(f"/api/models/{demo.MODEL_ID}", token=False, patience=http.Patience(attempts=1))
-    except (httpx2.TransportError, http.NotJsonError, LlmctlError):
+    except (httpx.TransportError, http.NotJsonError, LlmctlError):
         return "the Hub cannot be reached"
     except HfHubHTTPError as error:
         return "the Hub is down" if error.response.status_code >= 500 else None

@@ -35,7 +35,7 @@ def is_read_only(error: OSError) -> bool:
 
 
 def explain(error: OSError, path: Path, *, needed_bytes: int | None = None) -> MachineError | None:
-    """Return the error of llmctl for a disk error; None for other errors (httpx2's errors are OSErrors, too)."""
+    """Return the error of llmctl for a disk error; None for other errors (huggingface_hub's are OSErrors, too)."""
     if error.errno in _FULL:
         return _no_room(needed_bytes or 0, free_bytes(path), path)
     if is_read_only(error):

@@ -21,6 +21,7 @@ from llmctl.hub.download import xet
 from llmctl.hub.download.partial import Partial
 from llmctl.hub.download.progress import Progress
 from llmctl.hub.http import NotJsonError, Patience, headers, reason, requested_pause, session, timeout, tls_error
+from llmctl.hub.http_library import http_library
 from llmctl.hub.listing import RemoteFile
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Transfer:
 
     def _fill(self, job: Job, partial: Partial) -> None:
         """Repeat attempts until all bytes have arrived. Only attempts without any bytes count as failures."""
-        import httpx2
+        httpx = http_library()
 
         failures, best = 0, partial.size_bytes
         while not partial.is_complete:
@@ -161,8 +162,8 @@ class Transfer:
                 pause = requested_pause(refusal.response)
                 if refusal.response.status_code == 416 and failures:
                     self._progress.advance(job.file.path, -partial.start_over())
-            except httpx2.TransportError as broken:
-                if isinstance(broken, httpx2.ProxyError) or tls_error(broken) is not None:
+            except httpx.TransportError as broken:
+                if isinstance(broken, httpx.ProxyError) or tls_error(broken) is not None:
                     raise
                 error, why = broken, _broken(broken)
             if partial.size_bytes > best:
@@ -292,10 +293,10 @@ class Transfer:
 
 
 def _broken(error: Exception) -> str:
-    import httpx2
+    httpx = http_library()
 
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return f"no byte for {settings.timeout_seconds():g} s"
-    if isinstance(error, httpx2.ConnectError):
+    if isinstance(error, httpx.ConnectError):
         return "cannot connect"
     return "the connection broke"
