@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llmctl
@@ -21,9 +20,9 @@ from llmctl.generation.prompt import Prompt
 from llmctl.generation.request import Request, make_request
 from llmctl.gpu.call import AttentionBackend, AttentionCall
 from llmctl.gpu.paged_attention import PagedAttention, choose_attention
-from llmctl.gpu.varlen import VarlenAttention
+from llmctl.gpu.varlen import VarlenAttention, varlen_backends
 from llmctl.loading.model import LoadedModel
-from support.varlen import HALF, ReferenceKernel
+from support.varlen import HALF, ReferenceKernel, skip_without_pages
 from support.vision.build import build
 from support.vision.check import request_of
 from support.vision.pictures import picture
@@ -75,6 +74,7 @@ def load(tiny_models: Callable[[str], Path]) -> Callable[..., LoadedModel]:
 
 def use_one_call(loaded: LoadedModel) -> None:
     """Make packed attention one call for all sequences."""
+    skip_without_pages()
     kernel = ReferenceKernel(page_multiple=16, dtypes=(torch.float32, *HALF))
     backends = [VarlenAttention(kernel.varlen_attn, page_tokens=16)]
     choose_attention(loaded.model, PagedAttention(backends, replaces_kernels=True))
@@ -329,9 +329,10 @@ def test_a_step_neither_waits_for_the_device_nor_copies_to_it(
     tiny_models: Callable[[str], Path], architecture: str
 ) -> None:
     """On the meta device, tensors have no values, so that whatever needs one fails, as in the recording of a graph."""
+    skip_without_pages()
     loaded = llmctl.load(tiny_models(architecture), load={"dtype": "bfloat16", "cpu_kernels": False})
     model = loaded.model.to("meta")
-    choose_attention(model, _Trusting([VarlenAttention(varlen_attn)]))
+    choose_attention(model, _Trusting(varlen_backends()[:1]))
     pool = CachePool(4, 256, slots=4, pads=True)
     forward_modules(model, lay_out([Segment([5, 6, 7], 0, [n], n) for n in range(4)], page_tokens=256), pool)
     layout = lay_out([Segment([5], 3, [n], n) for n in range(4)], page_tokens=256)

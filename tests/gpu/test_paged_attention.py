@@ -4,9 +4,12 @@ The code is that of a GPU; only the function that it calls is `support.varlen` i
 """
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import Parameter, Signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +32,7 @@ from llmctl.gpu.varlen import VarlenAttention, varlen_backends, ways_of
 from llmctl.loading.attention_mask import Score, VisibleTokens
 from llmctl.loading.model import LoadedModel
 from support.program_families import FAMILIES, family_folder
-from support.varlen import HALF, ReferenceKernel
+from support.varlen import HALF, ReferenceKernel, skip_without_pages
 
 ANY = (torch.float32, *HALF)
 CROWDED = EngineCapacity(8, 40, 400)
@@ -43,6 +46,7 @@ def reference(**how: Any) -> ReferenceKernel:
 
 
 def varlen(kernel: ReferenceKernel, *, page_tokens: int = 16) -> list[AttentionBackend]:
+    skip_without_pages()
     return [
         VarlenAttention(kernel.varlen_attn, page_tokens=page_tokens),
         VarlenAttention(kernel.varlen_attn, reads_pages=False),
@@ -230,6 +234,7 @@ class TestTheChoiceByCapability:
         assert self.names(monkeypatch, (8, 0), "flash_attention_2")[0] == "flash_attn (pages)"
 
     def test_torch_s_own_kernel_comes_first_otherwise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        skip_without_pages()
         names = self.names(monkeypatch, (9, 0), "sdpa")
         assert names == [PAGES, "varlen_attn (pages, FlashAttention-3)", COPIES, "flash_attn (pages)"]
 
@@ -238,7 +243,34 @@ class TestTheChoiceByCapability:
         assert backends_for(torch.device("mps"), implementation="sdpa") == []
 
     def test_this_torch_can_read_pages(self) -> None:
+        skip_without_pages()
         assert [one.page_tokens for one in varlen_backends()] == [256, 256, 0]
+
+    @pytest.mark.parametrize(
+        ("added", "names"),
+        [
+            (("is_causal", "return_aux"), []),  # torch 2.10
+            (("return_aux", "scale", "window_size"), []),  # 2.11
+            (("return_aux", "scale", "window_size", "enable_gqa"), [COPIES]),
+        ],
+    )
+    def test_a_function_of_an_older_torch_is_used_if_it_takes_what_llmctl_passes(
+        self, monkeypatch: pytest.MonkeyPatch, added: tuple[str, ...], names: list[str]
+    ) -> None:
+        def varlen_attn() -> None:
+            raise AssertionError("only its signature is read")
+
+        arguments = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", *added)
+        signature = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in arguments])
+        monkeypatch.setattr(varlen_attn, "__signature__", signature, raising=False)
+        module = SimpleNamespace(varlen_attn=varlen_attn)
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+        assert [one.name for one in varlen_backends()] == names
+
+    def test_torch_2_9_which_has_no_such_function_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+        assert varlen_backends() == []
+        assert self.names(monkeypatch, (9, 0), "sdpa") == ["flash_attn (pages)"]
 
 
 class TestSdpa:

@@ -254,13 +254,20 @@ def test_without_a_list_of_architectures_nothing_is_claimed(install: Install) ->
     assert [gpu.torch_has_code for gpu in read_machine().gpus] == [None, None]
 
 
+def test_the_list_of_architectures_need_not_follow_a_zero_byte(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    library = b"\0IpcMemHandle(Device device, std::string ipc_hsm_70 sm_75 sm_120\0\0"  # in torch 2.9.1
+    (tmp_path / "lib" / "libtorch_python.so").write_bytes(library)
+    assert read_architectures(tmp_path) == ("sm_70", "sm_75", "sm_120")
+
+
 def test_the_installed_torch_is_described_without_importing_it() -> None:
     import torch
 
     build = build_in(Path(torch.__file__).parent)
     assert build is not None
     assert build.cuda == torch.version.cuda
-    listed = torch.cuda.get_arch_list() if build.cuda else []
+    listed = (torch._C._cuda_getArchFlags() or "").split() if build.cuda else []
     assert list(read_architectures(build.folder)) == listed
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # torch/csrc/cuda/Module.cpp keeps the list that torch.cuda.get_arch_list() returns as one text, as in
-# "sm_75 sm_80 compute_120", in the library of the Python bindings.
+# "sm_75 sm_80 compute_120", in the library of the Python bindings. The byte before it is not always zero (torch 2.9).
 _BINDINGS = ("libtorch_python.so", "torch_python.dll")
-_ARCHITECTURES = re.compile(rb"\0((?:(?:sm|compute)_\d+[a-z]?(?: |(?=\0)))+)\0")
+_ARCHITECTURES = re.compile(rb"(?:\0|[^ ](?=[^ \0]+ ))((?:(?:sm|compute)_\d+[a-z]?(?: |(?=\0)))+)\0")
 _LONGEST = 400
 
 
