@@ -1,6 +1,6 @@
 """Every private or version-dependent name of transformers that llmctl uses, each behind one function.
 
-llmctl supports transformers 5.18 and newer releases of 5.x. A name without a comment on versions is the same in
+llmctl supports transformers 5.17 and newer releases of 5.x. A name without a comment on versions is the same in
 all of them. This module imports nothing heavy, and any other module may import it.
 """
 

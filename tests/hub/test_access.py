@@ -5,9 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
 
 from llmctl.errors import (
     GatedError,
@@ -22,8 +20,6 @@ from llmctl.hub import error_translation, settings
 from llmctl.hub.http_library import http_library
 from llmctl.hub.listing import fetch_listing
 from support.hub_standin import HubStandin
-
-httpx = http_library()
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +39,19 @@ def test_the_http_library_is_the_one_that_huggingface_hub_calls(
     monkeypatch: pytest.MonkeyPatch, version: str, name: str
 ) -> None:
     planted = ModuleType(name)
-    monkeypatch.setattr(huggingface_hub, "__version__", version)
+    monkeypatch.setattr("huggingface_hub.__version__", version)
     monkeypatch.setitem(sys.modules, name, planted)
     assert http_library() is planted
 
 
 def test_the_http_library_has_the_errors_of_huggingface_hub() -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
     assert issubclass(HfHubHTTPError, http_library().HTTPError)
 
 
 def _tls(code: int | None) -> Exception:
+    httpx = http_library()
     cause = ssl.SSLCertVerificationError("certificate verify failed")
     if code is None:
         plain = ssl.SSLError("wrong version number")
@@ -84,6 +83,7 @@ def test_a_tls_error_distinguishes_a_wrong_clock_from_an_unknown_signer(code: in
 def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy.invalid:3128")
     monkeypatch.setenv("NO_PROXY", "")
+    httpx = http_library()
     error = error_translation.translate(httpx.ProxyError("407", request=httpx.Request("GET", settings.endpoint())))
     assert "http://proxy.invalid:3128" in error.message
     assert "secret" not in error.message + str(error.hint)

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from llmctl.versions import release
 from support import forkserver
 from support.hub_standin import HubStandin
 
@@ -111,7 +115,12 @@ class Machine:
         return subprocess.Popen(command, env=env, stdin=stdin, stdout=pipe, stderr=pipe, text=True, cwd=cwd)
 
     def run(self, *arguments: str, program: str | None = None, stdin: str = "", **more: str) -> Result:
-        """Run llmctl, or another program, to its end."""
+        """Run llmctl, or another program, to its end.
+
+        `hf` of huggingface_hub 1.x takes the second port of the stand-in, its CDN, for the Hub: such a test is skipped.
+        """
+        if program == HF and release(version("huggingface_hub")) < (2,):
+            pytest.skip("hf of huggingface_hub 1.x does not tell the stand-in's ports apart")
         began = time.monotonic()
         process = self.start(*arguments, program=program, stdin=subprocess.PIPE, **more)
         try:

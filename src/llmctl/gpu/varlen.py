@@ -1,8 +1,9 @@
 """Attention of packed tokens by torch's own FlashAttention, `torch.nn.attention.varlen`: one call for all sequences.
 
-What releases of torch can do was read in their sources: pages through `block_table` since 2.13 with FlashAttention-2
-(pages of 256 tokens, and `cu_seq_k` must be given), since 2.12 with FlashAttention-3 (where `cu_seq_k` must not be
-given). ROCm has no pages, and no windows in some releases. So each way is tried once on the device; see trial.py.
+What releases of torch can do was read in their sources: windows since 2.11, grouped heads since 2.12, and pages through
+`block_table` since 2.13 with FlashAttention-2 (pages of 256 tokens, and `cu_seq_k` must be given), since 2.12 with
+FlashAttention-3 (where `cu_seq_k` must not be given). ROCm has no pages, and no windows in some releases. So each way
+is tried once on the device; see trial.py.
 
 A window of w tokens includes the token itself in llmctl and transformers; here (left, right) counts the others.
 """
