@@ -493,7 +493,8 @@ def image_processor(folder: Path, tokenizer: Any) -> Any:
     Raises:
         ImportError: the image processor needs a package.
     """
-    from transformers import AutoImageProcessor
+    # by its module, since `transformers` itself has a class in its place that asks for torchvision (5.17)
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     whole = _processor_class(folder)
     if whole is None or "image_processor" not in whole.get_attributes():
