@@ -46,7 +46,7 @@ STUBS = {
     "accelerate": "__version__ = '1.15.0'\n",
     "bitsandbytes": "__version__ = '0.50.2'\n",
     "bitsandbytes/cextension": (
-        "class ErrorHandlerMockBNBNativeLibrary: pass\nclass lib: compiled_with_cuda = False\n"
+        "BNB_BACKEND = 'CPU'\nclass ErrorHandlerMockBNBNativeLibrary: pass\nclass lib: compiled_with_cuda = False\n"
     ),
 }
 
