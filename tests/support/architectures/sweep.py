@@ -19,7 +19,7 @@ from typing import Any
 from support.architectures.cases import RESULTS, Case, all_cases, read_results, results_file
 from support.architectures.page import write_page
 
-MEMORY_BYTES, CPU_SECONDS, SECONDS = 12 << 30, 150, 600
+MEMORY_BYTES, CPU_SECONDS, SECONDS = 12 << 30, 400, 900
 
 
 def run(cases: Sequence[Case], *, processes: int, is_brief: bool) -> Iterator[dict[str, Any]]:
