@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from llmctl import transformers_compat as compat
 from llmctl.config import ChatSection
-from llmctl.errors import UserError
+from llmctl.errors import LlmctlError, UserError
 from llmctl.generation.image_processor import ImageProcessor, load_image_processor
 from llmctl.generation.media import with_pictures
 from llmctl.generation.pictures.picture import Picture
-from llmctl.generation.prompt import encode_prompt
+from llmctl.generation.prompt import Messages, encode_prompts
 from llmctl.model.info import ModelInfo
 from llmctl.model.tokenizer import load_tokenizer
 
@@ -58,11 +58,11 @@ def count_image_tokens(
         tokenizer = load_tokenizer(folder, arguments, source=info.source, info=info)
         processor = load_image_processor(folder, tokenizer, info.config, source=info.source, max_tokens=max_tokens)
         picture = Picture.of(width=width, height=height, pixels=bytes(3 * width * height))
-        prompts = [_length(tokenizer, processor, picture, number) for number in range(min(count, 3) + 1)]
+        lengths = _lengths(tokenizer, processor, picture, min(count, 3))
         [image] = processor.process([picture])
     # one processor divides only a single image, so the second image can add less than the first
-    further = prompts[-1] - prompts[-2]
-    all_tokens = prompts[-1] - prompts[0] + (count - len(prompts) + 1) * further
+    further = lengths[-1] - lengths[-2]
+    all_tokens = lengths[-1] - lengths[0] + (count - len(lengths) + 1) * further
     return ImageTokens(further, all_tokens, processor.backend, image.size_bytes)
 
 
@@ -77,7 +77,12 @@ class _Loaded:
         return self.processor
 
 
-def _length(tokenizer: "PreTrainedTokenizerBase", processor: ImageProcessor, picture: Picture, count: int) -> int:
-    """Return the tokens of a prompt with `count` images."""
-    prompt = with_pictures("x", [picture] * count) if count else "x"
-    return len(encode_prompt(tokenizer, prompt, ChatSection(), processor=_Loaded(processor)))
+def _lengths(tokenizer: "PreTrainedTokenizerBase", processor: ImageProcessor, picture: Picture, most: int) -> list[int]:
+    """Return the tokens of prompts with 0, 1, … `most` images."""
+    prompts: list[str | Messages] = ["x", *(with_pictures("x", [picture] * count) for count in range(1, most + 1))]
+    lengths = []
+    for encoded in encode_prompts(tokenizer, [(one, ChatSection()) for one in prompts], processor=_Loaded(processor)):
+        if isinstance(encoded, LlmctlError):
+            raise encoded
+        lengths.append(len(encoded))
+    return lengths

@@ -35,7 +35,7 @@ _KEPT_ON_CPU = "llmctl's own kernels keep the weights packed there; unpacked, th
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where a model is, and in which form.
+    """The devices, the dtype and the quantisation of a model.
 
     Attributes:
         dtype: The dtype, with its reason.
@@ -98,13 +98,7 @@ def _with_reason(arrangement: Arrangement, more: str) -> Arrangement:
 def required_memory(request: PlanRequest) -> Memory:
     """Return the memory that a model needs, whether there is so much or not; all weights on the first device."""
     choice, instead_of_float16 = list(_alternatives(request))[-1]
-    dtype = decide_dtype(
-        request.config,
-        request.machine,
-        request.info,
-        devices=choice.devices,
-        instead_of_float16=instead_of_float16,
-    ).value
+    dtype = _dtype(request, choice, instead_of_float16).value
     quantization, _ = _quantization(request, dtype=dtype, devices=choice.devices)
     total = sum(module_bytes(request.info, dtype=dtype, quantization=quantization).values())
     memory = _memory_without_weights(request, dtype=dtype, quantization=quantization)
@@ -119,16 +113,24 @@ def _alternatives(request: PlanRequest) -> Iterator[tuple[DeviceChoice, str]]:
 
     def dtypes(choice: DeviceChoice) -> dict[str, str]:
         """Return the dtypes that replace float16, by the dtype that each leads to."""
-        return {
-            decide_dtype(config, machine, info, devices=choice.devices, instead_of_float16=dtype).value: dtype
-            for dtype in ("bfloat16", "float32")
-        }
+        return {_dtype(request, choice, dtype).value: dtype for dtype in ("bfloat16", "float32")}
 
     for choice in (*(one for one in preferred if dtypes(one) != dtypes(last)), last):
         for dtype in sorted(dtypes(choice).values(), reverse=True):  # float32 before bfloat16
             yield choice, dtype
     if last.devices != ("cpu",) and config.load.device_map == "auto" and _cpu_keeps_packed(request):
         yield DeviceChoice(("cpu",), _KEPT_ON_CPU), "float32"
+
+
+def _dtype(request: PlanRequest, choice: DeviceChoice, instead_of_float16: str) -> Decision:
+    """Return the decision on the dtype for a choice of devices."""
+    return decide_dtype(
+        request.config,
+        request.machine,
+        request.info,
+        devices=choice.devices,
+        instead_of_float16=instead_of_float16,
+    )
 
 
 def _cpu_keeps_packed(request: PlanRequest) -> bool:
@@ -144,13 +146,7 @@ def _cpu_keeps_packed(request: PlanRequest) -> bool:
 def _arrange_on(request: PlanRequest, choice: DeviceChoice, instead_of_float16: str) -> Arrangement:
     is_full = False
     for _ in range(_ROUNDS):
-        dtype = decide_dtype(
-            request.config,
-            request.machine,
-            request.info,
-            devices=choice.devices,
-            instead_of_float16=instead_of_float16,
-        )
+        dtype = _dtype(request, choice, instead_of_float16)
         try:
             quantization, decisions = _quantization(request, dtype=dtype.value, devices=choice.devices)
         except LlmctlError as error:

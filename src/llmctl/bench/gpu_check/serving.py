@@ -26,7 +26,7 @@ _MODEL = "large"
 
 @dataclass
 class _Tally:
-    """What clients saw: seconds to the first piece and of the whole answer, tokens, and errors."""
+    """Measurements of the clients: seconds to the first piece and of the whole answer, tokens, and errors."""
 
     first_seconds: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)

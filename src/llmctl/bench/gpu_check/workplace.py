@@ -1,4 +1,4 @@
-"""What the steps of one process share: folders, sizes, and a loaded model."""
+"""The workplace that the steps of one process share: folders, sizes, and a loaded model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
